@@ -1,0 +1,321 @@
+"""Trains the seeds and ships them: `python -m lib.train --all --tokens 5000000 --export`.
+
+Worker processes take the idle seed with the fewest tokens for a stage at a time, so that at any moment all
+seeds have seen about equally many. `--export` brings them level, lets each decay on a branch of its own,
+and writes the models with their held-out losses. SIGTERM saves and stops; the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import IO
+
+import torch
+from transformers import GPT2LMHeadModel
+
+from lib.bigram import Bigram
+from lib.errors import InputError
+from lib.gpt2 import token_losses
+from lib.seed_card import seeds_section, write_section
+from lib.text import Text, file_sha256, read_text
+from lib.trainer import Decay, Machine, Recipe, SeedRun, stored_step
+
+SEEDS = {name: number for number, name in enumerate("abcde")}  # a seed's number draws its weights and its data order
+STAGE_STEPS = 128  # a worker trains a seed this long before it takes the next
+CHECK_BLOCKS = 16  # held-out blocks on which transformers itself must find the stated loss again
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The files that training reads and writes."""
+
+    out: Path = Path("outputs/train")
+    train_text: Path = Path("outputs/corpus/train.safetensors")
+    held_out_text: Path = Path("data/tokens.safetensors")
+    tokenizer: Path = Path("data/tokenizer")
+    ship: Path = Path("data/seeds")
+    readme: Path = Path("data/README.md")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker does next: train `seed` up to `until_step`, or also ship it."""
+
+    seed: str
+    until_step: int
+    ship: bool = False
+    baseline: dict | None = None  # the bigram model's losses
+
+
+def evenly_spaced(n_blocks: int, count: int) -> torch.Tensor:
+    """Indices of `count` blocks spread over all; all of them if there are fewer."""
+    return torch.linspace(0, n_blocks - 1, min(count, n_blocks)).round().long()
+
+
+def losses_by_domain(losses: torch.Tensor, text: Text, blocks: torch.Tensor) -> dict:
+    """Mean nats per predicted token, overall and by domain. losses: (len(blocks), context − 1)."""
+    domain = text.domain[blocks]
+    by_domain = {name: round(losses[domain == number].mean().item(), 4)
+                 for number, name in enumerate(text.domains) if (domain == number).any()}
+    return {"loss": round(losses.mean().item(), 4), "loss_by_domain": by_domain}
+
+
+def bigram_losses(train: Text, held_out: Text, blocks: torch.Tensor) -> dict:
+    """The interpolated bigram model's held-out losses, counted on the whole training text."""
+    model = Bigram.fitted(train.tokens.numpy(), train.vocab_size)
+    losses = -torch.from_numpy(model.probabilities(held_out.tokens[blocks].numpy())).log()
+    return losses_by_domain(losses, held_out, blocks)
+
+
+def check_loss(folder: Path, held_out: Text, blocks: torch.Tensor) -> float:
+    """Mean loss that transformers finds in fp32 for the shipped model on `blocks`."""
+    model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
+    tokens = held_out.tokens[blocks]
+    with torch.no_grad():
+        losses = [model(part, labels=part).loss * len(part) for part in tokens.split(8)]
+    return (sum(losses) / len(tokens)).item()
+
+
+def ship(run: SeedRun, name: str, paths: Paths, held_out: Text, n_blocks: int, baseline: dict) -> dict:
+    """Decays a branch of `run` to zero learning rate and writes it to `paths.ship`/name with its record."""
+    decay = Decay(run.step, max(1, round(run.step * run.recipe.decay_share)))
+    branch_folder = run.folder / f"decay-{run.step}"
+    if stored_step(branch_folder) == 0:
+        branch_folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(run.state_path, branch_folder / "copied.tmp")
+        os.replace(branch_folder / "copied.tmp", branch_folder / "state.safetensors")
+    branch = SeedRun(branch_folder, run.seed, run.tokens, run.recipe, run.machine, run.kernels, decay)
+    branch.train(decay.start + decay.steps, stopping)
+    if stopping():
+        return {}
+    folder = paths.ship / name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    branch.save_model(folder)
+    for file in paths.tokenizer.glob("*.json"):
+        shutil.copy(file, folder / file.name)
+
+    blocks = evenly_spaced(len(held_out.tokens), n_blocks)
+    weights = {key: w.detach().bfloat16().float() for key, w in branch.weights.items()}
+    losses = torch.cat([token_losses(weights, part.to(run.machine.device), run.recipe.shape.n_head, torch.float32).cpu()
+                        for part in held_out.tokens[blocks].split(16)])
+    check_blocks = evenly_spaced(len(held_out.tokens), CHECK_BLOCKS)
+    record = {
+        "seed": name, "seed_number": run.seed, "recipe": asdict(run.recipe), "constant_steps": decay.start,
+        "decay_steps": decay.steps, "tokens": branch.step * run.recipe.step_tokens,
+        "epochs": round(branch.step * run.recipe.batch / len(run.tokens), 3),
+        "compute": str(run.machine.dtype).removeprefix("torch."), "device": run.machine.device,
+        "torch": torch.__version__, "train_text_sha256": file_sha256(paths.train_text),
+        "held_out_sha256": file_sha256(paths.held_out_text),
+        "held_out": {"blocks": len(blocks), **losses_by_domain(losses, held_out, blocks), "bigram": baseline},
+        "check": {"blocks": check_blocks.tolist(), "loss": check_loss(folder, held_out, check_blocks)},
+    }
+    (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    return record
+
+
+_stop_asked = False
+
+
+def _ask_to_stop(*_: object) -> None:
+    global _stop_asked
+    _stop_asked = True
+
+
+def stopping() -> bool:
+    """True once SIGTERM or SIGINT arrived."""
+    return _stop_asked
+
+
+def catch_signals() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _ask_to_stop)
+
+
+def work(connection: Connection, paths: Paths, recipe: Recipe, machine: Machine, held_out_blocks: int) -> None:
+    """A worker process: does the tasks that arrive, answers each with its log's last line or its record."""
+    catch_signals()
+    parent = os.getppid()
+    kernels = machine.prepare()
+    train, held_out = read_text(paths.train_text), read_text(paths.held_out_text)
+    while True:
+        while not connection.poll(0.5):
+            if stopping() or os.getppid() != parent:
+                return
+        try:
+            task: Task = connection.recv()
+        except EOFError:  # the main process was killed
+            return
+        run = SeedRun(paths.out / task.seed, SEEDS[task.seed], train.tokens, recipe, machine, kernels)
+        run.train(task.until_step, lambda: stopping() or os.getppid() != parent)
+        if task.ship and not stopping():
+            answer = ship(run, task.seed, paths, held_out, held_out_blocks, task.baseline)
+        else:
+            answer = run.last_line()
+        if stopping() or os.getppid() != parent:
+            return
+        connection.send((task.seed, run.step, answer))
+
+
+class Workers:
+    """A pool of worker processes, one task each at a time; a worker that dies ends the run."""
+
+    def __init__(self, count: int, *arguments: object):
+        context = get_context("spawn")
+        self.processes, self.idle, self.busy = [], [], {}
+        for _ in range(count):
+            ours, theirs = context.Pipe()
+            self.processes.append(context.Process(target=work, args=(theirs, *arguments)))
+            self.processes[-1].start()
+            theirs.close()
+            self.idle.append(ours)
+
+    def give(self, task: Task) -> None:
+        connection = self.idle.pop(0)
+        connection.send(task)
+        self.busy[connection] = task.seed
+
+    def answers(self, timeout: float | None = 1.0) -> list[tuple[str, int, dict]]:
+        """What finished tasks say; raises InputError when a worker has died."""
+        found = []
+        for connection in wait(list(self.busy), timeout):
+            try:
+                found.append(connection.recv())
+            except EOFError:
+                if stopping():
+                    return found
+                raise InputError(f"The worker that trained seed {self.busy[connection]} ended before its time; "
+                                 "its own message stands above.") from None
+            del self.busy[connection]
+            self.idle.append(connection)
+        return found
+
+    def close(self) -> None:
+        for process in self.processes:
+            if process.is_alive():
+                process.terminate()  # SIGTERM: saves first
+        for process in self.processes:
+            process.join()
+
+
+def round_robin(workers: Workers, steps: dict[str, int], until_step: int, step_tokens: int) -> None:
+    """Trains every seed to `until_step`, always the idle seed with the fewest steps next. Updates `steps`."""
+    while not stopping() and (workers.busy or min(steps.values()) < until_step):
+        waiting = [s for s in steps if s not in workers.busy.values() and steps[s] < until_step]
+        for seed in sorted(waiting, key=lambda s: (steps[s], s))[:len(workers.idle)]:
+            workers.give(Task(seed, min(until_step, steps[seed] + STAGE_STEPS)))
+        for seed, step, line in workers.answers():
+            steps[seed] = step
+            print(f"{line.get('time', '')} seed {seed} step {step} {step * step_tokens / 1e6:.2f}M tokens "
+                  f"loss {line.get('loss')} {line.get('tokens_per_second')} tokens/s", flush=True)
+
+
+def ship_all(workers: Workers, steps: dict[str, int], baseline: dict) -> None:
+    """Ships every seed from where it is."""
+    waiting = sorted(steps)
+    while not stopping() and (workers.busy or waiting):
+        while waiting and workers.idle:
+            seed = waiting.pop(0)
+            workers.give(Task(seed, steps[seed], ship=True, baseline=baseline))
+        for seed, _, record in workers.answers():
+            if record:
+                print(f"seed {seed} shipped: {record['tokens'] / 1e6:.2f}M tokens, held-out loss "
+                      f"{record['held_out']['loss']}, bigram {baseline['loss']}", flush=True)
+
+
+def parsed(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m lib.train", description=__doc__.splitlines()[0])
+    parser.add_argument("--all", action="store_true", help="train all five seeds")
+    parser.add_argument("--seed", nargs="+", choices=SEEDS, default=[], help="train these seeds")
+    parser.add_argument("--tokens", type=int, help="tokens of the constant phase, each seed "
+                        "(default 25 million; with --export as many as the furthest seed has)")
+    parser.add_argument("--export", action="store_true", help="then decay and write the models to --ship")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
+    parser.add_argument("--eager", action="store_true", help="do not compile")
+    parser.add_argument("--workers", type=int, help="processes (default: one a seed, at most one a core)")
+    parser.add_argument("--threads", type=int, help="threads a process (default: cores / processes)")
+    parser.add_argument("--batch", type=int, default=Recipe.batch, help="blocks a step; part of the recipe")
+    parser.add_argument("--peak-lr", type=float, default=Recipe.peak_lr, help="part of the recipe")
+    parser.add_argument("--held-out-blocks", type=int, default=1000, help="blocks of the stated held-out loss")
+    for name, default in asdict(Paths()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=Path, default=default)
+    options = parser.parse_args(arguments)
+    if not options.all and not options.seed:
+        parser.error("give --all or --seed")
+    return options
+
+
+def locked(folder: Path) -> IO[str]:
+    """Opens folder/pid, locks it and writes this process's id there; InputError if another process trains there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = open(folder / "pid", "a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise InputError(f"Process {file.read().strip()} is training in {folder}: stop it first, "
+                         "or give another --out folder.") from None
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
+def main(arguments: list[str]) -> int:
+    options = parsed(arguments)
+    catch_signals()
+    paths = Paths(**{name: getattr(options, name) for name in asdict(Paths())})
+    recipe = Recipe(batch=options.batch, peak_lr=options.peak_lr)
+    names = list(SEEDS) if options.all else options.seed
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = options.workers or min(len(names), cores)
+    machine = Machine.chosen(options.device, options.precision, options.threads or max(1, cores // count))
+    machine = replace(machine, compiled=machine.compiled and not options.eager)
+
+    lock = locked(paths.out)  # kept open, and so held, until the process ends
+    train, held_out = read_text(paths.train_text), read_text(paths.held_out_text)
+    for text in (train, held_out):
+        if (text.vocab_size, text.context) != (recipe.shape.vocab_size, recipe.shape.context):
+            raise InputError(f"The seeds need {recipe.shape.vocab_size} token ids and blocks of {recipe.shape.context} "
+                             f"tokens; a text has {text.vocab_size} and {text.context}.")
+    if train.tokenizer_sha256 != held_out.tokenizer_sha256:
+        raise InputError(f"{paths.train_text} and {paths.held_out_text} were made with different tokenisers.")
+
+    steps = {name: stored_step(paths.out / name) for name in names}
+    furthest = max(steps.values())
+    until_step = furthest if options.export and options.tokens is None and furthest else math.ceil(
+        (options.tokens or 25_000_000) / recipe.step_tokens)
+    print(f"seeds {' '.join(names)} to step {until_step} on {len(train.tokens)} blocks: {count} processes × "
+          f"{machine.threads} threads, {machine.device}, {machine.dtype}, pid {os.getpid()} in {lock.name}", flush=True)
+    workers = Workers(count, paths, recipe, machine, options.held_out_blocks)
+    try:
+        round_robin(workers, steps, until_step, recipe.step_tokens)
+        if options.export and not stopping():
+            blocks = evenly_spaced(len(held_out.tokens), options.held_out_blocks)
+            ship_all(workers, steps, bigram_losses(train, held_out, blocks))
+            if not stopping():
+                write_section(paths.readme, seeds_section(paths.ship))
+    finally:
+        workers.close()
+    if stopping():
+        print("stopped; every seed's state is saved, the same command goes on from there", flush=True)
+        return 143
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except InputError as error:
+        sys.exit(str(error))

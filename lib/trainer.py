@@ -1,0 +1,245 @@
+"""Training one seed: the recipe, its schedule, the order of the data, and a run that survives a kill.
+
+The schedule is warm-up, then constant; a decay branches off in a folder of its own, so that the constant
+phase can go on later. A run's state and its step say all that is needed to go on exactly.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers.utils import logging as transformers_logging
+
+from lib.errors import InputError
+from lib.gpt2 import Kernels, Shape, new_model, training_loss
+
+SAVE_SECONDS = 180  # at most this much work is lost by a kill
+LOG_STEPS = 16
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that the seeds share. A run that goes on later must keep it."""
+
+    batch: int = 8  # blocks a step
+    peak_lr: float = 2e-3
+    warmup_steps: int = 150
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.1  # matrices only: none on biases and LayerNorm
+    clip_norm: float = 1.0
+    decay_share: float = 0.12  # decay steps as a share of the steps so far
+    shape: Shape = Shape()
+
+    @property
+    def step_tokens(self) -> int:
+        return self.batch * self.shape.context
+
+
+@dataclass(frozen=True)
+class Decay:
+    """Linear decay to zero: `steps` steps that follow `start` steps of the constant phase."""
+
+    start: int
+    steps: int
+
+
+def learning_rate(recipe: Recipe, step: int, decay: Decay | None = None) -> float:
+    """The rate of the step after `step` completed ones: linear warm-up, constant, then `decay` if there is one."""
+    rate = recipe.peak_lr * min(1.0, (step + 1) / recipe.warmup_steps)
+    if decay is not None and step >= decay.start:
+        rate *= 1 - (step - decay.start) / decay.steps
+    return rate
+
+
+def block_order(n_blocks: int, seed: int, epoch: int) -> np.ndarray:
+    """The order in which a seed reads all training blocks in an epoch (0, 1, …): a permutation."""
+    return np.random.default_rng((seed, epoch)).permutation(n_blocks)
+
+
+def step_blocks(n_blocks: int, seed: int, step: int, batch: int) -> np.ndarray:
+    """Indices of the blocks that step `step` (0, 1, …) reads; needs nothing but the step, so resuming is exact."""
+    position = np.arange(step * batch, (step + 1) * batch)
+    epoch = position // n_blocks
+    orders = {e: block_order(n_blocks, seed, e) for e in np.unique(epoch).tolist()}
+    return np.array([orders[e][p % n_blocks] for e, p in zip(epoch.tolist(), position.tolist(), strict=True)])
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how to compute."""
+
+    device: str
+    dtype: torch.dtype
+    compiled: bool
+    threads: int
+
+    @classmethod
+    def chosen(cls, device: str = "auto", precision: str = "auto", threads: int = 1) -> Machine:
+        """Resolves `auto`: a GPU where there is one, bf16 where the hardware multiplies it, compiled where it can."""
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cuda":
+            fast_bf16, compiled = torch.cuda.is_bf16_supported(), True
+        else:
+            fast_bf16 = bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+            compiled = any(shutil.which(name) for name in ("g++", "clang++", os.environ.get("CXX", "g++")))
+        bf16 = precision == "bf16" or (precision == "auto" and fast_bf16)
+        return cls(device, torch.bfloat16 if bf16 else torch.float32, compiled, threads)
+
+    def prepare(self) -> Kernels:
+        transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()
+        torch.set_num_threads(self.threads)
+        torch.set_flush_denormal(True)
+        torch.set_float32_matmul_precision("high")
+        return Kernels.compiled() if self.compiled else Kernels()
+
+
+class SeedRun:
+    """One seed's training: its weights, optimiser and step, kept in `folder`.
+
+    state.safetensors  fp32 weights, both Adam moments, step
+    log.jsonl          a line per LOG_STEPS steps
+    checkpoint-<step>/ bf16 model at each power of two
+    """
+
+    def __init__(self, folder: Path, seed: int, tokens: Tensor, recipe: Recipe, machine: Machine,
+                 kernels: Kernels, decay: Decay | None = None):
+        self.folder, self.seed, self.tokens, self.recipe = folder, seed, tokens, recipe  # tokens: (blocks, context)
+        self.machine, self.kernels, self.decay = machine, kernels, decay
+        self.step, self.epoch_order = 0, (-1, np.empty(0))
+        self.model = new_model(recipe.shape, seed).to(machine.device)
+        self.weights = dict(self.model.named_parameters())
+        matrices = [w for w in self.weights.values() if w.dim() > 1]
+        vectors = [w for w in self.weights.values() if w.dim() == 1]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+            lr=recipe.peak_lr, betas=(recipe.beta1, recipe.beta2), eps=1e-8, fused=True)
+        if self.state_path.exists():
+            self.load()
+        self._cut_log()
+
+    @property
+    def state_path(self) -> Path:
+        return self.folder / "state.safetensors"
+
+    def train(self, until_step: int, stop: Callable[[], bool] = lambda: False) -> None:
+        """Trains up to `until_step` steps in total, saving on the way and at the end, or until `stop()`."""
+        saved = logged = time.monotonic()
+        losses: list[Tensor] = []
+        while self.step < until_step and not stop():
+            losses.append(self._step())
+            if self.step % LOG_STEPS == 0:
+                self._log(losses, time.monotonic() - logged)
+                losses, logged = [], time.monotonic()
+            if self.step & (self.step - 1) == 0 and self.decay is None:
+                self.save_model(self.folder / f"checkpoint-{self.step}")
+            if time.monotonic() - saved > SAVE_SECONDS:
+                self.save()
+                saved = time.monotonic()
+        if losses:
+            self._log(losses, time.monotonic() - logged)
+        self.save()
+
+    def _step(self) -> Tensor:
+        """One optimiser step; returns the batch's mean loss."""
+        blocks = step_blocks(len(self.tokens), self.seed, self.step, self.recipe.batch)
+        batch = self.tokens[torch.from_numpy(blocks)].to(self.machine.device, torch.int64)
+        loss = training_loss(self.weights, batch, self.recipe.shape.n_head, self.machine.dtype, self.kernels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.weights.values(), self.recipe.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.recipe, self.step, self.decay)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        return loss.detach()
+
+    def save(self) -> None:
+        """Writes the state beside the old one and swaps them: a kill leaves one whole state."""
+        tensors = {f"weights/{name}": w.detach() for name, w in self.weights.items()}
+        for name, w in self.weights.items():
+            moments = self.optimizer.state.get(w)
+            if moments:
+                tensors[f"moment1/{name}"], tensors[f"moment2/{name}"] = moments["exp_avg"], moments["exp_avg_sq"]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        fresh = self.state_path.with_suffix(f".{os.getpid()}.tmp")
+        save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, fresh,
+                  {"step": str(self.step), "recipe": json.dumps(asdict(self.recipe))})
+        os.replace(fresh, self.state_path)
+
+    def load(self) -> None:
+        with safe_open(self.state_path, "pt") as file:
+            meta = file.metadata()
+        self.step = int(meta["step"])
+        stored = json.loads(meta["recipe"])
+        if stored != asdict(self.recipe):
+            changed = [k for k, v in asdict(self.recipe).items() if stored.get(k) != v]
+            raise InputError(f"{self.state_path} was trained with another recipe ({', '.join(changed)}); "
+                             "give the same one or another --out folder.")
+        tensors = load_file(self.state_path, device=self.machine.device)
+        for name, w in self.weights.items():
+            w.data.copy_(tensors[f"weights/{name}"])
+            if f"moment1/{name}" in tensors:
+                self.optimizer.state[w] = {
+                    "step": torch.tensor(float(self.step), device=self.machine.device),
+                    "exp_avg": tensors[f"moment1/{name}"], "exp_avg_sq": tensors[f"moment2/{name}"]}
+
+    def save_model(self, folder: Path) -> None:
+        """The model in Hugging Face format, bf16; an existing folder is replaced."""
+        model = new_model(self.recipe.shape, self.seed)
+        model.load_state_dict(self.model.state_dict())
+        fresh = folder.with_name(folder.name + ".tmp")
+        model.to(torch.bfloat16).save_pretrained(fresh)
+        (fresh / "generation_config.json").unlink(missing_ok=True)
+        (fresh / "model.safetensors").chmod(0o644)
+        shutil.rmtree(folder, ignore_errors=True)
+        fresh.rename(folder)
+
+    def _log(self, losses: list[Tensor], seconds: float) -> None:
+        """Adds a line on the last len(losses) steps, which took `seconds`."""
+        line = {"step": self.step, "tokens": self.step * self.recipe.step_tokens,
+                "loss": round(torch.stack(losses).mean().item(), 5),
+                "lr": learning_rate(self.recipe, self.step - 1, self.decay),
+                "tokens_per_second": round(len(losses) * self.recipe.step_tokens / seconds),
+                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+        with open(self.folder / "log.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def last_line(self) -> dict:
+        """The log's last line; empty before the first."""
+        path = self.folder / "log.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return json.loads(lines[-1]) if lines else {}
+
+    def _cut_log(self) -> None:
+        """Drops the lines of steps that a kill undid: they are trained and logged again."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "log.jsonl"
+        if path.exists():
+            whole = [line for line in path.read_text().splitlines(True) if line.endswith("}\n")]
+            kept = "".join(line for line in whole if json.loads(line)["step"] <= self.step)
+            fresh = path.with_suffix(".tmp")
+            fresh.write_text(kept)
+            os.replace(fresh, path)
+
+
+def stored_step(folder: Path) -> int:
+    """Steps done by the run in `folder`; 0 for none."""
+    path = folder / "state.safetensors"
+    if not path.exists():
+        return 0
+    with safe_open(path, "pt") as file:
+        return int(file.metadata()["step"])
