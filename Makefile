@@ -1,0 +1,86 @@
+# make report [RUN=tiny] [SEED=a] [TOKENS=1000000] [PARAMS=path.yaml]; `make help` lists the targets.
+.DEFAULT_GOAL := help
+.PHONY: help report test lab seeds lint clean environment FORCE
+.NOTPARALLEL:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+RUN = tiny
+PARAMS = $(if $(wildcard params/$(RUN).yaml),params/$(RUN).yaml,params/tiny.yaml)
+SEED =
+TOKENS =
+PYTHON = python3.11
+VENV = .venv
+
+ifneq ($(words $(RUN)),1)
+$(error RUN is '$(RUN)', but must be one folder name)
+endif
+ifneq ($(or $(findstring /,$(RUN)),$(filter .%,$(RUN))),)
+$(error RUN is '$(RUN)', but must be a folder name that does not start with '.' and has no '/')
+endif
+
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+OUT := outputs/$(RUN)
+CHAPTERS := $(sort $(wildcard notebooks/*.ipynb))
+EXECUTED := $(CHAPTERS:notebooks/%=$(OUT)/notebooks/%)
+# What makes the pages, and what makes the seeds and the text, does not change what a notebook computes.
+PAGES := lib/report.py lib/pages.py $(wildcard lib/report_template/*)
+SHIPPING := lib/corpus.py lib/corpus_sources.py lib/bigram.py lib/train.py lib/trainer.py lib/gpt2.py
+LIBRARY := $(filter-out $(PAGES) $(SHIPPING),$(wildcard lib/*.py lib/kernels/*.py))
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+report: $(OUT)/report/index.html ## everything for one run; [RUN=tiny] [SEED=a] [TOKENS=1000000] [PARAMS=path.yaml]
+	@echo "Report: $(CURDIR)/$<"
+
+test: $(READY) ## the test suite
+	$(PY) -m pytest
+
+lab: $(READY) ## the notebooks in JupyterLab
+	PYTHONPATH="$(CURDIR)" $(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
+
+seeds: $(READY) ## build the text and train the shipped seeds again (hours)
+	$(PY) -m lib.corpus
+	$(PY) -m lib.train --all
+
+lint: $(READY) ## ruff
+	$(PY) -m ruff check .
+
+clean: ## delete outputs/$(RUN), statistics included; [RUN=tiny]
+	rm -rf "$(OUT)"
+
+environment: $(READY) ## .venv with the pinned packages; every target that needs it makes it
+
+# An environment that exists (a conda one with VENV=$CONDA_PREFIX) is completed, otherwise one is made.
+$(READY): requirements.txt constraints.txt
+	@test -x $(PY) || command -v $(PYTHON) > /dev/null || { echo "error: Python 3.11 is needed, but there is no $(PYTHON); name one with PYTHON=/path/to/python3.11." >&2; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PY) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "error: Python 3.11 is needed, but $(PY) is another version; name one with PYTHON=/path/to/python3.11." >&2; exit 1; }
+	@echo "Installing the pinned packages into $(VENV), once; this takes a few minutes."
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+# Runs every time and touches only what changed, so that make redoes what depends on it and nothing else.
+$(OUT)/params.yaml: FORCE $(READY)
+	@$(PY) -m lib.report resolve --params '$(PARAMS)' --run '$(RUN)' $(if $(SEED),--seed '$(SEED)') $(if $(TOKENS),--tokens '$(TOKENS)')
+
+$(OUT)/statistics.yaml: $(OUT)/params.yaml
+	@:
+
+# Not lib/: editing code must not throw an hour's pass away. After a change to the pass itself: make clean.
+$(OUT)/stats/done.json: $(OUT)/statistics.yaml
+	@$(PY) -m lib.collect $(OUT)/params.yaml
+	@touch $@
+
+$(OUT)/tables/done.json: $(OUT)/stats/done.json $(OUT)/params.yaml lib/tables.py lib/correlation.py lib/circuits.py
+	@$(if $(filter-out $(OUT)/params.yaml,$?),rm -f $@)
+	@$(PY) -m lib.tables $(OUT)/params.yaml
+	@touch $@
+
+$(OUT)/notebooks/%.ipynb: notebooks/%.ipynb $(OUT)/tables/done.json $(LIBRARY)
+	@$(PY) -m lib.report execute $< $(OUT)/params.yaml
+
+$(OUT)/report/index.html: $(EXECUTED) $(OUT)/tables/done.json $(PAGES)
+	@rm -f $(filter-out $(EXECUTED),$(wildcard $(OUT)/notebooks/*.ipynb))
+	@$(PY) -m lib.report render $(OUT)

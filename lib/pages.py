@@ -1,0 +1,235 @@
+"""From executed notebooks to HTML pages that open offline: equations as MathML, pictures embedded, code folded.
+
+Nothing in a page asks for anything outside it; a picture without a description for screen readers is refused.
+"""
+
+import re
+from base64 import b64encode
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+import nbformat
+from bs4 import BeautifulSoup
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
+from latex2mathml.converter import convert
+from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath, MathInlineParser
+from PIL import Image
+from pygments.formatters import HtmlFormatter
+
+from lib.errors import InputError
+
+TEMPLATES = Path(__file__).parent / "report_template"
+_MATHML = "{http://www.w3.org/1998/Math/MathML}"
+_WITH_LIMITS = {"max", "min", "sup", "inf", "lim"}  # operators whose subscript stands below them in a display
+
+ElementTree.register_namespace("", _MATHML[1:-1])
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One executed notebook as a page: its first cell is the opening, which holds title and question."""
+
+    name: str  # of the HTML file
+    label: str  # for the navigation
+    title: str
+    question: str
+    sections: list[tuple[str, str]]  # (id, title)
+    opening: str
+    rest: str
+    wall_seconds: float | None
+
+
+def mathml(latex: str, display: bool = False) -> str:
+    """A LaTeX formula as MathML; InputError if it uses anything that would come out wrong."""
+    source = latex.strip().replace("{aligned}", "{align}")
+    try:
+        root = ElementTree.fromstring(convert(source, display="block" if display else "inline"))
+    except Exception as error:  # latex2mathml's errors share no base class
+        raise InputError(f"the equation {latex.strip()!r} is not LaTeX that can be rendered ({error!r})") from error
+    for parent in root.iter():
+        _join_upright_letters(parent)
+        if display and parent.tag == f"{_MATHML}msub" and parent[0].text in _WITH_LIMITS:
+            parent.tag = f"{_MATHML}munder"
+    unknown = re.search(r"\\[A-Za-z]+|&", "".join(root.itertext()))
+    if unknown:
+        raise InputError(f"the equation {latex.strip()!r} has {unknown[0]!r}, which cannot be rendered")
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _join_upright_letters(parent: ElementTree.Element) -> None:
+    r"""\mathrm{out} comes as three identifiers; one upright word is meant."""
+    letters = [child for child in parent if child.tag == f"{_MATHML}mi" and child.get("mathvariant") == "normal"]
+    if parent.tag == f"{_MATHML}mrow" and len(letters) == len(parent) > 1:
+        word = "".join(child.text or "" for child in letters)
+        for child in letters:
+            parent.remove(child)
+        ElementTree.SubElement(parent, f"{_MATHML}mi").text = word
+
+
+class _InlineParser(MathInlineParser):
+    """A `$` before a blank opens no formula and one before a digit closes none, so that prices stay prices."""
+
+    SPECIFICATION = {
+        **MathInlineParser.SPECIFICATION,
+        "inline_math_tex": r"(?<![$\\])\$(?=\S)(?P<math_inline_tex>[^$]*?[^\s$\\])\$(?![$\d])",
+    }
+
+
+class _Renderer(IPythonRenderer):
+    """Markdown to HTML with formulas rendered ahead."""
+
+    def block_math(self, body: str) -> str:
+        return mathml(body, display=True)
+
+    def inline_math(self, body: str) -> str:
+        return mathml(body)
+
+    def latex_environment(self, name: str, body: str) -> str:
+        return mathml(f"\\begin{{{name}}}{body}\\end{{{name}}}", display=True)
+
+
+class _Exporter(HTMLExporter):
+    """nbconvert's exporter with our template and our Markdown."""
+
+    def __init__(self):
+        super().__init__(template_name=TEMPLATES.name, extra_template_basedirs=[str(TEMPLATES.parent)])
+        self.exclude_input_prompt = self.exclude_output_prompt = True
+        self.anchor_link_text = "#"
+
+    @pass_context
+    def markdown2html(self, context, source: str) -> str:
+        """Markdown to HTML, called by the template."""
+        cell = context.get("cell", {})
+        renderer = _Renderer(
+            escape=False,
+            attachments=cell.get("attachments", {}),
+            embed_images=True,
+            path=context.get("resources", {}).get("metadata", {}).get("path", ""),
+            anchor_link_text=self.anchor_link_text,
+        )
+        return MarkdownWithMath(renderer, inline=_InlineParser(hard_wrap=False)).render(source)
+
+
+def read_chapter(notebook: Path) -> Chapter:
+    """An executed notebook as a chapter; InputError if a picture has no alt text or the page would need the network."""
+    nb = nbformat.read(notebook, as_version=4)
+    try:
+        body, _ = _Exporter().from_notebook_node(nb, {"metadata": {"path": str(notebook.parent)}})
+        soup = BeautifulSoup(body, "html.parser")
+        _tidy(soup)
+        check_offline(soup)
+    except InputError as error:
+        raise InputError(f"{notebook.name}: {error}.") from error
+    title = soup.find("h1")
+    cells = [str(cell) for cell in soup.find_all(recursive=False)]
+    return Chapter(
+        name=f"{notebook.stem}.html",
+        label=re.sub(r"^0*(\d+)_", r"\1 ", notebook.stem).replace("_", " "),
+        title=_plain(title) if title else notebook.stem,
+        question=_first_sentence(title.find_next("p") if title else soup.find("p")),
+        sections=[(heading.get("id", ""), _plain(heading)) for heading in soup.find_all("h2")],
+        opening="".join(cells[:1]),
+        rest="".join(cells[1:]),
+        wall_seconds=nb.metadata.get("papermill", {}).get("duration"),
+    )
+
+
+def _tidy(soup: BeautifulSoup) -> None:
+    """Scripts dropped; tables scrollable with scoped headers; links between notebooks to pages; ids unique."""
+    for script in soup.find_all("script"):
+        script.decompose()
+    for table in soup.find_all("table"):
+        del table["border"]
+        table.wrap(soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0"}))
+        for header in table.find_all("th"):
+            header["scope"] = "col" if header.find_parent("thead") else "row"
+            header.attrs.pop("valign", None)
+    for link in soup.find_all("a", href=True):
+        link["href"] = re.sub(r"^(?!\w+:)([^#?]*)\.ipynb(?=$|#)", r"\1.html", link["href"])
+    seen = set()
+    for heading in soup.find_all(["h1", "h2", "h3", "h4"]):
+        base = name = re.sub(r"[^\w-]+", "-", _plain(heading)).strip("-").lower() or "section"
+        number = 1
+        while name in seen:
+            number += 1
+            name = f"{base}-{number}"
+        seen.add(name)
+        heading["id"] = name
+        anchor = heading.find("a", class_="anchor-link")
+        if anchor:
+            anchor.attrs |= {"href": f"#{name}", "aria-label": "Link to this section"}
+
+
+def check_offline(soup: BeautifulSoup) -> None:
+    """Raises InputError for a picture without alt text and for anything that a browser would fetch."""
+    for image in soup.find_all("img"):
+        if not image.get("alt", "").strip():
+            raise InputError("a picture has no alt text; show it with the gallery of lib.figures or with Image(…, alt=…)")
+    for element in soup.find_all(True):
+        fetched = [element.get(name) for name in ("src", "srcset", "poster", "data", "background")]
+        if element.name in ("link", "image", "use"):
+            fetched += [element.get("href"), element.get("xlink:href")]
+        styles = element.get("style", "") + (element.get_text() if element.name == "style" else "")
+        fetched += [match[1] for match in re.finditer(r"(?:url\(|@import)\s*['\"]?([^'\")\s;]+)", styles)]
+        outside = next((source for source in fetched if source and not source.startswith(("data:", "#"))), None)
+        if outside:
+            raise InputError(f"the page would fetch {outside[:100]!r}; a report holds everything it shows")
+
+
+def _plain(element) -> str:
+    """An element's text without the anchor of a heading, in one line."""
+    texts = [text for text in element.find_all(string=True) if not text.find_parent(class_="anchor-link")]
+    return " ".join("".join(texts).split())
+
+
+def _first_sentence(paragraph) -> str:
+    if paragraph is None:
+        return ""
+    text = _plain(paragraph)
+    sentence = re.match(r".+?[.?!](?=\s|$)", text)
+    return sentence[0] if sentence else text
+
+
+def embedded_picture(path: Path) -> tuple[str, str]:
+    """(data URL, alt text) of a PNG; the alt text is its `Description`, as lib.figures writes it."""
+    with Image.open(path) as picture:
+        alt = picture.info.get("Description") or path.stem.replace("_", " ")
+    return "data:image/png;base64," + b64encode(path.read_bytes()).decode(), alt
+
+
+def page(template: str, **content) -> str:
+    """A whole HTML page from one of the templates in lib/report_template."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"count": count, "percent": percent, "duration": duration, "memory": memory}
+    highlighting = HtmlFormatter(style="xcode").get_style_defs(".highlight")
+    return environment.get_template(template).render(style=(TEMPLATES / "style.css").read_text() + highlighting, **content)
+
+
+def count(number: float) -> str:
+    """1234567 as 1,234,567."""
+    return f"{int(number):,}"
+
+
+def percent(share: float) -> str:
+    """A share as percent with two significant digits, but never more than two decimals."""
+    value = 100 * share
+    decimals = 0 if value >= 99.5 else 1 if value >= 10 else 2
+    return f"{value:.{decimals}f} %"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as the two largest of hours, minutes and seconds."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def memory(size: float) -> str:
+    """Bytes in GB or MB, decimal."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

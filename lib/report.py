@@ -1,0 +1,402 @@
+"""The steps of a report that the Makefile chains: resolve the parameters, execute a notebook, render the pages.
+
+`python -m lib.report resolve|execute|render …`; what goes wrong is told in one sentence on stderr.
+"""
+
+import argparse
+import errno
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from lib import params as parameters
+from lib.errors import InputError
+from lib.params import Params, read_params, write_if_changed, write_params, write_statistics_key
+
+
+class NotebookError(Exception):
+    """A notebook did not run to its end; the message says where it stopped and where what it wrote so far lies."""
+
+
+# ---------------------------------------------------------------- resolve
+
+
+def resolve(parameter_file: Path, run: str, seed: str | None = None, tokens: str | None = None) -> Params:
+    """Writes outputs/<run>/params.yaml and statistics.yaml, each only if it changes.
+
+    Raises InputError if the parameters cannot be used, or if the folder holds statistics of other parameters,
+    seeds or text.
+    """
+    budget = int(tokens) if tokens and re.fullmatch(r"\d+", tokens) else tokens
+    params = read_params(parameter_file, run=run, reference=seed, token_budget=budget)
+    _refuse_missing_device(params)
+    params.refuse_other_statistics()
+    _refuse_other_inputs(params)
+    write_statistics_key(params, params.folder / "statistics.yaml")
+    write_params(params, params.folder / "params.yaml")
+    _forget_other_tables(params)
+    return params
+
+
+def _refuse_missing_device(params: Params) -> None:
+    if params.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise InputError("device is 'cuda', but torch finds no CUDA device; on this machine auto and cpu are allowed.")
+
+
+def _refuse_other_inputs(params: Params) -> None:
+    """Statistics are stale if a seed or the text has other contents than the pass read; only newer files are hashed."""
+    record = params.folder / "stats" / "done.json"
+    done = _read_json(record)
+    files = {params.text_path: done.get("text_hash")}
+    for name, expected in done.get("seed_hashes", {}).items():
+        folder = params.seed_folder(name)
+        if folder is not None:
+            files[folder / "model.safetensors"] = expected
+    for path, expected in files.items():
+        newer = expected and path.is_file() and path.stat().st_mtime > record.stat().st_mtime
+        if newer and _sha256(path) != expected:
+            raise InputError(
+                f"{path} has changed since outputs/{params.run} was made from it; choose another name with RUN=…, "
+                f"or delete it with `make clean RUN={params.run}`."
+            )
+
+
+def _forget_other_tables(params: Params) -> None:
+    """A live notebook may have left tables of another threshold; without their record make writes them again."""
+    record = params.folder / "tables" / "done.json"
+    if any(getattr(params, key, value) != value for key, value in _read_json(record).items()):
+        record.unlink()
+
+
+# ---------------------------------------------------------------- execute
+
+
+def execute(notebook: Path, params_file: Path) -> Path:
+    """Runs a notebook with papermill in its own folder; its executed copy lies in outputs/<run>/notebooks.
+
+    Raises InputError where the notebook did, and NotebookError for any other failing cell or a dead kernel; then
+    the partial notebook and the traceback are in outputs/<run>/unfinished.
+    """
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    if not params_file.is_file():
+        raise InputError(f"the parameter file {params_file} does not exist; `python -m lib.report resolve` writes it.")
+    executed = params_file.parent / "notebooks" / notebook.name
+    partial = params_file.parent / "unfinished" / notebook.name
+    log = partial.with_suffix(".log")
+    for folder in (executed.parent, partial.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    log.unlink(missing_ok=True)
+    started = time.monotonic()
+    try:
+        papermill.execute_notebook(
+            notebook,
+            partial,
+            parameters={"params_file": os.path.relpath(params_file, notebook.parent)},
+            kernel_name="python3",
+            language="python",
+            cwd=notebook.parent,
+            progress_bar=sys.stderr.isatty(),
+            kernel_manager_class=_kernel_manager(),
+        )
+    except PapermillExecutionError as error:
+        log.write_text(_without_colours("\n".join(error.traceback)) + "\n", encoding="utf-8")
+        _refuse_full_disk(error.ename, error.evalue)
+        if error.ename == "InputError":
+            raise InputError(error.evalue) from None
+        message = f"{error.ename}: {_one_line(error.evalue)}" if error.evalue else error.ename
+        raise NotebookError(
+            f"{notebook.name} stopped in cell [{error.exec_count}] with {message} "
+            f"(partial notebook: {partial}, traceback: {log})"
+        ) from None
+    except (DeadKernelError, RuntimeError) as error:
+        raise NotebookError(
+            f"the kernel of {notebook.name} died{_where(partial)}, most likely killed for want of memory "
+            f"(partial notebook: {partial}); {_one_line(error)}"
+        ) from None
+    os.replace(partial, executed)
+    if not any(partial.parent.iterdir()):
+        partial.parent.rmdir()
+    print(f"{notebook.name}: done in {time.monotonic() - started:.0f} s", file=sys.stderr)
+    return executed
+
+
+def _kernel_manager() -> type:
+    """Kernels that are always this environment's Python, whatever kernels are installed on the machine."""
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    search = os.pathsep.join([str(parameters.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+    class OwnKernelManager(AsyncKernelManager):
+        @property
+        def kernel_spec(self) -> KernelSpec:
+            return KernelSpec(
+                argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+                env={"PYTHONPATH": search, "PYDEVD_DISABLE_FILE_VALIDATION": "1"},
+                metadata={"supported_encryption": ["curve"]},
+                display_name="Python 3",
+                language="python",
+            )
+
+    return OwnKernelManager
+
+
+def _refuse_full_disk(name: str, message: str) -> None:
+    if name == "OSError" and f"[Errno {errno.ENOSPC}]" in message:
+        raise InputError(f"no space left on the disk ({_one_line(message)}); free some and run the same command again.")
+
+
+def _where(partial: Path) -> str:
+    """' in cell [n]' for the code cell that a partial notebook was running, if it can be told."""
+    cells = [cell for cell in _read_json(partial).get("cells", []) if cell["cell_type"] == "code"]
+    for number, cell in enumerate(cells, start=1):
+        if cell["metadata"].get("papermill", {}).get("status") != "completed":
+            return f" in cell [{number}]"
+    return ""
+
+
+# ---------------------------------------------------------------- render
+
+
+def render(folder: Path) -> Path:
+    """Writes outputs/<run>/report and provenance.json from the run's notebooks, tables and figures."""
+    from lib import pages
+
+    params = read_params(folder / "params.yaml")
+    report = folder / "report"
+    chapters = [pages.read_chapter(notebook) for notebook in sorted((folder / "notebooks").glob("*.ipynb"))]
+    provenance = provenance_of(params, folder, {chapter.label: chapter.wall_seconds for chapter in chapters})
+    shared = {"chapters": chapters, "provenance": provenance}
+    front = front_page(params, folder, provenance)
+    written = {"index.html": pages.page("front.html.j2", current="index.html", **shared, **front)}
+    neighbours = [*chapters, None]
+    for index, chapter in enumerate(chapters):
+        written[chapter.name] = pages.page(
+            "chapter.html.j2",
+            current=chapter.name,
+            chapter=chapter,
+            previous=chapters[index - 1] if index else {"name": "index.html", "title": "Overview"},
+            next=neighbours[index + 1],
+            **shared,
+        )
+    for stale in set(report.glob("*.html")) - {report / name for name in written}:
+        stale.unlink()
+    write_if_changed(folder / "provenance.json", json.dumps(provenance, indent=2, ensure_ascii=False) + "\n")
+    for name in sorted(written, key=lambda name: name == "index.html"):  # the front page last: make looks at its time
+        (report / name).unlink(missing_ok=True)
+        write_if_changed(report / name, written[name])
+    return report / "index.html"
+
+
+def provenance_of(params: Params, folder: Path, notebooks: dict[str, float | None]) -> dict:
+    """Where a report comes from: code, versions, seeds, text, device and times, as far as they are known."""
+    done = _read_json(folder / "stats" / "done.json")
+    hashes = done.get("seed_hashes", {})
+    commit = _git("rev-parse", "HEAD")
+    return {
+        "run": params.run,
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "parameters": params.model_dump(mode="json", exclude_none=True),
+        "git_commit": commit,
+        "git_dirty": bool(_git("status", "--porcelain")) if commit else None,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "packages": _package_versions(),
+        "seeds": {name: {"source": source, "sha256": hashes.get(name)} for name, source in params.seeds.items()},
+        "text": {"source": params.text, "sha256": done.get("text_hash"), "tokens_counted": done.get("tokens_counted")},
+        "pass": {
+            key: done.get(key)
+            for key in ("blocks", "device", "device_name", "precision", "wall_seconds", "peak_memory_bytes")
+        },
+        "notebooks": notebooks,
+    }
+
+
+def front_page(params: Params, folder: Path, provenance: dict) -> dict:
+    """What the front page shows beside the chapters, computed from whichever of the run's tables are there."""
+    from lib import pages
+
+    done = _read_json(folder / "stats" / "done.json")
+    references = {row["seed"]: row for row in _read_rows(folder / "tables" / "references.parquet")}
+    losses = {row["seed"]: row for row in _read_rows(folder / "tables" / "losses.parquet") if row["domain"] == "all"}
+    shape = f" of {done['layers']} layers with {done['neurons']:,} neurons each" if "layers" in done else ""
+    figures = sorted(
+        (folder / "figures").glob("*.png"), key=lambda path: (path.stem != "universality_scatter", path.name)
+    )
+    return {
+        "models": f"This report looks at {len(params.seeds)} models{shape} that differ in their random seed only.",
+        "headlines": _headlines(params, references),
+        "picture": pages.embedded_picture(figures[0]) if figures else None,
+        "seed_table": _seed_table(params, references, losses, provenance),
+        "tables": _table_list(folder / "tables"),
+    }
+
+
+def _headlines(params: Params, references: dict[str, dict]) -> list[tuple[str, str]]:
+    """(number, sentence) for the front page."""
+    from lib.pages import count, percent
+
+    own = references.get(params.reference)
+    if own is None:
+        return []
+    headlines = [
+        (
+            percent(own["share"]),
+            f"of the neurons of seed {params.reference} are universal: {count(own['universal'])} of "
+            f"{count(own['neurons'])} have an excess correlation above {params.threshold:g}.",
+        )
+    ]
+    if len(references) > 1:
+        ordered = sorted(references.values(), key=lambda row: row["share"])
+        headlines.append(
+            (
+                f"{percent(ordered[0]['share'])} to {percent(ordered[-1]['share'])}",
+                f"is the range of that share over the {len(ordered)} seeds taken as reference in turn, "
+                f"lowest for {ordered[0]['seed']}, highest for {ordered[-1]['seed']}.",
+            )
+        )
+    headlines.append(
+        (
+            f"{own['mean_excess']:.3f}",
+            f"is the mean excess correlation over all neurons of seed {params.reference}: how much better a neuron's "
+            "best match in another seed is than its best match in a randomly rotated basis.",
+        )
+    )
+    if own.get("dead"):
+        headlines.append(
+            (count(own["dead"]), f"neurons of seed {params.reference} never change on this text and match nothing.")
+        )
+    return headlines
+
+
+def _seed_table(params: Params, references: dict, losses: dict, provenance: dict) -> list[list[str]]:
+    """The table of seeds, its first row the heads; a column whose numbers are not known is left out."""
+    from lib.pages import count, percent
+
+    columns = {
+        "seed": {name: name + (" (reference)" if name == params.reference else "") for name in params.seeds},
+        "model": dict(params.seeds),
+        "SHA-256": {name: (seed["sha256"] or "")[:12] for name, seed in provenance["seeds"].items()},
+        "loss [nats per token]": {name: f"{row['loss']:.3f}" for name, row in losses.items()},
+        "universal neurons": {name: count(row["universal"]) for name, row in references.items()},
+        "share": {name: percent(row["share"]) for name, row in references.items()},
+    }
+    known = {head: cells for head, cells in columns.items() if any(cells.values())}
+    return [list(known), *([cells.get(name, "") for cells in known.values()] for name in params.seeds)]
+
+
+def _table_list(folder: Path) -> list[dict]:
+    """File, rows and columns of each table, neurons and matches first."""
+    import pyarrow.parquet
+
+    files = sorted(folder.glob("*.parquet"), key=lambda path: (path.stem not in ("neurons", "matches"), path.name))
+    described = []
+    for path in files:
+        schema = pyarrow.parquet.read_metadata(path)
+        described.append({"file": path.name, "rows": schema.num_rows, "columns": schema.schema.to_arrow_schema().names})
+    return described
+
+
+def _read_rows(path: Path) -> list[dict]:
+    if not path.exists():
+        return []
+    import pandas as pd
+
+    return pd.read_parquet(path).to_dict("records")
+
+
+def _package_versions() -> dict[str, str]:
+    """Versions of the packages pinned in requirements.txt, as installed."""
+    pins = re.findall(r"^([A-Za-z0-9_.-]+)==", (parameters.ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    return {name: metadata.version(name) for name in pins}
+
+
+def _git(*arguments: str) -> str | None:
+    """What git answers about this repository, or None if it is not a git checkout."""
+    if not (parameters.ROOT / ".git").exists():
+        return None
+    try:
+        answer = subprocess.run(
+            ["git", "-C", parameters.ROOT, *arguments], capture_output=True, text=True, check=True, timeout=60
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _without_colours(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+def _one_line(text: object) -> str:
+    return " ".join(_without_colours(str(text)).split())
+
+
+# ---------------------------------------------------------------- command line
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m lib.report", description=__doc__.splitlines()[0])
+    steps = parser.add_subparsers(dest="step", required=True)
+    step = steps.add_parser("resolve", help="check the parameters and write outputs/<run>/params.yaml")
+    step.add_argument("--params", type=Path, required=True)
+    step.add_argument("--run", required=True)
+    step.add_argument("--seed")
+    step.add_argument("--tokens")
+    step = steps.add_parser("execute", help="run one notebook into outputs/<run>/notebooks")
+    step.add_argument("notebook", type=Path)
+    step.add_argument("params_file", type=Path)
+    step = steps.add_parser("render", help="write outputs/<run>/report from the executed notebooks")
+    step.add_argument("folder", type=Path)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; 0 on success, 2 for bad input, 1 for a notebook that fails."""
+    given = _arguments().parse_args(arguments)
+    try:
+        if given.step == "resolve":
+            resolve(given.params, given.run, given.seed, given.tokens)
+        elif given.step == "execute":
+            execute(given.notebook, given.params_file)
+        else:
+            render(given.folder)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except NotebookError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print("error: no space left on the disk; free some and run the same command again.", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
