@@ -1,0 +1,102 @@
+"""Weight properties of neurons: from one model's processed weights to one row per neuron.
+
+"Processed" is METHOD §1: LayerNorm folded into the reading weights, writing weights centred over the
+residual stream, unembedding centred. TransformerLens does it in `enable_compatibility_mode()`; the model
+computes the same next-token distribution before and after (logits move by one constant per position).
+"""
+
+from pathlib import Path
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformer_lens.model_bridge import TransformerBridge
+
+CHUNK = 2**25  # largest number of elements of one temporary matrix: 128 MB in fp32
+
+
+def processed_model(model: str | Path | TransformerBridge, revision: str | None = None) -> TransformerBridge:
+    """A model folder or Hub id, loaded with processed weights; a bridge that is already processed passes through.
+
+    Raises ValueError for a bridge with raw weights: processing it here would change the caller's model.
+    """
+    if isinstance(model, TransformerBridge):
+        if not model.compatibility_mode:
+            raise ValueError("The model has raw weights: call enable_compatibility_mode() on it first.")
+        return model
+    bridge = TransformerBridge.boot_transformers(str(model), revision=revision)
+    bridge.enable_compatibility_mode(disable_warnings=True)
+    return bridge
+
+
+@torch.no_grad()
+def weight_properties(model: str | Path | TransformerBridge, revision: str | None = None) -> pd.DataFrame:
+    """One row per neuron: what its processed weights say about it (METHOD §4).
+
+    Columns: `layer, neuron`; `w_in_norm`, `input_bias`, `w_out_norm`; `in_out_sim` = cos(w_in, w_out);
+    `l2_penalty` = ‖w_in‖² + ‖w_out‖²; `vocab_mean, vocab_var, vocab_skew, vocab_kurt`, the moments over the
+    vocabulary of cos(w_out, W_U[:, v]) (population moments, a Gaussian has kurtosis 3); `max_cos_in`,
+    `max_cos_out`, the largest cosine of w_in (w_out) with that of any other neuron of the model.
+    """
+    bridge = processed_model(model, revision)
+    w_in = [block.mlp.W_in.T.float() for block in bridge.blocks]  # (d_mlp, d_model) each
+    w_out = [block.mlp.W_out.float() for block in bridge.blocks]  # (d_mlp, d_model) each
+    biases = [block.mlp.b_in for block in bridge.blocks]
+    unembedding = normalize(bridge.W_U.float(), dim=0)  # (d_model, vocabulary)
+
+    frames = []
+    for layer, (reads, writes, bias) in enumerate(zip(w_in, w_out, biases, strict=True)):
+        in_norm, out_norm = reads.norm(dim=1), writes.norm(dim=1)
+        columns = {
+            "w_in_norm": in_norm,
+            "input_bias": torch.zeros_like(in_norm) if bias is None else bias.float(),
+            "w_out_norm": out_norm,
+            "in_out_sim": (normalize(reads, dim=1) * normalize(writes, dim=1)).sum(dim=1),
+            "l2_penalty": in_norm.square() + out_norm.square(),
+            **vocabulary_moments(writes, unembedding),
+        }
+        frame = pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
+        frame.insert(0, "layer", layer)
+        frame.insert(1, "neuron", range(len(frame)))
+        frames.append(frame)
+
+    table = pd.concat(frames, ignore_index=True)
+    table["max_cos_in"] = largest_cosine(torch.cat(w_in)).cpu().numpy()
+    table["max_cos_out"] = largest_cosine(torch.cat(w_out)).cpu().numpy()
+    return table
+
+
+def vocabulary_moments(
+    w_out: Float[Tensor, "neurons d_model"], unit_unembedding: Float[Tensor, "d_model vocabulary"]
+) -> dict[str, Float[Tensor, "neurons"]]:
+    """Mean, variance, skew and kurtosis over the vocabulary of cos(w_out, W_U[:, v]).
+
+    `unit_unembedding` has columns of length 1. Skew and kurtosis of a neuron that writes nothing are NaN.
+    """
+    moments: dict[str, list[Tensor]] = {"vocab_mean": [], "vocab_var": [], "vocab_skew": [], "vocab_kurt": []}
+    for some in normalize(w_out, dim=1).split(max(1, CHUNK // unit_unembedding.shape[1])):
+        cosine = some @ unit_unembedding  # (neurons, vocabulary)
+        mean = cosine.mean(dim=1)
+        centred = cosine - mean[:, None]
+        square = centred.square()
+        variance = square.mean(dim=1)
+        moments["vocab_mean"].append(mean)
+        moments["vocab_var"].append(variance)
+        moments["vocab_skew"].append((square * centred).mean(dim=1) / variance**1.5)
+        moments["vocab_kurt"].append(square.square().mean(dim=1) / variance**2)
+    return {name: torch.cat(parts) for name, parts in moments.items()}
+
+
+def largest_cosine(vectors: Float[Tensor, "neurons d_model"]) -> Float[Tensor, "neurons"]:
+    """For each vector the largest cosine with any *other* vector (figure 10); 0 with a zero vector."""
+    unit = normalize(vectors, dim=1)
+    rows = max(1, CHUNK // len(unit))
+    largest = []
+    for start in range(0, len(unit), rows):
+        cosine = unit[start : start + rows] @ unit.T  # (rows, neurons)
+        own = torch.arange(start, start + len(cosine), device=cosine.device)
+        cosine.scatter_(1, own[:, None], -torch.inf)
+        largest.append(cosine.max(dim=1).values)
+    return torch.cat(largest)

@@ -1,0 +1,133 @@
+"""Where a run's files lie and how they are read and written; nothing else touches outputs/<run>."""
+
+import errno
+import json
+import os
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from safetensors import SafetensorError
+from safetensors.numpy import load_file as load_arrays
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lib.errors import InputError
+from lib.params import ROOT, Params, read_params
+from lib.text import Text, read_text
+
+
+def write_atomically(path: Path, write) -> None:
+    """Calls write(temporary path) and renames: the file at `path` is the old or the new one, never half of it.
+
+    A full disk raises InputError; what was there before stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".writing")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except Exception as error:
+        temporary.unlink(missing_ok=True)
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        if full:
+            raise InputError(
+                f"no space left on the disk while writing {path}; free some and run the same command again, "
+                "it goes on from the last saved state."
+            ) from error
+        raise
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Saves tensors as safetensors, atomically."""
+    on_host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, lambda temporary: save_file(on_host, temporary, metadata))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Reads what `write_tensors` wrote."""
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"{path} is corrupt ({error}); delete it and run again.") from error
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Saves a dictionary as indented JSON, atomically."""
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Saves a table as Parquet, atomically."""
+    write_atomically(path, lambda temporary: table.to_parquet(temporary, index=False))
+
+
+class Run:
+    """One run's parameters, text, statistics and tables, as the notebooks read them."""
+
+    def __init__(self, params: Params):
+        self.params = params
+        self.folder = params.folder
+
+    @cached_property
+    def text(self) -> Text:
+        """The run's text, cut to its context and token budget."""
+        return read_text(self.params.text_path).cut(self.params.context).take(self.params.token_budget)
+
+    @cached_property
+    def tokenizer(self):
+        """The tokeniser that all seeds share."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.params.seed_source(self.params.reference))
+
+    @cached_property
+    def done(self) -> dict:
+        """What the pass wrote about itself: tokens, device, precision, times, hashes."""
+        return json.loads((self.folder / "stats" / "done.json").read_text())
+
+    def recorded(self, name: str) -> dict | None:
+        """A small JSON file of the run's folder, or None if it is not there."""
+        path = self.folder / name
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def stats(self, name: str) -> dict[str, np.ndarray]:
+        """The arrays of outputs/<run>/stats/<name>.safetensors."""
+        return load_arrays(self.folder / "stats" / f"{name}.safetensors")
+
+    def table(self, name: str) -> pd.DataFrame:
+        """The table outputs/<run>/tables/<name>.parquet."""
+        return pd.read_parquet(self.folder / "tables" / f"{name}.parquet")
+
+    @cached_property
+    def neurons(self) -> pd.DataFrame:
+        """One row per neuron of the reference seed (columns: DESIGN, neurons.parquet)."""
+        return self._of_reference("neurons_all_seeds")
+
+    @cached_property
+    def matches(self) -> pd.DataFrame:
+        """One row per neuron of the reference seed and compared seed (columns: DESIGN, matches.parquet)."""
+        return self._of_reference("matches_all_seeds")
+
+    def _of_reference(self, name: str) -> pd.DataFrame:
+        table = self.table(name)
+        return table[table["seed"] == self.params.reference].drop(columns="seed").reset_index(drop=True)
+
+
+def open_run(params_file: str | Path, **overrides) -> Run:
+    """The run of a parameter file, with overrides that are not None; collects and tabulates what is missing.
+
+    A change of `reference`, `threshold` or `rotations` needs no new pass over the text; a change of anything that
+    the pass depends on raises InputError, since it needs a run of its own.
+    """
+    from lib.collect import collect
+    from lib.tables import tabulate
+
+    run = Run(read_params(params_file, **{name: value for name, value in overrides.items() if value is not None}))
+    collect(run)
+    tabulate(run)
+    return run
+
+
+__all__ = ["ROOT", "Run", "open_run", "read_tensors", "write_json", "write_table", "write_tensors"]

@@ -1,0 +1,177 @@
+"""From a run's statistics to its tables: one row per neuron, per match, per rotation draw, per snapshot.
+
+`python -m lib.tables outputs/<run>/params.yaml` writes outputs/<run>/tables/*.parquet; columns as in the published
+per-neuron tables. Every seed serves as reference; `neurons.parquet` and `matches.parquet` are the reference's.
+"""
+
+import sys
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from lib.circuits import weight_properties
+from lib.collect import load_accumulators
+from lib.correlation import Comparison, compare
+from lib.errors import InputError
+from lib.params import read_params
+from lib.store import Run, read_tensors, write_json, write_table
+from lib.universality import universal
+
+CORRELATION_COLUMNS = ("max_corr", "mean_corr", "min_corr", "max_baseline", "mean_baseline", "min_baseline")
+
+
+def neuron_index(layers: int, neurons: int) -> pd.DataFrame:
+    """Columns layer and neuron, in the order of flat indices."""
+    flat = np.arange(layers * neurons)
+    return pd.DataFrame({"layer": flat // neurons, "neuron": flat % neurons})
+
+
+def correlation_columns(comparison: Comparison, reference: int) -> dict[str, np.ndarray]:
+    """Largest, mean and smallest over compared seeds of best match and baseline, and the excess (METHOD §2)."""
+    corr = np.delete(comparison.corr[reference].numpy(), reference, axis=0)  # (compared, total)
+    chance = np.delete(comparison.baseline.mean(0)[reference].numpy(), reference, axis=0)
+    by_statistic = [getattr(values, how)(0) for values in (corr, chance) for how in ("max", "mean", "min")]
+    columns = dict(zip(CORRELATION_COLUMNS, by_statistic, strict=True))
+    return columns | {"excess_corr": (corr - chance).mean(0)}
+
+
+def match_table(comparison: Comparison, seeds: list[str], reference: int, layers: int, neurons: int) -> pd.DataFrame:
+    """Per neuron of the reference and compared seed: its best match, their correlation, the baseline."""
+    parts = []
+    for other, model in enumerate(seeds):
+        if other == reference:
+            continue
+        partner = comparison.partner[reference, other].numpy()
+        part = neuron_index(layers, neurons)
+        part["model"] = model
+        part["match_layer"], part["match_neuron"] = partner // neurons, partner % neurons
+        part["corr"] = comparison.corr[reference, other].numpy()
+        part["baseline"] = comparison.baseline[:, reference, other].mean(0).numpy()
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def draw_table(comparison: Comparison, reference: int, layers: int, neurons: int) -> pd.DataFrame:
+    """Per rotation draw and neuron: the baseline averaged over compared seeds."""
+    parts = []
+    for draw, chance in enumerate(comparison.baseline[:, reference].numpy()):
+        part = neuron_index(layers, neurons)
+        part.insert(0, "draw", draw)
+        part["baseline"] = np.delete(chance, reference, axis=0).mean(0)
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def snapshot_table(run: Run, seeds: list[str]) -> pd.DataFrame:
+    """Per snapshot of the pass, seed and neuron: mean best match, baseline (one rotation) and excess so far."""
+    parts = []
+    for path in sorted((run.folder / "stats").glob("snapshot-*.safetensors")):
+        saved = read_tensors(path)
+        for index, seed in enumerate(seeds):
+            part = neuron_index(run.done["layers"], run.done["neurons"])
+            part.insert(0, "seed", seed)
+            part.insert(1, "tokens", int(saved["tokens"]))
+            part["mean_corr"], part["baseline"] = saved["corr"][index].numpy(), saved["baseline"][index].numpy()
+            parts.append(part)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def text_table(run: Run) -> pd.DataFrame:
+    """Per domain of the text: blocks, tokens read, tokens counted."""
+    text = run.text
+    counted = text.counted().sum(1).numpy()
+    frame = pd.DataFrame({"domain": [text.domains[i] for i in text.domain.tolist()], "counted": counted})
+    table = frame.groupby("domain", as_index=False).agg(blocks=("counted", "size"), counted=("counted", "sum"))
+    table.insert(2, "tokens", table["blocks"] * text.context)
+    return table
+
+
+def neuron_table(run: Run, seed: str, moments, columns: dict[str, np.ndarray]) -> pd.DataFrame:
+    """One row per neuron of one seed, in the published columns (METHOD §4)."""
+    table = neuron_index(run.done["layers"], run.done["neurons"])
+    for name, values in columns.items():
+        table[name] = values
+    weights = weight_properties(run.params.seed_source(seed))
+    table = table.merge(weights, on=["layer", "neuron"], validate="one_to_one")
+    for name, values in moments.pre_moments().items():
+        table[name] = values.flatten().numpy()
+    table["sparsity"] = moments.frequency().flatten().numpy()
+    mean, deviation = moments.activation_mean_and_deviation()
+    table["activation_mean"], table["activation_std"] = mean.flatten().numpy(), deviation.flatten().numpy()
+    table["dead"] = (deviation == 0).flatten().numpy()
+    return table
+
+
+def reference_table(neurons: pd.DataFrame, threshold: float) -> pd.DataFrame:
+    """Per seed as reference: how many of its neurons are universal at the threshold, and how many are dead."""
+    rows = []
+    for seed, own in neurons.groupby("seed"):
+        chosen = universal(own, threshold)
+        rows.append({
+            "seed": seed, "neurons": len(own), "universal": int(chosen.sum()), "share": float(chosen.mean()),
+            "mean_excess": float(own["excess_corr"].mean()), "dead": int(own["dead"].sum()),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def tabulate(run: Run) -> None:
+    """Writes all tables of a run whose pass is complete; returns at once if they are there for these parameters."""
+    tables, params = run.folder / "tables", run.params
+    made_with = {"reference": params.reference, "threshold": params.threshold, "rotations": params.rotations}
+    if run.recorded("tables/done.json") == made_with:
+        return
+    covariance, moments = load_accumulators(run)
+    seeds, layers, neurons = covariance.seeds, covariance.layers, covariance.neurons
+
+    def progress(steps):
+        return tqdm(steps, desc="rotations", file=sys.stderr)
+
+    comparison = compare(covariance, moments, params.random_seed, params.rotations, progress)
+    parts = {"neurons": [], "matches": [], "baseline_draws": []}
+    for index, seed in enumerate(seeds):
+        columns = correlation_columns(comparison, index)
+        for name, table in (
+            ("neurons", neuron_table(run, seed, moments[seed], columns)),
+            ("matches", match_table(comparison, seeds, index, layers, neurons)),
+            ("baseline_draws", draw_table(comparison, index, layers, neurons)),
+        ):
+            table.insert(0, "seed", seed)
+            parts[name].append(table)
+    made = {name: pd.concat(tables, ignore_index=True) for name, tables in parts.items()}
+    for name in ("neurons", "matches"):
+        write_table(tables / f"{name}_all_seeds.parquet", made[name])
+        own = made[name]["seed"] == params.reference
+        write_table(tables / f"{name}.parquet", made[name][own].drop(columns="seed"))
+    write_table(tables / "baseline_draws.parquet", made["baseline_draws"])
+    write_table(tables / "references.parquet", reference_table(made["neurons"], params.threshold))
+    write_table(tables / "convergence.parquet", convergence_table(run, made["neurons"], snapshot_table(run, seeds)))
+    write_table(tables / "text.parquet", text_table(run))
+    write_json(tables / "done.json", made_with)
+
+
+def convergence_table(run: Run, neurons: pd.DataFrame, snapshots: pd.DataFrame) -> pd.DataFrame:
+    """Snapshots of the pass followed by its end, with the excess of each."""
+    last = neurons[["seed", "layer", "neuron", "mean_corr"]].assign(
+        tokens=run.done["tokens_counted"], baseline=neurons["mean_baseline"]
+    )
+    table = pd.concat([snapshots, last], ignore_index=True)
+    table["excess_corr"] = table["mean_corr"] - table["baseline"]
+    return table[["seed", "tokens", "layer", "neuron", "mean_corr", "baseline", "excess_corr"]]
+
+
+def main() -> int:
+    """Command line: one parameter file, as resolved by `lib.report resolve`."""
+    if len(sys.argv) != 2:
+        print("usage: python -m lib.tables outputs/<run>/params.yaml", file=sys.stderr)
+        return 2
+    try:
+        tabulate(Run(read_params(sys.argv[1])))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""Fixtures: small models with the shipped tokeniser, and runs on them in a temporary folder."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from lib.kernels.fused import layer_statistics
+from lib.params import ROOT, Params
+from lib.store import Run
+
+TOKENIZER = ROOT / "data" / "tokenizer"
+TEXT = ROOT / "data" / "tokens.safetensors"
+SHIPPED = ROOT / "data" / "seeds"
+
+
+def save_seed(model: GPT2LMHeadModel, folder: Path) -> Path:
+    """Writes a model with the shipped tokeniser as a seed folder."""
+    model.save_pretrained(folder)
+    shutil.copy(TOKENIZER / "tokenizer.json", folder)
+    shutil.copy(TOKENIZER / "tokenizer_config.json", folder)
+    return folder
+
+
+def small_model(seed: int, layers: int = 2) -> GPT2LMHeadModel:
+    """An untrained GPT-2 of 2 × 48 neurons; its weights are large enough for activations to differ from linear."""
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        n_layer=layers, n_embd=32, n_head=2, n_inner=48, n_positions=256, vocab_size=8192, initializer_range=0.3,
+        activation_function="gelu_new", bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config).eval()
+
+
+def permuted(model: GPT2LMHeadModel, seed: int) -> tuple[GPT2LMHeadModel, list[torch.Tensor]]:
+    """The same function with the neurons of each layer in another order; order[l][new] = old."""
+    generator = torch.Generator().manual_seed(seed)
+    copy = GPT2LMHeadModel(model.config).eval()
+    copy.load_state_dict(model.state_dict())
+    orders = []
+    with torch.no_grad():
+        for block in copy.transformer.h:
+            order = torch.randperm(block.mlp.c_fc.bias.shape[0], generator=generator)
+            block.mlp.c_fc.weight.copy_(block.mlp.c_fc.weight[:, order].clone())
+            block.mlp.c_fc.bias.copy_(block.mlp.c_fc.bias[order].clone())
+            block.mlp.c_proj.weight.copy_(block.mlp.c_proj.weight[order].clone())
+            orders.append(order)
+    return copy, orders
+
+
+@pytest.fixture(scope="session")
+def seed_folders(tmp_path_factory) -> dict[str, Path]:
+    """Three untrained small seeds a, b, c."""
+    root = tmp_path_factory.mktemp("seeds")
+    return {name: save_seed(small_model(i), root / name) for i, name in enumerate("abc")}
+
+
+@pytest.fixture
+def make_run(tmp_path, monkeypatch):
+    """make_run(seeds, **parameters): a run that writes below the test's temporary folder."""
+    monkeypatch.setattr("lib.params.OUTPUTS", tmp_path / "outputs")
+    # uncompiled: the same expression (test_kernels compares them), without the compiler's time for each small shape
+    monkeypatch.setattr("lib.collect.fastest_layer_statistics", lambda: layer_statistics)
+
+    def make(seeds: dict[str, Path], **changes) -> Run:
+        values = dict(
+            run="test", seeds={name: str(path) for name, path in seeds.items()}, reference=sorted(seeds)[0],
+            text=str(TEXT), context=256, token_budget=20 * 256, random_seed=0, rotations=2, threshold=0.5,
+            precision="fp64", device="cpu",
+        )  # fmt: skip
+        return Run(Params(**(values | changes)))
+
+    return make

@@ -1,0 +1,108 @@
+"""Weight properties against fp64 NumPy that folds and centres the Hugging Face weights by hand."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from lib import circuits
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.manual_seed(0)
+    config = GPT2Config(
+        n_layer=3, n_embd=16, n_head=2, vocab_size=97, n_positions=24, bos_token_id=0, eos_token_id=0, n_inner=40
+    )
+    model = GPT2LMHeadModel(config)
+    for parameter in model.parameters():  # no weight stays at its neutral start value (LayerNorm 1 and 0, bias 0)
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    path = tmp_path_factory.mktemp("seed")
+    model.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def table(folder):
+    return circuits.weight_properties(folder)
+
+
+def by_hand(folder):
+    """(w_in, w_out, b_in) over all neurons and W_U, from the raw weights; Conv1D stores (inputs, outputs)."""
+    model = GPT2LMHeadModel.from_pretrained(folder)
+    raw = {name: weight.double().numpy() for name, weight in model.state_dict().items()}
+    w_in, w_out, b_in = [], [], []
+    for layer in range(model.config.n_layer):
+        block = f"transformer.h.{layer}"
+        gain, shift = raw[f"{block}.ln_2.weight"], raw[f"{block}.ln_2.bias"]
+        reads = raw[f"{block}.mlp.c_fc.weight"]  # (d_model, d_mlp)
+        b_in.append(raw[f"{block}.mlp.c_fc.bias"] + shift @ reads)
+        reads = gain[:, None] * reads
+        w_in.append((reads - reads.mean(axis=0)).T)
+        writes = raw[f"{block}.mlp.c_proj.weight"]  # (d_mlp, d_model)
+        w_out.append(writes - writes.mean(axis=1, keepdims=True))
+    unembedding = raw["transformer.ln_f.weight"][:, None] * raw["lm_head.weight"].T
+    unembedding = unembedding - unembedding.mean(axis=0)
+    unembedding = unembedding - unembedding.mean(axis=1, keepdims=True)
+    return np.concatenate(w_in), np.concatenate(w_out), np.concatenate(b_in), unembedding
+
+
+def test_every_column_equals_the_folding_done_by_hand(folder, table):
+    w_in, w_out, b_in, unembedding = by_hand(folder)
+    unit_in = w_in / np.linalg.norm(w_in, axis=1, keepdims=True)
+    unit_out = w_out / np.linalg.norm(w_out, axis=1, keepdims=True)
+    cosine = unit_out @ (unembedding / np.linalg.norm(unembedding, axis=0))
+    others = ~np.eye(len(w_in), dtype=bool)
+    expected = {
+        "w_in_norm": np.linalg.norm(w_in, axis=1),
+        "input_bias": b_in,
+        "w_out_norm": np.linalg.norm(w_out, axis=1),
+        "in_out_sim": (unit_in * unit_out).sum(axis=1),
+        "l2_penalty": (w_in**2).sum(axis=1) + (w_out**2).sum(axis=1),
+        "vocab_mean": cosine.mean(axis=1),
+        "vocab_var": cosine.var(axis=1),
+        "vocab_skew": stats.skew(cosine, axis=1),
+        "vocab_kurt": stats.kurtosis(cosine, axis=1, fisher=False),
+        "max_cos_in": np.where(others, unit_in @ unit_in.T, -1).max(axis=1),
+        "max_cos_out": np.where(others, unit_out @ unit_out.T, -1).max(axis=1),
+    }
+    assert list(table.columns) == ["layer", "neuron", *expected]
+    assert table["layer"].tolist() == [layer for layer in range(3) for _ in range(40)]
+    assert table["neuron"].tolist() == list(range(40)) * 3
+    for name, values in expected.items():
+        np.testing.assert_allclose(table[name], values, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_processing_leaves_the_next_token_distribution_alone(folder):
+    tokens = torch.randint(0, 97, (2, 12), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        raw = GPT2LMHeadModel.from_pretrained(folder).eval()(tokens).logits
+        processed = circuits.processed_model(folder)(tokens)
+    moved = processed - raw
+    assert moved.abs().max() > 1e-3  # centring did something
+    torch.testing.assert_close(moved, moved.mean(dim=-1, keepdim=True).expand_as(moved), rtol=0, atol=1e-4)
+
+
+def test_chunks_do_not_change_the_result(folder, table, monkeypatch):
+    monkeypatch.setattr(circuits, "CHUNK", 97 * 7)
+    np.testing.assert_allclose(circuits.weight_properties(folder), table, rtol=1e-5, atol=1e-6)
+
+
+def test_a_raw_bridge_is_refused_and_a_processed_one_used_as_it_is(folder, table):
+    bridge = TransformerBridge.boot_transformers(str(folder))
+    with pytest.raises(ValueError, match="enable_compatibility_mode"):
+        circuits.weight_properties(bridge)
+    bridge.enable_compatibility_mode()
+    np.testing.assert_allclose(circuits.weight_properties(bridge), table)
+
+
+def test_a_neuron_that_writes_nothing_has_cosine_zero_and_no_shape():
+    unit = torch.nn.functional.normalize(torch.randn(4, 9, generator=torch.Generator().manual_seed(0)), dim=0)
+    moments = circuits.vocabulary_moments(torch.zeros(1, 4), unit)
+    assert moments["vocab_mean"] == 0 and moments["vocab_var"] == 0
+    assert moments["vocab_skew"].isnan() and moments["vocab_kurt"].isnan()
+    assert circuits.largest_cosine(torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]])).tolist() == pytest.approx(
+        [0.5**0.5, 0.0, 0.5**0.5]
+    )

@@ -1,0 +1,194 @@
+"""The pass as a whole: a planted truth, a planted null, an independent oracle, and kills in the middle."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import SHIPPED, permuted, save_seed, small_model
+from transformers import GPT2LMHeadModel
+
+from lib.collect import BATCH, Pass, collect
+from lib.errors import InputError
+from lib.params import ROOT
+from lib.store import write_json
+from lib.tables import tabulate
+
+
+def tables_of(run) -> dict[str, pd.DataFrame]:
+    collect(run)
+    tabulate(run)
+    return {path.stem: pd.read_parquet(path) for path in (run.folder / "tables").glob("*.parquet")}
+
+
+@pytest.mark.parametrize("precision", ["fp64", "int8"])
+def test_a_permuted_copy_matches_itself_neuron_by_neuron(make_run, tmp_path, precision):
+    model = small_model(3)
+    copy, orders = permuted(model, seed=8)
+    tokens = torch.randint(0, 8192, (2, 64), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(copy(tokens).logits, model(tokens).logits, atol=1e-4, rtol=1e-4)
+    folders = {"a": save_seed(model, tmp_path / "a"), "b": save_seed(copy, tmp_path / "b")}
+    run = make_run(folders, precision=precision)
+    matches = tables_of(run)["matches"]
+    live = ~run.neurons["dead"].to_numpy()
+    assert live.mean() > 0.9
+    found = matches[live]
+    assert (found["match_layer"] == found["layer"]).all()
+    partner = [
+        orders[layer][match].item() for layer, match in zip(found["match_layer"], found["match_neuron"], strict=True)
+    ]
+    assert partner == found["neuron"].tolist()
+    assert found["corr"].min() >= 0.999
+
+
+def test_the_shipped_seed_permuted_matches_itself(make_run, tmp_path):
+    model = GPT2LMHeadModel.from_pretrained(SHIPPED / "a", dtype=torch.float32).eval()
+    copy, orders = permuted(model, seed=1)
+    run = make_run({"a": SHIPPED / "a", "b": save_seed(copy, tmp_path / "b")}, precision="auto", token_budget=64 * 256)
+    found = tables_of(run)["matches"][~run.neurons["dead"].to_numpy()]
+    partner = [
+        orders[layer][match].item() for layer, match in zip(found["match_layer"], found["match_neuron"], strict=True)
+    ]
+    assert (found["match_layer"] == found["layer"]).all() and partner == found["neuron"].tolist()
+    assert found["corr"].min() >= 0.999
+
+
+def test_untrained_seeds_are_not_universal(make_run, tmp_path):
+    config = GPT2LMHeadModel.from_pretrained(SHIPPED / "a").config
+    folders = {"a": SHIPPED / "a"}
+    for i, name in enumerate("bc"):
+        torch.manual_seed(i)
+        folders[name] = save_seed(GPT2LMHeadModel(config), tmp_path / name)
+    references = tables_of(make_run(folders, precision="auto", token_budget=64 * 256))["references"]
+    assert (references["universal"] == 0).all()
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp64", 1e-5), ("auto", 1e-3)])
+def test_max_corr_equals_numpy_on_the_plain_model(make_run, precision, tolerance):
+    """200 neurons of seed a against all of b and c: transformers' model as it comes, numpy.corrcoef in fp64."""
+    seeds = {name: SHIPPED / name for name in "abc"}
+    run = make_run(seeds, precision=precision, token_budget=(400 if precision == "auto" else 64) * 256)
+    neurons = tables_of(run)["neurons"]
+    chosen = np.random.default_rng(0).choice(len(neurons), 200, replace=False)
+    activations = {name: plain_activations(folder, run.text) for name, folder in seeds.items()}
+    best = []
+    for other in "bc":
+        x, y = activations["a"][:, chosen], activations[other]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            corr = standardised(x).T @ standardised(y) / len(x)
+        best.append(np.nan_to_num(corr).max(1))
+    np.testing.assert_allclose(neurons["max_corr"].to_numpy()[chosen], np.max(best, 0), atol=tolerance)
+    np.testing.assert_allclose(neurons["mean_corr"].to_numpy()[chosen], np.mean(best, 0), atol=tolerance)
+
+
+def standardised(x: np.ndarray) -> np.ndarray:
+    return (x - x.mean(0)) / x.std(0)
+
+
+def plain_activations(folder, text) -> np.ndarray:
+    """(counted tokens, all neurons) fp64, hooked from an unmodified transformers model."""
+    model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
+    seen = []
+    for block in model.transformer.h:
+        block.mlp.act.register_forward_hook(lambda _m, _i, output: seen.append(output))
+    rows = []
+    with torch.no_grad():
+        for tokens, counted in zip(text.tokens.split(32), text.counted().split(32), strict=True):
+            seen.clear()
+            model(tokens)
+            rows.append(torch.cat(seen, -1)[counted].double().numpy())
+    return np.concatenate(rows)
+
+
+KILLED_RUN = """
+import sys
+import lib.params, lib.collect
+from pathlib import Path
+lib.params.OUTPUTS = Path(sys.argv[2])
+lib.collect.SAVE_SECONDS = 0
+lib.collect.fastest_layer_statistics = lambda: lib.kernels.fused.layer_statistics
+from lib.store import Run
+from lib.params import read_params
+advance = lib.collect.Pass.advance
+def slow(self, bar):
+    advance(self, bar)
+    print(self.next_block, flush=True)
+    import time; time.sleep(0.05)
+lib.collect.Pass.advance = slow
+lib.collect.collect(Run(read_params(sys.argv[1])))
+"""
+
+
+def test_a_killed_pass_goes_on_to_the_same_tables(make_run, seed_folders, tmp_path):
+    settings = {"precision": "int8", "token_budget": 200 * 256}
+    whole = tables_of(make_run(seed_folders, run="whole", **settings))
+    run = make_run(seed_folders, run="killed", **settings)
+    run.folder.mkdir(parents=True)
+    file = run.folder / "params.yaml"
+    file.write_text(json.dumps(run.params.model_dump(mode="json")))  # JSON is YAML
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED_RUN, str(file), str(run.folder.parent)],
+        cwd=ROOT, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    for line in process.stdout:
+        if int(line) >= 5 * BATCH:
+            break
+    time.sleep(0.1)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert (run.folder / "stats" / "state.safetensors").exists() and not (run.folder / "stats" / "done.json").exists()
+    again = tables_of(run)
+    for name, table in whole.items():
+        pd.testing.assert_frame_equal(again[name], table, check_exact=True)
+
+
+def test_the_same_run_twice_gives_identical_tables(make_run, seed_folders):
+    first, second = (tables_of(make_run(seed_folders, run=name, precision="auto")) for name in ("first", "second"))
+    for name, table in first.items():
+        pd.testing.assert_frame_equal(second[name], table, check_exact=True)
+
+
+def test_a_run_made_with_other_parameters_is_refused_and_left_alone(make_run, seed_folders):
+    run = make_run(seed_folders)
+    collect(run)
+    before = (run.folder / "stats" / "done.json").read_text()
+    with pytest.raises(InputError, match="token_budget"):
+        collect(make_run(seed_folders, token_budget=10 * 256))
+    assert (run.folder / "stats" / "done.json").read_text() == before
+    collect(make_run(seed_folders, reference="b", threshold=0.4))  # algebra only: no new pass
+
+
+def test_a_nan_activation_is_named(make_run, seed_folders, tmp_path, monkeypatch):
+    model = small_model(5)
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_fc.bias[7] = 3e38  # finite weights, overflowing activations
+        model.transformer.h[1].mlp.c_fc.weight[:, 7] = 3e38
+    folders = {"a": seed_folders["a"], "b": save_seed(model, tmp_path / "b")}
+    with pytest.raises(InputError, match="seed 'b', layer 1, neuron 7"):
+        collect(make_run(folders))
+
+
+def test_a_full_disk_leaves_what_was_saved(make_run, seed_folders, monkeypatch):
+    run = make_run(seed_folders)
+    write_json(run.folder / "stats" / "key.json", {"kept": True})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(InputError, match="no space left"):
+        write_json(run.folder / "stats" / "key.json", {"kept": False})
+    assert json.loads((run.folder / "stats" / "key.json").read_text()) == {"kept": True}
+    assert not list((run.folder / "stats").glob("*.writing"))
+
+
+def test_seeds_of_different_shape_are_refused(make_run, seed_folders, tmp_path):
+    folders = {"a": seed_folders["a"], "b": save_seed(small_model(1, layers=3), tmp_path / "b")}
+    with pytest.raises(InputError, match="same model"):
+        Pass(make_run(folders))
