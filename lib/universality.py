@@ -1,0 +1,237 @@
+"""Which neurons are universal, where they sit and how they differ: from per-neuron tables to small tables.
+
+A neuron is universal when its excess correlation exceeds the threshold (METHOD §2). Every function takes
+the run's tables, so a threshold can be changed without running a model, and is defined for zero universal neurons.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.stats import mannwhitneyu
+from statsmodels.stats.multitest import multipletests
+
+FEWEST = 10  # universal neurons below which no direction is claimed
+SIGNIFICANT = 0.05  # corrected p-value above which no direction is claimed
+
+PROPERTIES = {
+    "sparsity": "activation frequency",
+    "mean": "mean pre-activation",
+    "var": "variance of pre-activation",
+    "skew": "skew of pre-activation",
+    "kurt": "kurtosis of pre-activation",
+    "input_bias": "input bias",
+    "w_in_norm": "norm of w_in",
+    "w_out_norm": "norm of w_out",
+    "in_out_sim": "cos(w_in, w_out)",
+    "l2_penalty": "L2 penalty",
+    "vocab_mean": "mean of cos(w_out, W_U)",
+    "vocab_var": "variance of cos(w_out, W_U)",
+    "vocab_skew": "skew of cos(w_out, W_U)",
+    "vocab_kurt": "kurtosis of cos(w_out, W_U)",
+}
+
+# Gurnee et al., arXiv 2401.12181: share of universal neurons (the published per-neuron tables),
+# correlation of activation frequency with cos(w_in, w_out) (figure 9) and median percentile of the universal
+# neurons within their own layer (figure 3). A median above 50 is published as "high", below as "low".
+PUBLISHED_SOURCE = "Gurnee et al., arXiv 2401.12181"
+PUBLISHED_MODELS = {"pythia": "Pythia-160M", "small": "GPT2-small", "medium": "GPT2-medium"}
+PUBLISHED_SHARES = pd.DataFrame(
+    {"universal": [465, 1533, 1211], "neurons": [36864, 36864, 98304], "frequency_cosine": [-0.58, -0.69, -0.63]},
+    index=list(PUBLISHED_MODELS),
+)
+PUBLISHED_SHARES["share"] = PUBLISHED_SHARES["universal"] / PUBLISHED_SHARES["neurons"]
+PUBLISHED_MEDIANS = pd.DataFrame.from_dict(
+    {
+        "sparsity": (3, 24, 11),
+        "mean": (4, 20, 8),
+        "skew": (98, 94, 98),
+        "kurt": (97, 93, 96),
+        "input_bias": (22, 18, 7),
+        "in_out_sim": (95, 71, 88),
+        "l2_penalty": (97, 83, 94),
+        "vocab_kurt": (91, 86, 94),
+    },
+    orient="index",
+    columns=list(PUBLISHED_MODELS),
+)
+
+
+def universal(neurons: pd.DataFrame, threshold: float) -> pd.Series:
+    """True where the excess correlation is above the threshold; a missing excess is not universal."""
+    return neurons["excess_corr"] > threshold
+
+
+def share_curve(excess: pd.Series, thresholds: Sequence[float]) -> np.ndarray:
+    """Share of neurons whose excess correlation is above each threshold, shape (thresholds,)."""
+    ordered = np.sort(np.asarray(excess, dtype=float))  # NaN sorts last, and would count as above
+    known = int(np.isfinite(ordered).sum())
+    above = known - np.searchsorted(ordered[:known], np.asarray(thresholds, dtype=float), side="right")
+    return above / max(1, len(ordered))
+
+
+def reference_shares(neurons_all_seeds: pd.DataFrame, threshold: float) -> pd.DataFrame:
+    """One row per seed as reference: seed, neurons, universal, share, mean_excess, dead."""
+    flagged = neurons_all_seeds.assign(universal=universal(neurons_all_seeds, threshold))
+    rows = flagged.groupby("seed", sort=False).agg(
+        neurons=("neuron", "size"),
+        universal=("universal", "sum"),
+        share=("universal", "mean"),
+        mean_excess=("excess_corr", "mean"),
+        dead=("dead", "sum"),
+    )
+    return rows.reset_index()
+
+
+def layer_shares(neurons: pd.DataFrame, threshold: float) -> pd.DataFrame:
+    """One row per layer (and seed, where the table has several): layer, neurons, universal, share."""
+    keys = [key for key in ("seed", "layer") if key in neurons]
+    flagged = neurons.assign(universal=universal(neurons, threshold))
+    rows = flagged.groupby(keys, sort=False).agg(
+        neurons=("neuron", "size"), universal=("universal", "sum"), share=("universal", "mean")
+    )
+    return rows.reset_index()
+
+
+def gap(neurons: pd.DataFrame) -> pd.Series:
+    """Figure 2b: largest minus smallest best-match correlation over the compared models, per neuron."""
+    return neurons["max_corr"] - neurons["min_corr"]
+
+
+def layer_agreement(matches: pd.DataFrame) -> pd.DataFrame:
+    """Figure 2c: percent of the neurons of layer l (rows) whose best match lies in layer l′ (columns).
+
+    Rows sum to 100, over all compared models. A match of correlation 0 or less (a dead neuron's) is no partner and
+    left out; the row of a layer without any match is NaN.
+    """
+    layers = range(int(max(matches["layer"].max(), matches["match_layer"].max())) + 1)
+    found = matches[matches["corr"] > 0]
+    counts = pd.crosstab(found["layer"], found["match_layer"]).reindex(index=layers, columns=layers, fill_value=0)
+    return 100 * counts.div(counts.sum(axis=1).replace(0, np.nan), axis=0)
+
+
+def layer_percentiles(neurons: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Percentile of each value within its own layer, 0 to 100 with the layer's median at 50.
+
+    The percentile is 100·(rank − ½)/n with ties sharing their mean rank; NaN stays NaN and is not ranked.
+    """
+    grouped = neurons.groupby("layer")[list(columns)]
+    return 100 * (grouped.rank() - 0.5) / grouped.transform("count")
+
+
+def property_tests(neurons: pd.DataFrame, threshold: float) -> pd.DataFrame:
+    """One row per property: do universal neurons rank differently from the rest of their own layer?
+
+    Two-sided Mann–Whitney U on within-layer percentiles. `effect` is Cliff's delta 2U/(n₁n₂) − 1: the chance that
+    a universal neuron ranks higher than another one, minus the chance of the opposite; −1 to 1, 0 is no difference.
+    `p_corrected` is Holm's over the properties tested. `verdict` compares the sign with the published direction:
+    "holds", "does not hold", or "cannot tell" (fewer than FEWEST universal neurons or p_corrected ≥ SIGNIFICANT);
+    it is empty where nothing was published.
+    """
+    columns = [column for column in PROPERTIES if column in neurons]
+    percentiles = layer_percentiles(neurons, columns)
+    chosen = universal(neurons, threshold)
+    rows = []
+    for column in columns:
+        ours, others = (percentiles.loc[mask, column].dropna() for mask in (chosen, ~chosen))
+        effect, p_value = np.nan, np.nan
+        if len(ours) and len(others):
+            test = mannwhitneyu(ours, others, alternative="two-sided")
+            effect, p_value = 2 * test.statistic / (len(ours) * len(others)) - 1, test.pvalue
+        rows.append(
+            {
+                "property": column,
+                "label": PROPERTIES[column],
+                "universal": len(ours),
+                "other": len(others),
+                "median_percentile": ours.median() if len(ours) else np.nan,
+                "effect": effect,
+                "p_value": p_value,
+            }
+        )
+    tests = pd.DataFrame(rows).join(PUBLISHED_MEDIANS.add_prefix("published_"), on="property")
+    tests["p_corrected"] = _holm(tests["p_value"])
+    published = tests[[f"published_{model}" for model in PUBLISHED_MODELS]]
+    tests["published"] = np.select([(published > 50).all(axis=1), (published < 50).all(axis=1)], ["high", "low"], "")
+    tests["verdict"] = [_verdict(row) for row in tests.itertuples()]
+    return tests
+
+
+def _holm(p_values: pd.Series) -> pd.Series:
+    tested = p_values.dropna()
+    corrected = multipletests(tested, method="holm")[1] if len(tested) else []
+    return pd.Series(corrected, index=tested.index, dtype=float).reindex(p_values.index)
+
+
+def _verdict(row) -> str:
+    if not row.published:
+        return ""
+    if row.universal < FEWEST or not row.p_corrected < SIGNIFICANT:  # a NaN p-value cannot tell either
+        return "cannot tell"
+    return "holds" if (row.effect > 0) == (row.published == "high") else "does not hold"
+
+
+def frequency_cosine_correlation(neurons: pd.DataFrame) -> float:
+    """Figure 9: Pearson correlation over neurons of activation frequency and cos(w_in, w_out); NaN if undefined."""
+    pairs = neurons[["sparsity", "in_out_sim"]].dropna()
+    if len(pairs) < 2 or (pairs.std() == 0).any():
+        return float("nan")
+    return float(np.corrcoef(pairs["sparsity"], pairs["in_out_sim"])[0, 1])
+
+
+def noise_floor(candidates: int, tokens: float | np.ndarray) -> float | np.ndarray:
+    """About how large the best of `candidates` correlations is when all true ones are 0: √(2 ln N / tokens).
+
+    It is the expected maximum of N independent Gaussians of variance 1/tokens to leading order (METHOD §7).
+    """
+    return np.sqrt(2 * np.log(candidates) / tokens)
+
+
+def convergence_summary(convergence: pd.DataFrame, threshold: float) -> pd.DataFrame:
+    """One row per seed and snapshot of the pass, with means over neurons.
+
+    Columns: seed, tokens, mean_corr, baseline, excess_corr, universal (count), agreement: of the neurons
+    universal at this snapshot or at the end, the share that is universal at both (NaN if there is none).
+    """
+    flagged = convergence.assign(universal=universal(convergence, threshold))
+    rows = []
+    for seed, of_seed in flagged.groupby("seed", sort=False):
+        snapshots = {
+            tokens: frame.set_index(["layer", "neuron"]) for tokens, frame in of_seed.groupby("tokens", sort=True)
+        }
+        final = list(snapshots.values())[-1]["universal"]
+        for tokens, frame in snapshots.items():
+            now, last = frame["universal"].align(final, fill_value=False)
+            either = int((now | last).sum())
+            rows.append(
+                {
+                    "seed": seed,
+                    "tokens": tokens,
+                    "mean_corr": frame["mean_corr"].mean(),
+                    "baseline": frame["baseline"].mean(),
+                    "excess_corr": frame["excess_corr"].mean(),
+                    "universal": int(now.sum()),
+                    "agreement": (now & last).sum() / either if either else np.nan,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def draw_summary(draws: pd.DataFrame, neurons: pd.DataFrame, threshold: float) -> pd.DataFrame:
+    """One row per rotation draw of one reference: draw, baseline (mean over neurons), universal with that draw alone."""
+    joined = draws.merge(neurons[["layer", "neuron", "mean_corr"]], on=["layer", "neuron"])
+    joined["universal"] = joined["mean_corr"] - joined["baseline"] > threshold
+    rows = joined.groupby("draw").agg(baseline=("baseline", "mean"), universal=("universal", "sum"))
+    return rows.reset_index()
+
+
+def draw_spread(draws: pd.DataFrame) -> pd.Series:
+    """Standard deviation over rotation draws of each neuron's baseline (sample, ddof 1); NaN with a single draw."""
+    return draws.groupby(["layer", "neuron"])["baseline"].std()
+
+
+def representatives(neurons: pd.DataFrame, number: int) -> pd.DataFrame:
+    """The neuron with the largest excess of each layer, for at most `number` layers spread over the depth."""
+    best = neurons.loc[neurons.groupby("layer")["excess_corr"].idxmax()].sort_values("layer")
+    spread = np.unique(np.linspace(0, len(best) - 1, min(number, len(best))).round().astype(int))
+    return best.iloc[spread].reset_index(drop=True)
