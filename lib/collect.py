@@ -45,7 +45,9 @@ class Pass:
         self.device = torch.device(
             ("cuda" if torch.cuda.is_available() else "cpu") if params.device == "auto" else params.device
         )
-        self.precision = fastest_precision(self.device) if params.precision == "auto" else params.precision
+        self.precision = (
+            fastest_precision(self.device, run.text.tokens.numel()) if params.precision == "auto" else params.precision
+        )
         self.operand_dtype = OPERAND_DTYPES[self.precision]
         forward_dtype = torch.bfloat16 if self.precision in ("bf16", "int8") else torch.float32
         self.models = {

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lib.kernels.fused import layer_statistics
+from lib.kernels.fused import fastest_layer_statistics, layer_statistics
 from lib.params import ROOT, Params
 from lib.store import Run
 
@@ -57,12 +57,17 @@ def seed_folders(tmp_path_factory) -> dict[str, Path]:
     return {name: save_seed(small_model(i), root / name) for i, name in enumerate("abc")}
 
 
+def _uncompiled_if_small(pre, *arguments):
+    small = pre.shape[1] < 100
+    return (layer_statistics if small else fastest_layer_statistics())(pre, *arguments)
+
+
 @pytest.fixture
 def make_run(tmp_path, monkeypatch):
     """make_run(seeds, **parameters): a run that writes below the test's temporary folder."""
     monkeypatch.setattr("lib.params.OUTPUTS", tmp_path / "outputs")
-    # uncompiled: the same expression (test_kernels compares them), without the compiler's time for each small shape
-    monkeypatch.setattr("lib.collect.fastest_layer_statistics", lambda: layer_statistics)
+    # small models run uncompiled: the same expression (test_kernels compares them) without a compilation per shape
+    monkeypatch.setattr("lib.collect.fastest_layer_statistics", lambda: _uncompiled_if_small)
 
     def make(seeds: dict[str, Path], **changes) -> Run:
         values = dict(

@@ -50,7 +50,7 @@ def test_a_permuted_copy_matches_itself_neuron_by_neuron(make_run, tmp_path, pre
 def test_the_shipped_seed_permuted_matches_itself(make_run, tmp_path):
     model = GPT2LMHeadModel.from_pretrained(SHIPPED / "a", dtype=torch.float32).eval()
     copy, orders = permuted(model, seed=1)
-    run = make_run({"a": SHIPPED / "a", "b": save_seed(copy, tmp_path / "b")}, precision="auto", token_budget=64 * 256)
+    run = make_run({"a": SHIPPED / "a", "b": save_seed(copy, tmp_path / "b")}, precision="auto", token_budget=24 * 256)
     found = tables_of(run)["matches"][~run.neurons["dead"].to_numpy()]
     partner = [
         orders[layer][match].item() for layer, match in zip(found["match_layer"], found["match_neuron"], strict=True)
@@ -65,45 +65,37 @@ def test_untrained_seeds_are_not_universal(make_run, tmp_path):
     for i, name in enumerate("bc"):
         torch.manual_seed(i)
         folders[name] = save_seed(GPT2LMHeadModel(config), tmp_path / name)
-    references = tables_of(make_run(folders, precision="auto", token_budget=64 * 256))["references"]
+    references = tables_of(make_run(folders, precision="auto", token_budget=24 * 256))["references"]
     assert (references["universal"] == 0).all()
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp64", 1e-5), ("auto", 1e-3)])
-def test_max_corr_equals_numpy_on_the_plain_model(make_run, precision, tolerance):
-    """200 neurons of seed a against all of b and c: transformers' model as it comes, numpy.corrcoef in fp64."""
-    seeds = {name: SHIPPED / name for name in "abc"}
-    run = make_run(seeds, precision=precision, token_budget=(400 if precision == "auto" else 64) * 256)
+@pytest.mark.parametrize(("precision", "blocks", "tolerance"), [("fp64", 32, 1e-5), ("auto", 400, 1e-3)])
+def test_max_corr_equals_numpy_on_the_plain_model(make_run, precision, blocks, tolerance):
+    """200 neurons of seed a against all of b: transformers' model as it comes, numpy.corrcoef in fp64."""
+    seeds = {name: SHIPPED / name for name in "ab"}
+    run = make_run(seeds, precision=precision, token_budget=blocks * 256)
     neurons = tables_of(run)["neurons"]
     chosen = np.random.default_rng(0).choice(len(neurons), 200, replace=False)
-    activations = {name: plain_activations(folder, run.text) for name, folder in seeds.items()}
-    best = []
-    for other in "bc":
-        x, y = activations["a"][:, chosen], activations[other]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            corr = standardised(x).T @ standardised(y) / len(x)
-        best.append(np.nan_to_num(corr).max(1))
+    x = plain_activations(SHIPPED / "a", run.text)[:, chosen]
+    y = plain_activations(SHIPPED / "b", run.text)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        best = [np.nan_to_num(np.corrcoef(x.T, part.T)[:200, 200:]).max(1) for part in np.array_split(y, 24, axis=1)]
     np.testing.assert_allclose(neurons["max_corr"].to_numpy()[chosen], np.max(best, 0), atol=tolerance)
-    np.testing.assert_allclose(neurons["mean_corr"].to_numpy()[chosen], np.mean(best, 0), atol=tolerance)
-
-
-def standardised(x: np.ndarray) -> np.ndarray:
-    return (x - x.mean(0)) / x.std(0)
 
 
 def plain_activations(folder, text) -> np.ndarray:
-    """(counted tokens, all neurons) fp64, hooked from an unmodified transformers model."""
+    """(counted tokens, all neurons), hooked from an unmodified transformers model in fp32."""
     model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
     seen = []
     for block in model.transformer.h:
         block.mlp.act.register_forward_hook(lambda _m, _i, output: seen.append(output))
     rows = []
     with torch.no_grad():
-        for tokens, counted in zip(text.tokens.split(32), text.counted().split(32), strict=True):
+        for tokens, counted in zip(text.tokens.split(16), text.counted().split(16), strict=True):
             seen.clear()
-            model(tokens)
-            rows.append(torch.cat(seen, -1)[counted].double().numpy())
-    return np.concatenate(rows)
+            model.transformer(tokens)
+            rows.append(torch.cat(seen, -1)[counted].numpy())
+    return np.concatenate(rows)  # np.corrcoef widens each part to fp64
 
 
 KILLED_RUN = """

@@ -12,15 +12,18 @@ from torch import Tensor
 
 OPERAND_DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 
+INT8_TOKENS = 100_000
 
-def fastest_precision(device: torch.device) -> str:
-    """The cheapest operand type that this device multiplies natively with an error within 1e-3 ("auto")."""
+
+def fastest_precision(device: torch.device, tokens: int) -> str:
+    """The cheapest operand type that this device multiplies natively with an error within 1e-3 ("auto").
+
+    The rounding noise that int8 operands add to a correlation falls with the square root of the tokens; below
+    INT8_TOKENS it may pass 1e-3 for neurons with very long tails, and products are cheap enough in fp32.
+    """
     if device.type == "cuda":
         return "bf16"
-    capability = torch.backends.cpu.get_cpu_capability()
-    if "AMX" in capability or torch.cpu._is_vnni_supported():
-        return "int8"
-    return "fp32"
+    return "int8" if tokens >= INT8_TOKENS and torch.cpu._is_vnni_supported() else "fp32"
 
 
 def product(left: Float[Tensor, "tokens a"], right: Float[Tensor, "tokens b"]) -> Float[Tensor, "a b"]:
