@@ -1,0 +1,85 @@
+"""The tables of a run agree with one another, with their documented columns, and with a plain computation."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+from transformers import GPT2LMHeadModel
+
+from lib.collect import collect
+from lib.tables import tabulate
+
+NEURON_COLUMNS = (
+    "layer neuron max_corr mean_corr min_corr max_baseline min_baseline mean_baseline excess_corr w_in_norm input_bias "
+    "w_out_norm in_out_sim l2_penalty mean var skew kurt vocab_mean vocab_var vocab_skew vocab_kurt sparsity"
+).split()
+MATCH_COLUMNS = ["layer", "neuron", "model", "match_layer", "match_neuron", "corr", "baseline"]
+
+
+@pytest.fixture
+def run(make_run, seed_folders):
+    run = make_run(seed_folders, reference="b")
+    collect(run)
+    tabulate(run)
+    return run
+
+
+def test_columns_are_the_published_ones(run):
+    neurons = pd.read_parquet(run.folder / "tables" / "neurons.parquet")
+    assert set(NEURON_COLUMNS) <= set(neurons.columns) and len(neurons) == 2 * 48
+    matches = pd.read_parquet(run.folder / "tables" / "matches.parquet")
+    assert list(matches.columns) == MATCH_COLUMNS and set(matches["model"]) == {"a", "c"}
+    pd.testing.assert_frame_equal(neurons, run.neurons)
+    pd.testing.assert_frame_equal(matches, run.matches)
+
+
+def test_neurons_summarise_matches(run):
+    by_neuron = run.matches.groupby(["layer", "neuron"])
+    neurons = run.neurons.set_index(["layer", "neuron"])
+    for column, kind in (("corr", "corr"), ("baseline", "baseline")):
+        for how in ("max", "mean", "min"):
+            want = by_neuron[column].agg(how)
+            np.testing.assert_allclose(neurons[f"{how}_{kind}"], want.loc[neurons.index], atol=1e-12)
+    want = neurons["mean_corr"] - neurons["mean_baseline"]
+    np.testing.assert_allclose(neurons["excess_corr"], want, atol=1e-12)
+
+
+def test_properties_equal_scipy_on_the_plain_model(run, seed_folders):
+    model = GPT2LMHeadModel.from_pretrained(seed_folders["b"], dtype=torch.float32).eval()
+    for layer, block in enumerate(model.transformer.h):
+        seen = []
+        handle = block.mlp.act.register_forward_hook(lambda _m, inputs, _o, seen=seen: seen.append(inputs[0]))
+        with torch.no_grad():
+            model(run.text.tokens)
+        handle.remove()
+        pre = seen[0][run.text.counted()].double().numpy()
+        own = run.neurons[run.neurons["layer"] == layer]
+        np.testing.assert_allclose(own["mean"], pre.mean(0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(own["var"], pre.var(0), rtol=1e-4)
+        np.testing.assert_allclose(own["skew"], stats.skew(pre), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(own["kurt"], stats.kurtosis(pre, fisher=False), rtol=1e-3)
+        np.testing.assert_allclose(own["sparsity"], (pre > 0).mean(0), atol=1e-3)
+
+
+def test_other_tables_agree(run):
+    text = run.table("text")
+    assert text["counted"].sum() == run.done["tokens_counted"] == int(run.text.counted().sum())
+    draws = run.table("baseline_draws").query("seed == 'b'").groupby(["layer", "neuron"])["baseline"].mean()
+    np.testing.assert_allclose(draws, run.neurons.set_index(["layer", "neuron"])["mean_baseline"], atol=1e-12)
+    convergence = run.table("convergence")
+    last = convergence[(convergence["tokens"] == convergence["tokens"].max()) & (convergence["seed"] == "b")]
+    np.testing.assert_allclose(last["excess_corr"], run.neurons["excess_corr"], atol=1e-12)
+    assert convergence["tokens"].nunique() >= 3
+    references = run.table("references").set_index("seed")
+    assert references.loc["b", "universal"] == (run.neurons["excess_corr"] > run.params.threshold).sum()
+    losses = run.table("losses")
+    assert set(losses["seed"]) == {"a", "b", "c"} and losses["loss"].between(0, 100).all()
+
+
+def test_another_threshold_changes_the_references_only(make_run, seed_folders, run):
+    strict = run.table("references")
+    again = make_run(seed_folders, reference="b", threshold=0.0)
+    tabulate(again)
+    assert again.table("references")["universal"].sum() > strict["universal"].sum()
+    pd.testing.assert_frame_equal(again.neurons, run.neurons)
