@@ -1,11 +1,12 @@
 """HTML views of neurons: the text around their strongest activations, and a browsable table of neurons.
 
-Plain HTML with one small style sheet and one small script, no library and nothing fetched; it works in JupyterLab and
-in the exported report. All text from the corpus is escaped.
+Plain HTML with one small style sheet, no script and nothing fetched, so it works in JupyterLab and in an exported page
+that forbids scripts. All text from the corpus is escaped.
 """
 
 from collections.abc import Sequence
 from html import escape
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -14,28 +15,21 @@ LEVELS = 9  # steps of shading
 VISIBLE = str.maketrans({"\n": "⏎", "\r": "␍", "\t": "⇥", "\ufeff": "⟨U+FEFF⟩", "\u200b": "⟨U+200B⟩"})
 
 STYLE = (
-    "<style>.neuron-text{background:#fff;color:#111;font:13px/1.7 ui-monospace,Menlo,Consolas,monospace;"
+    "<style>.neuron-text{display:block;background:#fff;color:#111;font:13px/1.7 ui-monospace,Menlo,Consolas,monospace;"
     "white-space:pre-wrap;overflow-wrap:anywhere;margin:2px 0;padding:1px 6px;border-left:3px solid #d9d9d9}"
     ".neuron-text i{font-style:normal;border-radius:2px}.neuron-text b{text-decoration:underline}"
     ".neuron-text small{color:#555;user-select:none}"
     + "".join(f".neuron-text .s{level}{{background:rgba(213,94,0,{level / LEVELS * 0.75:.2f})}}" for level in range(1, LEVELS + 1))
-    + ".neuron-table{border-collapse:collapse;font:13px/1.5 system-ui,sans-serif;background:#fff;color:#111}"
-    ".neuron-table th,.neuron-table td{padding:2px 10px;text-align:right;border-bottom:1px solid #e6e6e6}"
-    ".neuron-table th button{all:unset;cursor:pointer;font-weight:600}.neuron-table th button:focus{outline:2px solid #0072B2}"
-    ".neuron-table td.more{text-align:left;border-bottom:2px solid #cfcfcf}.neuron-table summary{cursor:pointer}</style>"
+    + ".neuron-table{font:13px/1.5 system-ui,sans-serif;background:#fff;color:#111;overflow-x:auto}"
+    ".neuron-table .row{display:grid;grid-auto-flow:column;grid-auto-columns:minmax(5.5em,1fr);text-align:right}"
+    ".neuron-table .row>*{padding:1px 6px}.neuron-table .head{border-bottom:2px solid #999;font-weight:600}"
+    ".neuron-table .head{align-items:end}.neuron-table .head label{cursor:pointer;position:relative}"
+    ".neuron-table .head input{position:absolute;opacity:0}.neuron-table .head label:has(:focus-visible){outline:2px solid}"
+    ".neuron-table .head label:has(:checked){color:#0072B2}.neuron-table .head label:has(:checked)::after{content:'\u25be'}"
+    ".neuron-table .neurons{display:flex;flex-direction:column}.neuron-table .neuron{border-bottom:1px solid #cfcfcf}"
+    ".neuron-table:has(.reverse:checked) .neurons{flex-direction:column-reverse}"
+    ".neuron-table summary{cursor:pointer}.neuron-table summary .neuron-text{display:inline;border:0;padding:0}</style>"
 )
-
-SCRIPT = """<script>
-function sortNeurons(button) {
-  const head = button.closest("th"), table = head.closest("table"), column = head.cellIndex;
-  const down = head.getAttribute("aria-sort") !== "descending";
-  table.querySelectorAll("th").forEach(other => other.removeAttribute("aria-sort"));
-  head.setAttribute("aria-sort", down ? "descending" : "ascending");
-  const value = body => parseFloat(body.rows[0].cells[column].dataset.value);
-  [...table.tBodies].sort((a, b) => down ? value(b) - value(a) : value(a) - value(b))
-    .forEach(body => table.append(body));
-}
-</script>"""
 
 
 def _byte_of_letter() -> dict[str, int]:
@@ -76,12 +70,13 @@ class Examples:
 
     def html(self, layer: int, neuron: int, limit: int = 5) -> str:
         """The strongest `limit` examples, one line each: activation, domain, tokens shaded by activation."""
-        lines = [
-            self._line(layer, neuron, rank)
-            for rank in range(min(limit, self.value.shape[-1]))
-            if self.block[layer, neuron, rank] >= 0
-        ]
-        return "".join(lines) or "<p>No example: the neuron was never counted.</p>"
+        return "".join(self.lines(layer, neuron, limit))
+
+    def lines(self, layer: int, neuron: int, limit: int = 5) -> list[str]:
+        """The same as a list; one line saying so if there is no example."""
+        ranks = range(min(limit, self.value.shape[-1]))
+        lines = [self._line(layer, neuron, rank) for rank in ranks if self.block[layer, neuron, rank] >= 0]
+        return lines or ["<span class=neuron-text>no example: the neuron saw no counted token</span>"]
 
     def _line(self, layer: int, neuron: int, rank: int) -> str:
         at = (layer, neuron, rank)
@@ -97,7 +92,7 @@ class Examples:
             piece = f"<b>{piece}</b>" if place == position else piece
             pieces.append(f"<i class=s{level}>{piece}</i>" if level else piece)
         domain = escape(self.text.domains[int(self.text.domain[block])])
-        return f"<div class=neuron-text><small>{self.value[at]:.2f} · {domain}</small>  {''.join(pieces)}</div>"
+        return f"<span class=neuron-text><small>{self.value[at]:.2f} · {domain}</small>  {''.join(pieces)}</span>"
 
     def _text(self, token: int) -> str:
         if token not in self._tokens:
@@ -115,27 +110,40 @@ def gallery_html(examples: Examples, chosen: pd.DataFrame, limit: int = 5) -> st
 
 
 def neuron_table_html(examples: Examples, chosen: pd.DataFrame, columns: Sequence[str], limit: int = 5) -> str:
-    """A table of neurons, sorted by a click on a column head; each row opens to the neuron's examples.
+    """A table of neurons that sorts without a script; under each row stands the neuron's strongest example.
 
-    `chosen` has layer, neuron and `columns`; its order is the order shown at first.
+    A choice of a column head orders the rows by the ranks that each row carries, largest first (layer and neuron:
+    smallest first); "reverse" turns the order around; a click on an example shows the next ones. `chosen` has layer,
+    neuron and `columns`; it is first shown sorted by the first of `columns`.
     """
-    shown = ["layer", "neuron", *columns]
     if chosen.empty:
         return STYLE + "<p>No neuron to show.</p>"
-    head = "".join(
-        f'<th scope=col><button type=button onclick="sortNeurons(this)" title="sort">{escape(name)}</button></th>'
-        for name in shown
+    shown = ["layer", "neuron", *columns]
+    ranks = pd.concat(
+        [chosen[["layer", "neuron"]].rank(method="first"), chosen[list(columns)].rank(method="first", ascending=False)], axis=1
+    ).fillna(len(chosen) + 1)  # undefined values last
+    name = f"sort-{crc32(chosen[shown].to_csv().encode()):08x}"  # another name for every table of a page
+    rules = "".join(
+        f".neuron-table:has(#{name}-{index}:checked) .neuron{{order:var(--r{index})}}" for index in range(len(shown))
     )
-    bodies = []
-    for record in chosen[shown].to_dict("records"):
-        cells = "".join(f'<td data-value="{record[name]}">{_cell(record[name])}</td>' for name in shown)
-        lines = examples.html(int(record["layer"]), int(record["neuron"]), limit)
-        bodies.append(
-            f"<tbody><tr>{cells}</tr><tr><td class=more colspan={len(shown)}>"
-            f"<details><summary>examples</summary>{lines}</details></td></tr></tbody>"
+    head = "".join(
+        f'<span role=columnheader><label><input type=radio name={name} id={name}-{index}{" checked" if index == 2 else ""}> '
+        f"{escape(column).replace('_', '_<wbr>')}</label></span>"
+        for index, column in enumerate(shown)
+    )
+    rows = []
+    for values, rank in zip(chosen[shown].to_dict("records"), ranks[shown].to_numpy(int), strict=True):
+        order = ";".join(f"--r{index}:{place}" for index, place in enumerate(rank))
+        cells = "".join(f"<span role=cell>{_cell(value)}</span>" for value in values.values())
+        first, *more = examples.lines(int(values["layer"]), int(values["neuron"]), limit)
+        rows.append(
+            f'<div class=neuron style="{order}"><div class=row role=row>{cells}</div>'
+            f"<details><summary>{first}</summary>{''.join(more)}</details></div>"
         )
-    table = f"<table class=neuron-table><thead><tr>{head}</tr></thead>{''.join(bodies)}</table>"
-    return STYLE + SCRIPT + f'<div style="overflow-x:auto">{table}</div>'
+    return (
+        f"{STYLE}<style>{rules}</style><div class=neuron-table role=table><label><input type=checkbox class=reverse> reverse"
+        f'</label><div class="row head" role=row>{head}</div><div class=neurons>{"".join(rows)}</div></div>'
+    )
 
 
 def _cell(value) -> str:

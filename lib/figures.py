@@ -15,17 +15,20 @@ import seaborn as sns
 from IPython.display import Image, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from lib import universality
 from lib.universality import PROPERTIES, PUBLISHED_MEDIANS, PUBLISHED_MODELS, PUBLISHED_SHARES, universal
 
 # Okabe and Ito's colours, told apart by readers with any colour vision
 COLOURS = {"universal": "#D55E00", "other": "#56B4E9"}
+ALPHA = {"universal": 0.9, "other": 0.5}  # of single dots
 CORRELATION, BASELINE, EXCESS, NEUTRAL = "#0072B2", "#E69F00", "#009E73", "#555555"
 SEED_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 MARKERS = {"pythia": "s", "small": "o", "medium": "^"}
 WIDE, NARROW, HEIGHT = 9.0, 5.5, 3.6  # inches
+PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.6g} %")
+PLAIN = FuncFormatter(lambda value, _: f"{value:g}")  # instead of powers of ten on a short log axis
 
 sns.set_theme(
     context="notebook",
@@ -56,7 +59,8 @@ def gallery(folder: Path) -> Callable[[Figure, str, str, str], None]:
             png = picture.getvalue()
         (folder / f"{name}.png").write_bytes(png)
         fig.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
-        display(Image(data=png, format="png", alt=alt, width=round(100 * fig.get_figwidth())))
+        width = int.from_bytes(png[16:20], "big")  # pixels, from the PNG's header
+        display(Image(data=png, format="png", alt=alt, width=round(width * 100 / matplotlib.rcParams["savefig.dpi"])))
 
     return show
 
@@ -69,7 +73,8 @@ def canvas(rows: int = 1, columns: int = 1, size: tuple[float, float] = (WIDE, H
 
 def note(axes: Axes, text: str) -> None:
     """Says inside an otherwise empty panel why it is empty."""
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=NEUTRAL, wrap=True)
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=NEUTRAL,
+              bbox={"facecolor": "white", "edgecolor": "none"})  # fmt: skip
 
 
 def _layer_axis(axes: Axes, layers: int) -> None:
@@ -168,14 +173,14 @@ def draws(summary: pd.DataFrame, spread: pd.Series) -> Figure:
     """Spread of each neuron's baseline over rotation draws, and universal neurons by draw."""
     fig, (left, right) = canvas(1, 2)
     if spread.notna().any():
-        left.hist(spread.dropna(), bins=60, color=BASELINE)
+        left.hist(spread.dropna(), bins=60, color=BASELINE, histtype="stepfilled")
     else:
         note(left, "one draw: no spread")
     left.set(xlabel="standard deviation of the baseline over draws", ylabel="neurons")
     right.bar(summary["draw"], summary["universal"], color=COLOURS["universal"], width=0.6)
     if not summary["universal"].any():
         note(right, "no universal neuron with any draw")
-    right.set(xlabel="rotation draw", ylabel="universal neurons with this draw alone")
+    right.set(xlabel="rotation draw", ylabel="universal neurons\nwith this draw alone")
     right.set_xticks(summary["draw"])
     right.yaxis.set_major_locator(MaxNLocator(integer=True))
     return fig
@@ -183,7 +188,7 @@ def draws(summary: pd.DataFrame, spread: pd.Series) -> Figure:
 
 def convergence(summary: pd.DataFrame, reference: str, candidates: int) -> Figure:
     """`universality.convergence_summary` against tokens: the reference's means, and every seed's universal count."""
-    fig, (left, right) = canvas(1, 2)
+    fig, (left, right) = canvas(1, 2, (WIDE, 4.4))
     own = summary[summary["seed"] == reference].sort_values("tokens")
     for column, label, colour in (
         ("mean_corr", "best match", CORRELATION),
@@ -200,13 +205,20 @@ def convergence(summary: pd.DataFrame, reference: str, candidates: int) -> Figur
     for seed, rows in summary.groupby("seed", sort=False):
         right.plot(rows["tokens"], rows["universal"], "o-", color=colours[seed], label=seed)
     right.set(ylabel="universal neurons")
-    right.set_ylim(bottom=0)
+    right.set_ylim(0, max(1, 1.1 * summary["universal"].max()))
     right.yaxis.set_major_locator(MaxNLocator(integer=True))
     right.legend(title="reference", loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3, frameon=False)
     for axes in (left, right):
         axes.set_xscale("log")
+        axes.set_xticks(own["tokens"], [_short(tokens) for tokens in own["tokens"]])
+        axes.set_xticks([], minor=True)
         axes.set_xlabel("counted tokens")
     return fig
+
+
+def _short(number: float) -> str:
+    """38,306 as "38k" and 1,000,000 as "1M"."""
+    return f"{number / 1e6:.2g}M" if number >= 1e6 else f"{number / 1e3:.2g}k" if number >= 1e3 else f"{number:.0f}"
 
 
 # ---------------------------------------------------------------- chapter 3
@@ -217,13 +229,14 @@ def distributions(neurons: pd.DataFrame, threshold: float) -> Figure:
     fig, (left, right) = canvas(1, 2)
     bins = np.linspace(0, 1, 61)
     for column, label, colour in (("mean_corr", "best match", CORRELATION), ("mean_baseline", "rotated baseline", BASELINE)):
-        left.hist(neurons[column].clip(0, 1), bins, color=colour, alpha=0.65, label=label)
+        left.hist(neurons[column].clip(0, 1), bins, color=colour, alpha=0.65, label=label, histtype="stepfilled")
     left.set(xlabel="correlation, mean over compared seeds", ylabel="neurons", xlim=(0, 1))
     left.legend()
     low, high = min(0.0, neurons["excess_corr"].min()), max(threshold, neurons["excess_corr"].max())
-    bins = np.linspace(low, high + 1e-9, 61)
+    step = max(high - low, 1e-3) / 60
+    bins = threshold + step * np.arange(np.floor((low - threshold) / step), np.ceil((high - threshold) / step) + 1)
     for name, group in _groups(neurons, threshold).items():
-        right.hist(group["excess_corr"], bins, color=COLOURS[name], label=f"{name} ({len(group):,})")
+        right.hist(group["excess_corr"], bins, color=COLOURS[name], label=f"{name} ({len(group):,})", histtype="stepfilled")
     right.axvline(threshold, color=NEUTRAL, linestyle="--", linewidth=1)
     right.set(xlabel="excess correlation", ylabel="neurons (log axis)", yscale="log")
     right.legend()
@@ -235,7 +248,7 @@ def gap(neurons: pd.DataFrame, threshold: float) -> Figure:
     fig, axes = canvas(size=(NARROW, NARROW * 0.85))
     axes.plot([0, 1], [0, 1], color=NEUTRAL, linewidth=1)
     for name, group in _groups(neurons, threshold).items():
-        axes.scatter(group["min_corr"], group["max_corr"], s=4, alpha=0.5, color=COLOURS[name], rasterized=True,
+        axes.scatter(group["min_corr"], group["max_corr"], s=5, alpha=ALPHA[name], color=COLOURS[name], rasterized=True,
                      linewidths=0, label=f"{name} ({len(group):,})")  # fmt: skip
     axes.set(xlabel="smallest best-match correlation", ylabel="largest best-match correlation", xlim=(0, 1), ylim=(0, 1))
     axes.legend(loc="lower right", markerscale=3)
@@ -258,12 +271,13 @@ def layer_agreement(matrix: pd.DataFrame) -> Figure:
 def references(shares: pd.DataFrame) -> Figure:
     """Share of universal neurons with each seed as reference, and their mean."""
     fig, axes = canvas(size=(NARROW, 3.2))
+    axes.axhline(shares["share"].mean(), color=NEUTRAL, linestyle="--", linewidth=1, zorder=0, label="mean")
     bars = axes.bar(shares["seed"], shares["share"], color=COLOURS["universal"], width=0.6)
     axes.bar_label(bars, [f"{number:,}" for number in shares["universal"]], padding=2, label_type="edge")
-    axes.axhline(shares["share"].mean(), color=NEUTRAL, linestyle="--", linewidth=1)
     axes.set(xlabel="reference seed", ylabel="universal neurons")
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
-    axes.set_ylim(0, max(1.2 * shares["share"].max(), 1e-3))
+    axes.yaxis.set_major_formatter(PERCENT)
+    axes.set_ylim(0, max(1.25 * shares["share"].max(), 1e-3))
+    axes.legend(loc="upper right")
     return fig
 
 
@@ -283,7 +297,7 @@ def share_curve(neurons_all_seeds: pd.DataFrame, threshold: float) -> Figure:
     axes.axvline(threshold, color=NEUTRAL, linestyle="--", linewidth=1)
     axes.set(xlabel="threshold of excess correlation", ylabel="universal neurons (log axis)", yscale="log", xlim=(0, 1))
     axes.set_ylim(smallest / 2, 1.3)
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axes.yaxis.set_major_formatter(PERCENT)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return fig
 
@@ -298,8 +312,8 @@ def layers(shares: pd.DataFrame, reference: str) -> Figure:
     if not shares["universal"].any():
         note(axes, "no universal neuron")
     axes.set(ylabel="universal neurons of the layer")
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
-    axes.set_ylim(0, max(1.15 * shares["share"].max(), 1e-3))
+    axes.yaxis.set_major_formatter(PERCENT)
+    axes.set_ylim(0, max(1.3 * shares["share"].max(), 1e-3))
     _layer_axis(axes, shares["layer"].nunique())
     axes.legend()
     return fig
@@ -320,14 +334,14 @@ def property_percentiles(neurons: pd.DataFrame, threshold: float) -> Figure:
         axes.plot(np.arange(len(columns)) + 0.33, PUBLISHED_MEDIANS[model], MARKERS[model], color=NEUTRAL, linestyle="none",
                   markerfacecolor="white", label=f"published median, {name}")  # fmt: skip
     axes.set(xlabel=None, ylabel="percentile within the layer", ylim=(-2, 102), xlim=(-0.6, len(columns) - 0.4))
-    axes.set_xticks(range(len(columns)), [_folded(PROPERTIES[column]) for column in columns])
+    axes.set_xticks(range(len(columns)), [_folded(PROPERTIES[column]) for column in columns], fontsize="small")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3, frameon=False)
     return fig
 
 
 def _folded(label: str) -> str:
-    """A label on two lines, broken at the blank nearest to its middle."""
-    blanks = [index for index, letter in enumerate(label) if letter == " "]
+    """A label on two lines, broken at the blank nearest to its middle that is outside brackets."""
+    blanks = [index for index, letter in enumerate(label) if letter == " " and "(" not in label[:index]]
     if not blanks:
         return label
     middle = min(blanks, key=lambda index: abs(index - len(label) / 2))
@@ -346,6 +360,9 @@ def raw_values(neurons: pd.DataFrame, threshold: float, columns: Sequence[str]) 
         axes.set(ylabel=_folded(PROPERTIES[column]), xlabel=None)
         if column in ("kurt", "vocab_kurt"):
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(PLAIN)
+            axes.yaxis.set_minor_formatter(PLAIN)
+            axes.tick_params(axis="y", which="minor", labelsize="x-small")
         axes.get_legend().remove()
     for axes in grid.flat[len(columns) :]:
         axes.set_visible(False)
@@ -362,15 +379,15 @@ def raw_values(neurons: pd.DataFrame, threshold: float, columns: Sequence[str]) 
 def _boxes(axes: Axes, data: pd.DataFrame, x: str, y: str, hue: str | None = None, palette=None, **options) -> None:
     """Boxes of the quartiles with whiskers at the 5th and 95th percentile, without single outliers."""
     colour = {"color": palette} if hue is None else {"hue": hue, "palette": palette}
-    sns.boxplot(data, x=x, y=y, ax=axes, whis=(5, 95), showfliers=False, linewidth=0.8, width=0.6, gap=0.1 if hue else 0,
-                **colour, **options)  # fmt: skip
+    sns.boxplot(data, x=x, y=y, ax=axes, whis=(5, 95), showfliers=False, linewidth=0.8, saturation=1,
+                width=0.6, gap=0.1 if hue else 0, **colour, **options)  # fmt: skip
 
 
 def frequency_and_cosine(neurons: pd.DataFrame, threshold: float) -> Figure:
     """Figure 9: activation frequency against cos(w_in, w_out), one dot a neuron."""
     fig, axes = canvas(size=(NARROW + 1, HEIGHT))
     for name, group in _groups(neurons, threshold).items():
-        axes.scatter(group["sparsity"], group["in_out_sim"], s=5, alpha=0.5, color=COLOURS[name], rasterized=True,
+        axes.scatter(group["sparsity"], group["in_out_sim"], s=5, alpha=ALPHA[name], color=COLOURS[name], rasterized=True,
                      linewidths=0, label=f"{name} ({len(group):,})")  # fmt: skip
     axes.axhline(0, color=NEUTRAL, linewidth=1)
     axes.set(xlabel="activation frequency (share of tokens above 0)", ylabel="cos(w_in, w_out)", xlim=(0, 1), ylim=(-1, 1))

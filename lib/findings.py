@@ -55,12 +55,13 @@ def losses(table: pd.DataFrame, vocabulary: int) -> Finding:
     total = table[table["domain"] == "all"].set_index("seed")["loss"]
     domains = table[table["domain"] != "all"].groupby("domain")["loss"].mean().sort_values()
     low, high = total.min(), total.max()
+    measured = int(table.loc[table["domain"] == "all", "tokens"].max())
     title = f"{capital(count(len(total), 'seed'))} {'lose' if len(total) > 1 else 'loses'} " + (
         f"{low:.2f} to {high:.2f} nats per token" if f"{low:.2f}" != f"{high:.2f}" else f"{low:.2f} nats per token"
     )
     text = (
-        f"Over all text the losses lie between **{low:.3f}** (seed {total.idxmin()}) and **{high:.3f}** "
-        f"(seed {total.idxmax()}) nats per token, {percent((high - low) / low, 1)} apart; "
+        f"On {measured:,} predicted tokens the losses lie between **{low:.3f}** (seed {total.idxmin()}) and "
+        f"**{high:.3f}** (seed {total.idxmax()}) nats per token, {percent((high - low) / low, 1)} apart; "
         f"guessing every one of the {vocabulary:,} tokens with equal chance would lose {np.log(vocabulary):.2f}."
     )
     if len(domains) > 1:
@@ -112,12 +113,12 @@ def pass_facts(done: dict) -> list[tuple[str, str]]:
 def shapes_of_activation(chosen: pd.DataFrame) -> Finding:
     """From rows of `neurons` that a histogram is drawn of: how skewed and how often active they are."""
     skewed = int((chosen["skew"] > 1).sum())
-    title = f"{skewed} of {count(len(chosen), 'chosen neuron')} {'has' if skewed == 1 else 'have'} a long right tail"
+    verb = "has" if skewed == 1 else "have"
+    title = f"{skewed} of {count(len(chosen), 'chosen neuron')} {verb} a long right tail"
     often = chosen.loc[chosen["sparsity"].idxmax()]
     seldom = chosen.loc[chosen["sparsity"].idxmin()]
     text = (
-        f"{capital(count(skewed, 'neuron'))} of the {len(chosen)} {'has' if skewed < 2 else 'have'} a skew above 1 (a "
-        f"Gaussian has 0). The most often active, layer {often['layer']:.0f} neuron {often['neuron']:.0f}, is above 0 on "
+        f"**{skewed}** of the {count(len(chosen), 'neuron')} {verb} a skew above 1 (a Gaussian has 0). The most often active, layer {often['layer']:.0f} neuron {often['neuron']:.0f}, is above 0 on "
         f"{percent(often['sparsity'], 1)} of the counted tokens; the least often active, layer {seldom['layer']:.0f} "
         f"neuron {seldom['neuron']:.0f}, on {percent(seldom['sparsity'], 1)}."
     )
@@ -154,12 +155,12 @@ def draws(draw_summary: pd.DataFrame, spread: pd.Series, neurons: pd.DataFrame) 
         return Finding(title, "This run drew a single rotation, so nothing can be said about the spread.", alt)
     typical, worst = spread.median(), spread.max()
     counts = draw_summary["universal"]
-    share = f"{counts.min():,} to {counts.max():,}" if counts.min() < counts.max() else f"{counts.min():,}"
+    called = f"{counts.min():,} to {counts.max():,}" if counts.min() < counts.max() else f"{counts.min() or 'none'}"
     title = f"Another rotation moves a neuron's baseline by {typical:.4f}"
     text = (
         f"Over {len(draw_summary)} draws the standard deviation of a neuron's baseline is **{typical:.4f}** in the median "
         f"and {worst:.4f} at most, against a mean baseline of {neurons['mean_baseline'].mean():.3f}. "
-        f"Any one draw alone would call {share} of {len(neurons):,} neurons universal."
+        f"Any one draw alone would call {called} of {len(neurons):,} neurons universal."
     )
     return Finding(title, text, f"{alt} {title}.")
 
@@ -179,15 +180,15 @@ def convergence(summary: pd.DataFrame, reference: str, candidates: int) -> Findi
     title = f"The last {last['tokens'] / before['tokens']:.1f}× of tokens moved the mean excess by {move:+.4f}"
     text = (
         f"From {before['tokens']:,.0f} to {last['tokens']:,.0f} tokens the mean excess went from "
-        f"{before['excess_corr']:.4f} to **{last['excess_corr']:.4f}** and the number of universal neurons from "
-        f"{before['universal']:,.0f} to **{last['universal']:,.0f}**. The noise floor at the end is {floor:.4f}."
+        f"{before['excess_corr']:.4f} to **{last['excess_corr']:.4f}**. The noise floor at the end is {floor:.4f}. "
     )
     if np.isfinite(before["agreement"]):
         text += (
-            f" Of the neurons universal at either point, {percent(before['agreement'], 1)} are universal at both."
+            f"The number of universal neurons went from {before['universal']:,.0f} to **{last['universal']:,.0f}**; of the "
+            f"neurons universal at either point {percent(before['agreement'], 1)} are universal at both."
         )
     else:
-        text += " No neuron is universal at either point."
+        text += "No neuron is universal at either point."
     return Finding(title, text, f"{alt} {title}.")
 
 
@@ -206,8 +207,8 @@ def excess(neurons: pd.DataFrame, threshold: float) -> Finding:
     text = (
         f"**{capital(count(number, 'neuron'))}** of {len(neurons):,} (**{percent(number / len(neurons))}**) {verb} universal: "
         f"excess correlation above {threshold:g}. The largest excess is {largest:.3f}, the median "
-        f"{neurons['excess_corr'].median():.3f}. Published at a threshold of 0.5, with other models and far more tokens: "
-        f"{published} ({PUBLISHED_SOURCE})."
+        f"{neurons['excess_corr'].median():.3f}. Published at a threshold of 0.5 and on 100 million tokens: {published} "
+        f"({PUBLISHED_SOURCE})."
     )
     return Finding(
         title, text, f"Histograms of mean best-match correlation and baseline, and of the excess correlation. {title}."
@@ -274,9 +275,11 @@ def share_curve(neurons_all_seeds: pd.DataFrame, threshold: float) -> Finding:
         [universality.share_curve(values, [threshold - 0.1, threshold, threshold + 0.1]) for _, values in by_seed], axis=0
     )
     title = f"A threshold 0.1 lower or higher: {percent(below)} or {percent(above)} universal"
+    if not below:
+        title = f"No seed has a universal neuron even at a threshold of {threshold - 0.1:.2g}"
     text = (
-        f"The share has no step at the threshold: averaged over reference seeds it is {percent(below)} at "
-        f"{threshold - 0.1:.1f}, **{percent(at)}** at {threshold:g} and {percent(above)} at {threshold + 0.1:.1f}."
+        f"Averaged over reference seeds the universal share is {percent(below)} at {threshold - 0.1:.2g}, "
+        f"**{percent(at)}** at {threshold:g} and {percent(above)} at {threshold + 0.1:.2g}."
     )
     return Finding(title, text, f"Share of universal neurons against the threshold, one line per reference seed. {title}.")
 
@@ -293,8 +296,8 @@ def layers(shares: pd.DataFrame, reference: str) -> Finding:
     title = f"Layer {top} holds {percent(own['universal'].max() / total, 0)} of the universal neurons"
     text = (
         f"Most universal neurons lie in layer {top}: **{own['universal'].max():,}** of {total:,}, "
-        f"{percent(own['share'].max(), 1)} of that layer. {capital(count(empty, 'layer'))} "
-        f"{'has' if empty <= 1 else 'have'} none."
+        f"{percent(own['share'].max(), 1)} of that layer. "
+        + (f"{capital(count(empty, 'layer'))} {'has' if empty == 1 else 'have'} none." if empty else "Every layer has some.")
     )
     return Finding(title, text, f"{alt} {title}.")
 
@@ -330,6 +333,10 @@ def properties(tests: pd.DataFrame, number: int) -> Finding:
     return Finding(title, " ".join(parts), f"{alt} {title}.")
 
 
+def _all_or_no(chosen: pd.Series) -> str:
+    return "Every" if chosen.all() else "No"
+
+
 def _names(tests: pd.DataFrame) -> str:
     names = list(tests["label"])
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
@@ -346,7 +353,7 @@ def property_table(tests: pd.DataFrame) -> pd.DataFrame:
             "property": tests["label"],
             "median percentile": [number(value, ".0f") for value in tests["median_percentile"]],
             "effect (Cliff's delta)": [number(value, "+.2f") for value in tests["effect"]],
-            "corrected p": [number(value, ".1e") for value in tests["p_corrected"]],
+            "corrected p": [number(value, ".2g") for value in tests["p_corrected"]],
             **{
                 f"published {name}": [number(value, ".0f") for value in tests[f"published_{model}"]]
                 for model, name in PUBLISHED_MODELS.items()
@@ -361,9 +368,9 @@ def raw_values(neurons: pd.DataFrame, threshold: float, columns: list[str]) -> F
     """Figure 14: raw values by layer, universal against other."""
     chosen = universal(neurons, threshold)
     alt = "Box plots of raw property values by layer, universal neurons beside the other neurons."
-    if not chosen.any():
-        text = "No neuron is universal at this threshold; the boxes show the other neurons alone."
-        return Finding("Raw values by layer, without a universal neuron", text, alt)
+    if chosen.all() or not chosen.any():
+        text = f"{_all_or_no(chosen)} neuron is universal at this threshold, so there is nothing to compare."
+        return Finding("Raw values by layer, of one group only", text, alt)
     both = neurons.assign(universal=chosen).groupby(["layer", "universal"])[columns].median().unstack()
     parts, compared = [], 0
     for column in columns:
@@ -383,7 +390,8 @@ def frequency_and_cosine(neurons: pd.DataFrame) -> Finding:
         f"{row.frequency_cosine:.2f} for {PUBLISHED_MODELS[model]}" for model, row in PUBLISHED_SHARES.iterrows()
     )
     title = f"Activation frequency and cos(w_in, w_out) correlate {correlation:+.2f}"
-    same = "the same sign as" if correlation < 0 else "the opposite sign of"
+    unclear = not abs(correlation) > 2 / np.sqrt(len(neurons))  # two standard errors of a correlation of 0
+    same = "no different from 0;" if unclear else "the same sign as" if correlation < 0 else "the opposite sign of"
     text = (
         f"Over all neurons the correlation is **{correlation:+.2f}**, {same} the published {published} "
         f"({PUBLISHED_SOURCE}). The cosines stay within ±{extent:.2f} (published: within about ±0.8)."
@@ -395,13 +403,14 @@ def redundancy(neurons: pd.DataFrame, threshold: float) -> Finding:
     """Figure 10: does a model hold near copies of its universal neurons?"""
     chosen = universal(neurons, threshold)
     alt = "Cumulative shares of neurons by the largest cosine with another neuron of the same model, w_in and w_out."
-    other_in, other_out = (neurons.loc[~chosen, column].median() for column in ("max_cos_in", "max_cos_out"))
-    if not chosen.any():
+    if chosen.all() or not chosen.any():
+        median_in, median_out = neurons["max_cos_in"].median(), neurons["max_cos_out"].median()
         text = (
-            f"No neuron is universal at this threshold. The median neuron's nearest other neuron has a cosine of "
-            f"{other_in:.2f} (w_in) and {other_out:.2f} (w_out)."
+            f"{_all_or_no(chosen)} neuron is universal at this threshold. The median neuron's nearest other neuron has a "
+            f"cosine of {median_in:.2f} (w_in) and {median_out:.2f} (w_out)."
         )
-        return Finding("Nearest other neuron of the same model, without a universal one", text, alt)
+        return Finding("Nearest other neuron of the same model, with one group only", text, alt)
+    other_in, other_out = (neurons.loc[~chosen, column].median() for column in ("max_cos_in", "max_cos_out"))
     own_in, own_out = (neurons.loc[chosen, column].median() for column in ("max_cos_in", "max_cos_out"))
     closer = [name for name, own, rest in (("w_in", own_in, other_in), ("w_out", own_out, other_out)) if own > rest]
     title = f"Universal neurons are closer to another neuron in {' and '.join(closer) or 'neither w_in nor w_out'}"

@@ -16,7 +16,7 @@ from lib.correlation import Comparison, compare
 from lib.errors import InputError
 from lib.params import read_params
 from lib.store import Run, read_tensors, write_json, write_table
-from lib.universality import universal
+from lib.universality import reference_shares
 
 CORRELATION_COLUMNS = ("max_corr", "mean_corr", "min_corr", "max_baseline", "mean_baseline", "min_baseline")
 
@@ -103,18 +103,6 @@ def neuron_table(run: Run, seed: str, moments, columns: dict[str, np.ndarray]) -
     return table
 
 
-def reference_table(neurons: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """Per seed as reference: how many of its neurons are universal at the threshold, and how many are dead."""
-    rows = []
-    for seed, own in neurons.groupby("seed"):
-        chosen = universal(own, threshold)
-        rows.append({
-            "seed": seed, "neurons": len(own), "universal": int(chosen.sum()), "share": float(chosen.mean()),
-            "mean_excess": float(own["excess_corr"].mean()), "dead": int(own["dead"].sum()),
-        })  # fmt: skip
-    return pd.DataFrame(rows)
-
-
 def tabulate(run: Run) -> None:
     """Writes all tables of a run whose pass is complete; returns at once if they are there for these parameters."""
     tables, params = run.folder / "tables", run.params
@@ -144,7 +132,7 @@ def tabulate(run: Run) -> None:
         own = made[name]["seed"] == params.reference
         write_table(tables / f"{name}.parquet", made[name][own].drop(columns="seed"))
     write_table(tables / "baseline_draws.parquet", made["baseline_draws"])
-    write_table(tables / "references.parquet", reference_table(made["neurons"], params.threshold))
+    write_table(tables / "references.parquet", reference_shares(made["neurons"], params.threshold))
     write_table(tables / "convergence.parquet", convergence_table(run, made["neurons"], snapshot_table(run, seeds)))
     write_table(tables / "text.parquet", text_table(run))
     write_json(tables / "done.json", made_with)

@@ -1,0 +1,138 @@
+"""Figures of made-up tables: drawn without a warning in every case, with labels, and with the numbers they were given."""
+
+import warnings
+
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from lib import figures, universality
+
+LAYERS, WIDTH = 4, 20
+
+
+def made_up() -> pd.DataFrame:
+    """80 neurons over 4 layers with every column; excess from −0.1 to 0.95, the first neuron is dead."""
+    generator = np.random.default_rng(0)
+    total = LAYERS * WIDTH
+    table = pd.DataFrame({"layer": np.repeat(range(LAYERS), WIDTH), "neuron": np.tile(range(WIDTH), LAYERS)})
+    for column in universality.PROPERTIES:
+        table[column] = generator.normal(1, 0.2, total)
+    for column in ("sparsity", "in_out_sim", "max_cos_in", "max_cos_out"):
+        table[column] = generator.uniform(0, 0.9, total)
+    table["excess_corr"] = generator.permutation(np.linspace(-0.1, 0.95, total))
+    table["mean_baseline"] = 0.1
+    table["mean_corr"] = table["excess_corr"] + 0.1
+    table["min_corr"], table["max_corr"] = table["mean_corr"] - 0.05, table["mean_corr"] + 0.05
+    table["dead"] = False
+    table.loc[0, ["excess_corr", "mean_corr", "dead"]] = [-0.1, 0.0, True]
+    table.loc[0, ["skew", "kurt", "vocab_skew", "vocab_kurt"]] = np.nan
+    return table
+
+
+def losses_table() -> pd.DataFrame:
+    rows = [(seed, domain, 2.0 + i + j / 10) for i, domain in enumerate(["all", "x", "y"]) for j, seed in enumerate("ab")]
+    return pd.DataFrame(rows, columns=["seed", "domain", "loss"]).assign(tokens=100)
+
+
+def matches_table() -> pd.DataFrame:
+    layer = np.repeat(range(LAYERS), WIDTH)
+    return pd.DataFrame({"layer": layer, "match_layer": (layer + np.arange(len(layer)) % 2) % LAYERS, "corr": 0.5})
+
+
+def convergence_table(neurons: pd.DataFrame) -> pd.DataFrame:
+    own = neurons[["layer", "neuron", "mean_corr", "excess_corr"]].assign(baseline=0.1)
+    return pd.concat([own.assign(seed=seed, tokens=tokens) for seed in "ab" for tokens in (1000, 2000)])
+
+
+def every_figure(neurons: pd.DataFrame, threshold: float) -> dict[str, Figure]:
+    everyone = pd.concat([neurons.assign(seed=seed) for seed in "ab"])
+    draws = neurons.assign(baseline=neurons["mean_baseline"], draw=0)[["draw", "layer", "neuron", "baseline"]]
+    two = pd.concat([draws, draws.assign(draw=1, baseline=draws["baseline"] + draws["neuron"] / 1000)])
+    summary = universality.convergence_summary(convergence_table(neurons), threshold)
+    histogram = {
+        "a.counts": np.tile(np.arange(8), (LAYERS, WIDTH, 1)),
+        "a.low": np.full((LAYERS, WIDTH), -2.0),
+        "a.high": np.full((LAYERS, WIDTH), 2.0),
+    }
+    text = pd.DataFrame({"domain": ["x", "y"], "blocks": 1, "tokens": [10, 20], "counted": [5, 20]})
+    return {
+        "losses": figures.losses(losses_table()),
+        "composition": figures.composition(text),
+        "histograms": figures.activation_histograms(histogram, "a", neurons.head(5)),
+        "by layer": figures.correlation_by_layer(neurons),
+        "one draw": figures.draws(universality.draw_summary(draws, neurons, threshold), universality.draw_spread(draws)),
+        "two draws": figures.draws(universality.draw_summary(two, neurons, threshold), universality.draw_spread(two)),
+        "convergence": figures.convergence(summary, "a", len(neurons)),
+        "distributions": figures.distributions(neurons, threshold),
+        "gap": figures.gap(neurons, threshold),
+        "agreement": figures.layer_agreement(universality.layer_agreement(matches_table())),
+        "references": figures.references(universality.reference_shares(everyone, threshold)),
+        "curve": figures.share_curve(everyone, threshold),
+        "layers": figures.layers(universality.layer_shares(everyone, threshold), "a"),
+        "percentiles": figures.property_percentiles(neurons, threshold),
+        "raw": figures.raw_values(neurons, threshold, ["skew", "kurt", "sparsity"]),
+        "frequency": figures.frequency_and_cosine(neurons, threshold),
+        "redundancy": figures.redundancy(neurons, threshold),
+    }
+
+
+@pytest.mark.parametrize("threshold", [-1, 0.5, 0.93, 2], ids=["all", "some", "few", "none"])
+def test_every_figure_draws_without_a_warning_and_labels_its_axes(threshold):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message="vert: bool was deprecated")  # seaborn 0.13 calling matplotlib 3.11
+        drawn = every_figure(made_up(), threshold)
+        for name, fig in drawn.items():
+            fig.draw_without_rendering()
+            panels = [axes for axes in fig.axes if axes.get_visible() and axes.get_label() != "<colorbar>"]
+            assert panels, name
+            assert any(axes.get_ylabel() for axes in panels), name
+            ticks = [label.get_text() for axes in panels for label in axes.get_xticklabels()]
+            assert any(axes.get_xlabel() for axes in panels) or all(ticks), name
+
+
+def test_bars_are_as_high_as_the_shares():
+    neurons = made_up()
+    everyone = pd.concat([neurons.assign(seed="a"), neurons.assign(seed="b", excess_corr=0.0)])
+    shares = universality.reference_shares(everyone, 0.5)
+    bars = figures.references(shares).axes[0].patches
+    assert [bar.get_height() for bar in bars] == [(neurons["excess_corr"] > 0.5).mean(), 0]
+    by_layer = universality.layer_shares(everyone, 0.5)
+    bars = figures.layers(by_layer, "a").axes[0].patches
+    assert [bar.get_height() for bar in bars] == by_layer.query("seed == 'a'")["share"].tolist()
+
+
+def test_the_excess_histogram_separates_universal_neurons_at_the_threshold():
+    neurons = made_up()
+    labels = figures.distributions(neurons, 0.5).axes[1].get_legend().get_texts()
+    number = int((neurons["excess_corr"] > 0.5).sum())
+    assert [label.get_text() for label in labels] == [f"other ({80 - number})", f"universal ({number})"]
+
+
+def test_histogram_bins_lie_between_low_and_high():
+    fig = every_figure(made_up(), 0.5)["histograms"]
+    values, edges, _ = fig.axes[0].patches[0].get_data()
+    assert values.tolist() == list(range(8)) and edges[0] == -2 and edges[-1] == 2
+
+
+def test_the_gallery_saves_and_displays_with_the_description(tmp_path, monkeypatch):
+    displayed = []
+    monkeypatch.setattr(figures, "display", displayed.append)
+    fig, axes = figures.canvas()
+    axes.plot([1, 2])
+    figures.gallery(tmp_path / "figures")(fig, "A line goes up", "Line through two points.", "line")
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["line.pdf", "line.png"]
+    data, described = displayed[0]._repr_mimebundle_()
+    assert described["image/png"]["alt"] == "Line through two points."
+    pixels = matplotlib.image.imread(tmp_path / "figures" / "line.png").shape[1]
+    assert described["image/png"]["width"] == pytest.approx(pixels / 2, abs=1)
+    assert fig.get_suptitle() == "A line goes up"
+
+
+def test_labels_break_outside_brackets():
+    assert figures._folded("skew of pre-activation") == "skew of\npre-activation"
+    assert figures._folded("cos(w_in, w_out)") == "cos(w_in, w_out)"
+    assert figures._folded("mean of cos(w_out, W_U)") == "mean of\ncos(w_out, W_U)"
