@@ -25,7 +25,7 @@ CHAPTERS := $(sort $(wildcard notebooks/*.ipynb))
 EXECUTED := $(CHAPTERS:notebooks/%=$(OUT)/notebooks/%)
 # What makes the pages, and what makes the seeds and the text, does not change what a notebook computes.
 PAGES := lib/report.py lib/pages.py $(wildcard lib/report_template/*)
-SHIPPING := lib/corpus.py lib/corpus_sources.py lib/bigram.py lib/train.py lib/trainer.py lib/gpt2.py
+SHIPPING := lib/corpus.py lib/corpus_sources.py lib/bigram.py lib/train.py lib/trainer.py lib/gpt2.py lib/seed_card.py
 LIBRARY := $(filter-out $(PAGES) $(SHIPPING),$(wildcard lib/*.py lib/kernels/*.py))
 
 help: ## this list
@@ -42,7 +42,7 @@ lab: $(READY) ## the notebooks in JupyterLab
 
 seeds: $(READY) ## build the text and train the shipped seeds again (hours)
 	$(PY) -m lib.corpus
-	$(PY) -m lib.train --all
+	$(PY) -m lib.train --all --export
 
 lint: $(READY) ## ruff
 	$(PY) -m ruff check .

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformer_lens.model_bridge import TransformerBridge
+from transformers.utils import logging as transformers_logging
 
 CHUNK = 2**25  # largest number of elements of one temporary matrix: 128 MB in fp32
 
@@ -26,6 +27,7 @@ def processed_model(model: str | Path | TransformerBridge, revision: str | None 
         if not model.compatibility_mode:
             raise ValueError("The model has raw weights: call enable_compatibility_mode() on it first.")
         return model
+    transformers_logging.disable_progress_bar()
     bridge = TransformerBridge.boot_transformers(str(model), revision=revision)
     bridge.enable_compatibility_mode(disable_warnings=True)
     return bridge

@@ -22,6 +22,7 @@ from lib.errors import InputError
 
 TEMPLATES = Path(__file__).parent / "report_template"
 _MATHML = "{http://www.w3.org/1998/Math/MathML}"
+_NO_ALT = "No description has been provided for this image"  # what nbconvert writes where there is none
 _WITH_LIMITS = {"max", "min", "sup", "inf", "lim"}  # operators whose subscript stands below them in a display
 
 ElementTree.register_namespace("", _MATHML[1:-1])
@@ -32,7 +33,6 @@ class Chapter:
     """One executed notebook as a page: its first cell is the opening, which holds title and question."""
 
     name: str  # of the HTML file
-    label: str  # for the navigation
     title: str
     question: str
     sections: list[tuple[str, str]]  # (id, title)
@@ -50,6 +50,7 @@ def mathml(latex: str, display: bool = False) -> str:
         raise InputError(f"the equation {latex.strip()!r} is not LaTeX that can be rendered ({error!r})") from error
     for parent in root.iter():
         _join_upright_letters(parent)
+        _space_after_functions(parent)
         if display and parent.tag == f"{_MATHML}msub" and parent[0].text in _WITH_LIMITS:
             parent.tag = f"{_MATHML}munder"
     unknown = re.search(r"\\[A-Za-z]+|&", "".join(root.itertext()))
@@ -68,12 +69,21 @@ def _join_upright_letters(parent: ElementTree.Element) -> None:
         ElementTree.SubElement(parent, f"{_MATHML}mi").text = word
 
 
+def _space_after_functions(parent: ElementTree.Element) -> None:
+    r"""\ln p comes without the thin space that TeX sets between a function's name and what it is of."""
+    for index in reversed(range(1, len(parent))):
+        name, argument = parent[index - 1], parent[index]
+        if parent.tag == f"{_MATHML}mrow" and name.tag == f"{_MATHML}mi" and len(name.text or "") > 1:
+            if argument.tag in (f"{_MATHML}{kind}" for kind in ("mi", "mn", "msub", "msup", "msubsup", "mfrac")):
+                parent.insert(index, ElementTree.Element(f"{_MATHML}mspace", width="0.167em"))
+
+
 class _InlineParser(MathInlineParser):
-    """A `$` before a blank opens no formula and one before a digit closes none, so that prices stay prices."""
+    """A `$` before a blank opens no formula and one before a digit closes none, so that prices stay prices; nor does it span code."""
 
     SPECIFICATION = {
         **MathInlineParser.SPECIFICATION,
-        "inline_math_tex": r"(?<![$\\])\$(?=\S)(?P<math_inline_tex>[^$]*?[^\s$\\])\$(?![$\d])",
+        "inline_math_tex": r"(?<![$\\])\$(?=\S)(?P<math_inline_tex>[^$`]*?[^\s$`\\])\$(?![$\d])",
     }
 
 
@@ -126,7 +136,6 @@ def read_chapter(notebook: Path) -> Chapter:
     cells = [str(cell) for cell in soup.find_all(recursive=False)]
     return Chapter(
         name=f"{notebook.stem}.html",
-        label=re.sub(r"^0*(\d+)_", r"\1 ", notebook.stem).replace("_", " "),
         title=_plain(title) if title else notebook.stem,
         question=_first_sentence(title.find_next("p") if title else soup.find("p")),
         sections=[(heading.get("id", ""), _plain(heading)) for heading in soup.find_all("h2")],
@@ -137,7 +146,7 @@ def read_chapter(notebook: Path) -> Chapter:
 
 
 def _tidy(soup: BeautifulSoup) -> None:
-    """Scripts dropped; tables scrollable with scoped headers; links between notebooks to pages; ids unique."""
+    """Scripts dropped, tables scrollable, links between notebooks made links between pages, ids unique."""
     for script in soup.find_all("script"):
         script.decompose()
     for table in soup.find_all("table"):
@@ -148,6 +157,12 @@ def _tidy(soup: BeautifulSoup) -> None:
             header.attrs.pop("valign", None)
     for link in soup.find_all("a", href=True):
         link["href"] = re.sub(r"^(?!\w+:)([^#?]*)\.ipynb(?=$|#)", r"\1.html", link["href"])
+    for formula in soup.find_all("math", display="inline"):
+        after = formula.next_sibling
+        mark = re.match(r"[,.;:!?)]+", after) if isinstance(after, str) else None
+        if mark:  # a browser would break the line between them
+            after.replace_with(after[mark.end() :])
+            formula.wrap(soup.new_tag("span", attrs={"class": "together"})).append(mark[0])
     seen = set()
     for heading in soup.find_all(["h1", "h2", "h3", "h4"]):
         base = name = re.sub(r"[^\w-]+", "-", _plain(heading)).strip("-").lower() or "section"
@@ -165,7 +180,7 @@ def _tidy(soup: BeautifulSoup) -> None:
 def check_offline(soup: BeautifulSoup) -> None:
     """Raises InputError for a picture without alt text and for anything that a browser would fetch."""
     for image in soup.find_all("img"):
-        if not image.get("alt", "").strip():
+        if image.get("alt", "").strip() in ("", _NO_ALT):
             raise InputError("a picture has no alt text; show it with the gallery of lib.figures or with Image(…, alt=…)")
     for element in soup.find_all(True):
         fetched = [element.get(name) for name in ("src", "srcset", "poster", "data", "background")]
@@ -187,7 +202,7 @@ def _plain(element) -> str:
 def _first_sentence(paragraph) -> str:
     if paragraph is None:
         return ""
-    text = _plain(paragraph)
+    text = re.sub(r"^Question[.:]\s*", "", _plain(paragraph))
     sentence = re.match(r".+?[.?!](?=\s|$)", text)
     return sentence[0] if sentence else text
 
@@ -215,9 +230,9 @@ def count(number: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share as percent with two significant digits, but never more than two decimals."""
+    """A share as percent, with more decimals the smaller it is, two at most."""
     value = 100 * share
-    decimals = 0 if value >= 99.5 else 1 if value >= 10 else 2
+    decimals = 0 if value >= 99.5 or value == 0 else 1 if value >= 10 else 2
     return f"{value:.{decimals}f} %"
 
 

@@ -7,6 +7,7 @@ import argparse
 import errno
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
@@ -20,6 +21,9 @@ from pathlib import Path
 from lib import params as parameters
 from lib.errors import InputError
 from lib.params import Params, read_params, write_if_changed, write_params, write_statistics_key
+
+# The front page shows the first of these that the run has drawn, or else its first figure.
+HEADLINE_FIGURES = ("universality_scatter", "figure_02a_11_distributions")
 
 
 class NotebookError(Exception):
@@ -100,6 +104,7 @@ def execute(notebook: Path, params_file: Path) -> Path:
     for folder in (executed.parent, partial.parent):
         folder.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it would say is in the sentence that we raise
     started = time.monotonic()
     try:
         papermill.execute_notebook(
@@ -136,16 +141,22 @@ def execute(notebook: Path, params_file: Path) -> Path:
 
 def _kernel_manager() -> type:
     """Kernels that are always this environment's Python, whatever kernels are installed on the machine."""
+    import zmq
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
     search = os.pathsep.join([str(parameters.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
     class OwnKernelManager(AsyncKernelManager):
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.transport_encryption = "auto" if zmq.has("curve") else "disabled"
+
         @property
         def kernel_spec(self) -> KernelSpec:
             return KernelSpec(
-                argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+                # its log has nothing that the notebook does not show, and may break into our sentence
+                argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=CRITICAL"],
                 env={"PYTHONPATH": search, "PYDEVD_DISABLE_FILE_VALIDATION": "1"},
                 metadata={"supported_encryption": ["curve"]},
                 display_name="Python 3",
@@ -161,12 +172,10 @@ def _refuse_full_disk(name: str, message: str) -> None:
 
 
 def _where(partial: Path) -> str:
-    """' in cell [n]' for the code cell that a partial notebook was running, if it can be told."""
-    cells = [cell for cell in _read_json(partial).get("cells", []) if cell["cell_type"] == "code"]
-    for number, cell in enumerate(cells, start=1):
-        if cell["metadata"].get("papermill", {}).get("status") != "completed":
-            return f" in cell [{number}]"
-    return ""
+    """' in cell [n]' for the last code cell that was begun in a partial notebook, if one was."""
+    cells = [cell for cell in _read_json(partial).get("cells", []) if cell["cell_type"] == "code" and cell["source"]]
+    begun = sum(cell["metadata"].get("papermill", {}).get("status", "pending") != "pending" for cell in cells)
+    return f" in cell [{begun}]" if begun else ""
 
 
 # ---------------------------------------------------------------- render
@@ -179,7 +188,7 @@ def render(folder: Path) -> Path:
     params = read_params(folder / "params.yaml")
     report = folder / "report"
     chapters = [pages.read_chapter(notebook) for notebook in sorted((folder / "notebooks").glob("*.ipynb"))]
-    provenance = provenance_of(params, folder, {chapter.label: chapter.wall_seconds for chapter in chapters})
+    provenance = provenance_of(params, folder, {chapter.title: chapter.wall_seconds for chapter in chapters})
     shared = {"chapters": chapters, "provenance": provenance}
     front = front_page(params, folder, provenance)
     written = {"index.html": pages.page("front.html.j2", current="index.html", **shared, **front)}
@@ -235,7 +244,7 @@ def front_page(params: Params, folder: Path, provenance: dict) -> dict:
     losses = {row["seed"]: row for row in _read_rows(folder / "tables" / "losses.parquet") if row["domain"] == "all"}
     shape = f" of {done['layers']} layers with {done['neurons']:,} neurons each" if "layers" in done else ""
     figures = sorted(
-        (folder / "figures").glob("*.png"), key=lambda path: (path.stem != "universality_scatter", path.name)
+        (folder / "figures").glob("*.png"), key=lambda path: (path.stem not in HEADLINE_FIGURES, path.name)
     )
     return {
         "models": f"This report looks at {len(params.seeds)} models{shape} that differ in their random seed only.",
@@ -262,13 +271,10 @@ def _headlines(params: Params, references: dict[str, dict]) -> list[tuple[str, s
     ]
     if len(references) > 1:
         ordered = sorted(references.values(), key=lambda row: row["share"])
-        headlines.append(
-            (
-                f"{percent(ordered[0]['share'])} to {percent(ordered[-1]['share'])}",
-                f"is the range of that share over the {len(ordered)} seeds taken as reference in turn, "
-                f"lowest for {ordered[0]['seed']}, highest for {ordered[-1]['seed']}.",
-            )
-        )
+        low, high = percent(ordered[0]["share"]), percent(ordered[-1]["share"])
+        where = f", lowest for {ordered[0]['seed']}, highest for {ordered[-1]['seed']}" if low != high else ""
+        number = f"{low} to {high}" if low != high else low
+        headlines.append((number, f"is that share with each of the {len(ordered)} seeds as reference in turn{where}."))
     headlines.append(
         (
             f"{own['mean_excess']:.3f}",

@@ -1,0 +1,165 @@
+"""Parameters: what is read is what was written, and everything wrong is one sentence naming key, value and remedy."""
+
+import json
+import os
+import re
+
+import pytest
+import yaml
+
+from lib import params as parameters
+from lib.errors import InputError
+from lib.params import ROOT, STATISTICS_KEYS, Params, read_params, write_params
+
+GOOD = {
+    "run": "test",
+    "seeds": {"a": "data/seeds/a", "b": "owner/model-b", "c": "/elsewhere/c"},
+    "reference": "a",
+    "text": "data/tokens.safetensors",
+    "context": 256,
+    "token_budget": 20480,
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """write(**changes): a parameter file with these keys changed, or left out where the value is `...`."""
+
+    def write(**changes):
+        values = {key: value for key, value in (GOOD | changes).items() if value is not ...}
+        path = tmp_path / "params.yaml"
+        path.write_text(yaml.safe_dump(values, allow_unicode=True))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("name", ["tiny", "smoke"])
+def test_shipped_files_are_valid_and_named_after_their_run(name):
+    params = read_params(ROOT / "params" / f"{name}.yaml")
+    assert params.run == name and params.reference in params.seeds
+
+
+def test_defaults_fill_what_is_not_given(write):
+    params = read_params(write())
+    assert (params.rotations, params.threshold, params.precision, params.revision) == (5, 0.5, "auto", None)
+
+
+def test_overrides_win_unless_none(write):
+    params = read_params(write(), reference="b", threshold=None, run="other")
+    assert (params.reference, params.threshold, params.run) == ("b", 0.5, "other")
+
+
+WRONG = {
+    "unknown key": ({"referense": "a"}, ["referense", "'a'", "did you mean 'reference'", "token_budget"]),
+    "text for a number": ({"context": "256"}, ["context", "'256'", "whole number"]),
+    "fraction for a whole number": ({"token_budget": 1e6}, ["token_budget", "1000000.0", "whole number"]),
+    "truth for a number": ({"rotations": True}, ["rotations", "true", "whole number"]),
+    "number for text": ({"revision": 400000}, ["revision", "400000", "quotes"]),
+    "list for a mapping": ({"seeds": ["x", "y"]}, ["seeds", '["x", "y"]', "two or more"]),
+    "one seed": ({"seeds": {"a": "x"}}, ["seeds", "two or more"]),
+    "no seeds": ({"seeds": None}, ["seeds", "null", "two or more"]),
+    "the same model twice": ({"seeds": {"a": "x", "b": "x"}}, ["seeds", "different"]),
+    "a name that cannot be a key": ({"seeds": {"a.1": "x", "b": "y"}}, ["seeds", "a.1", "letters"]),
+    "a number as a seed's name": ({"seeds": {1: "x", "b": "y"}}, ["seeds", "letters"]),
+    "reference not among the seeds": ({"reference": "z"}, ["reference", "'z'", "a, b and c"]),
+    "missing key": ({"text": ...}, ["text", "missing", "token file"]),
+    "no rotation": ({"rotations": 0}, ["rotations", "0", "from 1"]),
+    "context of one": ({"context": 1}, ["context", "2 or more"]),
+    "budget below one context": ({"token_budget": 255}, ["token_budget", "255", "256"]),
+    "negative seed": ({"random_seed": -1}, ["random_seed", "-1", "from 0"]),
+    "threshold above one": ({"threshold": 1.5}, ["threshold", "1.5", "0 to 1"]),
+    "threshold not a number": ({"threshold": float("nan")}, ["threshold", "NaN", "0 to 1"]),
+    "unknown precision": ({"precision": "fp16"}, ["precision", "'fp16'", "bf16"]),
+    "unknown device": ({"device": "gpu"}, ["device", "'gpu'", "cuda"]),
+    "a path as the run's name": ({"run": "../x"}, ["run", "'../x'", "folder name"]),
+}
+
+
+def is_sentence(text: str) -> bool:
+    return "\n" not in text and text.endswith(".") and not re.search(r"[.!] [A-Z]", text)
+
+
+@pytest.mark.parametrize("changes, expected", WRONG.values(), ids=WRONG.keys())
+def test_wrong_value_is_one_sentence(write, changes, expected):
+    with pytest.raises(InputError) as error:
+        read_params(write(**changes))
+    assert is_sentence(str(error.value)) and len(str(error.value)) < 400
+    assert all(part in str(error.value) for part in expected), str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content, expected",
+    {
+        "not YAML": ("run: [tiny", "line"),
+        "tab": ("run:\n\ttiny", "line 2"),
+        "a list": ("- run", "key: value"),
+        "empty": ("", "key: value"),
+        "a key twice": ("run: a\nrun: b", "line 2: key 'run' is given twice"),
+        "a seed twice": ("seeds:\n  a: x\n  a: y", "'a' is given twice"),
+        "a number as key": ("1: x", "unknown key '1'"),
+    }.values(),
+)
+def test_unreadable_file_is_one_sentence(tmp_path, content, expected):
+    path = tmp_path / "p.yaml"
+    path.write_text(content)
+    with pytest.raises(InputError) as error:
+        read_params(path)
+    assert is_sentence(str(error.value)) and expected in str(error.value)
+
+
+def test_file_that_is_not_there_or_not_text(tmp_path):
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    for path in (tmp_path / "none.yaml", tmp_path, tmp_path / "binary.yaml"):
+        with pytest.raises(InputError, match=re.escape(str(path))) as error:
+            read_params(path)
+        assert is_sentence(str(error.value))
+
+
+def test_written_parameters_read_back_and_are_left_alone_when_the_same(write, tmp_path):
+    params, copy = read_params(write(revision="checkpoint-400")), tmp_path / "copy" / "params.yaml"
+    write_params(params, copy)
+    assert read_params(copy) == params
+    os.utime(copy, (1, 1))
+    write_params(params, copy)
+    assert copy.stat().st_mtime == 1
+    write_params(params.model_copy(update={"threshold": 0.4}), copy)
+    assert copy.stat().st_mtime > 1 and read_params(copy).threshold == 0.4
+
+
+def test_paths_start_at_the_root_and_hub_ids_are_told_from_folders(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    params = read_params(write())
+    assert params.text_path == ROOT / "data/tokens.safetensors"
+    assert params.seed_folder("a") == ROOT / "data/seeds/a"
+    assert params.seed_folder("b") is None and params.seed_source("b") == "owner/model-b"
+    assert params.seed_source("c") == "/elsewhere/c"
+
+
+def test_statistics_key_holds_what_the_pass_depends_on_and_nothing_else(write):
+    params = read_params(write())
+    free = {"run": "x", "reference": "b", "threshold": 0.1, "rotations": 9, "device": "cpu"}
+    bound = {
+        "seeds": {"a": "x", "b": "y"}, "revision": "r", "text": "t", "context": 128, "token_budget": 10240,
+        "random_seed": 1, "precision": "fp64",
+    }  # fmt: skip
+    assert set(bound) == set(STATISTICS_KEYS) and set(free) | set(bound) == set(Params.model_fields)
+    assert params.model_copy(update=free).statistics_key == params.statistics_key
+    for key, value in bound.items():
+        assert params.model_copy(update={key: value}).statistics_key != params.statistics_key
+
+
+def test_statistics_of_other_parameters_are_refused_key_by_key(write, tmp_path, monkeypatch):
+    monkeypatch.setattr(parameters, "OUTPUTS", tmp_path)
+    params = read_params(write())
+    params.refuse_other_statistics()  # nothing there yet
+    record = params.folder / "stats" / "key.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps(params.statistics_key))
+    params.model_copy(update={"reference": "b"}).refuse_other_statistics()
+    other = params.model_copy(update={"token_budget": 10240, "random_seed": 3})
+    with pytest.raises(InputError) as error:
+        other.refuse_other_statistics()
+    text = str(error.value)
+    assert is_sentence(text) and "token_budget = 20480 (now 10240)" in text and "random_seed = 0 (now 3)" in text
+    assert "context" not in text and "make clean RUN=test" in text

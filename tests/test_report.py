@@ -1,0 +1,416 @@
+"""The report runner on fixture notebooks: what runs, what stops and what it says, and what the pages are made of."""
+
+import errno
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import yaml
+from bs4 import BeautifulSoup
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from lib import pages, report
+from lib.errors import InputError
+from lib.params import ROOT, read_params
+from lib.store import write_table
+from tests.test_params import is_sentence
+
+FIXTURES = ROOT / "tests" / "notebooks"
+PIXEL = (  # a transparent PNG of one pixel
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """outputs/smoke below a temporary folder, with resolved parameters."""
+    monkeypatch.setattr("lib.params.OUTPUTS", tmp_path)
+    report.resolve(ROOT / "params" / "smoke.yaml", "smoke")
+    return tmp_path / "smoke"
+
+
+# ---------------------------------------------------------------- resolve
+
+
+def test_resolve_writes_parameters_with_overrides_and_touches_nothing_the_second_time(folder):
+    for file in ("params.yaml", "statistics.yaml"):
+        os.utime(folder / file, (1, 1))
+    report.resolve(ROOT / "params" / "smoke.yaml", "smoke")
+    assert (folder / "params.yaml").stat().st_mtime == (folder / "statistics.yaml").stat().st_mtime == 1
+    report.resolve(ROOT / "params" / "smoke.yaml", "smoke", seed="b")
+    assert (folder / "params.yaml").stat().st_mtime > 1 and read_params(folder / "params.yaml").reference == "b"
+    assert (folder / "statistics.yaml").stat().st_mtime == 1  # no new pass for another reference
+    report.resolve(ROOT / "params" / "smoke.yaml", "smoke", tokens="10240")
+    assert (folder / "statistics.yaml").stat().st_mtime > 1
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({"tokens": "many"}, "token_budget is 'many'"),
+        ({"tokens": "-5"}, "token_budget is '-5'"),
+        ({"seed": "z"}, "reference is 'z'"),
+    ],
+)
+def test_resolve_refuses_before_it_writes(folder, options, expected):
+    before = (folder / "params.yaml").read_bytes()
+    with pytest.raises(InputError, match=expected) as error:
+        report.resolve(ROOT / "params" / "smoke.yaml", "smoke", **options)
+    assert is_sentence(str(error.value)) and (folder / "params.yaml").read_bytes() == before
+
+
+def test_resolve_refuses_a_folder_of_other_statistics_and_leaves_it_alone(folder):
+    (folder / "stats").mkdir()
+    (folder / "stats" / "key.json").write_text(json.dumps(read_params(folder / "params.yaml").statistics_key))
+    before = (folder / "params.yaml").read_bytes()
+    report.resolve(ROOT / "params" / "smoke.yaml", "smoke")
+    with pytest.raises(InputError, match=r"token_budget = 20480 \(now 10240\)"):
+        report.resolve(ROOT / "params" / "smoke.yaml", "smoke", tokens="10240")
+    assert (folder / "params.yaml").read_bytes() == before
+
+
+def test_resolve_notices_a_text_that_changed_since_the_pass(tmp_path, monkeypatch):
+    monkeypatch.setattr("lib.params.OUTPUTS", tmp_path)
+    text, file = tmp_path / "text.safetensors", tmp_path / "p.yaml"
+    text.write_bytes(b"before")
+    values = yaml.safe_load((ROOT / "params" / "smoke.yaml").read_text()) | {"text": str(text)}
+    file.write_text(yaml.safe_dump(values))
+    done = tmp_path / "smoke" / "stats" / "done.json"
+    done.parent.mkdir(parents=True)
+    done.write_text(json.dumps({"text_hash": report._sha256(text), "seed_hashes": {}}))
+    os.utime(done, (1, 1))
+    report.resolve(file, "smoke")
+    text.write_bytes(b"after")
+    with pytest.raises(InputError, match="has changed since") as error:
+        report.resolve(file, "smoke")
+    assert is_sentence(str(error.value))
+
+
+def test_tables_of_another_threshold_are_written_again(folder):
+    record = folder / "tables" / "done.json"
+    record.parent.mkdir()
+    for threshold, kept in ((0.5, True), (0.7, False)):
+        record.write_text(json.dumps({"reference": "a", "threshold": threshold, "rotations": 2}))
+        report.resolve(ROOT / "params" / "smoke.yaml", "smoke")
+        assert record.exists() == kept
+
+
+# ---------------------------------------------------------------- execute
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory) -> Path:
+    """A run's folder with the executed fixture and its rendered report."""
+    folder = tmp_path_factory.mktemp("run") / "smoke"
+    folder.mkdir()
+    shutil.copy(ROOT / "params" / "smoke.yaml", folder / "params.yaml")
+    report.execute(FIXTURES / "01_complete.ipynb", folder / "params.yaml")
+    rows = [
+        {"seed": seed, "neurons": 1000, "universal": count, "share": count / 1000, "mean_excess": 0.123, "dead": 0}
+        for seed, count in {"a": 42, "b": 37, "c": 55}.items()
+    ]
+    write_table(folder / "tables" / "references.parquet", pd.DataFrame(rows))
+    done = {"tokens_counted": 19681, "seed_hashes": {"a": "0" * 64}, "layers": 2, "neurons": 500, "wall_seconds": 61.2}
+    (folder / "stats").mkdir()
+    (folder / "stats" / "done.json").write_text(json.dumps(done))
+    report.render(folder)
+    return folder
+
+
+def test_notebook_runs_in_this_python_with_the_run_s_parameters(complete):
+    executed = nbformat.read(complete / "notebooks" / "01_complete.ipynb", as_version=4)
+    printed = [output for cell in executed.cells for output in cell.get("outputs", []) if output.get("name") == "stdout"]
+    assert printed[0].text.strip() == sys.executable  # although the notebook names a kernel that is not installed
+    assert "Seed a, threshold 0.5" in executed.cells[-1].outputs[-1].data["text/markdown"]
+    assert not (complete / "unfinished").exists()
+
+
+def test_failing_cell_stops_with_its_error_and_keeps_what_ran(folder, capfd):
+    (folder / "notebooks").mkdir()
+    (folder / "notebooks" / "failing.ipynb").write_text("an earlier success")
+    assert report.main(["execute", str(FIXTURES / "failing.ipynb"), str(folder / "params.yaml")]) == 1
+    message = capfd.readouterr().err.strip()
+    partial, log = folder / "unfinished" / "failing.ipynb", folder / "unfinished" / "failing.log"
+    assert message.startswith("error: failing.ipynb stopped in cell [4] with ZeroDivisionError: division by zero")
+    assert str(partial) in message and str(log) in message and "\n" not in message
+    assert "return a / 0" in log.read_text() and "\x1b" not in log.read_text()
+    assert "ZeroDivisionError" in partial.read_text()
+    assert (folder / "notebooks" / "failing.ipynb").read_text() == "an earlier success"
+
+
+def test_bad_input_in_a_notebook_is_only_its_sentence(folder, capfd):
+    assert report.main(["execute", str(FIXTURES / "input_error.ipynb"), str(folder / "params.yaml")]) == 2
+    expected = "error: reference is 'z', but must be the name of one of the seeds.\n"
+    assert capfd.readouterr().err == expected
+
+
+def test_full_disk_in_a_notebook_is_one_sentence(folder, capfd):
+    assert report.main(["execute", str(FIXTURES / "full_disk.ipynb"), str(folder / "params.yaml")]) == 2
+    message = capfd.readouterr().err
+    assert message.startswith("error: no space left on the disk") and message.count("\n") == 1
+
+
+def test_dying_kernel_is_one_sentence(folder, capfd):
+    assert report.main(["execute", str(FIXTURES / "dying.ipynb"), str(folder / "params.yaml")]) == 1
+    message = capfd.readouterr().err
+    assert message.startswith("error: the kernel of dying.ipynb died in cell [4]") and message.count("\n") == 1
+    assert (folder / "unfinished" / "dying.ipynb").exists()
+
+
+def test_full_disk_while_rendering_is_one_sentence(complete, capfd, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(report, "write_if_changed", full)
+    assert report.main(["render", str(complete)]) == 2
+    assert capfd.readouterr().err.startswith("error: no space left on the disk")
+    monkeypatch.undo()
+    report.render(complete)
+
+
+# ---------------------------------------------------------------- pages
+
+
+def read_page(folder: Path, name: str) -> BeautifulSoup:
+    return BeautifulSoup((folder / "report" / name).read_text(), "html.parser")
+
+
+@pytest.mark.parametrize("name", ["index.html", "01_complete.html"])
+def test_nothing_leaves_the_page(complete, name):
+    page = read_page(complete, name)
+    pages.check_offline(page)
+    assert not page.find_all(["script", "iframe", "object", "embed", "video", "audio"])
+    assert all(link["href"].startswith("data:") for link in page.find_all("link"))
+    assert "default-src 'none'" in page.find("meta", attrs={"http-equiv": True})["content"]
+    outside = re.findall(r"https?://[^\s\"'<]+", str(page))
+    assert {address.split("/")[2] for address in outside} <= {"arxiv.org", "www.w3.org"}  # a link and MathML's name
+
+
+def test_chapter_shows_equations_pictures_and_tables_and_folds_code(complete):
+    page = read_page(complete, "01_complete.html")
+    assert page.find("math", display="block").find("munder") and "\\frac" not in page.main.get_text()
+    assert "costs $5 and not $10" in page.main.get_text() and page.find("code", string="$HOME")
+    assert page.find("img")["alt"] == 'An orange "rectangle"' and page.find("img")["src"].startswith("data:image/png")
+    assert all(block.find_parent("details") for block in page.select(".highlight"))
+    assert [fold.summary.string for fold in page.select("details.source")][:3] == [
+        "Parameters in the notebook", "Parameters of this run", "Code",
+    ]  # fmt: skip
+    assert not any(fold.has_attr("open") for fold in page.find_all("details"))
+    printed = [output.get_text() for output in page.select(".output_stream")]
+    assert len(printed) == 1 and sys.executable in printed[0]  # what went to stderr is not part of a report
+    assert page.select_one(".scroll > table th[scope=row]").string == "a"
+    assert page.find("a", href="02_second.html#a-table") and page.find("h2", id="a-table")
+
+
+def test_pages_lead_to_each_other(complete):
+    for name in ("index.html", "01_complete.html"):
+        page = read_page(complete, name)
+        links = [link["href"] for link in page.select("nav.chapters a")]
+        assert links == ["index.html", "01_complete.html"] and page.select_one("nav.chapters [aria-current]")["href"] == name
+        ids = [element["id"] for element in page.find_all(id=True)]
+        assert len(ids) == len(set(ids))
+
+
+def test_front_page_says_what_was_computed(complete):
+    text = " ".join(read_page(complete, "index.html").main.get_text().split())
+    assert "4.20 %" in text and "42 of 1,000" in text and "above 0.5" in text
+    assert "3.70 % to 5.50 %" in text and "lowest for b, highest for c" in text
+    assert "19,681 tokens" in text and "3 models of 2 layers with 500 neurons each" in text
+    assert "Does the runner do what it should?" in text
+
+
+def test_front_page_without_tables_or_statistics(folder):
+    report.render(folder)
+    text = read_page(folder, "index.html").get_text()
+    assert "a (reference)" in text and "In numbers" not in text
+
+
+def test_provenance_is_recorded_and_shown(complete):
+    provenance = json.loads((complete / "provenance.json").read_text())
+    assert provenance["packages"]["papermill"] and provenance["text"]["tokens_counted"] == 19681
+    assert provenance["seeds"]["a"] == {"source": "data/seeds/a", "sha256": "0" * 64}
+    assert provenance["notebooks"]["A fixture"] > 0
+    foot = read_page(complete, "01_complete.html").footer.get_text()
+    assert "000000000000" in foot and "19,681 tokens counted" in foot and "1 min 1 s" in foot
+
+
+def test_pages_of_chapters_that_are_gone_go_too(folder):
+    (folder / "report").mkdir()
+    (folder / "report" / "00_gone.html").write_text("")
+    report.render(folder)
+    assert [path.name for path in (folder / "report").iterdir()] == ["index.html"]
+
+
+def write_notebook(path: Path, *cells) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(new_notebook(cells=list(cells)), path)
+    return path
+
+
+def shown(data: dict, metadata: dict | None = None):
+    return new_code_cell("show()", outputs=[new_output("display_data", data, metadata=metadata or {})])
+
+
+@pytest.mark.parametrize(
+    "cell, expected",
+    {
+        "picture without alt text": (shown({"image/png": PIXEL}), "no alt text"),
+        "drawing without alt text": (shown({"image/svg+xml": "<svg/>"}), "no alt text"),
+        "picture from outside": (new_markdown_cell("![a cat](https://example.org/cat.png)"), "would fetch"),
+        "frame": (shown({"text/html": "<iframe src='//example.org'></iframe>"}), "would fetch"),
+        "style from outside": (shown({"text/html": "<style>@import url(https://example.org/a.css)</style>"}), "would fetch"),
+        "unknown command": (new_markdown_cell(r"$\nosuchcommand x$"), "nosuchcommand"),
+        "broken equation": (new_markdown_cell("$x_{$"), "not LaTeX"),
+    }.values(),
+)
+def test_pages_that_could_not_be_shown_are_refused(folder, cell, expected):
+    write_notebook(folder / "notebooks" / "01_bad.ipynb", cell)
+    with pytest.raises(InputError, match=expected) as error:
+        report.render(folder)
+    assert str(error.value).startswith("01_bad.ipynb: ") and not (folder / "report").exists()
+
+
+def test_drawing_with_alt_text_is_embedded(tmp_path):
+    cell = shown({"image/svg+xml": "<svg/>"}, {"image/svg+xml": {"alt": "nothing drawn"}})
+    chapter = pages.read_chapter(write_notebook(tmp_path / "x.ipynb", new_markdown_cell("# X"), cell))
+    assert 'alt="nothing drawn"' in chapter.rest and "data:image/svg+xml;base64" in chapter.rest
+
+
+def test_scripts_are_left_out(tmp_path):
+    cells = (shown({"text/html": "<p>kept</p><script>alert(1)</script>"}), shown({"application/javascript": "alert(1)"}))
+    chapter = pages.read_chapter(write_notebook(tmp_path / "x.ipynb", new_markdown_cell("# X"), *cells))
+    assert "kept" in chapter.rest and "alert" not in chapter.rest
+
+
+@pytest.mark.parametrize(
+    "latex, expected",
+    {
+        r"w_{\mathrm{out}}": "<mi>out</mi>",
+        r"\ln p": '<mi>ln</mi><mspace width="0.167em" /><mi>p</mi>',
+        r"\begin{aligned} a &= b \\ c &= d \end{aligned}": "<mtable",
+        r"a < b": "&lt;",
+    }.items(),
+)
+def test_mathml(latex, expected):
+    assert expected in pages.mathml(latex)
+
+
+@pytest.mark.parametrize(
+    "text, formulas",
+    [("costs $5 or $10", 0), ("`$a$` and $b$", 1), ("$a$, $b$-th", 2), ("US$ 5 and 6 $", 0), (r"\$a$", 0), ("$$a$$", 1)],
+)
+def test_which_dollars_are_formulas(tmp_path, text, formulas):
+    chapter = pages.read_chapter(write_notebook(tmp_path / "x.ipynb", new_markdown_cell(text)))
+    assert chapter.opening.count("<math") == formulas
+
+
+def test_punctuation_stays_with_its_formula(tmp_path):
+    chapter = pages.read_chapter(write_notebook(tmp_path / "x.ipynb", new_markdown_cell("If $a$; then $b$ too.")))
+    together = BeautifulSoup(chapter.opening, "html.parser").select("span.together")
+    assert [span.get_text() for span in together] == ["a;"] and "; then" not in chapter.opening
+    assert " ".join(BeautifulSoup(chapter.opening, "html.parser").get_text().split()) == "If a; then b too."
+
+
+@pytest.mark.parametrize("share, text", [(0, "0 %"), (0.0416, "4.16 %"), (0.00012, "0.01 %"), (0.42, "42.0 %"), (1, "100 %")])
+def test_percent(share, text):
+    assert pages.percent(share) == text
+
+
+@pytest.mark.parametrize("seconds, text", [(1.23, "1.2 s"), (42, "42 s"), (61.2, "1 min 1 s"), (7260, "2 h 1 min")])
+def test_duration(seconds, text):
+    assert pages.duration(seconds) == text
+
+
+# ---------------------------------------------------------------- make
+
+@pytest.fixture
+def make(tmp_path):
+    """make(*arguments) in a small copy of the repository whose Python only writes down which steps ran."""
+    for name in ("Makefile", "requirements.txt", "constraints.txt", "params"):
+        (shutil.copytree if name == "params" else shutil.copy)(ROOT / name, tmp_path / name)
+    for name in ("notebooks/01_one.ipynb", "notebooks/02_two.ipynb", "lib/tables.py", "lib/correlation.py",
+                 "lib/circuits.py", "lib/collect.py", "lib/figures.py", "lib/report.py", "lib/pages.py"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+        os.utime(tmp_path / name, (1, 1))
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    stand_in = ROOT / "tests" / "stand_in.py"
+    python.write_text(f"#!/bin/sh\nexec '{sys.executable}' '{stand_in}' \"$@\"\n")
+    python.chmod(0o755)
+    (tmp_path / ".venv" / ".ready").write_text("")
+
+    def make(*arguments):
+        log = tmp_path / "log"
+        log.write_text("")
+        done = subprocess.run(
+            ["make", *arguments], cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"MAKEFLAGS": ""}
+        )
+        return done, [line for line in log.read_text().split("\n") if line and line != "resolve"]
+
+    return make
+
+
+def test_make_redoes_what_changed_and_nothing_else(make, tmp_path):
+    everything = ["collect", "tables", "execute 01_one", "execute 02_two", "render"]
+    done, steps = make("report")
+    assert done.returncode == 0 and steps == everything, done.stderr
+    assert done.stdout.splitlines()[-1] == f"Report: {tmp_path}/outputs/tiny/report/index.html"
+    done, steps = make("report")
+    assert steps == [] and done.stdout == f"Report: {tmp_path}/outputs/tiny/report/index.html\n"
+    for file, expected in {
+        "notebooks/02_two.ipynb": ["execute 02_two", "render"],
+        "lib/figures.py": ["execute 01_one", "execute 02_two", "render"],
+        "lib/pages.py": ["render"],
+        "lib/tables.py": ["tables", "execute 01_one", "execute 02_two", "render"],
+        "lib/collect.py": ["execute 01_one", "execute 02_two", "render"],  # never a new pass for an edit
+    }.items():
+        (tmp_path / file).touch()
+        assert make("report")[1] == expected, file
+        assert make("report")[1] == []
+    assert make("report", "SEED=b")[1] == everything[1:]
+    assert make("report", "SEED=b")[1] == []
+    assert make("report", "RUN=other", "TOKENS=512")[1] == everything
+    assert "token_budget: 512" in (tmp_path / "outputs" / "other" / "params.yaml").read_text()
+
+
+def test_make_refuses_bad_input_and_keeps_the_run(make, tmp_path):
+    make("report")
+    for arguments, expected in {
+        ("report", "SEED=z"): "reference is 'z'",
+        ("report", "TOKENS=x"): "token_budget is 'x'",
+        ("report", "PARAMS=none.yaml"): "none.yaml does not exist",
+        ("report", "RUN=../x"): "must be a folder name",
+        ("clean", "RUN=.."): "must be a folder name",
+        ("clean", "RUN="): "must be one folder name",
+    }.items():
+        done, steps = make(*arguments)
+        assert done.returncode != 0 and expected in done.stderr and steps == []
+    assert make("report")[1] == []
+    assert make("clean", "RUN=tiny")[0].returncode == 0 and not (tmp_path / "outputs" / "tiny").exists()
+
+
+def test_make_runs_a_stopped_notebook_again(make, tmp_path):
+    (tmp_path / "notebooks" / "02_two.ipynb").write_text("fail")
+    done, steps = make("report")
+    assert done.returncode != 0 and steps[-1] == "execute 02_two"
+    (tmp_path / "notebooks" / "02_two.ipynb").write_text("")
+    assert make("report")[1] == ["execute 02_two", "render"]
+
+
+def test_make_says_which_python_is_missing(make, tmp_path):
+    done, _ = make("report", "VENV=other", "PYTHON=python-that-is-not-there")
+    assert done.returncode != 0 and "error: Python 3.11 is needed, but there is no python-that-is-not-there" in done.stderr
+
+
+def test_make_help_names_every_target(make):
+    done, _ = make("help")
+    targets = re.findall(r"^make (\w+) ", done.stdout, re.MULTILINE)
+    assert {"help", "report", "test", "lab", "seeds", "lint", "clean"} <= set(targets)
