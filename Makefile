@@ -8,6 +8,7 @@ RUN = tiny
 PARAMS = $(if $(wildcard params/$(RUN).yaml),params/$(RUN).yaml,params/tiny.yaml)
 SEED =
 TOKENS =
+SEED_TOKENS = 25000000
 PYTHON = python3.11
 VENV = .venv
 
@@ -42,7 +43,7 @@ lab: $(READY) ## the notebooks in JupyterLab
 
 seeds: $(READY) ## build the text and train the shipped seeds again (hours)
 	$(PY) -m lib.corpus
-	$(PY) -m lib.train --all --export
+	$(PY) -m lib.train --all --tokens $(SEED_TOKENS) --export
 
 lint: $(READY) ## ruff
 	$(PY) -m ruff check .
