@@ -62,8 +62,9 @@ def seeds_section(folder: Path) -> str:
                  for domain, loss in bigram["loss_by_domain"].items()]
     overall = ["**all**", *(f"**{loss:.3f}**" for loss in losses), f"**{bigram['loss']:.3f}**"]
     text += table(["domain", *(f"seed {name}" for name in names), "bigram"], [*by_domain, overall])
+    gap = bigram["loss"] - max(losses)
     text += (f"\nThe largest and the smallest of the losses differ by {100 * (max(losses) / min(losses) - 1):.2f} %; "
-             f"the worst seed is {bigram['loss'] - max(losses):.3f} nats below the bigram model.\n\n")
+             f"the worst seed is {abs(gap):.3f} nats {'below' if gap > 0 else 'above'} the bigram model.\n\n")
     text += table(["file", "SHA-256"], [[f"`seeds/{name}/model.safetensors`", f"`{file_sha256(folder / name / 'model.safetensors')}`"]
                                         for name in names])
     return HEADING + text
