@@ -350,9 +350,9 @@ def make(tmp_path):
     def make(*arguments):
         log = tmp_path / "log"
         log.write_text("")
-        done = subprocess.run(
-            ["make", *arguments], cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"MAKEFLAGS": ""}
-        )
+        # as a user's shell calls it, not as a make below the `make test` that runs this
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+        done = subprocess.run(["make", *arguments], cwd=tmp_path, capture_output=True, text=True, env=environment)
         return done, [line for line in log.read_text().split("\n") if line and line != "resolve"]
 
     return make
