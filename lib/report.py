@@ -221,7 +221,7 @@ def provenance_of(params: Params, folder: Path, notebooks: dict[str, float | Non
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "parameters": params.model_dump(mode="json", exclude_none=True),
         "git_commit": commit,
-        "git_dirty": bool(_git("status", "--porcelain")) if commit else None,
+        "git_dirty": bool(_git("status", "--porcelain", "--", ".", ":!outputs")) if commit else None,
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "packages": _package_versions(),
