@@ -217,7 +217,7 @@ def convergence(summary: pd.DataFrame, reference: str, candidates: int) -> Figur
 
 
 def _short(number: float) -> str:
-    """38,306 as "38k" and 1,000,000 as "1M"."""
+    """38,306 as "38.3k" and 1,000,000 as "1M"."""
     return f"{number / 1e6:.3g}M" if number >= 1e6 else f"{number / 1e3:.3g}k" if number >= 1e3 else f"{number:.0f}"
 
 
