@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -251,7 +252,7 @@ def collect(run: Run) -> None:
     if state.exists():
         work.load_state_dict(read_tensors(state))
     else:
-        write_table(run.folder / "tables" / "losses.parquet", _frame(work.losses()))
+        write_table(run.folder / "tables" / "losses.parquet", pd.DataFrame(work.losses()))
     _run_to_end(work, stats, state)
 
 
@@ -322,7 +323,7 @@ def _finish(work: Pass, stats: Path) -> None:
     )
 
 
-def load_accumulators(run: Run, device: str = "cpu") -> tuple[CrossCovariance, dict[str, Moments]]:
+def load_accumulators(run: Run) -> tuple[CrossCovariance, dict[str, Moments]]:
     """The finished covariances and moments of a run, for the algebra that follows."""
     names = sorted(run.params.seeds)
     moments = {}
@@ -345,12 +346,6 @@ def device_name(device: torch.device) -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
     return f"{model or platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def _frame(rows: list[dict]):
-    import pandas as pd
-
-    return pd.DataFrame(rows)
 
 
 def main() -> int:

@@ -5,7 +5,6 @@
 
 import argparse
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -69,11 +68,17 @@ def _refuse_other_inputs(params: Params) -> None:
             files[folder / "model.safetensors"] = expected
     for path, expected in files.items():
         newer = expected and path.is_file() and path.stat().st_mtime > record.stat().st_mtime
-        if newer and _sha256(path) != expected:
+        if newer and _file_sha256(path) != expected:
             raise InputError(
                 f"{path} has changed since outputs/{params.run} was made from it; choose another name with RUN=…, "
                 f"or delete it with `make clean RUN={params.run}`."
             )
+
+
+def _file_sha256(path: Path) -> str:
+    from lib.text import file_sha256  # imports torch, which no other step of resolve needs
+
+    return file_sha256(path)
 
 
 def _forget_other_tables(params: Params) -> None:
@@ -346,11 +351,6 @@ def _git(*arguments: str) -> str | None:
 
 def _read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _without_colours(text: str) -> str:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lib.errors import InputError
-from lib.params import ROOT, Params, read_params
+from lib.params import Params, read_params
 from lib.text import Text, read_text
 
 
@@ -128,6 +128,3 @@ def open_run(params_file: str | Path, **overrides) -> Run:
     collect(run)
     tabulate(run)
     return run
-
-
-__all__ = ["ROOT", "Run", "open_run", "read_tensors", "write_json", "write_table", "write_tensors"]

@@ -20,6 +20,7 @@ from lib import pages, report
 from lib.errors import InputError
 from lib.params import ROOT, read_params
 from lib.store import write_table
+from lib.text import file_sha256
 from tests.test_params import is_sentence
 
 FIXTURES = ROOT / "tests" / "notebooks"
@@ -84,7 +85,7 @@ def test_resolve_notices_a_text_that_changed_since_the_pass(tmp_path, monkeypatc
     file.write_text(yaml.safe_dump(values))
     done = tmp_path / "smoke" / "stats" / "done.json"
     done.parent.mkdir(parents=True)
-    done.write_text(json.dumps({"text_hash": report._sha256(text), "seed_hashes": {}}))
+    done.write_text(json.dumps({"text_hash": file_sha256(text), "seed_hashes": {}}))
     os.utime(done, (1, 1))
     report.resolve(file, "smoke")
     text.write_bytes(b"after")
