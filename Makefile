@@ -39,7 +39,7 @@ test: $(READY) ## the test suite
 	$(PY) -m pytest
 
 lab: $(READY) ## the notebooks in JupyterLab
-	PYTHONPATH="$(CURDIR)" $(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
+	PYTHONPATH="$(CURDIR)" $(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 seeds: $(READY) ## build the text and train the shipped seeds again (hours)
 	$(PY) -m lib.corpus
