@@ -1,6 +1,6 @@
 """The passes over the text: every block goes once through the seeds that a pass needs and into all its accumulators.
 
-Which accumulators a pass holds is planned by memory (`lib.plan`); runs that fit take one pass. Each process saves its state every few
+Which accumulators a pass holds is planned by memory (`lib.passes`); runs that fit take one pass. Each process saves its state every few
 minutes and goes on from there after a kill; outputs/<run>/stats ends with safetensors files `<kind>-<pass>` and a
 summary in done.json. `python -m lib.collect outputs/<run>/params.yaml`, or with several processes
 `torchrun --nproc-per-node=K -m lib.collect outputs/<run>/params.yaml`.
@@ -25,7 +25,7 @@ from lib.kernels.examples import TopExamples
 from lib.kernels.histogram import Histogram
 from lib.kernels.moments import Moments
 from lib.params import read_params
-from lib.plan import BATCH, PassPlan, Plan, Unit, device_of, pack, release_order, setting_of, shared_shape
+from lib.passes import BATCH, PassPlan, Plan, Unit, device_of, pack, release_order, setting_of, shared_shape
 from lib.processes import Processes, merge_loaded, shares
 from lib.reader import Dither, SeedReader, Seen, pilot
 from lib.seeds import WEIGHTS, Trunk, check_seed, load_model, token_losses
