@@ -131,6 +131,11 @@ def newline_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     return tuple(token for token, text in texts if text and not text.strip("\r\n"))
 
 
+def packing_order(blocks: int, seed: int = SHUFFLE_SEED) -> np.ndarray:
+    """How `packed` shuffles that many blocks: entry i is the place, before the shuffle, of block i of the file."""
+    return np.random.Generator(np.random.PCG64(seed)).permutation(blocks)
+
+
 def packed(corpus: list[Document], domains: tuple[str, ...], tokenizer: Tokenizer, context: int = CONTEXT,
            seed: int = SHUFFLE_SEED) -> dict[str, torch.Tensor]:
     """`tokens` (blocks, context), `domain` (blocks) and `document` (blocks), shuffled once.
@@ -156,7 +161,7 @@ def packed(corpus: list[Document], domains: tuple[str, ...], tokenizer: Tokenize
         blocks.append(np.concatenate([np.full((count, 1), bos, dtype=np.uint16), pieces], axis=1))
         owners.append(owner[:count * (context - 1):context - 1])
         labels.append(np.full(count, label))
-    order = np.random.Generator(np.random.PCG64(seed)).permutation(sum(map(len, blocks)))
+    order = packing_order(sum(map(len, blocks)), seed)
     columns = {"tokens": np.concatenate(blocks), "domain": np.concatenate(labels), "document": np.concatenate(owners)}
     return {name: torch.from_numpy(column[order].astype(np.int64)) for name, column in columns.items()}
 
