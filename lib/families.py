@@ -1,0 +1,247 @@
+"""Families of neurons: from grouped moments to every neuron's best explanation among many labels (METHOD §5).
+
+The score of a binary label is the share of a neuron's variance that the label explains. A label is chosen on the even
+blocks of the text and scored on the odd ones; what random directions of the same layer reach by the same
+choice is the level that a neuron must pass to be called explained.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lib.errors import InputError
+from lib.labels import LabelSet
+
+UNEXPLAINED = "unexplained"
+EVEN, ODD = 0, 1  # labels are chosen on even blocks, scored on odd ones
+FEWEST_TOKENS = 10  # a label with fewer labelled tokens in one half, on either side, is not scored
+QUANTILE = 0.95  # of the best held-out scores of a layer's rotated neurons: the level of chance
+NEAR_TIE = 0.9  # a runner-up of at least this share of the best score is a near-tie
+TOP_SHARE = 0.05  # the neurons of largest excess that are shown beside the universal ones
+
+# Gurnee et al., arXiv 2401.12181, section 4 and published tables: GPT2-medium's universal neurons
+PUBLISHED_UNIVERSAL, PUBLISHED_UNEXPLAINED, PUBLISHED_WELL_EXPLAINED = 1211, 283, 180
+PUBLISHED_LOW, PUBLISHED_HIGH = 0.05, 0.5  # scores below and from which the two counts are taken
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """One random rotation of each layer's neurons and what it makes of their variances (METHOD §2), raw activation units."""
+
+    turn: Float[Tensor, "layers n n"]
+    deviation: Float[Tensor, "layers n"]  # of the rotated neurons over all counted tokens
+
+
+@dataclass(frozen=True)
+class Scores:
+    """`value` (halves, labels, neurons of all layers), 0 where not scored; `difference` (labels, total) is the mean z of
+    the tokens with the label minus that of those without, on the odd half."""
+
+    value: Float[Tensor, "2 labels total"]
+    difference: Float[Tensor, "labels total"] | None
+
+
+def variance_reduction(
+    share: Float[Tensor, "labels 1"], difference: Float[Tensor, "labels neurons"], variance: Float[Tensor, "neurons"]
+) -> Float[Tensor, "labels neurons"]:
+    """METHOD §5 from group means alone: 1 − [(1−β)σ²(v|0) + βσ²(v|1)] / σ²(v) = β(1−β)(μ₁ − μ₀)² / σ²(v).
+
+    `difference` is μ₁ − μ₀. The two sides are equal because σ² is the variance within the classes plus that between
+    them. 0 for a neuron that does not vary.
+    """
+    return torch.where(variance > 0, share * (1 - share) * difference**2 / variance.clamp(min=1e-30), 0).clamp(max=1)
+
+
+def check_statistics(statistics: Mapping[str, Tensor], sets: Sequence[LabelSet]) -> None:
+    """InputError if a label set speaks of groups that the statistics do not have."""
+    for one in sets:
+        key = f"{one.grouping}.count"
+        if key not in statistics:
+            raise InputError(f"labels over '{one.grouping}' cannot be scored: the statistics have no such grouping.")
+        groups = statistics[key].shape[1]
+        if one.member.shape[1] != groups:
+            raise InputError(
+                f"labels over '{one.grouping}' speak of {one.member.shape[1]} groups, but the statistics have {groups}; "
+                "they were made for another text or tokeniser."
+            )
+
+
+def _label_differences(
+    statistics: Mapping[str, Tensor], one: LabelSet
+) -> Iterator[tuple[int, int, Tensor, Tensor, Tensor]]:
+    """(layer, half, β (labels, 1), μ₁ − μ₀ (labels, neurons), labelled variance (neurons)); β = 0 where not scored."""
+    member = torch.from_numpy(one.member).float()
+    count, mean = statistics[f"{one.grouping}.count"].float(), statistics[f"{one.grouping}.mean"]
+    for half in (EVEN, ODD):
+        weights = member * count[half]  # (labels, groups)
+        positive, tokens = weights.sum(1, keepdim=True), count[half].sum()
+        scored = (positive >= FEWEST_TOKENS) & (tokens - positive >= FEWEST_TOKENS)
+        share = torch.where(scored, positive / tokens.clamp(min=1), 0)
+        weights /= positive.clamp(min=1)
+        for layer in range(len(mean)):
+            center = statistics[f"{one.grouping}.center"][layer, half].float()
+            on_label = weights @ mean[layer, half].float() - center * (positive > 0)  # μ₁ − μ
+            yield layer, half, share, on_label / (1 - share), statistics[f"{one.grouping}.variance"][layer, half].float()
+
+
+def score_labels(
+    statistics: Mapping[str, Tensor], sets: Sequence[LabelSet], rotation: Rotation
+) -> tuple[Scores, Scores]:
+    """Scores of all labels, in the order of `sets`, for all neurons of one seed and for its rotated neurons.
+
+    `statistics` is what `GroupedMoments.compact` gives. A rotated neuron's mean on a label is a rotation of the
+    neurons' means; its variance over the labelled tokens of a half is its variance over the text times the ratio that
+    the neurons it mixes have.
+    """
+    check_statistics(statistics, sets)
+    deviation = statistics["deviation"].float()  # (layers, neurons)
+    layers, neurons = deviation.shape
+    labels = sum(len(one.labels) for one in sets)
+    value, null = (torch.zeros(2, labels, layers * neurons) for _ in range(2))
+    difference = torch.zeros(labels, layers * neurons)
+    start = 0
+    for one in sets:
+        rows = slice(start, start + len(one.labels))
+        start = rows.stop
+        for layer, half, share, apart, variance in _label_differences(statistics, one):
+            columns = slice(layer * neurons, (layer + 1) * neurons)
+            value[half, rows, columns] = variance_reduction(share, apart, variance)
+            if half == ODD:
+                difference[rows, columns] = apart * (share > 0)
+            turn, squares = rotation.turn[layer].float(), deviation[layer] ** 2
+            ratio = (turn**2 @ (squares * variance)) / (turn**2 @ squares).clamp(min=1e-30)
+            turned = (apart * deviation[layer]) @ turn.T
+            null[half, rows, columns] = variance_reduction(share, turned, rotation.deviation[layer].float() ** 2 * ratio)
+    return Scores(value, difference), Scores(null, None)
+
+
+def label_table(sets: Sequence[LabelSet], statistics: Mapping[str, Tensor]) -> pd.DataFrame:
+    """One row per label in the order of the scores: label, family, kind, grouping, groups, tokens of both halves."""
+    parts = []
+    for one in sets:
+        count = statistics[f"{one.grouping}.count"].numpy()
+        parts.append(
+            one.labels.assign(
+                grouping=one.grouping,
+                groups=one.member.sum(1),
+                tokens_chosen=one.member @ count[EVEN],
+                tokens_scored=one.member @ count[ODD],
+                share=(one.member @ count.sum(0)) / max(1, count.sum()),
+            )
+        )
+    return pd.concat(parts, ignore_index=True)
+
+
+# ---------------------------------------------------------------- choice and assignment
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Per family and neuron the label chosen on the even half; arrays (families, total)."""
+
+    families: tuple[str, ...]
+    label: Int[np.ndarray, "families total"]  # row of the label table
+    chosen_score: Float[np.ndarray, "families total"]  # on the even half
+    score: Float[np.ndarray, "families total"]  # on the odd half
+
+    def best(self) -> Float[np.ndarray, "total"]:
+        """The best held-out score over families."""
+        return self.score.max(0)
+
+
+def choose(value: Float[Tensor, "2 labels total"], families: Sequence[str]) -> Choice:
+    """For each family the label that is best on the even half, with its scores on both; `families` names each label's."""
+    names = tuple(dict.fromkeys(families))
+    label, even, odd = [], [], []
+    for name in names:
+        rows = torch.tensor([index for index, one in enumerate(families) if one == name])
+        best, at = value[EVEN, rows].max(0)
+        label.append(rows[at])
+        even.append(best)
+        odd.append(value[ODD, rows].gather(0, at[None])[0])
+    return Choice(names, *(torch.stack(part).numpy() for part in (label, even, odd)))
+
+
+def chance_level(null: Choice, layers: int) -> Float[np.ndarray, "layers"]:
+    """Per layer the QUANTILE of the best held-out scores that its rotated neurons reach with the same labels."""
+    return np.quantile(null.best().reshape(layers, -1), QUANTILE, axis=1)
+
+
+def assign(
+    choice: Choice, level: Float[np.ndarray, "layers"], labels: pd.DataFrame, difference: Float[Tensor, "labels total"]
+) -> pd.DataFrame:
+    """One row per neuron of a seed: its family, the chosen label, scores on both halves, and the runner-up.
+
+    `family` is that of the best held-out score, or "unexplained" where that does not pass the level of the neuron's
+    layer (`chance`); `best_family` and `label` are given in either case. `difference` is the mean activation with
+    the label minus that without, in the neuron's deviations. The runner-up is the best label of another family.
+    """
+    total = choice.score.shape[1]
+    neurons = total // len(level)
+    order = np.argsort(-choice.score, axis=0, kind="stable")
+    everyone = np.arange(total)
+    names = np.array(choice.families)
+    table = pd.DataFrame({"layer": everyone // neurons, "neuron": everyone % neurons})
+    first = order[0]
+    chosen = choice.label[first, everyone]
+    score = choice.score[first, everyone]
+    chance = level[table["layer"]]
+    table["family"] = np.where(score > chance, names[first], UNEXPLAINED)
+    table["best_family"], table["label"] = names[first], labels["label"].to_numpy()[chosen]
+    table["kind"] = labels["kind"].to_numpy()[chosen]
+    table["chosen_score"], table["score"] = choice.chosen_score[first, everyone], score
+    table["gap"] = table["chosen_score"] - table["score"]
+    table["chance"] = chance
+    table["difference"] = difference.numpy()[chosen, everyone]
+    if len(names) > 1:
+        second = order[1]
+        runner = choice.label[second, everyone]
+        table["runner_up_family"], table["runner_up_label"] = names[second], labels["label"].to_numpy()[runner]
+        table["runner_up_score"] = choice.score[second, everyone]
+        table["near_tie"] = (score > chance) & (table["runner_up_score"] >= NEAR_TIE * score)
+    return table
+
+
+def position_information(statistics: Mapping[str, Tensor]) -> Float[np.ndarray, "total"]:
+    """Mutual information in bits of [activation > 0] and position, per neuron (METHOD §5), both halves together.
+
+    The estimate is positive by about (positions − 1) / (2 ln 2 · tokens) for a neuron that ignores position;
+    that much is taken off.
+    """
+    count = statistics["position.count"].double()  # (halves, positions)
+    active = (statistics["position.active"].double() * count[:, :, None]).sum(1)  # (layers, positions, neurons)
+    at = count.sum(0)
+    tokens = float(at.sum())
+    weight = (at / tokens)[:, None]
+    by_position = _entropy(active / at.clamp(min=1)[:, None])
+    information = _entropy((active.sum(1) / tokens)) - (weight * by_position).sum(1)
+    bias = (int((at > 0).sum()) - 1) / (2 * np.log(2) * tokens)
+    return (information - bias).clamp(min=0).flatten().numpy()
+
+
+def _entropy(share: Tensor) -> Tensor:
+    """Entropy in bits of an event of this probability."""
+    return -(torch.xlogy(share, share) + torch.xlogy(1 - share, 1 - share)) / np.log(2)
+
+
+def seed_families(
+    statistics: Mapping[str, Tensor], sets: Sequence[LabelSet], rotation: Rotation
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(families, chance) of one seed: `assign`'s table with `position_information`, and per layer the level of chance
+    with quantiles of the rotated neurons' best held-out score."""
+    scores, null = score_labels(statistics, sets, rotation)
+    families = [name for one in sets for name in one.labels["family"]]
+    labels = label_table(sets, statistics)
+    layers = len(statistics["deviation"])
+    turned = choose(null.value, families)
+    level = chance_level(turned, layers)
+    table = assign(choose(scores.value, families), level, labels, scores.difference)
+    table["position_information"] = position_information(statistics) if "position.active" in statistics else np.nan
+    best = turned.best().reshape(layers, -1)
+    chance = pd.DataFrame({"layer": range(layers), "chance": level, "median": np.median(best, 1), "largest": best.max(1)})
+    return table, chance
