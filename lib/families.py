@@ -12,12 +12,14 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
+from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from lib.errors import InputError
 from lib.labels import LabelSet
 
 UNEXPLAINED = "unexplained"
+ALL_TOKENS = "token"  # the grouping in which every counted token has a group
 EVEN, ODD = 0, 1  # labels are chosen on even blocks, scored on odd ones
 FEWEST_TOKENS = 10  # a label with fewer labelled tokens in one half, on either side, is not scored
 QUANTILE = 0.95  # of the best held-out scores of a layer's rotated neurons: the level of chance
@@ -39,11 +41,13 @@ class Rotation:
 
 @dataclass(frozen=True)
 class Scores:
-    """`value` (halves, labels, neurons of all layers), 0 where not scored; `difference` (labels, total) is the mean z of
-    the tokens with the label minus that of those without, on the odd half."""
+    """`value` (halves, labels, neurons of all layers), 0 where not scored. On the odd half `labelled` (labels, total) is
+    the score among the tokens that have a label of this kind, and `difference` (labels, total) the mean z of the tokens
+    with the label minus that of all others."""
 
     value: Float[Tensor, "2 labels total"]
-    difference: Float[Tensor, "labels total"] | None
+    labelled: Float[Tensor, "labels total"]
+    difference: Float[Tensor, "labels total"]
 
 
 def variance_reduction(
@@ -71,53 +75,75 @@ def check_statistics(statistics: Mapping[str, Tensor], sets: Sequence[LabelSet])
             )
 
 
-def _label_differences(
-    statistics: Mapping[str, Tensor], one: LabelSet
-) -> Iterator[tuple[int, int, Tensor, Tensor, Tensor]]:
-    """(layer, half, β (labels, 1), μ₁ − μ₀ (labels, neurons), labelled variance (neurons)); β = 0 where not scored."""
-    member = torch.from_numpy(one.member).float()
-    count, mean = statistics[f"{one.grouping}.count"].float(), statistics[f"{one.grouping}.mean"]
-    for half in (EVEN, ODD):
-        weights = member * count[half]  # (labels, groups)
-        positive, tokens = weights.sum(1, keepdim=True), count[half].sum()
+@dataclass(frozen=True)
+class _OnLabel:
+    """One layer and half: what the labels of one set are worth over some tokens."""
+
+    share: Float[Tensor, "labels 1"]  # β, 0 where not scored
+    difference: Float[Tensor, "labels neurons"]  # μ₁ − μ₀
+    variance: Float[Tensor, "neurons"]
+
+    @classmethod
+    def of(cls, mean: Tensor, positive: Tensor, statistics: Mapping[str, Tensor], tokens_of: str, at: tuple[int, int]) -> "_OnLabel":
+        """From the means on each label and the tokens that carry it, against all tokens of a grouping."""
+        layer, half = at
+        tokens = statistics[f"{tokens_of}.count"][half].sum()
         scored = (positive >= FEWEST_TOKENS) & (tokens - positive >= FEWEST_TOKENS)
         share = torch.where(scored, positive / tokens.clamp(min=1), 0)
-        weights /= positive.clamp(min=1)
+        center, variance = (statistics[f"{tokens_of}.{name}"][layer, half].float() for name in ("center", "variance"))
+        return cls(share, (mean - center) / (1 - share) * scored, variance)
+
+    def score(self) -> Float[Tensor, "labels neurons"]:
+        return variance_reduction(self.share, self.difference, self.variance)
+
+
+def _label_means(statistics: Mapping[str, Tensor], one: LabelSet) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """(layer, half, tokens with each label (labels, 1), mean z on them (labels, neurons))."""
+    count, mean = statistics[f"{one.grouping}.count"].float(), statistics[f"{one.grouping}.mean"]
+    member = csr_matrix(one.member.astype(np.float32))
+    for half in (EVEN, ODD):
+        weights = member.multiply(count[half].numpy()[None]).tocsr()  # (labels, groups), most of it empty
+        positive = torch.from_numpy(np.asarray(weights.sum(1), dtype=np.float32))
+        weights = csr_matrix(weights.multiply(1 / positive.clamp(min=1).numpy()), dtype=np.float32)
+        rows, columns, values = (torch.from_numpy(part.copy()) for part in (weights.indptr, weights.indices, weights.data))
+        sparse = torch.sparse_csr_tensor(rows, columns, values, weights.shape, check_invariants=False)
         for layer in range(len(mean)):
-            center = statistics[f"{one.grouping}.center"][layer, half].float()
-            on_label = weights @ mean[layer, half].float() - center * (positive > 0)  # μ₁ − μ
-            yield layer, half, share, on_label / (1 - share), statistics[f"{one.grouping}.variance"][layer, half].float()
+            yield layer, half, positive, sparse @ mean[layer, half].float()
 
 
 def score_labels(
     statistics: Mapping[str, Tensor], sets: Sequence[LabelSet], rotation: Rotation
-) -> tuple[Scores, Scores]:
-    """Scores of all labels, in the order of `sets`, for all neurons of one seed and for its rotated neurons.
+) -> tuple[Scores, Float[Tensor, "2 labels total"]]:
+    """Scores of all labels, in the order of `sets`, for all neurons of one seed; and values for its rotated neurons.
 
-    `statistics` is what `GroupedMoments.compact` gives. A rotated neuron's mean on a label is a rotation of the
-    neurons' means; its variance over the labelled tokens of a half is its variance over the text times the ratio that
-    the neurons it mixes have.
+    `statistics` is what `GroupedMoments.compact` gives. All scores are over all counted tokens, so that labels of
+    different kinds compare: a label is 0 where its kind is not known, as syntax is outside the English prose. A rotated
+    neuron's mean on a label is a rotation of the neurons' means; its variance in a half of the text is its variance over
+    the text times the ratio that the neurons it mixes have.
     """
     check_statistics(statistics, sets)
     deviation = statistics["deviation"].float()  # (layers, neurons)
     layers, neurons = deviation.shape
     labels = sum(len(one.labels) for one in sets)
     value, null = (torch.zeros(2, labels, layers * neurons) for _ in range(2))
-    difference = torch.zeros(labels, layers * neurons)
+    labelled, difference = (torch.zeros(labels, layers * neurons) for _ in range(2))
     start = 0
     for one in sets:
         rows = slice(start, start + len(one.labels))
         start = rows.stop
-        for layer, half, share, apart, variance in _label_differences(statistics, one):
+        for layer, half, positive, mean in _label_means(statistics, one):
             columns = slice(layer * neurons, (layer + 1) * neurons)
-            value[half, rows, columns] = variance_reduction(share, apart, variance)
+            among_all = _OnLabel.of(mean, positive, statistics, ALL_TOKENS, (layer, half))
+            value[half, rows, columns] = among_all.score()
             if half == ODD:
-                difference[rows, columns] = apart * (share > 0)
+                difference[rows, columns] = among_all.difference
+                labelled[rows, columns] = _OnLabel.of(mean, positive, statistics, one.grouping, (layer, half)).score()
             turn, squares = rotation.turn[layer].float(), deviation[layer] ** 2
-            ratio = (turn**2 @ (squares * variance)) / (turn**2 @ squares).clamp(min=1e-30)
-            turned = (apart * deviation[layer]) @ turn.T
-            null[half, rows, columns] = variance_reduction(share, turned, rotation.deviation[layer].float() ** 2 * ratio)
-    return Scores(value, difference), Scores(null, None)
+            ratio = (turn**2 @ (squares * among_all.variance)) / (turn**2 @ squares).clamp(min=1e-30)
+            turned = (among_all.difference * deviation[layer]) @ turn.T
+            variance = rotation.deviation[layer].float() ** 2 * ratio
+            null[half, rows, columns] = variance_reduction(among_all.share, turned, variance)
+    return Scores(value, labelled, difference), null
 
 
 def label_table(sets: Sequence[LabelSet], statistics: Mapping[str, Tensor]) -> pd.DataFrame:
@@ -131,7 +157,7 @@ def label_table(sets: Sequence[LabelSet], statistics: Mapping[str, Tensor]) -> p
                 groups=one.member.sum(1),
                 tokens_chosen=one.member @ count[EVEN],
                 tokens_scored=one.member @ count[ODD],
-                share=(one.member @ count.sum(0)) / max(1, count.sum()),
+                share=(one.member @ count.sum(0)) / max(1, int(statistics[f"{ALL_TOKENS}.count"].sum())),
             )
         )
     return pd.concat(parts, ignore_index=True)
@@ -173,13 +199,14 @@ def chance_level(null: Choice, layers: int) -> Float[np.ndarray, "layers"]:
 
 
 def assign(
-    choice: Choice, level: Float[np.ndarray, "layers"], labels: pd.DataFrame, difference: Float[Tensor, "labels total"]
+    choice: Choice, level: Float[np.ndarray, "layers"], labels: pd.DataFrame, scores: Scores
 ) -> pd.DataFrame:
     """One row per neuron of a seed: its family, the chosen label, scores on both halves, and the runner-up.
 
     `family` is that of the best held-out score, or "unexplained" where that does not pass the level of the neuron's
-    layer (`chance`); `best_family` and `label` are given in either case. `difference` is the mean activation with
-    the label minus that without, in the neuron's deviations. The runner-up is the best label of another family.
+    layer (`chance`); `best_family` and `label` are given in either case. `labelled_score` and `difference` as in
+    `Scores`. The runner-up is the best label of another family. `score_<family>` and `label_<family>` are the
+    held-out score and the label chosen within each family.
     """
     total = choice.score.shape[1]
     neurons = total // len(level)
@@ -197,13 +224,16 @@ def assign(
     table["chosen_score"], table["score"] = choice.chosen_score[first, everyone], score
     table["gap"] = table["chosen_score"] - table["score"]
     table["chance"] = chance
-    table["difference"] = difference.numpy()[chosen, everyone]
+    table["labelled_score"] = scores.labelled.numpy()[chosen, everyone]
+    table["difference"] = scores.difference.numpy()[chosen, everyone]
     if len(names) > 1:
         second = order[1]
         runner = choice.label[second, everyone]
         table["runner_up_family"], table["runner_up_label"] = names[second], labels["label"].to_numpy()[runner]
         table["runner_up_score"] = choice.score[second, everyone]
         table["near_tie"] = (score > chance) & (table["runner_up_score"] >= NEAR_TIE * score)
+    for index, name in enumerate(choice.families):
+        table[f"score_{name}"], table[f"label_{name}"] = choice.score[index], labels["label"].to_numpy()[choice.label[index]]
     return table
 
 
@@ -238,9 +268,9 @@ def seed_families(
     families = [name for one in sets for name in one.labels["family"]]
     labels = label_table(sets, statistics)
     layers = len(statistics["deviation"])
-    turned = choose(null.value, families)
+    turned = choose(null, families)
     level = chance_level(turned, layers)
-    table = assign(choose(scores.value, families), level, labels, scores.difference)
+    table = assign(choose(scores.value, families), level, labels, scores)
     table["position_information"] = position_information(statistics) if "position.active" in statistics else np.nan
     best = turned.best().reshape(layers, -1)
     chance = pd.DataFrame({"layer": range(layers), "chance": level, "median": np.median(best, 1), "largest": best.max(1)})
