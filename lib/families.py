@@ -5,7 +5,8 @@ blocks of the text and scored on the odd ones; what random directions of the sam
 choice is the level that a neuron must pass to be called explained.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,9 @@ TOP_SHARE = 0.05  # the neurons of largest excess that are shown beside the univ
 # Gurnee et al., arXiv 2401.12181, section 4 and published tables: GPT2-medium's universal neurons
 PUBLISHED_UNIVERSAL, PUBLISHED_UNEXPLAINED, PUBLISHED_WELL_EXPLAINED = 1211, 283, 180
 PUBLISHED_LOW, PUBLISHED_HIGH = 0.05, 0.5  # scores below and from which the two counts are taken
+
+
+Statistics = Sequence[Mapping[str, Tensor]]  # one seed's layers, each as `GroupedMoments.compact` gives it
 
 
 @dataclass(frozen=True)
@@ -61,13 +65,13 @@ def variance_reduction(
     return torch.where(variance > 0, share * (1 - share) * difference**2 / variance.clamp(min=1e-30), 0).clamp(max=1)
 
 
-def check_statistics(statistics: Mapping[str, Tensor], sets: Sequence[LabelSet]) -> None:
+def check_statistics(statistics: Statistics, sets: Sequence[LabelSet]) -> None:
     """InputError if a label set speaks of groups that the statistics do not have."""
     for one in sets:
         key = f"{one.grouping}.count"
-        if key not in statistics:
+        if key not in statistics[0]:
             raise InputError(f"labels over '{one.grouping}' cannot be scored: the statistics have no such grouping.")
-        groups = statistics[key].shape[1]
+        groups = statistics[0][key].shape[1]
         if one.member.shape[1] != groups:
             raise InputError(
                 f"labels over '{one.grouping}' speak of {one.member.shape[1]} groups, but the statistics have {groups}; "
@@ -84,80 +88,85 @@ class _OnLabel:
     variance: Float[Tensor, "neurons"]
 
     @classmethod
-    def of(cls, mean: Tensor, positive: Tensor, statistics: Mapping[str, Tensor], tokens_of: str, at: tuple[int, int]) -> "_OnLabel":
+    def of(cls, mean: Tensor, positive: Tensor, own: Mapping[str, Tensor], tokens_of: str, half: int) -> "_OnLabel":
         """From the means on each label and the tokens that carry it, against all tokens of a grouping."""
-        layer, half = at
-        tokens = statistics[f"{tokens_of}.count"][half].sum()
+        tokens = own[f"{tokens_of}.count"][half].sum()
         scored = (positive >= FEWEST_TOKENS) & (tokens - positive >= FEWEST_TOKENS)
         share = torch.where(scored, positive / tokens.clamp(min=1), 0)
-        center, variance = (statistics[f"{tokens_of}.{name}"][layer, half].float() for name in ("center", "variance"))
+        center, variance = (own[f"{tokens_of}.{name}"][half].float() for name in ("center", "variance"))
         return cls(share, (mean - center) / (1 - share) * scored, variance)
 
     def score(self) -> Float[Tensor, "labels neurons"]:
         return variance_reduction(self.share, self.difference, self.variance)
 
 
-def _label_means(statistics: Mapping[str, Tensor], one: LabelSet) -> Iterator[tuple[int, int, Tensor, Tensor]]:
-    """(layer, half, tokens with each label (labels, 1), mean z on them (labels, neurons))."""
-    count, mean = statistics[f"{one.grouping}.count"].float(), statistics[f"{one.grouping}.mean"]
-    member = csr_matrix(one.member.astype(np.float32))
-    for half in (EVEN, ODD):
-        weights = member.multiply(count[half].numpy()[None]).tocsr()  # (labels, groups), most of it empty
-        positive = torch.from_numpy(np.asarray(weights.sum(1), dtype=np.float32))
-        weights = csr_matrix(weights.multiply(1 / positive.clamp(min=1).numpy()), dtype=np.float32)
-        rows, columns, values = (torch.from_numpy(part.copy()) for part in (weights.indptr, weights.indices, weights.data))
-        sparse = torch.sparse_csr_tensor(rows, columns, values, weights.shape, check_invariants=False)
-        for layer in range(len(mean)):
-            yield layer, half, positive, sparse @ mean[layer, half].float()
+@dataclass(frozen=True)
+class _Weights:
+    """How the means on a set's labels come from the means of groups, in one half of the text."""
+
+    average: Tensor  # (labels, groups), sparse, rows sum to 1
+    positive: Float[Tensor, "labels 1"]  # tokens that carry the label
+
+    @classmethod
+    def of(cls, one: LabelSet, count: Int[Tensor, "groups"]) -> "_Weights":
+        weights = csr_matrix(one.member.astype(np.float32)).multiply(count.numpy()[None]).tocsr()
+        positive = np.asarray(weights.sum(1), dtype=np.float32)
+        weights = weights.multiply(1 / positive.clip(1)).tocsr()
+        parts = (torch.from_numpy(np.array(part)) for part in (weights.indptr, weights.indices))
+        values = torch.from_numpy(weights.data.astype(np.float32))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse")  # beta since torch 1.10; tested here against fp64
+            return cls(torch.sparse_csr_tensor(*parts, values, weights.shape), torch.from_numpy(positive))
 
 
 def score_labels(
-    statistics: Mapping[str, Tensor], sets: Sequence[LabelSet], rotation: Rotation
+    statistics: Statistics, sets: Sequence[LabelSet], rotation: Rotation
 ) -> tuple[Scores, Float[Tensor, "2 labels total"]]:
     """Scores of all labels, in the order of `sets`, for all neurons of one seed; and values for its rotated neurons.
 
-    `statistics` is what `GroupedMoments.compact` gives. All scores are over all counted tokens, so that labels of
-    different kinds compare: a label is 0 where its kind is not known, as syntax is outside the English prose. A rotated
-    neuron's mean on a label is a rotation of the neurons' means; its variance in a half of the text is its variance over
-    the text times the ratio that the neurons it mixes have.
+    All scores are over all counted tokens, so that labels of different kinds compare: a label is 0 where its kind is
+    not known, as syntax is outside the English prose. A rotated neuron's mean on a label is a rotation of the neurons'
+    means; its variance in a half of the text is its variance over the text times the ratio that the neurons it
+    mixes have.
     """
     check_statistics(statistics, sets)
-    deviation = statistics["deviation"].float()  # (layers, neurons)
-    layers, neurons = deviation.shape
+    layers, neurons = len(statistics), len(statistics[0]["deviation"])
+    weights = [[_Weights.of(one, statistics[0][f"{one.grouping}.count"][half]) for half in (EVEN, ODD)] for one in sets]
     labels = sum(len(one.labels) for one in sets)
     value, null = (torch.zeros(2, labels, layers * neurons) for _ in range(2))
     labelled, difference = (torch.zeros(labels, layers * neurons) for _ in range(2))
-    start = 0
-    for one in sets:
-        rows = slice(start, start + len(one.labels))
-        start = rows.stop
-        for layer, half, positive, mean in _label_means(statistics, one):
-            columns = slice(layer * neurons, (layer + 1) * neurons)
-            among_all = _OnLabel.of(mean, positive, statistics, ALL_TOKENS, (layer, half))
-            value[half, rows, columns] = among_all.score()
-            if half == ODD:
-                difference[rows, columns] = among_all.difference
-                labelled[rows, columns] = _OnLabel.of(mean, positive, statistics, one.grouping, (layer, half)).score()
-            turn, squares = rotation.turn[layer].float(), deviation[layer] ** 2
-            ratio = (turn**2 @ (squares * among_all.variance)) / (turn**2 @ squares).clamp(min=1e-30)
-            turned = (among_all.difference * deviation[layer]) @ turn.T
-            variance = rotation.deviation[layer].float() ** 2 * ratio
-            null[half, rows, columns] = variance_reduction(among_all.share, turned, variance)
+    for layer in range(layers):
+        own, columns, start = statistics[layer], slice(layer * neurons, (layer + 1) * neurons), 0
+        turn, deviation = rotation.turn[layer].float(), own["deviation"].float()
+        mixed = turn**2 * deviation**2  # what each neuron adds to a rotated one's variance, covariances apart
+        for one, by_half in zip(sets, weights, strict=True):
+            rows = slice(start, start + len(one.labels))
+            start = rows.stop
+            for half in (EVEN, ODD):
+                mean = by_half[half].average @ own[f"{one.grouping}.mean"][half].float()
+                on_label = _OnLabel.of(mean, by_half[half].positive, own, ALL_TOKENS, half)
+                value[half, rows, columns] = on_label.score()
+                ratio = (mixed @ on_label.variance) / mixed.sum(1).clamp(min=1e-30)
+                variance = rotation.deviation[layer].float() ** 2 * ratio
+                turned = (on_label.difference * deviation) @ turn.T
+                null[half, rows, columns] = variance_reduction(on_label.share, turned, variance)
+            difference[rows, columns] = on_label.difference  # of the odd half
+            labelled[rows, columns] = _OnLabel.of(mean, by_half[ODD].positive, own, one.grouping, ODD).score()
     return Scores(value, labelled, difference), null
 
 
-def label_table(sets: Sequence[LabelSet], statistics: Mapping[str, Tensor]) -> pd.DataFrame:
+def label_table(sets: Sequence[LabelSet], own: Mapping[str, Tensor]) -> pd.DataFrame:
     """One row per label in the order of the scores: label, family, kind, grouping, groups, tokens of both halves."""
     parts = []
     for one in sets:
-        count = statistics[f"{one.grouping}.count"].numpy()
+        count = own[f"{one.grouping}.count"].numpy()
         parts.append(
             one.labels.assign(
                 grouping=one.grouping,
                 groups=one.member.sum(1),
                 tokens_chosen=one.member @ count[EVEN],
                 tokens_scored=one.member @ count[ODD],
-                share=(one.member @ count.sum(0)) / max(1, int(statistics[f"{ALL_TOKENS}.count"].sum())),
+                share=(one.member @ count.sum(0)) / max(1, int(own[f"{ALL_TOKENS}.count"].sum())),
             )
         )
     return pd.concat(parts, ignore_index=True)
@@ -237,21 +246,20 @@ def assign(
     return table
 
 
-def position_information(statistics: Mapping[str, Tensor]) -> Float[np.ndarray, "total"]:
-    """Mutual information in bits of [activation > 0] and position, per neuron (METHOD §5), both halves together.
+def position_information(own: Mapping[str, Tensor]) -> Float[np.ndarray, "neurons"]:
+    """Mutual information in bits of [activation > 0] and position, per neuron of a layer (METHOD §5), both halves together.
 
     The estimate is positive by about (positions − 1) / (2 ln 2 · tokens) for a neuron that ignores position;
     that much is taken off.
     """
-    count = statistics["position.count"].double()  # (halves, positions)
-    active = (statistics["position.active"].double() * count[:, :, None]).sum(1)  # (layers, positions, neurons)
+    count = own["position.count"].double()  # (halves, positions)
+    active = (own["position.active"].double() * count[:, :, None]).sum(0)  # (positions, neurons)
     at = count.sum(0)
     tokens = float(at.sum())
-    weight = (at / tokens)[:, None]
     by_position = _entropy(active / at.clamp(min=1)[:, None])
-    information = _entropy((active.sum(1) / tokens)) - (weight * by_position).sum(1)
+    information = _entropy(active.sum(0) / tokens) - (at[:, None] / tokens * by_position).sum(0)
     bias = (int((at > 0).sum()) - 1) / (2 * np.log(2) * tokens)
-    return (information - bias).clamp(min=0).flatten().numpy()
+    return (information - bias).clamp(min=0).numpy()
 
 
 def _entropy(share: Tensor) -> Tensor:
@@ -260,18 +268,18 @@ def _entropy(share: Tensor) -> Tensor:
 
 
 def seed_families(
-    statistics: Mapping[str, Tensor], sets: Sequence[LabelSet], rotation: Rotation
+    statistics: Statistics, sets: Sequence[LabelSet], rotation: Rotation
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(families, chance) of one seed: `assign`'s table with `position_information`, and per layer the level of chance
     with quantiles of the rotated neurons' best held-out score."""
     scores, null = score_labels(statistics, sets, rotation)
     families = [name for one in sets for name in one.labels["family"]]
-    labels = label_table(sets, statistics)
-    layers = len(statistics["deviation"])
+    labels = label_table(sets, statistics[0])
+    layers = len(statistics)
     turned = choose(null, families)
     level = chance_level(turned, layers)
     table = assign(choose(scores.value, families), level, labels, scores)
-    table["position_information"] = position_information(statistics) if "position.active" in statistics else np.nan
+    table["position_information"] = np.concatenate([position_information(statistics[layer]) for layer in range(layers)])
     best = turned.best().reshape(layers, -1)
     chance = pd.DataFrame({"layer": range(layers), "chance": level, "median": np.median(best, 1), "largest": best.max(1)})
     return table, chance

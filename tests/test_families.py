@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from lib import families
 from lib.correlation import rotations
 from lib.errors import InputError
-from lib.kernels.grouped import GroupedMoments
+from lib.kernels.grouped import GroupedMoments, Places
 from lib.labels import LabelSet, groupings, label_sets
 from lib.linguistics import linguistic_labels, read_linguistics
 from lib.params import ROOT
@@ -52,16 +52,16 @@ def planted_activations(world, noise: float) -> torch.Tensor:
     return v
 
 
-def statistics_of(world, v: torch.Tensor) -> tuple[dict, families.Rotation]:
+def statistics_of(world, v: torch.Tensor) -> tuple[list, families.Rotation]:
     made, _, counted = world
-    work = GroupedMoments({name: size for name, (size, _) in made.items()}, torch.tensor([[[0.0], [1.0]]]).expand(1, 2, NEURONS))
+    work = GroupedMoments({name: size for name, (size, _) in made.items()}, torch.tensor([[0.0], [1.0]]).expand(2, NEURONS))
+    places = Places({name: ids for name, (_, ids) in made.items()}, work.groups)
     for start in range(0, BLOCKS, 16):
         blocks = torch.arange(start, start + 16)
-        work.place({name: ids[blocks] for name, (_, ids) in made.items()}, counted[blocks], blocks)
-        work.update(0, v[blocks])
-    turn = rotations(1, NEURONS, 0, 0, 0)
+        work.update(v[blocks].flatten(0, 1), places, places.at(blocks, counted[blocks].flatten()))
+    turn = torch.stack(list(rotations(1, NEURONS, 0, 0, 0)))
     covariance = torch.tensor(np.cov(v[counted].double().T.numpy(), bias=True))
-    return work.compact(), families.Rotation(turn, (turn[0] @ covariance * turn[0]).sum(1).sqrt()[None])
+    return [work.compact()], families.Rotation(turn, (turn[0] @ covariance * turn[0]).sum(1).sqrt()[None])
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_scores_and_rotated_scores_agree_with_the_formula_on_every_token(world, 
     start = 0
     for one in sets:
         ids = made[one.grouping][1].long()
-        tokens = torch.tensor(one.member @ statistics[f"{one.grouping}.count"].numpy().min(0))
+        tokens = torch.tensor(one.member @ statistics[0][f"{one.grouping}.count"].numpy().min(0))
         for index in torch.argsort(tokens, descending=True)[[0, len(tokens) // 3]].tolist():
             for which in (0, 1):
                 keep = counted & (half == which)
@@ -115,7 +115,7 @@ def test_position_information_against_the_plain_sum():
     count = generator.integers(50, 100, (2, 6))
     share = generator.uniform(0.05, 0.95, (2, 6))
     active = np.round(count * share)
-    statistics = {"position.count": torch.tensor(count), "position.active": torch.tensor(active / count)[None, :, :, None]}
+    statistics = {"position.count": torch.tensor(count), "position.active": torch.tensor(active / count)[:, :, None]}
     joint = np.stack([active.sum(0), (count - active).sum(0)]) / count.sum()  # (fires or not, position)
     independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
     expected = (joint * np.log2(joint / independent)).sum() - 5 / (2 * np.log(2) * count.sum())
@@ -127,4 +127,4 @@ def test_labels_over_other_groups_are_refused(scored):
     with pytest.raises(InputError, match="3 groups, but the statistics have 8192"):
         families.check_statistics(scored[0], [one])
     with pytest.raises(InputError, match="no such grouping"):
-        families.check_statistics({}, [one])
+        families.check_statistics([{}], [one])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.kernels import grouped
-from lib.kernels.grouped import GroupedMoments, memory_bytes
+from lib.kernels.grouped import GroupedMoments, Places, memory_bytes
 
 CONTEXT, NEURONS = 12, 5
 
@@ -31,13 +31,12 @@ def made_up(blocks: int, seed: int = 0, groups: int = 40):
 GROUPS = {"token": 40, "position": CONTEXT, "domain": 3, "linguistics": 8}
 
 
-def accumulated(v, ids, counted, batches, layers=1) -> GroupedMoments:
-    scaling = torch.tensor([[[0.1, 2.0, 49.0, 0.0, 0.0], [1.0, 9.0, 0.02, 0.5, 1.0]]]).expand(layers, 2, NEURONS)
-    work = GroupedMoments(GROUPS, scaling)
+def accumulated(v, ids, counted, batches) -> GroupedMoments:
+    work = GroupedMoments(GROUPS, torch.tensor([[0.1, 2.0, 49.0, 0.0, 0.0], [1.0, 9.0, 0.02, 0.5, 1.0]]))
+    places = Places({name: torch.tensor(own) for name, own in ids.items()}, GROUPS)
     for blocks in batches:
-        work.place({name: torch.tensor(own[blocks]) for name, own in ids.items()}, torch.tensor(counted[blocks]), torch.tensor(blocks))
-        for layer in range(layers):
-            work.update(layer, torch.tensor(v[blocks]) * (layer + 1))
+        at = places.at(torch.tensor(blocks), torch.tensor(counted[blocks]).flatten())
+        work.update(torch.tensor(v[blocks]).flatten(0, 1), places, at)
     return work
 
 
@@ -53,9 +52,9 @@ def oracle(v, ids, counted, name):
 @pytest.mark.parametrize("name", list(GROUPS))
 def test_every_grouping_agrees_with_pandas_in_fp64(name):
     v, ids, counted = made_up(400)
-    work = accumulated(v, ids, counted, [list(range(start, min(start + 7, 400))) for start in range(0, 400, 7)], layers=2)
+    work = accumulated(v, ids, counted, [list(range(start, min(start + 7, 400))) for start in range(0, 400, 7)])
     frame, half, group = oracle(v, ids, counted, name)
-    shift, scale = work.scaling[0].double().numpy()
+    shift, scale = work.scaling.double().numpy()
     x = (frame - shift) * scale
     size = GROUPS[name]
     index = pd.MultiIndex.from_product([range(2), range(size)], names=["half", "group"])
@@ -68,11 +67,10 @@ def test_every_grouping_agrees_with_pandas_in_fp64(name):
     own = {key: work.tensors[f"{name}.{key}"].double().numpy() for key in ("count", "sum", "square", "total_square", "active")}
     np.testing.assert_array_equal(own["count"], count[..., 0])
     magnitude = np.sqrt(count * square) + 1e-30  # |Σx| is at most √(count · Σx²)
-    assert (np.abs(own["sum"][0] - total) / magnitude).max() < 1e-5
-    np.testing.assert_allclose(own["square"][0], square.sum(0), rtol=1e-5)
-    np.testing.assert_allclose(own["total_square"][0], square.sum(1), rtol=1e-5)
-    np.testing.assert_array_equal(own["active"][0], shaped((frame > 0).groupby(by).sum()))
-    assert not np.allclose(own["sum"][1], own["sum"][0])  # the second layer has sums of its own
+    assert (np.abs(own["sum"] - total) / magnitude).max() < 1e-5
+    np.testing.assert_allclose(own["square"], square.sum(0), rtol=1e-5)
+    np.testing.assert_allclose(own["total_square"], square.sum(1), rtol=1e-5)
+    np.testing.assert_array_equal(own["active"], shaped((frame > 0).groupby(by).sum()))
 
 
 @given(cut=st.lists(st.integers(1, 30), min_size=1, max_size=4), seed=st.integers(0, 99))
@@ -96,20 +94,20 @@ def test_compact_means_and_variances_agree_with_pandas():
     work = accumulated(v, ids, counted, [list(range(200))])
     compact = work.compact()
     everything = v[counted].astype(np.float64)
-    np.testing.assert_allclose(compact["mean"][0], everything.mean(0), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(compact["deviation"][0], everything.std(0), rtol=1e-4, atol=1e-7)
-    assert compact["deviation"][0, 4] == 0 and (compact["token.mean"][0, ..., 4] == 0).all()  # the dead neuron
+    np.testing.assert_allclose(compact["mean"], everything.mean(0), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(compact["deviation"], everything.std(0), rtol=1e-4, atol=1e-7)
+    assert compact["deviation"][4] == 0 and (compact["token.mean"][..., 4] == 0).all()  # the dead neuron
     frame, half, group = oracle(v, ids, counted, "linguistics")
     z = ((frame - everything.mean(0)) / everything.std(0).clip(1e-9)).iloc[:, :4]
-    np.testing.assert_allclose(compact["linguistics.center"][0, :, :4], z.groupby(half).mean(), atol=1e-5)
-    np.testing.assert_allclose(compact["linguistics.variance"][0, :, :4], z.groupby(half).var(ddof=0), rtol=1e-4)
-    np.testing.assert_allclose(compact["linguistics.spread"][0, :7, :4], z.groupby(group).std(ddof=0), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(compact["linguistics.center"][:, :4], z.groupby(half).mean(), atol=1e-5)
+    np.testing.assert_allclose(compact["linguistics.variance"][:, :4], z.groupby(half).var(ddof=0), rtol=1e-4)
+    np.testing.assert_allclose(compact["linguistics.spread"][:7, :4], z.groupby(group).std(ddof=0), rtol=1e-3, atol=1e-4)
     mean = z.groupby([half, group]).mean().to_numpy().reshape(2, 7, 4)
-    np.testing.assert_allclose(compact["linguistics.mean"][0, :, :7, :4], mean, atol=1e-5)
+    np.testing.assert_allclose(compact["linguistics.mean"][:, :7, :4], mean, atol=1e-5)
 
 
 def test_memory_is_what_the_tensors_hold(monkeypatch):
-    work = GroupedMoments(GROUPS, torch.ones(3, 2, NEURONS))
-    assert memory_bytes(GROUPS, 3, NEURONS) == sum(tensor.nbytes for tensor in work.tensors.values())
+    work = GroupedMoments(GROUPS, torch.ones(2, NEURONS))
+    assert memory_bytes(GROUPS, NEURONS) == sum(tensor.nbytes for tensor in work.tensors.values())
     monkeypatch.setattr(grouped, "FEW", 10)
-    assert "token.active" not in GroupedMoments(GROUPS, torch.ones(3, 2, NEURONS)).tensors
+    assert "token.active" not in GroupedMoments(GROUPS, torch.ones(2, NEURONS)).tensors

@@ -1,0 +1,24 @@
+"""All groupings and labels of a run's text: those of tokens, of topics and, for English prose, of syntax."""
+
+from lib import labels, linguistics, topics
+from lib.labels import Grouping, LabelSet
+from lib.store import Run
+from lib.token_classes import TOKEN_CLASSES, TokenClass
+
+
+def run_groupings(run: Run) -> dict[str, Grouping]:
+    """Every grouping of the run's text that has a group at all; `token`, in which every token has one, comes first."""
+    made = labels.groupings(run.text, run.tokenizer)
+    for extra in (linguistics.run_linguistics(run), topics.topics(run.text, run.tokenizer)):
+        if extra is not None and extra.groups:
+            made[extra.name] = extra
+    return made
+
+
+def run_label_sets(run: Run, groupings: dict[str, Grouping], classes: tuple[TokenClass, ...] = TOKEN_CLASSES) -> list[LabelSet]:
+    """The labels over a run's groupings; `classes` is the table of token classes."""
+    sets = labels.label_sets(run.text, run.tokenizer, classes)
+    for name, of_groups in (("linguistics", linguistics.linguistic_labels), ("topic", topics.topic_labels)):
+        if name in groupings:
+            sets.append(of_groups(groupings[name].groups))
+    return [one for one in sets if len(one.labels)]
