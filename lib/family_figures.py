@@ -1,6 +1,6 @@
 """Figures of chapter 4: families of neurons. Functions take what `lib.family_summary` computes and return figures."""
 
-from collections.abc import Sequence
+from html import escape
 
 import numpy as np
 import pandas as pd
@@ -9,6 +9,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from lib.examples import STYLE, Examples
 from lib.families import PUBLISHED_HIGH, PUBLISHED_LOW, UNEXPLAINED
 from lib.family_summary import FAMILIES, TOP, groups_of
 from lib.figures import CORRELATION, HEIGHT, NEUTRAL, PERCENT, SEED_COLOURS, WIDE, canvas, note
@@ -214,6 +215,12 @@ def explained_by_excess(rows: pd.DataFrame) -> Figure:
     return fig
 
 
-def chosen_names(chosen: pd.DataFrame) -> Sequence[str]:
-    """`L<layer>.<neuron> label` for the rows of a heat map."""
-    return [f"L{row.layer}.{row.neuron} {row.label}" for row in chosen.itertuples()]
+
+def contexts_html(examples: Examples, chosen: pd.DataFrame, contexts: int = 3) -> str:
+    """Three strongest contexts of each neuron (rows with layer, neuron, label, score), tokens shaded by activation."""
+    parts = [
+        f"<h4>layer {row.layer} neuron {row.neuron}: {escape(row.label)}, score {row.score:.2f}</h4>"
+        f"{examples.html(int(row.layer), int(row.neuron), contexts)}"
+        for row in chosen.itertuples()
+    ]
+    return STYLE + ("".join(parts) or "<p>No neuron to show.</p>")

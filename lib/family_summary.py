@@ -167,6 +167,7 @@ def shown(rows: pd.DataFrame, family: str, number: int, per_label: int = 2) -> p
             "assigned": rows["family"] == family,
         }
     )
+    table = table[table["score"] > 0]
     ordered = table.sort_values(["assigned", "score"], ascending=False, kind="stable")
     return ordered[ordered.groupby("label").cumcount() < per_label].head(number).reset_index(drop=True)
 
@@ -256,3 +257,13 @@ def by_letter(chosen: pd.DataFrame, statistics, sets: list[LabelSet]) -> pd.Data
         means = [mean_and_spread(own, "token", member, int(row.neuron))[0] for member in token.member[alphabet.to_numpy()]]
         rows[f"L{row.layer}.{row.neuron}"] = (np.array(means) - float(own["mean"][int(row.neuron)])) / float(own["deviation"][int(row.neuron)])
     return pd.DataFrame.from_dict(rows, orient="index", columns=list(letters))
+
+
+def by_domain(chosen: pd.DataFrame, statistics, domains: tuple[str, ...]) -> pd.DataFrame:
+    """Context neurons (rows) by domain (columns): mean activation minus the neuron's own mean, in deviations."""
+    table = pd.DataFrame(by_group(chosen, statistics, "domain"), columns=list(domains)).dropna(axis=1)
+    for index, row in enumerate(chosen.itertuples()):
+        own = statistics[int(row.layer)]
+        table.iloc[index] = (table.iloc[index] - float(own["mean"][int(row.neuron)])) / float(own["deviation"][int(row.neuron)])
+    table.index = [f"L{row.layer}.{row.neuron} {row.label}" for row in chosen.itertuples()]
+    return table

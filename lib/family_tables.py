@@ -1,21 +1,24 @@
 """From a run's grouped moments to the tables of families: families.parquet, labels.parquet, family_chance.parquet.
 
 Scoring all labels takes algebra on the statistics, so the tables follow the table of token classes without a model:
-`tabulate_families` scores again when the labels differ from those of the last call. Rows are of all seeds.
+`open_families` scores again when the labels differ from those of the last call. Rows are of all seeds.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from lib.correlation import Scale, rotated_deviation, rotations
 from lib.errors import InputError
 from lib.families import Rotation, label_table, seed_families
-from lib.labels import LabelSet
+from lib.family_summary import matched_pairs, with_excess
+from lib.labels import Grouping, LabelSet
 from lib.store import Run, TensorFiles, write_json, write_table
 from lib.text_labels import run_groupings, run_label_sets
 from lib.token_classes import TOKEN_CLASSES, TokenClass
@@ -74,14 +77,13 @@ def labels_digest(sets: Sequence[LabelSet]) -> str:
     return digest.hexdigest()
 
 
-def tabulate_families(run: Run, classes: tuple[TokenClass, ...] = TOKEN_CLASSES, progress: Callable = iter) -> None:
+def tabulate_families(run: Run, sets: list[LabelSet]) -> None:
     """Writes the tables of families unless they are there for exactly these labels; needs the statistics, not a model."""
-    sets = run_label_sets(run, run_groupings(run), classes)
     made_with = {"labels": labels_digest(sets)}
     if run.recorded("tables/families.json") == made_with:
         return
     tables, families, chances = run.folder / "tables", [], []
-    for seed in progress(sorted(run.params.seeds)):
+    for seed in tqdm(sorted(run.params.seeds), desc="families", file=sys.stderr):
         own = statistics(run, seed)
         table, chance = seed_families(own, sets, rotation_of(run, seed))
         table.insert(0, "seed", seed)
@@ -92,3 +94,27 @@ def tabulate_families(run: Run, classes: tuple[TokenClass, ...] = TOKEN_CLASSES,
     write_table(tables / "family_chance.parquet", pd.concat(chances, ignore_index=True))
     write_table(tables / "labels.parquet", label_table(sets, own[0]))
     write_json(tables / "families.json", made_with)
+
+
+class Families:
+    """What chapter 4 reads: tables of all seeds, the reference's rows with their excess, and the grouped moments."""
+
+    def __init__(self, run: Run, sets: list[LabelSet], groupings: dict[str, Grouping]):
+        self.everyone, self.labels = run.table("families"), run.table("labels")
+        self.sets = sets
+        self.word_places = groupings["word_place"].groups if "word_place" in groupings else ()
+        reference = run.params.reference
+        self.statistics = statistics(run, reference)
+        known = with_excess(self.everyone, run.table("neurons_all_seeds"))
+        self.reference = known[known["seed"] == reference].reset_index(drop=True)
+        levels = run.table("family_chance")
+        self.chance = levels[levels["seed"] == reference].reset_index(drop=True)
+        self.pairs = matched_pairs(self.everyone, run.table("matches_all_seeds"))
+
+
+def open_families(run: Run, extra_classes: tuple[TokenClass, ...] = ()) -> Families:
+    """The families of a run, scored again if its labels have changed; `extra_classes` are more lines of the label table."""
+    groupings = run_groupings(run)
+    sets = run_label_sets(run, groupings, (*TOKEN_CLASSES, *extra_classes))
+    tabulate_families(run, sets)
+    return Families(run, sets, groupings)
