@@ -22,6 +22,7 @@ from lib.correlation import Covariance, compare
 from lib.errors import InputError
 from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, Operand
 from lib.kernels.examples import TopExamples
+from lib.kernels.grouped import GroupedMoments, Places
 from lib.kernels.histogram import Histogram
 from lib.kernels.moments import Moments
 from lib.params import read_params
@@ -31,6 +32,7 @@ from lib.reader import Dither, SeedReader, Seen, pilot
 from lib.seeds import WEIGHTS, Trunk, check_seed, load_model, token_losses
 from lib.store import Run, TensorFiles, read_tensors, write_json, write_table, write_tensors
 from lib.text import file_sha256
+from lib.text_labels import run_groupings
 
 HISTOGRAM_EVERY = 8  # one batch in so many is counted into the histograms
 LOSS_BLOCKS = 256  # blocks on which each seed's loss is measured
@@ -82,6 +84,10 @@ class Pass:
         }
         rows = BATCH * run.text.context
         self.dither = Dither(run.params.random_seed, len(self.names), (rows, self.neurons), device)
+        grouped = any(unit.kind == "grouped" for unit in self.planned.units)
+        groups = dict(setting.groups) if grouped else {}
+        ids = {name: one.ids for name, one in run_groupings(run).items()} if grouped else {}
+        self.places = Places(ids, groups, device)
         self.units = {unit: self._accumulator(unit, scalings[unit.seed]) for unit in self.planned.units}
         self.done = torch.zeros(-(-len(self.text.tokens) // self.planned.chunk), dtype=torch.bool)
         self.seconds = 0.0
@@ -92,9 +98,21 @@ class Pass:
         reader = self.readers[unit.seed]
         if unit.kind == "moments":
             return reader.moments
+        if unit.kind == "grouped":
+            return self._grouped(unit, scaling["post_standard"][unit.first])
         make, feed = ACCUMULATORS[unit.kind]
         accumulator = make(self.run, unit, scaling)
         reader.feeds.append(lambda seen: unit.first <= seen.layer < unit.stop and feed(accumulator, seen))
+        return accumulator
+
+    def _grouped(self, unit: Unit, scaling: Tensor) -> GroupedMoments:
+        accumulator = GroupedMoments(self.places.groups, scaling)
+
+        def feed(seen: Seen) -> None:
+            if seen.layer == unit.first:
+                accumulator.update(seen.post, self.places, self.places.at(seen.blocks, seen.counted))
+
+        self.readers[unit.seed].feeds.append(feed)
         return accumulator
 
     def advance(self, chunk: int, bar: tqdm) -> None:
@@ -235,7 +253,8 @@ def collect(run: Run) -> None:
 
 def _planned(run: Run, device: torch.device) -> Plan:
     """The plan that this run began with, or a new one; InputError if it cannot fit."""
-    plan = pack(setting_of(run.params, shared_shape(run.params), device, Processes.on_this_machine()))
+    groups = tuple((name, len(one.groups)) for name, one in run_groupings(run).items())
+    plan = pack(setting_of(run.params, shared_shape(run.params), device, Processes.on_this_machine(), groups))
     begun = run.recorded("stats/plan.json")
     if begun is None:
         write_json(run.folder / "stats" / "plan.json", plan.as_json())
@@ -327,9 +346,15 @@ def _marks(work: Pass, processes: Processes) -> list[int]:
 
 
 def _finish(work: Pass, stats: Path) -> None:
-    """Writes the pass's accumulators, one file a kind, and last the note that it is complete."""
+    """Writes the pass's accumulators, one file a kind, and last the note that it is complete.
+
+    Grouped moments are large: each layer has a file of its own, in the compact form that scores need.
+    """
     by_kind: dict[str, dict[str, Tensor]] = {}
     for unit, accumulator in work.units.items():
+        if unit.kind == "grouped":
+            write_tensors(stats / f"grouped-{unit.name}.safetensors", accumulator.compact())
+            continue
         tensors = by_kind.setdefault(unit.kind, {})
         tensors |= {f"{unit.name}.{key}": tensor for key, tensor in accumulator.state_dict().items()}
     for kind, tensors in by_kind.items():

@@ -18,6 +18,7 @@ import torch
 
 from lib.errors import InputError
 from lib.kernels.covariance import OPERAND_DTYPES, fastest_precision
+from lib.kernels.grouped import memory_bytes
 from lib.params import Params
 
 BATCH = 8  # blocks in one forward pass
@@ -69,7 +70,7 @@ class Unit:
         return self.stop if seed == self.seed else layers if seed == self.other else 0
 
 
-LAYERWISE = ("pair",)  # kinds with one unit for each layer of a seed
+LAYERWISE = ("pair", "grouped")  # kinds with one unit for each layer of a seed
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Setting:
     precision: str
     memory: float  # bytes that one process may take
     processes: int = 1
+    groups: tuple[tuple[str, int], ...] = ()  # groupings of the tokens by name, and how many groups each has
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
@@ -123,6 +125,9 @@ def units_of(setting: Setting) -> list[Unit]:
                 Unit("histogram", seed, 0, shape.layers, 64 * 8 * shape.total),
                 Unit("within", seed, 0, shape.layers, shape.layers * square),
             ]
+            if setting.groups:
+                memory = memory_bytes(dict(setting.groups), shape.neurons)
+                units += [Unit("grouped", seed, layer, layer + 1, memory) for layer in range(shape.layers)]
         units += [Unit("pair", a, layer, layer + 1, shape.layers * square, b) for layer in range(shape.layers)]
     return units
 
@@ -167,7 +172,7 @@ def work_memory(setting: Setting, passing: PassPlan) -> float:
     depths = passing.depths(shape.layers)
     operands = _most_operands(passing, depths) * shape.neurons * setting.operand_bytes * passing.chunk * setting.context
     # a batch's attention and residual in the trunk; pre, post and scratch of one layer; the dither
-    batch = tokens * (12 * shape.width + 8 * shape.neurons) * 4
+    batch = tokens * (12 * shape.width + 12 * shape.neurons) * 4  # and x, x², activity and sums of grouped moments
     products = 3 * shape.neurons**2 * setting.accumulator_bytes
     return BASE + operands + batch + products
 
@@ -262,8 +267,17 @@ def shared_shape(params: Params) -> Shape:
     return next(iter(shapes.values()))
 
 
-def setting_of(params: Params, shape: Shape, device: torch.device, processes: int = 1) -> Setting:
-    """What the plan of a run depends on, on this device; `processes` share the memory of this machine."""
+def setting_of(
+    params: Params,
+    shape: Shape,
+    device: torch.device,
+    processes: int = 1,
+    groups: tuple[tuple[str, int], ...] = (),
+) -> Setting:
+    """What the plan of a run depends on, on this device; `processes` share the memory of this machine.
+
+    `groups` are the names and sizes of the groupings of `lib.text_labels`; without them no grouped moments are planned.
+    """
     blocks = params.token_budget // params.context
     memory = free_memory(device) * SHARE if params.memory_gb == "auto" else params.memory_gb * 1e9
     return Setting(
@@ -275,6 +289,7 @@ def setting_of(params: Params, shape: Shape, device: torch.device, processes: in
         fastest_precision(device, blocks * params.context) if params.precision == "auto" else params.precision,
         memory if device.type == "cuda" else memory / processes,
         processes,
+        groups,
     )
 
 

@@ -21,7 +21,7 @@ from lib.text import Text
 
 PILOT = 64  # blocks that fix shifts and scales
 REACH = 12.0  # int8 operands cover the pilot's range, but not more than this many standard deviations each way
-PILOT_NAMES = ("pre_scaling", "post_scaling", "low", "high")
+PILOT_NAMES = ("pre_scaling", "post_scaling", "low", "high", "post_standard")
 
 
 @dataclass
@@ -44,7 +44,8 @@ class Seen:
 def pilot(name: str, trunk: Trunk, text: Text, precision: str, device: torch.device) -> dict[str, Tensor]:
     """Shifts and scales of one seed from blocks spread over the text, by PILOT_NAMES.
 
-    Scalings (layers, 2, neurons) of pre-activation and activation, and the range (layers, neurons) of the pre-activation.
+    Scalings (layers, 2, neurons) of pre-activation and activation, the range (layers, neurons) of the pre-activation, and
+    `post_standard`, the activation's mean and inverse deviation whatever the precision of the products.
     """
     spread = torch.linspace(0, len(text.tokens) - 1, min(PILOT, len(text.tokens))).long()
     tokens, counted = text.tokens[spread], text.counted(spread)
@@ -65,6 +66,7 @@ def pilot(name: str, trunk: Trunk, text: Text, precision: str, device: torch.dev
         made["pre_scaling"].append(torch.stack([pre.mean, 1 / deviation]))
         made["low"].append(pre.low - deviation / 2)
         made["high"].append(pre.high + deviation / 2)
+        made["post_standard"].append(_plain_scaling(post))
         made["post_scaling"].append(_int8_scaling(post) if precision == "int8" else _plain_scaling(post))
     return {key: torch.stack(values).float() for key, values in made.items()}
 

@@ -1,0 +1,120 @@
+"""From a run's grouped moments to the tables of families: families.parquet, labels.parquet, family_chance.parquet.
+
+Scoring all labels takes algebra on the statistics, so the tables follow the table of token classes without a model:
+`open_families` scores again when the labels differ from those of the last call. Rows are of all seeds.
+"""
+
+import hashlib
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lib.correlation import Scale, rotated_deviation, rotations
+from lib.errors import InputError
+from lib.families import Rotation, label_table, seed_families
+from lib.family_summary import matched_pairs, with_excess
+from lib.labels import Grouping, LabelSet
+from lib.store import Run, TensorFiles, write_json, write_table
+from lib.text_labels import run_groupings, run_label_sets
+from lib.token_classes import TOKEN_CLASSES, TokenClass
+
+ROTATION_DRAW = 1_000  # a rotation of its own, none of chapter 2's
+
+
+class SeedStatistics(Sequence[Mapping[str, Tensor]]):
+    """The compact grouped moments of one seed, one layer in memory at a time."""
+
+    def __init__(self, folder: Path, seed: str, layers: int):
+        self.paths = [folder / f"grouped-{seed}.{layer}.safetensors" for layer in range(layers)]
+        self._held: tuple[int, dict[str, Tensor]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, layer: int) -> dict[str, Tensor]:
+        if self._held is None or self._held[0] != layer:
+            files = TensorFiles([self.paths[layer]])
+            self._held = layer, {name: files.tensor(name) for name in files.names()}
+        return self._held[1]
+
+
+def statistics(run: Run, seed: str) -> SeedStatistics:
+    """The grouped moments of one seed; InputError for a run whose pass did not collect them."""
+    made = SeedStatistics(run.folder / "stats", seed, run.done["layers"])
+    if not all(path.exists() for path in made.paths):
+        raise InputError(
+            f"outputs/{run.params.run} was made without grouped moments, which the families need; choose another name "
+            f"with RUN=…, or delete it with `make clean RUN={run.params.run}`."
+        )
+    return made
+
+
+def rotation_of(run: Run, seed: str) -> Rotation:
+    """A rotation of each layer of a seed, with the deviations of its rotated neurons from the run's covariances."""
+    from lib.collect import load_accumulators
+
+    covariance, moments = load_accumulators(run)
+    scale = Scale.of(moments[seed])
+    turns, deviations = [], []
+    made = rotations(covariance.layers, covariance.neurons, run.params.random_seed, covariance.seeds.index(seed), ROTATION_DRAW)
+    for layer, turn in enumerate(made):
+        turns.append(turn)
+        deviations.append(rotated_deviation(covariance.within(seed, layer), scale.layer(layer, covariance.neurons), turn))
+    return Rotation(torch.stack(turns), torch.stack(deviations))
+
+
+def labels_digest(sets: Sequence[LabelSet]) -> str:
+    """SHA-256 of all labels: names, families and members."""
+    digest = hashlib.sha256()
+    for one in sets:
+        digest.update(f"{one.grouping}{one.member.shape}{one.labels.to_csv()}".encode())
+        digest.update(one.member.tobytes())
+    return digest.hexdigest()
+
+
+def tabulate_families(run: Run, sets: list[LabelSet]) -> None:
+    """Writes the tables of families unless they are there for exactly these labels; needs the statistics, not a model."""
+    made_with = {"labels": labels_digest(sets)}
+    if run.recorded("tables/families.json") == made_with:
+        return
+    tables, families, chances = run.folder / "tables", [], []
+    for seed in tqdm(sorted(run.params.seeds), desc="families", file=sys.stderr):
+        own = statistics(run, seed)
+        table, chance = seed_families(own, sets, rotation_of(run, seed))
+        table.insert(0, "seed", seed)
+        chance.insert(0, "seed", seed)
+        families.append(table)
+        chances.append(chance)
+    write_table(tables / "families.parquet", pd.concat(families, ignore_index=True))
+    write_table(tables / "family_chance.parquet", pd.concat(chances, ignore_index=True))
+    write_table(tables / "labels.parquet", label_table(sets, own[0]))
+    write_json(tables / "families.json", made_with)
+
+
+class Families:
+    """What chapter 4 reads: tables of all seeds, the reference's rows with their excess, and the grouped moments."""
+
+    def __init__(self, run: Run, sets: list[LabelSet], groupings: dict[str, Grouping]):
+        self.everyone, self.labels = run.table("families"), run.table("labels")
+        self.sets = sets
+        self.word_places = groupings["word_place"].groups if "word_place" in groupings else ()
+        reference = run.params.reference
+        self.statistics = statistics(run, reference)
+        known = with_excess(self.everyone, run.table("neurons_all_seeds"))
+        self.reference = known[known["seed"] == reference].reset_index(drop=True)
+        levels = run.table("family_chance")
+        self.chance = levels[levels["seed"] == reference].reset_index(drop=True)
+        self.pairs = matched_pairs(self.everyone, run.table("matches_all_seeds"))
+
+
+def open_families(run: Run, extra_classes: tuple[TokenClass, ...] = ()) -> Families:
+    """The families of a run, scored again if its labels have changed; `extra_classes` are more lines of the label table."""
+    groupings = run_groupings(run)
+    sets = run_label_sets(run, groupings, (*TOKEN_CLASSES, *extra_classes))
+    tabulate_families(run, sets)
+    return Families(run, sets, groupings)

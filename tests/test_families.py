@@ -1,0 +1,130 @@
+"""Families: planted neurons land in theirs, a random one in none; scores and information against plain formulas."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from lib import families
+from lib.correlation import rotations
+from lib.errors import InputError
+from lib.kernels.grouped import GroupedMoments, Places
+from lib.labels import LabelSet, groupings, label_sets
+from lib.linguistics import linguistic_labels, read_linguistics
+from lib.params import ROOT
+from lib.text import file_sha256, read_text
+from tests.conftest import TEXT, TOKENIZER
+
+BLOCKS, NEURONS = 400, 48
+PLANTED = {  # label that the neuron answers to: family it must land in
+    "word “the”": "unigram",
+    "first letter q": "alphabet",
+    "previous: comma": "previous_token",
+    "position < 10": "position",
+    "language: German": "context",
+    "plural noun": "syntax",
+}
+
+
+@pytest.fixture(scope="module")
+def world():
+    """(groupings, label sets, counted mask) of the first blocks of the shipped text."""
+    whole = read_text(TEXT)
+    text = whole.take(BLOCKS * whole.context)
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+    signatures = read_linguistics(ROOT / "data" / "linguistics.parquet", file_sha256(TEXT))
+    made = {name: (len(one.groups), one.ids) for name, one in groupings(text, tokenizer).items()}
+    made["linguistics"] = len(signatures.groups), signatures.ids[:BLOCKS]
+    return made, [*label_sets(text, tokenizer), linguistic_labels(signatures.groups)], text.counted()
+
+
+def planted_activations(world, noise: float) -> torch.Tensor:
+    """(blocks, context, neurons): one neuron per planted label, the rest noise; the last neuron never changes."""
+    made, sets, counted = world
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(*counted.shape, NEURONS, generator=generator) * noise
+    v[..., -1] = 0.5
+    for neuron, label in enumerate(PLANTED):
+        one = next(one for one in sets if label in set(one.labels["label"]))
+        member = torch.tensor(np.append(one.member[one.labels["label"].tolist().index(label)], False))  # −1 is the last
+        v[..., neuron] += member[made[one.grouping][1].long()]
+    return v
+
+
+def statistics_of(world, v: torch.Tensor) -> tuple[list, families.Rotation]:
+    made, _, counted = world
+    work = GroupedMoments({name: size for name, (size, _) in made.items()}, torch.tensor([[0.0], [1.0]]).expand(2, NEURONS))
+    places = Places({name: ids for name, (_, ids) in made.items()}, work.groups)
+    for start in range(0, BLOCKS, 16):
+        blocks = torch.arange(start, start + 16)
+        work.update(v[blocks].flatten(0, 1), places, places.at(blocks, counted[blocks].flatten()))
+    turn = torch.stack(list(rotations(1, NEURONS, 0, 0, 0)))
+    covariance = torch.tensor(np.cov(v[counted].double().T.numpy(), bias=True))
+    return [work.compact()], families.Rotation(turn, (turn[0] @ covariance * turn[0]).sum(1).sqrt()[None])
+
+
+@pytest.fixture(scope="module")
+def scored(world):
+    statistics, rotation = statistics_of(world, planted_activations(world, 0.005))
+    return statistics, families.score_labels(statistics, world[1], rotation), families.seed_families(statistics, world[1], rotation)
+
+
+def test_planted_neurons_land_in_their_families_and_a_random_one_in_none(scored):
+    table, _ = scored[2]
+    for neuron, (label, family) in enumerate(PLANTED.items()):
+        row = table.iloc[neuron]
+        assert (row["family"], row["label"]) == (family, label) and row["score"] > 0.95, row
+        assert row["difference"] > 0 and abs(row["gap"]) < 0.02
+    rest = table.iloc[len(PLANTED) :]
+    assert (rest["family"] == families.UNEXPLAINED).all() and (rest["score"] < 0.01).all()
+    assert rest.iloc[-1]["score"] == 0  # the neuron that never changes
+    assert table.loc[3, "position_information"] == table["position_information"].max() > 0.01
+    assert (table["runner_up_family"] != table["best_family"]).all()
+
+
+def test_scores_and_rotated_scores_agree_with_the_formula_on_every_token(world, scored):
+    """METHOD §5 on the tokens themselves, in fp64, for a label of every grouping, both halves and a rotated neuron."""
+    made, sets, counted = world
+    statistics, (own, null), _ = scored
+    rotation = statistics_of(world, planted_activations(world, 0.005))[1]
+    v = planted_activations(world, 0.005).double()
+    turned = v @ rotation.turn[0].T
+    half = (torch.arange(BLOCKS) % 2)[:, None].expand(counted.shape)
+    start = 0
+    for one in sets:
+        ids = made[one.grouping][1].long()
+        tokens = torch.tensor(one.member @ statistics[0][f"{one.grouping}.count"].numpy().min(0))
+        for index in torch.argsort(tokens, descending=True)[[0, len(tokens) // 3]].tolist():
+            for which in (0, 1):
+                keep = counted & (half == which)
+                y = torch.tensor(np.append(one.member[index], False))[ids[keep]]  # −1 is the last: not known is 0
+                for values, got, tolerance in ((v, own.value, 1e-3), (turned, null, 0.02)):
+                    x = values[keep][:, :8]
+                    expected = 1 - (y.float().mean() * x[y].var(0, correction=0) + (~y).float().mean() * x[~y].var(0, correction=0)) / x.var(0, correction=0)
+                    measured = got[which, start + index, :8]
+                    if y.sum() < families.FEWEST_TOKENS or (~y).sum() < families.FEWEST_TOKENS:
+                        assert (measured == 0).all()
+                    else:
+                        assert (measured - expected).abs().max() < tolerance, (one.labels["label"][index], which)
+        start += len(one.labels)
+
+
+def test_position_information_against_the_plain_sum():
+    generator = np.random.default_rng(0)
+    count = generator.integers(50, 100, (2, 6))
+    share = generator.uniform(0.05, 0.95, (2, 6))
+    active = np.round(count * share)
+    statistics = {"position.count": torch.tensor(count), "position.active": torch.tensor(active / count)[:, :, None]}
+    joint = np.stack([active.sum(0), (count - active).sum(0)]) / count.sum()  # (fires or not, position)
+    independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
+    expected = (joint * np.log2(joint / independent)).sum() - 5 / (2 * np.log(2) * count.sum())
+    assert families.position_information(statistics) == pytest.approx([expected])
+
+
+def test_labels_over_other_groups_are_refused(scored):
+    one = LabelSet("token", pd.DataFrame({"label": ["x"], "family": ["unigram"], "kind": ["word"]}), np.ones((1, 3), bool))
+    with pytest.raises(InputError, match="3 groups, but the statistics have 8192"):
+        families.check_statistics(scored[0], [one])
+    with pytest.raises(InputError, match="no such grouping"):
+        families.check_statistics([{}], [one])
