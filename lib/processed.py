@@ -1,0 +1,130 @@
+"""A lean forward pass on processed weights: the model that interventions run on.
+
+Processed weights (METHOD §1) make LayerNorm a plain division by the residual's standard deviation and let every
+neuron's effect be read off its own w_out. TransformerLens folds and centres; this module takes the resulting
+tensors and computes the same function in a fraction of the bridge's time. GPT-2 style models (learned positions,
+serial attention and MLP) are supported; `processed` is the one place to extend for another family.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from lib.circuits import processed_model
+from lib.errors import InputError
+
+ACTIVATIONS = {
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu": F.gelu,
+    "relu": F.relu,
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """One layer's processed weights; `qkv` holds the query, key and value weights of all heads side by side."""
+
+    qkv: Float[Tensor, "d_model 3 heads d_head"]
+    qkv_bias: Float[Tensor, "3 heads d_head"]
+    out: Float[Tensor, "heads d_head d_model"]
+    out_bias: Float[Tensor, "d_model"]
+    w_in: Float[Tensor, "d_model neurons"]
+    b_in: Float[Tensor, "neurons"]
+    w_out: Float[Tensor, "neurons d_model"]
+    b_out: Float[Tensor, "d_model"]
+    attention_scale: float
+
+
+@dataclass(frozen=True)
+class Processed:
+    """One seed model as processed weights, fp32."""
+
+    embedding: Float[Tensor, "vocabulary d_model"]
+    positions: Float[Tensor, "context d_model"]
+    blocks: tuple[Block, ...]
+    unembedding: Float[Tensor, "d_model vocabulary"]
+    unembedding_bias: Float[Tensor, "vocabulary"]
+    eps: float
+    activation: Callable[[Tensor], Tensor]
+
+    @property
+    def w_out(self) -> Float[Tensor, "neurons d_model"]:
+        """Writing weights of all neurons, layer after layer."""
+        return torch.cat([block.w_out for block in self.blocks])
+
+    def embed(self, tokens: Int[Tensor, "blocks context"]) -> Float[Tensor, "blocks context d_model"]:
+        """The residual stream before the first layer."""
+        return self.embedding[tokens] + self.positions[: tokens.shape[1]]
+
+    def normalise(self, residual: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+        """LayerNorm as processed weights leave it: centred and divided by `scale`."""
+        return F.layer_norm(residual, residual.shape[-1:], eps=self.eps)
+
+    def scale(self, residual: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows"]:
+        """The LayerNorm scale √(variance + ε) of a residual stream."""
+        return (residual.var(dim=-1, correction=0) + self.eps).sqrt()
+
+    def neuron_activation(self, residual: Float[Tensor, "*rows d_model"], layer: int, neuron: int) -> Float[Tensor, "*rows"]:
+        """Activation of one neuron, from the residual stream that its layer's MLP reads."""
+        block = self.blocks[layer]
+        return self.activation(self.normalise(residual) @ block.w_in[:, neuron] + block.b_in[neuron])
+
+    def mlp(self, residual: Float[Tensor, "*rows d_model"], layer: int) -> Float[Tensor, "*rows d_model"]:
+        """What a layer's MLP writes."""
+        block = self.blocks[layer]
+        return self.activation(self.normalise(residual) @ block.w_in + block.b_in) @ block.w_out + block.b_out
+
+    def heads(self, residual: Float[Tensor, "blocks context d_model"], layer: int) -> Float[Tensor, "3 blocks heads context d_head"]:
+        """Queries, keys and values of a layer's heads, from the residual stream before the layer."""
+        block = self.blocks[layer]
+        flat = self.normalise(residual) @ block.qkv.flatten(1) + block.qkv_bias.flatten()  # (blocks, context, 3·heads·d_head)
+        return flat.unflatten(-1, block.qkv.shape[1:]).permute(2, 0, 3, 1, 4)
+
+    def mix(self, qkv: Float[Tensor, "3 blocks heads context d_head"], layer: int) -> Float[Tensor, "blocks context d_model"]:
+        """What a layer's attention writes, from queries, keys and values."""
+        block = self.blocks[layer]
+        z = F.scaled_dot_product_attention(*qkv, is_causal=True, scale=block.attention_scale)
+        return z.transpose(1, 2).flatten(2) @ block.out.flatten(0, 1) + block.out_bias
+
+
+@torch.no_grad()
+def processed(model: str | Path | TransformerBridge, revision: str | None = None) -> Processed:
+    """The processed weights of a model folder, Hub id or processed bridge.
+
+    Raises InputError for a model that is not of GPT-2's kind.
+    """
+    bridge = processed_model(model, revision)
+    config, original = bridge.cfg, bridge.original_model.config
+    parallel = getattr(config, "parallel_attn_mlp", False)
+    if config.positional_embedding_type != "standard" or parallel or config.act_fn not in ACTIVATIONS:
+        raise InputError(
+            f"interventions need a GPT-2 style model (learned positions, attention before the MLP, one of the "
+            f"activations {', '.join(ACTIVATIONS)}), but this one is {original.model_type} with "
+            f"{config.positional_embedding_type} positions and {config.act_fn}."
+        )
+    # stanford-crfm's GPT-2 models also divide the attention scores by the layer's number
+    by_layer = getattr(original, "scale_attn_by_inverse_layer_idx", False)
+    blocks = []
+    for layer, block in enumerate(bridge.blocks):
+        qkv = torch.stack([weight[layer] for weight in (bridge.W_Q, bridge.W_K, bridge.W_V)])  # (3, heads, d_model, d_head)
+        blocks.append(Block(
+            qkv=qkv.permute(2, 0, 1, 3).float().contiguous(),
+            qkv_bias=torch.stack([bias[layer] for bias in (bridge.b_Q, bridge.b_K, bridge.b_V)]).float().contiguous(),
+            out=bridge.W_O[layer].float().contiguous(), out_bias=bridge.b_O[layer].float(),
+            w_in=block.mlp.W_in.float().contiguous(), b_in=block.mlp.b_in.float(),
+            w_out=block.mlp.W_out.float().contiguous(), b_out=block.mlp.b_out.float(),
+            attention_scale=config.d_head**-0.5 / (layer + 1 if by_layer else 1),
+        ))  # fmt: skip
+    return Processed(
+        embedding=bridge.W_E.float(), positions=bridge.W_pos.float(), blocks=tuple(blocks),
+        unembedding=bridge.W_U.float().contiguous(), unembedding_bias=bridge.b_U.float(),
+        eps=config.eps, activation=ACTIVATIONS[config.act_fn],
+    )  # fmt: skip
