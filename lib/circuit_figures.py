@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from lib.figures import BASELINE, CORRELATION, NEUTRAL, PERCENT, PLAIN, WIDE, canvas, layer_axis, note
 from lib.roles import ASPECTS
@@ -22,7 +22,7 @@ SHADES = ("#c6c6c6", "#9ecae1", "#56B4E9", "#0072B2", "#003f66")  # from the mid
 
 def moments_by_layer(circuits: pd.DataFrame) -> Figure:
     """Figures 6a and 6b, and the variance: percentiles by layer, mean over seeds with the seeds' range shaded."""
-    fig, grid = canvas(1, 3, (WIDE + 1, 4.2))
+    fig, grid = canvas(1, 3, (WIDE + 2, 4.2))
     panels = (
         ("vocab_kurt", "kurtosis", (0.5, 0.75, 0.9, 0.99, 0.999), "null_kurt", PUBLISHED_CUTS.kurtosis),
         ("vocab_skew", "skew", (0.01, 0.1, 0.5, 0.9, 0.99), None, None),
@@ -35,20 +35,20 @@ def moments_by_layer(circuits: pd.DataFrame) -> Figure:
             rows = table[table["quantile"] == quantile]
             axes.fill_between(rows["layer"], rows["low"], rows["high"], color=shade, alpha=0.3, linewidth=0)
             axes.plot(rows["layer"], rows["mean"], color=shade, marker="o", markersize=3)
-            axes.annotate(f"{100 * quantile:g}", (rows["layer"].iloc[-1], rows["mean"].iloc[-1]), (4, 0),
-                          textcoords="offset points", va="center", fontsize="x-small", color=NEUTRAL)  # fmt: skip
+            axes.annotate(f"{100 * quantile:g}", (rows["layer"].iloc[0], rows["mean"].iloc[0]), (-5, 0),
+                          textcoords="offset points", va="center", ha="right", fontsize="x-small", color=NEUTRAL)  # fmt: skip
         if null:
             axes.axhline(published, color=NEUTRAL, linestyle=":", label="published cut")
             axes.axhline(circuits[null].mean(), color=BASELINE, linestyle="--", label="99.9 % of random directions")
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
             axes.yaxis.set_major_formatter(PLAIN)
-            axes.yaxis.set_minor_formatter(PLAIN)
-            axes.tick_params(axis="y", which="minor", labelsize="x-small")
+            axes.yaxis.set_minor_locator(NullLocator())
         else:
             axes.axhline(0, color=NEUTRAL, linewidth=1)
         axes.set(ylabel=f"{name} of cos(w_out, W_U)")
         layer_axis(axes, circuits["layer"].nunique())
-        axes.margins(x=0.12)
+        axes.margins(x=0.15)
     handles, labels = grid[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     return fig
@@ -114,7 +114,7 @@ def roles_by_layer(circuits: pd.DataFrame) -> Figure:
 
 def _number(axes: Axes, x: float, y: float, value: float, sign: int) -> None:
     if value:
-        axes.annotate(f"{value:.3g}", (x, y), (0, 3 * sign), textcoords="offset points", ha="center", fontsize="x-small",
+        axes.annotate(f"{value:,.0f}" if value >= 100 else f"{value:.3g}", (x, y), (0, 3 * sign), textcoords="offset points", ha="center", fontsize="x-small",
                       va="bottom" if sign > 0 else "top")  # fmt: skip
 
 
@@ -136,8 +136,8 @@ def logit_effects(examples: pd.DataFrame, effects: np.ndarray, members: np.ndarr
         for axes, place in zip(column, places, strict=False):
             row, values, inside = examples.iloc[place], effects[place], members[place].astype(bool)
             edges = np.linspace(values.min(), values.max(), 61)
-            axes.hist(values[~inside], edges, color="#bbbbbb", histtype="stepfilled", label="other tokens")
-            axes.hist(values[inside], edges, color=ROLE_COLOURS[role], histtype="stepfilled", alpha=0.75, label=row["label"])
+            axes.hist(values[inside], edges, color=ROLE_COLOURS[role], histtype="stepfilled", alpha=0.6, label=row["label"])
+            axes.hist(values[~inside], edges, color="#222222", histtype="step", linewidth=1.3, label="other tokens")
             axes.set_yscale("log")
             axes.axvline(0, color=NEUTRAL, linewidth=1, linestyle="--")
             axes.set_title(
@@ -177,15 +177,16 @@ def next_token(table: pd.DataFrame) -> Figure:
         colour = ROLE_COLOURS[role]
         left.plot(own["mean_in"], own.index, "o", color=colour, label=f"{role}, next token in the class")
         left.plot(own["mean_out"], own.index, "o", markerfacecolor="white", markeredgecolor=colour, label=f"{role}, any other")
-        right.plot(own["effect"], own.index, "o", color=colour, zorder=2, label=role)
+        right.plot(own["effect"], own.index, "o", color=colour, zorder=2)
     names = [f"{row.label} · {row.seed} L{row.layer}.{row.neuron}" for row in rows.itertuples()]
     left.set_yticks(rows.index, names, fontsize="x-small")
     left.invert_yaxis()
     left.set(xlabel="mean activation", ylabel="token class · seed, layer.neuron")
     right.set(xlabel="difference in standard deviations (Cohen's d)")
-    for axes in (left, right):
-        if len(rows):
-            axes.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, 1.0 + 1.1 / (2 + 0.27 * len(rows))), ncols=2, frameon=False)
+    handles, labels = (left_part + right_part for left_part, right_part in
+                       zip(left.get_legend_handles_labels(), right.get_legend_handles_labels(), strict=True))  # fmt: skip
+    if len(rows):
+        fig.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize="small")
     return fig
 
 
@@ -194,25 +195,28 @@ def universal_roles(shares: dict[str, pd.DataFrame], threshold: float, top: floa
 
     `shares` maps the column of a cut to `roles.universal_shares`.
     """
-    fig, (left, right) = canvas(1, 2, (WIDE, 4))
+    fig, (left, right) = canvas(1, 2, (WIDE + 1, 4))
     columns = list(shares)
     width = 0.8 / len(columns)
     for index, column in enumerate(columns):
         table = shares[column]
         at = np.arange(len(table)) + width * (index - (len(columns) - 1) / 2)
         for axes, share, number in ((left, "share", "universal"), (right, "top_share", "top")):
-            bars = axes.bar(at, table[share].fillna(0), width * 0.92, color=[ROLE_COLOURS[role] for role in table["role"]],
+            axes.bar(at, table[share].fillna(0), width * 0.92, color=[ROLE_COLOURS[role] for role in table["role"]],
                             alpha=1 if column == "role_calibrated" else 0.45, hatch=None if column == "role_calibrated" else "//",
                             edgecolor="white", label=CUTS[column])  # fmt: skip
-            texts = [f"{row[number]:,}\nof {row['neurons']:,}" for _, row in table.iterrows()]
-            axes.bar_label(bars, texts, fontsize="x-small", padding=2)
+            for place, (_, row) in zip(at, table.iterrows(), strict=True):
+                top_edge = np.nanmax([0, row[share], row["expected"] if axes is right else 0])
+                axes.annotate(f"{row[number]:,}\nof {row['neurons']:,}", (place, top_edge), (0, 3), textcoords="offset points",
+                              ha="center", fontsize="x-small")  # fmt: skip
         right.plot(at, table["expected"], "_", color="black", markersize=16, markeredgewidth=2, linestyle="none",
                    label="expected from depth alone" if index == 0 else None)  # fmt: skip
     left.set(ylabel=f"universal (excess above {threshold:g})")
     right.set(ylabel=f"among the {100 * top:g} % of largest excess")
     for axes, share in ((left, "share"), (right, "top_share")):
         axes.set_xticks(range(len(ROLES)), ROLES)
-        highest = max([0.0, *(value for table in shares.values() for value in table[share].dropna())])
+        columns_shown = [share] + ["expected"] * (axes is right)
+        highest = max([0.0, *(value for table in shares.values() for value in table[columns_shown].to_numpy().flat if value == value)])
         axes.set_ylim(0, max(1.35 * highest, 1e-3))
         axes.yaxis.set_major_formatter(PERCENT)
     handles, labels = right.get_legend_handles_labels()
@@ -223,7 +227,7 @@ def universal_roles(shares: dict[str, pd.DataFrame], threshold: float, top: floa
 def match_agreement(table: pd.DataFrame, aspects: Sequence[str] = tuple(ASPECTS)) -> Figure:
     """How often a neuron's best match in another seed has the same role, sign of skew and class, beside chance."""
     groups = list(dict.fromkeys(table["group"]))
-    fig, grid = canvas(1, len(aspects), (WIDE + 1, 1.6 + 0.42 * len(groups)), sharey=True, squeeze=False)
+    fig, grid = canvas(1, len(aspects), (WIDE + 2, 1.6 + 0.42 * len(groups)), sharey=True, squeeze=False)
     for axes, aspect in zip(grid[0], aspects, strict=True):
         rows = table[table["aspect"] == aspect].set_index("group").reindex(groups)
         at = np.arange(len(rows))
@@ -234,6 +238,7 @@ def match_agreement(table: pd.DataFrame, aspects: Sequence[str] = tuple(ASPECTS)
             axes.annotate(f"{pairs:,.0f} pairs", (agreement if np.isfinite(agreement) else 0, place), (-6 if beyond else 6, 7),
                           textcoords="offset points", fontsize="x-small", color=NEUTRAL, ha="right" if beyond else "left")  # fmt: skip
         axes.set(xlabel=f"pairs with the same {aspect}", xlim=(-0.02, 1.02))
+        axes.set_xticks([0, 0.5, 1])
         axes.xaxis.set_major_formatter(PERCENT)
         axes.set_yticks(at, groups)
     grid[0, 0].invert_yaxis()

@@ -110,18 +110,41 @@ def chosen_for_next_token(table: pd.DataFrame, number: int = CHOSEN) -> pd.DataF
     `label` is the class that the suppression neuron lowers, or the prediction neuron raises, most clearly.
     """
     chosen = []
-    for role, side in (("suppression", "lowered"), ("prediction", "raised")):
-        own = table[(table["role_calibrated"] == role) & (table[f"{side}_score"] > 0)].nlargest(number, "vocab_kurt")
-        own = own.assign(role=role, label=own[side], label_score=own[f"{side}_score"])
-        chosen.append(own[["seed", "layer", "neuron", "role", "vocab_kurt", "label", "label_score", "null_score"]])
-    return pd.concat(chosen, ignore_index=True)
+    for role in ("suppression", "prediction"):
+        own = vocabulary.of_role(table, role)
+        chosen.append(own[own["label_score"] > 0].nlargest(number, "vocab_kurt"))
+    return pd.concat(chosen, ignore_index=True)[["seed", "layer", "neuron", "role", "vocab_kurt", "label", "label_score", "null_score"]]
+
+
+@torch.no_grad()
+def logit_effects(run: Run, seed: str, chosen: pd.DataFrame) -> np.ndarray:
+    """cos(w_out, W_U[:, v]) of the chosen neurons (rows with layer and neuron), shape (neurons, vocabulary)."""
+    w_out, unit_unembedding = weights_of(run, seed)
+    if chosen.empty:
+        return np.zeros((0, unit_unembedding.shape[1]), dtype=np.float32)
+    rows = torch.stack([w_out[row.layer][row.neuron] for row in chosen.itertuples()])
+    return (normalize(rows, dim=1) @ unit_unembedding).numpy()
+
+
+@torch.no_grad()
+def processing_error(run: Run, seed: str, blocks: int = 2) -> float:
+    """Largest difference between the logits of the processed and of the raw model after taking out each position's mean."""
+    tokens = run.text.tokens[:blocks]
+    raw = load_model(run.params.seed_source(seed), run.params.revision)(tokens).logits
+    moved = circuits.processed_model(run.params.seed_source(seed), run.params.revision)(tokens) - raw
+    return float((moved - moved.mean(dim=-1, keepdim=True)).abs().max())
+
+
+def next_token_positions(run: Run) -> int:
+    """Positions of the run's text on which neurons are split by the next token: whole blocks."""
+    return min(max(1, NEXT_TOKEN_POSITIONS // run.text.context), len(run.text.tokens)) * run.text.context
 
 
 def next_token_effects(run: Run, table: pd.DataFrame) -> pd.DataFrame:
     """next_token.parquet: the chosen neurons' activations by whether the next token is in their class (figure 24)."""
     chosen = chosen_for_next_token(table)
     names = [f"{row.seed} {row.layer} {row.neuron} {row.label}" for row in chosen.itertuples()]
-    blocks = slice(max(1, NEXT_TOKEN_POSITIONS // run.text.context))
+    blocks = slice(next_token_positions(run) // run.text.context)
 
     def make() -> pd.DataFrame:
         classes = label_set(run)
@@ -139,5 +162,5 @@ def next_token_effects(run: Run, table: pd.DataFrame) -> pd.DataFrame:
         found = pd.concat(parts) if parts else next_token_table(chosen.assign(class_row=0), {})
         return with_corrected_p(found)
 
-    text = {"tokens": run.text.tokens[blocks].numel(), "neurons": names}
+    text = {"positions": next_token_positions(run), "tokens": run.text.tokens.numel(), "neurons": names}
     return kept(run, "next_token", (*SOURCES, next_token), text, make)

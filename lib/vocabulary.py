@@ -15,8 +15,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lib.circuits import vocabulary_moments
-
 ROLES = ("prediction", "suppression", "partition")
 NO_ROLE = "none"
 DIRECTIONS = 10_000  # random directions of the null
@@ -101,6 +99,30 @@ def best_class(scores: ClassScores, sign: int) -> tuple[np.ndarray, np.ndarray]:
     """
     score, index = torch.where(scores.effect * sign > 0, scores.score, 0.0).max(dim=1)
     return index.numpy(), score.numpy()
+
+
+def of_role(circuits: pd.DataFrame, role: str) -> pd.DataFrame:
+    """A role's neurons by the calibrated cuts, with the class that the role is about as `label` and `label_score`.
+
+    A prediction neuron's class is the best of those that it raises, a suppression neuron's the best of those that it
+    lowers, a partition neuron's the better of the two, however low the score.
+    """
+    own = circuits[circuits["role_calibrated"] == role]
+    raises = own["raised_score"] >= own["lowered_score"] if role == "partition" else role == "prediction"
+    label = np.where(raises, own["raised"], own["lowered"])
+    score = np.where(raises, own["raised_score"], own["lowered_score"])
+    return own.assign(role=role, label=label, label_score=score)
+
+
+def example_neurons(circuits: pd.DataFrame, number: int) -> pd.DataFrame:
+    """For each role the `number` neurons of largest kurtosis (partition: variance), those with a class beyond chance first."""
+    chosen = []
+    for role in ROLES:
+        own = of_role(circuits, role)
+        by = "vocab_var" if role == "partition" else "vocab_kurt"
+        own = own.assign(named=own["label_score"] > own["null_score"]).sort_values(["named", by], ascending=False)
+        chosen.append(own.drop(columns="named").head(number))
+    return pd.concat(chosen, ignore_index=True)
 
 
 def extreme_tokens(effects: Float[np.ndarray, "vocabulary"], number: int) -> tuple[list[int], list[int]]:
