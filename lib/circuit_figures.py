@@ -215,6 +215,7 @@ def universal_roles(shares: dict[str, pd.DataFrame], threshold: float, top: floa
     right.set(ylabel=f"among the {100 * top:g} % of largest excess")
     for axes, share in ((left, "share"), (right, "top_share")):
         axes.set_xticks(range(len(ROLES)), ROLES)
+        axes.set_xlabel("role of the neuron")
         columns_shown = [share] + ["expected"] * (axes is right)
         highest = max([0.0, *(value for table in shares.values() for value in table[columns_shown].to_numpy().flat if value == value)])
         axes.set_ylim(0, max(1.35 * highest, 1e-3))

@@ -46,7 +46,7 @@ def label_set(run: Run) -> LabelSet:
 def weights_of(run: Run, seed: str) -> tuple[list[torch.Tensor], torch.Tensor]:
     """A seed's processed writing weights, (d_mlp, d_model) by layer, and its unembedding with columns of length 1."""
     bridge = circuits.processed_model(run.params.seed_source(seed), run.params.revision)
-    return [block.mlp.W_out.float() for block in bridge.blocks], normalize(bridge.W_U.float(), dim=0)
+    return [block.mlp.W_out.detach().float() for block in bridge.blocks], normalize(bridge.W_U.detach().float(), dim=0)
 
 
 @torch.no_grad()
