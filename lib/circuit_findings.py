@@ -3,6 +3,7 @@
 As in lib/findings.py every number is computed, and there are words for roles that no neuron has.
 """
 
+import re
 from collections.abc import Sequence
 
 import pandas as pd
@@ -177,12 +178,17 @@ def token_table(examples: pd.DataFrame, extremes: Sequence[tuple[list[str], list
     )
 
 
+def readable(token: str) -> str:
+    """A token's text with blanks as ␣ and a sign that comes five times or more in a row written as “␣×12”."""
+    return re.sub(r"(.)\1{4,}", lambda run: f"{run[1]}×{len(run[0])}", token.replace(" ", "␣"))
+
+
 def words_html(table: pd.DataFrame) -> str:
     """A table as HTML whose columns of words are left-aligned and wrap."""
     html = table.to_html(index=False, border=0, classes="words")
     html = html.replace('<tr style="text-align: right;">', "<tr>")
     worded = [not pd.api.types.is_numeric_dtype(table[column]) for column in table]
-    style = ' class="words" style="text-align:left;white-space:normal;min-width:0"'
+    style = ' class="words" style="text-align:left;white-space:normal;overflow-wrap:anywhere;min-width:0"'
     head, body = html.split("<tbody>")
     head = _with_style(head, "th", worded, ' style="text-align:left"')
     return head + "<tbody>" + _with_style(body, "td", worded, style)

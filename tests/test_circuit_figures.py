@@ -124,5 +124,6 @@ def test_tables_of_words_wrap_to_the_left_and_escape_what_the_text_holds():
     html = circuit_findings.words_html(circuit_findings.token_table(examples, [(["x", "<i>"], ["y"])]))
     assert "&lt;i&gt;" in html and "a &lt;b&gt;" in html and "<i>" not in html
     assert html.count("text-align:left;white-space:normal") == 5 and "<td>1</td>" in html
+    assert circuit_findings.readable("     a  b----------") == "␣×5a␣␣b-×10"
     table = circuit_findings.class_table(made_up("none"))
     assert table["most frequent classes"].tolist() == ["–"] * 3 and table["neurons"].tolist() == [0, 0, 0]
