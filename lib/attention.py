@@ -34,27 +34,27 @@ def score_directions(model: Processed, bos_id: int) -> Float[Tensor, "layers hea
 
 
 @torch.no_grad()
-def attention_scores(model: Processed, directions: Float[Tensor, "layers heads d_model"]) -> Float[Tensor, "neurons layers heads"]:
-    """h of every neuron (unit w_out) for every head of a later layer; NaN for heads that it cannot reach."""
-    scores = torch.einsum("nd,lhd->nlh", normalize(model.w_out, dim=1), directions)
-    of_neuron = torch.arange(len(model.blocks)).repeat_interleave(len(model.blocks[0].w_out))
-    reachable = torch.arange(len(model.blocks))[None] > of_neuron[:, None]  # (neurons, layers)
+def attention_scores(
+    w_out: Float[Tensor, "neurons d_model"], directions: Float[Tensor, "layers heads d_model"]
+) -> Float[Tensor, "neurons layers heads"]:
+    """h of every neuron (unit w_out) for every head of a later layer; NaN for heads that it cannot reach.
+
+    `w_out` holds as many neurons of each layer, layer after layer.
+    """
+    layers = len(directions)
+    scores = torch.einsum("nd,lhd->nlh", normalize(w_out, dim=1), directions)
+    of_neuron = torch.arange(layers).repeat_interleave(len(w_out) // layers)
+    reachable = torch.arange(layers)[None] > of_neuron[:, None]  # (neurons, layers)
     return scores.masked_fill(~reachable[..., None], torch.nan)
 
 
-def random_scores(directions: Float[Tensor, "layers heads d_model"], number: int, random_seed: int) -> Float[Tensor, "vectors layers heads"]:
-    """h of random unit vectors that, like w_out, have mean 0."""
-    vectors = torch.randn(number, directions.shape[-1], generator=torch.Generator().manual_seed(random_seed))
-    vectors = normalize(vectors - vectors.mean(1, keepdim=True), dim=1)
-    return torch.einsum("nd,lhd->nlh", vectors, directions)
-
-
-def score_columns(scores: Float[Tensor, "neurons layers heads"], directions: Tensor) -> pd.DataFrame:
+def score_columns(w_out: Float[Tensor, "neurons d_model"], directions: Float[Tensor, "layers heads d_model"]) -> pd.DataFrame:
     """One row per neuron: `attention_score`, its h of largest size, `attention_head_layer` and `attention_head`,
     and `attention_deviations`, h in standard deviations of a random unit vector's for that head.
 
     The last layer's neurons, which no head reads, have NaN and head −1.
     """
+    scores = attention_scores(w_out, directions)
     neurons, layers, heads = scores.shape
     flat = scores.nan_to_num(0.0).flatten(1)
     best = flat.abs().argmax(1)

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lib import attention, entropy
 from lib.effects import FIXED_FREQUENCY, FROZEN_SCALE, TOTAL, Readout
 from lib.processed import Processed
 from lib.text import Text
+from lib.vocabulary import random_directions
 
 VARIANTS = (TOTAL, FROZEN_SCALE, FIXED_FREQUENCY)
 
@@ -42,8 +43,14 @@ def at_mean(chosen: pd.DataFrame, neurons: pd.DataFrame) -> dict[tuple[int, int]
 def weight_columns(model: Processed, reading: Readout, bos_id: int) -> pd.DataFrame:
     """One row per neuron: what the weights of one seed say about entropy, token frequency and attention."""
     directions = attention.score_directions(model, bos_id)
-    scores = attention.score_columns(attention.attention_scores(model, directions), directions)
+    scores = attention.score_columns(model.w_out, directions)
     return entropy.weight_columns(model, reading).merge(scores, on=["layer", "neuron"], validate="one_to_one")
+
+
+def random_scores(model: Processed, bos_id: int, random_seed: int) -> pd.DataFrame:
+    """`attention.score_columns` of as many random unit vectors as the model has neurons, in the same layers."""
+    vectors = random_directions(len(model.w_out), model.w_out.shape[1], random_seed)
+    return attention.score_columns(vectors, attention.score_directions(model, bos_id))
 
 
 def effect_columns(ablated: pd.DataFrame) -> pd.DataFrame:
