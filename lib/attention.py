@@ -141,13 +141,13 @@ def _cut(model: Processed, trace: Trace, pair: PathAblation) -> dict[str, Tensor
 
 
 def ablation_summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """Per pair: destinations, mean attention to BOS and ‖W_O z‖, mean changes, and their correlations with the activation.
+    """Per pair: role, destinations, mean attention to BOS and ‖W_O z‖, mean changes, and their correlations with the activation.
 
     A correlation with a quantity that does not vary is NaN.
     """
     summary = []
     for (layer, neuron, head_layer, head), own in rows.groupby(["layer", "neuron", "head_layer", "head"], sort=False):
-        row = {"layer": layer, "neuron": neuron, "head_layer": head_layer, "head": head, "destinations": len(own)}
+        row = {"role": own["role"].iloc[0], "layer": layer, "neuron": neuron, "head_layer": head_layer, "head": head, "destinations": len(own)}
         row |= {name: own[name].mean() for name in ("bos", "norm", "bos_change", "norm_change")}
         for name in ("bos_change", "norm_change"):
             varies = len(own) > 2 and own["activation"].std() > 0 and own[name].std() > 0

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from lib.causal_findings import name_of
 from lib.effects import FIXED_FREQUENCY, FROZEN_SCALE, TOTAL
@@ -37,9 +38,9 @@ def entropy_selection(weights: pd.DataFrame, chosen: pd.DataFrame, chance: float
             line.set(color=NEUTRAL, linestyle="--", linewidth=1)
     if (weights["logit_var"] > 0).all():
         grid[0].set_yscale("log")
+        grid[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         grid[0].yaxis.set_major_formatter(PLAIN)
-        grid[0].yaxis.set_minor_formatter(PLAIN)
-        grid[0].tick_params(axis="y", which="minor", labelsize="x-small")
+        grid[0].yaxis.set_minor_locator(NullLocator())
     grid[1].axhline(chance, color=BASELINE, linestyle=":", label="random direction")
     handles, labels = grid[1].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, markerscale=2)
@@ -73,7 +74,7 @@ def mean_ablation(table: pd.DataFrame) -> Figure:
     """Total effect of mean ablation (x) against what is left with the scale frozen, or the frequency fixed (y)."""
     fig, grid = canvas(1, 2, (WIDE, 4.2))
     _against_total(grid[0], table, "entropy", FROZEN_SCALE, "final scale frozen")
-    _against_total(grid[1], table, "kl_unigram", FIXED_FREQUENCY, "frequency projection fixed")
+    _against_total(grid[1], table, "kl_unigram", FIXED_FREQUENCY, "projection on frequency fixed")
     grid[0].set_xlabel("total change of entropy [nats]")
     grid[1].set_xlabel("total change of KL(prediction ‖ unigram) [nats]")
     handles, labels = grid[0].get_legend_handles_labels()
@@ -91,7 +92,7 @@ def _against_total(axes: Axes, table: pd.DataFrame, outcome: str, variant: str, 
         note(axes, "no neuron to ablate")
     axes.axline((0, 0), slope=1, color=NEUTRAL, linewidth=1, linestyle="--", label="nothing taken away")
     axes.axhline(0, color=NEUTRAL, linewidth=1)
-    axes.set_ylabel(f"change with {what} [nats]")
+    axes.set_ylabel(f"change with the\n{what} [nats]")
     axes.locator_params(nbins=6)
 
 
@@ -107,9 +108,10 @@ def attention_scores(weights: pd.DataFrame, chance: pd.DataFrame) -> Figure:
         right.scatter(reached["attention_head_layer"] + offset, reached["attention_score"], s=6, color=colour, alpha=0.4, linewidths=0, rasterized=True)
         if reached.empty:
             note(left, "no head reads a neuron")
-    left.set(xlabel="largest score h of a neuron\n[standard deviations of random vectors]", ylabel="neurons (log axis)", yscale="symlog")
-    left.set_ylim(bottom=0)
-    left.legend(loc="upper right")
+    left.set(xlabel="largest score h of a neuron\n[standard deviations of random vectors]", ylabel="neurons (log axis)", yscale="log")
+    left.set_ylim(bottom=0.7)
+    handles, labels = left.get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     right.axhline(0, color=NEUTRAL, linewidth=1)
     right.set_ylabel("largest score h of a neuron")
     layer_axis(right, int(weights["layer"].nunique()))
@@ -142,7 +144,7 @@ def query_paths(rows: pd.DataFrame) -> Figure:
             axes.scatter(shown["activation"], shown[quantity], s=4, color=colours[first["role"]], alpha=0.4, linewidths=0, rasterized=True)
             axes.axhline(0, color=NEUTRAL, linewidth=1)
             axes.locator_params(nbins=4)
-        grid[0, column].set_title(f"{name_of(first)} → L{first['head_layer']}H{first['head']}\n{first['role']}, h = {first['attention_score']:.2f}")
+        grid[0, column].set_title(f"{name_of(first)} → L{first['head_layer']}H{first['head']}\n{first['role']}, h = {first['attention_score']:.2f}".replace("-", "−"))
         grid[1, column].set_xlabel("activation")
     if not pairs:
         note(grid[0, 0], "no head reads a neuron")

@@ -10,6 +10,7 @@ from lib.effects import FIXED_FREQUENCY, FROZEN_SCALE, TOTAL
 from lib.entropy import NullSpace
 from lib.findings import Finding, capital, count, percent
 
+GROUPS = ("entropy", "frequency", "control")
 SHALLOW = 0.1  # a null space is told as one if its largest singular value is below this share of the median
 
 
@@ -22,8 +23,7 @@ def entropy_selection(weights: pd.DataFrame, chosen: pd.DataFrame, space: NullSp
     """From one seed's `weight_columns` and its candidates: who satisfies the rule, and how much lies in the null space."""
     late = weights[weights["entropy_score"].notna()]
     passing = int(late["entropy"].sum())
-    k, directions = space.basis.shape[1], len(space.singular_values)
-    chance = (k / directions) ** 0.5
+    k = space.basis.shape[1]
     alt = "Scatter plots of logit variance against norm of w_out, and of null-space share against norm, for the last layers' neurons."
     if chosen.empty:
         return Finding("No neuron writes anything in the last layers", "All output weights of the last layers are 0.", alt)
@@ -35,9 +35,9 @@ def entropy_selection(weights: pd.DataFrame, chosen: pd.DataFrame, space: NullSp
         f"the {count(len(chosen), 'neuron')} looked at below {'is' if len(chosen) == 1 else 'are'} {', '.join(name_of(row) for row in chosen.itertuples())}"
         f"{'' if chosen['entropy'].all() else ', of which ' + str(int(chosen['entropy'].sum())) + ' satisfy it'}. "
         f"The first, {name_of(best)}, has norm {best['norm']:.2f} and logit variance {best['logit_var']:.2e}, where the layers' medians are "
-        f"{late['norm'].median():.2f} and {late['logit_var'].median():.2e}; the neuron most opposite to it is {partner} with cosine {best['partner_cos']:.2f}. "
+        f"{late['norm'].median():.2f} and {late['logit_var'].median():.2e}; the neuron most opposite to it is {partner} with cosine {_signed(best['partner_cos'], 2)}. "
         f"On average the candidates have **{percent((chosen['null_share'] ** 2).mean(), 1)}** of their squared norm in the bottom {count(k, 'direction')} of $W_U$, the last "
-        f"layers' neurons {percent((late['null_share'] ** 2).mean(), 1)} and a random direction {percent(chance**2, 1)}. "
+        f"layers' neurons {percent((late['null_share'] ** 2).mean(), 1)} and a random direction {percent(space.chance**2, 1)}. "
     )
     if space.depth < SHALLOW:
         text += f"These directions are a null space: the unembedding reads the largest of them with {percent(space.depth, 1)} of its median singular value."
@@ -53,7 +53,7 @@ def _at_top(table: pd.DataFrame) -> pd.DataFrame:
     return table[(table["variant"] == TOTAL) & (table["value"] == table["value"].max())]
 
 
-def _told(values: pd.Series, digits: int = 3) -> str:
+def _told(values: pd.Series, digits: int = 4) -> str:
     low, high = values.min(), values.max()
     return f"{low:+.{digits}f} to {high:+.{digits}f}".replace("-", "−")
 
@@ -75,7 +75,7 @@ def fixed_activation(table: pd.DataFrame) -> Finding:
     text = (
         f"Held at {value:g} on {tokens:,} tokens the candidates change the final scale by {_told(own['scale_change'])} (controls {_told(others['scale_change'])}), the entropy by "
         f"**{_told(own['entropy_change'])}** nats (controls **{_told(others['entropy_change'])}**), the loss by {_told(own['loss_change'])} nats (controls {_told(others['loss_change'])}) and the "
-        f"reciprocal rank of the true token by {_told(own['reciprocal_rank_change'], 4)} (controls {_told(others['reciprocal_rank_change'], 4)}). "
+        f"reciprocal rank of the true token by {_told(own['reciprocal_rank_change'])} (controls {_told(others['reciprocal_rank_change'])}). "
         f"The largest change of entropy among the candidates is that of {name_of(largest)}, {_signed(largest['entropy_change'])} ± {largest['entropy_error']:.4f} (standard error over blocks); "
     )
     if len(beyond):
@@ -93,6 +93,12 @@ def _signed(value: float, digits: int = 4) -> str:
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
+def _largest(table: pd.DataFrame, outcome: str) -> dict[str, str]:
+    """By group: the largest size of an outcome's total change."""
+    change = table.loc[table["variant"] == TOTAL].set_index("group")[f"{outcome}_change"].abs()
+    return {group: f"{change[change.index == group].max():.4f}" if group in change.index else "undefined" for group in GROUPS}
+
+
 def _share_taken(table: pd.DataFrame, outcome: str, variant: str) -> pd.Series:
     """Per neuron: the share of an outcome's total effect that is gone in a variant; NaN where there is no total effect."""
     wide = table.pivot_table(index=["group", "layer", "neuron"], columns="variant", values=f"{outcome}_change")
@@ -101,30 +107,31 @@ def _share_taken(table: pd.DataFrame, outcome: str, variant: str) -> pd.Series:
 
 
 def _share(value: float) -> str:
-    return percent(value, 0).replace("-", "−") if np.isfinite(value) else "undefined"
+    return f"{100 * value:.0f} %".replace("-", "−") if np.isfinite(value) else "undefined"
 
 
 def mean_ablation(table: pd.DataFrame) -> Finding:
     """From `mean_ablations`: how much of an effect goes through the final scale, how much along the frequency direction."""
+    alt = "Scatter plots of mean-ablation effects: total against direct with the final scale frozen, and with the frequency direction fixed."
+    if table.empty:
+        return Finding("No neuron to ablate", "There are too few neurons in the last layers for candidates and controls.", alt)
     scale, frequency = _share_taken(table, "entropy", FROZEN_SCALE), _share_taken(table, "kl_unigram", FIXED_FREQUENCY)
     through = {group: _share(scale.get(group, np.nan)) for group in ("entropy", "control")}
     along = {group: _share(frequency.get(group, np.nan)) for group in ("frequency", "control")}
-    by_group = table[table["variant"] == TOTAL].groupby("group")
-    entropy, unigram = by_group["entropy_change"].apply(lambda change: change.abs().max()), by_group["kl_unigram_change"].apply(lambda change: change.abs().max())
+    entropy, unigram = _largest(table, "entropy"), _largest(table, "kl_unigram")
     title = f"The median candidate's effect on entropy goes through the scale by {through['entropy']}"
     if through["entropy"] == "undefined":
         title = "No candidate's mean ablation changes entropy"
     more = scale.get("entropy", np.nan) > scale.get("control", np.nan)
     further = frequency.get("frequency", np.nan) > frequency.get("control", np.nan)
-    tokens = int(table["tokens"].iloc[0]) if len(table) else 0
+    tokens = int(table["tokens"].iloc[0])
     text = (
         f"On {tokens:,} tokens, freezing the final scale takes away **{through['entropy']}** of the median entropy candidate's effect on entropy and **{through['control']}** of the median control's: "
-        f"the candidates act {'more' if more else 'no more'} through the scale than other neurons do. The largest effects are small, {entropy.get('entropy', np.nan):.4f} nats among the candidates and "
-        f"{entropy.get('control', np.nan):.4f} among the controls. Putting the logits' projection on the frequency direction back takes away **{along['frequency']}** of the median token-frequency "
+        f"the candidates act {'more' if more else 'no more'} through the scale than other neurons do. The largest effects are small, {entropy['entropy']} nats among the candidates and "
+        f"{entropy['control']} among the controls. Putting the logits' projection on the frequency direction back takes away **{along['frequency']}** of the median token-frequency "
         f"candidate's effect on KL(prediction ‖ unigram) and **{along['control']}** of the median control's: they act {'more' if further else 'no more'} along the frequency direction. "
-        f"The largest change of that divergence is {unigram.get('frequency', np.nan):.4f} nats among the candidates, {unigram.get('control', np.nan):.4f} among the controls."
-    ).replace("nan nats", "undefined").replace("nan", "undefined")
-    alt = "Scatter plots of mean-ablation effects: total against direct with the final scale frozen, and with the frequency direction fixed."
+        f"The largest change of that divergence is {unigram['frequency']} nats among the candidates, {unigram['control']} among the controls."
+    )
     return Finding(title, text, f"{alt} {title}.")
 
 
@@ -164,9 +171,7 @@ def value_norms(table: pd.DataFrame) -> Finding:
     """From `value_norms`: is BOS a resting place, with values smaller than other tokens'?"""
     ratio = table["ratio"].median()
     smaller = int((table["ratio"] > 1).sum())
-    title = f"The median head's ‖W_O v‖ of BOS is {ratio:.2g} times smaller than of other tokens"
-    if ratio <= 1:
-        title = f"The median head's ‖W_O v‖ of BOS is no smaller than that of other tokens (ratio {ratio:.2g})"
+    title = f"In the median head other tokens' ‖W_O v‖ is {ratio:.2f} times that of BOS"
     text = (
         f"In **{smaller}** of {count(len(table), 'head')} BOS has a smaller ‖W_O v‖ than other tokens have on average; the median ratio is **{ratio:.2f}** and the largest {table['ratio'].max():.1f}, where the paper reports "
         "a median of 19.4 for GPT2-medium. "

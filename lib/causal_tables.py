@@ -37,6 +37,16 @@ def weight_table(run: Run) -> pd.DataFrame:
     return kept(run, "causal_weights", SOURCES, {"tokens": run.text.tokens.numel()}, make)
 
 
+def null_space_of(run: Run, seed: str) -> entropy.NullSpace:
+    """The directions that a seed's unembedding reads least."""
+    return entropy.null_space(model_of(run, seed).unembedding)
+
+
+def random_scores(run: Run, seed: str) -> pd.DataFrame:
+    """`causal.random_scores` for a seed's heads."""
+    return causal.random_scores(model_of(run, seed), run.text.bos_id, run.params.random_seed)
+
+
 def groups(run: Run, weights: pd.DataFrame) -> pd.DataFrame:
     """The reference seed's neurons that are intervened on: columns layer, neuron, group (entropy, frequency, control).
 

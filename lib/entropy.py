@@ -31,6 +31,11 @@ class NullSpace(NamedTuple):
     singular_values: Float[Tensor, "directions"]  # of W_U, falling, without the direction that centring removes
 
     @property
+    def chance(self) -> float:
+        """The null-space share of a random direction, √(k / directions), about."""
+        return (self.basis.shape[1] / len(self.singular_values)) ** 0.5
+
+    @property
     def depth(self) -> float:
         """Largest singular value inside the null space as a share of the median one: far below 1 if it is one."""
         k = self.basis.shape[1]
