@@ -145,7 +145,8 @@ def query_paths(rows: pd.DataFrame) -> Figure:
             axes.axhline(0, color=NEUTRAL, linewidth=1)
             axes.locator_params(nbins=4)
         grid[0, column].set_title(f"{name_of(first)} → L{first['head_layer']}H{first['head']}\n{first['role']}, h = {first['attention_score']:.2f}".replace("-", "−"))
-        grid[1, column].set_xlabel("activation")
+    for axes in grid[1]:
+        axes.set_xlabel("activation")
     if not pairs:
         note(grid[0, 0], "no head reads a neuron")
     grid[0, 0].set_ylabel("change of attention\nto BOS")

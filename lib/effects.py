@@ -146,28 +146,37 @@ class _Predictions:
         rows, values = len(final), self.values.shape[1]
         products = final @ self.reading.unembedding
         everything = torch.empty(rows, len(self.neurons), values, len(self.variants), len(OUTCOMES), dtype=torch.float64)
-        unchanged = self._statistics(final, target, products, self.late_effects.new_zeros(1, products.shape[1]),
-                                     final[:, None], torch.zeros(1, dtype=torch.long), (TOTAL,))  # fmt: skip
+        nothing = self.late_effects.new_zeros(1, products.shape[1])
+        base = self.model.scale(final)[:, None], (final @ self.along)[:, None]  # scale and projection, (rows, 1)
+        unchanged = self._statistics(target, products, nothing, base, base, torch.zeros(rows, 1, dtype=torch.long), (TOTAL,))
         if self.late:
-            ends = final[:, None, None] + moved[..., None] * self.directions[:, None]  # (rows, late, values, d_model)
-            which = torch.arange(len(self.late)).repeat_interleave(values)
-            found = self._statistics(final, target, products, self.late_effects, ends.flatten(1, 2), which, self.variants, moved.flatten(1))
+            which = torch.arange(len(self.late)).repeat_interleave(values).expand(rows, -1)
+            after = self._along_directions(final, moved)
+            found = self._statistics(target, products, self.late_effects, base, after, which, self.variants, moved.flatten(1))
             everything[:, self.late] = found.view(rows, len(self.late), values, len(self.variants), -1)
         for (index, g), shift in shifts.items():
             change = shift.to(self.dtype) @ self.coarse
-            everything[:, index, g] = self._statistics(final, target, products, change, (final + shift)[:, None], None, self.variants)[:, 0]
+            after = self.model.scale(final + shift)[:, None], ((final + shift) @ self.along)[:, None]
+            found = self._statistics(target, products, change, base, after, torch.arange(rows)[:, None], self.variants)
+            everything[:, index, g] = found[:, 0]
         return unchanged[:, 0, 0], everything
 
-    def _statistics(self, final, target, products, effects, ends, which, variants, moved=None) -> Tensor:
-        """OUTCOMES (rows, cases, variants, outcomes) of residual streams `ends` (rows, cases, d_model)."""
-        rows, cases = ends.shape[:2]
-        row = torch.arange(rows)
-        scale, before = self.model.scale(ends), self.model.scale(final)[:, None].expand(rows, cases)
-        drift = (final @ self.along)[:, None] / before - (ends @ self.along) / scale
+    def _along_directions(self, final, moved) -> tuple[Tensor, Tensor]:
+        """LayerNorm scale and projection on the frequency direction, (rows, late · values), of final + moved · w_out."""
+        wide, writes = final - final.mean(-1, keepdim=True), self.directions - self.directions.mean(-1, keepdim=True)
+        covariance, spread = (wide @ writes.T / wide.shape[1])[..., None], writes.square().mean(-1)[:, None]
+        variance = wide.square().mean(-1)[:, None, None] + moved * (2 * covariance + moved * spread)
+        projection = (final @ self.along)[:, None, None] + moved * (self.directions @ self.along)[:, None]
+        return (variance.clamp(min=0) + self.model.eps).sqrt().flatten(1), projection.flatten(1)
+
+    def _statistics(self, target, products, effects, base, after, effect, variants, moved=None) -> Tensor:
+        """OUTCOMES (rows, cases, variants, outcomes); `base` and `after` are scale and projection, (rows, 1) and (rows, cases)."""
+        rows, cases = effect.shape
+        scale, before = after[0], base[0].expand(rows, cases)
+        drift = base[1] / base[0] - after[1] / scale
         scales = torch.stack([before if variant == FROZEN_SCALE else scale for variant in variants], 2)
         along = torch.stack([drift if variant == FIXED_FREQUENCY else torch.zeros_like(drift) for variant in variants], 2)
-        shape = (rows, cases, len(variants))
-        effect = (row[:, None] if which is None else which[None]).expand(rows, cases)
+        row, shape = torch.arange(rows), (rows, cases, len(variants))
         moved = torch.ones(rows, cases) if moved is None else moved
         found = prediction_statistics(products, effects, Cases(
             row[:, None, None].expand(shape).flatten(), effect[..., None].expand(shape).flatten(),
