@@ -23,7 +23,8 @@ BLOCKS = 8  # blocks in one forward pass
 def score_directions(model: Processed, bos_id: int) -> Float[Tensor, "layers heads d_model"]:
     """W_Qᵀ k_BOS / √d_head for every head, k_BOS from the model run on BOS alone: h = w_out · direction.
 
-    Where a model divides its attention scores by another number than √d_head, that number stands in its place.
+    Where a model divides its attention scores by another number than √d_head, that number stands in its place; with rotary
+    positions the query is taken as it stands at BOS.
     """
     alone = run(model, torch.tensor([[bos_id]]))
     directions = []
@@ -99,14 +100,11 @@ def head_output(
     """A head's attention to BOS and ‖W_O z‖ at each position, its query reading another residual stream than k and v."""
     block = model.blocks[layer]
 
-    def vectors(residual: Tensor, kind: int) -> Tensor:
-        return model.normalise(residual) @ block.qkv[:, kind, head] + block.qkv_bias[kind, head]
-
-    score = vectors(read_by_query, 0) @ vectors(read, 1).transpose(1, 2) * block.attention_scale
+    query, key, value = (model.one_head(of, layer, kind, head) for kind, of in enumerate((read_by_query, read, read)))
+    score = query @ key.transpose(1, 2) * block.attention_scale
     seen = torch.ones(score.shape[1:], dtype=torch.bool).tril()
     pattern = score.masked_fill(~seen, -torch.inf).softmax(-1)  # (blocks, destination, source)
-    z = pattern @ vectors(read, 2)
-    return pattern[..., 0], (z @ block.out[head]).norm(dim=-1)
+    return pattern[..., 0], (pattern @ value @ block.out[head]).norm(dim=-1)
 
 
 @torch.no_grad()

@@ -80,7 +80,7 @@ Intervention = Fix | Scale | PathAblation | FreezeFinalScale
 
 @dataclass(frozen=True)
 class Trace:
-    """The residual stream of one run: before each layer (and, last, after all), and between attention and MLP."""
+    """The residual stream of one run: before each layer (and, last, after all), and as each layer's MLP reads it."""
 
     before: list[Float[Tensor, "blocks context d_model"]]
     middle: list[Float[Tensor, "blocks context d_model"]]
@@ -116,8 +116,8 @@ def run(
             after = unchanged.before[layer + 1]
         else:
             qkv = _with_paths(model, before[layer], layer, paths, lambda path: contribution(model, middle, path, interventions))
-            middle.append(before[layer] + model.mix(qkv, layer))
-            after = middle[layer] + model.mlp(middle[layer], layer)
+            read, after = model.layer(before[layer], layer, qkv)
+            middle.append(read)
         for neuron in {item.neuron for item in _changes(interventions, layer)}:
             moved = _activation(model, middle, layer, neuron, interventions) - _activation(model, middle, layer, neuron)
             after = after + moved[..., None] * model.blocks[layer].w_out[neuron]
@@ -137,12 +137,11 @@ def contribution(
 def _with_paths(model, residual, layer, paths, written) -> Tensor:
     """A layer's queries, keys and values (3, blocks, heads, context, d_head) with paths cut."""
     qkv = model.heads(residual, layer)
-    block = model.blocks[layer]
     for head, into in {(path.head, path.into) for path in paths}:
         cut = sum(written(path) for path in paths if (path.head, path.into) == (head, into))
         kind = INPUTS.index(into)
         qkv = qkv.clone()
-        qkv[kind, :, head] = model.normalise(residual - cut) @ block.qkv[:, kind, head] + block.qkv_bias[kind, head]
+        qkv[kind, :, head] = model.one_head(residual - cut, layer, kind, head)
     return qkv
 
 

@@ -3,7 +3,7 @@
 Processed weights (METHOD §1) make LayerNorm a plain division by the residual's standard deviation and let every
 neuron's effect be read off its own w_out. TransformerLens folds and centres; this module takes the resulting
 tensors and computes the same function in a fraction of the bridge's time. GPT-2 style models (learned positions,
-serial attention and MLP) are supported; `processed` is the one place to extend for another family.
+attention before the MLP) and GPT-NeoX style ones (rotary positions, both side by side) are supported.
 """
 
 from collections.abc import Callable
@@ -54,6 +54,8 @@ class Processed:
     unembedding_bias: Float[Tensor, "vocabulary"]
     eps: float
     activation: Callable[[Tensor], Tensor]
+    rotary: tuple[int, float] | None = None  # how many of a head's dimensions turn with the position, and the base
+    parallel: bool = False  # the MLP reads the same residual stream as the attention of its layer
 
     @property
     def w_out(self) -> Float[Tensor, "neurons d_model"]:
@@ -86,7 +88,33 @@ class Processed:
         """Queries, keys and values of a layer's heads, from the residual stream before the layer."""
         block = self.blocks[layer]
         flat = self.normalise(residual) @ block.qkv.flatten(1) + block.qkv_bias.flatten()  # (blocks, context, 3·heads·d_head)
-        return flat.unflatten(-1, block.qkv.shape[1:]).permute(2, 0, 3, 1, 4)
+        query, key, value = flat.unflatten(-1, block.qkv.shape[1:]).permute(2, 0, 3, 1, 4)
+        return torch.stack([self.turn(query), self.turn(key), value])
+
+    def one_head(self, residual: Float[Tensor, "blocks context d_model"], layer: int, kind: int, head: int) -> Float[Tensor, "blocks context d_head"]:
+        """One head's queries (kind 0), keys (1) or values (2)."""
+        block = self.blocks[layer]
+        vectors = self.normalise(residual) @ block.qkv[:, kind, head] + block.qkv_bias[kind, head]
+        return vectors if kind == 2 else self.turn(vectors)
+
+    def turn(self, vectors: Float[Tensor, "*heads context d_head"]) -> Float[Tensor, "*heads context d_head"]:
+        """Queries or keys turned with their position, where the model has rotary positions."""
+        if self.rotary is None:
+            return vectors
+        size, base = self.rotary
+        speed = base ** (-torch.arange(0, size, 2, dtype=torch.float32) / size)
+        angle = torch.arange(vectors.shape[-2], dtype=torch.float32)[:, None] * speed  # (context, size / 2)
+        first, second, rest = vectors.split([size // 2, size // 2, vectors.shape[-1] - size], dim=-1)
+        sine, cosine = angle.sin(), angle.cos()
+        return torch.cat([first * cosine - second * sine, second * cosine + first * sine, rest], dim=-1)
+
+    def layer(
+        self, residual: Float[Tensor, "blocks context d_model"], layer: int, qkv: Float[Tensor, "3 blocks heads context d_head"]
+    ) -> tuple[Float[Tensor, "blocks context d_model"], Float[Tensor, "blocks context d_model"]]:
+        """What a layer's MLP reads, and the residual stream after the layer."""
+        attended = residual + self.mix(qkv, layer)
+        read = residual if self.parallel else attended
+        return read, attended + self.mlp(read, layer)
 
     def mix(self, qkv: Float[Tensor, "3 blocks heads context d_head"], layer: int) -> Float[Tensor, "blocks context d_model"]:
         """What a layer's attention writes, from queries, keys and values."""
@@ -99,17 +127,21 @@ class Processed:
 def processed(model: str | Path | TransformerBridge, revision: str | None = None) -> Processed:
     """The processed weights of a model folder, Hub id or processed bridge.
 
-    Raises InputError for a model that is not of GPT-2's kind.
+    Raises InputError for a model of another kind than GPT-2's and GPT-NeoX's.
     """
     bridge = processed_model(model, revision)
     config, original = bridge.cfg, bridge.original_model.config
-    parallel = getattr(config, "parallel_attn_mlp", False)
-    if config.positional_embedding_type != "standard" or parallel or config.act_fn not in ACTIVATIONS:
+    kind = config.positional_embedding_type
+    if kind not in ("standard", "rotary") or config.act_fn not in ACTIVATIONS:
         raise InputError(
-            f"interventions need a GPT-2 style model (learned positions, attention before the MLP, one of the "
-            f"activations {', '.join(ACTIVATIONS)}), but this one is {original.model_type} with "
-            f"{config.positional_embedding_type} positions and {config.act_fn}."
+            f"interventions need a model of GPT-2's or GPT-NeoX's kind (learned or rotary positions, one of the activations "
+            f"{', '.join(ACTIVATIONS)}), but this one is {original.model_type} with {kind} positions and {config.act_fn}."
         )
+    rotary = None
+    if kind == "rotary":
+        rope = original.rope_parameters
+        rotary = int(config.d_head * rope.get("partial_rotary_factor", 1.0)), float(rope["rope_theta"])
+    positions = bridge.W_pos.float() if rotary is None else torch.zeros(original.max_position_embeddings, config.d_model)
     # stanford-crfm's GPT-2 models also divide the attention scores by the layer's number
     by_layer = getattr(original, "scale_attn_by_inverse_layer_idx", False)
     blocks = []
@@ -124,7 +156,8 @@ def processed(model: str | Path | TransformerBridge, revision: str | None = None
             attention_scale=config.d_head**-0.5 / (layer + 1 if by_layer else 1),
         ))  # fmt: skip
     return Processed(
-        embedding=bridge.W_E.float(), positions=bridge.W_pos.float(), blocks=tuple(blocks),
+        embedding=bridge.W_E.float(), positions=positions, blocks=tuple(blocks),
         unembedding=bridge.W_U.float().contiguous(), unembedding_bias=bridge.b_U.float(),
         eps=config.eps, activation=ACTIVATIONS[config.act_fn],
+        rotary=rotary, parallel=bool(getattr(config, "parallel_attn_mlp", False)),
     )  # fmt: skip

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from lib import effects
 from lib.attention import query_path_ablations, value_norms
@@ -18,13 +18,18 @@ LAYERS, VOCABULARY, HEADS, NEURONS, CONTEXT = 3, 97, 2, 40, 12
 LAST = LAYERS - 1
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+@pytest.fixture(scope="module", params=["gpt2", "gpt_neox"])
+def folder(request, tmp_path_factory):
     torch.manual_seed(0)
-    config = GPT2Config(
-        n_layer=LAYERS, n_embd=16, n_head=HEADS, vocab_size=VOCABULARY, n_positions=24, bos_token_id=0, eos_token_id=0, n_inner=NEURONS,
+    shared = dict(vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=0)
+    model = (
+        GPT2LMHeadModel(GPT2Config(n_layer=LAYERS, n_embd=16, n_head=HEADS, n_positions=24, n_inner=NEURONS, **shared))
+        if request.param == "gpt2"
+        else GPTNeoXForCausalLM(GPTNeoXConfig(
+            hidden_size=16, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=NEURONS, max_position_embeddings=24,
+            rotary_pct=0.5, **shared,
+        ))
     )  # fmt: skip
-    model = GPT2LMHeadModel(config)
     for parameter in model.parameters():  # no weight stays at its neutral start value
         parameter.data += 0.3 * torch.randn_like(parameter)
     path = tmp_path_factory.mktemp("seed")
