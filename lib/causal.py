@@ -1,4 +1,4 @@
-"""What chapter 05's causal runs have in common: which text they read, which neurons, and one row per neuron of the result."""
+"""What chapter 05's causal runs have in common: which text they read, which neurons, what is known of them from weights."""
 
 from collections.abc import Sequence
 
@@ -51,14 +51,3 @@ def random_scores(model: Processed, bos_id: int, random_seed: int) -> pd.DataFra
     """`attention.score_columns` of as many random unit vectors as the model has neurons, in the same layers."""
     vectors = random_directions(len(model.w_out), model.w_out.shape[1], random_seed)
     return attention.score_columns(vectors, attention.score_directions(model, bos_id))
-
-
-def effect_columns(ablated: pd.DataFrame) -> pd.DataFrame:
-    """One row per neuron of a mean ablation's table: each outcome's change in each variant, `mean_ablation_<outcome>…`."""
-    changes = [name for name in ablated if name.endswith("_change")]
-    wide = ablated.pivot(index=["layer", "neuron"], columns="variant", values=changes)
-    wide.columns = [
-        f"mean_ablation_{name.removesuffix('_change')}" + ("" if variant == TOTAL else "_" + variant.replace(" ", "_"))
-        for name, variant in wide.columns
-    ]
-    return wide.reset_index()

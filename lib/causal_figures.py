@@ -26,17 +26,17 @@ def entropy_selection(weights: pd.DataFrame, chosen: pd.DataFrame, chance: float
     """
     fig, grid = canvas(1, 2, (WIDE, 4))
     late = weights[weights["entropy_score"].notna()]
-    for axes, column, label in zip(grid, ("logit_var", "null_share"), ("logit variance", "null-space share ρ(k) of w_out"), strict=True):
+    for axes, column, label in zip(grid, ("vocab_var", "null_share"), ("logit variance", "null-space share ρ(k) of w_out"), strict=True):
         rest = weights[weights["entropy_score"].isna()]
-        axes.scatter(rest["norm"], rest[column], s=4, color="#cccccc", linewidths=0, rasterized=True, label="earlier layers")
-        axes.scatter(late["norm"], late[column], s=5, color=CORRELATION, alpha=0.5, linewidths=0, rasterized=True, label="last layers")
-        axes.scatter(chosen["norm"], chosen[column], s=28, color=GROUP_COLOURS["entropy"], edgecolors="black", linewidths=0.5, label="candidates")
+        axes.scatter(rest["w_out_norm"], rest[column], s=4, color="#cccccc", linewidths=0, rasterized=True, label="earlier layers")
+        axes.scatter(late["w_out_norm"], late[column], s=5, color=CORRELATION, alpha=0.5, linewidths=0, rasterized=True, label="last layers")
+        axes.scatter(chosen["w_out_norm"], chosen[column], s=28, color=GROUP_COLOURS["entropy"], edgecolors="black", linewidths=0.5, label="candidates")
         axes.set(xlabel="norm of w_out", ylabel=label)
     if len(late):
-        norm, variance = late["norm"].quantile(0.9), late["logit_var"].quantile(0.1)
+        norm, variance = late["w_out_norm"].quantile(0.9), late["vocab_var"].quantile(0.1)
         for line in (grid[0].axvline(norm), grid[0].axhline(variance)):
             line.set(color=NEUTRAL, linestyle="--", linewidth=1)
-    if (weights["logit_var"] > 0).all():
+    if (weights["vocab_var"] > 0).all():
         grid[0].set_yscale("log")
         grid[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         grid[0].yaxis.set_major_formatter(PLAIN)

@@ -34,8 +34,8 @@ def entropy_selection(weights: pd.DataFrame, chosen: pd.DataFrame, space: NullSp
         f"**{capital(count(passing, 'neuron'))}** of {len(late):,} in the last layers {'satisfies' if passing <= 1 else 'satisfy'} the rule; "
         f"the {count(len(chosen), 'neuron')} looked at below {'is' if len(chosen) == 1 else 'are'} {', '.join(name_of(row) for row in chosen.itertuples())}"
         f"{'' if chosen['entropy'].all() else ', of which ' + str(int(chosen['entropy'].sum())) + ' satisfy it'}. "
-        f"The first, {name_of(best)}, has norm {best['norm']:.2f} and logit variance {best['logit_var']:.2e}, where the layers' medians are "
-        f"{late['norm'].median():.2f} and {late['logit_var'].median():.2e}; the neuron most opposite to it is {partner} with cosine {_signed(best['partner_cos'], 2)}. "
+        f"The first, {name_of(best)}, has norm {best['w_out_norm']:.2f} and logit variance {best['vocab_var']:.2e}, where the layers' medians are "
+        f"{late['w_out_norm'].median():.2f} and {late['vocab_var'].median():.2e}; the neuron most opposite to it is {partner} with cosine {_signed(best['partner_cos'], 2)}. "
         f"On average the candidates have **{percent((chosen['null_share'] ** 2).mean(), 1)}** of their squared norm in the bottom {count(k, 'direction')} of $W_U$, the last "
         f"layers' neurons {percent((late['null_share'] ** 2).mean(), 1)} and a random direction {percent(space.chance**2, 1)}. "
     )

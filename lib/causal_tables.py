@@ -8,7 +8,6 @@ from tqdm import tqdm
 from lib import attention, causal, effects, entropy, interventions, processed
 from lib.causal import VARIANTS, at_mean, at_values, sample_blocks, unigram_counts
 from lib.circuit_tables import kept
-from lib.effects import Effects, readout
 from lib.interventions import PathAblation
 from lib.kernels import predictions
 from lib.store import Run
@@ -22,21 +21,6 @@ def model_of(run: Run, seed: str) -> processed.Processed:
     return processed.processed(run.params.seed_source(seed), run.params.revision)
 
 
-def weight_table(run: Run) -> pd.DataFrame:
-    """causal_weights.parquet: `causal.weight_columns` of every seed, with a column seed in front."""
-
-    def make() -> pd.DataFrame:
-        counts, parts = unigram_counts(run.text), []
-        for seed in sorted(run.params.seeds):
-            model = model_of(run, seed)
-            part = causal.weight_columns(model, readout(model, counts), run.text.bos_id)
-            part.insert(0, "seed", seed)
-            parts.append(part)
-        return pd.concat(parts, ignore_index=True)
-
-    return kept(run, "causal_weights", SOURCES, {"tokens": run.text.tokens.numel()}, make)
-
-
 def null_space_of(run: Run, seed: str) -> entropy.NullSpace:
     """The directions that a seed's unembedding reads least."""
     return entropy.null_space(model_of(run, seed).unembedding)
@@ -47,13 +31,13 @@ def random_scores(run: Run, seed: str) -> pd.DataFrame:
     return causal.random_scores(model_of(run, seed), run.text.bos_id, run.params.random_seed)
 
 
-def groups(run: Run, weights: pd.DataFrame) -> pd.DataFrame:
+def groups(run: Run, own: pd.DataFrame) -> pd.DataFrame:
     """The reference seed's neurons that are intervened on: columns layer, neuron, group (entropy, frequency, control).
 
-    `weights` has the reference's rows of `weight_table`. A neuron may be in both of the first two groups.
+    `own` has the reference's rows of circuits.parquet. A neuron may be in both of the first two groups.
     """
-    chosen = {"entropy": entropy.entropy_candidates(weights), "frequency": entropy.frequency_candidates(weights)}
-    chosen["control"] = entropy.controls(weights, pd.concat(chosen.values()), run.params.random_seed)
+    chosen = {"entropy": entropy.entropy_candidates(own), "frequency": entropy.frequency_candidates(own)}
+    chosen["control"] = entropy.controls(own, pd.concat(chosen.values()), run.params.random_seed)
     named = [rows[["layer", "neuron"]].assign(group=group) for group, rows in chosen.items()]
     return pd.concat(named, ignore_index=True)
 
@@ -76,16 +60,16 @@ def _effects(run: Run, name: str, grouped: pd.DataFrame, fixed: dict, variants: 
 
     def make() -> pd.DataFrame:
         model = model_of(run, run.params.reference)
-        reading = readout(model, unigram_counts(run.text))
-        found: Effects = effects.effects(model, reading, sample_blocks(run.text, TOKENS), fixed, variants, progress)
+        reading = effects.readout(model, unigram_counts(run.text))
+        found = effects.effects(model, reading, sample_blocks(run.text, TOKENS), fixed, variants, progress)
         return found.table().merge(grouped, on=["layer", "neuron"]).assign(tokens=int(found.tokens.sum()))
 
     return kept(run, name, SOURCES, _made_from(run, grouped.to_dict("list")), make)
 
 
-def query_paths(run: Run, weights: pd.DataFrame) -> pd.DataFrame:
+def query_paths(run: Run, own: pd.DataFrame) -> pd.DataFrame:
     """query_paths.parquet: the top pairs' path into the head's query cut, one row per pair and destination (figures 8, 26)."""
-    pairs = attention.top_pairs(weights)
+    pairs = attention.top_pairs(own)
     columns = ["layer", "neuron", "attention_head_layer", "attention_head"]
 
     def make() -> pd.DataFrame:

@@ -80,7 +80,7 @@ def frequency_share(w_out: Float[Tensor, "neurons d_model"], reading: Readout) -
 
 @torch.no_grad()
 def weight_columns(model: Processed, reading: Readout) -> pd.DataFrame:
-    """One row per neuron: `norm`, `logit_var`, `null_share`, `partner_layer`, `partner_neuron`, `partner_cos`,
+    """One row per neuron: `w_out_norm`, `vocab_var`, `null_share`, `partner_layer`, `partner_neuron`, `partner_cos`,
     `frequency_share`, `entropy_score` and `entropy` (does it satisfy the rule).
 
     The rule: among the neurons of the last two layers, norm of w_out in the top decile and logit variance (that of
@@ -92,18 +92,18 @@ def weight_columns(model: Processed, reading: Readout) -> pd.DataFrame:
     flat = np.arange(len(w_out))
     partner, cosine = most_opposite(w_out)
     table = pd.DataFrame({"layer": flat // neurons, "neuron": flat % neurons})
-    table["norm"] = w_out.norm(dim=1).numpy()
-    table["logit_var"] = vocabulary_moments(w_out, normalize(model.unembedding, dim=0))["vocab_var"].numpy()
+    table["w_out_norm"] = w_out.norm(dim=1).numpy()
+    table["vocab_var"] = vocabulary_moments(w_out, normalize(model.unembedding, dim=0))["vocab_var"].numpy()
     table["null_share"] = null_share(w_out, null_space(model.unembedding)).numpy()
     table["partner_layer"], table["partner_neuron"] = partner.numpy() // neurons, partner.numpy() % neurons
     table["partner_cos"] = cosine.numpy()
     table["frequency_share"] = frequency_share(w_out, reading).numpy()
     late = table["layer"] >= layers - LAST_LAYERS
-    score = table["norm"] / np.sqrt(table["logit_var"].clip(lower=1e-30))
-    table["entropy_score"] = score.where(late & (table["norm"] > 0))
-    large = table["norm"] >= table.loc[late, "norm"].quantile(0.9)
-    small = table["logit_var"] <= table.loc[late, "logit_var"].quantile(0.1)
-    table["entropy"] = late & large & small & (table["norm"] > 0)
+    score = table["w_out_norm"] / np.sqrt(table["vocab_var"].clip(lower=1e-30))
+    table["entropy_score"] = score.where(late & (table["w_out_norm"] > 0))
+    large = table["w_out_norm"] >= table.loc[late, "w_out_norm"].quantile(0.9)
+    small = table["vocab_var"] <= table.loc[late, "vocab_var"].quantile(0.1)
+    table["entropy"] = late & large & small & (table["w_out_norm"] > 0)
     return table
 
 
@@ -125,6 +125,6 @@ def controls(table: pd.DataFrame, chosen: pd.DataFrame, random_seed: int, number
     METHOD §6; `chosen` neurons are never drawn. Fewer than `number` where there are no more.
     """
     late = table[table["entropy_score"].notna()]
-    ordinary = late[(late["norm"] < late["norm"].quantile(0.9)) & (late["logit_var"] > late["logit_var"].quantile(0.1))]
+    ordinary = late[(late["w_out_norm"] < late["w_out_norm"].quantile(0.9)) & (late["vocab_var"] > late["vocab_var"].quantile(0.1))]
     ordinary = ordinary.drop(index=chosen.index, errors="ignore")
     return ordinary.sample(min(number, len(ordinary)), random_state=random_seed).sort_index()

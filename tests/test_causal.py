@@ -87,7 +87,7 @@ def test_weight_columns_against_fp64(model):
     opposite = unit @ unit.T
     partner = opposite.argmin(1)
     expected = {
-        "norm": np.linalg.norm(w_out, axis=1), "logit_var": cosine.var(1), "null_share": np.abs(unit @ direction),
+        "w_out_norm": np.linalg.norm(w_out, axis=1), "vocab_var": cosine.var(1), "null_share": np.abs(unit @ direction),
         "partner_cos": opposite.min(1), "partner_layer": partner // NEURONS, "partner_neuron": partner % NEURONS,
         "frequency_share": logits @ frequency / np.linalg.norm(logits, axis=1) / np.linalg.norm(frequency),
     }  # fmt: skip
@@ -183,8 +183,6 @@ def every_panel(model, text, planted: bool):
     swept = swept.merge(grouped, on=["layer", "neuron"]).assign(tokens=180)
     means = weights[["layer", "neuron"]].assign(activation_mean=0.1)
     ablated = effects.effects(model, reading, text, causal.at_mean(grouped, means), causal.VARIANTS).table()
-    wide = causal.effect_columns(ablated)
-    assert len(wide) == len(grouped) and "mean_ablation_entropy_frozen_scale" in wide and "mean_ablation_loss" in wide
     ablated = ablated.merge(grouped, on=["layer", "neuron"]).assign(tokens=180)
     pairs = attention.top_pairs(weights)
     paths = [PathAblation(*map(int, pair)) for pair in pairs[["layer", "neuron", "attention_head_layer", "attention_head"]].to_numpy()]
