@@ -141,23 +141,28 @@ def processed(model: str | Path | TransformerBridge, revision: str | None = None
     if kind == "rotary":
         rope = original.rope_parameters
         rotary = int(config.d_head * rope.get("partial_rotary_factor", 1.0)), float(rope["rope_theta"])
-    positions = bridge.W_pos.float() if rotary is None else torch.zeros(original.max_position_embeddings, config.d_model)
+    positions = bridge.W_pos if rotary is None else torch.zeros(original.max_position_embeddings, config.d_model)
     # stanford-crfm's GPT-2 models also divide the attention scores by the layer's number
     by_layer = getattr(original, "scale_attn_by_inverse_layer_idx", False)
     blocks = []
     for layer, block in enumerate(bridge.blocks):
         qkv = torch.stack([weight[layer] for weight in (bridge.W_Q, bridge.W_K, bridge.W_V)])  # (3, heads, d_model, d_head)
+        bias = torch.stack([bias[layer] for bias in (bridge.b_Q, bridge.b_K, bridge.b_V)])
         blocks.append(Block(
-            qkv=qkv.permute(2, 0, 1, 3).float().contiguous(),
-            qkv_bias=torch.stack([bias[layer] for bias in (bridge.b_Q, bridge.b_K, bridge.b_V)]).float().contiguous(),
-            out=bridge.W_O[layer].float().contiguous(), out_bias=bridge.b_O[layer].float(),
-            w_in=block.mlp.W_in.float().contiguous(), b_in=block.mlp.b_in.float(),
-            w_out=block.mlp.W_out.float().contiguous(), b_out=block.mlp.b_out.float(),
+            qkv=_plain(qkv.permute(2, 0, 1, 3)), qkv_bias=_plain(bias),
+            out=_plain(bridge.W_O[layer]), out_bias=_plain(bridge.b_O[layer]),
+            w_in=_plain(block.mlp.W_in), b_in=_plain(block.mlp.b_in),
+            w_out=_plain(block.mlp.W_out), b_out=_plain(block.mlp.b_out),
             attention_scale=config.d_head**-0.5 / (layer + 1 if by_layer else 1),
         ))  # fmt: skip
     return Processed(
-        embedding=bridge.W_E.float(), positions=positions, blocks=tuple(blocks),
-        unembedding=bridge.W_U.float().contiguous(), unembedding_bias=bridge.b_U.float(),
+        embedding=_plain(bridge.W_E), positions=_plain(positions), blocks=tuple(blocks),
+        unembedding=_plain(bridge.W_U), unembedding_bias=_plain(bridge.b_U),
         eps=config.eps, activation=ACTIVATIONS[config.act_fn],
         rotary=rotary, parallel=bool(getattr(config, "parallel_attn_mlp", False)),
     )  # fmt: skip
+
+
+def _plain(weight: Tensor) -> Tensor:
+    """On the host, where interventions run, in fp32."""
+    return weight.detach().float().cpu().contiguous()
