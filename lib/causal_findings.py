@@ -119,7 +119,8 @@ def mean_ablation(table: pd.DataFrame) -> Finding:
     through = {group: _share(scale.get(group, np.nan)) for group in ("entropy", "control")}
     along = {group: _share(frequency.get(group, np.nan)) for group in ("frequency", "control")}
     entropy, unigram = _largest(table, "entropy"), _largest(table, "kl_unigram")
-    title = f"The median candidate's effect on entropy goes through the scale by {through['entropy']}"
+    taken = through["entropy"] if scale.get("entropy", np.nan) > 0 else "nothing"
+    title = f"Freezing the final scale takes away {taken} of the median candidate's effect on entropy"
     if through["entropy"] == "undefined":
         title = "No candidate's mean ablation changes entropy"
     more = scale.get("entropy", np.nan) > scale.get("control", np.nan)
@@ -132,6 +133,8 @@ def mean_ablation(table: pd.DataFrame) -> Finding:
         f"candidate's effect on KL(prediction ‖ unigram) and **{along['control']}** of the median control's: they act {'more' if further else 'no more'} along the frequency direction. "
         f"The largest change of that divergence is {unigram['frequency']} nats among the candidates, {unigram['control']} among the controls."
     )
+    if any(share.startswith("−") for share in (*through.values(), *along.values())):
+        text += " A negative share means that the effect grows."
     return Finding(title, text, f"{alt} {title}.")
 
 
