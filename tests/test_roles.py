@@ -19,7 +19,10 @@ def population():
     """Neurons of seeds a and b; b's neuron i has the role, sign and class of a's neuron i, layer by layer."""
     generator = np.random.default_rng(0)
     one = pd.DataFrame({"layer": np.repeat(range(LAYERS), WIDTH), "neuron": np.tile(range(WIDTH), LAYERS)})
-    one["role_calibrated"] = generator.choice(["prediction", "suppression", "partition", "none"], len(one), p=[0.3, 0.1, 0.2, 0.4])
+    shares = [[0.8, 0.1, 0.05, 0.05], [0.1, 0.1, 0.4, 0.4], [0.1, 0.1, 0.2, 0.6]]  # most prediction neurons lie in layer 0
+    one["role_calibrated"] = np.concatenate(
+        [generator.choice(["prediction", "suppression", "partition", "none"], WIDTH, p=share) for share in shares]
+    )
     one["skew_sign"] = generator.choice([-1.0, 1.0], len(one))
     one["label"] = generator.choice(["digits", "capitals", None], len(one), p=[0.3, 0.3, 0.4])
     both = pd.concat([one.assign(seed=seed) for seed in "ab"], ignore_index=True)
