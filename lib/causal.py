@@ -51,3 +51,15 @@ def random_scores(model: Processed, bos_id: int, random_seed: int) -> pd.DataFra
     """`attention.score_columns` of as many random unit vectors as the model has neurons, in the same layers."""
     vectors = random_directions(len(model.w_out), model.w_out.shape[1], random_seed)
     return attention.score_columns(vectors, attention.score_directions(model, bos_id))
+
+
+def effect_columns(ablated: pd.DataFrame) -> pd.DataFrame:
+    """One row per neuron of a mean ablation's table: `ablation_group` (two joined by +) and each outcome's change in each variant."""
+    changes = [name for name in ablated if name.endswith("_change")]
+    wide = ablated.drop_duplicates(["layer", "neuron", "variant"]).pivot(index=["layer", "neuron"], columns="variant", values=changes)
+    wide.columns = [
+        f"mean_ablation_{name.removesuffix('_change')}" + ("" if variant == TOTAL else "_" + variant.replace(" ", "_"))
+        for name, variant in wide.columns
+    ]
+    group = ablated.groupby(["layer", "neuron"])["group"].agg(lambda names: "+".join(sorted(set(names))))
+    return wide.join(group.rename("ablation_group")).reset_index()

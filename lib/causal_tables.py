@@ -21,6 +21,21 @@ def model_of(run: Run, seed: str) -> processed.Processed:
     return processed.processed(run.params.seed_source(seed), run.params.revision)
 
 
+def weight_table(run: Run) -> pd.DataFrame:
+    """causal_weights.parquet: `causal.weight_columns` of every seed, with a column seed in front."""
+
+    def make() -> pd.DataFrame:
+        counts, parts = unigram_counts(run.text), []
+        for seed in sorted(run.params.seeds):
+            model = model_of(run, seed)
+            part = causal.weight_columns(model, effects.readout(model, counts), run.text.bos_id)
+            part.insert(0, "seed", seed)
+            parts.append(part)
+        return pd.concat(parts, ignore_index=True)
+
+    return kept(run, "causal_weights", SOURCES, {"tokens": run.text.tokens.numel()}, make)
+
+
 def null_space_of(run: Run, seed: str) -> entropy.NullSpace:
     """The directions that a seed's unembedding reads least."""
     return entropy.null_space(model_of(run, seed).unembedding)
@@ -34,7 +49,7 @@ def random_scores(run: Run, seed: str) -> pd.DataFrame:
 def groups(run: Run, own: pd.DataFrame) -> pd.DataFrame:
     """The reference seed's neurons that are intervened on: columns layer, neuron, group (entropy, frequency, control).
 
-    `own` has the reference's rows of circuits.parquet. A neuron may be in both of the first two groups.
+    `own` has the reference's rows of `weight_table`. A neuron may be in both of the first two groups.
     """
     chosen = {"entropy": entropy.entropy_candidates(own), "frequency": entropy.frequency_candidates(own)}
     chosen["control"] = entropy.controls(own, pd.concat(chosen.values()), run.params.random_seed)

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch.nn.functional import normalize
 
-from lib import attention, causal, circuits, effects, entropy, labels, next_token, processed, token_classes, vocabulary
+from lib import circuits, labels, next_token, token_classes, vocabulary
 from lib.labels import LabelSet, token_counts, token_labels
 from lib.next_token import next_token_sums, next_token_table, with_corrected_p
 from lib.seeds import Trunk, load_model
@@ -20,8 +20,7 @@ from lib.text import file_sha256
 from lib.vocabulary import PUBLISHED_CUTS, best_class, class_scores, null_cuts, random_directions
 
 NEXT_TOKEN_POSITIONS = 65_536  # positions of text on which chosen neurons are split by the next token
-# what makes circuits.parquet
-SOURCES = (sys.modules[__name__], attention, causal, circuits, effects, entropy, labels, processed, token_classes, vocabulary)
+SOURCES = (sys.modules[__name__], circuits, vocabulary, labels, token_classes)  # what makes circuits.parquet
 CHOSEN = 10  # neurons of a role, over all seeds, that are split by the next token
 
 
@@ -90,16 +89,13 @@ def seed_circuits(w_out, unit_unembedding, classes: LabelSet, random_seed: int) 
 
 
 def circuit_table(run: Run) -> pd.DataFrame:
-    """circuits.parquet: `seed_circuits` and `causal.weight_columns` of every seed, with a column seed in front."""
+    """circuits.parquet: `seed_circuits` of every seed, with a column seed in front."""
 
     def make() -> pd.DataFrame:
         classes = label_set(run)
         parts = []
         for seed in sorted(run.params.seeds):
             part = seed_circuits(*weights_of(run, seed), classes, run.params.random_seed)
-            model = processed.processed(run.params.seed_source(seed), run.params.revision)
-            columns = causal.weight_columns(model, effects.readout(model, causal.unigram_counts(run.text)), run.text.bos_id)
-            part = part.merge(columns.drop(columns="vocab_var"), on=["layer", "neuron"], validate="one_to_one")
             part.insert(0, "seed", seed)
             parts.append(part)
         return pd.concat(parts, ignore_index=True)

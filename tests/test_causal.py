@@ -184,6 +184,12 @@ def every_panel(model, text, planted: bool):
     means = weights[["layer", "neuron"]].assign(activation_mean=0.1)
     ablated = effects.effects(model, reading, text, causal.at_mean(grouped, means), causal.VARIANTS).table()
     ablated = ablated.merge(grouped, on=["layer", "neuron"]).assign(tokens=180)
+    twice = pd.concat([ablated, ablated[ablated["group"] == "entropy"].assign(group="frequency")])
+    wide = causal.effect_columns(twice).set_index(["layer", "neuron"])
+    first = ablated.iloc[0]
+    assert len(wide) == len(grouped) and wide.loc[(first["layer"], first["neuron"]), "ablation_group"] == "entropy+frequency"
+    frozen = ablated.query("variant == @FROZEN_SCALE").set_index(["layer", "neuron"])["loss_change"]
+    pd.testing.assert_series_equal(wide["mean_ablation_loss_frozen_scale"], frozen.loc[wide.index], check_names=False)
     pairs = attention.top_pairs(weights)
     paths = [PathAblation(*map(int, pair)) for pair in pairs[["layer", "neuron", "attention_head_layer", "attention_head"]].to_numpy()]
     rows = attention.query_path_ablations(model, *text, paths).merge(pairs[["layer", "neuron", "attention_score", "role"]], on=["layer", "neuron"])
