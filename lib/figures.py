@@ -77,7 +77,8 @@ def note(axes: Axes, text: str) -> None:
               bbox={"facecolor": "white", "edgecolor": "none"})  # fmt: skip
 
 
-def _layer_axis(axes: Axes, layers: int) -> None:
+def layer_axis(axes: Axes, layers: int) -> None:
+    """Labels an x axis that is depth, with a tick at every layer, or at every second one of a deep model."""
     axes.set_xlabel("layer")
     axes.set_xticks(range(0, layers, 1 if layers <= 12 else 2))
 
@@ -164,7 +165,7 @@ def correlation_by_layer(neurons: pd.DataFrame) -> Figure:
     palette = {"neurons": CORRELATION, "rotated basis": BASELINE}
     _boxes(axes, long, "layer", "correlation", "basis", palette)
     axes.set(ylabel="correlation of the best match", ylim=(0, 1))
-    _layer_axis(axes, neurons["layer"].nunique())
+    layer_axis(axes, neurons["layer"].nunique())
     axes.legend(title=None, loc="upper right", ncols=2)
     return fig
 
@@ -314,7 +315,7 @@ def layers(shares: pd.DataFrame, reference: str) -> Figure:
     axes.set(ylabel="universal neurons of the layer")
     axes.yaxis.set_major_formatter(PERCENT)
     axes.set_ylim(0, max(1.3 * shares["share"].max(), 1e-3))
-    _layer_axis(axes, shares["layer"].nunique())
+    layer_axis(axes, shares["layer"].nunique())
     axes.legend()
     return fig
 
@@ -367,7 +368,7 @@ def raw_values(neurons: pd.DataFrame, threshold: float, columns: Sequence[str]) 
     for axes in grid.flat[len(columns) :]:
         axes.set_visible(False)
     for axes in grid[-1]:
-        _layer_axis(axes, neurons["layer"].nunique())
+        layer_axis(axes, neurons["layer"].nunique())
     handles, labels = grid.flat[0].get_legend_handles_labels()
     if not handles:
         handles = [matplotlib.patches.Patch(color=colour) for colour in COLOURS.values()]

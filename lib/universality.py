@@ -150,14 +150,15 @@ def property_tests(neurons: pd.DataFrame, threshold: float) -> pd.DataFrame:
             }
         )
     tests = pd.DataFrame(rows).join(PUBLISHED_MEDIANS.add_prefix("published_"), on="property")
-    tests["p_corrected"] = _holm(tests["p_value"])
+    tests["p_corrected"] = holm(tests["p_value"])
     published = tests[[f"published_{model}" for model in PUBLISHED_MODELS]]
     tests["published"] = np.select([(published > 50).all(axis=1), (published < 50).all(axis=1)], ["high", "low"], "")
     tests["verdict"] = [_verdict(row) for row in tests.itertuples()]
     return tests
 
 
-def _holm(p_values: pd.Series) -> pd.Series:
+def holm(p_values: pd.Series) -> pd.Series:
+    """Holm's correction of the p-values that are there; a missing one stays missing."""
     tested = p_values.dropna()
     corrected = multipletests(tested, method="holm")[1] if len(tested) else []
     return pd.Series(corrected, index=tested.index, dtype=float).reindex(p_values.index)

@@ -1,0 +1,166 @@
+"""The chapter's tables: what each seed's weights and a few forward passes say, made once per run and kept with it.
+
+A table is made again when the seeds, the parameters that it depends on or the code that makes it have changed.
+"""
+
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.nn.functional import normalize
+
+from lib import circuits, labels, next_token, token_classes, vocabulary
+from lib.labels import LabelSet, token_counts, token_labels
+from lib.next_token import next_token_sums, next_token_table, with_corrected_p
+from lib.seeds import Trunk, load_model
+from lib.store import Run, write_json, write_table
+from lib.text import file_sha256
+from lib.vocabulary import PUBLISHED_CUTS, best_class, class_scores, null_cuts, random_directions
+
+NEXT_TOKEN_POSITIONS = 65_536  # positions of text on which chosen neurons are split by the next token
+SOURCES = (sys.modules[__name__], circuits, vocabulary, labels, token_classes)  # what makes circuits.parquet
+CHOSEN = 10  # neurons of a role, over all seeds, that are split by the next token
+
+
+def kept(run: Run, name: str, modules, depends_on: dict, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """The run's table `name`, made and written if it is not there or was made from something else.
+
+    What it was made from is recorded beside it: the seeds, `depends_on` and the sources of `modules`.
+    """
+    sources = {module.__name__: file_sha256(module.__file__) for module in modules}
+    made_from = {"seeds": run.done["seed_hashes"], "sources": sources, **depends_on}
+    if run.recorded(f"tables/{name}.json") != made_from:
+        write_table(run.folder / "tables" / f"{name}.parquet", make())
+        write_json(run.folder / "tables" / f"{name}.json", made_from)
+    return run.table(name)
+
+
+def label_set(run: Run) -> LabelSet:
+    """Classes of tokens over the run's vocabulary, and the words that are frequent in its text."""
+    return token_labels(run.tokenizer, token_counts(run.text), run.text.vocab_size)
+
+
+@torch.no_grad()
+def weights_of(run: Run, seed: str) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """A seed's processed writing weights, (d_mlp, d_model) by layer, and its unembedding with columns of length 1."""
+    bridge = circuits.processed_model(run.params.seed_source(seed), run.params.revision)
+    return [block.mlp.W_out.detach().float() for block in bridge.blocks], normalize(bridge.W_U.detach().float(), dim=0)
+
+
+@torch.no_grad()
+def seed_circuits(w_out, unit_unembedding, classes: LabelSet, random_seed: int) -> pd.DataFrame:
+    """One row per neuron of one seed: moments of its logit effects, roles by both cuts, token classes.
+
+    Columns: layer, neuron; vocab_mean, vocab_var, vocab_skew, vocab_kurt; skew_sign; role_published,
+    role_calibrated; raised, raised_score, lowered, lowered_score: the class that explains most of the variance (METHOD
+    §5) among those with higher, and with lower logit effects than the other tokens; label, label_family,
+    label_score: the better of the two, without a name if its score is no more than chance; and for the seed as a whole
+    null_kurt, null_var, null_score: what one random direction in a thousand exceeds.
+    """
+    directions = random_directions(vocabulary.DIRECTIONS, len(unit_unembedding), random_seed)
+    null = circuits.vocabulary_moments(directions, unit_unembedding)
+    cuts = null_cuts(null)
+    null_score = class_scores(directions, unit_unembedding, null["vocab_var"], classes.member).score.amax(dim=1)
+    score_cut = float(np.quantile(null_score.numpy(), vocabulary.QUANTILE))
+
+    frames = []
+    for layer, writes in enumerate(w_out):
+        moments = circuits.vocabulary_moments(writes, unit_unembedding)
+        scores = class_scores(writes, unit_unembedding, moments["vocab_var"], classes.member)
+        frame = pd.DataFrame({name: values.numpy() for name, values in moments.items()})
+        frame.insert(0, "layer", layer)
+        frame.insert(1, "neuron", range(len(frame)))
+        best = {name: best_class(scores, sign) for name, sign in (("raised", 1), ("lowered", -1))}
+        for name, (index, score) in best.items():
+            frame[name], frame[f"{name}_score"] = classes.labels["label"].to_numpy()[index], score
+        raises = frame["raised_score"] >= frame["lowered_score"]
+        index = np.where(raises, best["raised"][0], best["lowered"][0])
+        frame["label_score"] = frame[["raised_score", "lowered_score"]].max(axis=1)
+        for column, source in (("label", "label"), ("label_family", "family")):
+            frame[column] = pd.Series(classes.labels[source].to_numpy()[index]).where(frame["label_score"] > score_cut)
+        frames.append(frame)
+    table = pd.concat(frames, ignore_index=True)
+    table["role_published"] = vocabulary.roles(table, PUBLISHED_CUTS)
+    table["role_calibrated"] = vocabulary.roles(table, cuts)
+    table["skew_sign"] = np.sign(table["vocab_skew"])
+    return table.assign(null_kurt=cuts.kurtosis, null_var=cuts.variance, null_score=score_cut)
+
+
+def circuit_table(run: Run) -> pd.DataFrame:
+    """circuits.parquet: `seed_circuits` of every seed, with a column seed in front."""
+
+    def make() -> pd.DataFrame:
+        classes = label_set(run)
+        parts = []
+        for seed in sorted(run.params.seeds):
+            part = seed_circuits(*weights_of(run, seed), classes, run.params.random_seed)
+            part.insert(0, "seed", seed)
+            parts.append(part)
+        return pd.concat(parts, ignore_index=True)
+
+    depends_on = {"random_seed": run.params.random_seed, "tokens": run.text.tokens.numel()}
+    return kept(run, "circuits", SOURCES, depends_on, make)
+
+
+def chosen_for_next_token(table: pd.DataFrame, number: int = CHOSEN) -> pd.DataFrame:
+    """The `number` suppression and as many prediction neurons of largest kurtosis over all seeds, by the calibrated cuts.
+
+    `label` is the class that the suppression neuron lowers, or the prediction neuron raises, most clearly.
+    """
+    chosen = []
+    for role in ("suppression", "prediction"):
+        own = vocabulary.of_role(table, role)
+        chosen.append(own[own["label_score"] > 0].nlargest(number, "vocab_kurt"))
+    return pd.concat(chosen, ignore_index=True)[["seed", "layer", "neuron", "role", "vocab_kurt", "label", "label_score", "null_score"]]
+
+
+@torch.no_grad()
+def logit_effects(run: Run, seed: str, chosen: pd.DataFrame) -> np.ndarray:
+    """cos(w_out, W_U[:, v]) of the chosen neurons (rows with layer and neuron), shape (neurons, vocabulary)."""
+    w_out, unit_unembedding = weights_of(run, seed)
+    if chosen.empty:
+        return np.zeros((0, unit_unembedding.shape[1]), dtype=np.float32)
+    rows = torch.stack([w_out[row.layer][row.neuron] for row in chosen.itertuples()])
+    return (normalize(rows, dim=1) @ unit_unembedding).numpy()
+
+
+@torch.no_grad()
+def processing_error(run: Run, seed: str, blocks: int = 2) -> float:
+    """Largest difference between the logits of the processed and of the raw model after taking out each position's mean."""
+    tokens = run.text.tokens[:blocks]
+    raw = load_model(run.params.seed_source(seed), run.params.revision)(tokens).logits
+    moved = circuits.processed_model(run.params.seed_source(seed), run.params.revision)(tokens) - raw
+    return float((moved - moved.mean(dim=-1, keepdim=True)).abs().max())
+
+
+def next_token_positions(run: Run) -> int:
+    """Positions of the run's text on which neurons are split by the next token: whole blocks."""
+    return min(max(1, NEXT_TOKEN_POSITIONS // run.text.context), len(run.text.tokens)) * run.text.context
+
+
+def next_token_effects(run: Run, table: pd.DataFrame) -> pd.DataFrame:
+    """next_token.parquet: the chosen neurons' activations by whether the next token is in their class (figure 24)."""
+    chosen = chosen_for_next_token(table)
+    names = [f"{row.seed} {row.layer} {row.neuron} {row.label}" for row in chosen.itertuples()]
+    blocks = slice(next_token_positions(run) // run.text.context)
+
+    def make() -> pd.DataFrame:
+        classes = label_set(run)
+        rows = dict(zip(classes.labels["label"], range(len(classes.labels)), strict=True))
+        parts = []
+        for seed, of_seed in chosen.groupby("seed"):
+            members, place = {}, {}
+            for layer, of_layer in of_seed.groupby("layer"):
+                distinct = list(dict.fromkeys(of_layer["label"]))
+                members[layer] = classes.member[[rows[label] for label in distinct]]
+                place |= {index: distinct.index(label) for index, label in of_layer["label"].items()}
+            trunk = Trunk(load_model(run.params.seed_source(seed), run.params.revision))
+            sums = next_token_sums(trunk, run.text.tokens[blocks], run.text.counted(blocks), members)
+            parts.append(next_token_table(of_seed.assign(class_row=pd.Series(place)), sums))
+        found = pd.concat(parts) if parts else next_token_table(chosen.assign(class_row=0), {})
+        return with_corrected_p(found)
+
+    text = {"positions": next_token_positions(run), "tokens": run.text.tokens.numel(), "neurons": names}
+    return kept(run, "next_token", (*SOURCES, next_token), text, make)

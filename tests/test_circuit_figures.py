@@ -1,0 +1,129 @@
+"""Figures and sentences of chapter 5's first half, for made-up tables: no, one and many neurons of each role."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import circuit_figures, circuit_findings, roles, vocabulary
+
+LAYERS, WIDTH = 4, 25
+
+
+def made_up(case: str) -> pd.DataFrame:
+    """200 neurons of seeds a and b with every column of the circuit table; `case` says which roles there are."""
+    generator = np.random.default_rng(0)
+    one = pd.DataFrame({"layer": np.repeat(range(LAYERS), WIDTH), "neuron": np.tile(range(WIDTH), LAYERS)})
+    table = pd.concat([one.assign(seed=seed) for seed in "ab"], ignore_index=True)
+    total = len(table)
+    table["vocab_kurt"], table["vocab_var"] = generator.uniform(2.5, 3.1, total), generator.uniform(0.002, 0.004, total)
+    table["vocab_skew"] = generator.normal(0, 0.3, total)
+    table["vocab_mean"] = generator.normal(0, 0.01, total)
+    if case == "one suppression":
+        table.loc[90, ["vocab_kurt", "vocab_skew"]] = [3.9, -0.8]
+    if case == "many":
+        table["vocab_kurt"], table["vocab_var"] = generator.uniform(2.5, 14, total), generator.uniform(0.002, 0.009, total)
+    if case == "switch":
+        last = table["layer"] == LAYERS - 1
+        table.loc[last, "vocab_kurt"], table.loc[last, "vocab_skew"] = 12.0, -1.0
+    table.loc[3, ["vocab_kurt", "vocab_skew"]] = np.nan  # writes nothing
+    table["null_kurt"], table["null_var"], table["null_score"] = 3.4, 0.005, 0.1
+    table["role_published"] = vocabulary.roles(table, vocabulary.PUBLISHED_CUTS)
+    table["role_calibrated"] = vocabulary.roles(table, vocabulary.Cuts(3.4, 0.005))
+    table["skew_sign"] = np.sign(table["vocab_skew"])
+    for side in ("raised", "lowered"):
+        table[side] = generator.choice(["digits", "ends with -ing", "all capitals"], total)
+        table[f"{side}_score"] = generator.uniform(0.01, 0.2, total)
+    table["label_score"] = table[["raised_score", "lowered_score"]].max(axis=1)
+    table["label"] = table["raised"].where(table["label_score"] > 0.1)
+    table["excess_corr"] = generator.uniform(-0.1, 0.6, total)
+    return table
+
+
+def matches_of(table: pd.DataFrame) -> pd.DataFrame:
+    rows = table[["seed", "layer", "neuron"]].assign(corr=0.4, match_layer=table["layer"], match_neuron=table["neuron"])
+    return rows.assign(model=rows["seed"].map({"a": "b", "b": "a"}))
+
+
+def splits_of(table: pd.DataFrame) -> pd.DataFrame:
+    chosen = [vocabulary.of_role(table, role).head(6) for role in ("suppression", "prediction")]
+    chosen = pd.concat(chosen, ignore_index=True)
+    generator = np.random.default_rng(1)
+    for name in ("mean_in", "mean_out", "effect"):
+        chosen[name] = generator.normal(0, 1, len(chosen))
+    chosen["layer_low"], chosen["layer_high"], chosen["percentile"] = -0.3, 0.3, generator.uniform(0, 100, len(chosen))
+    chosen["p_value"] = chosen["p_corrected"] = 0.01
+    if len(chosen):
+        chosen.loc[0, ["effect", "p_value", "p_corrected", "percentile"]] = np.nan
+    return chosen
+
+
+def everything(case: str):
+    """(finding, figure or None) of every kind."""
+    table = made_up(case)
+    own = table[table["seed"] == "a"]
+    examples = vocabulary.example_neurons(own, 2)
+    effects = np.random.default_rng(2).normal(0, 0.1, (len(examples), 300))
+    members = effects > 0.1
+    split = splits_of(table)
+    shares = {column: roles.universal_shares(table, column, 0.5) for column in circuit_figures.CUTS}
+    agreement = roles.match_agreement(table, matches_of(table), 0, draws=10)
+    return [
+        (circuit_findings.moments_by_layer(table), circuit_figures.moments_by_layer(table)),
+        (circuit_findings.skew_of_peaked(table), circuit_figures.skew_of_peaked(table)),
+        (circuit_findings.roles_by_layer(table), circuit_figures.roles_by_layer(table)),
+        (circuit_findings.logit_effects(examples), circuit_figures.logit_effects(examples, effects, members)),
+        (circuit_findings.classes_by_role(table), None),
+        (circuit_findings.next_token(split, 1000), circuit_figures.next_token(split)),
+        (circuit_findings.universal_roles(shares, 0.5, roles.TOP), circuit_figures.universal_roles(shares, 0.5, roles.TOP)),
+        (circuit_findings.match_agreement(agreement), circuit_figures.match_agreement(agreement)),
+    ]
+
+
+@pytest.mark.parametrize("case", ["none", "one suppression", "many", "switch"])
+def test_every_case_is_drawn_without_a_warning_and_told_without_nan(case):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for finding, fig in everything(case):
+            for words in finding:
+                assert words and "nan" not in words.replace("*", " ").replace("(", " ").split(), finding
+            assert len(finding.title) <= 100 and not finding.title.endswith("."), finding.title
+            assert finding.text.endswith((".", ".**")) and finding.alt.endswith("."), finding
+            if fig is not None:
+                fig.draw_without_rendering()
+                panels = [axes for axes in fig.axes if axes.get_visible()]
+                assert any(axes.get_xlabel() for axes in panels) and any(axes.get_ylabel() for axes in panels)
+
+
+def test_the_switch_and_the_counts_are_told_as_they_are():
+    switch = circuit_findings.roles_by_layer(made_up("switch"))
+    assert switch.title == "Suppression takes over in the last layer: 25 against 0 neurons a seed"
+    assert "the paper's switch to suppression is seen" in switch.text and "no prediction neuron, 50 suppression neurons" in switch.text
+    bars = circuit_figures.roles_by_layer(made_up("switch")).axes[1].patches
+    assert [bar.get_height() for bar in bars] == [0] * LAYERS + [0, 0, 0, -25]
+    none = circuit_findings.roles_by_layer(made_up("none"))
+    assert none.title == "No prediction or suppression neuron by either cut"
+    table = made_up("many")
+    published = int((table["vocab_kurt"] > 10).sum())
+    assert f"**{published} neurons** have kurtosis above the published cut of 10" in circuit_findings.moments_by_layer(table).text
+    assert "No neuron of the last 2 layers passes the published cut" in circuit_findings.skew_of_peaked(made_up("none")).text
+
+
+@pytest.mark.parametrize(
+    ("effects", "verdict"), [([1] * 9, "class holds."), ([-1] * 9, "opposite"), ([1, -1] * 4, "cannot tell"), ([], "cannot be tested")]
+)
+def test_the_claim_about_suppression_neurons_is_judged_by_the_signs(effects, verdict):
+    table = pd.DataFrame({"role": "suppression", "effect": np.array(effects, dtype=float)})
+    table = table.assign(p_corrected=0.01, percentile=50.0, label_score=0.2, null_score=0.1)
+    assert verdict in circuit_findings.next_token(table, 1000).text
+
+
+def test_tables_of_words_wrap_to_the_left_and_escape_what_the_text_holds():
+    examples = pd.DataFrame({"role": ["prediction"], "layer": [1], "neuron": [2], "label": ["a <b>"], "label_score": [0.5]})
+    html = circuit_findings.words_html(circuit_findings.token_table(examples, [(["x", "<i>"], ["y"])]))
+    assert "&lt;i&gt;" in html and "a &lt;b&gt;" in html and "<i>" not in html
+    assert html.count("text-align:left;white-space:normal") == 5 and "<td>1</td>" in html
+    assert circuit_findings.readable("     a  b----------") == "␣×5a␣␣b-×10"
+    table = circuit_findings.class_table(made_up("none"))
+    assert table["most frequent classes"].tolist() == ["–"] * 3 and table["neurons"].tolist() == [0, 0, 0]

@@ -1,0 +1,137 @@
+"""Universality of roles and next-token splits: against statsmodels, scipy, and populations made so that the answer is known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+from statsmodels.stats.contingency_tables import StratifiedTable
+
+from lib import next_token, roles
+from lib.seeds import Trunk
+from tests.conftest import small_model
+
+LAYERS, WIDTH = 3, 60
+
+
+@pytest.fixture(scope="module")
+def population():
+    """Neurons of seeds a and b; b's neuron i has the role, sign and class of a's neuron i, layer by layer."""
+    generator = np.random.default_rng(0)
+    one = pd.DataFrame({"layer": np.repeat(range(LAYERS), WIDTH), "neuron": np.tile(range(WIDTH), LAYERS)})
+    shares = [[0.8, 0.1, 0.05, 0.05], [0.1, 0.1, 0.4, 0.4], [0.1, 0.1, 0.2, 0.6]]  # most prediction neurons lie in layer 0
+    one["role_calibrated"] = np.concatenate(
+        [generator.choice(["prediction", "suppression", "partition", "none"], WIDTH, p=share) for share in shares]
+    )
+    one["skew_sign"] = generator.choice([-1.0, 1.0], len(one))
+    one["label"] = generator.choice(["digits", "capitals", None], len(one), p=[0.3, 0.3, 0.4])
+    both = pd.concat([one.assign(seed=seed) for seed in "ab"], ignore_index=True)
+    both["excess_corr"] = generator.uniform(0, 0.6, len(both)) + 0.1 * both["layer"]
+    return both
+
+
+def pairs(population, order) -> pd.DataFrame:
+    """Matches in which neuron i of either seed has the neuron order[i] of the same layer of the other."""
+    rows = population[["seed", "layer", "neuron"]].assign(corr=0.5)
+    rows["model"] = rows["seed"].map({"a": "b", "b": "a"})
+    rows["match_layer"], rows["match_neuron"] = rows["layer"], order[rows["neuron"]]
+    return rows
+
+
+def test_matches_with_equal_properties_agree_wholly_and_exchanged_ones_by_chance(population):
+    right = roles.match_agreement(population, pairs(population, np.arange(WIDTH)), 0, draws=50).set_index(["group", "aspect"])
+    assert (right["agreement"] == 1).all()
+    assert (right["p_value"][right["chance_high"] < 1] < 0.05).all()
+    share = population.loc[population["role_calibrated"] == "prediction", "layer"].value_counts(normalize=True)
+    in_layer = (population["role_calibrated"] == "prediction").groupby(population["layer"]).mean()
+    assert right.loc[("prediction", "role"), "chance"] == pytest.approx((share * in_layer).sum(), abs=0.03)
+    wrong = roles.match_agreement(population, pairs(population, np.random.default_rng(1).permutation(WIDTH)), 0, draws=50)
+    assert (wrong["p_value"] > 0.01).all() and (wrong["agreement"] - wrong["chance"]).abs().median() < 0.15
+
+
+def test_agreement_by_hand_and_a_dead_match_does_not_count(population):
+    two = population[(population["layer"] == 0) & (population["neuron"] < 3)].copy()
+    two["role_calibrated"] = ["prediction", "prediction", "none", "prediction", "suppression", "none"]
+    two["label"] = ["digits", None, None, "digits", "digits", None]
+    matches = pairs(two, np.arange(3))
+    found = roles.match_agreement(two, matches, 0, draws=5).set_index(["group", "aspect"])
+    assert found.loc[("prediction", "role"), ["pairs", "agreement"]].tolist() == [3, pytest.approx(2 / 3)]
+    assert found.loc[("prediction", "token class"), ["pairs", "agreement"]].tolist() == [2, 1]
+    assert found.loc[("partition", "role"), "pairs"] == 0 and np.isnan(found.loc[("partition", "role"), "p_value"])
+    matches.loc[matches.index[0], "corr"] = 0.0
+    found = roles.match_agreement(two, matches, 0, draws=5).set_index(["group", "aspect"])
+    assert found.loc[("prediction", "role"), "pairs"] == 2
+
+
+def test_the_test_of_universal_shares_is_that_of_statsmodels(population):
+    found = roles.universal_shares(population, "role_calibrated", 0.5).set_index("role")
+    top = roles.most_universal(population)
+    assert top.groupby(population["seed"]).sum().tolist() == [LAYERS * WIDTH * 0.05] * 2
+    for role in ("prediction", "partition"):
+        own = population["role_calibrated"] == role
+        tables = [
+            [[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]]
+            for _, index in population.groupby(["seed", "layer"]).groups.items()
+            for a, b in [(own.loc[index], top.loc[index])]
+            if b.any()  # statsmodels cannot take a stratum in which nothing varies
+        ]
+        want = StratifiedTable(np.array(tables, dtype=float).transpose(1, 2, 0)).test_null_odds()
+        assert found.loc[role, "p_value"] == pytest.approx(want.pvalue, rel=1e-6)
+        assert found.loc[role, "universal"] == (population.loc[own, "excess_corr"] > 0.5).sum()
+        assert found.loc[role, "top_share"] == pytest.approx(top[own].mean())
+    nobody = roles.universal_shares(population.assign(role_calibrated="none"), "role_calibrated", 0.5)
+    assert nobody["neurons"].tolist() == [0, 0, 0] and nobody[["share", "expected", "p_value"]].isna().all(axis=None)
+
+
+# ---------------------------------------------------------------- the next token
+
+
+@pytest.fixture(scope="module")
+def split():
+    """Activations of a small model (tokens, neurons) by layer, the tokens that follow them, and the sums made of them."""
+    model = small_model(0)
+    tokens = torch.randint(1, 50, (11, 20), generator=torch.Generator().manual_seed(1))
+    counted = torch.rand(11, 20, generator=torch.Generator().manual_seed(2)) > 0.2
+    member = np.random.default_rng(3).random((2, 8192)) < 0.4
+    member[1] = False
+    member[1, tokens[0, 5]] = True
+    trunk, kept = Trunk(model), {}
+    trunk.run(tokens, lambda layer, _pre, post: kept.__setitem__(layer, post[:, :-1][counted[:, :-1]].double().numpy()))
+    following = tokens[:, 1:][counted[:, :-1]].numpy()
+    return kept, member[:, following], next_token.next_token_sums(trunk, tokens, counted, {1: member})
+
+
+def test_sums_and_differences_equal_numpy_and_scipy(split):
+    values, inside, sums = split
+    assert list(sums) == [1] and len(values[1]) == int(sums[1].total_count)
+    found = next_token.class_differences(sums[1])
+    for row in range(2):
+        yes, no = values[1][inside[row]], values[1][~inside[row]]
+        np.testing.assert_allclose(sums[1].squares[row], (yes**2).sum(0), rtol=1e-5)
+        np.testing.assert_allclose(found["mean_in"][row], yes.mean(0), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found["std_out"][row], no.std(0, ddof=1), rtol=1e-4)
+        pooled = np.sqrt((yes.var(0, ddof=1) * (len(yes) - 1) + no.var(0, ddof=1) * (len(no) - 1)) / (len(yes) + len(no) - 2))
+        np.testing.assert_allclose(found["effect"][row], (yes.mean(0) - no.mean(0)) / pooled, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(found["p_value"][row], stats.ttest_ind(yes, no, equal_var=False).pvalue, rtol=1e-2, atol=1e-6)
+
+
+def test_the_table_ranks_a_neuron_among_the_others_of_its_layer(split):
+    sums = split[2]
+    effects = next_token.class_differences(sums[1])["effect"][0]
+    chosen = pd.DataFrame({"layer": 1, "neuron": [int(effects.argmax()), int(effects.argmin())], "class_row": 0}, index=[7, 9])
+    table = next_token.with_corrected_p(next_token.next_token_table(chosen, sums))
+    assert table["percentile"].tolist() == [100, 0] and table.index.tolist() == [7, 9] and "class_row" not in table
+    assert table["effect"].tolist() == [effects.max(), effects.min()]
+    assert (table["p_corrected"] >= table["p_value"]).all()
+    assert next_token.next_token_table(chosen.head(0), {}).shape[0] == 0
+
+
+def test_a_class_that_never_comes_next_or_a_neuron_that_never_varies_has_no_effect():
+    one, many = torch.tensor([0.0], dtype=torch.float64), torch.tensor([4.0], dtype=torch.float64)
+    nothing = next_token.ClassSums(one, one[:, None], one[:, None], torch.tensor(8.0).double(), many, many)
+    assert all(np.isnan(nothing_said) for nothing_said in (
+        next_token.class_differences(nothing)[name].item() for name in ("mean_in", "effect", "p_value")
+    ))  # fmt: skip
+    constant = next_token.ClassSums(many, many[:, None], many[:, None], torch.tensor(8.0).double(), 2 * many, 2 * many)
+    found = next_token.class_differences(constant)
+    assert found["mean_in"].item() == found["mean_out"].item() == 1 and np.isnan(found["effect"].item())

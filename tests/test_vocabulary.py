@@ -1,0 +1,198 @@
+"""Roles and token classes against fp64 NumPy and planted neurons."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+from transformers import GPT2LMHeadModel
+
+from lib import circuit_tables, vocabulary
+from lib.circuits import processed_model
+from lib.labels import LabelSet
+from lib.seeds import Trunk, load_model
+from lib.store import write_json
+from tests.conftest import save_seed, small_model
+
+TOKENS, WIDTH = 600, 48
+
+
+@pytest.fixture(scope="module")
+def weights():
+    """Random writing weights of 2 × 40 neurons and a random unembedding with columns of length 1, both centred."""
+    generator = torch.Generator().manual_seed(0)
+    unembedding = torch.randn(WIDTH, TOKENS, generator=generator)
+    unembedding = unembedding - unembedding.mean(0)
+    w_out = [torch.randn(40, WIDTH, generator=generator) for _ in range(2)]
+    return [layer - layer.mean(1, keepdim=True) for layer in w_out], torch.nn.functional.normalize(unembedding, dim=0)
+
+
+@pytest.fixture(scope="module")
+def classes():
+    generator = np.random.default_rng(0)
+    member = generator.random((5, TOKENS)) < np.array([0.5, 0.2, 0.05, 0.01, 0.3])[:, None]
+    labels = pd.DataFrame({"label": list("vwxyz"), "family": "made up", "kind": "made up"})
+    return LabelSet("token", labels, member)
+
+
+def test_class_scores_equal_the_variance_reduction_done_by_hand(weights, classes):
+    w_out, unembedding = weights[0][0], weights[1]
+    unit = w_out.double().numpy() / np.linalg.norm(w_out.double().numpy(), axis=1, keepdims=True)
+    cosine = unit @ unembedding.double().numpy()  # (neurons, vocabulary)
+    found = vocabulary.class_scores(w_out, unembedding, torch.from_numpy(cosine.var(1)).float(), classes.member)
+    for label, member in enumerate(classes.member):
+        inside, outside = cosine[:, member], cosine[:, ~member]
+        within = member.mean() * inside.var(1) + (1 - member.mean()) * outside.var(1)
+        np.testing.assert_allclose(found.score[:, label], 1 - within / cosine.var(1), atol=1e-5)
+        np.testing.assert_allclose(found.effect[:, label], inside.mean(1) - outside.mean(1), atol=1e-5)
+
+
+def test_a_class_of_no_or_every_token_and_a_neuron_that_writes_nothing_score_zero(weights):
+    member = np.stack([np.zeros(TOKENS, bool), np.ones(TOKENS, bool), np.arange(TOKENS) < 9])
+    w_out = torch.cat([weights[0][0][:1], torch.zeros(1, WIDTH)])
+    found = vocabulary.class_scores(w_out, weights[1], torch.tensor([0.1, 0.0]), member)
+    assert found.score[0, :2].tolist() == [0, 0] and found.score[0, 2] > 0
+    assert found.score[1].tolist() == found.effect[1].tolist() == [0, 0, 0]
+
+
+def planted(weights, classes, sign: int) -> pd.DataFrame:
+    """The table with neuron 7 of layer 1 writing ±an unembedding direction and neuron 3 of layer 0 ±a class's mean."""
+    w_out, unembedding = [layer.clone() for layer in weights[0]], weights[1]
+    w_out[1][7] = sign * 5 * unembedding[:, 123]
+    shared = unembedding[:, classes.member[2]].mean(1)
+    w_out[0][3] = sign * shared
+    return circuit_tables.seed_circuits(w_out, unembedding, classes, 0)
+
+
+def test_planted_neurons_are_found_first_and_the_opposite_weights_swap_their_roles(weights, classes):
+    for sign, role in ((1, "prediction"), (-1, "suppression")):
+        table = planted(weights, classes, sign)
+        first = vocabulary.of_role(table, role).nlargest(1, "vocab_kurt").iloc[0]
+        assert (first["layer"], first["neuron"]) == (1, 7) and first["role_calibrated"] == role
+        assert (table["role_calibrated"] == role).sum() <= 3
+        mean = table[(table["layer"] == 0) & (table["neuron"] == 3)].iloc[0]
+        assert mean["label"] == "x" and mean["label_score"] == table["label_score"].max()
+        assert mean["raised" if sign > 0 else "lowered"] == "x"
+
+
+def test_turning_every_weight_around_swaps_prediction_and_suppression_only(weights, classes):
+    table = circuit_tables.seed_circuits(*weights, classes, 0)
+    turned = circuit_tables.seed_circuits([-layer for layer in weights[0]], weights[1], classes, 0)
+    swap = {"prediction": "suppression", "suppression": "prediction"}
+    for column in ("role_published", "role_calibrated"):
+        assert turned[column].tolist() == table[column].replace(swap).tolist()
+    assert turned["raised"].tolist() == table["lowered"].tolist() and turned["label"].equals(table["label"])
+    np.testing.assert_allclose(turned["raised_score"], table["lowered_score"], atol=1e-6)
+    np.testing.assert_allclose(turned["vocab_skew"], -table["vocab_skew"], atol=1e-5)
+
+
+def test_few_random_directions_have_a_role_or_a_class(weights, classes):
+    generator = torch.Generator().manual_seed(9)
+    w_out = torch.randn(4000, WIDTH, generator=generator)
+    table = circuit_tables.seed_circuits([w_out - w_out.mean(1, keepdim=True)], weights[1], classes, 0)
+    assert (table["vocab_kurt"] > table["null_kurt"]).mean() < 0.004
+    assert (table["vocab_var"] > table["null_var"]).mean() < 0.004
+    assert table["label"].notna().mean() < 0.004
+    assert table["role_published"].nunique() < 3  # a published cut that random directions pass is possible, both is not
+
+
+def test_the_cuts_are_strict_and_kurtosis_goes_before_variance():
+    table = pd.DataFrame(
+        {
+            "vocab_kurt": [10.1, 10.1, 10.0, 3.0, 3.0, 10.1, np.nan],
+            "vocab_skew": [0.5, -0.5, 0.5, 0.0, 0.0, 0.5, np.nan],
+            "vocab_var": [0.001, 0.001, 0.001, 0.006, 0.005, 0.9, 0.0],
+        }
+    )
+    want = ["prediction", "suppression", "none", "partition", "none", "prediction", "none"]
+    assert vocabulary.roles(table, vocabulary.PUBLISHED_CUTS).tolist() == want
+
+
+def test_layer_quantiles_and_counts_by_hand():
+    table = pd.DataFrame(
+        {
+            "seed": ["a"] * 3 + ["b"] * 3, "layer": 0, "vocab_kurt": [1.0, 2, 3, 5, 6, 7],
+            "role_calibrated": ["prediction", "none", "none", "prediction", "prediction", "partition"],
+        }
+    )  # fmt: skip
+    row = vocabulary.layer_quantiles(table, "vocab_kurt", [0.5]).iloc[0]
+    assert (row["mean"], row["low"], row["high"]) == (4, 2, 6)
+    counts = vocabulary.role_counts(table, "role_calibrated")
+    assert counts.to_dict("list") == {
+        "seed": ["a", "b"], "layer": [0, 0], "prediction": [1, 2], "suppression": [0, 0], "partition": [0, 1],
+    }  # fmt: skip
+
+
+@pytest.fixture
+def run(make_run, tmp_path):
+    """Two seeds whose digits share a direction, which neuron 5 of the last layer writes in a and takes away in b."""
+    folders = {}
+    for index, (name, sign) in enumerate((("a", 1), ("b", -1))):
+        model = small_model(index)
+        folder = save_seed(model, tmp_path / name)
+        run = make_run({"a": folder, "b": tmp_path}, run=name)
+        digits = circuit_tables.label_set(run)
+        member = torch.from_numpy(digits.member[digits.labels["label"].tolist().index("digits")])
+        with torch.no_grad():
+            shared = torch.randn(32, generator=torch.Generator().manual_seed(5))
+            model.transformer.wte.weight[member] += shared
+            direction = shared - shared.mean()
+            model.transformer.h[1].mlp.c_proj.weight[5] = sign * 4 * direction
+        shutil.rmtree(folder)
+        folders[name] = save_seed(model, folder)
+    run = make_run(folders)
+    write_json(run.folder / "stats" / "done.json", {"seed_hashes": {"a": "0", "b": "1"}})
+    return run
+
+
+def test_the_tables_of_a_run_find_what_was_planted_and_are_made_once(run, monkeypatch):
+    monkeypatch.setattr(vocabulary, "DIRECTIONS", 1000)
+    table = circuit_tables.circuit_table(run)
+    assert list(table["seed"].unique()) == ["a", "b"] and len(table) == 2 * 2 * 48
+    for seed, role, side in (("a", "prediction", "raised"), ("b", "suppression", "lowered")):
+        first = vocabulary.of_role(table[table["seed"] == seed], role).nlargest(1, "vocab_kurt").iloc[0]
+        assert (first["layer"], first["neuron"], first[side]) == (1, 5, "digits")
+    split = circuit_tables.next_token_effects(run, table)
+    row = split[(split["seed"] == "b") & (split["role"] == "suppression") & (split["neuron"] == 5)].iloc[0]
+    assert row["label"] == "digits" and {"effect", "p_corrected", "percentile"} <= set(split)
+    assert row["count_in"] + row["count_out"] == int(run.text.counted()[:, :-1].sum())
+    written = (run.folder / "tables" / "circuits.parquet").stat().st_mtime_ns
+    monkeypatch.setattr(circuit_tables, "seed_circuits", None)  # would fail if it were made again
+    pd.testing.assert_frame_equal(circuit_tables.circuit_table(run), table)
+    assert (run.folder / "tables" / "circuits.parquet").stat().st_mtime_ns == written
+    write_json(run.folder / "stats" / "done.json", {"seed_hashes": {"a": "another", "b": "1"}})
+    del run.done
+    with pytest.raises(TypeError):
+        circuit_tables.circuit_table(run)
+
+
+def test_effects_equal_the_raw_model_s_weights_by_hand(run):
+    chosen = pd.DataFrame({"layer": [0, 1], "neuron": [2, 5]})
+    raw = GPT2LMHeadModel.from_pretrained(run.params.seed_source("a")).double()
+    rows = np.stack([raw.transformer.h[i].mlp.c_proj.weight[j].detach().numpy() for i, j in ((0, 2), (1, 5))])
+    rows = rows - rows.mean(1, keepdims=True)
+    unembedding = (raw.transformer.ln_f.weight[:, None] * raw.lm_head.weight.T).detach().numpy()
+    unembedding = unembedding - unembedding.mean(0) - (unembedding - unembedding.mean(0)).mean(1, keepdims=True)
+    want = rows @ unembedding / np.linalg.norm(rows, axis=1)[:, None] / np.linalg.norm(unembedding, axis=0)
+    found = circuit_tables.logit_effects(run, "a", chosen)
+    np.testing.assert_allclose(found, want, atol=1e-5)
+    w_out, unit = circuit_tables.weights_of(run, "a")
+    moments = circuit_tables.circuits.vocabulary_moments(torch.stack([w_out[0][2], w_out[1][5]]), unit)
+    np.testing.assert_allclose(moments["vocab_kurt"], stats.kurtosis(want, axis=1, fisher=False), rtol=1e-5)
+    promoted, suppressed = vocabulary.extreme_tokens(found[0], 3)
+    assert promoted == np.argsort(-want[0])[:3].tolist() and suppressed == np.argsort(want[0])[:3].tolist()
+    assert circuit_tables.logit_effects(run, "a", chosen.head(0)).shape == (0, 8192)
+    logits = raw.float()(run.text.tokens[:2]).logits
+    assert circuit_tables.processing_error(run, "a") < 1e-5 * logits.abs().max()
+
+
+def test_processed_and_raw_activations_of_the_trunk_are_those_split_by_the_next_token(run):
+    """The split is of the plain model's activations, which processing does not change."""
+    tokens = run.text.tokens[:1]
+    trunk, seen = Trunk(load_model(run.params.seed_source("a"))), {}
+    trunk.run(tokens, lambda layer, _pre, post: seen.__setitem__(layer, post))
+    with torch.no_grad():
+        _, cache = processed_model(run.params.seed_source("a")).run_with_cache(tokens)
+    torch.testing.assert_close(seen[1], cache["blocks.1.mlp.hook_post"], rtol=0, atol=1e-4)
