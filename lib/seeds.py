@@ -83,6 +83,7 @@ def tokenizer_sha256(folder: Path) -> str:
     path = folder / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(path)) if path.is_file() else AutoTokenizer.from_pretrained(folder).backend_tokenizer
     parts = json.loads(tokenizer.to_str())
+    parts["model"] = {name: value or None for name, value in parts["model"].items()}  # an empty prefix is none
     return hashlib.sha256(json.dumps([parts[part] for part in TOKENIZER_PARTS], sort_keys=True).encode()).hexdigest()
 
 
