@@ -141,9 +141,15 @@ class Trunk:
             )
 
     @torch.inference_mode()
-    def run(self, tokens: Int[Tensor, "blocks context"], visit: Callable[[int, Tensor, Tensor], None]) -> None:
-        """Calls visit(layer, pre, post) for each layer in order; both have shape (blocks, context, neurons)."""
-        last = len(self.writers) - 1
+    def run(
+        self, tokens: Int[Tensor, "blocks context"], visit: Callable[[int, Tensor, Tensor], None], layers: int | None = None
+    ) -> None:
+        """Calls visit(layer, pre, post) for the first `layers` layers in order, or for all, and goes no further.
+
+        Both activations have shape (blocks, context, neurons).
+        """
+        activations, writers = self.activations[:layers], self.writers[:layers]
+        last = len(writers) - 1
         pre: dict[int, Tensor] = {}
 
         def activating(layer: int):
@@ -157,8 +163,8 @@ class Trunk:
 
             return seen
 
-        handles = [module.register_forward_pre_hook(activating(i)) for i, module in enumerate(self.activations)]
-        handles += [module.register_forward_pre_hook(writing(i)) for i, module in enumerate(self.writers)]
+        handles = [module.register_forward_pre_hook(activating(i)) for i, module in enumerate(activations)]
+        handles += [module.register_forward_pre_hook(writing(i)) for i, module in enumerate(writers)]
         try:
             self.base(tokens, use_cache=False)
         except _AllSeen:
