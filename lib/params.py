@@ -27,6 +27,51 @@ _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SEED = re.compile(r"[A-Za-z0-9_-]+")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
+CACHE = "cache"  # the folder in outputs/ that all runs share, hence no run's name
+
+
+class TextSource(BaseModel):
+    """Documents that the run tokenises itself: a dataset on the Hub, or local files."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    dataset: str | None = Field(None, min_length=1, description="the id of a dataset on the Hub, `owner/name`")
+    files: str | None = Field(
+        None, min_length=1, description="the path of a .jsonl, .jsonl.zst, .txt or .parquet file, a folder or a glob of them"
+    )
+    subset: str | None = Field(None, min_length=1, description="the name of one of the dataset's subsets")
+    split: str | None = Field(None, min_length=1, description="the name of one of the dataset's splits")
+    revision: str | None = Field(None, min_length=1, description="a branch, tag or commit of the dataset, in quotes")
+    field: str = Field("text", min_length=1, description="the name of the field that holds a document's text")
+    domain: str | None = Field(
+        None, min_length=1, description="the name of the field that holds a document's domain, such as `meta.source`"
+    )
+
+    @field_validator("dataset")
+    @classmethod
+    def _is_hub_id(cls, dataset: str | None) -> str | None:
+        if dataset is not None and not _HUB_ID.fullmatch(dataset):
+            raise ValueError
+        return dataset
+
+    @model_validator(mode="after")
+    def _agree(self) -> "TextSource":
+        if (self.dataset is None) == (self.files is None):
+            raise InputError("text must have one of the keys dataset and files")
+        if self.dataset is not None and self.split is None:
+            raise InputError("key 'text.split' is missing; it must be the name of one of the dataset's splits")
+        for name in ("subset", "split", "revision"):
+            if self.files is not None and getattr(self, name) is not None:
+                raise InputError(f"text.{name} is {getattr(self, name)!r}, but is allowed with text.dataset only")
+        return self
+
+    @property
+    def title(self) -> str:
+        """The source in a few words."""
+        if self.dataset is None:
+            return str(self.files)
+        return " ".join([self.dataset, *([self.subset] if self.subset else []), f"split {self.split}"])
+
 
 class Params(BaseModel):
     """One run's parameters (DESIGN, params/<run>.yaml). A field's description is what its value may be."""
@@ -40,7 +85,11 @@ class Params(BaseModel):
     )
     revision: str | None = Field(None, min_length=1, description="a branch, tag or commit on the Hub, in quotes")
     reference: str = Field(description="the name of one of the seeds")
-    text: str = Field(min_length=1, description="the path of a local token file")
+    text: str | TextSource = Field(
+        min_length=1,
+        description="the path of a token file or of .jsonl, .jsonl.zst, .txt or .parquet files, or a mapping with the keys "
+        "dataset and split, or files (README.md, \"Text\")",
+    )
     context: int = Field(ge=2, description="a whole number of tokens, 2 or more")
     token_budget: int = Field(description="a whole number of tokens, at least one context")
     random_seed: int = Field(0, ge=0, lt=2**31, description="a whole number from 0 to 2147483647")
@@ -54,9 +103,22 @@ class Params(BaseModel):
     @field_validator("run")
     @classmethod
     def _is_folder_name(cls, run: str) -> str:
-        if not _RUN.fullmatch(run):
+        if not _RUN.fullmatch(run) or run == CACHE:
             raise ValueError
         return run
+
+    @field_validator("text", mode="before")
+    @classmethod
+    def _is_text_source(cls, text: Any) -> Any:
+        if not isinstance(text, dict):
+            return text
+        unnamed = next((key for key in text if not isinstance(key, str)), None)
+        if unnamed is not None:
+            raise InputError(_unknown(unnamed, text[unnamed], TextSource, "text."))
+        try:
+            return TextSource(**text)
+        except ValidationError as error:
+            raise InputError(_sentence(error, text, TextSource, "text.")) from None
 
     @field_validator("seeds")
     @classmethod
@@ -84,14 +146,26 @@ class Params(BaseModel):
         return OUTPUTS / self.run
 
     @property
-    def text_path(self) -> Path:
-        """The local token file."""
-        return _from_root(self.text)
+    def text_path(self) -> Path | None:
+        """The local token file, or None where the run tokenises its text itself (`text_source`)."""
+        return from_root(self.text) if self.text_source is None else None
+
+    @property
+    def text_source(self) -> TextSource | None:
+        """The documents to tokenise, or None where the text is a token file."""
+        if isinstance(self.text, TextSource):
+            return self.text
+        return None if self.text.endswith(".safetensors") else TextSource(files=self.text)
+
+    @property
+    def text_title(self) -> str:
+        """The text in a few words."""
+        return self.text_source.title if self.text_source else str(self.text)
 
     def seed_folder(self, name: str) -> Path | None:
         """A seed's local folder, or None if it comes from the Hub."""
         source = self.seeds[name]
-        folder = _from_root(source)
+        folder = from_root(source)
         return None if _HUB_ID.fullmatch(source) and not folder.is_dir() else folder
 
     def seed_source(self, name: str) -> str:
@@ -102,7 +176,7 @@ class Params(BaseModel):
     @property
     def statistics_key(self) -> dict[str, Any]:
         """The parameters that the statistics of the pass depend on; a run's statistics belong to one such key."""
-        return {name: getattr(self, name) for name in STATISTICS_KEYS}
+        return {name: value for name, value in self.model_dump().items() if name in STATISTICS_KEYS}
 
     def refuse_other_statistics(self) -> None:
         """Raises InputError if this run's folder holds statistics made with other parameters, key by key."""
@@ -161,7 +235,8 @@ def write_if_changed(path: Path, content: str) -> None:
         raise InputError(f"{path} cannot be written: {why}.") from error
 
 
-def _from_root(path: str) -> Path:
+def from_root(path: str) -> Path:
+    """A path of a parameter file, which starts at the repository's root unless it is absolute."""
     return ROOT / Path(path).expanduser()
 
 
@@ -205,22 +280,22 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     return values
 
 
-def _sentence(error: ValidationError, values: dict[str, Any]) -> str:
-    """The first thing that is wrong, unknown keys before others, without its full stop."""
+def _sentence(error: ValidationError, values: dict[str, Any], model: type[BaseModel] = Params, under: str = "") -> str:
+    """The first thing that is wrong, unknown keys before others, without its full stop; `under` prefixes keys."""
     first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     key = first["loc"][0]
     if first["type"] == "extra_forbidden":
-        return _unknown(key, values[key])
-    allowed = Params.model_fields[key].description
+        return _unknown(key, values[key], model, under)
+    allowed = model.model_fields[key].description
     if first["type"] == "missing":
-        return f"key '{key}' is missing; it must be {allowed}"
-    return f"{key} is {_shown(values[key])}, but must be {allowed}"
+        return f"key '{under}{key}' is missing; it must be {allowed}"
+    return f"{under}{key} is {_shown(values[key])}, but must be {allowed}"
 
 
-def _unknown(key: Any, value: Any) -> str:
-    close = difflib.get_close_matches(str(key), Params.model_fields, n=1)
+def _unknown(key: Any, value: Any, model: type[BaseModel] = Params, under: str = "") -> str:
+    close = difflib.get_close_matches(str(key), model.model_fields, n=1)
     meant = f" (did you mean '{close[0]}'?)" if close else ""
-    return f"unknown key '{key}' with value {_shown(value)}{meant}; allowed are {_listed(Params.model_fields)}"
+    return f"unknown key '{under}{key}' with value {_shown(value)}{meant}; allowed are {_listed(model.model_fields)}"
 
 
 def _shown(value: Any) -> str:
