@@ -17,13 +17,14 @@ from tqdm import tqdm
 
 from lib.correlation import compare
 from lib.errors import InputError
+from lib.hub import weights_sha256
 from lib.kernels.covariance import OPERAND_DTYPES, CrossCovariance, fastest_precision
 from lib.kernels.examples import TopExamples
 from lib.kernels.fused import INT8_LIMIT, fastest_layer_statistics
 from lib.kernels.histogram import Histogram
 from lib.kernels.moments import Moments
 from lib.params import read_params
-from lib.seeds import WEIGHTS, Trunk, check_seed, load_model, token_losses
+from lib.seeds import Trunk, check_seed, load_model, token_losses
 from lib.store import Run, read_tensors, write_json, write_table, write_tensors
 from lib.text import file_sha256
 
@@ -52,8 +53,7 @@ class Pass:
         self.operand_dtype = OPERAND_DTYPES[self.precision]
         forward_dtype = torch.bfloat16 if self.precision in ("bf16", "int8") else torch.float32
         self.models = {
-            name: load_model(params.seed_source(name), params.revision, forward_dtype).to(self.device)
-            for name in self.names
+            name: load_model(params.seed_source(name), forward_dtype).to(self.device) for name in self.names
         }
         self.trunks = {name: Trunk(model) for name, model in self.models.items()}
         self.layers, self.neurons = _shape(self.models)
@@ -232,18 +232,19 @@ def check(run: Run) -> None:
     """Refuses seeds and text that cannot be used, before any work is done."""
     params = run.params
     for name in sorted(params.seeds):
-        folder = params.seed_folder(name)
-        if folder is not None:
-            check_seed(name, folder, run.text, params.context)
+        check_seed(name, Path(params.seed_source(name)), run.text, params.context)
 
 
 def collect(run: Run) -> None:
     """Runs the pass, or what is left of it; returns at once if it is complete."""
     stats = run.folder / "stats"
     run.params.refuse_other_statistics()
+    complete = (stats / "done.json").exists()
+    for name in sorted(run.params.seeds):  # what a pass reads is checked first; what it has read is told by its hash
+        run.params.seed_source(name) if complete else run.params.fetch_seed(name)
     hashes = file_hashes(run)
     _refuse_other_files(run, hashes)
-    if (stats / "done.json").exists():
+    if complete:
         return
     check(run)
     write_json(stats / "key.json", run.params.statistics_key | {"hashes": hashes})
@@ -257,11 +258,13 @@ def collect(run: Run) -> None:
 
 
 def file_hashes(run: Run) -> dict[str, str]:
-    """SHA-256 of the text and of each local seed's weights, by `text` and `seed <name>`."""
-    folders = {name: run.params.seed_folder(name) for name in sorted(run.params.seeds)}
-    files = {f"seed {name}": folder / WEIGHTS for name, folder in folders.items() if folder is not None}
-    files = {"text": run.params.text_path} | files
-    return {name: file_sha256(path) for name, path in files.items() if path.is_file()}
+    """SHA-256 of the text and of each seed's weights, by `text` and `seed <name>`; nothing for what is not there."""
+    hashes = {"text": file_sha256(run.params.text_path)} if run.params.text_path.is_file() else {}
+    for name in sorted(run.params.seeds):
+        folder = run.params.seed_folder(name)
+        weights = weights_sha256(folder) if folder else None
+        hashes |= {f"seed {name}": weights} if weights else {}
+    return hashes
 
 
 def _refuse_other_files(run: Run, hashes: dict[str, str]) -> None:

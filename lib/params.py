@@ -66,6 +66,11 @@ class TextSource(BaseModel):
         return self
 
     @property
+    def path(self) -> Path | None:
+        """The files' path or glob, from the repository's root on; None for a dataset."""
+        return None if self.files is None else _from_root(self.files)
+
+    @property
     def title(self) -> str:
         """The source in a few words."""
         if self.dataset is None:
@@ -83,10 +88,13 @@ class Params(BaseModel):
         description="two or more different models, each as `name: Hub id or local folder`, "
         "with names of letters, digits, '_' and '-'"
     )
-    revision: str | None = Field(None, min_length=1, description="a branch, tag or commit on the Hub, in quotes")
+    revision: str | dict[str, str] | None = Field(
+        None,
+        description="a branch, tag or commit on the Hub, in quotes, "
+        "or one for each of some seeds as `name: revision`, with names of `seeds`",
+    )
     reference: str = Field(description="the name of one of the seeds")
     text: str | TextSource = Field(
-        min_length=1,
         description="the path of a token file or of .jsonl, .jsonl.zst, .txt or .parquet files, or a mapping with the keys "
         "dataset and split, or files (README.md, \"Text\")",
     )
@@ -111,6 +119,8 @@ class Params(BaseModel):
     @classmethod
     def _is_text_source(cls, text: Any) -> Any:
         if not isinstance(text, dict):
+            if text == "":
+                raise ValueError
             return text
         unnamed = next((key for key in text if not isinstance(key, str)), None)
         if unnamed is not None:
@@ -124,9 +134,17 @@ class Params(BaseModel):
     @classmethod
     def _are_different_models(cls, seeds: dict[str, str]) -> dict[str, str]:
         named = all(_SEED.fullmatch(name) and source.strip() for name, source in seeds.items())
-        if len(seeds) < 2 or len(set(seeds.values())) < len(seeds) or not named:
+        if len(seeds) < 2 or not named:
             raise ValueError
         return seeds
+
+    @field_validator("revision")
+    @classmethod
+    def _is_not_empty(cls, revision: str | dict[str, str] | None) -> str | dict[str, str] | None:
+        values = revision.values() if isinstance(revision, dict) else [revision]
+        if revision is not None and not (values and all(value.strip() for value in values)):
+            raise ValueError
+        return revision
 
     @model_validator(mode="after")
     def _agree(self) -> "Params":
@@ -134,11 +152,18 @@ class Params(BaseModel):
             raise InputError(
                 f"reference is {self.reference!r}, but must be the name of one of the seeds ({_listed(self.seeds)})"
             )
+        if isinstance(self.revision, dict) and not set(self.revision) <= set(self.seeds):
+            self._refuse("revision")
+        if len({(source, self.revision_of(name)) for name, source in self.seeds.items()}) < len(self.seeds):
+            self._refuse("seeds")
         if self.token_budget < self.context:
             raise InputError(
                 f"token_budget is {self.token_budget}, but must be at least one context of {self.context} tokens"
             )
         return self
+
+    def _refuse(self, key: str) -> None:
+        raise InputError(f"{key} is {_shown(getattr(self, key))}, but must be {Params.model_fields[key].description}")
 
     @property
     def folder(self) -> Path:
@@ -148,7 +173,7 @@ class Params(BaseModel):
     @property
     def text_path(self) -> Path | None:
         """The local token file, or None where the run tokenises its text itself (`text_source`)."""
-        return from_root(self.text) if self.text_source is None else None
+        return _from_root(self.text) if self.text_source is None else None
 
     @property
     def text_source(self) -> TextSource | None:
@@ -162,16 +187,34 @@ class Params(BaseModel):
         """The text in a few words."""
         return self.text_source.title if self.text_source else str(self.text)
 
-    def seed_folder(self, name: str) -> Path | None:
-        """A seed's local folder, or None if it comes from the Hub."""
+    def revision_of(self, name: str) -> str | None:
+        """The revision of a seed on the Hub; None is its main branch."""
+        return self.revision.get(name) if isinstance(self.revision, dict) else self.revision
+
+    def is_on_hub(self, name: str) -> bool:
+        """Whether a seed is a Hub id: it looks like one and there is no such folder."""
         source = self.seeds[name]
-        folder = from_root(source)
-        return None if _HUB_ID.fullmatch(source) and not folder.is_dir() else folder
+        return bool(_HUB_ID.fullmatch(source)) and not _from_root(source).is_dir()
+
+    def seed_folder(self, name: str) -> Path | None:
+        """A seed's folder, that of a Hub seed being in the Hub's cache; None where it has not been downloaded."""
+        if not self.is_on_hub(name):
+            return _from_root(self.seeds[name])
+        from lib.hub import snapshot  # needs huggingface_hub, which a run of local seeds does not
+
+        return snapshot(self.seeds[name], self.revision_of(name))
+
+    def fetch_seed(self, name: str) -> Path:
+        """A seed's folder, in which a Hub seed was checked against the Hub's hashes, downloaded first if need be."""
+        if not self.is_on_hub(name):
+            return _from_root(self.seeds[name])
+        from lib.hub import fetch
+
+        return fetch(name, self.seeds[name], self.revision_of(name))
 
     def seed_source(self, name: str) -> str:
-        """A seed's local folder or Hub id, as transformers take it."""
-        folder = self.seed_folder(name)
-        return self.seeds[name] if folder is None else str(folder)
+        """A seed's folder, as transformers take it; a Hub seed that is not in the cache is downloaded."""
+        return str(self.seed_folder(name) or self.fetch_seed(name))
 
     @property
     def statistics_key(self) -> dict[str, Any]:
@@ -235,8 +278,7 @@ def write_if_changed(path: Path, content: str) -> None:
         raise InputError(f"{path} cannot be written: {why}.") from error
 
 
-def from_root(path: str) -> Path:
-    """A path of a parameter file, which starts at the repository's root unless it is absolute."""
+def _from_root(path: str) -> Path:
     return ROOT / Path(path).expanduser()
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from lib import params as parameters
 from lib.errors import InputError
+from lib.hub import weight_files, weights_sha256
 from lib.params import Params, read_params, write_if_changed, write_params, write_statistics_key
 
 # The front page shows the first of these that the run has drawn, or else its first figure.
@@ -61,16 +62,17 @@ def _refuse_other_inputs(params: Params) -> None:
     """Statistics are stale if a seed or the text has other contents than the pass read; only newer files are hashed."""
     record = params.folder / "stats" / "done.json"
     done = _read_json(record)
-    files = {params.text_path: done.get("text_hash")}
+    inputs = [([params.text_path], done.get("text_hash"), lambda: _file_sha256(params.text_path))]
     for name, expected in done.get("seed_hashes", {}).items():
         folder = params.seed_folder(name)
         if folder is not None:
-            files[folder / "model.safetensors"] = expected
-    for path, expected in files.items():
-        newer = expected and path.is_file() and path.stat().st_mtime > record.stat().st_mtime
-        if newer and _file_sha256(path) != expected:
+            inputs.append((weight_files(folder), expected, lambda folder=folder: weights_sha256(folder)))
+    for files, expected, sha256 in inputs:
+        present = [path for path in files if path.is_file()] if expected else []
+        newer = [path for path in present if path.stat().st_mtime > record.stat().st_mtime]
+        if newer and sha256() != expected:
             raise InputError(
-                f"{path} has changed since outputs/{params.run} was made from it; choose another name with RUN=…, "
+                f"{newer[0]} has changed since outputs/{params.run} was made from it; choose another name with RUN=…, "
                 f"or delete it with `make clean RUN={params.run}`."
             )
 

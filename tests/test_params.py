@@ -132,7 +132,7 @@ def test_paths_start_at_the_root_and_hub_ids_are_told_from_folders(write, tmp_pa
     params = read_params(write())
     assert params.text_path == ROOT / "data/tokens.safetensors"
     assert params.seed_folder("a") == ROOT / "data/seeds/a"
-    assert params.seed_folder("b") is None and params.seed_source("b") == "owner/model-b"
+    assert params.seed_folder("b") is None and params.is_on_hub("b")
     assert params.seed_source("c") == "/elsewhere/c"
 
 
