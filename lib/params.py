@@ -66,6 +66,11 @@ class TextSource(BaseModel):
         return self
 
     @property
+    def path(self) -> Path | None:
+        """The files' path or glob, from the repository's root on; None for a dataset."""
+        return None if self.files is None else _from_root(self.files)
+
+    @property
     def title(self) -> str:
         """The source in a few words."""
         if self.dataset is None:
@@ -90,7 +95,6 @@ class Params(BaseModel):
     )
     reference: str = Field(description="the name of one of the seeds")
     text: str | TextSource = Field(
-        min_length=1,
         description="the path of a token file or of .jsonl, .jsonl.zst, .txt or .parquet files, or a mapping with the keys "
         "dataset and split, or files (README.md, \"Text\")",
     )
@@ -115,6 +119,8 @@ class Params(BaseModel):
     @classmethod
     def _is_text_source(cls, text: Any) -> Any:
         if not isinstance(text, dict):
+            if text == "":
+                raise ValueError
             return text
         unnamed = next((key for key in text if not isinstance(key, str)), None)
         if unnamed is not None:
@@ -167,7 +173,7 @@ class Params(BaseModel):
     @property
     def text_path(self) -> Path | None:
         """The local token file, or None where the run tokenises its text itself (`text_source`)."""
-        return from_root(self.text) if self.text_source is None else None
+        return _from_root(self.text) if self.text_source is None else None
 
     @property
     def text_source(self) -> TextSource | None:
@@ -188,12 +194,12 @@ class Params(BaseModel):
     def is_on_hub(self, name: str) -> bool:
         """Whether a seed is a Hub id: it looks like one and there is no such folder."""
         source = self.seeds[name]
-        return bool(_HUB_ID.fullmatch(source)) and not from_root(source).is_dir()
+        return bool(_HUB_ID.fullmatch(source)) and not _from_root(source).is_dir()
 
     def seed_folder(self, name: str) -> Path | None:
         """A seed's folder, that of a Hub seed being in the Hub's cache; None where it has not been downloaded."""
         if not self.is_on_hub(name):
-            return from_root(self.seeds[name])
+            return _from_root(self.seeds[name])
         from lib.hub import snapshot  # needs huggingface_hub, which a run of local seeds does not
 
         return snapshot(self.seeds[name], self.revision_of(name))
@@ -201,7 +207,7 @@ class Params(BaseModel):
     def fetch_seed(self, name: str) -> Path:
         """A seed's folder, in which a Hub seed was checked against the Hub's hashes, downloaded first if need be."""
         if not self.is_on_hub(name):
-            return from_root(self.seeds[name])
+            return _from_root(self.seeds[name])
         from lib.hub import fetch
 
         return fetch(name, self.seeds[name], self.revision_of(name))
@@ -272,8 +278,7 @@ def write_if_changed(path: Path, content: str) -> None:
         raise InputError(f"{path} cannot be written: {why}.") from error
 
 
-def from_root(path: str) -> Path:
-    """A path of a parameter file, which starts at the repository's root unless it is absolute."""
+def _from_root(path: str) -> Path:
     return ROOT / Path(path).expanduser()
 
 
