@@ -259,7 +259,7 @@ def collect(run: Run) -> None:
 
 def file_hashes(run: Run) -> dict[str, str]:
     """SHA-256 of the text and of each seed's weights, by `text` and `seed <name>`; nothing for what is not there."""
-    hashes = {"text": file_sha256(run.params.text_path)} if run.params.text_path.is_file() else {}
+    hashes = {"text": file_sha256(run.text_path)} if run.text_path.is_file() else {}
     for name in sorted(run.params.seeds):
         folder = run.params.seed_folder(name)
         weights = weights_sha256(folder) if folder else None

@@ -62,7 +62,9 @@ def _refuse_other_inputs(params: Params) -> None:
     """Statistics are stale if a seed or the text has other contents than the pass read; only newer files are hashed."""
     record = params.folder / "stats" / "done.json"
     done = _read_json(record)
-    inputs = [([params.text_path], done.get("text_hash"), lambda: _file_sha256(params.text_path))]
+    _refuse_other_documents(params, bool(done))
+    own = params.text_path
+    inputs = [([own], done.get("text_hash"), lambda: _file_sha256(own))] if own else []
     for name, expected in done.get("seed_hashes", {}).items():
         folder = params.seed_folder(name)
         if folder is not None:
@@ -75,6 +77,19 @@ def _refuse_other_inputs(params: Params) -> None:
                 f"{newer[0]} has changed since outputs/{params.run} was made from it; choose another name with RUN=…, "
                 f"or delete it with `make clean RUN={params.run}`."
             )
+
+
+def _refuse_other_documents(params: Params, used: bool) -> None:
+    """Local documents must be there, and what statistics were made from must not have changed since."""
+    if params.text_source is None or params.text_source.dataset is not None:
+        return
+    from lib.tokenise import local_files_changed  # imports what no run of a token file needs
+
+    if local_files_changed(params) and used:
+        raise InputError(
+            f"files of the text {params.text_title} have changed since outputs/{params.run} was made from them; choose "
+            f"another name with RUN=…, or delete it with `make clean RUN={params.run}`."
+        )
 
 
 def _file_sha256(path: Path) -> str:
@@ -233,7 +248,12 @@ def provenance_of(params: Params, folder: Path, notebooks: dict[str, float | Non
         "platform": f"{platform.system()} {platform.machine()}",
         "packages": _package_versions(),
         "seeds": {name: {"source": source, "sha256": hashes.get(name)} for name, source in params.seeds.items()},
-        "text": {"source": params.text, "sha256": done.get("text_hash"), "tokens_counted": done.get("tokens_counted")},
+        "text": {
+            "source": params.text_title,
+            "commit": _read_json(folder / "text.json").get("commit"),
+            "sha256": done.get("text_hash"),
+            "tokens_counted": done.get("tokens_counted"),
+        },
         "pass": {
             key: done.get(key)
             for key in ("blocks", "device", "device_name", "precision", "wall_seconds", "peak_memory_bytes")

@@ -1,5 +1,6 @@
 """Fixtures: small models with the shipped tokeniser, and runs on them in a temporary folder."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -78,3 +79,13 @@ def make_run(tmp_path, monkeypatch):
         return Run(Params(**(values | changes)))
 
     return make
+
+
+def permuted_tokenizer(seed: Path, folder: Path) -> Path:
+    """A copy of a seed whose tokeniser has two ids exchanged."""
+    shutil.copytree(seed, folder)
+    described = json.loads((folder / "tokenizer.json").read_text())
+    ids = described["model"]["vocab"]
+    ids["a"], ids["b"] = ids["b"], ids["a"]
+    (folder / "tokenizer.json").write_text(json.dumps(described))
+    return folder
