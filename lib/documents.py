@@ -216,7 +216,10 @@ def _of_dataset(source: TextSource, commit: str | None, first: int) -> Iterator[
     _teach_zstd()
     name = source.dataset.split("/")[-1]
     try:
-        rows = datasets.load_dataset(source.dataset, source.subset, split=source.split, revision=commit, streaming=True)
+        files = {source.split: source.data_files} if source.data_files else None
+        rows = datasets.load_dataset(
+            source.dataset, source.subset, data_files=files, split=source.split, revision=commit, streaming=True
+        )
         for number, row in enumerate(rows.skip(first), first):
             yield _document(row, source, name, lambda number=number: f"the dataset '{source.dataset}', document {number},")
     except (InputError, GeneratorExit):

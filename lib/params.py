@@ -41,6 +41,9 @@ class TextSource(BaseModel):
     )
     subset: str | None = Field(None, min_length=1, description="the name of one of the dataset's subsets")
     split: str | None = Field(None, min_length=1, description="the name of one of the dataset's splits")
+    data_files: str | None = Field(
+        None, min_length=1, description="the path or glob of the split's files in the dataset, where it does not declare them"
+    )
     revision: str | None = Field(None, min_length=1, description="a branch, tag or commit of the dataset, in quotes")
     field: str = Field("text", min_length=1, description="the name of the field that holds a document's text")
     domain: str | None = Field(
@@ -60,7 +63,7 @@ class TextSource(BaseModel):
             raise InputError("text must have one of the keys dataset and files")
         if self.dataset is not None and self.split is None:
             raise InputError("key 'text.split' is missing; it must be the name of one of the dataset's splits")
-        for name in ("subset", "split", "revision"):
+        for name in ("subset", "split", "data_files", "revision"):
             if self.files is not None and getattr(self, name) is not None:
                 raise InputError(f"text.{name} is {getattr(self, name)!r}, but is allowed with text.dataset only")
         return self

@@ -3,7 +3,6 @@
 import io
 import json
 import random
-import time
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +11,6 @@ import pytest
 from conftest import SHIPPED, TOKENIZER, permuted_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from local_hub import LocalHub
 from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -328,31 +326,13 @@ DATASET = "monology/pile-uncopyrighted"
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A Hub with a dataset of 60 documents in two files, and libraries with an empty cache that ask it; nobody waits."""
-    import datasets
-    from huggingface_hub import constants
-    from huggingface_hub.utils import close_session
-
-    nap = time.sleep
-    monkeypatch.setattr("time.sleep", lambda seconds: nap(min(seconds, 0.001)))
-    close_session()
-    with LocalHub() as hub:
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace("https://huggingface.co", hub.url)
-        for module, name, value in (
-            (constants, "ENDPOINT", hub.url), (constants, "HUGGINGFACE_CO_URL_TEMPLATE", template),
-            (constants, "HF_HUB_CACHE", str(tmp_path / "cache")), (constants, "HF_HUB_OFFLINE", False),
-            (datasets.config, "HF_ENDPOINT", hub.url), (datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets")),
-            (datasets.config, "HF_MODULES_CACHE", str(tmp_path / "modules")),
-        ):  # fmt: skip
-            monkeypatch.setattr(module, name, value)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        records = [record | {"text": record["text"] or ""} for record in some_documents(60)]
-        files = {"test/a.jsonl.zst": zstd(json_lines(records[:40])), "test/b.jsonl.zst": zstd(json_lines(records[40:]))}
-        hub.add("datasets", DATASET, files)
-        hub.records = records
-        yield hub
-    close_session()
+def hub(hub):
+    """The Hub with a dataset of 60 documents in two files."""
+    records = [record | {"text": record["text"] or ""} for record in some_documents(60)]
+    files = {"test/a.jsonl.zst": zstd(json_lines(records[:40])), "test/b.jsonl.zst": zstd(json_lines(records[40:]))}
+    hub.add("datasets", DATASET, files)
+    hub.records = records
+    return hub
 
 
 PILE = TextSource(dataset=DATASET, split="test", domain="meta.kind")
