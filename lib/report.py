@@ -233,6 +233,15 @@ def render(folder: Path) -> Path:
     return report / "index.html"
 
 
+def _seed_provenance(params: Params, name: str) -> dict[str, str | None]:
+    """Where a seed comes from; of the Hub also the revision that was asked for and the commit that it stood for."""
+    source = {"source": params.seeds[name]}
+    if not params.is_on_hub(name):
+        return source
+    folder = params.seed_folder(name)
+    return source | {"revision": params.revision_of(name) or "main", "commit": folder.name if folder else None}
+
+
 def provenance_of(params: Params, folder: Path, notebooks: dict[str, float | None]) -> dict:
     """Where a report comes from: code, versions, seeds, text, device and times, as far as they are known."""
     done = _read_json(folder / "stats" / "done.json")
@@ -247,7 +256,7 @@ def provenance_of(params: Params, folder: Path, notebooks: dict[str, float | Non
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "packages": _package_versions(),
-        "seeds": {name: {"source": source, "sha256": hashes.get(name)} for name, source in params.seeds.items()},
+        "seeds": {name: _seed_provenance(params, name) | {"sha256": hashes.get(name)} for name in params.seeds},
         "text": {
             "source": params.text_title,
             "commit": _read_json(folder / "text.json").get("commit"),
@@ -323,6 +332,7 @@ def _seed_table(params: Params, references: dict, losses: dict, provenance: dict
     columns = {
         "seed": {name: name + (" (reference)" if name == params.reference else "") for name in params.seeds},
         "model": dict(params.seeds),
+        "revision": {name: seed.get("revision") or "" for name, seed in provenance["seeds"].items()},
         "SHA-256": {name: (seed["sha256"] or "")[:12] for name, seed in provenance["seeds"].items()},
         "loss [nats per token]": {name: f"{row['loss']:.3f}" for name, row in losses.items()},
         "universal neurons": {name: count(row["universal"]) for name, row in references.items()},

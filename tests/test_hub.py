@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pyarrow
 import pytest
 from stand_ins import save_stand_in
@@ -177,7 +178,8 @@ def test_a_study_runs_on_stand_ins_and_a_second_time_without_a_request(hub, tmp_
     run = make_run(params.seeds, revision=params.revision, text=text, token_budget=4 * 256)
     collect(run)
     tabulate(run)
-    assert len(run.table("neurons")) == 96 and run.table("neurons").notna().all(axis=None)
+    neurons = run.table("neurons")
+    assert len(neurons) == 96 and neurons.notna().all(axis=None)
     assert set(run.done["seed_hashes"]) == set(params.seeds) and set(run.text.domains) == {"set 0", "set 1", "set 2"}
     hub.heal()
     (run.folder / "stats" / "done.json").unlink()
@@ -186,5 +188,6 @@ def test_a_study_runs_on_stand_ins_and_a_second_time_without_a_request(hub, tmp_
     collect(again)
     tabulate(again)
     assert hub.requests == []
+    pd.testing.assert_frame_equal(again.table("neurons"), neurons)
 
 
