@@ -5,12 +5,27 @@ from pathlib import Path
 
 import torch
 from conftest import TOKENIZER, save_seed, small_model
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 SHAPE = dict(
     vocab_size=8192, hidden_size=32, num_hidden_layers=2, max_position_embeddings=256, initializer_range=0.3,
     bos_token_id=0, eos_token_id=0, tie_word_embeddings=False,
 )  # fmt: skip
+
+
+def crfm_model(seed: int) -> GPT2LMHeadModel:
+    """GPT-2 as CRFM trained it: attention scaled by 1/layer and, in the eager implementation, upcast."""
+    config = small_model(seed).config.to_dict() | {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True}
+    torch.manual_seed(seed)
+    return _moved(GPT2LMHeadModel(GPT2Config(**config)))
 
 
 def neox_model(seed: int) -> GPTNeoXForCausalLM:
@@ -34,13 +49,17 @@ def _moved(model: PreTrainedModel) -> PreTrainedModel:
     return model.eval()
 
 
-ARCHITECTURES = {"gpt2": small_model, "neox": neox_model, "llama": llama_model}
+ARCHITECTURES = {"gpt2": small_model, "crfm": crfm_model, "neox": neox_model, "llama": llama_model}
 
 
-def save_as_pickle(model: PreTrainedModel, folder: Path) -> Path:
-    """A seed folder with pytorch_model.bin, the only weights that the CRFM repositories have."""
+def save_as_pickle(model: GPT2LMHeadModel, folder: Path) -> Path:
+    """A seed folder with pytorch_model.bin, the only weights that the CRFM repositories have, with the masks of its time."""
     model.config.save_pretrained(folder)
-    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    masks = {}
+    for layer in range(model.config.n_layer):
+        masks[f"transformer.h.{layer}.attn.bias"] = torch.ones(1, 1, 256, 256, dtype=torch.bool).tril()
+        masks[f"transformer.h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
+    torch.save(model.state_dict() | masks, folder / "pytorch_model.bin")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TOKENIZER / name, folder)
     return folder
@@ -48,5 +67,5 @@ def save_as_pickle(model: PreTrainedModel, folder: Path) -> Path:
 
 def save_stand_in(architecture: str, seed: int, folder: Path) -> Path:
     """One seed of an architecture in the format in which its studies' repositories hold it."""
-    save = save_as_pickle if architecture == "gpt2" else save_seed
+    save = save_as_pickle if architecture == "crfm" else save_seed
     return save(ARCHITECTURES[architecture](seed), folder)

@@ -157,7 +157,7 @@ def test_weights_in_shards_and_in_one_file():
     assert needed_files({*shards, *index, "config.json", "x.bin"}) == shards | index | {"config.json"}
 
 
-STUDIES = {"gpt2-small": "gpt2", "pythia-160m": "neox"}
+STUDIES = {"gpt2-small": "crfm", "pythia-160m": "neox"}
 
 
 def pile() -> dict[str, bytes]:
