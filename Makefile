@@ -1,6 +1,6 @@
 # make report [RUN=tiny] [SEED=a] [TOKENS=1000000] [PARAMS=path.yaml]; `make help` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help report compare test lab seeds lint clean environment FORCE
+.PHONY: help report plan compare test lab seeds lint clean environment FORCE
 .NOTPARALLEL:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
@@ -41,6 +41,9 @@ report: $(OUT)/report/index.html ## everything for one run; [RUN=tiny] [SEED=a] 
 compare: $(OUT)/tables/done.json ## a published per-neuron table beside the run's own, as a page; [RUN=tiny] PUBLISHED=path.csv
 	@$(PY) -m lib.compare $(OUT)/params.yaml '$(PUBLISHED)'
 	@$(MAKE) report
+
+plan: $(READY) ## memory, passes, disk and time that a run will take; [RUN=tiny] [PARAMS=path.yaml]
+	@$(PY) -m lib.plan $(PARAMS)
 
 test: $(READY) ## the test suite
 	$(PY) -m pytest

@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from lib.errors import InputError
@@ -94,17 +94,14 @@ def fetch(name: str, source: str, revision: str | None = None) -> Path:
     more. Raises InputError, in one sentence that says what to do, when the model cannot be had.
     """
     for last in (False, True):
-        try:
-            folder = snapshot(source, revision) or _patiently(source, revision)
-        except InputError as error:
-            raise InputError(f"seed '{name}': {error}") from error.__cause__
+        folder = snapshot(source, revision) or _patiently(name, source, revision, _download)
         names = needed_files({path.name for path in folder.iterdir()})
         damaged = [folder / name for name in sorted(names) if _is_damaged(folder / name)]
         if not damaged:
             return folder
         for path in damaged:
             path.resolve().unlink(missing_ok=True)
-            path.unlink()
+            path.unlink(missing_ok=True)
         if last:
             raise InputError(
                 f"seed '{name}': {damaged[0].name} of the model '{source}' arrived damaged twice (its hash is not the "
@@ -113,16 +110,21 @@ def fetch(name: str, source: str, revision: str | None = None) -> Path:
     raise AssertionError("unreachable")
 
 
-def _patiently(source: str, revision: str | None) -> Path:
-    """Downloads a snapshot, again after a while where the fault may pass."""
+def fetch_config(name: str, source: str, revision: str | None = None) -> Path:
+    """A folder that holds at least the config of a seed on the Hub; raises InputError as `fetch` does."""
+    return _cached_folder(source, revision) or _patiently(name, source, revision, _download_config)
+
+
+def _patiently(name: str, source: str, revision: str | None, download: Callable[[str, str | None], Path]) -> Path:
+    """Downloads, again after a while where the fault may pass."""
     for wait in (*WAITS, None):
         try:
-            return _download(source, revision)
-        except InputError:
-            raise
+            return download(source, revision)
+        except InputError as error:
+            raise InputError(f"seed '{name}': {error}") from error.__cause__
         except Exception as error:  # of huggingface_hub, its HTTP client or the file system: each has its sentence
             if wait is None or not _may_pass(error):
-                raise InputError(sentence(error, "model", source, revision)) from error
+                raise InputError(f"seed '{name}': {sentence(error, 'model', source, revision)}") from error
             time.sleep(wait)
     raise AssertionError("unreachable")
 
@@ -142,6 +144,12 @@ def _download(source: str, revision: str | None) -> Path:
         raise InputError(f"the model {_shown(source, revision)} has no {missing}.")
     folder = api.snapshot_download(source, revision=resolved, allow_patterns=sorted(needed_files(names)))
     return Path(folder)
+
+
+def _download_config(source: str, revision: str | None) -> Path:
+    from huggingface_hub import HfApi, constants
+
+    return Path(HfApi(endpoint=constants.ENDPOINT).hf_hub_download(source, "config.json", revision=revision)).parent
 
 
 def _cached_folder(source: str, revision: str | None) -> Path | None:

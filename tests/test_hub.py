@@ -15,8 +15,9 @@ from stand_ins import save_stand_in
 
 from lib.collect import collect
 from lib.errors import InputError
-from lib.hub import fetch, needed_files, snapshot, weight_names
+from lib.hub import fetch, fetch_config, needed_files, snapshot, weight_names
 from lib.params import ROOT, read_params
+from lib.passes import shape_of
 from lib.tables import tabulate
 from lib.text import file_sha256
 
@@ -146,6 +147,16 @@ def test_a_file_damaged_in_the_cache_is_downloaded_again(served, folder):
     path = fetch("a", MODEL, REVISION) / "config.json"
     path.resolve().write_text(path.read_text() + " ")
     assert_fetched(folder)
+
+
+def test_a_plan_needs_the_config_only(served):
+    shape = shape_of(str(fetch_config("a", MODEL, REVISION)))
+    assert (shape.layers, shape.neurons) == (2, 48)
+    assert not any("storage" in path for _, path, _ in served.requests) and snapshot(MODEL, REVISION) is None
+    served.heal()
+    assert fetch_config("a", MODEL, REVISION) and served.requests == []
+    with pytest.raises(InputError, match="seed 'a': there is neither a folder 'owner/none'"):
+        fetch_config("a", "owner/none")
 
 
 def test_weights_in_shards_and_in_one_file():
