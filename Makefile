@@ -1,6 +1,6 @@
 # make report [RUN=tiny] [SEED=a] [TOKENS=1000000] [PARAMS=path.yaml]; `make help` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help report plan test lab seeds lint clean environment FORCE
+.PHONY: help report plan compare test lab seeds lint clean environment FORCE
 .NOTPARALLEL:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
@@ -8,6 +8,7 @@ RUN = tiny
 PARAMS = $(if $(wildcard params/$(RUN).yaml),params/$(RUN).yaml,params/tiny.yaml)
 SEED =
 TOKENS =
+PUBLISHED =
 SEED_TOKENS = 25000000
 PYTHON = python3.11
 VENV = .venv
@@ -24,6 +25,8 @@ READY := $(VENV)/.ready
 OUT := outputs/$(RUN)
 CHAPTERS := $(sort $(wildcard notebooks/*.ipynb))
 EXECUTED := $(CHAPTERS:notebooks/%=$(OUT)/notebooks/%)
+# A published table that `make compare` has laid beside the run's own adds a page.
+EXECUTED += $(patsubst %,$(OUT)/notebooks/published.ipynb,$(wildcard $(OUT)/tables/published.parquet))
 # What makes the pages, and what makes the seeds and the text, does not change what a notebook computes.
 PAGES := lib/report.py lib/pages.py $(wildcard lib/report_template/*)
 SHIPPING := lib/corpus.py lib/corpus_sources.py lib/bigram.py lib/train.py lib/trainer.py lib/gpt2.py lib/seed_card.py
@@ -34,6 +37,10 @@ help: ## this list
 
 report: $(OUT)/report/index.html ## everything for one run; [RUN=tiny] [SEED=a] [TOKENS=1000000] [PARAMS=path.yaml]
 	@echo "Report: $(CURDIR)/$<"
+
+compare: $(OUT)/tables/done.json ## a published per-neuron table beside the run's own, as a page; [RUN=tiny] PUBLISHED=path.csv
+	@$(PY) -m lib.compare $(OUT)/params.yaml '$(PUBLISHED)'
+	@$(MAKE) report
 
 plan: $(READY) ## memory, passes, disk and time that a run will take; [RUN=tiny] [PARAMS=path.yaml]
 	@$(PY) -m lib.plan $(PARAMS)
@@ -83,6 +90,10 @@ $(OUT)/tables/done.json: $(OUT)/stats/done.json $(OUT)/params.yaml lib/tables.py
 	@touch $@
 
 $(OUT)/notebooks/%.ipynb: notebooks/%.ipynb $(OUT)/tables/done.json $(LIBRARY)
+	@$(PY) -m lib.report execute $< $(OUT)/params.yaml
+
+$(OUT)/notebooks/published.ipynb: notebooks/optional/published.ipynb $(OUT)/tables/published.parquet $(OUT)/tables/done.json $(LIBRARY)
+	@$(PY) -m lib.compare $(OUT)/params.yaml
 	@$(PY) -m lib.report execute $< $(OUT)/params.yaml
 
 $(OUT)/report/index.html: $(EXECUTED) $(OUT)/tables/done.json $(PAGES)

@@ -15,6 +15,8 @@ from torch.nn.functional import normalize
 from transformer_lens.model_bridge import TransformerBridge
 from transformers.utils import logging as transformers_logging
 
+# What one vector w_in defines; a gated neuron reads through two (gate and up), so these are left empty for it.
+READING_COLUMNS = ["w_in_norm", "input_bias", "in_out_sim", "l2_penalty", "max_cos_in"]
 CHUNK = 2**25  # largest number of elements of one temporary matrix: 128 MB in fp32
 
 
@@ -41,6 +43,7 @@ def weight_properties(model: str | Path | TransformerBridge, revision: str | Non
     `l2_penalty` = ‖w_in‖² + ‖w_out‖²; `vocab_mean, vocab_var, vocab_skew, vocab_kurt`, the moments over the
     vocabulary of cos(w_out, W_U[:, v]) (population moments, a Gaussian has kurtosis 3); `max_cos_in`,
     `max_cos_out`, the largest cosine of w_in (w_out) with that of any other neuron of the model.
+    In a model with gated MLPs READING_COLUMNS are NaN.
     """
     bridge = processed_model(model, revision)
     w_in = [block.mlp.W_in.T.float() for block in bridge.blocks]  # (d_mlp, d_model) each
@@ -67,6 +70,8 @@ def weight_properties(model: str | Path | TransformerBridge, revision: str | Non
     table = pd.concat(frames, ignore_index=True)
     table["max_cos_in"] = largest_cosine(torch.cat(w_in)).cpu().numpy()
     table["max_cos_out"] = largest_cosine(torch.cat(w_out)).cpu().numpy()
+    if getattr(bridge.blocks[0].mlp, "W_gate", None) is not None:
+        table[READING_COLUMNS] = float("nan")
     return table
 
 

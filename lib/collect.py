@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from lib.correlation import Covariance, compare
 from lib.errors import InputError
+from lib.hub import weights_sha256
 from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, Operand
 from lib.kernels.examples import TopExamples
 from lib.kernels.grouped import GroupedMoments, Places
@@ -29,7 +30,7 @@ from lib.params import read_params
 from lib.passes import BATCH, PassPlan, Plan, Unit, device_of, pack, release_order, setting_of, shared_shape
 from lib.processes import Processes, merge_loaded, shares
 from lib.reader import Dither, SeedReader, Seen, pilot
-from lib.seeds import WEIGHTS, Trunk, check_seed, load_model, token_losses
+from lib.seeds import Trunk, check_seed, load_model, token_losses
 from lib.store import Run, TensorFiles, read_tensors, write_json, write_table, write_tensors
 from lib.text import file_sha256
 from lib.text_labels import run_groupings
@@ -183,7 +184,7 @@ class Pass:
 
 def _model(run: Run, name: str, precision: str, device: torch.device):
     dtype = torch.bfloat16 if precision in ("bf16", "int8") else torch.float32
-    return load_model(run.params.seed_source(name), run.params.revision, dtype).to(device)
+    return load_model(run.params.seed_source(name), dtype).to(device)
 
 
 def losses(name: str, model, text) -> list[dict]:
@@ -214,18 +215,19 @@ def check(run: Run) -> None:
     """Refuses seeds and text that cannot be used, before any work is done."""
     params = run.params
     for name in sorted(params.seeds):
-        folder = params.seed_folder(name)
-        if folder is not None:
-            check_seed(name, folder, run.text, params.context)
+        check_seed(name, Path(params.seed_source(name)), run.text, params.context)
 
 
 def collect(run: Run) -> None:
     """Runs the passes, or what is left of them; returns at once if all are complete."""
     stats = run.folder / "stats"
     run.params.refuse_other_statistics()
+    complete = (stats / "done.json").exists()
+    for name in sorted(run.params.seeds):  # what a pass reads is checked first; what it has read is told by its hash
+        run.params.seed_source(name) if complete else run.params.fetch_seed(name)
     hashes = file_hashes(run)
     _refuse_other_files(run, hashes)
-    if (stats / "done.json").exists():
+    if complete:
         return
     device = device_of(run.params)
     processes = Processes(device)
@@ -263,11 +265,13 @@ def _planned(run: Run, device: torch.device) -> Plan:
 
 
 def file_hashes(run: Run) -> dict[str, str]:
-    """SHA-256 of the text and of each local seed's weights, by `text` and `seed <name>`."""
-    folders = {name: run.params.seed_folder(name) for name in sorted(run.params.seeds)}
-    files = {f"seed {name}": folder / WEIGHTS for name, folder in folders.items() if folder is not None}
-    files = {"text": run.params.text_path} | files
-    return {name: file_sha256(path) for name, path in files.items() if path.is_file()}
+    """SHA-256 of the text and of each seed's weights, by `text` and `seed <name>`; nothing for what is not there."""
+    hashes = {"text": file_sha256(run.text_path)} if run.text_path.is_file() else {}
+    for name in sorted(run.params.seeds):
+        folder = run.params.seed_folder(name)
+        weights = weights_sha256(folder) if folder else None
+        hashes |= {f"seed {name}": weights} if weights else {}
+    return hashes
 
 
 def _refuse_other_files(run: Run, hashes: dict[str, str]) -> None:

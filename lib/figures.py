@@ -390,6 +390,8 @@ def frequency_and_cosine(neurons: pd.DataFrame, threshold: float) -> Figure:
     for name, group in _groups(neurons, threshold).items():
         axes.scatter(group["sparsity"], group["in_out_sim"], s=5, alpha=ALPHA[name], color=COLOURS[name], rasterized=True,
                      linewidths=0, label=f"{name} ({len(group):,})")  # fmt: skip
+    if neurons["in_out_sim"].isna().all():
+        note(axes, "a gated neuron has no single w_in")
     axes.axhline(0, color=NEUTRAL, linewidth=1)
     axes.set(xlabel="activation frequency (share of tokens above 0)", ylabel="cos(w_in, w_out)", xlim=(0, 1), ylim=(-1, 1))
     axes.legend(markerscale=3, loc="upper right")
@@ -401,9 +403,11 @@ def redundancy(neurons: pd.DataFrame, threshold: float) -> Figure:
     fig, grid = canvas(1, 2, sharey=True)
     for axes, column, weights in zip(grid, ("max_cos_in", "max_cos_out"), ("w_in", "w_out"), strict=True):
         for name, group in _groups(neurons, threshold).items():
-            if len(group):
+            if group[column].notna().any():
                 axes.ecdf(group[column], color=COLOURS[name], linewidth=2, label=f"{name} ({len(group):,})")
-        axes.set(xlabel=f"largest cosine with another neuron's {weights}", xlim=(min(0, neurons[column].min()), 1))
+        if neurons[column].isna().all():
+            note(axes, f"a gated neuron has no single {weights}")
+        axes.set(xlabel=f"largest cosine with another neuron's {weights}", xlim=(np.nanmin([0, neurons[column].min()]), 1))
     grid[0].set_ylabel("share of neurons at or below")
-    grid[0].legend(loc="lower right")
+    grid[1].legend(loc="lower right")
     return fig

@@ -12,6 +12,11 @@ import pandas as pd
 from lib import universality
 from lib.universality import PROPERTIES, PUBLISHED_MODELS, PUBLISHED_SHARES, PUBLISHED_SOURCE, universal
 
+GATED = (
+    "These models have gated MLPs, whose neurons read through two vectors (gate and up), so that what one w_in defines is "
+    "left out: its norm, bias, cosine with w_out and nearest other neuron, and the L2 penalty."
+)
+
 
 class Finding(NamedTuple):
     """`title` heads the figure, `text` (Markdown) follows it, `alt` replaces it for a reader who cannot see it."""
@@ -301,7 +306,8 @@ def layers(shares: pd.DataFrame, reference: str) -> Finding:
 def properties(tests: pd.DataFrame, number: int) -> Finding:
     """Figure 3: how universal neurons rank among the neurons of their layer."""
     alt = "Box plots of the percentile within their layer of the universal neurons, one per property."
-    told = tests[tests["verdict"] != ""]
+    untested = tests["median_percentile"].isna()
+    told = tests[(tests["verdict"] != "") & ~untested]
     holds, fails = (told[told["verdict"] == verdict] for verdict in ("holds", "does not hold"))
     unknown = told[told["verdict"] == "cannot tell"]
     if number == 0:
@@ -326,6 +332,8 @@ def properties(tests: pd.DataFrame, number: int) -> Finding:
             f"The largest difference is in the {strongest['label']}: median percentile "
             f"{strongest['median_percentile']:.0f}, effect {strongest['effect']:+.2f}, {p_words(strongest['p_corrected'])}."
         )
+    if untested.any():
+        parts.append(GATED)
     return Finding(title, " ".join(parts), f"{alt} {title}.")
 
 
@@ -371,15 +379,22 @@ def raw_values(neurons: pd.DataFrame, threshold: float, columns: list[str]) -> F
     parts, compared = [], 0
     for column in columns:
         pair = both[column].dropna()
+        if pair.empty:
+            continue
         compared = max(compared, len(pair))
         parts.append(f"{PROPERTIES[column]} in {int((pair[True] > pair[False]).sum())} of {len(pair)}")
     title = f"Raw values in the {count(compared, 'layer')} with universal neurons"
     text = f"The median universal neuron lies above the median other neuron of its layer for: {'; '.join(parts)} layers."
+    if len(parts) < len(columns):
+        text += f" {GATED}"
     return Finding(title, text, f"{alt} {title}.")
 
 
 def frequency_and_cosine(neurons: pd.DataFrame) -> Finding:
     """Figure 9: do neurons that fire often erase, and neurons that fire seldom keep, what they read?"""
+    alt = "Scatter of activation frequency against cos(w_in, w_out), one dot a neuron."
+    if neurons["in_out_sim"].isna().all():
+        return Finding("Gated neurons have no cos(w_in, w_out)", GATED, alt)
     correlation = universality.frequency_cosine_correlation(neurons)
     extent = neurons["in_out_sim"].abs().max()
     published = ", ".join(
@@ -392,13 +407,16 @@ def frequency_and_cosine(neurons: pd.DataFrame) -> Finding:
         f"Over all neurons the correlation is **{correlation:+.2f}**, {same} the published {published} "
         f"({PUBLISHED_SOURCE}). The cosines stay within ±{extent:.2f} (published: within about ±0.8)."
     )
-    return Finding(title, text, f"Scatter of activation frequency against cos(w_in, w_out), one dot a neuron. {title}.")
+    return Finding(title, text, f"{alt} {title}.")
 
 
 def redundancy(neurons: pd.DataFrame, threshold: float) -> Finding:
     """Figure 10: does a model hold near copies of its universal neurons?"""
     chosen = universal(neurons, threshold)
     alt = "Cumulative shares of neurons by the largest cosine with another neuron of the same model, w_in and w_out."
+    if neurons["max_cos_in"].isna().all():
+        text = f"The median neuron's nearest other neuron has a cosine of {neurons['max_cos_out'].median():.2f} in w_out. {GATED}"
+        return Finding("Nearest other neuron of the same model in w_out", text, alt)
     if chosen.all() or not chosen.any():
         median_in, median_out = neurons["max_cos_in"].median(), neurons["max_cos_out"].median()
         text = (

@@ -27,6 +27,59 @@ _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SEED = re.compile(r"[A-Za-z0-9_-]+")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
+CACHE = "cache"  # the folder in outputs/ that all runs share, hence no run's name
+
+
+class TextSource(BaseModel):
+    """Documents that the run tokenises itself: a dataset on the Hub, or local files."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    dataset: str | None = Field(None, min_length=1, description="the id of a dataset on the Hub, `owner/name`")
+    files: str | None = Field(
+        None, min_length=1, description="the path of a .jsonl, .jsonl.zst, .txt or .parquet file, a folder or a glob of them"
+    )
+    subset: str | None = Field(None, min_length=1, description="the name of one of the dataset's subsets")
+    split: str | None = Field(None, min_length=1, description="the name of one of the dataset's splits")
+    data_files: str | None = Field(
+        None, min_length=1, description="the path or glob of the split's files in the dataset, where it does not declare them"
+    )
+    revision: str | None = Field(None, min_length=1, description="a branch, tag or commit of the dataset, in quotes")
+    field: str = Field("text", min_length=1, description="the name of the field that holds a document's text")
+    domain: str | None = Field(
+        None, min_length=1, description="the name of the field that holds a document's domain, such as `meta.source`"
+    )
+
+    @field_validator("dataset")
+    @classmethod
+    def _is_hub_id(cls, dataset: str | None) -> str | None:
+        if dataset is not None and not _HUB_ID.fullmatch(dataset):
+            raise ValueError
+        return dataset
+
+    @model_validator(mode="after")
+    def _agree(self) -> "TextSource":
+        if (self.dataset is None) == (self.files is None):
+            raise InputError("text must have one of the keys dataset and files")
+        if self.dataset is not None and self.split is None:
+            raise InputError("key 'text.split' is missing; it must be the name of one of the dataset's splits")
+        for name in ("subset", "split", "data_files", "revision"):
+            if self.files is not None and getattr(self, name) is not None:
+                raise InputError(f"text.{name} is {getattr(self, name)!r}, but is allowed with text.dataset only")
+        return self
+
+    @property
+    def path(self) -> Path | None:
+        """The files' path or glob, from the repository's root on; None for a dataset."""
+        return None if self.files is None else _from_root(self.files)
+
+    @property
+    def title(self) -> str:
+        """The source in a few words."""
+        if self.dataset is None:
+            return str(self.files)
+        return " ".join([self.dataset, *([self.subset] if self.subset else []), f"split {self.split}"])
+
 
 class Params(BaseModel):
     """One run's parameters (DESIGN, params/<run>.yaml). A field's description is what its value may be."""
@@ -38,9 +91,16 @@ class Params(BaseModel):
         description="two or more different models, each as `name: Hub id or local folder`, "
         "with names of letters, digits, '_' and '-'"
     )
-    revision: str | None = Field(None, min_length=1, description="a branch, tag or commit on the Hub, in quotes")
+    revision: str | dict[str, str] | None = Field(
+        None,
+        description="a branch, tag or commit on the Hub, in quotes, "
+        "or one for each of some seeds as `name: revision`, with names of `seeds`",
+    )
     reference: str = Field(description="the name of one of the seeds")
-    text: str = Field(min_length=1, description="the path of a local token file")
+    text: str | TextSource = Field(
+        description="the path of a token file or of .jsonl, .jsonl.zst, .txt or .parquet files, or a mapping with the keys "
+        "dataset and split, or files (README.md, \"Text\")",
+    )
     context: int = Field(ge=2, description="a whole number of tokens, 2 or more")
     token_budget: int = Field(description="a whole number of tokens, at least one context")
     random_seed: int = Field(0, ge=0, lt=2**31, description="a whole number from 0 to 2147483647")
@@ -58,17 +118,40 @@ class Params(BaseModel):
     @field_validator("run")
     @classmethod
     def _is_folder_name(cls, run: str) -> str:
-        if not _RUN.fullmatch(run):
+        if not _RUN.fullmatch(run) or run == CACHE:
             raise ValueError
         return run
+
+    @field_validator("text", mode="before")
+    @classmethod
+    def _is_text_source(cls, text: Any) -> Any:
+        if not isinstance(text, dict):
+            if text == "":
+                raise ValueError
+            return text
+        unnamed = next((key for key in text if not isinstance(key, str)), None)
+        if unnamed is not None:
+            raise InputError(_unknown(unnamed, text[unnamed], TextSource, "text."))
+        try:
+            return TextSource(**text)
+        except ValidationError as error:
+            raise InputError(_sentence(error, text, TextSource, "text.")) from None
 
     @field_validator("seeds")
     @classmethod
     def _are_different_models(cls, seeds: dict[str, str]) -> dict[str, str]:
         named = all(_SEED.fullmatch(name) and source.strip() for name, source in seeds.items())
-        if len(seeds) < 2 or len(set(seeds.values())) < len(seeds) or not named:
+        if len(seeds) < 2 or not named:
             raise ValueError
         return seeds
+
+    @field_validator("revision")
+    @classmethod
+    def _is_not_empty(cls, revision: str | dict[str, str] | None) -> str | dict[str, str] | None:
+        values = revision.values() if isinstance(revision, dict) else [revision]
+        if revision is not None and not (values and all(value.strip() for value in values)):
+            raise ValueError
+        return revision
 
     @model_validator(mode="after")
     def _agree(self) -> "Params":
@@ -76,11 +159,18 @@ class Params(BaseModel):
             raise InputError(
                 f"reference is {self.reference!r}, but must be the name of one of the seeds ({_listed(self.seeds)})"
             )
+        if isinstance(self.revision, dict) and not set(self.revision) <= set(self.seeds):
+            self._refuse("revision")
+        if len({(source, self.revision_of(name)) for name, source in self.seeds.items()}) < len(self.seeds):
+            self._refuse("seeds")
         if self.token_budget < self.context:
             raise InputError(
                 f"token_budget is {self.token_budget}, but must be at least one context of {self.context} tokens"
             )
         return self
+
+    def _refuse(self, key: str) -> None:
+        raise InputError(f"{key} is {_shown(getattr(self, key))}, but must be {Params.model_fields[key].description}")
 
     @property
     def folder(self) -> Path:
@@ -88,25 +178,63 @@ class Params(BaseModel):
         return OUTPUTS / self.run
 
     @property
-    def text_path(self) -> Path:
-        """The local token file."""
-        return _from_root(self.text)
+    def text_path(self) -> Path | None:
+        """The local token file, or None where the run tokenises its text itself (`text_source`)."""
+        return _from_root(self.text) if self.text_source is None else None
+
+    @property
+    def text_source(self) -> TextSource | None:
+        """The documents to tokenise, or None where the text is a token file."""
+        if isinstance(self.text, TextSource):
+            return self.text
+        return None if self.text.endswith(".safetensors") else TextSource(files=self.text)
+
+    @property
+    def text_title(self) -> str:
+        """The text in a few words."""
+        return self.text_source.title if self.text_source else str(self.text)
+
+    def revision_of(self, name: str) -> str | None:
+        """The revision of a seed on the Hub; None is its main branch."""
+        return self.revision.get(name) if isinstance(self.revision, dict) else self.revision
+
+    def is_on_hub(self, name: str) -> bool:
+        """Whether a seed is a Hub id: it looks like one and there is no such folder."""
+        source = self.seeds[name]
+        return bool(_HUB_ID.fullmatch(source)) and not _from_root(source).is_dir()
 
     def seed_folder(self, name: str) -> Path | None:
-        """A seed's local folder, or None if it comes from the Hub."""
-        source = self.seeds[name]
-        folder = _from_root(source)
-        return None if _HUB_ID.fullmatch(source) and not folder.is_dir() else folder
+        """A seed's folder, that of a Hub seed being in the Hub's cache; None where it has not been downloaded."""
+        if not self.is_on_hub(name):
+            return _from_root(self.seeds[name])
+        from lib.hub import snapshot  # needs huggingface_hub, which a run of local seeds does not
+
+        return snapshot(self.seeds[name], self.revision_of(name))
+
+    def fetch_seed(self, name: str) -> Path:
+        """A seed's folder, in which a Hub seed was checked against the Hub's hashes, downloaded first if need be."""
+        if not self.is_on_hub(name):
+            return _from_root(self.seeds[name])
+        from lib.hub import fetch
+
+        return fetch(name, self.seeds[name], self.revision_of(name))
+
+    def seed_config(self, name: str) -> str:
+        """A folder that has at least a seed's config, all that a plan needs."""
+        if not self.is_on_hub(name):
+            return str(_from_root(self.seeds[name]))
+        from lib.hub import fetch_config
+
+        return str(fetch_config(name, self.seeds[name], self.revision_of(name)))
 
     def seed_source(self, name: str) -> str:
-        """A seed's local folder or Hub id, as transformers take it."""
-        folder = self.seed_folder(name)
-        return self.seeds[name] if folder is None else str(folder)
+        """A seed's folder, as transformers take it; a Hub seed that is not in the cache is downloaded."""
+        return str(self.seed_folder(name) or self.fetch_seed(name))
 
     @property
     def statistics_key(self) -> dict[str, Any]:
         """The parameters that the statistics of the pass depend on; a run's statistics belong to one such key."""
-        key = {name: getattr(self, name) for name in STATISTICS_KEYS}
+        key = {name: value for name, value in self.model_dump().items() if name in STATISTICS_KEYS}
         return key | ({"reference": self.reference} if self.compare == "reference" else {})
 
     def refuse_other_statistics(self) -> None:
@@ -210,22 +338,22 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     return values
 
 
-def _sentence(error: ValidationError, values: dict[str, Any]) -> str:
-    """The first thing that is wrong, unknown keys before others, without its full stop."""
+def _sentence(error: ValidationError, values: dict[str, Any], model: type[BaseModel] = Params, under: str = "") -> str:
+    """The first thing that is wrong, unknown keys before others, without its full stop; `under` prefixes keys."""
     first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     key = first["loc"][0]
     if first["type"] == "extra_forbidden":
-        return _unknown(key, values[key])
-    allowed = Params.model_fields[key].description
+        return _unknown(key, values[key], model, under)
+    allowed = model.model_fields[key].description
     if first["type"] == "missing":
-        return f"key '{key}' is missing; it must be {allowed}"
-    return f"{key} is {_shown(values[key])}, but must be {allowed}"
+        return f"key '{under}{key}' is missing; it must be {allowed}"
+    return f"{under}{key} is {_shown(values[key])}, but must be {allowed}"
 
 
-def _unknown(key: Any, value: Any) -> str:
-    close = difflib.get_close_matches(str(key), Params.model_fields, n=1)
+def _unknown(key: Any, value: Any, model: type[BaseModel] = Params, under: str = "") -> str:
+    close = difflib.get_close_matches(str(key), model.model_fields, n=1)
     meant = f" (did you mean '{close[0]}'?)" if close else ""
-    return f"unknown key '{key}' with value {_shown(value)}{meant}; allowed are {_listed(Params.model_fields)}"
+    return f"unknown key '{under}{key}' with value {_shown(value)}{meant}; allowed are {_listed(model.model_fields)}"
 
 
 def _shown(value: Any) -> str:

@@ -238,12 +238,11 @@ def pack(setting: Setting) -> Plan:
     return Plan(setting, (*passes, _with_chunk(setting, held)))
 
 
-def shape_of(source: str, revision: str | None = None) -> Shape:
+def shape_of(source: str) -> Shape:
     """A model's shape from its config alone; its weights are counted on the meta device, none is read."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    options = {} if revision is None else {"revision": revision}
-    config = AutoConfig.from_pretrained(source, **options)
+    config = AutoConfig.from_pretrained(source)
     inner = getattr(config, "n_inner", None) or getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
@@ -260,7 +259,7 @@ def shape_of(source: str, revision: str | None = None) -> Shape:
 
 def shared_shape(params: Params) -> Shape:
     """The shape of all seeds; InputError where they differ."""
-    shapes = {name: shape_of(params.seed_source(name), params.revision) for name in sorted(params.seeds)}
+    shapes = {name: shape_of(params.seed_config(name)) for name in sorted(params.seeds)}
     if len(set(shapes.values())) > 1:
         told = {name: (shape.layers, shape.neurons) for name, shape in shapes.items()}
         raise InputError(f"the seeds differ in shape (layers, neurons a layer): {told}; they must be the same model.")

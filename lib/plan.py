@@ -196,7 +196,7 @@ def lines(params: Params) -> list[str]:
         f"operations: products {counted['products']:.3g}, forward {counted['forward']:.3g}",
         f"disk: {disk(plan) / 1e9:.2f} GB of statistics, and as much again for saved states",
     ]
-    places = [("this machine", plan, measured(setting, plan, params.seed_source(params.reference), device))]
+    places = [("this machine", plan, measured(setting, plan, params.seed_config(params.reference), device))]
     for gpu, peaks in GPUS.items():
         there = replace(setting, memory=0.9 * peaks["memory"], processes=1, precision="bf16")
         there_plan = pack(there)

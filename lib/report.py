@@ -19,6 +19,7 @@ from pathlib import Path
 
 from lib import params as parameters
 from lib.errors import InputError
+from lib.hub import weight_files, weights_sha256
 from lib.params import Params, read_params, write_if_changed, write_params, write_statistics_key
 
 # The front page shows the first of these that the run has drawn, or else its first figure.
@@ -61,18 +62,34 @@ def _refuse_other_inputs(params: Params) -> None:
     """Statistics are stale if a seed or the text has other contents than the pass read; only newer files are hashed."""
     record = params.folder / "stats" / "done.json"
     done = _read_json(record)
-    files = {params.text_path: done.get("text_hash")}
+    _refuse_other_documents(params, bool(done))
+    own = params.text_path
+    inputs = [([own], done.get("text_hash"), lambda: _file_sha256(own))] if own else []
     for name, expected in done.get("seed_hashes", {}).items():
         folder = params.seed_folder(name)
         if folder is not None:
-            files[folder / "model.safetensors"] = expected
-    for path, expected in files.items():
-        newer = expected and path.is_file() and path.stat().st_mtime > record.stat().st_mtime
-        if newer and _file_sha256(path) != expected:
+            inputs.append((weight_files(folder), expected, lambda folder=folder: weights_sha256(folder)))
+    for files, expected, sha256 in inputs:
+        present = [path for path in files if path.is_file()] if expected else []
+        newer = [path for path in present if path.stat().st_mtime > record.stat().st_mtime]
+        if newer and sha256() != expected:
             raise InputError(
-                f"{path} has changed since outputs/{params.run} was made from it; choose another name with RUN=…, "
+                f"{newer[0]} has changed since outputs/{params.run} was made from it; choose another name with RUN=…, "
                 f"or delete it with `make clean RUN={params.run}`."
             )
+
+
+def _refuse_other_documents(params: Params, used: bool) -> None:
+    """Local documents must be there, and what statistics were made from must not have changed since."""
+    if params.text_source is None or params.text_source.dataset is not None:
+        return
+    from lib.tokenise import local_files_changed  # imports what no run of a token file needs
+
+    if local_files_changed(params) and used:
+        raise InputError(
+            f"files of the text {params.text_title} have changed since outputs/{params.run} was made from them; choose "
+            f"another name with RUN=…, or delete it with `make clean RUN={params.run}`."
+        )
 
 
 def _file_sha256(path: Path) -> str:
@@ -216,6 +233,15 @@ def render(folder: Path) -> Path:
     return report / "index.html"
 
 
+def _seed_provenance(params: Params, name: str) -> dict[str, str | None]:
+    """Where a seed comes from; of the Hub also the revision that was asked for and the commit that it stood for."""
+    source = {"source": params.seeds[name]}
+    if not params.is_on_hub(name):
+        return source
+    folder = params.seed_folder(name)
+    return source | {"revision": params.revision_of(name) or "main", "commit": folder.name if folder else None}
+
+
 def provenance_of(params: Params, folder: Path, notebooks: dict[str, float | None]) -> dict:
     """Where a report comes from: code, versions, seeds, text, device and times, as far as they are known."""
     done = _read_json(folder / "stats" / "done.json")
@@ -230,8 +256,13 @@ def provenance_of(params: Params, folder: Path, notebooks: dict[str, float | Non
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "packages": _package_versions(),
-        "seeds": {name: {"source": source, "sha256": hashes.get(name)} for name, source in params.seeds.items()},
-        "text": {"source": params.text, "sha256": done.get("text_hash"), "tokens_counted": done.get("tokens_counted")},
+        "seeds": {name: _seed_provenance(params, name) | {"sha256": hashes.get(name)} for name in params.seeds},
+        "text": {
+            "source": params.text_title,
+            "commit": _read_json(folder / "text.json").get("commit"),
+            "sha256": done.get("text_hash"),
+            "tokens_counted": done.get("tokens_counted"),
+        },
         "pass": {
             key: done.get(key)
             for key in ("blocks", "device", "device_name", "precision", "wall_seconds", "peak_memory_bytes")
@@ -301,6 +332,7 @@ def _seed_table(params: Params, references: dict, losses: dict, provenance: dict
     columns = {
         "seed": {name: name + (" (reference)" if name == params.reference else "") for name in params.seeds},
         "model": dict(params.seeds),
+        "revision": {name: seed.get("revision") or "" for name, seed in provenance["seeds"].items()},
         "SHA-256": {name: (seed["sha256"] or "")[:12] for name, seed in provenance["seeds"].items()},
         "loss [nats per token]": {name: f"{row['loss']:.3f}" for name, row in losses.items()},
         "universal neurons": {name: count(row["universal"]) for name, row in references.items()},

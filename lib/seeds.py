@@ -1,57 +1,66 @@
-"""Seed models: from a Hugging Face folder or Hub id to a trunk that yields every layer's MLP activations.
+"""Seed models: from a Hugging Face folder to a trunk that yields every layer's MLP activations.
 
-The trunk is the plain transformers model with SDPA attention, stopped after the last MLP's activation function; no
-logits are computed. That function's input is the pre-activation and its output the activation (TransformerLens
-`hook_pre` and `hook_post`).
+The trunk is the plain transformers model with SDPA attention, stopped before the last MLP writes; no logits are
+computed. The input of the activation function is the pre-activation, the input of the projection that writes to
+the residual stream the activation (TransformerLens `hook_pre` and `hook_post`). In GPT-2 and GPT-NeoX the second is the
+activation function's output. In a gated MLP (Llama) it is act(gate) · up: that product is the neuron, and the gate
+its pre-activation.
 """
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from lib.errors import InputError
+from lib.hub import weight_files, what_is_missing
 from lib.text import Text, file_sha256
 
-WEIGHTS = "model.safetensors"
+# Modules of an MLP by the names that transformers give them.
+ACTIVATIONS = ("act", "act_fn")
+WRITERS = ("c_proj", "dense_4h_to_h", "down_proj")  # GPT-2, GPT-NeoX, Llama
+# What of a tokeniser decides which ids a text gets; padding, truncation and decoding do not.
+TOKENIZER_PARTS = ("model", "normalizer", "pre_tokenizer", "added_tokens")
 
 
 def check_seed(name: str, folder: Path, text: Text, context: int) -> None:
-    """Refuses a local seed folder that cannot be used with this text, before any work is done.
+    """Refuses a seed folder that cannot be used with this text, before any work is done.
 
     Raises InputError with one sentence for: no folder, no config, no weights, truncated or corrupt weights, NaN or
     infinite weights, another vocabulary or tokeniser than the text's, a context longer than the model's.
     """
-    for file, what in (("config.json", "config"), (WEIGHTS, "weights"), ("tokenizer.json", "tokeniser")):
-        if not (folder / file).is_file():
-            raise InputError(f"seed '{name}': {folder} has no {what} (a file {file} in Hugging Face format is needed).")
+    missing = what_is_missing({path.name for path in folder.iterdir()} if folder.is_dir() else set())
+    if missing:
+        raise InputError(f"seed '{name}': {folder} has no {missing}.")
     try:
         config = AutoConfig.from_pretrained(folder)
     except (ValueError, OSError, json.JSONDecodeError) as error:
         raise InputError(f"seed '{name}': {folder}/config.json cannot be read ({_first_line(error)}).") from error
-    try:
-        with safe_open(folder / WEIGHTS, "pt") as weights:
-            broken = next((key for key in weights.keys() if not weights.get_tensor(key).isfinite().all()), None)
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"seed '{name}': {folder / WEIGHTS} is truncated or corrupt ({_first_line(error)}); copy it again."
-        ) from error
-    if broken:
-        raise InputError(f"seed '{name}': {folder / WEIGHTS} has NaN or infinite values in '{broken}'.")
-    if config.vocab_size != text.vocab_size:
+    for path in weight_files(folder):
+        try:
+            broken = next((key for key, tensor in _tensors(path) if not tensor.isfinite().all()), None)
+        except Exception as error:  # each reader has its own for each way in which a file can be broken
+            raise InputError(
+                f"seed '{name}': {path} is truncated or corrupt ({_first_line(error)}); copy it again."
+            ) from error
+        if broken:
+            raise InputError(f"seed '{name}': {path} has NaN or infinite values in '{broken}'.")
+    if config.vocab_size < text.vocab_size:  # more is a padded embedding, as Pythia's
         raise InputError(
             f"seed '{name}' has a vocabulary of {config.vocab_size} tokens but the text was made with {text.vocab_size}; "
             "all seeds and the text must share one tokeniser."
         )
-    if file_sha256(folder / "tokenizer.json") != text.tokenizer_sha256:
+    if text.tokenizer_sha256 not in _tokenizer_hashes(name, folder):
         raise InputError(
-            f"seed '{name}': {folder}/tokenizer.json is not the tokeniser that the text was made with (their SHA-256 "
+            f"seed '{name}': {folder} has not the tokeniser that the text was made with (their SHA-256 "
             "differ); all seeds and the text must share one tokeniser."
         )
     longest = config.max_position_embeddings
@@ -59,11 +68,50 @@ def check_seed(name: str, folder: Path, text: Text, context: int) -> None:
         raise InputError(f"context is {context} but seed '{name}' was made for at most {longest} positions.")
 
 
-def load_model(source: str | Path, revision: str | None = None, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The causal language model in a local folder or on the Hub, in evaluation mode with SDPA attention."""
+def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of a weight file. PyTorch's own format is read without running anything that it pickles."""
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as weights:
+            for key in weights.keys():
+                yield key, weights.get_tensor(key)
+    else:
+        yield from torch.load(path, map_location="cpu", weights_only=True, mmap=True).items()
+
+
+def tokenizer_sha256(folder: Path) -> str:
+    """SHA-256 of what decides the ids that a model folder's tokeniser gives, however its file is written."""
+    path = folder / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path)) if path.is_file() else AutoTokenizer.from_pretrained(folder).backend_tokenizer
+    parts = json.loads(tokenizer.to_str())
+    parts["model"] = {name: value or None for name, value in parts["model"].items()}  # an empty prefix is none
+    return hashlib.sha256(json.dumps([parts[part] for part in TOKENIZER_PARTS], sort_keys=True).encode()).hexdigest()
+
+
+def _tokenizer_hashes(name: str, folder: Path) -> Iterator[str]:
+    """The hash of the tokeniser's file, if there is one, and that of what it does."""
+    if (folder / "tokenizer.json").is_file():
+        yield file_sha256(folder / "tokenizer.json")
+    try:
+        yield tokenizer_sha256(folder)
+    except Exception as error:  # tokenizers raises plain Exception
+        raise InputError(f"seed '{name}': the tokeniser in {folder} cannot be read ({_first_line(error)}).") from error
+
+
+def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The causal language model in a folder, in evaluation mode with SDPA attention.
+
+    Raises InputError where the folder's weights are not those of the model that its config describes.
+    """
     transformers_logging.disable_progress_bar()
-    options = {} if revision is None else {"revision": revision}
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa", **options)
+    try:
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True, output_loading_info=True
+        )
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"the model in {folder} cannot be loaded ({_first_line(error)}).") from error
+    missing = sorted(loaded["missing_keys"])
+    if missing:  # transformers would draw them at random
+        raise InputError(f"the weights in {folder} lack '{missing[0]}', which its config.json asks for.")
     return model.eval().requires_grad_(False)
 
 
@@ -76,18 +124,21 @@ class Trunk:
 
     def __init__(self, model: nn.Module):
         self.base = model.base_model
-        self.layers: list[nn.Module] = []
-        for block in self._blocks():
-            name = "act" if hasattr(block.mlp, "act") else "act_fn"
-            if type(getattr(block.mlp, name)).__name__ == "NewGELUActivation":
-                setattr(block.mlp, name, nn.GELU(approximate="tanh"))  # the same function in one operation, METHOD §1
-            self.layers.append(getattr(block.mlp, name))
-
-    def _blocks(self) -> nn.ModuleList:
-        for name in ("h", "layers"):
-            if hasattr(self.base, name):
-                return getattr(self.base, name)
-        raise InputError(f"{type(self.base).__name__} is not supported; GPT-2 and GPT-NeoX style models are.")
+        self.activations: list[nn.Module] = []  # a layer's activation function
+        self.writers: list[nn.Module] = []  # its projection to the residual stream
+        for block in getattr(self.base, "h", None) or getattr(self.base, "layers", ()):
+            mlp = getattr(block, "mlp", None)
+            act, writer = (next((n for n in names if hasattr(mlp, n)), None) for names in (ACTIVATIONS, WRITERS))
+            if not act or not writer:
+                break
+            if type(getattr(mlp, act)).__name__ == "NewGELUActivation":
+                setattr(mlp, act, nn.GELU(approximate="tanh"))  # the same function in one operation, METHOD §1
+            self.activations.append(getattr(mlp, act))
+            self.writers.append(getattr(mlp, writer))
+        if not self.writers or len(self.writers) < model.config.num_hidden_layers:
+            raise InputError(
+                f"{type(model).__name__} is not supported; models in the style of GPT-2, GPT-NeoX and Llama are."
+            )
 
     @torch.inference_mode()
     def run(
@@ -97,18 +148,23 @@ class Trunk:
 
         Both activations have shape (blocks, context, neurons).
         """
-        read = self.layers[:layers]
-        last = len(read) - 1
+        activations, writers = self.activations[:layers], self.writers[:layers]
+        last = len(writers) - 1
+        pre: dict[int, Tensor] = {}
 
-        def hook(layer: int):
-            def seen(_module, inputs, output):
-                visit(layer, inputs[0], output)
+        def activating(layer: int):
+            return lambda _module, inputs: pre.update({layer: inputs[0]})
+
+        def writing(layer: int):
+            def seen(_module, inputs):
+                visit(layer, pre.pop(layer), inputs[0])
                 if layer == last:
                     raise _AllSeen
 
             return seen
 
-        handles = [module.register_forward_hook(hook(i)) for i, module in enumerate(read)]
+        handles = [module.register_forward_pre_hook(activating(i)) for i, module in enumerate(activations)]
+        handles += [module.register_forward_pre_hook(writing(i)) for i, module in enumerate(writers)]
         try:
             self.base(tokens, use_cache=False)
         except _AllSeen:

@@ -96,9 +96,16 @@ class Run:
         self.folder = params.folder
 
     @cached_property
+    def text_path(self) -> Path:
+        """The run's token file, made first where the text is documents."""
+        from lib.tokenise import token_file  # not needed where no text is read
+
+        return token_file(self.params)
+
+    @cached_property
     def text(self) -> Text:
         """The run's text, cut to its context and token budget."""
-        return read_text(self.params.text_path).cut(self.params.context).take(self.params.token_budget)
+        return read_text(self.text_path).cut(self.params.context).take(self.params.token_budget)
 
     @cached_property
     def tokenizer(self):

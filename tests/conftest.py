@@ -1,10 +1,13 @@
 """Fixtures: small models with the shipped tokeniser, and runs on them in a temporary folder."""
 
+import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from local_hub import LocalHub
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lib.kernels.fused import fastest_layer_statistics, layer_statistics
@@ -57,6 +60,30 @@ def seed_folders(tmp_path_factory) -> dict[str, Path]:
     return {name: save_seed(small_model(i), root / name) for i, name in enumerate("abc")}
 
 
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty Hub, and libraries with empty caches that ask it; nobody waits."""
+    import datasets
+    from huggingface_hub import constants
+    from huggingface_hub.utils import close_session
+
+    nap = time.sleep
+    monkeypatch.setattr("time.sleep", lambda seconds: nap(min(seconds, 0.001)))
+    close_session()
+    with LocalHub() as hub:
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace("https://huggingface.co", hub.url)
+        for module, name, value in (
+            (constants, "ENDPOINT", hub.url), (constants, "HUGGINGFACE_CO_URL_TEMPLATE", template),
+            (constants, "HF_HUB_CACHE", str(tmp_path / "cache")), (constants, "HF_HUB_OFFLINE", False),
+            (datasets.config, "HF_ENDPOINT", hub.url), (datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets")),
+            (datasets.config, "HF_MODULES_CACHE", str(tmp_path / "modules")),
+        ):  # fmt: skip
+            monkeypatch.setattr(module, name, value)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        yield hub
+    close_session()
+
+
 def _uncompiled_if_small(pre, *arguments):
     small = pre.shape[1] < 100
     return (layer_statistics if small else fastest_layer_statistics())(pre, *arguments)
@@ -78,3 +105,13 @@ def make_run(tmp_path, monkeypatch):
         return Run(Params(**(values | changes)))
 
     return make
+
+
+def permuted_tokenizer(seed: Path, folder: Path) -> Path:
+    """A copy of a seed whose tokeniser has two ids exchanged."""
+    shutil.copytree(seed, folder)
+    described = json.loads((folder / "tokenizer.json").read_text())
+    ids = described["model"]["vocab"]
+    ids["a"], ids["b"] = ids["b"], ids["a"]
+    (folder / "tokenizer.json").write_text(json.dumps(described))
+    return folder

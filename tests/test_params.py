@@ -34,10 +34,13 @@ def write(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("name", ["tiny", "smoke"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "params").glob("*.yaml")))
 def test_shipped_files_are_valid_and_named_after_their_run(name):
     params = read_params(ROOT / "params" / f"{name}.yaml")
     assert params.run == name and params.reference in params.seeds
+    if name not in ("tiny", "smoke"):  # the paper's studies
+        assert len(params.seeds) == 5 and params.context == 512 and params.token_budget == 100_000_000
+        assert all(params.is_on_hub(seed) and params.revision_of(seed) for seed in params.seeds)
 
 
 def test_defaults_fill_what_is_not_given(write):
@@ -56,6 +59,10 @@ WRONG = {
     "fraction for a whole number": ({"token_budget": 1e6}, ["token_budget", "1000000.0", "whole number"]),
     "truth for a number": ({"rotations": True}, ["rotations", "true", "whole number"]),
     "number for text": ({"revision": 400000}, ["revision", "400000", "quotes"]),
+    "a revision of no seed": ({"revision": {"z": "step1"}}, ["revision", '"z"', "name: revision"]),
+    "no revision in it": ({"revision": {}}, ["revision", "{}", "branch"]),
+    "an empty revision": ({"revision": {"b": ""}}, ["revision", '"b"', "branch"]),
+    "a number as one seed's revision": ({"revision": {"b": 400}}, ["revision", "400", "quotes"]),
     "list for a mapping": ({"seeds": ["x", "y"]}, ["seeds", '["x", "y"]', "two or more"]),
     "one seed": ({"seeds": {"a": "x"}}, ["seeds", "two or more"]),
     "no seeds": ({"seeds": None}, ["seeds", "null", "two or more"]),
@@ -132,8 +139,17 @@ def test_paths_start_at_the_root_and_hub_ids_are_told_from_folders(write, tmp_pa
     params = read_params(write())
     assert params.text_path == ROOT / "data/tokens.safetensors"
     assert params.seed_folder("a") == ROOT / "data/seeds/a"
-    assert params.seed_folder("b") is None and params.seed_source("b") == "owner/model-b"
+    assert params.seed_folder("b") is None and params.is_on_hub("b")
     assert params.seed_source("c") == "/elsewhere/c"
+
+
+def test_a_revision_for_all_seeds_or_for_each(write):
+    params = read_params(write(revision="step1"))
+    assert [params.revision_of(name) for name in "abc"] == ["step1"] * 3
+    params = read_params(write(revision={"b": "step1"}))
+    assert [params.revision_of(name) for name in "abc"] == [None, "step1", None]
+    checkpoints = {"seeds": {"a": "owner/x", "b": "owner/x"}, "revision": {"a": "step1", "b": "step2"}}
+    assert read_params(write(**checkpoints)).revision_of("b") == "step2"  # two checkpoints are two models
 
 
 def test_statistics_key_holds_what_the_pass_depends_on_and_nothing_else(write):

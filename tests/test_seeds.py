@@ -1,15 +1,21 @@
 """Seed folders that cannot be used are refused in one sentence; the trunk yields the Bridge's activations."""
 
+import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import SHIPPED, TEXT, save_seed, small_model
 from safetensors.torch import load_file, save_file
+from stand_ins import ARCHITECTURES, llama_model, neox_model, save_as_pickle
+from torch.nn.functional import gelu, silu
 from transformer_lens.model_bridge import TransformerBridge
+from transformers import BloomConfig, BloomForCausalLM
 
+from lib.circuits import READING_COLUMNS, weight_properties
 from lib.errors import InputError
-from lib.seeds import Trunk, check_seed, load_model
+from lib.seeds import Trunk, check_seed, load_model, tokenizer_sha256
 from lib.text import read_text
 
 
@@ -68,10 +74,40 @@ def test_another_vocabulary(folder, text):
     refuses(folder, text, "vocabulary of 100 tokens")
 
 
+def test_a_padded_embedding_is_no_other_vocabulary(tmp_path, text):
+    model = small_model(0)
+    model.resize_token_embeddings(8200)
+    check_seed("a", save_seed(model, tmp_path / "padded"), text, 256)
+
+
 def test_another_tokeniser(folder, text):
     path = folder / "tokenizer.json"
     path.write_text(path.read_text().replace('"version": "1.0"', '"version":  "1.0"'))
     refuses(folder, text, "not the tokeniser that the text was made with")
+
+
+def test_the_same_tokeniser_written_otherwise_is_the_same(folder, text):
+    path = folder / "tokenizer.json"
+    by_meaning = replace(text, tokenizer_sha256=tokenizer_sha256(folder))
+    content = json.loads(path.read_text())
+    content["truncation"] = {"direction": "Right", "max_length": 256, "strategy": "LongestFirst", "stride": 0}
+    path.write_text(json.dumps(content, indent=1))
+    check_seed("a", folder, by_meaning, 256)
+    content["model"]["merges"] = content["model"]["merges"][:-1]
+    path.write_text(json.dumps(content))
+    refuses(folder, by_meaning, "not the tokeniser that the text was made with")
+
+
+def test_vocabulary_and_merges_are_a_tokeniser(folder, text):
+    path = folder / "tokenizer.json"
+    model = json.loads(path.read_text())["model"]
+    by_meaning = replace(text, tokenizer_sha256=tokenizer_sha256(folder))
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+    merges = (merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"])
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+    path.unlink()
+    check_seed("a", folder, by_meaning, 256)
 
 
 def test_a_context_longer_than_the_models(folder, text):
@@ -83,9 +119,78 @@ def test_a_broken_config(folder, text):
     refuses(folder, text, "config.json cannot be read")
 
 
-@pytest.mark.parametrize("shipped", [False, True])
-def test_the_trunk_yields_the_bridges_activations(tmp_path, text, shipped):
-    folder = SHIPPED / "a" if shipped else save_seed(small_model(2), tmp_path / "seed")
+def test_weights_in_pytorchs_format(tmp_path, text):
+    (tmp_path / "seed").mkdir()
+    folder = save_as_pickle(small_model(0), tmp_path / "seed")
+    check_seed("a", folder, text, 256)
+    torch.testing.assert_close(load_model(folder).state_dict(), small_model(0).state_dict())
+    path = folder / "pytorch_model.bin"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    refuses(folder, text, "pytorch_model.bin is truncated or corrupt")
+    weights = small_model(0).state_dict()
+    weights["transformer.h.0.mlp.c_fc.bias"][0] = torch.inf
+    torch.save(weights, path)
+    refuses(folder, text, "NaN or infinite values in 'transformer.h.0.mlp.c_fc.bias'")
+
+
+def test_a_weight_that_is_missing_is_not_drawn_at_random(folder):
+    weights = load_file(folder / "model.safetensors")
+    del weights["transformer.h.1.mlp.c_fc.bias"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match="lack 'transformer.h.1.mlp.c_fc.bias'"):
+        load_model(folder)
+
+
+def test_an_architecture_that_is_not_known():
+    with pytest.raises(InputError, match="BloomForCausalLM is not supported; .* GPT-2, GPT-NeoX and Llama are"):
+        Trunk(BloomForCausalLM(BloomConfig(vocab_size=10, hidden_size=8, n_layer=1, n_head=1)))
+
+
+def by_hand(model, tokens) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+    """Pre-activation and activation of each layer from the MLP's input and the weights, with eager attention."""
+    seen = {}
+
+    def layer(index: int):
+        def hook(mlp, inputs):
+            x = inputs[0]
+            if hasattr(mlp, "gate_proj"):
+                pre, post = mlp.gate_proj(x), silu(mlp.gate_proj(x)) * mlp.up_proj(x)
+            elif hasattr(mlp, "dense_h_to_4h"):
+                pre, post = mlp.dense_h_to_4h(x), gelu(mlp.dense_h_to_4h(x))
+            else:
+                pre, post = mlp.c_fc(x), gelu(mlp.c_fc(x), approximate="tanh")
+            seen[index] = pre, post
+
+        return hook
+
+    model.set_attn_implementation("eager")
+    base = model.base_model
+    for index, block in enumerate(base.h if hasattr(base, "h") else base.layers):
+        block.mlp.register_forward_pre_hook(layer(index))
+    with torch.no_grad():
+        model.eval()(tokens)
+    return seen
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_trunk_yields_the_plain_models_activations(tmp_path, text, architecture):
+    model = ARCHITECTURES[architecture](2)
+    folder = save_seed(model, tmp_path / "seed")
+    check_seed("a", folder, text, 256)
+    # CRFM's eager attention computes in fp32 whatever the weights are
+    dtype = torch.float32 if architecture == "crfm" else torch.float64
+    expected, seen = by_hand(model.to(dtype), text.tokens[:2]), {}
+    trunk = Trunk(load_model(folder, dtype))
+    trunk.run(text.tokens[:2], lambda layer, pre, post: seen.update({layer: (pre, post)}))
+    assert seen.keys() == expected.keys() == {0, 1}
+    for layer in seen:
+        torch.testing.assert_close(seen[layer], expected[layer], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["shipped", *ARCHITECTURES])
+def test_the_trunk_yields_the_bridges_activations(tmp_path, text, model):
+    folder = SHIPPED / "a" if model == "shipped" else save_seed(ARCHITECTURES[model](2), tmp_path / "seed")
     tokens = text.tokens[:4]
     seen = {}
     Trunk(load_model(folder)).run(tokens, lambda layer, pre, post: seen.update({layer: (pre, post)}))
@@ -95,3 +200,26 @@ def test_the_trunk_yields_the_bridges_activations(tmp_path, text, shipped):
     for layer, (pre, post) in seen.items():
         torch.testing.assert_close(pre, cache[f"blocks.{layer}.mlp.hook_pre"], atol=2e-5, rtol=1e-4)
         torch.testing.assert_close(post, cache[f"blocks.{layer}.mlp.hook_post"], atol=2e-5, rtol=1e-4)
+
+
+def test_weight_properties_of_pythias_architecture_are_folded_by_hand(tmp_path):
+    model = neox_model(1)
+    table = weight_properties(save_seed(model, tmp_path / "seed"))
+    for layer, block in enumerate(model.double().base_model.layers):
+        gain, shift = block.post_attention_layernorm.weight, block.post_attention_layernorm.bias
+        reads = block.mlp.dense_h_to_4h.weight * gain  # (neurons, d_model)
+        bias = block.mlp.dense_h_to_4h.bias + block.mlp.dense_h_to_4h.weight @ shift
+        reads = reads - reads.mean(dim=1, keepdim=True)
+        writes = (block.mlp.dense_4h_to_h.weight - block.mlp.dense_4h_to_h.weight.mean(dim=0)).T  # (neurons, d_model)
+        own = table[table["layer"] == layer]
+        expected = {
+            "w_in_norm": reads.norm(dim=1), "w_out_norm": writes.norm(dim=1), "input_bias": bias,
+            "in_out_sim": torch.cosine_similarity(reads, writes),
+        }  # fmt: skip
+        for name, values in expected.items():
+            torch.testing.assert_close(torch.tensor(own[name].to_numpy()), values.detach().float(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_gated_neuron_has_no_single_reading_vector(tmp_path):
+    table = weight_properties(save_seed(llama_model(1), tmp_path / "seed"))
+    assert table[READING_COLUMNS].isna().all(axis=None) and table.drop(columns=READING_COLUMNS).notna().all(axis=None)

@@ -54,9 +54,12 @@ def test_reads_what_the_safetensors_library_writes(tmp_path):
     assert without.document.tolist() == [0, 0, 0]
 
 
-def test_too_large_an_id_is_not_written(tmp_path):
-    with pytest.raises(InputError, match="70000 ids"):
-        write_text(tmp_path / "t.safetensors", replace(small_text(), vocab_size=70000))
+def test_a_large_vocabulary_takes_wider_ids(tmp_path):
+    wide = replace(small_text(), tokens=small_text().tokens * 10_000, vocab_size=100_000)
+    write_text(tmp_path / "t.safetensors", wide)
+    assert torch.equal(read_text(tmp_path / "t.safetensors").tokens, wide.tokens)
+    with pytest.raises(InputError, match="256 domains"):
+        write_text(tmp_path / "u.safetensors", replace(small_text(), domains=("x",) * 257))
 
 
 def test_neither_bos_nor_bare_newlines_count():

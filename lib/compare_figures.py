@@ -1,0 +1,75 @@
+"""Figures of the comparison with a published table; the visual language is that of lib.figures."""
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from lib.compare import COLUMNS
+from lib.figures import ALPHA, COLOURS, CORRELATION, NEUTRAL, WIDE, _folded, _layer_axis, canvas, note
+
+PANELS = 4  # in a row
+
+
+def overlap(by_layer: pd.DataFrame) -> Figure:
+    """Universal neurons by layer: in both, in this run only, in the published table only."""
+    fig, axes = canvas()
+    bottom = np.zeros(len(by_layer))
+    for label, height, colour in (
+        ("both", by_layer["both"], COLOURS["universal"]),
+        ("this run only", by_layer["universal"] - by_layer["both"], CORRELATION),
+        ("published only", by_layer["published"] - by_layer["both"], "#BBBBBB"),
+    ):
+        height = height.to_numpy(dtype=float)
+        axes.bar(by_layer["layer"], height, bottom=bottom, color=colour, width=0.7, label=f"{label} ({height.sum():,.0f})")
+        bottom += height
+    if not bottom.any():
+        note(axes, "no universal neuron on either side")
+    axes.set(ylabel="universal neurons")
+    axes.set_ylim(0, max(1, 1.05 * bottom.max()))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    _layer_axis(axes, len(by_layer))
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    return fig
+
+
+def values(table: pd.DataFrame, rows: pd.DataFrame) -> Figure:
+    """This run against the published value of each column in `rows` (of `compare.agreement`), listed neurons only."""
+    listed = table[table["listed"]]
+    lines = max(1, -(-len(rows) // PANELS))
+    fig, grid = canvas(lines, PANELS, (WIDE, 0.4 + 2.35 * lines), squeeze=False)
+    for axes, row in zip(grid.flat, rows.itertuples(), strict=False):
+        ours, theirs = listed[row.column], listed[f"{row.column}_published"]
+        for name, group in (("other", ~listed["universal"]), ("universal", listed["universal"])):
+            axes.scatter(theirs[group], ours[group], s=4, color=COLOURS[name], alpha=ALPHA[name], linewidths=0, rasterized=True)
+        both = pd.concat([ours, theirs])
+        axes.plot([both.min(), both.max()], [both.min(), both.max()], color=NEUTRAL, linewidth=0.8, linestyle="--")
+        axes.set_title(_folded(row.label) if len(row.label) > 20 else row.label, fontsize="small")
+        axes.text(0.04, 0.95, f"r = {row.pearson:.3f}" if np.isfinite(row.pearson) else "r undefined", transform=axes.transAxes,
+                  va="top", fontsize="small", bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1})  # fmt: skip
+        axes.tick_params(labelsize="x-small")
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+    for axes in grid.flat[max(1, len(rows)) :]:
+        axes.set_visible(False)
+    if not len(rows):
+        note(grid[0, 0], "no shared\ncolumn")
+    fig.supxlabel("published", fontsize="medium")
+    fig.supylabel("this run", fontsize="medium")
+    handles = [
+        axes.scatter([], [], s=25, color=COLOURS[name], label=f"{name} in this run") for name in ("universal", "other")
+    ]
+    fig.legend(handles=handles, loc="outside lower right", ncols=2, frameon=False, fontsize="small")
+    return fig
+
+
+def layers(matrix: pd.DataFrame) -> Figure:
+    """Correlation with the published values of each column within each layer; white where it is undefined."""
+    count = len(matrix.columns)
+    fig, axes = canvas(size=(WIDE, 1.2 + 0.3 * len(matrix)))
+    sns.heatmap(matrix.rename(index=COLUMNS), ax=axes, cmap="cividis", vmin=min(0, np.nanmin(matrix.to_numpy(), initial=0)), vmax=1,
+                annot=count <= 12, fmt=".2f", annot_kws={"fontsize": "x-small"}, cbar_kws={"label": "correlation"})  # fmt: skip
+    axes.set(xlabel="layer", ylabel=None)
+    axes.tick_params(rotation=0)
+    return fig

@@ -1,0 +1,269 @@
+"""Documents as they stream from a source: a dataset on the Hub, or local .jsonl, .jsonl.zst, .txt and .parquet files.
+
+A document has a number, its place in the source from 0 on; a text file is one document, handed on in parts, so that
+none has to fit in memory. Folders of local files take turns, a document each, so that a prefix holds some of all.
+Every fault of a source is one InputError sentence.
+"""
+
+import glob
+import io
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow
+import pyarrow.parquet
+
+from lib.errors import InputError
+from lib.params import TextSource
+
+ENDINGS = (".jsonl", ".jsonl.zst", ".txt", ".parquet")
+PART = 2**18  # characters after which a part of a document ends with its line
+UNKNOWN = "unknown"  # the domain of a document whose domain field is empty
+
+
+class Part(NamedTuple):
+    """Text of one document; `number` is the document's, `index` the part's within it."""
+
+    number: int
+    index: int
+    domain: str
+    text: str
+
+
+Document = tuple[str, Iterable[str]]  # domain, lines or the whole text
+
+
+def parts(source: TextSource, commit: str | None = None, start: tuple[int, int] = (0, 0)) -> Iterator[Part]:
+    """All parts from `start` (document, part) on; `commit` is the dataset's on the Hub (`dataset_commit`)."""
+    first, done = start
+    documents = _local(source) if source.dataset is None else _of_dataset(source, commit, first)
+    documents = itertools.islice(documents, first, None) if source.dataset is None else documents
+    for number, (domain, lines) in enumerate(documents, first):
+        for index, text in enumerate(_parts_of(lines)):
+            if number > first or index >= done:
+                yield Part(number, index, domain, text)
+
+
+def _parts_of(lines: Iterable[str]) -> Iterator[str]:
+    """Lines joined to parts of about PART characters; a part ends before the blanks that end a line.
+
+    Before blanks byte-level BPE in GPT-2's way cuts anyway, so that parts have the tokens of the whole.
+    """
+    part, size = [], 0
+    for line in lines:
+        part.append(line)
+        size += len(line)
+        if size >= PART and (whole := "".join(part)).strip():
+            yield whole.rstrip()
+            part = [whole[len(whole.rstrip()) :]]
+            size = len(part[0])
+    if size:
+        yield "".join(part)
+
+
+def _document(row: dict[str, Any], source: TextSource, domain: str, where: Callable[[], str]) -> Document:
+    """Domain and lines of one record; a text that is null is an empty document."""
+    text = _value(row, source.field, where)
+    if not isinstance(text, str | None):
+        raise InputError(f"{where()}: field '{source.field}' is {type(text).__name__}, where text is needed.")
+    if source.domain is not None:
+        value = _value(row, source.domain, where)
+        domain = UNKNOWN if value in (None, "") else str(value)
+    lines = io.StringIO(text or "", newline="\n") if len(text or "") > PART else [text or ""]
+    return domain, lines
+
+
+def _value(row: dict[str, Any], field: str, where: Callable[[], str]) -> Any:
+    """A field of a record; dots lead into fields of fields."""
+    if field in row:
+        return row[field]
+    value: Any = row
+    for step in field.split("."):
+        if not isinstance(value, dict) or step not in value:
+            known = ", ".join(f"'{name}'" for name in row) or "none"
+            raise InputError(f"{where()} has no field '{field}'; its fields are {known}.")
+        value = value[step]
+    return value
+
+
+# ---------------------------------------------------------------- local files
+
+
+def files_of(source: TextSource) -> list[Path]:
+    """The files that a path, folder or glob stands for, by path; InputError if there is none that can be read."""
+    path = source.path
+    if path.is_dir():
+        found = [file for file in path.rglob("*") if file.is_file() and file.name.endswith(ENDINGS)]
+    else:
+        found = [Path(file) for file in glob.glob(str(path), recursive=True) if Path(file).is_file()]
+        wrong = next((file for file in found if not file.name.endswith(ENDINGS)), None)
+        if wrong is not None:
+            raise InputError(f"text: {wrong} cannot be read as text; a file must end in {', '.join(ENDINGS)} or .safetensors.")
+    if not found:
+        raise InputError(
+            f"text: there is no file {path} and no {', '.join(ENDINGS)} file in a folder or glob of that name; a dataset on "
+            "the Hub is given as a mapping with the keys dataset and split."
+        )
+    return sorted(found)
+
+
+def _local(source: TextSource) -> Iterator[Document]:
+    """Documents of all files; folders take turns."""
+    folders: dict[Path, list[Path]] = {}
+    for file in files_of(source):
+        folders.setdefault(file.parent, []).append(file)
+    turns = [itertools.chain.from_iterable(_of_file(file, source) for file in files) for files in folders.values()]
+    while turns:
+        waiting = []
+        for documents in turns:
+            document = next(documents, None)
+            if document is not None:
+                waiting.append(documents)
+                yield document
+        turns = waiting
+
+
+def _of_file(file: Path, source: TextSource) -> Iterator[Document]:
+    domain = file.parent.name
+    if file.suffix == ".txt":
+        yield domain, _lines(file)
+    elif file.suffix == ".parquet":
+        yield from _of_parquet(file, source, domain)
+    else:
+        for number, line in enumerate(_lines(file), 1):
+            if line.strip():
+                where = _place(file, "line", number)
+                yield _document(_record(line, where), source, domain, where)
+
+
+def _lines(file: Path) -> Iterator[str]:
+    """The lines of a text file, line ends kept as they are."""
+    with _readable(file):
+        packed = file.suffix == ".zst"
+        raw = io.BufferedReader(pyarrow.input_stream(str(file), compression="zstd")) if packed else open(file, "rb")
+        # only a newline ends a line of JSON; a text file may use others
+        with io.TextIOWrapper(raw, encoding="utf-8-sig", newline="" if file.suffix == ".txt" else "\n") as text:
+            yield from text
+
+
+def _record(line: str, where: Callable[[], str]) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where()} is not JSON ({error.msg}).") from None
+    if not isinstance(record, dict):
+        raise InputError(f"{where()} is not a JSON object with fields.")
+    return record
+
+
+def _of_parquet(file: Path, source: TextSource, domain: str) -> Iterator[Document]:
+    with _readable(file), pyarrow.parquet.ParquetFile(file) as table:
+        known = table.schema_arrow.names
+        wanted = [name for name in (source.field, source.domain) if name is not None]
+        columns = [name if name in known else name.split(".")[0] for name in wanted]
+        missing = [name for name, column in zip(wanted, columns, strict=True) if column not in known]
+        if missing:
+            listed = ", ".join(f"'{name}'" for name in known)
+            raise InputError(f"{file} has no field '{missing[0]}'; its fields are {listed}.")
+        number = 0
+        for batch in table.iter_batches(256, columns=list(dict.fromkeys(columns))):
+            for row in batch.to_pylist():
+                number += 1
+                yield _document(row, source, domain, _place(file, "row", number))
+
+
+def _place(file: Path, what: str, number: int) -> Callable[[], str]:
+    return lambda: f"{file}, {what} {number}"
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """What keeps a file from being read, as one sentence."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not UTF-8 text (byte {error.start} of a part that was read).") from None
+    except (OSError, pyarrow.ArrowException) as error:
+        why = getattr(error, "strerror", None) or _first_line(error)
+        raise InputError(f"{file} is damaged or cannot be read ({why}).") from None
+
+
+# ---------------------------------------------------------------- datasets on the Hub
+
+
+def dataset_commit(source: TextSource) -> str:
+    """The commit that a dataset's revision stands for now, asked of the Hub."""
+    from huggingface_hub import HfApi, constants
+
+    if source.revision is not None and re.fullmatch(r"[0-9a-f]{40}", source.revision):
+        return source.revision
+    try:
+        return HfApi(endpoint=constants.ENDPOINT).dataset_info(source.dataset, revision=source.revision).sha
+    except Exception as error:  # of huggingface_hub or its HTTP client: each has its sentence
+        raise InputError(f"text: {_hub_sentence(error, source)}") from error
+
+
+def _of_dataset(source: TextSource, commit: str | None, first: int) -> Iterator[Document]:
+    """Documents of a dataset's split from the `first` on, streamed."""
+    import datasets
+    from datasets.exceptions import DatasetGenerationError
+
+    _teach_zstd()
+    name = source.dataset.split("/")[-1]
+    try:
+        files = {source.split: source.data_files} if source.data_files else None
+        rows = datasets.load_dataset(
+            source.dataset, source.subset, data_files=files, split=source.split, revision=commit, streaming=True
+        )
+        for number, row in enumerate(rows.skip(first), first):
+            yield _document(row, source, name, lambda number=number: f"the dataset '{source.dataset}', document {number},")
+    except (InputError, GeneratorExit):
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError) and not isinstance(error, DatasetGenerationError | pyarrow.ArrowException):
+            raise InputError(f"text: the dataset '{source.dataset}' cannot be used ({_first_line(error)}).") from error
+        raise InputError(f"text: {_hub_sentence(error, source)}") from error
+
+
+def _hub_sentence(error: Exception, source: TextSource) -> str:
+    from huggingface_hub import constants
+
+    from lib.hub import sentence
+
+    shown = f"the dataset '{source.dataset}'"
+    if constants.is_offline_mode():
+        return f"{shown} cannot be read in offline mode; unset HF_HUB_OFFLINE, or give its files as text.files."
+    if "gated dataset" in str(error):
+        page = f"{constants.ENDPOINT}/datasets/{source.dataset}"
+        return f"{shown} is gated; accept its terms at {page}, then log in with `hf auth login` or set HF_TOKEN."
+    cause = error
+    while cause is not None and not type(cause).__module__.startswith(("huggingface_hub", "httpx")):
+        cause = cause.__cause__ or cause.__context__
+    if cause is not None:
+        return sentence(cause, "dataset", source.dataset, source.revision)
+    return (
+        f"{shown} cannot be read ({type(error).__name__}: {_first_line(error)}); run the same command again, what was "
+        "tokenised so far is kept."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".").replace(". ", "; ") if lines else type(error).__name__
+
+
+def _teach_zstd() -> None:
+    """Lets `datasets` open .zst files with pyarrow, for which it would need a package of its own."""
+    import fsspec.compression
+
+    if "zstd" not in fsspec.compression.compr:
+
+        def opened(file, mode="rb", **_):
+            return pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), "zstd")
+
+        fsspec.compression.register_compression("zstd", opened, "zst")

@@ -1,0 +1,385 @@
+"""Text from documents: tokenised once with the seeds' tokeniser into a cached token file, resumable to the last byte.
+
+The documents of a domain are joined by BOS and cut into blocks of `context` tokens, BOS first, as they stream by. A
+block ends where a word begins, looked for among its last REACH tokens; what then remains of it is filled with BOS, which
+is never counted. Where there is no such place (no blanks, as in Chinese) it ends between two characters.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from lib import documents
+from lib import params as parameters
+from lib.documents import Part
+from lib.errors import InputError
+from lib.params import CACHE, Params, TextSource, write_if_changed
+from lib.seeds import tokenizer_sha256
+from lib.store import write_atomically, write_json
+from lib.text import Text, write_text
+
+PACKING = 1  # counts changes to how documents become blocks; part of what names a cached text
+REACH = 16  # tokens before the end of a block among which a word may begin
+BATCH = 2**21  # characters that are tokenised at a time, spread over all cores
+SHARD = 2**22  # tokens that are saved at a time, hence the most that a kill can lose
+MOST_DOMAINS = 256
+SAMPLE = "The  cat's 1,234 naïve\n\n\tif x==y: # DON'T\r\n  Größe 東京 🙂 \u00a0www.a-b.org/~c?d=%20 <|endoftext|>"
+
+
+# ---------------------------------------------------------------- the tokeniser
+
+
+@dataclass(frozen=True, repr=False)
+class Vocabulary:
+    """A tokeniser and what the packing needs to know of each token id."""
+
+    tokenizer: Tokenizer
+    bos_id: int
+    pieces: tuple[bytes, ...]  # what each token stands for
+
+    @property
+    def dtype(self) -> type[np.unsignedinteger]:
+        """The smallest type that holds every id."""
+        return np.uint16 if len(self.pieces) <= 2**16 else np.uint32
+
+    @property
+    def newline_ids(self) -> tuple[int, ...]:
+        """Ids of the tokens that are nothing but line ends."""
+        return tuple(token for token, piece in enumerate(self.pieces) if piece and not piece.strip(b"\r\n"))
+
+    def places(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Three booleans a token: it begins with a blank, it ends with one, it begins inside a character."""
+        texts = [piece.decode(errors="ignore") for piece in self.pieces]
+        begins = np.array([text[:1].isspace() for text in texts])
+        ends = np.array([text[-1:].isspace() for text in texts])
+        begins[self.bos_id] = ends[self.bos_id] = True
+        return begins, ends, np.array([piece[:1] != b"" and 0x80 <= piece[0] < 0xC0 for piece in self.pieces])
+
+
+def vocabulary(tokenizer) -> Vocabulary:
+    """From a fast tokeniser of transformers; InputError if no token can stand at the start of a block."""
+    bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if bos is None:
+        raise InputError("the seeds' tokeniser has neither a BOS nor an EOS token, one of which must begin each block.")
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_padding()
+    backend.no_truncation()
+    backend.encode_special_tokens = True  # a document that spells a special token out does not contain one
+    return Vocabulary(backend, bos, token_bytes(backend))
+
+
+def token_bytes(tokenizer: Tokenizer) -> tuple[bytes, ...]:
+    """The bytes that each id stands for: of byte-level tokens, of ▁ for a blank and <0x41> for a byte, or as written."""
+    described = json.loads(tokenizer.to_str())
+    byte_level = any("ByteLevel" in json.dumps(described[part]) for part in ("pre_tokenizer", "decoder"))
+    added = {token: content.content for token, content in tokenizer.get_added_tokens_decoder().items()}
+    names = {token: name for name, token in tokenizer.get_vocab(with_added_tokens=True).items()}
+    letters = {letter: byte for byte, letter in _byte_letters().items()}
+
+    def of(token: int) -> bytes:
+        name = names.get(token, "")
+        if token in added:
+            return added[token].encode()
+        if byte_level and all(letter in letters for letter in name):
+            return bytes(letters[letter] for letter in name)
+        if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
+            return bytes([int(name[3:5], 16)])
+        return name.replace("▁", " ").encode()
+
+    return tuple(of(token) for token in range(max(names, default=-1) + 1))
+
+
+def _byte_letters() -> dict[int, str]:
+    """The printable letter that byte-level BPE writes for each byte."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + place) for place, byte in enumerate(others)}
+
+
+def shared_tokenizer(params: Params):
+    """The tokeniser of all seeds, as transformers load it; InputError with the reason if two seeds' differ."""
+    from transformers import AutoTokenizer
+
+    loaded = {}
+    for name in sorted(params.seeds, key=lambda name: name != params.reference):
+        try:
+            loaded[name] = AutoTokenizer.from_pretrained(params.seed_source(name))
+        except (ValueError, OSError, KeyError) as error:
+            raise InputError(f"seed '{name}': its tokeniser cannot be read ({str(error).splitlines()[0].rstrip('.')}).") from error
+        why = None if name == params.reference else difference(loaded[params.reference], loaded[name])
+        if why:
+            raise InputError(
+                f"the tokenisers of the seeds '{params.reference}' and '{name}' differ: {why}; neurons can only be compared "
+                "on the same tokens."
+            )
+    return loaded[params.reference]
+
+
+def difference(ours, other) -> str | None:
+    """The first thing in which two tokenisers of transformers differ, or None if they give every text the same ids."""
+    vocabularies = [tokenizer.get_vocab() for tokenizer in (ours, other)]
+    if vocabularies[0] != vocabularies[1]:
+        sizes = [len(tokens) for tokens in vocabularies]
+        if sizes[0] != sizes[1]:
+            return f"they have vocabularies of {sizes[0]:,} and {sizes[1]:,} tokens"
+        token = min(token for token, place in vocabularies[0].items() if vocabularies[1].get(token) != place)
+        return f"the token {token!r} has the id {vocabularies[0][token]} in one and {vocabularies[1].get(token)} in the other"
+    models = [json.loads(tokenizer.backend_tokenizer.to_str()) for tokenizer in (ours, other)]
+    merges = [model["model"].get("merges", []) for model in models]
+    if merges[0] != merges[1]:
+        place = next((at for at, pair in enumerate(zip(*merges, strict=False)) if pair[0] != pair[1]), min(map(len, merges)))
+        return f"their merges differ from number {place + 1} on"
+    if ours.bos_token_id != other.bos_token_id or ours.eos_token_id != other.eos_token_id:
+        return "their BOS or EOS tokens are not the same"
+    ids = [tokenizer.encode(SAMPLE, add_special_tokens=False) for tokenizer in (ours, other)]
+    if ids[0] != ids[1]:
+        return f"they encode {SAMPLE[:24]!r}… differently"
+    part = next((part for part in ("normalizer", "pre_tokenizer", "added_tokens") if models[0][part] != models[1][part]), None)
+    return part and f"their settings of '{part}' differ"
+
+
+# ---------------------------------------------------------------- packing
+
+
+class Packer:
+    """Tokens of documents to blocks, with one open block a domain; its state can be saved and loaded."""
+
+    def __init__(self, known: Vocabulary, context: int):
+        self.context, self.bos, self.dtype = context, known.bos_id, known.dtype
+        self.begins, self.ends, self.inside = known.places()
+        self.domains: list[str] = []
+        self.open: list[tuple[np.ndarray, np.ndarray]] = []  # per domain: ids, and the document of each
+        self.blocks: list[tuple[np.ndarray, int, int]] = []  # (ids, domain, document of the first token)
+
+    def add(self, domain: str, document: int, ids: np.ndarray) -> None:
+        """Tokens of one document, or of its next part; full blocks come to `blocks`."""
+        if not len(ids):
+            return
+        if domain not in self.domains:
+            if len(self.domains) == MOST_DOMAINS:
+                raise InputError(
+                    f"the text has more than {MOST_DOMAINS} domains, the last being {domain[:60]!r}; text.domain must name a "
+                    "field with a few kinds of text."
+                )
+            self.domains.append(domain)
+            self.open.append((np.empty(0, self.dtype), np.empty(0, np.int32)))
+        label = self.domains.index(domain)
+        tokens, owners = self.open[label]
+        separator = [self.bos] if len(owners) and owners[-1] != document else []
+        tokens = np.concatenate([tokens, np.array(separator, self.dtype), ids])
+        owners = np.concatenate([owners, np.full(len(separator) + len(ids), document, np.int32)])
+        while len(tokens) >= self.context:  # one more than a block's body: what follows decides where it ends
+            stop = self._end(tokens)
+            self._emit(label, tokens[:stop], owners)
+            stop += int(tokens[stop] == self.bos)  # the block's own BOS does for a separator
+            tokens, owners = tokens[stop:], owners[stop:]
+        self.open[label] = tokens, owners
+
+    def finish(self) -> None:
+        """The open blocks, filled up with BOS."""
+        for label, (tokens, owners) in enumerate(self.open):
+            if len(tokens):
+                self._emit(label, tokens, owners)
+            self.open[label] = tokens[:0], owners[:0]
+
+    def _end(self, tokens: np.ndarray) -> int:
+        body = self.context - 1
+        stops = np.arange(max(1, body - REACH), body + 1)
+        word = self.begins[tokens[stops]] | self.ends[tokens[stops - 1]]
+        for possible in (word, ~self.inside[tokens[stops]]):
+            if possible.any():
+                return int(stops[possible.nonzero()[0][-1]])
+        return body
+
+    def _emit(self, label: int, tokens: np.ndarray, owners: np.ndarray) -> None:
+        block = np.full(self.context, self.bos, self.dtype)
+        block[1 : 1 + len(tokens)] = tokens
+        self.blocks.append((block, label, int(owners[0])))
+
+    def state(self) -> tuple[dict[str, np.ndarray], list[str]]:
+        """The open blocks, and the domains so far."""
+        sizes = np.array([len(tokens) for tokens, _ in self.open], np.int64)
+        joined = [np.concatenate([pair[i] for pair in self.open] or [np.empty(0, np.int32)]) for i in (0, 1)]
+        return {"open_sizes": sizes, "open_tokens": joined[0], "open_owners": joined[1]}, list(self.domains)
+
+    def load(self, state: dict[str, np.ndarray], domains: list[str]) -> None:
+        """Goes on from what `state` gave."""
+        self.domains = list(domains)
+        cuts = np.cumsum(state["open_sizes"])[:-1]
+        pairs = (np.split(state[name], cuts) for name in ("open_tokens", "open_owners"))
+        self.open = [(tokens.astype(self.dtype), owners) for tokens, owners in zip(*pairs, strict=True)] if domains else []
+
+
+# ---------------------------------------------------------------- building the token file
+
+
+def tokenised(parts: Iterable[Part], known: Vocabulary) -> Iterator[tuple[Part, np.ndarray]]:
+    """Each part with its ids; a batch is tokenised by all cores while the next one is read."""
+
+    def ids_of(batch: list[Part]) -> list[np.ndarray]:
+        encoded = known.tokenizer.encode_batch_fast([part.text for part in batch], add_special_tokens=False)
+        return [np.array(encoding.ids, known.dtype) for encoding in encoded]
+
+    with ThreadPoolExecutor(1) as ahead:
+        waiting = None
+        for batch in _batches(parts):
+            begun = ahead.submit(ids_of, batch), batch
+            if waiting:
+                yield from zip(waiting[1], waiting[0].result(), strict=True)
+            waiting = begun
+        if waiting:
+            yield from zip(waiting[1], waiting[0].result(), strict=True)
+
+
+def _batches(parts: Iterable[Part]) -> Iterator[list[Part]]:
+    batch, size = [], 0
+    for part in parts:
+        batch.append(part)
+        size += len(part.text)
+        if size >= BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+class _Shards:
+    """The pieces of a text that is being made, in a folder: written whole or not at all."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def paths(self) -> list[Path]:
+        return sorted(self.folder.glob("shard-*.safetensors"))
+
+    def write(self, packer: Packer, position: tuple[int, int]) -> None:
+        """Saves the packer's blocks, and where to go on: the next (document, part)."""
+        tokens = [block for block, _, _ in packer.blocks]
+        state, domains = packer.state()
+        arrays = state | {
+            "tokens": np.stack(tokens) if tokens else np.empty((0, packer.context), packer.dtype),
+            "domain": np.array([label for _, label, _ in packer.blocks], np.uint8),
+            "document": np.array([document for _, _, document in packer.blocks], np.int32),
+            "position": np.array(position, np.int64),
+        }
+        path = self.folder / f"shard-{len(self.paths()):05d}.safetensors"
+        metadata = {"domains": json.dumps(domains)}
+        write_atomically(path, lambda temporary: save_file(arrays, temporary, metadata))
+        packer.blocks.clear()
+
+    def resume(self, packer: Packer) -> tuple[tuple[int, int], int]:
+        """The position to go on from, and the number of blocks that are there."""
+        position, blocks = (0, 0), 0
+        for path in self.paths():
+            with safe_open(path, "np") as shard:
+                blocks += shard.get_slice("tokens").get_shape()[0]
+                last = shard.get_tensor("position"), json.loads(shard.metadata()["domains"])
+            position = tuple(map(int, last[0]))
+        if self.paths():
+            packer.load(load_file(self.paths()[-1]), last[1])
+        return position, blocks
+
+    def joined(self, known: Vocabulary, blocks: int, tokenizer_sha256: str) -> Text:
+        """The first `blocks` blocks of all shards as a text."""
+        columns: dict[str, list[np.ndarray]] = {"tokens": [], "domain": [], "document": []}
+        for path in self.paths():
+            with safe_open(path, "np") as shard:
+                for name, column in columns.items():
+                    column.append(shard.get_tensor(name))
+                domains = json.loads(shard.metadata()["domains"])
+        tensors = {name: torch.from_numpy(np.concatenate(column)[:blocks]) for name, column in columns.items()}
+        return Text(
+            **tensors, domains=tuple(domains), tokenizer_sha256=tokenizer_sha256, vocab_size=len(known.pieces),
+            bos_id=known.bos_id, newline_ids=known.newline_ids,
+        )  # fmt: skip
+
+
+def build(folder: Path, parts: Callable, known: Vocabulary, size: tuple[int, int], tokenizer_sha256: str) -> Path:
+    """Writes folder/tokens.safetensors, of at most size = (blocks, context), and goes on with what is in the folder.
+
+    `parts(start)` gives the documents' parts from a position on. Raises InputError if there is no text in them.
+    """
+    blocks, context = size
+    packer, shards = Packer(known, context), _Shards(folder)
+    position, there = shards.resume(packer)
+    with tqdm(total=blocks * context, initial=there * context, unit="tok", unit_scale=True, desc="tokenising") as bar:
+        for part, ids in tokenised(parts(position) if there < blocks else (), known):
+            before = len(packer.blocks)
+            packer.add(part.domain, part.number, ids)
+            position = part.number, part.index + 1
+            bar.update((len(packer.blocks) - before) * context)
+            if len(packer.blocks) * context >= SHARD:
+                there += len(packer.blocks)
+                shards.write(packer, position)
+            if there + len(packer.blocks) >= blocks:
+                break
+        else:
+            packer.finish()
+        there += len(packer.blocks)
+        shards.write(packer, position)
+    if not there:
+        raise InputError("the text's documents are all empty.")
+    text = shards.joined(known, min(blocks, there), tokenizer_sha256)
+    write_atomically(folder / "tokens.safetensors", lambda temporary: write_text(temporary, text))
+    for path in shards.paths():
+        path.unlink()
+    return folder / "tokens.safetensors"
+
+
+def token_file(params: Params) -> Path:
+    """The token file of a run: that of its parameters, or one made from its documents and kept in outputs/cache.
+
+    A run remembers in outputs/<run>/text.json which commit of a dataset it reads and which file it made, so that it
+    goes on with the same documents, and asks for neither tokeniser nor network once it has them.
+    """
+    source = params.text_source
+    if source is None:
+        return params.text_path
+    record, asked = params.folder / "text.json", _asked(params, source)
+    known = json.loads(record.read_text()) if record.exists() else {}
+    if known.get("asked") != asked:
+        commit = None if source.dataset is None else documents.dataset_commit(source)
+        known = {"asked": asked, "commit": commit, "cache": None}
+    cache = parameters.OUTPUTS / CACHE / "text" / str(known["cache"])
+    if not (cache / "tokens.safetensors").is_file():
+        tokenizer = shared_tokenizer(params)
+        sha256 = tokenizer_sha256(Path(params.seed_source(params.reference)))
+        made_from = {"packing": PACKING, "tokenizer": sha256, "commit": known["commit"]}
+        made_from |= {name: asked[name] for name in ("text", "files", "context", "blocks")}
+        known["cache"] = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
+        cache = cache.with_name(known["cache"])
+        write_json(cache / "made_from.json", made_from)
+        write_if_changed(record, json.dumps(known, indent=2) + "\n")
+        if not (cache / "tokens.safetensors").is_file():
+            size = asked["blocks"], params.context
+            build(cache, partial(documents.parts, source, known["commit"]), vocabulary(tokenizer), size, sha256)
+    return cache / "tokens.safetensors"
+
+
+def _asked(params: Params, source: TextSource) -> dict:
+    """What of a run's parameters and local files decides its token file, as JSON gives it back."""
+    files = None
+    if source.dataset is None:
+        found = documents.files_of(source)
+        files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in found]
+    return {
+        "text": source.model_dump(), "files": files, "seeds": params.seeds, "revision": params.revision,
+        "context": params.context, "blocks": -(-params.token_budget // params.context),
+    }  # fmt: skip
+
+
+def local_files_changed(params: Params) -> bool:
+    """Whether a run's local documents are others than those that its token file was made from; InputError for none."""
+    record, now = params.folder / "text.json", _asked(params, params.text_source)["files"]
+    return record.exists() and json.loads(record.read_text())["asked"]["files"] != now

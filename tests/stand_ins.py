@@ -1,0 +1,71 @@
+"""Tiny random models of the real architecture classes, as the real repositories hold them."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from conftest import TOKENIZER, save_seed, small_model
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
+
+SHAPE = dict(
+    vocab_size=8192, hidden_size=32, num_hidden_layers=2, max_position_embeddings=256, initializer_range=0.3,
+    bos_token_id=0, eos_token_id=0, tie_word_embeddings=False,
+)  # fmt: skip
+
+
+def crfm_model(seed: int) -> GPT2LMHeadModel:
+    """GPT-2 as CRFM trained it: attention scaled by 1/layer and, in the eager implementation, upcast."""
+    config = small_model(seed).config.to_dict() | {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True}
+    torch.manual_seed(seed)
+    return _moved(GPT2LMHeadModel(GPT2Config(**config)))
+
+
+def neox_model(seed: int) -> GPTNeoXForCausalLM:
+    """Pythia's architecture: parallel attention and MLP, rotary positions, exact GELU, untied embeddings."""
+    torch.manual_seed(seed)
+    config = GPTNeoXConfig(**SHAPE, num_attention_heads=2, intermediate_size=48, rotary_pct=0.25)
+    return _moved(GPTNeoXForCausalLM(config))
+
+
+def llama_model(seed: int) -> LlamaForCausalLM:
+    """A gated MLP and grouped-query attention."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(**SHAPE, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48)
+    return _moved(LlamaForCausalLM(config))
+
+
+def _moved(model: PreTrainedModel) -> PreTrainedModel:
+    """No weight stays at its neutral start value (LayerNorm 1 and 0, bias 0)."""
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return model.eval()
+
+
+ARCHITECTURES = {"gpt2": small_model, "crfm": crfm_model, "neox": neox_model, "llama": llama_model}
+
+
+def save_as_pickle(model: GPT2LMHeadModel, folder: Path) -> Path:
+    """A seed folder with pytorch_model.bin, the only weights that the CRFM repositories have, with the masks of its time."""
+    model.config.save_pretrained(folder)
+    masks = {}
+    for layer in range(model.config.n_layer):
+        masks[f"transformer.h.{layer}.attn.bias"] = torch.ones(1, 1, 256, 256, dtype=torch.bool).tril()
+        masks[f"transformer.h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
+    torch.save(model.state_dict() | masks, folder / "pytorch_model.bin")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TOKENIZER / name, folder)
+    return folder
+
+
+def save_stand_in(architecture: str, seed: int, folder: Path) -> Path:
+    """One seed of an architecture in the format in which its studies' repositories hold it."""
+    save = save_as_pickle if architecture == "crfm" else save_seed
+    return save(ARCHITECTURES[architecture](seed), folder)

@@ -1,0 +1,153 @@
+"""A run beside a published table: perturbed copies are told exactly, and every table that cannot be used in one sentence."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import SHIPPED
+
+from lib import compare, compare_figures, compare_findings
+from lib.errors import InputError
+from lib.store import write_table
+
+LAYERS, NEURONS, THRESHOLD = 3, 100, 0.5
+
+
+@pytest.fixture(scope="module")
+def neurons() -> pd.DataFrame:
+    """A per-neuron table with every published column; a third of its neurons are universal."""
+    generator = np.random.default_rng(0)
+    table = pd.DataFrame({"layer": np.repeat(range(LAYERS), NEURONS), "neuron": np.tile(range(NEURONS), LAYERS)})
+    for place, column in enumerate(compare.COLUMNS):
+        table[column] = generator.normal(place, 10.0 ** (place % 5 - 3), len(table))
+    table["excess_corr"] = generator.permutation(np.linspace(0.2, 0.65, len(table)))
+    return table
+
+
+@pytest.fixture(scope="module")
+def published(neurons) -> pd.DataFrame:
+    """As the paper's tables: the universal neurons only, rounded."""
+    return neurons[neurons["excess_corr"] > THRESHOLD].round(6).reset_index(drop=True)
+
+
+def exchanged(table: pd.DataFrame, share: float) -> tuple[pd.DataFrame, set[tuple[int, int]]]:
+    """A copy in which a share of the neurons have another one's values, and which they are."""
+    places = np.random.default_rng(1).choice(len(table), round(share * len(table)), replace=False)
+    copy, values = table.copy(), [column for column in table if column not in ("layer", "neuron")]
+    copy.loc[places, values] = table.loc[np.roll(places, 1), values].to_numpy()
+    return copy, set(map(tuple, table.loc[places, ["layer", "neuron"]].to_numpy()))
+
+
+def test_a_table_agrees_with_itself(neurons, published):
+    table = compare.joined(neurons, published, THRESHOLD)
+    totals = compare.overlap(table)
+    assert totals["jaccard"] == totals["precision"] == totals["recall"] == 1 and totals["both"] == len(published) == 100
+    assert totals["differs"] == 0 and totals["chance_recall"] == 1 / 3 and len(compare.most_different(table, 9)) == 0
+    assert (compare.agreement(table)["pearson"] > 0.999999).all() and set(compare.shared_columns(table)) == set(compare.COLUMNS)
+
+
+def test_a_tenth_of_the_neurons_exchanged_is_told_exactly(neurons, published):
+    copy, expected = exchanged(published, 0.1)
+    table = compare.joined(neurons, copy, THRESHOLD)
+    found = compare.most_different(table, 1000)
+    assert set(map(tuple, found[["layer", "neuron"]].to_numpy())) == expected and len(expected) == 10
+    assert compare.overlap(table)["jaccard"] == 1 and found["distance"].is_monotonic_decreasing
+    rows = compare.agreement(table)
+    assert (rows["differs"] == 10).all() and rows["pearson"].between(0.5, 0.999).all() and (rows["neurons"] == 100).all()
+    assert "**10** of the 100 listed neurons (10.0 %) differ" in compare_findings.differing(table)
+    for row in rows.itertuples():  # against numpy on the two tables as they are
+        both = neurons.merge(copy, on=["layer", "neuron"], suffixes=("", "_p"))
+        assert row.pearson == pytest.approx(np.corrcoef(both[row.column], both[f"{row.column}_p"])[0, 1])
+    top = found.iloc[0]
+    gaps = {name: (top[name] - top[f"{name}_published"]) / copy[name].std(ddof=0) for name in compare.COLUMNS}
+    assert top["distance"] == pytest.approx(np.sqrt(np.mean(np.square(list(gaps.values())))))
+    assert top["worst"] == max(gaps, key=lambda name: abs(gaps[name])) and top["worst_gap"] == pytest.approx(gaps[top["worst"]])
+
+
+def test_a_tenth_of_the_universal_neurons_replaced_by_others_is_told_exactly(neurons, published):
+    others = neurons[neurons["excess_corr"] <= THRESHOLD].iloc[:10]
+    copy = published.copy()
+    copy.loc[:9, ["layer", "neuron"]] = others[["layer", "neuron"]].to_numpy()
+    table = compare.joined(neurons, copy, THRESHOLD)
+    totals = compare.overlap(table)
+    assert (totals["both"], totals["precision"], totals["recall"]) == (90, 0.9, 0.9) and totals["jaccard"] == 90 / 110
+    sides = compare.one_sided(table, 1000)
+    for side, expected in (("here", published.iloc[:10]), ("there", others)):
+        assert set(sides[side]["neuron"] + NEURONS * sides[side]["layer"]) == set(expected["neuron"] + NEURONS * expected["layer"])
+    by_layer = compare.overlap_by_layer(table)
+    assert by_layer["both"].sum() == 90 and by_layer["universal"].sum() == by_layer["published"].sum() == 100
+    assert "90.0 % of this run's are published" in compare_findings.overlap(totals, THRESHOLD).text
+
+
+def cases(neurons, published):
+    constant = neurons.assign(var=1.0, skew=np.nan)
+    yield neurons, published, THRESHOLD
+    yield neurons, exchanged(published, 0.1)[0], THRESHOLD
+    yield neurons, published.iloc[:1], THRESHOLD  # one neuron
+    yield neurons, published[["layer", "neuron", "excess_corr"]], THRESHOLD
+    yield constant, constant, THRESHOLD  # every neuron listed
+    yield neurons, neurons, 0.9  # none universal on either side
+    yield neurons.assign(excess_corr=0.0), published, THRESHOLD
+    yield neurons, published.assign(excess_corr=0.0), THRESHOLD
+
+
+@pytest.mark.parametrize("case", range(8))
+def test_figures_and_sentences_for_every_kind_of_table(neurons, published, case, tmp_path):
+    table = compare.joined(*list(cases(neurons, published))[case])
+    totals, rows, matrix = compare.overlap(table), compare.agreement(table), compare.agreement_by_layer(table)
+    findings = [compare_findings.overlap(totals, THRESHOLD), compare_findings.layers(matrix)]
+    findings += [compare_findings.values(table, rows[part], "values") for part in (slice(7), slice(7, None))]
+    texts = [text for finding in findings for text in finding]
+    texts += [compare_findings.differing(table), compare_findings.is_partial(table, THRESHOLD)]
+    texts.append(compare_findings.one_sided(compare.one_sided(table, 20), totals))
+    assert not any("nan" in text or "undefined" in text or "None universal" in text for text in texts), texts
+    assert all(text.endswith((".", ":")) for text in texts if " " in text and not any(text == finding.title for finding in findings))
+    for figure in (
+        compare_figures.overlap(compare.overlap_by_layer(table)), compare_figures.values(table, rows[rows.index > 0][:3]), compare_figures.layers(matrix),
+    ):  # fmt: skip
+        figure.savefig(tmp_path / "x.png", dpi=20)
+    assert len(compare_findings.difference_table(compare.most_different(table, 20))) == min(20, totals["differs"])
+
+
+WRONG = {
+    "no_file": (None, "does not exist"),
+    "no_column": ("layer,neuron,feature\n0,1,x\n", "no column 'excess_corr', only layer, neuron, feature"),
+    "words": ("layer,neuron,excess_corr\n0,1,high\n", "something other than numbers in its column 'excess_corr'"),
+    "fraction": ("layer,neuron,excess_corr\n0,1.5,0.5\n", "values in 'neuron' that are not whole numbers"),
+    "twice": ("layer,neuron,excess_corr\n0,1,0.5\n0,1,0.6\n", "more than one row of the same neuron"),
+    "no_rows": ("layer,neuron,excess_corr\n", "no rows"),
+    "binary": (b"\x00\xff\xfe" * 50, "cannot be read"),
+    "empty": ("", "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_table_that_cannot_be_used_is_one_sentence(tmp_path, name):
+    content, expected = WRONG[name]
+    path = tmp_path / "published.csv"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError) as caught:
+        compare.read_published(path)
+    text = str(caught.value)
+    assert expected in text and text.endswith(".") and "\n" not in text and ". " not in text, text
+
+
+def test_a_table_of_a_larger_model_is_refused(neurons, published):
+    with pytest.raises(InputError, match="layer 7 neuron 0, but the run's layers go to 2 and its neurons to 99"):
+        compare.joined(neurons, published.assign(layer=7, neuron=0).iloc[:1], THRESHOLD)
+
+
+def test_the_table_is_kept_with_the_run(make_run, neurons, published, tmp_path, capsys):
+    run = make_run({"a": SHIPPED / "a", "b": SHIPPED / "b"})
+    write_table(run.folder / "tables" / "neurons_all_seeds.parquet", neurons.assign(seed="a"))
+    for path, written in ((tmp_path / "p.csv", published.to_csv), (tmp_path / "p.tsv", lambda path: published.to_csv(path, sep="\t"))):
+        written(path)  # with the unnamed index column that pandas adds
+        first = compare.compare(run, path)
+        assert compare.overlap(first)["jaccard"] == 1 and run.recorded("tables/published.json")["file"] == path.name
+    pd.testing.assert_frame_equal(compare.compare(run), first)
+    pd.testing.assert_frame_equal(run.table("comparison"), first)
+    assert compare.main([]) == compare.main(["x", ""]) == 2
+    assert capsys.readouterr().err.count("error: PUBLISHED is missing") == 2
+    assert json.loads((run.folder / "tables" / "published.json").read_text())["sha256"]
