@@ -1,6 +1,6 @@
 # make report [RUN=tiny] [SEED=a] [TOKENS=1000000] [PARAMS=path.yaml]; `make help` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help report test lab seeds lint clean environment FORCE
+.PHONY: help report test lab bench seeds lint clean environment FORCE
 .NOTPARALLEL:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
@@ -9,6 +9,7 @@ PARAMS = $(if $(wildcard params/$(RUN).yaml),params/$(RUN).yaml,params/tiny.yaml
 SEED =
 TOKENS =
 SEED_TOKENS = 25000000
+PUBLISHED =
 PYTHON = python3.11
 VENV = .venv
 
@@ -40,6 +41,9 @@ test: $(READY) ## the test suite
 
 lab: $(READY) ## the notebooks in JupyterLab
 	PYTHONPATH="$(CURDIR)" $(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
+
+bench: $(READY) ## speed, memory and error against the published algorithm (a quarter of an hour); [TOKENS=300000] [PUBLISHED=8192]
+	$(PY) -m bench $(if $(TOKENS),--tokens '$(TOKENS)') $(if $(PUBLISHED),--published-tokens '$(PUBLISHED)')
 
 seeds: $(READY) ## build the text and train the shipped seeds again (hours)
 	$(PY) -m lib.corpus
