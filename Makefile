@@ -26,7 +26,7 @@ OUT := outputs/$(RUN)
 CHAPTERS := $(sort $(wildcard notebooks/*.ipynb))
 EXECUTED := $(CHAPTERS:notebooks/%=$(OUT)/notebooks/%)
 # What makes the pages, and what makes the seeds and the text, does not change what a notebook computes.
-PAGES := lib/report.py lib/pages.py $(wildcard lib/report_template/*)
+PAGES := lib/report.py lib/pages.py $(wildcard lib/report_template/* bench/*.json)
 SHIPPING := lib/corpus.py lib/corpus_sources.py lib/bigram.py lib/train.py lib/trainer.py lib/gpt2.py lib/seed_card.py
 LIBRARY := $(filter-out $(PAGES) $(SHIPPING),$(wildcard lib/*.py lib/kernels/*.py))
 

@@ -1,11 +1,14 @@
 """The published algorithm, written independently of lib, gives the engine's correlations; the benchmark's table and page."""
 
+import json
+
 import pytest
 import torch
 from conftest import TEXT, small_model
 from torch.nn.functional import gelu
 
 from bench import engine, published, table, whole
+from lib import report
 from lib.correlation import rotations
 from lib.seeds import load_model
 
@@ -68,3 +71,13 @@ def test_table_extrapolates_only_the_pass():
     found = {"forward": dict(plain=100.0, plain_with_logits=80.0, bridge=25.0, trunk_fp32=110.0, trunk_bf16=400.0)}
     text = table.text({"machine": dict(device="X", date="2026-01-01", torch="2", commit="c"), "rows": table.rows(found)})
     assert "our trunk, bf16: 400 tokens/s, 4.00 of plain" in text and "2026-01-01" in text
+
+
+def test_report_shows_machines_side_by_side(tmp_path):
+    speed, share = dict(group="Speed", what="ours", bar="8"), dict(group="Peak", what="share", bar="")
+    for name, rows in {"cpu": [speed | {"measured": "9"}, share | {"measured": "80 %"}], "h200": [speed | {"measured": "30"}]}.items():
+        record = {"machine": {"device": name.upper(), "date": "2026-01-01", "torch": "2", "commit": None}, "rows": rows}
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    page = report.benchmarks_page(tmp_path)
+    assert [machine["name"] for machine in page["machines"]] == ["cpu", "h200"]
+    assert [group["rows"][0]["cells"] for group in page["groups"]] == [["9", "30"], ["80 %", ""]]
