@@ -1,13 +1,16 @@
-"""The one pass: every block of text goes once through every seed, and every accumulator is fed from it.
+"""The passes over the text: every block goes once through the seeds that a pass needs and into all its accumulators.
 
-The pass is saved every few minutes and goes on from there after a kill; it ends with one safetensors file per
-accumulator in outputs/<run>/stats and a summary in done.json. `python -m lib.collect outputs/<run>/params.yaml`.
+Which accumulators a pass holds is planned by memory (`lib.passes`); runs that fit take one pass. Each process saves its state every few
+minutes and goes on from there after a kill; outputs/<run>/stats ends with safetensors files `<kind>-<pass>` and a
+summary in done.json. `python -m lib.collect outputs/<run>/params.yaml`, or with several processes
+`torchrun --nproc-per-node=K -m lib.collect outputs/<run>/params.yaml`.
 """
 
 import platform
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -15,217 +18,173 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lib.correlation import compare
+from lib.correlation import Covariance, compare
 from lib.errors import InputError
-from lib.kernels.covariance import OPERAND_DTYPES, CrossCovariance, fastest_precision
+from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, Operand
 from lib.kernels.examples import TopExamples
-from lib.kernels.fused import INT8_LIMIT, fastest_layer_statistics
 from lib.kernels.histogram import Histogram
 from lib.kernels.moments import Moments
 from lib.params import read_params
+from lib.passes import BATCH, PassPlan, Plan, Unit, device_of, pack, release_order, setting_of, shared_shape
+from lib.processes import Processes, merge_loaded, shares
+from lib.reader import Dither, SeedReader, Seen, pilot
 from lib.seeds import WEIGHTS, Trunk, check_seed, load_model, token_losses
-from lib.store import Run, read_tensors, write_json, write_table, write_tensors
+from lib.store import Run, TensorFiles, read_tensors, write_json, write_table, write_tensors
 from lib.text import file_sha256
 
-BATCH = 8  # blocks in one forward pass
-CHUNK = 64  # blocks in one covariance product, at most
-PILOT = 64  # blocks that fix shifts and scales
 HISTOGRAM_EVERY = 8  # one batch in so many is counted into the histograms
 LOSS_BLOCKS = 256  # blocks on which each seed's loss is measured
-HEADROOM = 1.5  # int8 operands cover the pilot's range times this
-SAVE_SECONDS = 180
+LOSS_LOGITS = 2**26  # logits computed at a time, at most
+SAVE_SECONDS = 180  # between two saves, for each gigabyte of state (and for less)
 SNAPSHOTS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # shares of the text after which best matches are recorded
 
 
+def _histogram(layer_range: dict[str, Tensor]) -> Histogram:
+    return Histogram(layer_range["low"], layer_range["high"])
+
+
+def _feed_examples(examples: TopExamples, seen: Seen) -> None:
+    post, counted = seen.post.view(seen.shape), seen.counted.view(seen.shape[:2])
+    examples.update(seen.layer, post, counted, seen.blocks)
+
+
+def _feed_histogram(histogram: Histogram, seen: Seen) -> None:
+    if int(seen.blocks[0]) // BATCH % HISTOGRAM_EVERY == 0:
+        histogram.update(seen.layer, seen.pre, seen.counted)
+
+
+# How the accumulators of one seed are made, from its pilot (`lib.reader.PILOT_NAMES`), and how a layer is fed to them.
+ACCUMULATORS: dict[str, tuple[Callable, Callable]] = {
+    "examples": (lambda scaling: TopExamples(*scaling["low"].shape, device=scaling["low"].device), _feed_examples),
+    "histogram": (_histogram, _feed_histogram),
+}
+
+
 class Pass:
-    """The accumulators of one run, and how far they have come."""
+    """The seeds and accumulators of one pass in one process, and which chunks of the text they have seen."""
 
-    def __init__(self, run: Run):
-        params = run.params
-        self.run, self.text, self.names = run, run.text, sorted(params.seeds)
-        self.device = torch.device(
-            ("cuda" if torch.cuda.is_available() else "cpu") if params.device == "auto" else params.device
-        )
-        self.precision = (
-            fastest_precision(self.device, run.text.tokens.numel()) if params.precision == "auto" else params.precision
-        )
-        self.operand_dtype = OPERAND_DTYPES[self.precision]
-        forward_dtype = torch.bfloat16 if self.precision in ("bf16", "int8") else torch.float32
-        self.models = {
-            name: load_model(params.seed_source(name), params.revision, forward_dtype).to(self.device)
-            for name in self.names
+    def __init__(self, run: Run, plan: Plan, number: int, scalings: dict[str, dict[str, Tensor]], device: torch.device):
+        self.run, self.text, self.plan, self.number, self.device = run, run.text, plan, number, device
+        self.planned: PassPlan = plan.passes[number]
+        setting = plan.setting
+        self.layers, self.neurons, self.names = setting.shape.layers, setting.shape.neurons, setting.seeds
+        self.depths = self.planned.depths(self.layers)
+        self.order = release_order(self.planned, self.depths)
+        precision = setting.precision
+        self.readers = {
+            name: SeedReader(name, Trunk(_model(run, name, precision, device)), scalings[name], depth, precision)
+            for name, depth in self.depths.items()
         }
-        self.trunks = {name: Trunk(model) for name, model in self.models.items()}
-        self.layers, self.neurons = _shape(self.models)
-        self.blocks = len(self.text.tokens)
-        self.chunk = max(BATCH, min(CHUNK, self.blocks // 16 // BATCH * BATCH))
-        self.next_block = 0
+        rows = BATCH * run.text.context
+        self.dither = Dither(run.params.random_seed, len(self.names), (rows, self.neurons), device)
+        self.units = {unit: self._accumulator(unit, scalings[unit.seed]) for unit in self.planned.units}
+        self.done = torch.zeros(-(-len(self.text.tokens) // self.planned.chunk), dtype=torch.bool)
         self.seconds = 0.0
-        self.statistics = fastest_layer_statistics()
-        self._prepare()
 
-    def _prepare(self) -> None:
-        """Shifts and scales from a pilot spread over the text, then empty accumulators."""
-        spread = torch.linspace(0, self.blocks - 1, min(PILOT, self.blocks)).long()
-        tokens, counted = self.text.tokens[spread], self.text.counted(spread)
-        self.moments, self.examples, self.histograms, self.dither = {}, {}, {}, {}
-        for index, name in enumerate(self.names):
-            pre_scaling, post_scaling, low, high = self._pilot(name, tokens, counted)
-            self.moments[name] = Moments(pre_scaling, post_scaling)
-            self.examples[name] = TopExamples(self.layers, self.neurons, device=self.device)
-            self.histograms[name] = Histogram(low, high)
-            generator = torch.Generator().manual_seed(self.run.params.random_seed * 1000 + index)
-            # rows are used from a start that moves with the batch, so the tile is a little longer than a batch
-            rows = 2 * BATCH * self.text.context if self.precision == "int8" else BATCH * self.text.context
-            self.dither[name] = torch.rand(rows, self.neurons, generator=generator).to(self.device)
-        self.covariance = CrossCovariance(self.names, self.layers, self.neurons, self.operand_dtype, self.device)
+    def _accumulator(self, unit: Unit, scaling: dict[str, Tensor]):
+        if unit.kind in ("pair", "within"):
+            return LayerProducts(self.layers, self.neurons, OPERAND_DTYPES[self.plan.setting.precision], self.device)
+        reader = self.readers[unit.seed]
+        if unit.kind == "moments":
+            return reader.moments
+        make, feed = ACCUMULATORS[unit.kind]
+        accumulator = make(scaling)
+        reader.feeds.append(lambda seen: unit.first <= seen.layer < unit.stop and feed(accumulator, seen))
+        return accumulator
 
-    def _pilot(self, name: str, tokens: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Scalings (layers, 2, neurons) of pre-activation and activation, and the pre-activation's range."""
-        pres, posts = ([[] for _ in range(self.layers)] for _ in range(2))
-        for start in range(0, len(tokens), BATCH):
-            rows = counted[start : start + BATCH].flatten().to(self.device)
-
-            def visit(layer: int, pre: Tensor, post: Tensor, rows=rows) -> None:
-                pres[layer].append(pre.flatten(0, 1)[rows].to(torch.bfloat16))
-                posts[layer].append(post.flatten(0, 1)[rows].to(torch.bfloat16))
-
-            self.trunks[name].run(tokens[start : start + BATCH].to(self.device), visit)
-        pre_scaling, post_scaling, lows, highs = [], [], [], []
-        for layer in range(self.layers):
-            pre, post = torch.cat(pres[layer]).float(), torch.cat(posts[layer]).float()
-            pres[layer] = posts[layer] = None
-            self._refuse_nan(name, layer, pre.sum(0))
-            deviation = _floored(pre.std(0, correction=0))
-            pre_scaling.append(torch.stack([pre.mean(0), 1 / deviation]))
-            lows.append(pre.amin(0) - deviation / 2)
-            highs.append(pre.amax(0) + deviation / 2)
-            if self.precision == "int8":
-                low, high = post.amin(0), post.amax(0)
-                step = _floored((high - low) * HEADROOM / (2 * INT8_LIMIT))
-                post_scaling.append(torch.stack([(low + high) / 2, 1 / step]))
-            else:
-                post_scaling.append(torch.stack([post.mean(0), 1 / _floored(post.std(0, correction=0))]))
-        return torch.stack(pre_scaling), torch.stack(post_scaling), torch.stack(lows), torch.stack(highs)
-
-    def _refuse_nan(self, name: str, layer: int, sums: Tensor) -> None:
-        broken = (~sums.isfinite()).nonzero()
-        if len(broken):
-            neuron = int(broken[0, -1])
-            raise InputError(
-                f"seed '{name}', layer {layer}, neuron {neuron}: its activation is NaN or infinite on this text, so no "
-                "correlation with it is defined; check the model's weights."
-            )
-
-    def advance(self, bar: tqdm) -> None:
+    def advance(self, chunk: int, bar: tqdm) -> None:
         """One chunk of blocks through every seed and into every accumulator."""
         started = time.perf_counter()
-        stop = min(self.next_block + self.chunk, self.blocks)
-        blocks = torch.arange(self.next_block, stop)
-        operands = {name: self._forward(name, blocks, bar) for name in self.names}
-        self.covariance.update(operands)
-        self.next_block = stop
+        size = self.planned.chunk
+        blocks = torch.arange(chunk * size, min((chunk + 1) * size, len(self.text.tokens)))
+        held: dict[str, list[Operand]] = {}
+        for name, later in self.order:
+            index = self.names.index(name)
+            held[name] = self.readers[name].operands(self.text, blocks, lambda batch, i=index: self.dither.of(i, batch))
+            bar.update(len(blocks) * self.text.context)
+            for unit, products in self.units.items():
+                if unit.kind == "within" and unit.seed == name:
+                    products.update(held[name], held[name])
+                elif unit.kind == "pair" and name in (unit.seed, unit.other) and {unit.seed, unit.other} <= held.keys():
+                    products.update([held[unit.seed][unit.first]] * self.layers, held[unit.other])
+            held = {seed: operands for seed, operands in held.items() if seed in later}
+        self.done[chunk] = True
         self.seconds += time.perf_counter() - started
-
-    def _forward(self, name: str, blocks: Tensor, bar: tqdm) -> Tensor:
-        """One seed's activations on some blocks: moments, histogram and examples fed, operand returned."""
-        context, total = self.text.context, self.layers * self.neurons
-        operand = torch.empty(len(blocks) * context, total, dtype=self.operand_dtype, device=self.device)
-        for start in range(0, len(blocks), BATCH):
-            batch = blocks[start : start + BATCH]
-            self._forward_batch(name, batch, operand[start * context : (start + len(batch)) * context])
-            bar.update(len(batch) * context)
-        return operand
-
-    def _forward_batch(self, name: str, batch: Tensor, operand: Tensor) -> None:
-        """As `_forward` for one batch, writing its rows (tokens, layers × neurons) of the operand."""
-        tokens, mask = self._padded(batch)
-        weights, flat = mask.flatten().float()[:, None], mask.flatten()
-        moments, examples, histogram = self.moments[name], self.examples[name], self.histograms[name]
-        number = int(batch[0]) // BATCH
-        offset = number * 379 % (len(self.dither[name]) - len(flat) + 1)
-        dither = self.dither[name][offset : offset + len(flat)]
-
-        def visit(layer: int, pre: Tensor, post: Tensor) -> None:
-            scalings = moments.pre_scaling[layer], moments.post_scaling[layer]
-            pre_rows, post_rows = pre.flatten(0, 1), post.flatten(0, 1)  # (tokens, neurons)
-            sums, part = self.statistics(pre_rows, post_rows, weights, *scalings, dither, self.operand_dtype)
-            self._refuse_nan(name, layer, sums)
-            moments.update(layer, sums)
-            operand[:, layer * self.neurons : (layer + 1) * self.neurons] = part[: len(operand)]
-            examples.update(layer, post[: len(batch)], mask[: len(batch)], batch)
-            if number % HISTOGRAM_EVERY == 0:
-                histogram.update(layer, pre_rows, flat)
-
-        self.trunks[name].run(tokens, visit)
-        moments.count(int(mask.sum()))
-
-    def _padded(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens and counted mask of a batch, filled up with uncounted blocks so that its shape never changes."""
-        tokens = torch.full((BATCH, self.text.context), self.text.bos_id)
-        mask = torch.zeros(BATCH, self.text.context, dtype=torch.bool)
-        tokens[: len(batch)], mask[: len(batch)] = self.text.tokens[batch], self.text.counted(batch)
-        return tokens.to(self.device), mask.to(self.device)
 
     def accumulators(self) -> dict[str, object]:
         """Every accumulator by the prefix of its tensors in a saved state."""
-        named = {"covariance": self.covariance}
-        for kind, group in (("moments", self.moments), ("examples", self.examples), ("histogram", self.histograms)):
-            named |= {f"{kind}.{name}": accumulator for name, accumulator in group.items()}
-        return named
+        named = {f"{unit.kind}.{unit.name}": accumulator for unit, accumulator in self.units.items()}
+        # a seed's moments are needed by all passes that run it, and written by the one that has them as a unit
+        return named | {f"moments.{name}": reader.moments for name, reader in self.readers.items()}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All accumulators' tensors and how far the pass has come."""
-        state = {"next_block": torch.tensor(self.next_block), "seconds": torch.tensor(self.seconds)}
+        """All accumulators' tensors and which chunks they have seen."""
+        state = {"done": self.done, "seconds": torch.tensor(self.seconds)}
         for prefix, accumulator in self.accumulators().items():
             state |= {f"{prefix}/{name}": tensor for name, tensor in accumulator.state_dict().items()}
         return state
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Goes on from a saved state."""
-        self.next_block, self.seconds = int(state["next_block"]), float(state["seconds"])
+    def merge_state(self, state: dict[str, Tensor]) -> None:
+        """Adds a saved state of this pass, which saw other chunks; the first is taken as it is."""
+        fresh = not self.done.any()
+        self.done |= state["done"]
+        self.seconds = max(self.seconds, float(state["seconds"]))
         for prefix, accumulator in self.accumulators().items():
             own = {key.split("/", 1)[1]: value for key, value in state.items() if key.startswith(prefix + "/")}
-            accumulator.load_state_dict({name: tensor.to(self.device) for name, tensor in own.items()})
+            own = {name: tensor.to(self.device) for name, tensor in own.items()}
+            if fresh:
+                accumulator.load_state_dict(own)
+            else:
+                merge_loaded(accumulator, own)
+
+    def covariance(self) -> Covariance:
+        """The products so far; only if the pass holds them all."""
+        found = {(unit.kind, unit.seed, unit.first, unit.other): products for unit, products in self.units.items()}
+        setting = self.plan.setting
+        return Covariance(
+            setting.seeds, setting.pairs, setting.references, self.layers, self.neurons,
+            pair=lambda a, layer, b, other: found["pair", a, layer, b].sums[other],
+            within=lambda seed, layer: found["within", seed, 0, None].sums[layer],
+        )  # fmt: skip
 
     def snapshot(self) -> dict[str, Tensor]:
         """Best matches and one rotation's baseline on the tokens so far, averaged over compared seeds."""
-        comparison = compare(self.covariance, self.moments, self.run.params.random_seed, draws=1)
+        moments = {name: reader.moments for name, reader in self.readers.items()}
+        comparison = compare(self.covariance(), moments, self.run.params.random_seed, draws=1)
         return {
             "corr": comparison.corr.nanmean(1),  # (seeds, total)
             "baseline": comparison.baseline[0].nanmean(1),
-            "tokens": torch.tensor(self.moments[self.names[0]].tokens),
+            "tokens": torch.tensor(moments[self.names[0]].tokens),
         }
 
-    def losses(self) -> list[dict]:
-        """Each seed's loss in nats per token on the first blocks of the text, over all and by domain."""
-        rows = []
-        tokens, domain = self.text.tokens[:LOSS_BLOCKS], self.text.domain[:LOSS_BLOCKS]
-        for name, model in self.models.items():
-            losses = torch.cat([token_losses(model, part.to(self.device)).cpu() for part in tokens.split(BATCH)])
-            rows.append({"seed": name, "domain": "all", "loss": float(losses.mean()), "tokens": losses.numel()})
-            for index in domain.unique().tolist():
-                own = losses[domain == index]
-                label = self.text.domains[index]
-                rows.append({"seed": name, "domain": label, "loss": float(own.mean()), "tokens": own.numel()})
-        return rows
+
+def _model(run: Run, name: str, precision: str, device: torch.device):
+    dtype = torch.bfloat16 if precision in ("bf16", "int8") else torch.float32
+    return load_model(run.params.seed_source(name), run.params.revision, dtype).to(device)
 
 
-def _floored(scale: Tensor) -> Tensor:
-    """Scales no smaller than a hundredth of their median: a neuron silent in the pilot may still fire later."""
-    return scale.clamp(min=max(float(scale.median()) / 100, 1e-6))
+def losses(name: str, model, text) -> list[dict]:
+    """One seed's loss in nats per token on the first blocks of the text, over all and by domain."""
+    tokens, domain = text.tokens[:LOSS_BLOCKS], text.domain[:LOSS_BLOCKS]
+    size = min(BATCH, max(1, LOSS_LOGITS // (text.context * text.vocab_size)))
+    found = torch.cat([token_losses(model, part.to(model.device)).cpu() for part in tokens.split(size)])
+    rows = [{"seed": name, "domain": "all", "loss": float(found.mean()), "tokens": found.numel()}]
+    for index in domain.unique().tolist():
+        own = found[domain == index]
+        rows.append({"seed": name, "domain": text.domains[index], "loss": float(own.mean()), "tokens": own.numel()})
+    return rows
 
 
-def _shape(models: dict) -> tuple[int, int]:
-    """(layers, neurons a layer), which all seeds must share."""
-    shapes = {}
-    for name, model in models.items():
-        config = model.config
-        width = getattr(config, "n_inner", None) or getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-        shapes[name] = (config.num_hidden_layers, width)
-    if len(set(shapes.values())) > 1:
-        raise InputError(f"the seeds differ in shape (layers, neurons a layer): {shapes}; they must be the same model.")
-    return next(iter(shapes.values()))
+def _first_look(run: Run, precision: str, device: torch.device) -> None:
+    """Every seed's loss (tables/losses.parquet) and pilot (stats/pilot.safetensors), one model at a time."""
+    rows, scalings = [], {}
+    for name in sorted(run.params.seeds):
+        model = _model(run, name, precision, device)
+        rows += losses(name, model, run.text)
+        found = pilot(name, Trunk(model), run.text, precision, device)
+        scalings |= {f"{name}.{key}": tensor for key, tensor in found.items()}
+    write_table(run.folder / "tables" / "losses.parquet", pd.DataFrame(rows))
+    write_tensors(run.folder / "stats" / "pilot.safetensors", scalings)
 
 
 def check(run: Run) -> None:
@@ -238,22 +197,45 @@ def check(run: Run) -> None:
 
 
 def collect(run: Run) -> None:
-    """Runs the pass, or what is left of it; returns at once if it is complete."""
+    """Runs the passes, or what is left of them; returns at once if all are complete."""
     stats = run.folder / "stats"
     run.params.refuse_other_statistics()
     hashes = file_hashes(run)
     _refuse_other_files(run, hashes)
     if (stats / "done.json").exists():
         return
-    check(run)
-    write_json(stats / "key.json", run.params.statistics_key | {"hashes": hashes})
-    work = Pass(run)
-    state = stats / "state.safetensors"
-    if state.exists():
-        work.load_state_dict(read_tensors(state))
-    else:
-        write_table(run.folder / "tables" / "losses.parquet", pd.DataFrame(work.losses()))
-    _run_to_end(work, stats, state)
+    device = device_of(run.params)
+    processes = Processes(device)
+    if processes.first:
+        check(run)
+        plan = _planned(run, device)
+        write_json(stats / "key.json", run.params.statistics_key | {"hashes": hashes})
+        if not (stats / "pilot.safetensors").exists():
+            _first_look(run, plan.setting.precision, device)
+    plan = processes.agree(plan if processes.first else None)
+    stored, scalings = read_tensors(stats / "pilot.safetensors"), {}
+    for key, tensor in stored.items():
+        name, what = key.split(".")
+        scalings.setdefault(name, {})[what] = tensor.to(device)
+    for number in range(len(plan.passes)):
+        if not (stats / f"pass-{number:02d}.json").exists():
+            _run_pass(Pass(run, plan, number, scalings, device), processes, stats)
+        processes.wait()
+    if processes.first:
+        write_json(stats / "done.json", _summary(run, plan, device, processes.count))
+        for path in stats.glob("pass-*"):
+            path.unlink()
+    processes.wait()
+
+
+def _planned(run: Run, device: torch.device) -> Plan:
+    """The plan that this run began with, or a new one; InputError if it cannot fit."""
+    plan = pack(setting_of(run.params, shared_shape(run.params), device, Processes.on_this_machine()))
+    begun = run.recorded("stats/plan.json")
+    if begun is None:
+        write_json(run.folder / "stats" / "plan.json", plan.as_json())
+        return plan
+    return plan.resumed(begun)
 
 
 def file_hashes(run: Run) -> dict[str, str]:
@@ -274,67 +256,129 @@ def _refuse_other_files(run: Run, hashes: dict[str, str]) -> None:
         )
 
 
-def _run_to_end(work: Pass, stats: Path, state: Path) -> None:
-    marks = [round(share * work.blocks) for share in SNAPSHOTS]
-    total = work.blocks * work.text.context * len(work.names)
-    done = work.next_block * work.text.context * len(work.names)
+def _run_pass(work: Pass, processes: Processes, stats: Path) -> None:
+    """Runs this process's share of a pass, saving now and then; then the first process writes what all found."""
+    prefix = f"pass-{work.number:02d}.state-"
+    mine = stats / f"{prefix}{processes.rank}.safetensors"
+    dealt = None
+    if processes.first:
+        saved = {path.stem: path for path in stats.glob(f"{prefix}*.safetensors")}
+        done = {name: TensorFiles([path]).tensor("done").tolist() for name, path in saved.items()}
+        dealt = shares(done, len(work.done), processes.count)
+        for name in dealt[2]:
+            saved[name].unlink()
+    states, chunks, _ = processes.agree(dealt)
+    for name in states[processes.rank]:
+        work.merge_state(read_tensors(stats / f"{name}.safetensors"))
+    adopted = [name for name in states[processes.rank] if stats / f"{name}.safetensors" != mine]
+    if adopted:
+        write_tensors(mine, work.state_dict())
+        for name in adopted:
+            (stats / f"{name}.safetensors").unlink()
+    _advance(work, chunks[processes.rank], processes, mine)
+    write = processes.count > 1 and bool(chunks[processes.rank])
+    if write:
+        write_tensors(mine, work.state_dict())  # so that a process killed while states are merged loses nothing
+    for accumulator in work.accumulators().values():
+        processes.merge(accumulator)
+    if processes.first:
+        _finish(work, stats)
+        for path in stats.glob(f"{prefix}*"):
+            path.unlink()
+
+
+def _advance(work: Pass, chunks: list[int], processes: Processes, state: Path) -> None:
+    """Chunks through the pass, with a state saved now and then and a snapshot at the marks of a run that has them."""
+    marks = _marks(work, processes)
+    blocks, context, size = len(work.text.tokens), work.text.context, work.planned.chunk
+    seeds = len(work.readers)
+    gigabytes = sum(unit.memory for unit in work.units) / 1e9
     saved = time.monotonic()
-    with tqdm(total=total, initial=done, unit="tok", unit_scale=True, desc="pass", file=sys.stderr) as bar:
-        while work.next_block < work.blocks:
-            before = work.next_block
-            work.advance(bar)
-            if any(before < mark <= work.next_block < work.blocks for mark in marks):
-                write_tensors(stats / f"snapshot-{work.next_block:06d}.safetensors", work.snapshot())
-            if time.monotonic() - saved > SAVE_SECONDS and work.next_block < work.blocks:
+    with tqdm(
+        total=blocks * context * seeds // processes.count, initial=int(work.done.sum()) * size * context * seeds,
+        unit="tok", unit_scale=True, desc=f"pass {work.number + 1}/{len(work.plan.passes)}", file=sys.stderr,
+        disable=not processes.first,
+    ) as bar:  # fmt: skip
+        for chunk in chunks:
+            work.advance(chunk, bar)
+            before, now = chunk * size, (chunk + 1) * size
+            if any(before < mark <= now < blocks for mark in marks):
+                write_tensors(state.parent / f"snapshot-{now:06d}.safetensors", work.snapshot())
+            if time.monotonic() - saved > SAVE_SECONDS * max(1, gigabytes) and chunk != chunks[-1]:
                 write_tensors(state, work.state_dict())
                 saved = time.monotonic()
-    _finish(work, stats)
-    state.unlink(missing_ok=True)
+
+
+def _marks(work: Pass, processes: Processes) -> list[int]:
+    """Blocks after which to take a snapshot: none where a pass or a process sees only a part, or where they cost much.
+
+    A snapshot's rotations take 4·N²·n operations a pair and all products 2·N²·tokens.
+    """
+    blocks = len(work.text.tokens)
+    cheap = len(SNAPSHOTS) * 4 * work.neurons < blocks * work.text.context
+    if processes.count > 1 or len(work.plan.passes) > 1 or not cheap:
+        return []
+    return [round(share * blocks) for share in SNAPSHOTS]
 
 
 def _finish(work: Pass, stats: Path) -> None:
-    for kind in ("covariance", "moments", "examples", "histogram"):
-        tensors = {}
-        for prefix, accumulator in work.accumulators().items():
-            if prefix.split(".")[0] == kind:
-                seed = prefix.removeprefix(kind).lstrip(".")
-                tensors |= {f"{seed}.{key}".lstrip("."): value for key, value in accumulator.state_dict().items()}
-        write_tensors(stats / f"{kind}.safetensors", tensors)
-    clipped = {name: float(moments.clipped_share().max()) for name, moments in work.moments.items()}
-    hashes = work.run.recorded("stats/key.json")["hashes"]
-    write_json(
-        stats / "done.json",
-        {
-            "tokens_counted": work.moments[work.names[0]].tokens,
-            "blocks": work.blocks,
-            "context": work.text.context,
-            "layers": work.layers,
-            "neurons": work.neurons,
-            "precision": work.precision,
-            "device": str(work.device),
-            "device_name": device_name(work.device),
-            "wall_seconds": round(work.seconds, 1),
-            "tokens_per_second": round(work.blocks * work.text.context * len(work.names) / work.seconds),
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            "largest_clipped_share": clipped,
-            "seed_hashes": {name: hashes[f"seed {name}"] for name in work.names if f"seed {name}" in hashes},
-            "text_hash": hashes["text"],
-        },
-    )
+    """Writes the pass's accumulators, one file a kind, and last the note that it is complete."""
+    by_kind: dict[str, dict[str, Tensor]] = {}
+    for unit, accumulator in work.units.items():
+        tensors = by_kind.setdefault(unit.kind, {})
+        tensors |= {f"{unit.name}.{key}": tensor for key, tensor in accumulator.state_dict().items()}
+    for kind, tensors in by_kind.items():
+        write_tensors(stats / f"{kind}-{work.number:02d}.safetensors", tensors)
+    tokens = next(iter(work.readers.values())).moments.tokens
+    write_json(stats / f"pass-{work.number:02d}.json", {"seconds": work.seconds, "tokens": tokens})
 
 
-def load_accumulators(run: Run) -> tuple[CrossCovariance, dict[str, Moments]]:
-    """The finished covariances and moments of a run, for the algebra that follows."""
-    names = sorted(run.params.seeds)
+def _summary(run: Run, plan: Plan, device: torch.device, processes: int) -> dict:
+    """What the passes tell about themselves."""
+    passes = [run.recorded(f"stats/pass-{number:02d}.json") for number in range(len(plan.passes))]
+    setting = plan.setting
+    seconds = sum(part["seconds"] for part in passes)
+    read = setting.blocks * setting.context * sum(len(part.depths(setting.shape.layers)) for part in plan.passes)
+    hashes = run.recorded("stats/key.json")["hashes"]
+    return {
+        "tokens_counted": passes[0]["tokens"],
+        "blocks": setting.blocks,
+        "context": setting.context,
+        "layers": setting.shape.layers,
+        "neurons": setting.shape.neurons,
+        "seeds": setting.seeds,
+        "references": setting.references,
+        "precision": setting.precision,
+        "passes": len(passes),
+        "processes": processes,
+        "device": device.type,
+        "device_name": device_name(device),
+        "wall_seconds": round(seconds, 1),
+        "tokens_per_second": round(read / max(seconds, 1e-9)),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "seed_hashes": {name: hashes[f"seed {name}"] for name in setting.seeds if f"seed {name}" in hashes},
+        "text_hash": hashes["text"],
+    }
+
+
+def load_accumulators(run: Run) -> tuple[Covariance, dict[str, Moments]]:
+    """The finished covariances, block by block from disk, and moments of a run, for the algebra that follows."""
+    stats = run.folder / "stats"
+    stored = TensorFiles(sorted(stats.glob("moments-*.safetensors")))
+    seeds, references = tuple(run.done["seeds"]), tuple(run.done["references"])
     moments = {}
-    stored = read_tensors(run.folder / "stats" / "moments.safetensors")
-    for name in names:
-        state = {key.split(".", 1)[1]: value for key, value in stored.items() if key.startswith(name + ".")}
+    for name in seeds:
+        state = {key: stored.tensor(f"{name}.{key}") for key in ("sums", "tokens", "pre_scaling", "post_scaling")}
         moments[name] = Moments(state["pre_scaling"], state["post_scaling"])
         moments[name].load_state_dict(state)
-    dtype = OPERAND_DTYPES[run.done["precision"]]
-    covariance = CrossCovariance(names, run.done["layers"], run.done["neurons"], dtype, torch.device("meta"))
-    covariance.load_state_dict(read_tensors(run.folder / "stats" / "covariance.safetensors"))
+    pair = TensorFiles(sorted(stats.glob("pair-*.safetensors")))
+    within = TensorFiles(sorted(stats.glob("within-*.safetensors")))
+    pairs = sorted({(name.split(".")[0], name.split(".")[2]) for name in pair.names()})
+    covariance = Covariance(
+        seeds, tuple(pairs), references, run.done["layers"], run.done["neurons"],
+        pair=lambda a, layer, b, other: pair.part(f"{a}.{layer}.{b}.sums", other),
+        within=lambda seed, layer: within.part(f"{seed}.sums", layer),
+    )  # fmt: skip
     return covariance, moments
 
 

@@ -1,9 +1,10 @@
 """Correlations between the neurons of two seeds, from accumulated covariances: best matches and rotation baseline.
 
-Nothing here sees activations. Both directions of a pair come from one matrix: its rows are the neurons of seed a, its
-columns those of seed b (METHOD §2).
+Nothing here sees activations. A pair's matrix is read in blocks, one layer of seed a by one layer of seed b, so that it
+never has to be in memory whole; both directions of the pair come from it (METHOD §2).
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lib.kernels.covariance import CrossCovariance
 from lib.kernels.moments import Moments
-
-ROWS = 1024  # rows of a pair matrix normalised at a time
 
 
 @dataclass(frozen=True)
@@ -37,40 +35,68 @@ class Scale:
             tokens=moments.tokens,
         )
 
+    def layer(self, layer: int, neurons: int) -> "Scale":
+        """The part of one layer."""
+        own = slice(layer * neurons, (layer + 1) * neurons)
+        return Scale(self.mean[own], self.inverse_deviation[own], self.unit[own], self.tokens)
 
-def correlation_rows(
-    sums: Float[Tensor, "rows columns"], a: Scale, b: Scale, rows: slice
-) -> Float[Tensor, "rows columns"]:
-    """Pearson correlations of some of seed a's neurons (`rows`) with all of seed b's."""
+
+@dataclass(frozen=True)
+class Covariance:
+    """The summed products of a run, in blocks of one layer by one layer, wherever they lie.
+
+    `pair(a, layer, b, other)` returns Σ x yᵀ (neurons, neurons) of a layer of seed a with a layer of seed b, for each
+    (a, b) of `pairs`; `within(seed, layer)` returns Σ x xᵀ of one layer.
+    """
+
+    seeds: tuple[str, ...]
+    pairs: tuple[tuple[str, str], ...]
+    references: tuple[str, ...]  # the seeds whose neurons are matched
+    layers: int
+    neurons: int
+    pair: Callable[[str, int, str, int], Tensor]
+    within: Callable[[str, int], Tensor]
+
+    def block(self, a: str, layer: int, b: str, other: int) -> Float[Tensor, "neurons neurons"]:
+        """Rows of a layer of seed a, columns of a layer of seed b, whichever way round the pair is stored."""
+        return self.pair(a, layer, b, other) if (a, b) in self.pairs else self.pair(b, other, a, layer).T
+
+
+def correlations(sums: Float[Tensor, "a b"], a: Scale, b: Scale) -> Float[Tensor, "a b"]:
+    """Pearson correlations of the neurons of two layers."""
     wide = sums.dtype
-    outer = torch.outer(a.mean[rows].to(wide), b.mean.to(wide))
-    scale_a = a.inverse_deviation[rows].to(wide)[:, None]
-    return (sums[rows] / a.tokens - outer) * scale_a * b.inverse_deviation.to(wide)
+    scale_a = (a.inverse_deviation / a.tokens).to(wide)[:, None]
+    mean_a = (a.mean * a.inverse_deviation).to(wide)[:, None]
+    return (sums * scale_a - mean_a * b.mean.to(wide)) * b.inverse_deviation.to(wide)
 
 
-@dataclass
 class Matches:
     """For each neuron of one seed its best match in another: correlation and the partner's flat index."""
 
-    corr: Float[Tensor, "total"]
-    partner: Int[Tensor, "total"]
+    def __init__(self, total: int):
+        self.corr = torch.full((total,), -torch.inf, dtype=torch.float64)
+        self.partner = torch.full((total,), -1, dtype=torch.int64)
+
+    def update(self, rows: slice, corr: Float[Tensor, "rows columns"], first: int) -> None:
+        """Takes over what is better in the correlations of some neurons with the partners from flat index `first` on."""
+        value, index = corr.max(dim=1)
+        value, index = value.double().cpu(), index.cpu() + first
+        better = value > self.corr[rows]
+        self.corr[rows] = torch.where(better, value, self.corr[rows])
+        self.partner[rows] = torch.where(better, index, self.partner[rows])
 
 
-def best_matches(sums: Float[Tensor, "total total"], a: Scale, b: Scale) -> tuple[Matches, Matches]:
+def best_matches(covariance: Covariance, a: str, b: str, scales: dict[str, Scale]) -> tuple[Matches, Matches]:
     """Best match in b of each neuron of a (row maxima), and in a of each neuron of b (column maxima)."""
-    row_best, row_index = [], []
-    column_best = torch.full((sums.shape[1],), -torch.inf, dtype=sums.dtype, device=sums.device)
-    column_index = torch.zeros(sums.shape[1], dtype=torch.int64, device=sums.device)
-    for start in range(0, sums.shape[0], ROWS):
-        tile = correlation_rows(sums, a, b, slice(start, start + ROWS))
-        value, index = tile.max(dim=1)
-        row_best.append(value)
-        row_index.append(index)
-        value, index = tile.max(dim=0)
-        better = value > column_best
-        column_best = torch.where(better, value, column_best)
-        column_index = torch.where(better, index + start, column_index)
-    return Matches(torch.cat(row_best), torch.cat(row_index)), Matches(column_best, column_index)
+    layers, neurons = covariance.layers, covariance.neurons
+    forward, backward = Matches(layers * neurons), Matches(layers * neurons)
+    for layer in range(layers):
+        for other in range(layers):
+            sums = covariance.pair(a, layer, b, other)
+            corr = correlations(sums, scales[a].layer(layer, neurons), scales[b].layer(other, neurons))
+            forward.update(slice(layer * neurons, (layer + 1) * neurons), corr, other * neurons)
+            backward.update(slice(other * neurons, (other + 1) * neurons), corr.T, layer * neurons)
+    return forward, backward
 
 
 def haar_rotation(size: int, generator: torch.Generator) -> Float[Tensor, "size size"]:
@@ -79,64 +105,46 @@ def haar_rotation(size: int, generator: torch.Generator) -> Float[Tensor, "size 
     return q * r.diagonal().sign()
 
 
-def rotations(layers: int, neurons: int, random_seed: int, model: int, draw: int) -> Float[Tensor, "layers n n"]:
+def rotations(layers: int, neurons: int, random_seed: int, model: int, draw: int) -> Iterator[Float[Tensor, "n n"]]:
     """One rotation per layer of a model, the same for every reference seed, fixed by (random_seed, model, draw)."""
     entropy = np.random.SeedSequence([random_seed, model, draw]).generate_state(1, np.uint64)
     generator = torch.Generator().manual_seed(int(entropy[0]))
-    return torch.stack([haar_rotation(neurons, generator) for _ in range(layers)])
+    return (haar_rotation(neurons, generator) for _ in range(layers))
 
 
-def rotated_deviation(
-    within: Float[Tensor, "layers n n"], scale: Scale, rotation: Float[Tensor, "layers n n"]
-) -> Float[Tensor, "layers n"]:
-    """Standard deviations of the rotated activations, √diag(R Σ Rᵀ), in activation units."""
-    layers, neurons, _ = within.shape
-    mean, unit = scale.mean.view(layers, -1), scale.unit.view(layers, -1)
-    deviation = torch.where(scale.inverse_deviation > 0, 1 / scale.inverse_deviation, 0).view(layers, -1)
-    variances = []
-    for layer in range(layers):
-        covariance = within[layer].double() / scale.tokens - torch.outer(mean[layer], mean[layer])
-        covariance.diagonal().copy_(deviation[layer] ** 2)  # exact, where operands carry rounding noise
-        covariance *= torch.outer(unit[layer], unit[layer])
-        turn = rotation[layer].to(covariance)
-        variances.append(((turn @ covariance) * turn).sum(1))
-    return torch.stack(variances).clamp(min=0).sqrt()
+def rotated_deviation(within: Float[Tensor, "n n"], scale: Scale, rotation: Float[Tensor, "n n"]) -> Float[Tensor, "n"]:
+    """Standard deviations of one layer's rotated activations, √diag(R Σ Rᵀ), in activation units."""
+    covariance = within.double() / scale.tokens - torch.outer(scale.mean, scale.mean)
+    deviation = torch.where(scale.inverse_deviation > 0, 1 / scale.inverse_deviation, 0)
+    covariance.diagonal().copy_(deviation**2)  # exact, where operands carry rounding noise
+    covariance *= torch.outer(scale.unit, scale.unit)
+    turn = rotation.to(covariance)
+    return ((turn @ covariance) * turn).sum(1).clamp(min=0).sqrt()
 
 
-def baseline(
-    sums: Float[Tensor, "total_a total_b"],
-    a: Scale,
-    b: Scale,
-    rotation: Float[Tensor, "layers n n"],
-    deviation: Float[Tensor, "layers n"],
-) -> Float[Tensor, "total_a"]:
-    """Largest correlation of each neuron of a with any rotated neuron of b: cov(x, R y) = C Rᵀ (METHOD §2).
+def scaled_rotation(rotation: Float[Tensor, "n n"], deviation: Float[Tensor, "n"], b: Scale) -> Float[Tensor, "n n"]:
+    """R with columns in units of activation and rows divided by the rotated deviation, so one product suffices."""
+    return rotation * b.unit * torch.where(deviation > 0, 1 / deviation, 0)[:, None]
 
-    `sums` may be a transposed view, for the other direction of a pair. Chunked by layer of b and rows of a.
+
+def block_baseline(sums: Float[Tensor, "a b"], a: Scale, b: Scale, turn: Float[Tensor, "n b"]) -> Float[Tensor, "a"]:
+    """Largest correlation of each neuron of a layer of a with a rotated neuron of a layer of b.
+
+    cov(x, R y) = C Rᵀ (METHOD §2); `turn` comes from `scaled_rotation`, in the type of `sums`.
     """
     wide = sums.dtype
-    layers, neurons, _ = rotation.shape
-    best = torch.full((sums.shape[0],), -torch.inf, dtype=wide, device=sums.device)
-    for layer in range(layers):
-        columns = slice(layer * neurons, (layer + 1) * neurons)
-        turn = rotation[layer].to(sums)
-        inverse = torch.where(deviation[layer] > 0, 1 / deviation[layer], 0).to(wide)
-        # R with columns in units of activation and rows divided by the rotated deviation, so one product suffices
-        turn = turn * b.unit[columns].to(wide) * inverse[:, None]
-        offset = turn @ b.mean[columns].to(wide)  # mean of the rotated neuron, scaled
-        for start in range(0, sums.shape[0], ROWS):
-            rows = slice(start, start + ROWS)
-            rotated = sums[rows, columns] @ turn.T / a.tokens - torch.outer(a.mean[rows].to(wide), offset)
-            rotated *= a.inverse_deviation[rows].to(wide)[:, None]
-            best[rows] = torch.maximum(best[rows], rotated.amax(1))
-    return best
+    offset = turn @ b.mean.to(wide)  # mean of the rotated neuron, scaled
+    rotated = sums @ turn.T / a.tokens - torch.outer(a.mean.to(wide), offset)
+    # the neuron's own scale is not negative, so it can wait until after the maximum
+    return rotated.amax(1) * a.inverse_deviation.to(wide)
 
 
 @dataclass
 class Comparison:
     """All best matches and baselines between seeds; first axis reference seed, second compared seed, both in order.
 
-    Arrays: corr, partner (seeds, seeds, total) and baseline (draws, seeds, seeds, total); the diagonal is NaN (−1).
+    Arrays: corr, partner (seeds, seeds, total) and baseline (draws, seeds, seeds, total); the diagonal, and the rows of
+    seeds that are no reference, are NaN (−1).
     """
 
     corr: Float[Tensor, "seeds seeds total"]
@@ -145,26 +153,46 @@ class Comparison:
 
 
 def compare(
-    covariance: CrossCovariance, moments: dict[str, Moments], random_seed: int, draws: int, progress=iter
+    covariance: Covariance, moments: dict[str, Moments], random_seed: int, draws: int, progress: Callable = iter
 ) -> Comparison:
-    """Matches of every seed against every other, with `draws` rotations of the compared seed for the baseline."""
-    seeds, total = covariance.seeds, covariance.layers * covariance.neurons
+    """Matches of every reference seed against every other, with `draws` rotations of the compared for the baseline."""
+    seeds, layers, neurons = covariance.seeds, covariance.layers, covariance.neurons
     scales = {seed: Scale.of(moments[seed]) for seed in seeds}
-    count = len(seeds)
-    corr = torch.full((count, count, total), torch.nan, dtype=torch.float64)
-    partner = torch.full((count, count, total), -1, dtype=torch.int64)
-    chance = torch.full((draws, count, count, total), torch.nan, dtype=torch.float64)
-    for (a, b), sums in covariance.pairs.items():
+    shape = len(seeds), len(seeds), layers * neurons
+    corr = torch.full(shape, torch.nan, dtype=torch.float64)
+    partner = torch.full(shape, -1, dtype=torch.int64)
+    chance = torch.full((draws, *shape), torch.nan, dtype=torch.float64)
+    for a, b in covariance.pairs:
         i, j = seeds.index(a), seeds.index(b)
-        for at, matches in zip(((i, j), (j, i)), best_matches(sums, scales[a], scales[b]), strict=True):
-            corr[at], partner[at] = matches.corr.cpu().double(), matches.partner.cpu()
-    for draw, j in progress([(draw, j) for draw in range(draws) for j in range(count)]):
-        b = seeds[j]
-        turn = rotations(covariance.layers, covariance.neurons, random_seed, j, draw).to(covariance.within[b].device)
-        deviation = rotated_deviation(covariance.within[b], scales[b], turn)
-        for i, a in enumerate(seeds):
-            if i == j:
-                continue
-            sums = covariance.pairs[(a, b)] if i < j else covariance.pairs[(b, a)].T
-            chance[draw, i, j] = baseline(sums, scales[a], scales[b], turn, deviation).cpu().double()
+        forward, backward = best_matches(covariance, a, b, scales)
+        for at, seed, matches in (((i, j), a, forward), ((j, i), b, backward)):
+            if seed in covariance.references:
+                corr[at], partner[at] = matches.corr, matches.partner
+    for draw, b in progress([(draw, seed) for draw in range(draws) for seed in _compared(covariance)]):
+        turns = rotations(layers, neurons, random_seed, seeds.index(b), draw)
+        for other, rotation in enumerate(turns):
+            _add_baseline(covariance, scales, (b, other), rotation, chance[draw, :, seeds.index(b)])
     return Comparison(corr, partner, chance)
+
+
+def _compared(covariance: Covariance) -> list[str]:
+    """The seeds that some reference is compared with."""
+    return [seed for seed in covariance.seeds if any(seed != reference for reference in covariance.references)]
+
+
+def _add_baseline(covariance, scales, at: tuple[str, int], rotation, best: Float[Tensor, "seeds total"]) -> None:
+    """Raises `best` to the correlations of all references with one rotated layer `at` = (seed, layer)."""
+    (b, other), neurons = at, covariance.neurons
+    scale = scales[b].layer(other, neurons)
+    within = covariance.within(b, other)
+    rotation = rotation.to(within.device)
+    turn = scaled_rotation(rotation, rotated_deviation(within, scale, rotation), scale).to(within.dtype)
+    for a in covariance.references:
+        if a == b:
+            continue
+        for layer in range(covariance.layers):
+            own = slice(layer * neurons, (layer + 1) * neurons)
+            sums = covariance.block(a, layer, b, other)
+            found = block_baseline(sums, scales[a].layer(layer, neurons), scale, turn).cpu().double()
+            rows = best[covariance.seeds.index(a)]
+            rows[own] = torch.fmax(rows[own], found)  # NaN stands where nothing was seen yet

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OUTPUTS = ROOT / "outputs"
 
 # What the pass over the text depends on; everything else is algebra on its statistics.
-STATISTICS_KEYS = ("seeds", "revision", "text", "context", "token_budget", "random_seed", "precision")
+STATISTICS_KEYS = ("seeds", "revision", "text", "context", "token_budget", "random_seed", "precision", "compare")
 
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SEED = re.compile(r"[A-Za-z0-9_-]+")
@@ -50,6 +50,10 @@ class Params(BaseModel):
         "auto", description="one of auto, fp64, fp32, bf16 and int8"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="one of auto, cpu and cuda")
+    compare: Literal["all", "reference"] = Field("all", description="one of all and reference")
+    memory_gb: Literal["auto"] | Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        "auto", description="auto or a number of gigabytes above 0"
+    )
 
     @field_validator("run")
     @classmethod
@@ -102,7 +106,8 @@ class Params(BaseModel):
     @property
     def statistics_key(self) -> dict[str, Any]:
         """The parameters that the statistics of the pass depend on; a run's statistics belong to one such key."""
-        return {name: getattr(self, name) for name in STATISTICS_KEYS}
+        key = {name: getattr(self, name) for name in STATISTICS_KEYS}
+        return key | ({"reference": self.reference} if self.compare == "reference" else {})
 
     def refuse_other_statistics(self) -> None:
         """Raises InputError if this run's folder holds statistics made with other parameters, key by key."""

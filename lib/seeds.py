@@ -90,9 +90,15 @@ class Trunk:
         raise InputError(f"{type(self.base).__name__} is not supported; GPT-2 and GPT-NeoX style models are.")
 
     @torch.inference_mode()
-    def run(self, tokens: Int[Tensor, "blocks context"], visit: Callable[[int, Tensor, Tensor], None]) -> None:
-        """Calls visit(layer, pre, post) for each layer in order; both have shape (blocks, context, neurons)."""
-        last = len(self.layers) - 1
+    def run(
+        self, tokens: Int[Tensor, "blocks context"], visit: Callable[[int, Tensor, Tensor], None], layers: int | None = None
+    ) -> None:
+        """Calls visit(layer, pre, post) for the first `layers` layers in order, or for all, and goes no further.
+
+        Both activations have shape (blocks, context, neurons).
+        """
+        read = self.layers[:layers]
+        last = len(read) - 1
 
         def hook(layer: int):
             def seen(_module, inputs, output):
@@ -102,7 +108,7 @@ class Trunk:
 
             return seen
 
-        handles = [module.register_forward_hook(hook(i)) for i, module in enumerate(self.layers)]
+        handles = [module.register_forward_hook(hook(i)) for i, module in enumerate(read)]
         try:
             self.base(tokens, use_cache=False)
         except _AllSeen:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -53,6 +53,31 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} is corrupt ({error}); delete it and run again.") from error
 
 
+class TensorFiles:
+    """The tensors of several safetensors files, mapped into memory and read in parts, so that none is loaded whole."""
+
+    def __init__(self, paths: list[Path]):
+        self._file = {}
+        for path in paths:
+            try:
+                opened = safe_open(path, "pt")
+            except SafetensorError as error:
+                raise InputError(f"{path} is corrupt ({error}); delete it and run again.") from error
+            self._file |= {name: opened for name in opened.keys()}
+
+    def names(self) -> list[str]:
+        """All tensors' names."""
+        return sorted(self._file)
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor."""
+        return self._file[name].get_tensor(name)
+
+    def part(self, name: str, index: int) -> Tensor:
+        """One index of a tensor's first axis."""
+        return self._file[name].get_slice(name)[index : index + 1][0]
+
+
 def write_json(path: Path, content: dict) -> None:
     """Saves a dictionary as indented JSON, atomically."""
     write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))
@@ -93,8 +118,11 @@ class Run:
         return json.loads(path.read_text()) if path.exists() else None
 
     def stats(self, name: str) -> dict[str, np.ndarray]:
-        """The arrays of outputs/<run>/stats/<name>.safetensors."""
-        return load_arrays(self.folder / "stats" / f"{name}.safetensors")
+        """All seeds' arrays of one kind of accumulator, from whichever pass wrote them (stats/<name>-<pass>.safetensors)."""
+        arrays = {}
+        for path in sorted((self.folder / "stats").glob(f"{name}-*.safetensors")):
+            arrays |= load_arrays(path)
+        return arrays
 
     def table(self, name: str) -> pd.DataFrame:
         """The table outputs/<run>/tables/<name>.parquet."""

@@ -68,7 +68,8 @@ def snapshot_table(run: Run, seeds: list[str]) -> pd.DataFrame:
     parts = []
     for path in sorted((run.folder / "stats").glob("snapshot-*.safetensors")):
         saved = read_tensors(path)
-        for index, seed in enumerate(seeds):
+        for seed in run.done["references"]:
+            index = seeds.index(seed)
             part = neuron_index(run.done["layers"], run.done["neurons"])
             part.insert(0, "seed", seed)
             part.insert(1, "tokens", int(saved["tokens"]))
@@ -117,7 +118,8 @@ def tabulate(run: Run) -> None:
 
     comparison = compare(covariance, moments, params.random_seed, params.rotations, progress)
     parts = {"neurons": [], "matches": [], "baseline_draws": []}
-    for index, seed in enumerate(seeds):
+    for seed in covariance.references:
+        index = seeds.index(seed)
         columns = correlation_columns(comparison, index)
         for name, table in (
             ("neurons", neuron_table(run, seed, moments[seed], columns)),
@@ -133,16 +135,16 @@ def tabulate(run: Run) -> None:
         write_table(tables / f"{name}.parquet", made[name][own].drop(columns="seed"))
     write_table(tables / "baseline_draws.parquet", made["baseline_draws"])
     write_table(tables / "references.parquet", reference_shares(made["neurons"], params.threshold))
-    write_table(tables / "convergence.parquet", convergence_table(run, made["neurons"], snapshot_table(run, seeds)))
+    write_table(tables / "convergence.parquet", convergence_table(run, made, snapshot_table(run, seeds)))
     write_table(tables / "text.parquet", text_table(run))
     write_json(tables / "done.json", made_with)
 
 
-def convergence_table(run: Run, neurons: pd.DataFrame, snapshots: pd.DataFrame) -> pd.DataFrame:
-    """Snapshots of the pass followed by its end, with the excess of each."""
-    last = neurons[["seed", "layer", "neuron", "mean_corr"]].assign(
-        tokens=run.done["tokens_counted"], baseline=neurons["mean_baseline"]
-    )
+def convergence_table(run: Run, made: dict[str, pd.DataFrame], snapshots: pd.DataFrame) -> pd.DataFrame:
+    """Snapshots of the pass followed by its end, with the excess of each, all against the first rotation."""
+    keys = ["seed", "layer", "neuron"]
+    first = made["baseline_draws"].query("draw == 0")[[*keys, "baseline"]]
+    last = made["neurons"][[*keys, "mean_corr"]].merge(first, on=keys).assign(tokens=run.done["tokens_counted"])
     table = pd.concat([snapshots, last], ignore_index=True)
     table["excess_corr"] = table["mean_corr"] - table["baseline"]
     return table[["seed", "tokens", "layer", "neuron", "mean_corr", "baseline", "excess_corr"]]

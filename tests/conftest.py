@@ -67,7 +67,7 @@ def make_run(tmp_path, monkeypatch):
     """make_run(seeds, **parameters): a run that writes below the test's temporary folder."""
     monkeypatch.setattr("lib.params.OUTPUTS", tmp_path / "outputs")
     # small models run uncompiled: the same expression (test_kernels compares them) without a compilation per shape
-    monkeypatch.setattr("lib.collect.fastest_layer_statistics", lambda: _uncompiled_if_small)
+    monkeypatch.setattr("lib.reader.fastest_layer_statistics", lambda: _uncompiled_if_small)
 
     def make(seeds: dict[str, Path], **changes) -> Run:
         values = dict(

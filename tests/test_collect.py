@@ -14,7 +14,7 @@ import torch
 from conftest import SHIPPED, permuted, save_seed, small_model
 from transformers import GPT2LMHeadModel
 
-from lib.collect import BATCH, Pass, collect
+from lib.collect import collect
 from lib.errors import InputError
 from lib.params import ROOT
 from lib.store import write_json
@@ -100,17 +100,17 @@ def plain_activations(folder, text) -> np.ndarray:
 
 KILLED_RUN = """
 import sys
-import lib.params, lib.collect
+import lib.params, lib.collect, lib.reader
 from pathlib import Path
 lib.params.OUTPUTS = Path(sys.argv[2])
 lib.collect.SAVE_SECONDS = 0
-lib.collect.fastest_layer_statistics = lambda: lib.kernels.fused.layer_statistics
+lib.reader.fastest_layer_statistics = lambda: lib.kernels.fused.layer_statistics
 from lib.store import Run
 from lib.params import read_params
 advance = lib.collect.Pass.advance
-def slow(self, bar):
-    advance(self, bar)
-    print(self.next_block, flush=True)
+def slow(self, chunk, bar):
+    advance(self, chunk, bar)
+    print(chunk, flush=True)
     import time; time.sleep(0.05)
 lib.collect.Pass.advance = slow
 lib.collect.collect(Run(read_params(sys.argv[1])))
@@ -129,12 +129,12 @@ def test_a_killed_pass_goes_on_to_the_same_tables(make_run, seed_folders, tmp_pa
         cwd=ROOT, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     for line in process.stdout:
-        if int(line) >= 5 * BATCH:
+        if int(line) >= 5:
             break
     time.sleep(0.1)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert (run.folder / "stats" / "state.safetensors").exists() and not (run.folder / "stats" / "done.json").exists()
+    assert (run.folder / "stats" / "pass-00.state-0.safetensors").exists() and not (run.folder / "stats" / "done.json").exists()
     again = tables_of(run)
     for name, table in whole.items():
         pd.testing.assert_frame_equal(again[name], table, check_exact=True)
@@ -183,4 +183,4 @@ def test_a_full_disk_leaves_what_was_saved(make_run, seed_folders, monkeypatch):
 def test_seeds_of_different_shape_are_refused(make_run, seed_folders, tmp_path):
     folders = {"a": seed_folders["a"], "b": save_seed(small_model(1, layers=3), tmp_path / "b")}
     with pytest.raises(InputError, match="same model"):
-        Pass(make_run(folders))
+        collect(make_run(folders))

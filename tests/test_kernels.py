@@ -1,5 +1,7 @@
 """Each accumulator against a plain fp64 NumPy/SciPy computation on all activations at once."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from lib.correlation import Scale, best_matches, compare, haar_rotation, rotations
-from lib.kernels.covariance import OPERAND_DTYPES, CrossCovariance
+from lib.correlation import Covariance, Scale, best_matches, compare, haar_rotation, rotations
+from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, Operand
 from lib.kernels.examples import TopExamples
-from lib.kernels.fused import fastest_layer_statistics, layer_statistics
+from lib.kernels.fused import INT8_LIMIT, clipped_entries, fastest_layer_statistics, layer_statistics
 from lib.kernels.histogram import Histogram
 from lib.kernels.moments import Moments
 
@@ -25,11 +27,11 @@ def scalings(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.stack([values.mean(1), 1 / values.std(1, correction=0).clamp(min=1e-6)], 1)
 
 
-def accumulate(pre, post, counted, precision="fp64", chunks=3):
-    """Moments and operands of activations (layers, tokens, neurons), fed in ragged chunks."""
+def accumulate(pre, post, counted, precision="fp64", chunks=3, scaling=None):
+    """Moments and, for each chunk, operands by layer of activations (layers, tokens, neurons), fed in ragged chunks."""
     dtype = OPERAND_DTYPES[precision]
     generator = torch.Generator().manual_seed(5)
-    moments = Moments(scalings(pre, torch.float32), scalings(post, dtype))
+    moments = Moments(scalings(pre, torch.float32), scalings(post, dtype) if scaling is None else scaling)
     operands = []
     for rows in torch.arange(pre.shape[1]).chunk(chunks):
         parts = []
@@ -41,10 +43,32 @@ def accumulate(pre, post, counted, precision="fp64", chunks=3):
                 moments.pre_scaling[layer], moments.post_scaling[layer], dither, dtype,
             )  # fmt: skip
             moments.update(layer, sums)
-            parts.append(part)
+            every = torch.arange(pre.shape[2] if precision == "int8" else 0)
+            clipped = clipped_entries(post[layer, rows], weights, moments.post_scaling[layer], dither, every)
+            parts.append(Operand(part, *clipped))
         moments.count(int(counted[rows].sum()))
-        operands.append(torch.cat(parts, 1))
+        operands.append(parts)
     return moments, operands
+
+
+def covariance_of(operands: dict[str, list[list[Operand]]], dtype=torch.float64, merged=False) -> Covariance:
+    """All products of some seeds' chunks; `merged`: each chunk by itself, last first, and then added up."""
+    seeds = tuple(operands)
+    layers, neurons = len(operands[seeds[0]][0]), operands[seeds[0]][0][0].values.shape[1]
+    every = [(a, layer, b) for a, b in combinations(seeds, 2) for layer in range(layers)] + [(a, a) for a in seeds]
+    products = {key: LayerProducts(layers, neurons, dtype) for key in every}
+    for chunk in reversed(range(len(operands[seeds[0]]))):
+        for key, own in products.items():
+            part = LayerProducts(layers, neurons, dtype) if merged else own
+            a, b = operands[key[0]][chunk], operands[key[-1]][chunk]
+            part.update([a[key[1]]] * layers if len(key) == 3 else a, b)
+            if merged:
+                own.merge(part)
+    return Covariance(
+        seeds, tuple(combinations(seeds, 2)), seeds, layers, neurons,
+        pair=lambda a, layer, b, other: products[a, layer, b].sums[other],
+        within=lambda seed, layer: products[seed, seed].sums[layer],
+    )  # fmt: skip
 
 
 def activations(seed: int, tokens: int, mean: float = 0.0, spread: float = 1.0) -> torch.Tensor:
@@ -86,10 +110,7 @@ def test_correlations_equal_numpy(precision, tolerance):
     moments, operands = {}, {}
     for seed, values in post.items():
         moments[seed], operands[seed] = accumulate(values, values, counted, precision)
-    dtype = OPERAND_DTYPES[precision]
-    covariance = CrossCovariance(list("abc"), LAYERS, NEURONS, dtype, torch.device("cpu"))
-    for chunk in range(len(operands["a"])):
-        covariance.update({seed: parts[chunk] for seed, parts in operands.items()})
+    covariance = covariance_of(operands, OPERAND_DTYPES[precision])
     comparison = compare(covariance, moments, random_seed=3, draws=2)
     flat = {seed: values.transpose(0, 1).flatten(1)[counted].numpy() for seed, values in post.items()}
     for i, a in enumerate("abc"):
@@ -99,7 +120,7 @@ def test_correlations_equal_numpy(precision, tolerance):
             want = numpy_correlation(flat[a], flat[b])
             np.testing.assert_allclose(comparison.corr[i, j], want.max(1), atol=tolerance)
             for draw in range(2):
-                turn = rotations(LAYERS, NEURONS, 3, j, draw).numpy()
+                turn = torch.stack(list(rotations(LAYERS, NEURONS, 3, j, draw))).numpy()
                 turned = np.einsum("lij,tlj->tli", turn, flat[b].reshape(-1, LAYERS, NEURONS)).reshape(len(flat[b]), -1)
                 want = numpy_correlation(flat[a], turned).max(1)
                 np.testing.assert_allclose(comparison.baseline[draw, i, j], want, atol=tolerance)
@@ -128,11 +149,56 @@ def test_int8_rounding_is_unbiased_where_plain_rounding_is_not():
     assert covariance == pytest.approx(float(small.var()), rel=0.2)
 
 
-def test_clipping_is_counted():
-    scaling = torch.tensor([[0.0], [1.0]])
-    values, ones = torch.tensor([[200.0], [10.0]]), torch.ones(2, 1)
-    sums, operand = layer_statistics(values, values, ones, scaling, scaling, torch.zeros(2, 1), torch.int8)
-    assert operand.squeeze().tolist() == [127, 10] and float(sums[-1]) == 73**2
+@settings(max_examples=25, deadline=None)
+@given(
+    tokens=st.integers(1, 80),
+    mean=st.sampled_from([0.0, -3.0, 1e4]),
+    outlier=st.sampled_from([0.0, 30.0, 3000.0]),
+    dead=st.lists(st.integers(0, NEURONS - 1), max_size=3),
+    seed=st.integers(0, 1000),
+)
+def test_hard_activations_have_the_correlations_of_fp64(tokens, mean, outlier, dead, seed):
+    """Dead neurons, large means, a single token and outliers far beyond int8: against np.corrcoef, up to rounding noise."""
+    generator = torch.Generator().manual_seed(seed)
+    post = {name: activations(seed + i, tokens, mean).float() for i, name in enumerate("ab")}
+    for values in post.values():
+        values[:, :, dead] = mean + 0.5
+    scaling = {name: scalings(values, torch.int8) for name, values in post.items()}  # from before the outliers
+    for values in post.values():
+        if tokens > 4:  # of fewer tokens the pilot misses none
+            values[:, torch.randint(0, tokens, (1,), generator=generator), 0] += outlier * (0 not in dead)
+    for precision, tolerance in (("fp32", 1e-4), ("int8", 6 / 40 / tokens**0.5 + 1e-4)):
+        done = {}
+        for name, values in post.items():
+            own = scaling[name] if precision == "int8" else None
+            done[name] = accumulate(values, values, torch.ones(tokens, dtype=torch.bool), precision, scaling=own)
+        covariance = covariance_of({name: parts for name, (_, parts) in done.items()}, OPERAND_DTYPES[precision])
+        comparison = compare(covariance, {name: moments for name, (moments, _) in done.items()}, 0, 1)
+        flat = [values.double().transpose(0, 1).flatten(1).numpy() for values in post.values()]
+        want = numpy_correlation(*flat)
+        assert torch.isfinite(comparison.corr[0, 1]).all() and torch.isfinite(comparison.baseline[0, 0, 1]).all()
+        np.testing.assert_allclose(comparison.corr[0, 1], want.max(1), atol=tolerance)
+        assert all(comparison.corr[0, 1, layer * NEURONS + i] == 0 for i in dead for layer in range(LAYERS))
+
+
+def test_what_int8_clips_is_added_exactly():
+    """Products of clipped operands equal those of the same rounded values without a limit."""
+    generator = torch.Generator().manual_seed(1)
+    scaling, ones = torch.tensor([[0.0] * NEURONS, [1.0] * NEURONS]), torch.ones(50, 1)
+    made = []
+    for _ in range(2):
+        values = torch.randn(50, NEURONS, generator=generator) * 90  # a sixth is beyond 127
+        dither = torch.rand(50, NEURONS, generator=generator)
+        sums, part = layer_statistics(values, values, ones, scaling, scaling, dither, torch.int8)
+        entries = clipped_entries(values, ones, scaling, dither, torch.arange(NEURONS))
+        rounded = torch.floor(values + dither)
+        assert sums[-1].sum() == len(entries[0]) == (rounded.abs() > INT8_LIMIT).sum() > 10
+        assert torch.equal(sums[-2], rounded.sum(0))
+        made.append((Operand(part, *entries), rounded))
+    (left, x), (right, y) = made
+    products = LayerProducts(1, NEURONS, torch.int8)
+    products.update([left], [right])
+    torch.testing.assert_close(products.sums[0], x.T @ y, rtol=0, atol=0.5)
 
 
 def test_merge_of_two_halves_equals_one_pass():
@@ -141,16 +207,13 @@ def test_merge_of_two_halves_equals_one_pass():
     post = {seed: activations(i, tokens) for i, seed in enumerate("ab")}
     whole = {seed: accumulate(values, values, counted, chunks=2) for seed, values in post.items()}
 
-    def covariance(chunks):
-        result = CrossCovariance(list("ab"), LAYERS, NEURONS, torch.float64, torch.device("cpu"))
-        for chunk in chunks:
-            result.update({seed: parts[chunk] for seed, (_, parts) in whole.items()})
-        return result
-
-    both, first, second = covariance([0, 1]), covariance([0]), covariance([1])
-    second.merge(first)
-    for name, tensor in both.state_dict().items():
-        torch.testing.assert_close(second.state_dict()[name], tensor, rtol=1e-12, atol=1e-12)
+    operands = {seed: parts for seed, (_, parts) in whole.items()}
+    one, merged = covariance_of(operands), covariance_of(operands, merged=True)
+    for layer in range(LAYERS):
+        for other in range(LAYERS):
+            torch.testing.assert_close(
+                merged.pair("a", layer, "b", other), one.pair("a", layer, "b", other), rtol=1e-12, atol=1e-12
+            )
 
 
 def test_best_match_of_a_permuted_copy_is_the_permuted_self():
@@ -158,11 +221,9 @@ def test_best_match_of_a_permuted_copy_is_the_permuted_self():
     order = torch.randperm(NEURONS, generator=torch.Generator().manual_seed(2))
     post = {"a": values, "b": values[:, :, order]}
     done = {seed: accumulate(v, v, torch.ones(500, dtype=torch.bool)) for seed, v in post.items()}
-    covariance = CrossCovariance(["a", "b"], LAYERS, NEURONS, torch.float64, torch.device("cpu"))
-    for chunk in range(3):
-        covariance.update({seed: parts[chunk] for seed, (_, parts) in done.items()})
+    covariance = covariance_of({seed: parts for seed, (_, parts) in done.items()})
     scales = {seed: Scale.of(moments) for seed, (moments, _) in done.items()}
-    forward, backward = best_matches(covariance.pairs[("a", "b")], scales["a"], scales["b"])
+    forward, backward = best_matches(covariance, "a", "b", scales)
     want = torch.cat([order.argsort() + layer * NEURONS for layer in range(LAYERS)])
     assert forward.partner.tolist() == want.tolist()
     assert backward.partner[want].tolist() == list(range(LAYERS * NEURONS))
@@ -170,11 +231,14 @@ def test_best_match_of_a_permuted_copy_is_the_permuted_self():
 
 
 def test_rotations_are_orthogonal_seeded_and_different_by_draw_and_model():
-    turn = rotations(2, 16, 0, 1, 0)
+    def turns(*key):
+        return torch.stack(list(rotations(2, 16, *key)))
+
+    turn = turns(0, 1, 0)
     for layer in turn:
         torch.testing.assert_close(layer @ layer.T, torch.eye(16, dtype=torch.float64), atol=1e-12, rtol=0)
-    assert torch.equal(turn, rotations(2, 16, 0, 1, 0))
-    for other in (rotations(2, 16, 0, 1, 1), rotations(2, 16, 0, 2, 0), rotations(2, 16, 1, 1, 0)):
+    assert torch.equal(turn, turns(0, 1, 0))
+    for other in (turns(0, 1, 1), turns(0, 2, 0), turns(1, 1, 0)):
         assert not torch.allclose(turn, other)
 
 

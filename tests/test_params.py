@@ -138,10 +138,10 @@ def test_paths_start_at_the_root_and_hub_ids_are_told_from_folders(write, tmp_pa
 
 def test_statistics_key_holds_what_the_pass_depends_on_and_nothing_else(write):
     params = read_params(write())
-    free = {"run": "x", "reference": "b", "threshold": 0.1, "rotations": 9, "device": "cpu"}
+    free = {"run": "x", "reference": "b", "threshold": 0.1, "rotations": 9, "device": "cpu", "memory_gb": 2.5}
     bound = {
         "seeds": {"a": "x", "b": "y"}, "revision": "r", "text": "t", "context": 128, "token_budget": 10240,
-        "random_seed": 1, "precision": "fp64",
+        "random_seed": 1, "precision": "fp64", "compare": "reference",
     }  # fmt: skip
     assert set(bound) == set(STATISTICS_KEYS) and set(free) | set(bound) == set(Params.model_fields)
     assert params.model_copy(update=free).statistics_key == params.statistics_key

@@ -1,18 +1,20 @@
-"""Cross-covariances between every pair of seeds and within each layer of a seed, streamed over tokens.
+"""Covariances between layers of seeds, streamed over tokens: Σ_t x(t) y(t)ᵀ for pairs of layers.
 
-`CrossCovariance` sums products of operands chunk by chunk; it never sees more than one chunk of tokens. Operands are
+`LayerProducts` sums products of operands chunk by chunk; it never sees more than one chunk of tokens. Operands are
 activations shifted and scaled by pilot values (`lib.kernels.fused`) and cast to the precision of the product.
 """
 
-from itertools import combinations
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 OPERAND_DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 
 INT8_TOKENS = 100_000
+ENTRIES = 4096  # clipped entries corrected at a time
 
 
 def fastest_precision(device: torch.device, tokens: int) -> str:
@@ -24,6 +26,28 @@ def fastest_precision(device: torch.device, tokens: int) -> str:
     if device.type == "cuda":
         return "bf16"
     return "int8" if tokens >= INT8_TOKENS and torch.cpu._is_vnni_supported() else "fp32"
+
+
+@dataclass
+class Operand:
+    """One layer's scaled activations on a chunk of tokens, cast; and, for int8, what the cast cut off.
+
+    The entries beyond the range of int8 are few; each has a token, a neuron and the excess that `values` lacks.
+    """
+
+    values: Float[Tensor, "tokens neurons"]
+    token: Int[Tensor, "entries"]
+    neuron: Int[Tensor, "entries"]
+    excess: Float[Tensor, "entries"]
+
+    def excess_of(self, tokens: Int[Tensor, "wanted"]) -> Float[Tensor, "wanted neurons"]:
+        """The excess of some tokens, dense."""
+        place = torch.full((len(self.values),), -1, device=self.values.device)
+        place[tokens] = torch.arange(len(tokens), device=tokens.device)
+        dense = self.excess.new_zeros(len(tokens), self.values.shape[1])
+        kept = place[self.token] >= 0
+        dense[place[self.token[kept]], self.neuron[kept]] = self.excess[kept]
+        return dense
 
 
 def product(left: Float[Tensor, "tokens a"], right: Float[Tensor, "tokens b"]) -> Float[Tensor, "a b"]:
@@ -39,42 +63,42 @@ def product(left: Float[Tensor, "tokens a"], right: Float[Tensor, "tokens b"]) -
     return left.T @ right
 
 
-class CrossCovariance:
-    """Sums Σ_t x_a(t) x_b(t)ᵀ for every pair of seeds a < b, and Σ_t x(t) x(t)ᵀ within each layer of each seed."""
+def add_product(sums: Float[Tensor, "a b"], left: Operand, right: Operand) -> None:
+    """Adds (X + E)ᵀ(Y + F) to `sums`, X and Y being the operands' values and E and F what clipping cut off them."""
+    sums += product(left.values, right.values)
+    for start in range(0, len(left.excess), ENTRIES):  # EᵀY
+        part = slice(start, start + ENTRIES)
+        rows = right.values[left.token[part]].to(sums.dtype) * left.excess[part, None]
+        sums.index_add_(0, left.neuron[part], rows)
+    for start in range(0, len(right.excess), ENTRIES):  # XᵀF
+        part = slice(start, start + ENTRIES)
+        columns = left.values[right.token[part]].to(sums.dtype) * right.excess[part, None]
+        sums.index_add_(1, right.neuron[part], columns.T)
+    both = left.token.unique()[torch.isin(left.token.unique(), right.token)]  # EᵀF, in the tokens that both clip
+    for tokens in both.split(ENTRIES):
+        sums += left.excess_of(tokens).T @ right.excess_of(tokens)
 
-    def __init__(self, seeds: list[str], layers: int, neurons: int, dtype: torch.dtype, device: torch.device):
+
+class LayerProducts:
+    """Sums Σ_t x(t) y(t)ᵀ for a list of pairs of layers, axes (pairs of layers, neurons, neurons)."""
+
+    def __init__(self, pairs: int, neurons: int, dtype: torch.dtype, device: torch.device | str = "cpu"):
         accumulator = torch.float64 if dtype == torch.float64 else torch.float32
-        total = layers * neurons
-        self.seeds, self.layers, self.neurons, self.dtype = list(seeds), layers, neurons, dtype
-        self.pairs = {
-            pair: torch.zeros(total, total, dtype=accumulator, device=device) for pair in combinations(self.seeds, 2)
-        }
-        self.within = {
-            seed: torch.zeros(layers, neurons, neurons, dtype=accumulator, device=device) for seed in self.seeds
-        }
+        self.sums = torch.zeros(pairs, neurons, neurons, dtype=accumulator, device=device)
 
-    def update(self, operands: dict[str, Float[Tensor, "tokens total"]]) -> None:
-        """Adds one chunk of tokens: each seed's operand, rows in the same order of tokens for all seeds."""
-        for (a, b), accumulated in self.pairs.items():
-            accumulated += product(operands[a], operands[b])
-        for seed, operand in operands.items():
-            for layer in range(self.layers):
-                part = operand[:, layer * self.neurons : (layer + 1) * self.neurons]
-                self.within[seed][layer] += product(part, part)
+    def update(self, left: Sequence[Operand], right: Sequence[Operand]) -> None:
+        """Adds one chunk of tokens: for each pair the operands of its two layers, rows in the same order of tokens."""
+        for sums, x, y in zip(self.sums, left, right, strict=True):
+            add_product(sums, x, y)
 
-    def merge(self, other: "CrossCovariance") -> None:
+    def merge(self, other: "LayerProducts") -> None:
         """Adds what another process accumulated."""
-        for pair, accumulated in self.pairs.items():
-            accumulated += other.pairs[pair]
-        for seed, accumulated in self.within.items():
-            accumulated += other.within[seed]
+        self.sums += other.sums
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Tensors named `pair.a.b` (total, total) and `within.a` (layers, neurons, neurons)."""
-        pairs = {f"pair.{a}.{b}": tensor for (a, b), tensor in self.pairs.items()}
-        return pairs | {f"within.{seed}": tensor for seed, tensor in self.within.items()}
+        """`sums` (pairs of layers, neurons, neurons)."""
+        return {"sums": self.sums}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Goes on from a saved state."""
-        self.pairs = {(a, b): state[f"pair.{a}.{b}"] for a, b in self.pairs}
-        self.within = {seed: state[f"within.{seed}"] for seed in self.within}
+        self.sums = state["sums"]

@@ -8,10 +8,10 @@ import warnings
 from functools import cache
 
 import torch
-from jaxtyping import Float, Int8
+from jaxtyping import Float, Int, Int8
 from torch import Tensor
 
-SUMS = ("pre1", "pre2", "pre3", "pre4", "active", "post1", "post2", "operand1", "clipped2")
+SUMS = ("pre1", "pre2", "pre3", "pre4", "active", "post1", "post2", "operand1", "clipped")
 INT8_LIMIT = 127
 
 
@@ -30,7 +30,8 @@ def layer_statistics(
     Σx … Σx⁴ and the number of tokens with pre > 0 (GELU keeps the sign); activations give Σy, Σy² and the operand,
     y cast to `dtype`. For int8 the cast is a stochastic rounding, floor(y + dither) with dither uniform in [0, 1), so
     that rounding errors of two neurons are independent and covariances stay unbiased; what falls outside ±127
-    is clipped and its squared excess summed in `clipped2`. Uncounted tokens contribute zero everywhere.
+    is clipped and counted in `clipped` (`clipped_entries` finds it), while `operand1` sums the values before clipping.
+    Uncounted tokens contribute zero everywhere.
     """
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     x = (pre.to(wide) - pre_scaling[0]) * pre_scaling[1] * counted  # (tokens, neurons)
@@ -38,16 +39,30 @@ def layer_statistics(
     if dtype == torch.int8:
         rounded = torch.floor(y + dither) * counted
         operand = rounded.clamp(-INT8_LIMIT, INT8_LIMIT)
-        clipped = rounded - operand
     else:
-        operand, clipped = y, y * 0
+        rounded = operand = y
     x2 = x * x
     active = (pre > 0) * counted
     sums = torch.stack([
         x.sum(0), x2.sum(0), (x2 * x).sum(0), (x2 * x2).sum(0), active.sum(0),
-        y.sum(0), (y * y).sum(0), operand.sum(0), (clipped * clipped).sum(0),
+        y.sum(0), (y * y).sum(0), rounded.sum(0), (rounded != operand).to(wide).sum(0),
     ])  # fmt: skip
     return sums, operand.to(dtype)
+
+
+def clipped_entries(
+    post: Float[Tensor, "tokens neurons"],
+    counted: Float[Tensor, "tokens 1"],
+    post_scaling: Float[Tensor, "2 neurons"],
+    dither: Float[Tensor, "tokens neurons"],
+    neurons: Int[Tensor, "clipped"],
+) -> tuple[Int[Tensor, "entries"], Int[Tensor, "entries"], Float[Tensor, "entries"]]:
+    """Token, neuron and excess of every int8 operand that `layer_statistics` clipped, looking at some neurons only."""
+    shift, scale = post_scaling[:, neurons]
+    rounded = torch.floor((post[:, neurons].float() - shift) * scale + dither[:, neurons]) * counted
+    excess = rounded - rounded.clamp(-INT8_LIMIT, INT8_LIMIT)
+    token, column = excess.nonzero(as_tuple=True)
+    return token, neurons[column], excess[token, column]
 
 
 @cache

@@ -94,9 +94,8 @@ class Moments:
         return self._mean_of("post1") / scale + shift, self.scaled_deviation() / scale
 
     def clipped_share(self) -> Float[Tensor, "layers neurons"]:
-        """Share of the activation's second moment that int8 operands lost by clipping; 0 for other precisions."""
-        total = self._mean_of("post2")
-        return torch.where(total > 0, self._mean_of("clipped2") / total.clamp(min=1e-30), 0)
+        """Share of the tokens whose int8 operand was clipped, hence corrected; 0 for other precisions."""
+        return self._mean_of("clipped")
 
 
 _ROUNDING = 1e-10  # below this share of the second moment a variance is rounding of a constant, not a signal

@@ -1,0 +1,230 @@
+"""What a run will cost, before any weight is read: memory, passes, operations, disk, and time here and on GPUs.
+
+Operations are counted from the shape; speeds are measured for a few seconds on a random model of the same width and
+on products of the same size. `python -m lib.plan params.yaml` (`make plan`) prints it.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from lib.correlation import haar_rotation
+from lib.errors import InputError
+from lib.kernels.covariance import OPERAND_DTYPES, Operand, add_product
+from lib.kernels.examples import TopExamples
+from lib.kernels.fused import fastest_layer_statistics
+from lib.params import Params, read_params
+from lib.passes import BATCH, Plan, Setting, device_of, pack, pass_memory, setting_of, shared_shape, work_memory
+from lib.processes import Processes
+from lib.seeds import Trunk
+
+# Published dense peaks without sparsity (NVIDIA data sheets, SXM) and memory; the shares of them that a run is taken to reach.
+GPUS = {
+    "H100": {"bf16": 989e12, "fp32": 67e12, "memory": 80e9},
+    "H200": {"bf16": 989e12, "fp32": 67e12, "memory": 141e9},
+}
+PRODUCT_SHARE, FORWARD_SHARE, ALGEBRA_SHARE = 0.6, 0.25, 0.5
+GPU_DISK = 1e9  # bytes a second that statistics are written and read with
+COMPILING = 20.0  # seconds that torch.compile and loading libraries take
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Seconds for the parts of a run on one device."""
+
+    product: float  # a product of two layers, for each token
+    layer: float  # one layer of one seed, forward and elementwise, for each token
+    logits: float  # the last logits of one seed, for each token
+    rotation: float  # drawing one layer's rotation and its rotated deviations
+    rotated: float  # one block's baseline
+    matched: float  # one block's best matches both ways
+    disk: float  # a byte written and later read
+
+
+def operations(setting: Setting, plan: Plan) -> dict[str, float]:
+    """Multiplications and additions of products and forward passes in all passes."""
+    shape, tokens = setting.shape, setting.blocks * setting.context
+    blocks = sum(shape.layers for part in plan.passes for unit in part.units if unit.kind in ("pair", "within"))
+    layers = sum(depth for part in plan.passes for depth in part.depths(shape.layers).values())
+    per_layer = 2 * (4 * shape.width**2 + 2 * shape.width * shape.neurons + 2 * shape.width * setting.context)
+    return {"products": 2.0 * blocks * shape.neurons**2 * tokens, "forward": float(layers * per_layer * tokens)}
+
+
+def seconds(plan: Plan, speeds: Speeds, draws: int) -> dict[str, float]:
+    """Predicted seconds of the passes and of the algebra after them."""
+    setting, shape = plan.setting, plan.setting.shape
+    tokens = setting.blocks * setting.context / setting.processes
+    blocks = sum(shape.layers for part in plan.passes for unit in part.units if unit.kind in ("pair", "within"))
+    layers = sum(depth for part in plan.passes for depth in part.depths(shape.layers).values())
+    look = (
+        min(setting.blocks, 64) * shape.layers * speeds.layer
+        + min(setting.blocks, 256) * (shape.layers * speeds.layer + speeds.logits)
+    ) * setting.context
+    passes = tokens * (blocks * speeds.product + layers * speeds.layer) + len(setting.seeds) * look + COMPILING
+    compared = sum(any(seed != reference for reference in setting.references) for seed in setting.seeds)
+    directions = sum(seed != reference for reference in setting.references for seed in setting.seeds)
+    algebra = len(setting.pairs) * shape.layers**2 * speeds.matched
+    algebra += draws * (compared * shape.layers * speeds.rotation + directions * shape.layers**2 * speeds.rotated)
+    return {"passes": passes + disk(plan) * speeds.disk, "tables": algebra + disk(plan) * speeds.disk * (1 + draws) / 2}
+
+
+def disk(plan: Plan) -> float:
+    """Bytes of statistics that the run leaves."""
+    return float(sum(unit.memory for part in plan.passes for unit in part.units))
+
+
+def measured(setting: Setting, plan: Plan, source: str, device: torch.device) -> Speeds:
+    """Speeds of this device, from a few seconds on random numbers of the run's sizes."""
+    n = setting.shape.neurons
+    dtype = OPERAND_DTYPES[setting.precision]
+    rows = max(part.chunk for part in plan.passes) * setting.context
+    values = [(torch.randn(rows, n, device=device) * 20).to(dtype) for _ in range(4)]
+    none = torch.empty(0, dtype=torch.int64, device=device)
+    operands = [Operand(part, none, none, none.float()) for part in values]
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    sums = [torch.zeros(n, n, dtype=wide, device=device) for _ in range(3)]
+
+    def products():
+        for target, other in zip(sums, operands[1:], strict=True):
+            add_product(target, operands[0], other)
+
+    product = _timed(products, device, 3) / 3 / rows
+    del values, operands
+    block, turn = sums[0], torch.randn(n, n, dtype=wide, device=device)
+    ones = torch.ones(n, dtype=wide, device=device)
+    rotated = _timed(lambda: (block @ turn.T - torch.outer(ones, ones)).amax(1), device, 2)
+    matched = _timed(
+        lambda: [((block * ones[:, None] - torch.outer(ones, ones)) * ones).max(axis) for axis in (1, 0)], device, 2
+    )
+    generator = torch.Generator().manual_seed(0)
+    double = torch.randn(n, n, dtype=torch.float64, device=device)
+    rotation = _timed(lambda: haar_rotation(n, generator), torch.device("cpu"), 1)
+    rotation += _timed(lambda: double @ double, device, 1)
+    return Speeds(product, *_forward(setting, source, device), rotation, rotated, matched, 1 / 400e6)
+
+
+def _timed(work: Callable, device: torch.device, times: int) -> float:
+    """Seconds of one call, the mean of some after the first."""
+    if times > 1:
+        work()
+    _finish(device)
+    started = time.perf_counter()
+    for _ in range(times):
+        work()
+    _finish(device)
+    return (time.perf_counter() - started) / times
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _forward(setting: Setting, source: str, device: torch.device) -> tuple[float, float]:
+    """Seconds for each token of one layer, with statistics and examples, and of the logits, on a random model."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    depth = 3
+    config = AutoConfig.from_pretrained(source, num_hidden_layers=depth, attn_implementation="sdpa")
+    dtype = torch.bfloat16 if setting.precision in ("bf16", "int8") else torch.float32
+    model = AutoModelForCausalLM.from_config(config).to(dtype).to(device).eval()
+    trunk, statistics, n = Trunk(model), fastest_layer_statistics(), setting.shape.neurons
+    tokens = torch.randint(0, setting.shape.vocabulary, (BATCH, setting.context), device=device)
+    rows = tokens.numel()
+    weights, scaling = torch.ones(rows, 1, device=device), torch.ones(2, n, device=device)
+    dither = torch.rand(rows, n, device=device)
+    examples = TopExamples(depth, n, device=device)
+    counted = torch.ones_like(tokens, dtype=torch.bool)
+
+    def visit(layer, pre, post):
+        statistics(
+            pre.flatten(0, 1), post.flatten(0, 1), weights, scaling, scaling, dither, OPERAND_DTYPES[setting.precision]
+        )
+        examples.update(layer, post, counted, torch.arange(BATCH))
+
+    layer = _timed(lambda: trunk.run(tokens, visit), device, 2) / depth / rows
+    hidden = torch.zeros(setting.context, setting.shape.width, dtype=dtype, device=device)
+    head = model.get_output_embeddings()
+    with torch.inference_mode():
+        logits = _timed(lambda: head(hidden).float().log_softmax(1), device, 2) / setting.context
+    return layer, logits
+
+
+def published(setting: Setting, gpu: str) -> Speeds:
+    """Speeds of a GPU from its data sheet and the shares of its peak that are taken to be reached."""
+    peaks, shape = GPUS[gpu], setting.shape
+    product_peak = peaks["bf16"] if setting.precision in ("bf16", "int8") else peaks["fp32"]
+    per_layer = 2 * (4 * shape.width**2 + 2 * shape.width * shape.neurons + 2 * shape.width * setting.context)
+    cube = 2.0 * shape.neurons**3
+    algebra = cube / (ALGEBRA_SHARE * peaks["fp32"])
+    return Speeds(
+        product=2.0 * shape.neurons**2 / (PRODUCT_SHARE * product_peak),
+        layer=per_layer / (FORWARD_SHARE * product_peak),
+        logits=2.0 * shape.width * shape.vocabulary / (FORWARD_SHARE * product_peak),
+        rotation=5 * algebra,
+        rotated=algebra,
+        matched=algebra / 10,
+        disk=1 / GPU_DISK,
+    )
+
+
+def lines(params: Params) -> list[str]:
+    """The forecast of a run, one line a fact; InputError if it cannot fit."""
+    device = device_of(params)
+    shape = shared_shape(params)
+    setting = setting_of(params, shape, device, Processes.on_this_machine())
+    plan = pack(setting)
+    told = [
+        f"run {params.run}: {len(setting.seeds)} seeds of {shape.layers} × {shape.neurons:,} neurons, "
+        f"{len(setting.pairs)} pairs, {setting.blocks * setting.context:,} tokens, products in {setting.precision}",
+        f"passes over the text: {len(plan.passes)}, each within {setting.memory / 1e9:.1f} GB",
+    ]
+    for number, part in enumerate(plan.passes):
+        by_kind: dict[str, list[int]] = {}
+        for unit in part.units:
+            by_kind.setdefault(unit.kind, []).append(unit.memory)
+        told += [
+            f"pass {number + 1}: {pass_memory(setting, part) / 1e9:.2f} GB = weights of {len(part.depths(shape.layers))} seeds "
+            f"{setting.model_bytes * len(part.depths(shape.layers)) / 1e9:.2f}, work {work_memory(setting, part) / 1e9:.2f}, "
+            + ", ".join(f"{kind} {sum(sizes) / 1e9:.2f}" for kind, sizes in by_kind.items())
+        ]
+    counted = operations(setting, plan)
+    told += [
+        f"operations: products {counted['products']:.3g}, forward {counted['forward']:.3g}",
+        f"disk: {disk(plan) / 1e9:.2f} GB of statistics, and as much again for saved states",
+    ]
+    places = [("this machine", plan, measured(setting, plan, params.seed_source(params.reference), device))]
+    for gpu, peaks in GPUS.items():
+        there = replace(setting, memory=0.9 * peaks["memory"], processes=1, precision="bf16")
+        there_plan = pack(there)
+        places.append(
+            (f"one {gpu}, bf16, {PRODUCT_SHARE:.0%} of its published peak", there_plan, published(there, gpu))
+        )
+    for place, planned, speeds in places:
+        parts = seconds(planned, speeds, params.rotations)
+        told.append(
+            f"time on {place}: passes {parts['passes']:,.0f} s ({len(planned.passes)}), tables {parts['tables']:,.0f} s, "
+            f"together {sum(parts.values()) / 60:,.1f} min"
+        )
+    return told
+
+
+def main() -> int:
+    """Command line: one parameter file."""
+    if len(sys.argv) != 2:
+        print("usage: python -m lib.plan params/<run>.yaml", file=sys.stderr)
+        return 2
+    try:
+        for line in lines(read_params(sys.argv[1])):
+            print(line, flush=True)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

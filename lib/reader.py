@@ -1,0 +1,210 @@
+"""One seed in one pass: its activations on blocks of text become operands of the products, and feed its accumulators.
+
+The pilot, a look at some blocks spread over the text, fixes how activations are shifted and scaled. It is taken once for a run, so
+that no number depends on which process handles a block, or in which pass.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lib.errors import InputError
+from lib.kernels.covariance import OPERAND_DTYPES, Operand
+from lib.kernels.fused import INT8_LIMIT, SUMS, clipped_entries, fastest_layer_statistics
+from lib.kernels.moments import Moments
+from lib.passes import BATCH
+from lib.seeds import Trunk
+from lib.text import Text
+
+PILOT = 64  # blocks that fix shifts and scales
+REACH = 12.0  # int8 operands cover the pilot's range, but not more than this many standard deviations each way
+PILOT_NAMES = ("pre_scaling", "post_scaling", "low", "high")
+
+
+@dataclass
+class Seen:
+    """One layer's activations on a batch of whole blocks, as accumulators read them."""
+
+    layer: int
+    pre: Float[Tensor, "tokens neurons"]
+    post: Float[Tensor, "tokens neurons"]
+    counted: Bool[Tensor, "tokens"]
+    blocks: Int[Tensor, "blocks"]  # their numbers in the text
+    sums: Float[Tensor, "sums neurons"]  # `lib.kernels.fused.SUMS`
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Blocks, context, neurons."""
+        return len(self.blocks), len(self.counted) // len(self.blocks), self.post.shape[1]
+
+
+def pilot(name: str, trunk: Trunk, text: Text, precision: str, device: torch.device) -> dict[str, Tensor]:
+    """Shifts and scales of one seed from blocks spread over the text, by PILOT_NAMES.
+
+    Scalings (layers, 2, neurons) of pre-activation and activation, and the range (layers, neurons) of the pre-activation.
+    """
+    spread = torch.linspace(0, len(text.tokens) - 1, min(PILOT, len(text.tokens))).long()
+    tokens, counted = text.tokens[spread], text.counted(spread)
+    ranges: dict[tuple[str, int], _Range] = {}
+    for start in range(0, len(tokens), BATCH):
+        rows = counted[start : start + BATCH].flatten().to(device)
+
+        def visit(layer: int, pre: Tensor, post: Tensor, rows=rows) -> None:
+            for kind, values in (("pre", pre), ("post", post)):
+                ranges.setdefault((kind, layer), _Range()).update(values.flatten(0, 1)[rows])
+
+        trunk.run(tokens[start : start + BATCH].to(device), visit)
+    made: dict[str, list[Tensor]] = {key: [] for key in PILOT_NAMES}
+    for layer in range(len(trunk.layers)):
+        pre, post = ranges["pre", layer], ranges["post", layer]
+        refuse_nan(name, layer, pre.total + post.total)
+        deviation = _floored(pre.deviation)
+        made["pre_scaling"].append(torch.stack([pre.mean, 1 / deviation]))
+        made["low"].append(pre.low - deviation / 2)
+        made["high"].append(pre.high + deviation / 2)
+        made["post_scaling"].append(_int8_scaling(post) if precision == "int8" else _plain_scaling(post))
+    return {key: torch.stack(values).float() for key, values in made.items()}
+
+
+class _Range:
+    """Count, sums and extremes of some neurons' values, in fp64."""
+
+    def __init__(self):
+        self.count, self.total, self.squares = 0, 0.0, 0.0
+        self.low, self.high = torch.inf, -torch.inf
+
+    def update(self, values: Float[Tensor, "tokens neurons"]) -> None:
+        if not len(values):
+            values = torch.zeros(1, values.shape[1], device=values.device)  # no token counts: all scales are floors
+        values = values.double()
+        self.count += len(values)
+        self.total = values.sum(0) + self.total
+        self.squares = (values * values).sum(0) + self.squares
+        self.low = torch.minimum(values.amin(0), torch.as_tensor(self.low, device=values.device).double())
+        self.high = torch.maximum(values.amax(0), torch.as_tensor(self.high, device=values.device).double())
+
+    @property
+    def mean(self) -> Tensor:
+        return self.total / self.count
+
+    @property
+    def deviation(self) -> Tensor:
+        return (self.squares / self.count - self.mean**2).clamp(min=0).sqrt()
+
+
+def _plain_scaling(post: _Range) -> Float[Tensor, "2 neurons"]:
+    return torch.stack([post.mean, 1 / _floored(post.deviation)])
+
+
+def _int8_scaling(post: _Range) -> Float[Tensor, "2 neurons"]:
+    """Steps so fine that a long tail is clipped rather than the bulk made coarse; what is clipped is added exactly."""
+    low = torch.maximum(post.low, post.mean - REACH * post.deviation)
+    high = torch.minimum(post.high, post.mean + REACH * post.deviation)
+    return torch.stack([(low + high) / 2, 2 * INT8_LIMIT / _floored(high - low)])
+
+
+def _floored(scale: Tensor) -> Tensor:
+    """Scales no smaller than a hundredth of their median: a neuron silent in the pilot may still fire later."""
+    return scale.clamp(min=max(float(scale.median()) / 100, 1e-6))
+
+
+def refuse_nan(name: str, layer: int, sums: Tensor) -> None:
+    """InputError naming the first neuron whose sums are not finite."""
+    broken = (~sums.isfinite()).nonzero()
+    if len(broken):
+        neuron = int(broken[0, -1])
+        raise InputError(
+            f"seed '{name}', layer {layer}, neuron {neuron}: its activation is NaN or infinite on this text, so no "
+            "correlation with it is defined; check the model's weights."
+        )
+
+
+class Dither:
+    """Uniform numbers in [0, 1) for stochastic rounding, (tokens, neurons) for a batch of one seed.
+
+    They depend on the batch's place in the text and on the seed alone. Two seeds read different rows of one tile at any
+    batch, so that their rounding errors are independent.
+    """
+
+    def __init__(self, random_seed: int, seeds: int, shape: tuple[int, int], device: torch.device):
+        self.rows, neurons = shape
+        self.starts = self.rows + seeds  # as many places to start from
+        self.spacing = self.starts // seeds
+        generator = torch.Generator().manual_seed(random_seed)
+        self.tile = torch.rand(self.rows + self.starts, neurons, generator=generator).to(device)
+
+    def of(self, seed: int, batch: int) -> Float[Tensor, "tokens neurons"]:
+        """For the seed of this number and the batch of this number."""
+        start = (batch * 379 + seed * self.spacing) % self.starts
+        return self.tile[start : start + self.rows]
+
+
+class SeedReader:
+    """One seed in one pass, run as far as `depth` layers."""
+
+    def __init__(self, name: str, trunk: Trunk, scaling: dict[str, Tensor], depth: int, precision: str):
+        self.name, self.trunk, self.depth = name, trunk, depth
+        self.dtype = OPERAND_DTYPES[precision]
+        self.device = scaling["low"].device
+        self.moments = Moments(scaling["pre_scaling"], scaling["post_scaling"])
+        self.feeds: list[Callable[[Seen], None]] = []
+        self.statistics = fastest_layer_statistics()
+
+    def operands(self, text: Text, blocks: Int[Tensor, "blocks"], dither: Callable[[int], Tensor]) -> list[Operand]:
+        """Each layer's operand on some blocks of text; moments and the other accumulators are fed on the way.
+
+        `dither` gives the uniform numbers of a batch by its number in the text.
+        """
+        context = text.context
+        neurons = self.moments.post_scaling.shape[-1]
+        shape = self.depth, len(blocks) * context, neurons
+        values = torch.empty(shape, dtype=self.dtype, device=self.device)
+        clipped: list[list[tuple]] = [[] for _ in range(self.depth)]
+        for start in range(0, len(blocks), BATCH):
+            batch = blocks[start : start + BATCH]
+            rows = slice(start * context, (start + len(batch)) * context)
+            noise = dither(int(batch[0]) // BATCH)
+            self._batch(text, batch, noise, values[:, rows], clipped, start * context)
+        return [self._operand(part, entries) for part, entries in zip(values, clipped, strict=True)]
+
+    def _operand(self, values: Tensor, entries: list[tuple]) -> Operand:
+        if not entries:
+            none = torch.empty(0, dtype=torch.int64, device=self.device)
+            return Operand(values, none, none, none.float())
+        return Operand(values, *(torch.cat(parts) for parts in zip(*entries, strict=True)))
+
+    def _batch(self, text: Text, batch: Tensor, noise: Tensor, values: Tensor, clipped: list, first: int) -> None:
+        """One batch, writing its rows of the operand (layers, tokens, neurons) and what is clipped of them."""
+        tokens, mask = _padded(text, batch, self.device)
+        flat = mask.flatten()
+        weights, used = flat.float()[:, None], values.shape[1]  # padding comes last and is not kept
+
+        def visit(layer: int, pre: Tensor, post: Tensor) -> None:
+            pre, post = pre.flatten(0, 1), post.flatten(0, 1)  # (tokens, neurons)
+            scalings = self.moments.pre_scaling[layer], self.moments.post_scaling[layer]
+            sums, part = self.statistics(pre, post, weights, *scalings, noise, self.dtype)
+            refuse_nan(self.name, layer, sums)
+            self.moments.update(layer, sums)
+            values[layer] = part[:used]
+            if self.dtype == torch.int8:
+                columns = sums[SUMS.index("clipped")].nonzero().squeeze(1)
+                if len(columns):
+                    token, neuron, excess = clipped_entries(post, weights, scalings[1], noise, columns)
+                    clipped[layer].append((token + first, neuron, excess))
+            seen = Seen(layer, pre[:used], post[:used], flat[:used], batch, sums)
+            for feed in self.feeds:
+                feed(seen)
+
+        self.trunk.run(tokens, visit, self.depth)
+        self.moments.count(int(mask.sum()))
+
+
+def _padded(text: Text, batch: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Tokens and counted mask of a batch, filled up with uncounted blocks so that its shape never changes."""
+    tokens = torch.full((BATCH, text.context), text.bos_id)
+    mask = torch.zeros(BATCH, text.context, dtype=torch.bool)
+    tokens[: len(batch)], mask[: len(batch)] = text.tokens[batch], text.counted(batch)
+    return tokens.to(device), mask.to(device)
