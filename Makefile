@@ -1,6 +1,6 @@
 # make report [RUN=tiny] [SEED=a] [TOKENS=1000000] [PARAMS=path.yaml]; `make help` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help report plan compare test lab seeds lint clean environment FORCE
+.PHONY: help report plan compare test lab bench seeds lint clean environment FORCE
 .NOTPARALLEL:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
@@ -9,6 +9,7 @@ PARAMS = $(if $(wildcard params/$(RUN).yaml),params/$(RUN).yaml,params/tiny.yaml
 SEED =
 TOKENS =
 PUBLISHED =
+PUBLISHED_TOKENS =
 SEED_TOKENS = 25000000
 PYTHON = python3.11
 VENV = .venv
@@ -28,7 +29,7 @@ EXECUTED := $(CHAPTERS:notebooks/%=$(OUT)/notebooks/%)
 # A published table that `make compare` has laid beside the run's own adds a page.
 EXECUTED += $(patsubst %,$(OUT)/notebooks/published.ipynb,$(wildcard $(OUT)/tables/published.parquet))
 # What makes the pages, and what makes the seeds and the text, does not change what a notebook computes.
-PAGES := lib/report.py lib/pages.py $(wildcard lib/report_template/*)
+PAGES := lib/report.py lib/pages.py $(wildcard lib/report_template/* bench/*.json)
 SHIPPING := lib/corpus.py lib/corpus_sources.py lib/bigram.py lib/train.py lib/trainer.py lib/gpt2.py lib/seed_card.py
 LIBRARY := $(filter-out $(PAGES) $(SHIPPING),$(wildcard lib/*.py lib/kernels/*.py))
 
@@ -50,6 +51,9 @@ test: $(READY) ## the test suite
 
 lab: $(READY) ## the notebooks in JupyterLab
 	PYTHONPATH="$(CURDIR)" $(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
+
+bench: $(READY) ## speed, memory and error against the published algorithm (a quarter of an hour); [TOKENS=300000] [PUBLISHED_TOKENS=8192]
+	$(PY) -m bench $(if $(TOKENS),--tokens '$(TOKENS)') $(if $(PUBLISHED_TOKENS),--published-tokens '$(PUBLISHED_TOKENS)')
 
 seeds: $(READY) ## build the text and train the shipped seeds again (hours)
 	$(PY) -m lib.corpus

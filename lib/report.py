@@ -214,6 +214,9 @@ def render(folder: Path) -> Path:
     shared = {"chapters": chapters, "provenance": provenance}
     front = front_page(params, folder, provenance)
     written = {"index.html": pages.page("front.html.j2", current="index.html", **shared, **front)}
+    benchmarks = benchmarks_page()
+    if benchmarks["machines"]:
+        written["benchmarks.html"] = pages.page("benchmarks.html.j2", current="benchmarks.html", **benchmarks, **shared)
     neighbours = [*chapters, None]
     for index, chapter in enumerate(chapters):
         written[chapter.name] = pages.page(
@@ -288,6 +291,33 @@ def front_page(params: Params, folder: Path, provenance: dict) -> dict:
         "picture": pages.embedded_picture(figures[0]) if figures else None,
         "seed_table": _seed_table(params, references, losses, provenance),
         "tables": _table_list(folder / "tables"),
+        "benchmarks": [machine["device"] for machine in benchmarks_page()["machines"]],
+    }
+
+
+def benchmarks_page(folder: Path | None = None) -> dict:
+    """What `make bench` measured, one machine a file of `folder` (bench/): machines, and rows by group side by side.
+
+    A row that a machine has not measured has an empty cell there.
+    """
+    records = {path.stem: _read_json(path) for path in sorted((folder or parameters.ROOT / "bench").glob("*.json"))}
+    groups: dict[str, dict[str, dict]] = {}
+    for name, record in records.items():
+        for row in record["rows"]:
+            shared = groups.setdefault(row["group"], {}).setdefault(row["what"], {"bar": row["bar"], "cells": {}})
+            shared["cells"][name] = row["measured"]
+    return {
+        "machines": [{"name": name, **record["machine"]} for name, record in records.items()],
+        "groups": [
+            {
+                "title": title,
+                "rows": [
+                    {"what": what, "bar": row["bar"], "cells": [row["cells"].get(name, "") for name in records]}
+                    for what, row in rows.items()
+                ],
+            }
+            for title, rows in groups.items()
+        ],
     }
 
 

@@ -1,0 +1,85 @@
+"""The published algorithm, written independently of lib, gives the engine's correlations; the benchmark's table and page."""
+
+import json
+
+import pytest
+import torch
+from conftest import TEXT, small_model
+from torch.nn.functional import gelu
+
+from bench import engine, published, table, whole
+from lib import report
+from lib.correlation import rotations
+from lib.kernels.fused import layer_statistics
+from lib.seeds import load_model
+
+
+def test_published_algorithm_and_ours_agree_on_whole_runs(make_run, seed_folders):
+    run = make_run(seed_folders, rotations=1)
+    theirs, _ = whole.published_way(run)
+    ours, _ = engine.whole(run)
+    assert theirs["corr"].shape == (2, 96) and (theirs["corr"] < 0.999).all()
+    for kind in ("corr", "baseline"):  # fp32 products of some five thousand tokens against fp64
+        torch.testing.assert_close(ours[kind], theirs[kind], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("precision, tolerance", [("fp64", 1e-12), ("fp32", 1e-5), ("bf16", 5e-3), ("int8", 2e-2)])
+def test_statistics_alone_agree_with_the_published_sums(precision, tolerance, monkeypatch):
+    monkeypatch.setattr("lib.reader.fastest_layer_statistics", lambda: layer_statistics)
+    torch.manual_seed(0)
+    features = torch.randn(engine.ROWS, 8)
+    pre = {name: [features @ torch.randn(8, 24) + torch.randn(engine.ROWS, 24) for _ in range(2)] for name in "ab"}
+    given = {name: engine.Given(own, [gelu(x, approximate="tanh") for x in own]) for name, own in pre.items()}
+    ours = engine.Statistics(given, precision)
+    ours.stream(2 * engine.ROWS)  # reads the tokens twice, which changes no correlation
+    wide = [[x.double() for x in given[name].post] for name in "ab"]
+    turn = torch.stack(list(rotations(2, 24, engine.RANDOM_SEED, 1, 0)))
+    found = ours.result()
+    for kind, other in (("corr", wide[1]), ("baseline", published.rotate(wide[1], turn))):
+        exact = published.StreamedCorrelation(2, 24)
+        exact.update(wide[0], other)
+        torch.testing.assert_close(found[kind][0].double(), exact.largest(), atol=tolerance, rtol=0)
+
+
+def test_published_sums_over_batches_are_numpy_correlations():
+    generator = torch.Generator().manual_seed(1)
+    a, b = ([torch.randn(70, 5, generator=generator) for _ in range(2)] for _ in range(2))
+    b[1] = b[1] + a[0]
+    a[0][:, 3] = 2.5  # a dead neuron
+    streamed = published.StreamedCorrelation(2, 5)
+    for rows in (slice(0, 50), slice(50, 70)):
+        streamed.update([x[rows] for x in a], [y[rows] for y in b])
+    matrix = torch.corrcoef(torch.cat(a + b, 1).double().T)[:10, 10:].nan_to_num(0)
+    torch.testing.assert_close(streamed.largest(), matrix.amax(1), atol=1e-6, rtol=0)
+    assert streamed.largest()[3] == 0
+
+
+def test_published_activations_are_the_counted_tokens_of_the_mlps(make_run, seed_folders):
+    run = make_run(seed_folders, text=str(TEXT))
+    tokens, counted = run.text.tokens[:2], run.text.counted()[:2]
+    model = load_model(seed_folders["a"])
+    seen = published.activations(model, tokens, counted)
+    hidden = small_model(0)(tokens, output_hidden_states=True).hidden_states
+    block = model.transformer.h[0]
+    attended = hidden[0] + block.attn(block.ln_1(hidden[0]))[0]
+    expected = block.mlp.act(block.mlp.c_fc(block.ln_2(attended)))[counted]
+    torch.testing.assert_close(seen[0], expected, atol=1e-4, rtol=1e-4)
+    assert len(seen) == 2 and len(expected) == int(counted.sum())
+
+
+def test_table_extrapolates_only_the_pass():
+    record = {"fixed_seconds": 4.0, "pass_seconds": 10.0, "tokens": 1000}
+    assert table.at_tokens(record, 3000) == 34.0
+    found = {"forward": dict(plain=100.0, plain_with_logits=80.0, bridge=25.0, trunk_fp32=110.0, trunk_bf16=400.0)}
+    text = table.text({"machine": dict(device="X", date="2026-01-01", torch="2", commit="c"), "rows": table.rows(found)})
+    assert "our trunk, bf16: 400 tokens/s, 4.00 of plain" in text and "2026-01-01" in text
+
+
+def test_report_shows_machines_side_by_side(tmp_path):
+    speed, share = dict(group="Speed", what="ours", bar="8"), dict(group="Peak", what="share", bar="")
+    for name, rows in {"cpu": [speed | {"measured": "9"}, share | {"measured": "80 %"}], "h200": [speed | {"measured": "30"}]}.items():
+        record = {"machine": {"device": name.upper(), "date": "2026-01-01", "torch": "2", "commit": None}, "rows": rows}
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    page = report.benchmarks_page(tmp_path)
+    assert [machine["name"] for machine in page["machines"]] == ["cpu", "h200"]
+    assert [group["rows"][0]["cells"] for group in page["groups"]] == [["9", "30"], ["80 %", ""]]
