@@ -338,13 +338,15 @@ def _advance(work: Pass, chunks: list[int], processes: Processes, state: Path) -
 
 
 def _marks(work: Pass, processes: Processes) -> list[int]:
-    """Blocks after which to take a snapshot: none where a pass or a process sees only a part, or where they cost much.
+    """Blocks after which to take a snapshot: none where a pass or a process holds only a part, or where they cost much.
 
     A snapshot's rotations take 4·N²·n operations a pair and all products 2·N²·tokens.
     """
     blocks = len(work.text.tokens)
     cheap = len(SNAPSHOTS) * 4 * work.neurons < blocks * work.text.context
-    if processes.count > 1 or len(work.plan.passes) > 1 or not cheap:
+    products = {"pair", "within"}
+    elsewhere = any(unit.kind in products for part in work.plan.passes if part != work.planned for unit in part.units)
+    if processes.count > 1 or elsewhere or not cheap:
         return []
     return [round(share * blocks) for share in SNAPSHOTS]
 

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lib.compare import COLUMNS
-from lib.figures import ALPHA, COLOURS, CORRELATION, NEUTRAL, WIDE, _folded, _layer_axis, canvas, note
+from lib.figures import ALPHA, COLOURS, CORRELATION, NEUTRAL, WIDE, _folded, canvas, layer_axis, note
 
 PANELS = 4  # in a row
 
@@ -29,7 +29,7 @@ def overlap(by_layer: pd.DataFrame) -> Figure:
     axes.set(ylabel="universal neurons")
     axes.set_ylim(0, max(1, 1.05 * bottom.max()))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    _layer_axis(axes, len(by_layer))
+    layer_axis(axes, len(by_layer))
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return fig
 

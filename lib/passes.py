@@ -125,10 +125,10 @@ def units_of(setting: Setting) -> list[Unit]:
                 Unit("histogram", seed, 0, shape.layers, 64 * 8 * shape.total),
                 Unit("within", seed, 0, shape.layers, shape.layers * square),
             ]
-            if setting.groups:
-                memory = memory_bytes(dict(setting.groups), shape.neurons)
-                units += [Unit("grouped", seed, layer, layer + 1, memory) for layer in range(shape.layers)]
         units += [Unit("pair", a, layer, layer + 1, shape.layers * square, b) for layer in range(shape.layers)]
+    if setting.groups:  # last, since a pass for them alone runs few seeds
+        memory = memory_bytes(dict(setting.groups), shape.neurons)
+        units += [Unit("grouped", seed, layer, layer + 1, memory) for seed in setting.seeds for layer in range(shape.layers)]
     return units
 
 
