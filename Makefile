@@ -1,6 +1,6 @@
 # make report [RUN=tiny] [SEED=a] [TOKENS=1000000] [PARAMS=path.yaml]; `make help` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help report test lab seeds lint clean environment FORCE
+.PHONY: help report plan test lab seeds lint clean environment FORCE
 .NOTPARALLEL:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
@@ -34,6 +34,9 @@ help: ## this list
 
 report: $(OUT)/report/index.html ## everything for one run; [RUN=tiny] [SEED=a] [TOKENS=1000000] [PARAMS=path.yaml]
 	@echo "Report: $(CURDIR)/$<"
+
+plan: $(READY) ## memory, passes, disk and time that a run will take; [RUN=tiny] [PARAMS=path.yaml]
+	@$(PY) -m lib.plan $(PARAMS)
 
 test: $(READY) ## the test suite
 	$(PY) -m pytest

@@ -1,6 +1,6 @@
 """The passes over the text: every block goes once through the seeds that a pass needs and into all its accumulators.
 
-Which accumulators a pass holds is planned by memory (`lib.plan`); runs that fit take one pass. Each process saves its state every few
+Which accumulators a pass holds is planned by memory (`lib.passes`); runs that fit take one pass. Each process saves its state every few
 minutes and goes on from there after a kill; outputs/<run>/stats ends with safetensors files `<kind>-<pass>` and a
 summary in done.json. `python -m lib.collect outputs/<run>/params.yaml`, or with several processes
 `torchrun --nproc-per-node=K -m lib.collect outputs/<run>/params.yaml`.
@@ -26,13 +26,13 @@ from lib.kernels.grouped import GroupedMoments, Places
 from lib.kernels.histogram import Histogram
 from lib.kernels.moments import Moments
 from lib.params import read_params
-from lib.plan import BATCH, PassPlan, Plan, Unit, device_of, pack, release_order, setting_of, shared_shape
+from lib.passes import BATCH, PassPlan, Plan, Unit, device_of, pack, release_order, setting_of, shared_shape
 from lib.processes import Processes, merge_loaded, shares
 from lib.reader import Dither, SeedReader, Seen, pilot
 from lib.seeds import WEIGHTS, Trunk, check_seed, load_model, token_losses
 from lib.store import Run, TensorFiles, read_tensors, write_json, write_table, write_tensors
 from lib.text import file_sha256
-from lib.text_labels import run_groupings
+from lib.text_labels import group_sizes, run_groupings
 
 HISTOGRAM_EVERY = 8  # one batch in so many is counted into the histograms
 LOSS_BLOCKS = 256  # blocks on which each seed's loss is measured
@@ -41,8 +41,12 @@ SAVE_SECONDS = 180  # between two saves, for each gigabyte of state (and for les
 SNAPSHOTS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # shares of the text after which best matches are recorded
 
 
-def _histogram(layer_range: dict[str, Tensor]) -> Histogram:
-    return Histogram(layer_range["low"], layer_range["high"])
+def _examples(_run: Run, _unit: Unit, scaling: dict[str, Tensor]) -> TopExamples:
+    return TopExamples(*scaling["low"].shape, device=scaling["low"].device)
+
+
+def _histogram(_run: Run, _unit: Unit, scaling: dict[str, Tensor]) -> Histogram:
+    return Histogram(scaling["low"], scaling["high"])
 
 
 def _feed_examples(examples: TopExamples, seen: Seen) -> None:
@@ -55,9 +59,10 @@ def _feed_histogram(histogram: Histogram, seen: Seen) -> None:
         histogram.update(seen.layer, seen.pre, seen.counted)
 
 
-# How the accumulators of one seed are made, from its pilot (`lib.reader.PILOT_NAMES`), and how a layer is fed to them.
+# How the accumulators of one seed are made, from the run, their unit and the seed's pilot (`lib.reader.PILOT_NAMES`), and
+# how they are fed each layer's activations (`lib.reader.Seen`) from the unit's first layer to the one before its stop.
 ACCUMULATORS: dict[str, tuple[Callable, Callable]] = {
-    "examples": (lambda scaling: TopExamples(*scaling["low"].shape, device=scaling["low"].device), _feed_examples),
+    "examples": (_examples, _feed_examples),
     "histogram": (_histogram, _feed_histogram),
 }
 
@@ -96,7 +101,7 @@ class Pass:
         if unit.kind == "grouped":
             return self._grouped(unit, scaling["post_standard"][unit.first])
         make, feed = ACCUMULATORS[unit.kind]
-        accumulator = make(scaling)
+        accumulator = make(self.run, unit, scaling)
         reader.feeds.append(lambda seen: unit.first <= seen.layer < unit.stop and feed(accumulator, seen))
         return accumulator
 
@@ -236,20 +241,20 @@ def collect(run: Run) -> None:
         name, what = key.split(".")
         scalings.setdefault(name, {})[what] = tensor.to(device)
     for number in range(len(plan.passes)):
-        if not (stats / f"pass-{number:02d}.json").exists():
+        if not processes.agree((stats / f"pass-{number:02d}.json").exists()):
             _run_pass(Pass(run, plan, number, scalings, device), processes, stats)
         processes.wait()
     if processes.first:
         write_json(stats / "done.json", _summary(run, plan, device, processes.count))
         for path in stats.glob("pass-*"):
             path.unlink()
-    processes.wait()
+    processes.close()
 
 
 def _planned(run: Run, device: torch.device) -> Plan:
     """The plan that this run began with, or a new one; InputError if it cannot fit."""
-    groups = tuple((name, len(one.groups)) for name, one in run_groupings(run).items())
-    plan = pack(setting_of(run.params, shared_shape(run.params), device, Processes.on_this_machine(), groups))
+    processes = Processes.on_this_machine()
+    plan = pack(setting_of(run.params, shared_shape(run.params), device, processes, group_sizes(run)))
     begun = run.recorded("stats/plan.json")
     if begun is None:
         write_json(run.folder / "stats" / "plan.json", plan.as_json())

@@ -103,10 +103,6 @@ def pass_facts(done: dict) -> list[tuple[str, str]]:
         ("speed, summed over seeds", f"{done['tokens_per_second']:,.0f} tokens/s"),
         ("peak memory", f"{done['peak_memory_bytes'] / 2**30:.2f} GiB"),
     ]
-    clipped = done.get("largest_clipped_share")
-    if clipped:
-        worst = max(clipped, key=clipped.get)
-        rows.append(("largest share of one neuron's values clipped", f"{percent(clipped[worst], 3)} (seed {worst})"))
     return rows
 
 

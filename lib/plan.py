@@ -1,313 +1,233 @@
-"""What a run will take: its accumulators packed into as few passes over the text as fit in memory.
+"""What a run will cost, before any weight is read: memory, passes, operations, disk, and time here and on GPUs.
 
-Everything that a pass may hold is a `Unit`: what it accumulates, which layers of which seeds it needs, and its memory.
-`units_of` lists a run's units in the order in which they are packed, and `pack` fills one pass after another up to
-the memory limit. To add an accumulator: list its units in `units_of` (one per seed, or one per seed and layer where a
-seed's is large), and say in `lib.collect.ACCUMULATORS` how it is made and fed. Nothing else changes: a pass
-runs the seeds that its units need, as far as the last layer that they need. `lib.forecast` says how long that takes.
+Operations are counted from the shape; speeds are measured for a few seconds on a random model of the same width and
+on products of the same size. `python -m lib.plan params.yaml` (`make plan`) prints it.
 """
 
-import os
-from dataclasses import dataclass
-from itertools import combinations
-from pathlib import Path
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 
+from lib.correlation import haar_rotation
 from lib.errors import InputError
-from lib.kernels.covariance import OPERAND_DTYPES, fastest_precision
-from lib.kernels.grouped import memory_bytes
-from lib.params import Params
+from lib.kernels.covariance import OPERAND_DTYPES, Operand, add_product
+from lib.kernels.examples import TopExamples
+from lib.kernels.fused import fastest_layer_statistics
+from lib.params import Params, read_params
+from lib.passes import BATCH, Plan, Setting, device_of, pack, pass_memory, setting_of, shared_shape, work_memory
+from lib.processes import Processes
+from lib.seeds import Trunk
+from lib.store import Run
+from lib.text_labels import group_sizes
 
-BATCH = 8  # blocks in one forward pass
-CHUNK = 64  # blocks in one covariance product, at most
-OPERANDS = 640e6  # bytes of operands in one covariance product, at most
-BASE = 0.7e9  # bytes that Python and its libraries take
-SHARE = 0.8  # of the memory that is free, for memory_gb: auto
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The shape that all seeds of a run share: layers, neurons a layer, and the sizes that memory and time depend on."""
-
-    layers: int
-    neurons: int
-    width: int
-    vocabulary: int
-    positions: int
-    parameters: int
-
-    @property
-    def total(self) -> int:
-        """Neurons of one seed."""
-        return self.layers * self.neurons
+# Published dense peaks without sparsity (NVIDIA data sheets, SXM) and memory; the shares of them that a run is taken to reach.
+GPUS = {
+    "H100": {"bf16": 989e12, "fp32": 67e12, "memory": 80e9},
+    "H200": {"bf16": 989e12, "fp32": 67e12, "memory": 141e9},
+}
+PRODUCT_SHARE, FORWARD_SHARE, ALGEBRA_SHARE = 0.6, 0.25, 0.5
+GPU_DISK = 1e9  # bytes a second that statistics are written and read with
+COMPILING = 20.0  # seconds that torch.compile and loading libraries take
 
 
 @dataclass(frozen=True)
-class Unit:
-    """One accumulator: kind, seed, the layers it reads (first to stop − 1), and its bytes.
+class Speeds:
+    """Seconds for the parts of a run on one device."""
 
-    A `pair` unit holds one layer of `seed` against all layers of the seed `other`.
-    """
-
-    kind: str
-    seed: str
-    first: int
-    stop: int
-    memory: int
-    other: str | None = None
-
-    @property
-    def name(self) -> str:
-        """What its tensors are called in files."""
-        where = f"{self.seed}.{self.first}" if self.kind in LAYERWISE else self.seed
-        return where if self.other is None else f"{where}.{self.other}"
-
-    def depth(self, seed: str, layers: int) -> int:
-        """How many layers of a seed it needs."""
-        return self.stop if seed == self.seed else layers if seed == self.other else 0
+    product: float  # a product of two layers, for each token
+    layer: float  # one layer of one seed, forward and elementwise, for each token
+    logits: float  # the last logits of one seed, for each token
+    rotation: float  # drawing one layer's rotation and its rotated deviations
+    rotated: float  # one block's baseline
+    matched: float  # one block's best matches both ways
+    disk: float  # a byte written and later read
 
 
-LAYERWISE = ("pair", "grouped")  # kinds with one unit for each layer of a seed
+def operations(setting: Setting, plan: Plan) -> dict[str, float]:
+    """Multiplications and additions of products and forward passes in all passes."""
+    shape, tokens = setting.shape, setting.blocks * setting.context
+    blocks = sum(shape.layers for part in plan.passes for unit in part.units if unit.kind in ("pair", "within"))
+    layers = sum(depth for part in plan.passes for depth in part.depths(shape.layers).values())
+    per_layer = 2 * (4 * shape.width**2 + 2 * shape.width * shape.neurons + 2 * shape.width * setting.context)
+    return {"products": 2.0 * blocks * shape.neurons**2 * tokens, "forward": float(layers * per_layer * tokens)}
 
 
-@dataclass(frozen=True)
-class Setting:
-    """All that a plan depends on."""
-
-    seeds: tuple[str, ...]
-    references: tuple[str, ...]
-    shape: Shape
-    blocks: int
-    context: int
-    precision: str
-    memory: float  # bytes that one process may take
-    processes: int = 1
-    groups: tuple[tuple[str, int], ...] = ()  # groupings of the tokens by name, and how many groups each has
-
-    @property
-    def pairs(self) -> tuple[tuple[str, str], ...]:
-        """Pairs of seeds whose products are summed; a single reference comes first in each."""
-        if len(self.references) == 1:
-            return tuple((self.references[0], seed) for seed in self.seeds if seed not in self.references)
-        return tuple(combinations(self.seeds, 2))
-
-    @property
-    def accumulator_bytes(self) -> int:
-        """Bytes of one summed product."""
-        return 8 if self.precision == "fp64" else 4
-
-    @property
-    def operand_bytes(self) -> int:
-        """Bytes of one activation in a product."""
-        return OPERAND_DTYPES[self.precision].itemsize
-
-    @property
-    def model_bytes(self) -> int:
-        """Bytes of one seed's weights as they run."""
-        return self.shape.parameters * (2 if self.precision in ("bf16", "int8") else 4)
+def seconds(plan: Plan, speeds: Speeds, draws: int) -> dict[str, float]:
+    """Predicted seconds of the passes and of the algebra after them."""
+    setting, shape = plan.setting, plan.setting.shape
+    tokens = setting.blocks * setting.context / setting.processes
+    blocks = sum(shape.layers for part in plan.passes for unit in part.units if unit.kind in ("pair", "within"))
+    layers = sum(depth for part in plan.passes for depth in part.depths(shape.layers).values())
+    look = (
+        min(setting.blocks, 64) * shape.layers * speeds.layer
+        + min(setting.blocks, 256) * (shape.layers * speeds.layer + speeds.logits)
+    ) * setting.context
+    passes = tokens * (blocks * speeds.product + layers * speeds.layer) + len(setting.seeds) * look + COMPILING
+    compared = sum(any(seed != reference for reference in setting.references) for seed in setting.seeds)
+    directions = sum(seed != reference for reference in setting.references for seed in setting.seeds)
+    algebra = len(setting.pairs) * shape.layers**2 * speeds.matched
+    algebra += draws * (compared * shape.layers * speeds.rotation + directions * shape.layers**2 * speeds.rotated)
+    return {"passes": passes + disk(plan) * speeds.disk, "tables": algebra + disk(plan) * speeds.disk * (1 + draws) / 2}
 
 
-def units_of(setting: Setting) -> list[Unit]:
-    """Every accumulator of a run, those of a seed before the first pair that needs the seed."""
-    shape, square = setting.shape, setting.shape.neurons**2 * setting.accumulator_bytes
-    begun, units = set(), []
-    for a, b in setting.pairs:
-        for seed in (a, b):
-            if seed in begun:
-                continue
-            begun.add(seed)
-            units += [
-                Unit("moments", seed, 0, shape.layers, 104 * shape.total),
-                Unit("examples", seed, 0, shape.layers, 20 * 60 * shape.total),
-                Unit("histogram", seed, 0, shape.layers, 64 * 8 * shape.total),
-                Unit("within", seed, 0, shape.layers, shape.layers * square),
-            ]
-            if setting.groups:
-                memory = memory_bytes(dict(setting.groups), shape.neurons)
-                units += [Unit("grouped", seed, layer, layer + 1, memory) for layer in range(shape.layers)]
-        units += [Unit("pair", a, layer, layer + 1, shape.layers * square, b) for layer in range(shape.layers)]
-    return units
+def disk(plan: Plan) -> float:
+    """Bytes of statistics that the run leaves."""
+    return float(sum(unit.memory for part in plan.passes for unit in part.units))
 
 
-@dataclass(frozen=True)
-class PassPlan:
-    """The units of one pass over the text and how many blocks go into one product."""
+def measured(setting: Setting, plan: Plan, source: str, device: torch.device) -> Speeds:
+    """Speeds of this device, from a few seconds on random numbers of the run's sizes."""
+    n = setting.shape.neurons
+    dtype = OPERAND_DTYPES[setting.precision]
+    rows = max(part.chunk for part in plan.passes) * setting.context
+    values = [(torch.randn(rows, n, device=device) * 20).to(dtype) for _ in range(4)]
+    none = torch.empty(0, dtype=torch.int64, device=device)
+    operands = [Operand(part, none, none, none.float()) for part in values]
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    sums = [torch.zeros(n, n, dtype=wide, device=device) for _ in range(3)]
 
-    units: tuple[Unit, ...]
-    chunk: int
+    def products():
+        for target, other in zip(sums, operands[1:], strict=True):
+            add_product(target, operands[0], other)
 
-    def depths(self, layers: int) -> dict[str, int]:
-        """The seeds to run, in the order that keeps the fewest operands, and how many layers of each."""
-        seeds = sorted({seed for unit in self.units for seed in (unit.seed, unit.other) if seed})
-        pairs = {(unit.seed, unit.other) for unit in self.units if unit.other}
-        ordered = sorted(seeds, key=lambda seed: (-sum(seed in pair for pair in pairs), seed))
-        return {seed: max(unit.depth(seed, layers) for unit in self.units) for seed in ordered}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A run's passes."""
-
-    setting: Setting
-    passes: tuple[PassPlan, ...]
-
-    def as_json(self) -> dict:
-        """The passes by the names of their units, to go on with the same ones after a kill."""
-        passes = [{"chunk": part.chunk, "units": [f"{u.kind}.{u.name}" for u in part.units]} for part in self.passes]
-        return {"passes": passes}
-
-    def resumed(self, begun: dict) -> "Plan":
-        """This plan with the passes of a run that was begun earlier, perhaps with other memory or processes."""
-        units = {f"{unit.kind}.{unit.name}": unit for unit in units_of(self.setting)}
-        passes = [PassPlan(tuple(units[name] for name in part["units"]), part["chunk"]) for part in begun["passes"]]
-        return Plan(self.setting, tuple(passes))
+    product = _timed(products, device, 3) / 3 / rows
+    del values, operands
+    block, turn = sums[0], torch.randn(n, n, dtype=wide, device=device)
+    ones = torch.ones(n, dtype=wide, device=device)
+    rotated = _timed(lambda: (block @ turn.T - torch.outer(ones, ones)).amax(1), device, 2)
+    matched = _timed(
+        lambda: [((block * ones[:, None] - torch.outer(ones, ones)) * ones).max(axis) for axis in (1, 0)], device, 2
+    )
+    generator = torch.Generator().manual_seed(0)
+    double = torch.randn(n, n, dtype=torch.float64, device=device)
+    rotation = _timed(lambda: haar_rotation(n, generator), torch.device("cpu"), 1)
+    rotation += _timed(lambda: double @ double, device, 1)
+    return Speeds(product, *_forward(setting, source, device), rotation, rotated, matched, 1 / 400e6)
 
 
-def work_memory(setting: Setting, passing: PassPlan) -> float:
-    """Bytes of a pass beyond weights and accumulators: libraries, operands, and the activations of a batch."""
-    shape, tokens = setting.shape, BATCH * setting.context
-    depths = passing.depths(shape.layers)
-    operands = _most_operands(passing, depths) * shape.neurons * setting.operand_bytes * passing.chunk * setting.context
-    # a batch's attention and residual in the trunk; pre, post and scratch of one layer; the dither
-    batch = tokens * (12 * shape.width + 12 * shape.neurons) * 4  # and x, x², activity and sums of grouped moments
-    products = 3 * shape.neurons**2 * setting.accumulator_bytes
-    return BASE + operands + batch + products
+def _timed(work: Callable, device: torch.device, times: int) -> float:
+    """Seconds of one call, the mean of some after the first."""
+    if times > 1:
+        work()
+    _finish(device)
+    started = time.perf_counter()
+    for _ in range(times):
+        work()
+    _finish(device)
+    return (time.perf_counter() - started) / times
 
 
-def _most_operands(passing: PassPlan, depths: dict[str, int]) -> int:
-    """The most layers of operands that are held at once, seeds being run in the order of `depths`."""
-    held, most = set(), 0
-    for seed, later in release_order(passing, depths):
-        held.add(seed)
-        most = max(most, sum(depths[name] for name in held))
-        held &= later
-    return most
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
-def release_order(passing: PassPlan, depths: dict[str, int]) -> list[tuple[str, set[str]]]:
-    """The seeds in order, each with those whose operands a later seed still needs."""
-    names = list(depths)
-    steps = []
-    for index, seed in enumerate(names):
-        needed = set()
-        for unit in passing.units:
-            pair = {unit.seed, unit.other}
-            if unit.other and pair & set(names[index + 1 :]):
-                needed |= pair
-        steps.append((seed, needed))
-    return steps
-
-
-def pass_memory(setting: Setting, passing: PassPlan) -> float:
-    """Peak bytes of one process in one pass."""
-    weights = setting.model_bytes * len(passing.depths(setting.shape.layers))
-    return weights + sum(unit.memory for unit in passing.units) + work_memory(setting, passing)
-
-
-def _with_chunk(setting: Setting, units: tuple[Unit, ...]) -> PassPlan:
-    """The pass with the largest chunk whose operands are small enough."""
-    single = PassPlan(units, 1)
-    depths = single.depths(setting.shape.layers)
-    block = _most_operands(single, depths) * setting.shape.neurons * setting.operand_bytes * setting.context
-    fitting = int(OPERANDS // block) // BATCH * BATCH
-    # at least sixteen chunks in the text, for snapshots and for sharing among processes
-    return PassPlan(units, max(BATCH, min(CHUNK, fitting, setting.blocks // 16 // BATCH * BATCH)))
-
-
-def pack(setting: Setting) -> Plan:
-    """Fills pass after pass up to the memory limit; InputError, in one sentence, where a single unit does not fit."""
-    passes: list[PassPlan] = []
-    held: tuple[Unit, ...] = ()
-    for unit in units_of(setting):
-        wider = _with_chunk(setting, (*held, unit))
-        if pass_memory(setting, wider) <= setting.memory:
-            held = wider.units
-            continue
-        if held:
-            passes.append(_with_chunk(setting, held))
-        held = (unit,)
-        least = pass_memory(setting, _with_chunk(setting, held))
-        if least > setting.memory:
-            raise InputError(
-                f"this run needs at least {least / 1e9:.1f} GB of memory in one process, but only {setting.memory / 1e9:.1f} GB "
-                "may be used (memory_gb); give it more, fewer processes, or smaller models."
-            )
-    return Plan(setting, (*passes, _with_chunk(setting, held)))
-
-
-def shape_of(source: str, revision: str | None = None) -> Shape:
-    """A model's shape from its config alone; its weights are counted on the meta device, none is read."""
+def _forward(setting: Setting, source: str, device: torch.device) -> tuple[float, float]:
+    """Seconds for each token of one layer, with statistics and examples, and of the logits, on a random model."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    options = {} if revision is None else {"revision": revision}
-    config = AutoConfig.from_pretrained(source, **options)
-    inner = getattr(config, "n_inner", None) or getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    parameters = sum(tensor.numel() for tensor in model.parameters())
-    return Shape(
-        config.num_hidden_layers,
-        inner,
-        config.hidden_size,
-        config.vocab_size,
-        config.max_position_embeddings,
-        parameters,
+    depth = 3
+    config = AutoConfig.from_pretrained(source, num_hidden_layers=depth, attn_implementation="sdpa")
+    dtype = torch.bfloat16 if setting.precision in ("bf16", "int8") else torch.float32
+    model = AutoModelForCausalLM.from_config(config).to(dtype).to(device).eval()
+    trunk, statistics, n = Trunk(model), fastest_layer_statistics(), setting.shape.neurons
+    tokens = torch.randint(0, setting.shape.vocabulary, (BATCH, setting.context), device=device)
+    rows = tokens.numel()
+    weights, scaling = torch.ones(rows, 1, device=device), torch.ones(2, n, device=device)
+    dither = torch.rand(rows, n, device=device)
+    examples = TopExamples(depth, n, device=device)
+    counted = torch.ones_like(tokens, dtype=torch.bool)
+
+    def visit(layer, pre, post):
+        statistics(
+            pre.flatten(0, 1), post.flatten(0, 1), weights, scaling, scaling, dither, OPERAND_DTYPES[setting.precision]
+        )
+        examples.update(layer, post, counted, torch.arange(BATCH))
+
+    layer = _timed(lambda: trunk.run(tokens, visit), device, 2) / depth / rows
+    hidden = torch.zeros(setting.context, setting.shape.width, dtype=dtype, device=device)
+    head = model.get_output_embeddings()
+    with torch.inference_mode():
+        logits = _timed(lambda: head(hidden).float().log_softmax(1), device, 2) / setting.context
+    return layer, logits
+
+
+def published(setting: Setting, gpu: str) -> Speeds:
+    """Speeds of a GPU from its data sheet and the shares of its peak that are taken to be reached."""
+    peaks, shape = GPUS[gpu], setting.shape
+    product_peak = peaks["bf16"] if setting.precision in ("bf16", "int8") else peaks["fp32"]
+    per_layer = 2 * (4 * shape.width**2 + 2 * shape.width * shape.neurons + 2 * shape.width * setting.context)
+    cube = 2.0 * shape.neurons**3
+    algebra = cube / (ALGEBRA_SHARE * peaks["fp32"])
+    return Speeds(
+        product=2.0 * shape.neurons**2 / (PRODUCT_SHARE * product_peak),
+        layer=per_layer / (FORWARD_SHARE * product_peak),
+        logits=2.0 * shape.width * shape.vocabulary / (FORWARD_SHARE * product_peak),
+        rotation=5 * algebra,
+        rotated=algebra,
+        matched=algebra / 10,
+        disk=1 / GPU_DISK,
     )
 
 
-def shared_shape(params: Params) -> Shape:
-    """The shape of all seeds; InputError where they differ."""
-    shapes = {name: shape_of(params.seed_source(name), params.revision) for name in sorted(params.seeds)}
-    if len(set(shapes.values())) > 1:
-        told = {name: (shape.layers, shape.neurons) for name, shape in shapes.items()}
-        raise InputError(f"the seeds differ in shape (layers, neurons a layer): {told}; they must be the same model.")
-    return next(iter(shapes.values()))
+def lines(params: Params) -> list[str]:
+    """The forecast of a run, one line a fact; InputError if it cannot fit."""
+    device = device_of(params)
+    shape = shared_shape(params)
+    groups = group_sizes(Run(params)) if params.text_path.is_file() else ()
+    setting = setting_of(params, shape, device, Processes.on_this_machine(), groups)
+    plan = pack(setting)
+    told = [
+        f"run {params.run}: {len(setting.seeds)} seeds of {shape.layers} × {shape.neurons:,} neurons, "
+        f"{len(setting.pairs)} pairs, {setting.blocks * setting.context:,} tokens, products in {setting.precision}",
+        f"passes over the text: {len(plan.passes)}, each within {setting.memory / 1e9:.1f} GB",
+    ]
+    for number, part in enumerate(plan.passes):
+        by_kind: dict[str, list[int]] = {}
+        for unit in part.units:
+            by_kind.setdefault(unit.kind, []).append(unit.memory)
+        told += [
+            f"pass {number + 1}: {pass_memory(setting, part) / 1e9:.2f} GB = weights of {len(part.depths(shape.layers))} seeds "
+            f"{setting.model_bytes * len(part.depths(shape.layers)) / 1e9:.2f}, work {work_memory(setting, part) / 1e9:.2f}, "
+            + ", ".join(f"{kind} {sum(sizes) / 1e9:.2f}" for kind, sizes in by_kind.items())
+        ]
+    counted = operations(setting, plan)
+    told += [
+        f"operations: products {counted['products']:.3g}, forward {counted['forward']:.3g}",
+        f"disk: {disk(plan) / 1e9:.2f} GB of statistics, and as much again for saved states",
+    ]
+    places = [("this machine", plan, measured(setting, plan, params.seed_source(params.reference), device))]
+    for gpu, peaks in GPUS.items():
+        there = replace(setting, memory=0.9 * peaks["memory"], processes=1, precision="bf16")
+        there_plan = pack(there)
+        places.append(
+            (f"one {gpu}, bf16, {PRODUCT_SHARE:.0%} of its published peak", there_plan, published(there, gpu))
+        )
+    for place, planned, speeds in places:
+        parts = seconds(planned, speeds, params.rotations)
+        told.append(
+            f"time on {place}: passes {parts['passes']:,.0f} s ({len(planned.passes)}), tables {parts['tables']:,.0f} s, "
+            f"together {sum(parts.values()) / 60:,.1f} min"
+        )
+    return told
 
 
-def setting_of(
-    params: Params,
-    shape: Shape,
-    device: torch.device,
-    processes: int = 1,
-    groups: tuple[tuple[str, int], ...] = (),
-) -> Setting:
-    """What the plan of a run depends on, on this device; `processes` share the memory of this machine.
-
-    `groups` are the names and sizes of the groupings of `lib.text_labels`; without them no grouped moments are planned.
-    """
-    blocks = params.token_budget // params.context
-    memory = free_memory(device) * SHARE if params.memory_gb == "auto" else params.memory_gb * 1e9
-    return Setting(
-        tuple(sorted(params.seeds)),
-        tuple(sorted(params.seeds)) if params.compare == "all" else (params.reference,),
-        shape,
-        blocks,
-        params.context,
-        fastest_precision(device, blocks * params.context) if params.precision == "auto" else params.precision,
-        memory if device.type == "cuda" else memory / processes,
-        processes,
-        groups,
-    )
+def main() -> int:
+    """Command line: one parameter file."""
+    if len(sys.argv) != 2:
+        print("usage: python -m lib.plan params/<run>.yaml", file=sys.stderr)
+        return 2
+    try:
+        for line in lines(read_params(sys.argv[1])):
+            print(line, flush=True)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
-def free_memory(device: torch.device) -> float:
-    """Bytes that a run may take on a GPU, or on this machine (or in its control group, where that is less)."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    limit = Path("/sys/fs/cgroup/memory.max")
-    allowed = limit.read_text().strip() if limit.exists() else "max"
-    info = Path("/proc/meminfo")
-    if info.exists():
-        lines = dict(line.split(":", 1) for line in info.read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    else:
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
-    return min(free, float(allowed)) if allowed != "max" else free
-
-
-def device_of(params: Params) -> torch.device:
-    """The device a run uses; `auto` is the first GPU, else the CPU. Each of several processes has a GPU of its own."""
-    if params.device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+if __name__ == "__main__":
+    sys.exit(main())

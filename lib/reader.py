@@ -15,7 +15,7 @@ from lib.errors import InputError
 from lib.kernels.covariance import OPERAND_DTYPES, Operand
 from lib.kernels.fused import INT8_LIMIT, SUMS, clipped_entries, fastest_layer_statistics
 from lib.kernels.moments import Moments
-from lib.plan import BATCH
+from lib.passes import BATCH
 from lib.seeds import Trunk
 from lib.text import Text
 

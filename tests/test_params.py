@@ -141,7 +141,7 @@ def test_statistics_key_holds_what_the_pass_depends_on_and_nothing_else(write):
     free = {"run": "x", "reference": "b", "threshold": 0.1, "rotations": 9, "device": "cpu", "memory_gb": 2.5}
     bound = {
         "seeds": {"a": "x", "b": "y"}, "revision": "r", "text": "t", "context": 128, "token_budget": 10240,
-        "random_seed": 1, "precision": "fp64",
+        "random_seed": 1, "precision": "fp64", "compare": "reference",
     }  # fmt: skip
     assert set(bound) == set(STATISTICS_KEYS) and set(free) | set(bound) == set(Params.model_fields)
     assert params.model_copy(update=free).statistics_key == params.statistics_key

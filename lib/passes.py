@@ -1,0 +1,316 @@
+"""What a run will take: its accumulators packed into as few passes over the text as fit in memory.
+
+Everything that a pass may hold is a `Unit`: what it accumulates, which layers of which seeds it needs, and its memory.
+`units_of` lists a run's units in the order in which they are packed, and `pack` fills one pass after another up to
+the memory limit. A pass runs the seeds that its units need, as far as the last layer that they need.
+
+To add an accumulator of a seed's activations: list its units in `units_of` with their bytes, one per seed, or one per seed
+and layer where a seed's is large (then name the kind in LAYERWISE), and say in `lib.collect.ACCUMULATORS` how it is
+made and fed. Its tensors then lie in stats/<kind>-<pass>.safetensors, named `<seed>.<tensor>` or `<seed>.<layer>.<tensor>`.
+"""
+
+import os
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import torch
+
+from lib.errors import InputError
+from lib.kernels.covariance import OPERAND_DTYPES, fastest_precision
+from lib.kernels.grouped import memory_bytes
+from lib.params import Params
+
+BATCH = 8  # blocks in one forward pass
+CHUNK = 64  # blocks in one covariance product, at most
+OPERANDS = 640e6  # bytes of operands in one covariance product, at most
+BASE = 0.7e9  # bytes that Python and its libraries take
+SHARE = 0.8  # of the memory that is free, for memory_gb: auto
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The shape that all seeds of a run share: layers, neurons a layer, and the sizes that memory and time depend on."""
+
+    layers: int
+    neurons: int
+    width: int
+    vocabulary: int
+    positions: int
+    parameters: int
+
+    @property
+    def total(self) -> int:
+        """Neurons of one seed."""
+        return self.layers * self.neurons
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One accumulator: kind, seed, the layers it reads (first to stop − 1), and its bytes.
+
+    A `pair` unit holds one layer of `seed` against all layers of the seed `other`.
+    """
+
+    kind: str
+    seed: str
+    first: int
+    stop: int
+    memory: int
+    other: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What its tensors are called in files."""
+        where = f"{self.seed}.{self.first}" if self.kind in LAYERWISE else self.seed
+        return where if self.other is None else f"{where}.{self.other}"
+
+    def depth(self, seed: str, layers: int) -> int:
+        """How many layers of a seed it needs."""
+        return self.stop if seed == self.seed else layers if seed == self.other else 0
+
+
+LAYERWISE = ("pair", "grouped")  # kinds with one unit for each layer of a seed
+
+
+@dataclass(frozen=True)
+class Setting:
+    """All that a plan depends on."""
+
+    seeds: tuple[str, ...]
+    references: tuple[str, ...]
+    shape: Shape
+    blocks: int
+    context: int
+    precision: str
+    memory: float  # bytes that one process may take
+    processes: int = 1
+    groups: tuple[tuple[str, int], ...] = ()  # groupings of the tokens by name, and how many groups each has
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """Pairs of seeds whose products are summed; a single reference comes first in each."""
+        if len(self.references) == 1:
+            return tuple((self.references[0], seed) for seed in self.seeds if seed not in self.references)
+        return tuple(combinations(self.seeds, 2))
+
+    @property
+    def accumulator_bytes(self) -> int:
+        """Bytes of one summed product."""
+        return 8 if self.precision == "fp64" else 4
+
+    @property
+    def operand_bytes(self) -> int:
+        """Bytes of one activation in a product."""
+        return OPERAND_DTYPES[self.precision].itemsize
+
+    @property
+    def model_bytes(self) -> int:
+        """Bytes of one seed's weights as they run."""
+        return self.shape.parameters * (2 if self.precision in ("bf16", "int8") else 4)
+
+
+def units_of(setting: Setting) -> list[Unit]:
+    """Every accumulator of a run, those of a seed before the first pair that needs the seed."""
+    shape, square = setting.shape, setting.shape.neurons**2 * setting.accumulator_bytes
+    begun, units = set(), []
+    for a, b in setting.pairs:
+        for seed in (a, b):
+            if seed in begun:
+                continue
+            begun.add(seed)
+            units += [
+                Unit("moments", seed, 0, shape.layers, 104 * shape.total),
+                Unit("examples", seed, 0, shape.layers, 20 * 60 * shape.total),
+                Unit("histogram", seed, 0, shape.layers, 64 * 8 * shape.total),
+                Unit("within", seed, 0, shape.layers, shape.layers * square),
+            ]
+            if setting.groups and seed in setting.references:
+                memory = memory_bytes(dict(setting.groups), shape.neurons)
+                units += [Unit("grouped", seed, layer, layer + 1, memory) for layer in range(shape.layers)]
+        units += [Unit("pair", a, layer, layer + 1, shape.layers * square, b) for layer in range(shape.layers)]
+    return units
+
+
+@dataclass(frozen=True)
+class PassPlan:
+    """The units of one pass over the text and how many blocks go into one product."""
+
+    units: tuple[Unit, ...]
+    chunk: int
+
+    def depths(self, layers: int) -> dict[str, int]:
+        """The seeds to run, in the order that keeps the fewest operands, and how many layers of each."""
+        seeds = sorted({seed for unit in self.units for seed in (unit.seed, unit.other) if seed})
+        pairs = {(unit.seed, unit.other) for unit in self.units if unit.other}
+        ordered = sorted(seeds, key=lambda seed: (-sum(seed in pair for pair in pairs), seed))
+        return {seed: max(unit.depth(seed, layers) for unit in self.units) for seed in ordered}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run's passes."""
+
+    setting: Setting
+    passes: tuple[PassPlan, ...]
+
+    def as_json(self) -> dict:
+        """The passes by the names of their units, to go on with the same ones after a kill."""
+        passes = [{"chunk": part.chunk, "units": [f"{u.kind}.{u.name}" for u in part.units]} for part in self.passes]
+        return {"passes": passes}
+
+    def resumed(self, begun: dict) -> "Plan":
+        """This plan with the passes of a run that was begun earlier, perhaps with other memory or processes."""
+        units = {f"{unit.kind}.{unit.name}": unit for unit in units_of(self.setting)}
+        passes = [PassPlan(tuple(units[name] for name in part["units"]), part["chunk"]) for part in begun["passes"]]
+        return Plan(self.setting, tuple(passes))
+
+
+def work_memory(setting: Setting, passing: PassPlan) -> float:
+    """Bytes of a pass beyond weights and accumulators: libraries, operands, and the activations of a batch."""
+    shape, tokens = setting.shape, BATCH * setting.context
+    depths = passing.depths(shape.layers)
+    operands = _most_operands(passing, depths) * shape.neurons * setting.operand_bytes * passing.chunk * setting.context
+    # a batch's attention and residual in the trunk; pre, post and scratch of one layer; the dither
+    batch = tokens * (12 * shape.width + 12 * shape.neurons) * 4  # and x, x², activity and sums of grouped moments
+    products = 3 * shape.neurons**2 * setting.accumulator_bytes
+    return BASE + operands + batch + products
+
+
+def _most_operands(passing: PassPlan, depths: dict[str, int]) -> int:
+    """The most layers of operands that are held at once, seeds being run in the order of `depths`."""
+    held, most = set(), 0
+    for seed, later in release_order(passing, depths):
+        held.add(seed)
+        most = max(most, sum(depths[name] for name in held))
+        held &= later
+    return most
+
+
+def release_order(passing: PassPlan, depths: dict[str, int]) -> list[tuple[str, set[str]]]:
+    """The seeds in order, each with those whose operands a later seed still needs."""
+    names = list(depths)
+    steps = []
+    for index, seed in enumerate(names):
+        needed = set()
+        for unit in passing.units:
+            pair = {unit.seed, unit.other}
+            if unit.other and pair & set(names[index + 1 :]):
+                needed |= pair
+        steps.append((seed, needed))
+    return steps
+
+
+def pass_memory(setting: Setting, passing: PassPlan) -> float:
+    """Peak bytes of one process in one pass."""
+    weights = setting.model_bytes * len(passing.depths(setting.shape.layers))
+    return weights + sum(unit.memory for unit in passing.units) + work_memory(setting, passing)
+
+
+def _with_chunk(setting: Setting, units: tuple[Unit, ...]) -> PassPlan:
+    """The pass with the largest chunk whose operands are small enough."""
+    single = PassPlan(units, 1)
+    depths = single.depths(setting.shape.layers)
+    block = _most_operands(single, depths) * setting.shape.neurons * setting.operand_bytes * setting.context
+    fitting = int(OPERANDS // block) // BATCH * BATCH
+    # at least sixteen chunks in the text, for snapshots and for sharing among processes
+    return PassPlan(units, max(BATCH, min(CHUNK, fitting, setting.blocks // 16 // BATCH * BATCH)))
+
+
+def pack(setting: Setting) -> Plan:
+    """Fills pass after pass up to the memory limit; InputError, in one sentence, where a single unit does not fit."""
+    passes: list[PassPlan] = []
+    held: tuple[Unit, ...] = ()
+    for unit in units_of(setting):
+        wider = _with_chunk(setting, (*held, unit))
+        if pass_memory(setting, wider) <= setting.memory:
+            held = wider.units
+            continue
+        if held:
+            passes.append(_with_chunk(setting, held))
+        held = (unit,)
+        least = pass_memory(setting, _with_chunk(setting, held))
+        if least > setting.memory:
+            raise InputError(
+                f"this run needs at least {least / 1e9:.1f} GB of memory in one process, but only {setting.memory / 1e9:.1f} GB "
+                "may be used (memory_gb); give it more, fewer processes, or smaller models."
+            )
+    return Plan(setting, (*passes, _with_chunk(setting, held)))
+
+
+def shape_of(source: str, revision: str | None = None) -> Shape:
+    """A model's shape from its config alone; its weights are counted on the meta device, none is read."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    options = {} if revision is None else {"revision": revision}
+    config = AutoConfig.from_pretrained(source, **options)
+    inner = getattr(config, "n_inner", None) or getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    parameters = sum(tensor.numel() for tensor in model.parameters())
+    return Shape(
+        config.num_hidden_layers,
+        inner,
+        config.hidden_size,
+        config.vocab_size,
+        config.max_position_embeddings,
+        parameters,
+    )
+
+
+def shared_shape(params: Params) -> Shape:
+    """The shape of all seeds; InputError where they differ."""
+    shapes = {name: shape_of(params.seed_source(name), params.revision) for name in sorted(params.seeds)}
+    if len(set(shapes.values())) > 1:
+        told = {name: (shape.layers, shape.neurons) for name, shape in shapes.items()}
+        raise InputError(f"the seeds differ in shape (layers, neurons a layer): {told}; they must be the same model.")
+    return next(iter(shapes.values()))
+
+
+def setting_of(
+    params: Params,
+    shape: Shape,
+    device: torch.device,
+    processes: int = 1,
+    groups: tuple[tuple[str, int], ...] = (),
+) -> Setting:
+    """What the plan of a run depends on, on this device; `processes` share the memory of this machine.
+
+    `groups` are the names and sizes of the groupings of `lib.text_labels`; without them no grouped moments are planned.
+    They are planned for the references, layer by layer, since those of one layer of a large model take gigabytes.
+    """
+    blocks = params.token_budget // params.context
+    memory = free_memory(device) * SHARE if params.memory_gb == "auto" else params.memory_gb * 1e9
+    return Setting(
+        tuple(sorted(params.seeds)),
+        tuple(sorted(params.seeds)) if params.compare == "all" else (params.reference,),
+        shape,
+        blocks,
+        params.context,
+        fastest_precision(device, blocks * params.context) if params.precision == "auto" else params.precision,
+        memory if device.type == "cuda" else memory / processes,
+        processes,
+        groups,
+    )
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that a run may take on a GPU, or on this machine (or in its control group, where that is less)."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    limit = Path("/sys/fs/cgroup/memory.max")
+    allowed = limit.read_text().strip() if limit.exists() else "max"
+    info = Path("/proc/meminfo")
+    if info.exists():
+        lines = dict(line.split(":", 1) for line in info.read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    else:
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
+    return min(free, float(allowed)) if allowed != "max" else free
+
+
+def device_of(params: Params) -> torch.device:
+    """The device a run uses; `auto` is the first GPU, else the CPU. Each of several processes has a GPU of its own."""
+    if params.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
