@@ -172,7 +172,8 @@ def work_memory(setting: Setting, passing: PassPlan) -> float:
     depths = passing.depths(shape.layers)
     operands = _most_operands(passing, depths) * shape.neurons * setting.operand_bytes * passing.chunk * setting.context
     # a batch's attention and residual in the trunk; pre, post and scratch of one layer; the dither
-    batch = tokens * (12 * shape.width + 12 * shape.neurons) * 4  # and x, x², activity and sums of grouped moments
+    scratch = 12 if setting.groups else 8  # grouped moments: x, x², activity and sums by row
+    batch = tokens * (12 * shape.width + scratch * shape.neurons) * 4
     products = 3 * shape.neurons**2 * setting.accumulator_bytes
     return BASE + operands + batch + products
 
