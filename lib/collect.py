@@ -33,7 +33,7 @@ from lib.reader import Dither, SeedReader, Seen, pilot
 from lib.seeds import Trunk, check_seed, load_model, token_losses
 from lib.store import Run, TensorFiles, read_tensors, write_json, write_table, write_tensors
 from lib.text import file_sha256
-from lib.text_labels import run_groupings
+from lib.text_labels import group_sizes, run_groupings
 
 HISTOGRAM_EVERY = 8  # one batch in so many is counted into the histograms
 LOSS_BLOCKS = 256  # blocks on which each seed's loss is measured
@@ -255,8 +255,8 @@ def collect(run: Run) -> None:
 
 def _planned(run: Run, device: torch.device) -> Plan:
     """The plan that this run began with, or a new one; InputError if it cannot fit."""
-    groups = tuple((name, len(one.groups)) for name, one in run_groupings(run).items())
-    plan = pack(setting_of(run.params, shared_shape(run.params), device, Processes.on_this_machine(), groups))
+    processes = Processes.on_this_machine()
+    plan = pack(setting_of(run.params, shared_shape(run.params), device, processes, group_sizes(run)))
     begun = run.recorded("stats/plan.json")
     if begun is None:
         write_json(run.folder / "stats" / "plan.json", plan.as_json())

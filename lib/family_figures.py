@@ -15,7 +15,7 @@ from lib.family_summary import FAMILIES, TOP, groups_of
 from lib.figures import CORRELATION, HEIGHT, NEUTRAL, PERCENT, SEED_COLOURS, WIDE, canvas, note
 from lib.labels import WORD_PLACES
 
-COLOURS = dict(zip(FAMILIES, (*SEED_COLOURS, "#882255", "#d0d0d0"), strict=True))
+COLOURS = dict(zip(FAMILIES, (*SEED_COLOURS[:-1], "#882255", "#000000", "#d0d0d0"), strict=True))
 GROUP_COLOURS = {"all": "#999999", TOP: CORRELATION, "universal": "#D55E00"}
 
 
@@ -139,7 +139,7 @@ def on_and_off(table: pd.DataFrame) -> Figure:
     axes.invert_yaxis()
     axes.grid(False, axis="y")
     axes.set(xlabel="activation, mean ± standard deviation over tokens", ylabel="label and neuron")
-    axes.legend(loc="best")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
     return fig
 
 

@@ -42,7 +42,7 @@ def family_counts(counts: pd.DataFrame, reference: str) -> Finding:
         text += "The families are " + _listed([f"{FAMILIES[name]} ({number:,})" for name, number in largest.items()]) + ". "
     empty = [FAMILIES[name] for name, number in explained.items() if not number]
     if empty:
-        text += f"No neuron falls into {_listed(empty)}. "
+        text += f"No neuron falls into {_listed(empty).replace(' and ', ' or ')}. "
     text += _group_sentence(named, TOP, f"the {named[TOP].sum():,} neurons of largest excess ({TOP})")
     universal = int(named["universal"].sum())
     text += _group_sentence(named, "universal", count(universal, "universal neuron")) if universal else "No neuron is universal at this run's threshold."
@@ -69,7 +69,7 @@ def published(table: pd.DataFrame) -> str:
         if not row.neurons:
             parts.append(f"no neuron is {row.group}")
             continue
-        words = {"universal": "universal neurons", "rest": "all others"}.get(row.group, f"the {row.group} by excess")
+        words = {"universal": "universal neurons", "rest": "all others"}.get(row.group, f"neurons of the {row.group} by excess")
         parts.append(f"of {row.neurons:,} {words} **{row.low:,}** ({percent(row.low / row.neurons, 1)}) are below {PUBLISHED_LOW:g} and {row.high:,} ({percent(row.high / row.neurons, 1)}) reach {PUBLISHED_HIGH:g}")
     return f"{theirs} Here " + "; ".join(parts) + ". The scores here are held out, the paper's are not."
 
@@ -227,6 +227,6 @@ def position(chosen: pd.DataFrame, rows: pd.DataFrame) -> Finding:
     text = (
         f"The largest mutual information of firing and position is **{best['position_information']:.4f} bits**, of layer {best['layer']} neuron {best['neuron']}; "
         f"the median neuron has {rows['position_information'].median():.4f}. {capital(count(number, 'neuron'))} of this seed "
-        f"{'is' if number == 1 else 'are'} explained best by position. The paper finds 20 position neurons in its small model, in layers 0 to 2."
+        f"{'are' if number > 1 else 'is'} explained best by position. The paper finds 20 position neurons in its small model, in layers 0 to 2."
     )
     return Finding(title, text, f"{alt} {title}.")

@@ -1,7 +1,8 @@
 """From a run's grouped moments to the tables of families: families.parquet, labels.parquet, family_chance.parquet.
 
 Scoring all labels takes algebra on the statistics, so the tables follow the table of token classes without a model:
-`open_families` scores again when the labels differ from those of the last call. Rows are of all seeds.
+`open_families` scores again when the labels differ from those of the last call. Rows are of all seeds
+that serve as reference.
 """
 
 import hashlib
@@ -83,7 +84,7 @@ def tabulate_families(run: Run, sets: list[LabelSet]) -> None:
     if run.recorded("tables/families.json") == made_with:
         return
     tables, families, chances = run.folder / "tables", [], []
-    for seed in tqdm(sorted(run.params.seeds), desc="families", file=sys.stderr):
+    for seed in tqdm(run.done["references"], desc="families", file=sys.stderr):
         own = statistics(run, seed)
         table, chance = seed_families(own, sets, rotation_of(run, seed))
         table.insert(0, "seed", seed)

@@ -128,7 +128,7 @@ def units_of(setting: Setting) -> list[Unit]:
         units += [Unit("pair", a, layer, layer + 1, shape.layers * square, b) for layer in range(shape.layers)]
     if setting.groups:  # last, since a pass for them alone runs few seeds
         memory = memory_bytes(dict(setting.groups), shape.neurons)
-        units += [Unit("grouped", seed, layer, layer + 1, memory) for seed in setting.seeds for layer in range(shape.layers)]
+        units += [Unit("grouped", seed, layer, layer + 1, memory) for seed in setting.references for layer in range(shape.layers)]
     return units
 
 
@@ -172,7 +172,8 @@ def work_memory(setting: Setting, passing: PassPlan) -> float:
     depths = passing.depths(shape.layers)
     operands = _most_operands(passing, depths) * shape.neurons * setting.operand_bytes * passing.chunk * setting.context
     # a batch's attention and residual in the trunk; pre, post and scratch of one layer; the dither
-    batch = tokens * (12 * shape.width + 12 * shape.neurons) * 4  # and x, x², activity and sums of grouped moments
+    scratch = 12 if setting.groups else 8  # grouped moments: x, x², activity and sums by row
+    batch = tokens * (12 * shape.width + scratch * shape.neurons) * 4
     products = 3 * shape.neurons**2 * setting.accumulator_bytes
     return BASE + operands + batch + products
 
@@ -276,6 +277,7 @@ def setting_of(
     """What the plan of a run depends on, on this device; `processes` share the memory of this machine.
 
     `groups` are the names and sizes of the groupings of `lib.text_labels`; without them no grouped moments are planned.
+    They are planned for the references, layer by layer, since those of one layer of a large model take gigabytes.
     """
     blocks = params.token_budget // params.context
     memory = free_memory(device) * SHARE if params.memory_gb == "auto" else params.memory_gb * 1e9

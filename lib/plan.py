@@ -20,6 +20,8 @@ from lib.params import Params, read_params
 from lib.passes import BATCH, Plan, Setting, device_of, pack, pass_memory, setting_of, shared_shape, work_memory
 from lib.processes import Processes
 from lib.seeds import Trunk
+from lib.store import Run
+from lib.text_labels import group_sizes
 
 # Published dense peaks without sparsity (NVIDIA data sheets, SXM) and memory; the shares of them that a run is taken to reach.
 GPUS = {
@@ -175,7 +177,8 @@ def lines(params: Params) -> list[str]:
     """The forecast of a run, one line a fact; InputError if it cannot fit."""
     device = device_of(params)
     shape = shared_shape(params)
-    setting = setting_of(params, shape, device, Processes.on_this_machine())
+    groups = group_sizes(Run(params)) if params.text_path.is_file() else ()
+    setting = setting_of(params, shape, device, Processes.on_this_machine(), groups)
     plan = pack(setting)
     told = [
         f"run {params.run}: {len(setting.seeds)} seeds of {shape.layers} × {shape.neurons:,} neurons, "

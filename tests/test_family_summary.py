@@ -1,0 +1,162 @@
+"""Summaries, figures and sentences of chapter 4 on made-up families: right numbers, and words for every empty case."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from lib import family_figures, family_findings, family_summary
+from lib.families import UNEXPLAINED
+from lib.family_summary import FAMILIES, TOP
+from lib.labels import LabelSet
+
+LAYERS, WIDTH = 3, 20
+
+
+def families_table(case: str = "some") -> pd.DataFrame:
+    """Two seeds of 60 neurons; family, label and scores go round; `none`: nothing passes chance."""
+    parts = []
+    for seed in "ab":
+        total = LAYERS * WIDTH
+        names = [name for name in FAMILIES if name != UNEXPLAINED]
+        table = pd.DataFrame({"seed": seed, "layer": np.repeat(range(LAYERS), WIDTH), "neuron": np.tile(range(WIDTH), LAYERS)})
+        score = np.linspace(0.01, 0.9, total)
+        family = np.array(names)[np.arange(total) % 5]
+        table["family"] = np.where((score > 0.3) & (case != "none"), family, UNEXPLAINED)
+        table["best_family"], table["label"], table["kind"] = family, [f"word “{name}”" for name in family], "kind"
+        table["chosen_score"], table["score"], table["gap"] = score + 0.01, score, 0.01
+        table["chance"], table["labelled_score"], table["difference"] = 0.3, score, 1.0
+        table["runner_up_family"], table["runner_up_label"], table["runner_up_score"] = "syntax", "x", score / 2
+        table["near_tie"] = False
+        for name in names:
+            table[f"score_{name}"], table[f"label_{name}"] = score / 2, f"word “{name}”"
+        table["position_information"] = score / 10
+        table["excess_corr"] = np.linspace(-0.1, 0.95, total)
+        parts.append(table)
+    return pd.concat(parts, ignore_index=True)
+
+
+def matches_table() -> pd.DataFrame:
+    """Every neuron's partner is itself, but in the last layer the neuron before."""
+    rows = families_table()[["seed", "layer", "neuron"]].assign(corr=0.5)
+    rows["model"] = rows["seed"].map({"a": "b", "b": "a"})
+    rows["match_layer"] = rows["layer"]
+    rows["match_neuron"] = (rows["neuron"] - (rows["layer"] == LAYERS - 1)) % WIDTH
+    return rows
+
+
+def statistics_and_sets(neurons: int = WIDTH):
+    """One layer's statistics thrice: activation is 2 + 3 z with known z by token; labels over 5 tokens."""
+    generator = np.random.default_rng(0)
+    sizes = {"token": 5, "position": 8, "domain": 3, "word_place": 8}
+    own = {"mean": torch.full((neurons,), 2.0), "deviation": torch.full((neurons,), 3.0)}
+    for name, size in sizes.items():
+        own[f"{name}.count"] = torch.tensor(generator.integers(1, 9, (2, size)))
+        own[f"{name}.mean"] = torch.tensor(generator.normal(0, 1, (2, size, neurons))).half()
+        own[f"{name}.spread"] = torch.rand(size, neurons).half()
+    words = [f"word “{name}”" for name in FAMILIES if name != UNEXPLAINED]
+    members = np.array([np.arange(5) == index % 5 for index in range(len(words))])
+    letters = pd.DataFrame({"label": ["first letter a", "first letter b"], "family": "alphabet", "kind": "alphabet"})
+    table = pd.concat([pd.DataFrame({"label": words, "family": "unigram", "kind": "word"}), letters], ignore_index=True)
+    return [own] * LAYERS, [LabelSet("token", table, np.concatenate([members, members[:2]]))]
+
+
+def test_counts_are_counts():
+    rows = families_table().query("seed == 'a'").reset_index(drop=True)
+    counts = family_summary.family_counts(rows, 0.5).set_index("family")
+    assert counts["all"].sum() == 60 and counts.loc[UNEXPLAINED, "all"] == (rows["score"] <= 0.3).sum()
+    assert counts["universal"].sum() == (rows["excess_corr"] > 0.5).sum() and counts[TOP].sum() == 3
+    assert counts["rest"].sum() == 60 - counts["universal"].sum()  # the top lies among the universal
+    assert family_summary.layer_counts(rows).to_numpy().sum() == 60
+    comparison = family_summary.published_comparison(rows, 2).set_index("group")
+    assert comparison.loc["universal", "neurons"] == 0 and comparison["low"].sum() == (rows["score"] < 0.05).sum()
+    assert family_summary.seed_shares(families_table()).sum(axis=1).round(9).eq(1).all()
+
+
+def test_agreement_by_hand():
+    families = families_table()
+    pairs = family_summary.matched_pairs(families, matches_table())
+    assert len(pairs) == 120
+    table = family_summary.agreement(pairs).set_index("pairs_of")
+    explained = families.query("seed == 'a' and family != @UNEXPLAINED")
+    same = (explained["layer"] < LAYERS - 1).sum()  # in the last layer the partner has the family before
+    assert table.loc["all explained", "pairs"] == 2 * len(explained)
+    assert table.loc["all explained", "same_family"] == pytest.approx(same / len(explained))
+    assert table.loc["all explained", "same_label"] == pytest.approx(same / len(explained))
+    shares = pairs.loc[pairs["family"] != UNEXPLAINED, "match_family"].value_counts(normalize=True)
+    own = pairs.loc[pairs["family"] != UNEXPLAINED, "family"]
+    assert table.loc["all explained", "chance_family"] == pytest.approx(own.map(shares).mean())
+
+
+def test_mean_and_spread_against_tokens_spelled_out():
+    """The same mean and deviation as over a list with every token written out."""
+    statistics, _ = statistics_and_sets()
+    own, member = statistics[0], np.array([True, False, True, True, False])
+    count, mean = own["token.count"].numpy(), own["token.mean"][..., 3].double().numpy()
+    pooled = (count * mean).sum(0) / count.sum(0)
+    values = np.concatenate([
+        np.resize([2 + 3 * (pooled[group] + sign * float(own["token.spread"][group, 3])) for sign in (-1, 1)], 2 * count.sum(0)[group])
+        for group in np.flatnonzero(member)
+    ])  # fmt: skip
+    assert family_summary.mean_and_spread(own, "token", member, 3) == pytest.approx((values.mean(), values.std()))
+    assert np.isnan(family_summary.mean_and_spread(own, "token", np.zeros(5, bool), 3)).all()
+
+
+@pytest.mark.parametrize("case", ["some", "none"])
+@pytest.mark.parametrize("threshold", [0.5, 2], ids=["universal", "no universal"])
+def test_every_figure_draws_and_every_sentence_is_whole(case, threshold):
+    families, (statistics, sets) = families_table(case), statistics_and_sets()
+    own = families[families["seed"] == "a"].reset_index(drop=True)
+    chosen, none = family_summary.shown(own, "unigram", 4), family_summary.shown(own, "no such family", 4)
+    levels = pd.DataFrame({"layer": range(LAYERS), "chance": 0.3, "median": 0.1, "largest": 0.5})
+    counts, held = family_summary.family_counts(own, threshold), family_summary.held_out(own)
+    layers = family_summary.layer_counts(own)
+    agreement = family_summary.agreement(family_summary.matched_pairs(families, matches_table()))
+    shares = family_summary.seed_shares(families)
+    positions = own.nlargest(2, "position_information").assign(label="position")
+    places = family_summary.by_word_place(chosen, statistics, tuple(f"{word}|{place}" for word in ("unigram", "x") for place in ("as word", "word start", "word middle", "other")))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message="vert: bool was deprecated")  # seaborn 0.13 calling matplotlib 3.11
+        drawn = [
+            family_figures.family_counts(counts),
+            family_figures.families_by_layer(layers, layers * 0),
+            family_figures.scores(own, threshold),
+            family_figures.chance(own, levels),
+            family_figures.seeds(shares),
+            family_figures.agreement(agreement),
+            family_figures.on_and_off(family_summary.on_and_off(chosen, statistics, sets)),
+            family_figures.on_and_off(family_summary.on_and_off(none, statistics, sets)),
+            family_figures.word_places(places),
+            family_figures.word_places(places.head(0)),
+            family_figures.heat(family_summary.by_letter(chosen, statistics, sets), "letter"),
+            family_figures.heat(family_summary.by_letter(none, statistics, sets), "letter"),
+            family_figures.heat(family_summary.by_domain(chosen, statistics, ("x", "y", "z")), "domain"),
+            family_figures.position_curves(positions, family_summary.by_group(positions, statistics, "position")),
+            family_figures.explained_by_excess(own),
+        ]
+        for fig in drawn:
+            fig.draw_without_rendering()
+    findings = [
+        family_findings.family_counts(counts, "a"),
+        family_findings.scores(own, held),
+        family_findings.chance(own, levels),
+        family_findings.by_layer(layers),
+        family_findings.by_excess(own),
+        family_findings.seeds(shares),
+        family_findings.seeds(shares.head(1)),
+        family_findings.agreement(agreement),
+        family_findings.examples_of(chosen, "unigram"),
+        family_findings.examples_of(none, "unigram"),
+        family_findings.position(positions, own),
+    ]
+    sentences = [family_findings.published(family_summary.published_comparison(own, threshold)),
+                 family_findings.duplicates(family_summary.near_duplicates(own), places)]  # fmt: skip
+    for words in [*sentences, *(part for finding in findings for part in finding)]:
+        assert words and "nan" not in words.replace("**", " ").replace("%", " ").split(), words
+    for finding in findings:
+        assert len(finding.title) <= 95 and not finding.title.endswith("."), finding.title
+        assert finding.text.endswith(".") and finding.alt.endswith("."), finding
+    assert ("No neuron is universal" in findings[0].text) == (threshold == 2)

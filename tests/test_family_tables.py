@@ -1,0 +1,50 @@
+"""From a run to its tables of families: all neurons of all seeds, and a new line of the label table without a model."""
+
+import numpy as np
+import pytest
+import torch
+
+from lib import collect as collecting
+from lib.errors import InputError
+from lib.family_tables import SeedStatistics, open_families
+from lib.seeds import Trunk, load_model
+from lib.tables import tabulate
+from lib.token_classes import looks
+
+
+def direct_activations(run, seed: str, layer: int) -> torch.Tensor:
+    """Activations of one layer of the plain model on the run's text, (blocks, context, neurons), fp64."""
+    found = []
+    trunk = Trunk(load_model(run.params.seed_source(seed)))
+    trunk.run(run.text.tokens, lambda at, pre, post: found.append(post.double()) if at == layer else None)
+    return found[0]
+
+
+def test_families_of_a_run_follow_the_label_table_without_a_model(make_run, seed_folders, monkeypatch):
+    run = make_run(seed_folders, token_budget=16 * 256)
+    collecting.collect(run)
+    tabulate(run)
+    monkeypatch.setattr(collecting, "load_model", None)  # no model from here on
+    data = open_families(run)
+    assert len(data.everyone) == 3 * 2 * 48 and data.everyone["score"].between(0, 1).all()
+    assert set(data.everyone["seed"]) == {"a", "b", "c"} and len(data.reference) == 96
+    assert len(run.table("labels")) == sum(len(one.labels) for one in data.sets) > 500
+    assert len(data.pairs) == (run.table("matches_all_seeds")["corr"] > 0).sum()
+
+    post, counted = direct_activations(run, "b", 1), run.text.counted()
+    own = SeedStatistics(run.folder / "stats", "b", 2)[1]
+    token = int(run.text.tokens[counted].mode().values)
+    half = (torch.arange(len(post)) % 2)[:, None].expand(counted.shape)
+    for which in (0, 1):
+        values = post[counted & (run.text.tokens == token) & (half == which)].mean(0)
+        mean = own["mean"] + own["deviation"] * own["token.mean"][which, token].double()
+        np.testing.assert_allclose(mean, values, atol=2e-3 * float(own["deviation"].max()))
+
+    before = {path: path.stat().st_mtime_ns for path in (run.folder / "stats").iterdir()}
+    again = open_families(run, (looks("the letter e somewhere", ".*e.*"),))
+    assert "the letter e somewhere" in set(again.labels["label"]) and "previous: the letter e somewhere" in set(again.labels["label"])
+    assert {path: path.stat().st_mtime_ns for path in (run.folder / "stats").iterdir()} == before
+
+    next((run.folder / "stats").glob("grouped-a.*")).unlink()
+    with pytest.raises(InputError, match="without grouped moments"):
+        open_families(run)
