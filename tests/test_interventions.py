@@ -18,13 +18,16 @@ LAYERS, VOCABULARY, HEADS, NEURONS, CONTEXT = 3, 97, 2, 40, 12
 LAST = LAYERS - 1
 
 
-@pytest.fixture(scope="module", params=["gpt2", "gpt_neox"])
+@pytest.fixture(scope="module", params=["gpt2", "gpt2, attention scaled by layer", "gpt_neox"])
 def folder(request, tmp_path_factory):
     torch.manual_seed(0)
     shared = dict(vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=0)
     model = (
-        GPT2LMHeadModel(GPT2Config(n_layer=LAYERS, n_embd=16, n_head=HEADS, n_positions=24, n_inner=NEURONS, **shared))
-        if request.param == "gpt2"
+        GPT2LMHeadModel(GPT2Config(
+            n_layer=LAYERS, n_embd=16, n_head=HEADS, n_positions=24, n_inner=NEURONS,
+            scale_attn_by_inverse_layer_idx=request.param != "gpt2", **shared,
+        ))
+        if request.param != "gpt_neox"
         else GPTNeoXForCausalLM(GPTNeoXConfig(
             hidden_size=16, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=NEURONS, max_position_embeddings=24,
             rotary_pct=0.5, **shared,
@@ -263,7 +266,7 @@ def test_the_standard_error_is_that_of_independent_blocks():
 
 def test_rounding_changes_to_bf16_leaves_no_trace_in_the_means():
     generator = torch.Generator().manual_seed(0)
-    d_model, vocabulary, rows = 32, 1100, 1500
+    d_model, vocabulary, rows = 32, 1000, 1500
     products = torch.randn(rows, d_model, generator=generator) @ (weight := torch.randn(d_model, vocabulary, generator=generator)) / 3
     change = torch.randn(rows, d_model, generator=generator) / 5
     one = torch.ones(rows)
@@ -275,4 +278,6 @@ def test_rounding_changes_to_bf16_leaves_no_trace_in_the_means():
     )
     before = predictions.prediction_statistics(products, change @ weight, cases._replace(moved=0 * one), constants, target)
     assert (exact - before).mean(0)[:2].abs().min() > 1e-2
-    torch.testing.assert_close(rounded.mean(0), exact.mean(0), rtol=0, atol=1e-4)
+    error = (rounded - exact)[:, :2]  # loss and entropy
+    assert (error.std(0) < 2**-6 * (exact - before)[:, :2].std(0)).all()  # small on one token
+    assert (error.mean(0).abs() < 4 * error.std(0) / rows**0.5).all()  # and without a sign
