@@ -225,14 +225,14 @@ def collect(run: Run) -> None:
         name, what = key.split(".")
         scalings.setdefault(name, {})[what] = tensor.to(device)
     for number in range(len(plan.passes)):
-        if not (stats / f"pass-{number:02d}.json").exists():
+        if not processes.agree((stats / f"pass-{number:02d}.json").exists()):
             _run_pass(Pass(run, plan, number, scalings, device), processes, stats)
         processes.wait()
     if processes.first:
         write_json(stats / "done.json", _summary(run, plan, device, processes.count))
         for path in stats.glob("pass-*"):
             path.unlink()
-    processes.wait()
+    processes.close()
 
 
 def _planned(run: Run, device: torch.device) -> Plan:
