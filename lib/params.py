@@ -86,7 +86,7 @@ class Params(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    run: str = Field(description="a folder name of letters, digits, '.', '_' and '-'")
+    run: str = Field(description="a folder name of letters, digits, '.', '_' and '-', other than 'cache'")
     seeds: dict[str, str] = Field(
         description="two or more different models, each as `name: Hub id or local folder`, "
         "with names of letters, digits, '_' and '-'"

@@ -332,7 +332,7 @@ def build(folder: Path, parts: Callable, known: Vocabulary, size: tuple[int, int
         raise InputError("the text's documents are all empty.")
     text = shards.joined(known, min(blocks, there), tokenizer_sha256)
     write_atomically(folder / "tokens.safetensors", lambda temporary: write_text(temporary, text))
-    for path in shards.paths():
+    for path in folder.glob("shard-*"):  # also what a kill left half-written
         path.unlink()
     return folder / "tokens.safetensors"
 

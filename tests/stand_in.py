@@ -27,6 +27,10 @@ elif module in ("lib.collect", "lib.tables"):
     folder = {"collect": "stats", "tables": "tables"}[step]
     leave(Path(arguments[0]).parent / folder / "done.json", step)
     (Path(arguments[0]).parent / folder / "done.json").write_text("{}")
+elif module == "lib.compare":
+    kept = Path(arguments[0]).parent / "tables" / "published.parquet"
+    if len(arguments) == 2:
+        leave(kept, f"compare {arguments[1]}")
 elif module == "lib.report" and arguments[0] == "execute":
     notebook = Path(arguments[1])
     if notebook.read_text() == "fail":

@@ -9,6 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from lib import figures, universality
+from lib.circuits import READING_COLUMNS
 
 LAYERS, WIDTH = 4, 20
 
@@ -80,11 +81,12 @@ def every_figure(neurons: pd.DataFrame, threshold: float) -> dict[str, Figure]:
 
 
 @pytest.mark.parametrize("threshold", [-1, 0.5, 0.93, 2], ids=["all", "some", "few", "none"])
-def test_every_figure_draws_without_a_warning_and_labels_its_axes(threshold):
+@pytest.mark.parametrize("left_out", [[], READING_COLUMNS], ids=["", "gated"])
+def test_every_figure_draws_without_a_warning_and_labels_its_axes(threshold, left_out):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message="vert: bool was deprecated")  # seaborn 0.13 calling matplotlib 3.11
-        drawn = every_figure(made_up(), threshold)
+        drawn = every_figure(made_up().assign(**dict.fromkeys(left_out, np.nan)), threshold)
         for name, fig in drawn.items():
             fig.draw_without_rendering()
             panels = [axes for axes in fig.axes if axes.get_visible() and axes.get_label() != "<colorbar>"]

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from lib import findings, universality
+from lib.circuits import READING_COLUMNS
 from tests.test_figures import convergence_table, losses_table, made_up, matches_table
 
 EVERY_CASE = pytest.mark.parametrize("threshold", [-1, 0.5, 0.93, 2], ids=["all", "some", "few", "none"])
@@ -53,8 +54,11 @@ def findings_of(neurons: pd.DataFrame, threshold: float) -> list[findings.Findin
 
 
 @EVERY_CASE
-def test_every_finding_has_a_title_a_text_and_a_description_without_nan(threshold):
-    for finding in findings_of(made_up(), threshold):
+@pytest.mark.parametrize("left_out", [[], READING_COLUMNS], ids=["", "gated"])
+def test_every_finding_has_a_title_a_text_and_a_description_without_nan(threshold, left_out):
+    made = findings_of(made_up().assign(**dict.fromkeys(left_out, np.nan)), threshold)
+    assert sum(findings.GATED in finding.text for finding in made) == (0 if not left_out else 2 if threshold == 2 else 3)
+    for finding in made:
         for words in finding:
             assert words and "nan" not in words.split() and "nan " not in words.replace("**", " "), finding
         assert len(finding.title) <= 95, finding.title

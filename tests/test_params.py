@@ -79,6 +79,16 @@ WRONG = {
     "threshold not a number": ({"threshold": float("nan")}, ["threshold", "NaN", "0 to 1"]),
     "unknown precision": ({"precision": "fp16"}, ["precision", "'fp16'", "bf16"]),
     "unknown device": ({"device": "gpu"}, ["device", "'gpu'", "cuda"]),
+    "text that is empty": ({"text": ""}, ["text", "token file", "dataset"]),
+    "text that is a number": ({"text": 5}, ["text", "5", "token file"]),
+    "neither dataset nor files": ({"text": {"split": "test"}}, ["text must have one of the keys dataset and files"]),
+    "both dataset and files": ({"text": {"dataset": "a/b", "split": "x", "files": "c"}}, ["text must have one of the keys"]),
+    "dataset without split": ({"text": {"dataset": "a/b"}}, ["key 'text.split' is missing", "splits"]),
+    "unknown key of the text": ({"text": {"files": "c", "feild": "x"}}, ["text.feild", "'x'", "did you mean 'field'"]),
+    "number for a text's field": ({"text": {"files": "c", "field": 5}}, ["text.field is 5", "name of the field"]),
+    "split of local files": ({"text": {"files": "c", "split": "test"}}, ["text.split is 'test'", "text.dataset only"]),
+    "address for a dataset": ({"text": {"dataset": "https://x/y", "split": "t"}}, ["text.dataset", "owner/name"]),
+    "the cache's name": ({"run": "cache"}, ["run", "'cache'", "folder name"]),
     "a path as the run's name": ({"run": "../x"}, ["run", "'../x'", "folder name"]),
 }
 
@@ -132,6 +142,17 @@ def test_written_parameters_read_back_and_are_left_alone_when_the_same(write, tm
     assert copy.stat().st_mtime == 1
     write_params(params.model_copy(update={"threshold": 0.4}), copy)
     assert copy.stat().st_mtime > 1 and read_params(copy).threshold == 0.4
+
+
+def test_what_a_text_is(write, tmp_path):
+    assert read_params(write()).text_source is None
+    files = read_params(write(text="corpus/*.txt"))
+    assert files.text_path is None and files.text_source.path == ROOT / "corpus/*.txt" and files.text_source.field == "text"
+    pile = read_params(write(text={"dataset": "owner/pile", "split": "test", "domain": "meta.set"}))
+    assert pile.text_source.path is None and pile.text_title == "owner/pile split test"
+    write_params(pile, tmp_path / "copy.yaml")
+    again = read_params(tmp_path / "copy.yaml")
+    assert again == pile and json.loads(json.dumps(again.statistics_key)) == pile.statistics_key
 
 
 def test_paths_start_at_the_root_and_hub_ids_are_told_from_folders(write, tmp_path, monkeypatch):

@@ -336,9 +336,9 @@ def make(tmp_path):
     """make(*arguments) in a small copy of the repository whose Python only writes down which steps ran."""
     for name in ("Makefile", "requirements.txt", "constraints.txt", "params"):
         (shutil.copytree if name == "params" else shutil.copy)(ROOT / name, tmp_path / name)
-    for name in ("notebooks/01_one.ipynb", "notebooks/02_two.ipynb", "lib/tables.py", "lib/correlation.py",
+    for name in ("notebooks/01_one.ipynb", "notebooks/02_two.ipynb", "notebooks/optional/published.ipynb", "lib/tables.py", "lib/correlation.py",
                  "lib/circuits.py", "lib/collect.py", "lib/figures.py", "lib/report.py", "lib/pages.py"):  # fmt: skip
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text("")
         os.utime(tmp_path / name, (1, 1))
     python = tmp_path / ".venv" / "bin" / "python"
@@ -382,6 +382,19 @@ def test_make_redoes_what_changed_and_nothing_else(make, tmp_path):
     assert "token_budget: 512" in (tmp_path / "outputs" / "other" / "params.yaml").read_text()
 
 
+def test_make_compare_adds_a_page_that_stays(make, tmp_path):
+    make("report")
+    assert make("compare", "PUBLISHED=p.csv")[1] == ["compare p.csv", "execute published", "render"]
+    assert make("report")[1] == []
+    (tmp_path / "notebooks/02_two.ipynb").touch()
+    assert make("report")[1] == ["execute 02_two", "render"]
+    (tmp_path / "lib/tables.py").touch()
+    assert make("report")[1] == ["tables", "execute 01_one", "execute 02_two", "execute published", "render"]
+    assert make("compare", "PUBLISHED=other.csv", "RUN=new")[1][-5:] == [
+        "compare other.csv", "execute 01_one", "execute 02_two", "execute published", "render"
+    ]  # fmt: skip
+
+
 def test_make_refuses_bad_input_and_keeps_the_run(make, tmp_path):
     make("report")
     for arguments, expected in {
@@ -414,4 +427,4 @@ def test_make_says_which_python_is_missing(make, tmp_path):
 def test_make_help_names_every_target(make):
     done, _ = make("help")
     targets = re.findall(r"^make (\w+) ", done.stdout, re.MULTILINE)
-    assert {"help", "report", "test", "lab", "seeds", "lint", "clean"} <= set(targets)
+    assert {"help", "report", "compare", "test", "lab", "seeds", "lint", "clean"} <= set(targets)
