@@ -151,3 +151,14 @@ def test_the_table_is_kept_with_the_run(make_run, neurons, published, tmp_path, 
     assert compare.main([]) == compare.main(["x", ""]) == 2
     assert capsys.readouterr().err.count("error: PUBLISHED is missing") == 2
     assert json.loads((run.folder / "tables" / "published.json").read_text())["sha256"]
+
+
+def test_rounding_is_no_difference(neurons, published):
+    table = neurons.copy()
+    deviation = published["max_corr"].std(ddof=0)
+    table.loc[table["excess_corr"] > THRESHOLD, "max_corr"] = published["max_corr"].to_numpy() + 5e-4 * deviation
+    assert compare.overlap(compare.joined(table, published, THRESHOLD))["differs"] == 0
+    place = table.index[table["excess_corr"] > THRESHOLD][7]
+    table.loc[place, "max_corr"] += 5e-3 * deviation
+    found = compare.most_different(compare.joined(table, published, THRESHOLD), 9)
+    assert found[["layer", "neuron", "worst"]].to_numpy().tolist() == [[*table.loc[place, ["layer", "neuron"]].astype(int), "max_corr"]]
