@@ -17,7 +17,7 @@ from lib.kernels.covariance import OPERAND_DTYPES, Operand, add_product
 from lib.kernels.examples import TopExamples
 from lib.kernels.fused import fastest_layer_statistics
 from lib.params import Params, read_params
-from lib.passes import BATCH, Plan, Setting, device_of, pack, pass_memory, setting_of, shared_shape, work_memory
+from lib.passes import BATCH, Plan, Setting, Shape, device_of, pack, pass_memory, setting_of, shared_shape, work_memory
 from lib.processes import Processes
 from lib.seeds import Trunk
 from lib.store import Run
@@ -173,11 +173,18 @@ def published(setting: Setting, gpu: str) -> Speeds:
     )
 
 
+def _certain_groups(shape: Shape, context: int) -> tuple[tuple[str, int], ...]:
+    """The groupings whose sizes follow from the model alone."""
+    by_token = ((name, shape.vocabulary) for name in ("token", "previous_token", "next_token"))
+    return (*by_token, ("position", context))
+
+
 def lines(params: Params) -> list[str]:
     """The forecast of a run, one line a fact; InputError if it cannot fit."""
     device = device_of(params)
     shape = shared_shape(params)
-    groups = group_sizes(Run(params)) if params.text_path.is_file() else ()
+    text = params.text_path  # of a text that is not tokenised yet only the large groupings can be told
+    groups = group_sizes(Run(params)) if text and text.is_file() else _certain_groups(shape, params.context)
     setting = setting_of(params, shape, device, Processes.on_this_machine(), groups)
     plan = pack(setting)
     told = [
