@@ -6,6 +6,7 @@ summary in done.json. `python -m lib.collect outputs/<run>/params.yaml`, or with
 `torchrun --nproc-per-node=K -m lib.collect outputs/<run>/params.yaml`.
 """
 
+import copy
 import platform
 import resource
 import sys
@@ -27,8 +28,8 @@ from lib.kernels.grouped import GroupedMoments, Places
 from lib.kernels.histogram import Histogram
 from lib.kernels.moments import Moments
 from lib.params import read_params
-from lib.passes import BATCH, PassPlan, Plan, Unit, device_of, pack, release_order, setting_of, shared_shape
-from lib.processes import Processes, merge_loaded, shares
+from lib.passes import BATCH, PassPlan, Plan, Setting, Unit, device_of, pack, release_order, setting_of, shared_shape
+from lib.processes import Processes, shares
 from lib.reader import Dither, SeedReader, Seen, pilot
 from lib.seeds import Trunk, check_seed, load_model, token_losses
 from lib.store import Run, TensorFiles, read_tensors, write_json, write_table, write_tensors
@@ -148,18 +149,19 @@ class Pass:
             state |= {f"{prefix}/{name}": tensor for name, tensor in accumulator.state_dict().items()}
         return state
 
-    def merge_state(self, state: dict[str, Tensor]) -> None:
+    def merge_state(self, saved: TensorFiles) -> None:
         """Adds a saved state of this pass, which saw other chunks; the first is taken as it is."""
         fresh = not self.done.any()
-        self.done |= state["done"]
-        self.seconds = max(self.seconds, float(state["seconds"]))
+        self.done |= saved.tensor("done")
+        self.seconds = max(self.seconds, float(saved.tensor("seconds")))
         for prefix, accumulator in self.accumulators().items():
-            own = {key.split("/", 1)[1]: value for key, value in state.items() if key.startswith(prefix + "/")}
-            own = {name: tensor.to(self.device) for name, tensor in own.items()}
+            state = {name: saved.tensor(f"{prefix}/{name}").to(self.device) for name in accumulator.state_dict()}
             if fresh:
-                accumulator.load_state_dict(own)
+                accumulator.load_state_dict(state)
             else:
-                merge_loaded(accumulator, own)
+                other = copy.copy(accumulator)
+                other.load_state_dict(state)
+                accumulator.merge(other)
 
     def covariance(self) -> Covariance:
         """The products so far; only if the pass holds them all."""
@@ -230,14 +232,16 @@ def collect(run: Run) -> None:
     if complete:
         return
     device = device_of(run.params)
-    processes = Processes(device)
+    processes, begun = Processes(), None
+    groups = processes.agree(group_sizes(run) if processes.first else None)
+    setting = setting_of(run.params, shared_shape(run.params), device, Processes.on_this_machine(), groups)
     if processes.first:
         check(run)
-        plan = _planned(run, device)
+        begun = _planned(run, setting)
         write_json(stats / "key.json", run.params.statistics_key | {"hashes": hashes})
         if not (stats / "pilot.safetensors").exists():
-            _first_look(run, plan.setting.precision, device)
-    plan = processes.agree(plan if processes.first else None)
+            _first_look(run, setting.precision, device)
+    plan = Plan.resumed(setting, processes.agree(begun))
     stored, scalings = read_tensors(stats / "pilot.safetensors"), {}
     for key, tensor in stored.items():
         name, what = key.split(".")
@@ -250,18 +254,16 @@ def collect(run: Run) -> None:
         write_json(stats / "done.json", _summary(run, plan, device, processes.count))
         for path in stats.glob("pass-*"):
             path.unlink()
-    processes.close()
+    processes.wait()
 
 
-def _planned(run: Run, device: torch.device) -> Plan:
-    """The plan that this run began with, or a new one; InputError if it cannot fit."""
-    processes = Processes.on_this_machine()
-    plan = pack(setting_of(run.params, shared_shape(run.params), device, processes, group_sizes(run)))
+def _planned(run: Run, setting: Setting) -> dict:
+    """The plan that this run began with, or a new one, as JSON; InputError if it cannot fit."""
     begun = run.recorded("stats/plan.json")
     if begun is None:
-        write_json(run.folder / "stats" / "plan.json", plan.as_json())
-        return plan
-    return plan.resumed(begun)
+        begun = pack(setting).as_json()
+        write_json(run.folder / "stats" / "plan.json", begun)
+    return begun
 
 
 def file_hashes(run: Run) -> dict[str, str]:
@@ -297,19 +299,20 @@ def _run_pass(work: Pass, processes: Processes, stats: Path) -> None:
             saved[name].unlink()
     states, chunks, _ = processes.agree(dealt)
     for name in states[processes.rank]:
-        work.merge_state(read_tensors(stats / f"{name}.safetensors"))
+        work.merge_state(TensorFiles([stats / f"{name}.safetensors"]))
     adopted = [name for name in states[processes.rank] if stats / f"{name}.safetensors" != mine]
     if adopted:
         write_tensors(mine, work.state_dict())
         for name in adopted:
             (stats / f"{name}.safetensors").unlink()
     _advance(work, chunks[processes.rank], processes, mine)
-    write = processes.count > 1 and bool(chunks[processes.rank])
-    if write:
-        write_tensors(mine, work.state_dict())  # so that a process killed while states are merged loses nothing
-    for accumulator in work.accumulators().values():
-        processes.merge(accumulator)
+    if processes.count > 1 and chunks[processes.rank]:
+        write_tensors(mine, work.state_dict())
+    processes.wait()
     if processes.first:
+        for path in sorted(stats.glob(f"{prefix}*.safetensors")):
+            if path != mine:
+                work.merge_state(TensorFiles([path]))
         _finish(work, stats)
         for path in stats.glob(f"{prefix}*"):
             path.unlink()

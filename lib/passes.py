@@ -159,11 +159,12 @@ class Plan:
         passes = [{"chunk": part.chunk, "units": [f"{u.kind}.{u.name}" for u in part.units]} for part in self.passes]
         return {"passes": passes}
 
-    def resumed(self, begun: dict) -> "Plan":
-        """This plan with the passes of a run that was begun earlier, perhaps with other memory or processes."""
-        units = {f"{unit.kind}.{unit.name}": unit for unit in units_of(self.setting)}
+    @classmethod
+    def resumed(cls, setting: Setting, begun: dict) -> "Plan":
+        """The passes that a run began with, perhaps with other memory or another number of processes."""
+        units = {f"{unit.kind}.{unit.name}": unit for unit in units_of(setting)}
         passes = [PassPlan(tuple(units[name] for name in part["units"]), part["chunk"]) for part in begun["passes"]]
-        return Plan(self.setting, tuple(passes))
+        return cls(setting, tuple(passes))
 
 
 def work_memory(setting: Setting, passing: PassPlan) -> float:

@@ -1,30 +1,29 @@
-"""The processes that share a run, as torchrun starts them: who handles which chunks, and how their states are merged.
+"""The processes that share a run, as torchrun starts them: who handles which chunks, and how they keep in step.
 
-One process is the same with one member. Gloo connects processes on CPUs, NCCL those on GPUs.
+One process is the same with one member. What they must agree on goes through torchrun's own key-value store, and states
+through files: each is on disk anyway, so that nothing is lost when a process dies, and no connection between
+processes can be left hanging when they are started again.
 """
 
-import copy
+import json
 import os
 from datetime import timedelta
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
-PATIENCE = timedelta(hours=6)  # one process may write a large file while the others wait
+PATIENCE = timedelta(hours=12)  # processes wait for the slowest
 
 
 class Processes:
-    """This process among those that share the run."""
+    """This process among those that share the run; all must make the same calls in the same order."""
 
-    def __init__(self, device: torch.device):
-        self.device = device
+    def __init__(self):
         self.count = int(os.environ.get("WORLD_SIZE", 1))
         self.rank = int(os.environ.get("RANK", 0)) if self.count > 1 else 0
-        if self.count > 1 and not dist.is_initialized():
-            if device.type == "cuda":
-                torch.cuda.set_device(device)
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        self.calls = 0
+        if self.count > 1:
+            self.store, _, _ = next(dist.rendezvous("env://"))  # a new one after every restart
 
     @staticmethod
     def on_this_machine() -> int:
@@ -37,49 +36,27 @@ class Processes:
         return self.rank == 0
 
     def agree(self, content: Any) -> Any:
-        """What the first process holds, in every process."""
+        """What the first process holds, in every process; anything that JSON can hold."""
         if self.count == 1:
             return content
-        box = [content]
-        dist.broadcast_object_list(box, device=self.device)
-        return box[0]
+        key = self._next("agreed")
+        if self.first:
+            self.store.set(key, json.dumps(content))
+        self.store.wait([key], PATIENCE)
+        return json.loads(self.store.get(key))
 
     def wait(self) -> None:
         """Returns once every process is here."""
-        if self.count > 1:
-            dist.barrier()
+        if self.count == 1:
+            return
+        key = self._next("arrived")
+        if self.store.add(key, 1) == self.count:
+            self.store.set(key + " all", "")
+        self.store.wait([key + " all"], PATIENCE)
 
-    def merge(self, accumulator) -> None:
-        """Merges the accumulators of all processes into the first one's, in the order of ranks."""
-        state = accumulator.state_dict()
-        for rank in range(1, self.count):
-            if self.rank == rank:
-                for tensor in state.values():
-                    dist.send(_bytes(tensor.to(self.device)), 0)
-            elif self.first:
-                received = {}
-                for name, own in state.items():
-                    received[name] = torch.empty_like(own, device=self.device)
-                    dist.recv(_bytes(received[name]), rank)
-                merge_loaded(accumulator, received)
-                state = accumulator.state_dict()
-
-    def close(self) -> None:
-        """Leaves the group once every process is here."""
-        if self.count > 1:
-            dist.barrier()
-            dist.destroy_process_group()
-
-
-def merge_loaded(accumulator, state: dict[str, torch.Tensor]) -> None:
-    """Merges an accumulator's saved or received state into it."""
-    other = copy.copy(accumulator)
-    other.load_state_dict(state)
-    accumulator.merge(other)
-
-
-def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().view(-1).view(torch.uint8)  # gloo does not know every type
+    def _next(self, what: str) -> str:
+        self.calls += 1
+        return f"{what} {self.calls}"
 
 
 def shares(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import GPT2Config
 
 from lib.errors import InputError
-from lib.passes import BATCH, Setting, Shape, pack, pass_memory, release_order, shape_of, units_of
+from lib.passes import BATCH, Plan, Setting, Shape, pack, pass_memory, release_order, shape_of, units_of
 from lib.plan import GPUS, operations, published, seconds
 from lib.processes import shares
 
@@ -51,7 +51,7 @@ def test_a_resumed_plan_keeps_its_passes():
     begun = pack(SETTING)
     again = pack(replace(SETTING, memory=60e9))
     assert len(again.passes) < len(begun.passes)
-    assert again.resumed(begun.as_json()).passes == begun.passes
+    assert Plan.resumed(again.setting, begun.as_json()).passes == begun.passes
 
 
 def test_what_cannot_fit_is_refused():
