@@ -96,6 +96,9 @@ def make_run(tmp_path, monkeypatch):
     # small models run uncompiled: the same expression (test_kernels compares them) without a compilation per shape
     monkeypatch.setattr("lib.reader.fastest_layer_statistics", lambda: _uncompiled_if_small)
 
+    # grouped moments take gigabytes for the shipped seeds; tests/test_family_tables.py collects them
+    monkeypatch.setattr("lib.collect.group_sizes", lambda run: ())
+
     def make(seeds: dict[str, Path], **changes) -> Run:
         values = dict(
             run="test", seeds={name: str(path) for name, path in seeds.items()}, reference=sorted(seeds)[0],

@@ -9,6 +9,7 @@ from lib.errors import InputError
 from lib.family_tables import SeedStatistics, open_families
 from lib.seeds import Trunk, load_model
 from lib.tables import tabulate
+from lib.text_labels import group_sizes
 from lib.token_classes import looks
 
 
@@ -22,6 +23,7 @@ def direct_activations(run, seed: str, layer: int) -> torch.Tensor:
 
 def test_families_of_a_run_follow_the_label_table_without_a_model(make_run, seed_folders, monkeypatch):
     run = make_run(seed_folders, token_budget=16 * 256)
+    monkeypatch.setattr(collecting, "group_sizes", group_sizes)
     collecting.collect(run)
     tabulate(run)
     monkeypatch.setattr(collecting, "load_model", None)  # no model from here on
