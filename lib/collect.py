@@ -39,8 +39,12 @@ SAVE_SECONDS = 180  # between two saves, for each gigabyte of state (and for les
 SNAPSHOTS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # shares of the text after which best matches are recorded
 
 
-def _histogram(layer_range: dict[str, Tensor]) -> Histogram:
-    return Histogram(layer_range["low"], layer_range["high"])
+def _examples(_run: Run, _unit: Unit, scaling: dict[str, Tensor]) -> TopExamples:
+    return TopExamples(*scaling["low"].shape, device=scaling["low"].device)
+
+
+def _histogram(_run: Run, _unit: Unit, scaling: dict[str, Tensor]) -> Histogram:
+    return Histogram(scaling["low"], scaling["high"])
 
 
 def _feed_examples(examples: TopExamples, seen: Seen) -> None:
@@ -53,9 +57,10 @@ def _feed_histogram(histogram: Histogram, seen: Seen) -> None:
         histogram.update(seen.layer, seen.pre, seen.counted)
 
 
-# How the accumulators of one seed are made, from its pilot (`lib.reader.PILOT_NAMES`), and how a layer is fed to them.
+# How the accumulators of one seed are made, from the run, their unit and the seed's pilot (`lib.reader.PILOT_NAMES`), and
+# how they are fed each layer's activations (`lib.reader.Seen`) from the unit's first layer to the one before its stop.
 ACCUMULATORS: dict[str, tuple[Callable, Callable]] = {
-    "examples": (lambda scaling: TopExamples(*scaling["low"].shape, device=scaling["low"].device), _feed_examples),
+    "examples": (_examples, _feed_examples),
     "histogram": (_histogram, _feed_histogram),
 }
 
@@ -88,7 +93,7 @@ class Pass:
         if unit.kind == "moments":
             return reader.moments
         make, feed = ACCUMULATORS[unit.kind]
-        accumulator = make(scaling)
+        accumulator = make(self.run, unit, scaling)
         reader.feeds.append(lambda seen: unit.first <= seen.layer < unit.stop and feed(accumulator, seen))
         return accumulator
 
@@ -218,14 +223,14 @@ def collect(run: Run) -> None:
         name, what = key.split(".")
         scalings.setdefault(name, {})[what] = tensor.to(device)
     for number in range(len(plan.passes)):
-        if not (stats / f"pass-{number:02d}.json").exists():
+        if not processes.agree((stats / f"pass-{number:02d}.json").exists()):
             _run_pass(Pass(run, plan, number, scalings, device), processes, stats)
         processes.wait()
     if processes.first:
         write_json(stats / "done.json", _summary(run, plan, device, processes.count))
         for path in stats.glob("pass-*"):
             path.unlink()
-    processes.wait()
+    processes.close()
 
 
 def _planned(run: Run, device: torch.device) -> Plan:

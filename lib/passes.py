@@ -2,9 +2,11 @@
 
 Everything that a pass may hold is a `Unit`: what it accumulates, which layers of which seeds it needs, and its memory.
 `units_of` lists a run's units in the order in which they are packed, and `pack` fills one pass after another up to
-the memory limit. To add an accumulator: list its units in `units_of` (one per seed, or one per seed and layer where a
-seed's is large), and say in `lib.collect.ACCUMULATORS` how it is made and fed. Nothing else changes: a pass
-runs the seeds that its units need, as far as the last layer that they need. `lib.plan` says how long that takes.
+the memory limit. A pass runs the seeds that its units need, as far as the last layer that they need.
+
+To add an accumulator of a seed's activations: list its units in `units_of` with their bytes, one per seed, or one per seed
+and layer where a seed's is large (then name the kind in LAYERWISE), and say in `lib.collect.ACCUMULATORS` how it is
+made and fed. Its tensors then lie in stats/<kind>-<pass>.safetensors, named `<seed>.<tensor>` or `<seed>.<layer>.<tensor>`.
 """
 
 import os

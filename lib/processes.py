@@ -65,8 +65,9 @@ class Processes:
                 state = accumulator.state_dict()
 
     def close(self) -> None:
-        """Leaves the group."""
+        """Leaves the group once every process is here."""
         if self.count > 1:
+            dist.barrier()
             dist.destroy_process_group()
 
 

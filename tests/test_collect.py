@@ -17,6 +17,7 @@ from transformers import GPT2LMHeadModel
 from lib.collect import collect
 from lib.errors import InputError
 from lib.params import ROOT
+from lib.passes import pack, pass_memory, setting_of, shared_shape
 from lib.store import write_json
 from lib.tables import tabulate
 
@@ -98,46 +99,103 @@ def plain_activations(folder, text) -> np.ndarray:
     return np.concatenate(rows)  # np.corrcoef widens each part to fp64
 
 
-KILLED_RUN = """
-import sys
-import lib.params, lib.collect, lib.reader
+SLOW_RUN = """
+import os, sys, time
 from pathlib import Path
+import lib.collect, lib.params, lib.reader
+from lib.kernels.fused import layer_statistics
 lib.params.OUTPUTS = Path(sys.argv[2])
 lib.collect.SAVE_SECONDS = 0
-lib.reader.fastest_layer_statistics = lambda: lib.kernels.fused.layer_statistics
-from lib.store import Run
-from lib.params import read_params
+lib.reader.fastest_layer_statistics = lambda: layer_statistics
 advance = lib.collect.Pass.advance
 def slow(self, chunk, bar):
     advance(self, chunk, bar)
-    print(chunk, flush=True)
-    import time; time.sleep(0.05)
+    os.write(1, f"{os.getpid()} {chunk}\\n".encode())  # in one piece, whoever else writes
+    time.sleep(0.05)
 lib.collect.Pass.advance = slow
-lib.collect.collect(Run(read_params(sys.argv[1])))
+lib.collect.collect(lib.collect.Run(lib.params.read_params(sys.argv[1])))
 """
+
+
+def start_slowly(run, tmp_path, *launcher) -> subprocess.Popen:
+    """Starts the pass in another process, which tells its id and the chunk after each chunk and saves as often."""
+    run.folder.mkdir(parents=True)
+    file, script = run.folder / "params.yaml", tmp_path / "slow_run.py"
+    file.write_text(json.dumps(run.params.model_dump(mode="json")))  # JSON is YAML
+    script.write_text(SLOW_RUN)
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(script), str(file), str(run.folder.parent)],
+        cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
 
 
 def test_a_killed_pass_goes_on_to_the_same_tables(make_run, seed_folders, tmp_path):
     settings = {"precision": "int8", "token_budget": 200 * 256}
     whole = tables_of(make_run(seed_folders, run="whole", **settings))
     run = make_run(seed_folders, run="killed", **settings)
-    run.folder.mkdir(parents=True)
-    file = run.folder / "params.yaml"
-    file.write_text(json.dumps(run.params.model_dump(mode="json")))  # JSON is YAML
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED_RUN, str(file), str(run.folder.parent)],
-        cwd=ROOT, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    process = start_slowly(run, tmp_path)
     for line in process.stdout:
-        if int(line) >= 5:
+        if int(line.split()[1]) >= 5:
             break
     time.sleep(0.1)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert (run.folder / "stats" / "pass-00.state-0.safetensors").exists() and not (run.folder / "stats" / "done.json").exists()
+    assert (run.folder / "stats" / "pass-00.state-0.safetensors").exists() and not (
+        run.folder / "stats" / "done.json"
+    ).exists()
     again = tables_of(run)
     for name, table in whole.items():
         pd.testing.assert_frame_equal(again[name], table, check_exact=True)
+
+
+def test_two_processes_one_of_them_killed_end_with_the_tables_of_one(make_run, seed_folders, tmp_path):
+    settings = {"precision": "fp64", "token_budget": 200 * 256}
+    whole = tables_of(make_run(seed_folders, run="whole", **settings))
+    run = make_run(seed_folders, run="shared", **settings)
+    launcher = "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=2", "--monitor-interval=0.1"
+    process = start_slowly(run, tmp_path, *launcher)
+    killed, chunks = None, []
+    for line in process.stdout:
+        pid, chunk = map(int, line.split())
+        chunks.append(chunk)
+        if killed is None and len(chunks) >= 9:
+            killed = pid
+            os.kill(pid, signal.SIGKILL)
+    assert process.wait() == 0 and killed is not None and sorted(set(chunks)) == list(range(25))
+    assert len(chunks) < 2 * 25  # it went on rather than started again
+    again = tables_of(run)
+    whole["convergence"] = again["convergence"] = pd.DataFrame()  # a process alone sees no state of the whole midway
+    for name, table in whole.items():
+        pd.testing.assert_frame_equal(again[name], table, check_exact=False, rtol=1e-12, atol=1e-12)
+
+
+def test_several_passes_end_with_the_tables_of_one(make_run, seed_folders):
+    whole = make_run(seed_folders, run="whole")
+    one = tables_of(whole)
+    setting = setting_of(whole.params, shared_shape(whole.params), torch.device("cpu"))
+    alone = pack(setting).passes[0]
+    pairs = sum(unit.memory for unit in alone.units if unit.kind == "pair")
+    small = (pass_memory(setting, alone) - 0.7 * pairs) / 1e9
+    run = make_run(seed_folders, run="parts", memory_gb=small)
+    parts = tables_of(run)
+    assert run.done["passes"] > 1
+    one["convergence"] = parts["convergence"] = pd.DataFrame()  # a pass alone has no matches of the whole midway
+    for name, table in one.items():
+        pd.testing.assert_frame_equal(parts[name], table, check_exact=True)
+    with pytest.raises(InputError, match="memory_gb"):
+        collect(make_run(seed_folders, run="none", memory_gb=0.01))
+
+
+def test_a_reference_alone_has_the_same_tables(make_run, seed_folders):
+    everything, alone = (
+        make_run(seed_folders, reference="b"),
+        make_run(seed_folders, run="alone", reference="b", compare="reference"),
+    )
+    first, second = tables_of(everything), tables_of(alone)
+    for name in ("neurons", "matches"):
+        pd.testing.assert_frame_equal(second[name], first[name], check_exact=False, rtol=1e-9, atol=1e-12)
+    with pytest.raises(InputError, match="reference"):
+        collect(make_run(seed_folders, run="alone", reference="a", compare="reference"))
 
 
 def test_the_same_run_twice_gives_identical_tables(make_run, seed_folders):

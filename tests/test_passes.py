@@ -1,0 +1,100 @@
+"""Plans hold every accumulator once and keep to the memory limit; chunks are shared without loss."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import GPT2Config
+
+from lib.errors import InputError
+from lib.passes import BATCH, Setting, Shape, pack, pass_memory, release_order, shape_of, units_of
+from lib.plan import GPUS, operations, published, seconds
+from lib.processes import shares
+
+SMALL = Shape(layers=12, neurons=3072, width=768, vocabulary=50257, positions=1024, parameters=124_439_808)
+SETTING = Setting(tuple("abcde"), tuple("abcde"), SMALL, blocks=80, context=256, precision="int8", memory=20e9)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    memory=st.floats(5e9, 80e9),
+    seeds=st.integers(2, 6),
+    alone=st.booleans(),
+    precision=st.sampled_from(["fp64", "fp32", "int8"]),
+)
+def test_every_unit_lies_in_one_pass_that_fits(memory, seeds, alone, precision):
+    names = tuple("abcdef"[:seeds])
+    setting = replace(
+        SETTING, seeds=names, references=names[-1:] if alone else names, memory=memory, precision=precision
+    )
+    plan = pack(setting)
+    assert [unit for part in plan.passes for unit in part.units] == units_of(setting)
+    pairs = sum(unit.memory for unit in units_of(setting) if unit.kind == "pair")
+    assert pairs == len(setting.pairs) * SMALL.total**2 * setting.accumulator_bytes
+    for part in plan.passes:
+        assert pass_memory(setting, part) <= memory and part.chunk % BATCH == 0
+        depths = part.depths(SMALL.layers)
+        for unit in part.units:
+            assert depths[unit.seed] >= unit.stop and (unit.other is None or depths[unit.other] == SMALL.layers)
+        held = set()
+        met = set()
+        for seed, later in release_order(part, depths):
+            held.add(seed)
+            met |= {(unit.seed, unit.other) for unit in part.units if {unit.seed, unit.other} <= held}
+            held &= later
+        assert met == {(unit.seed, unit.other) for unit in part.units if unit.other}  # every pair is held together once
+
+
+def test_a_resumed_plan_keeps_its_passes():
+    begun = pack(SETTING)
+    again = pack(replace(SETTING, memory=60e9))
+    assert len(again.passes) < len(begun.passes)
+    assert again.resumed(begun.as_json()).passes == begun.passes
+
+
+def test_what_cannot_fit_is_refused():
+    with pytest.raises(InputError, match="this run needs at least 1.9 GB"):
+        pack(replace(SETTING, memory=1.5e9))
+
+
+def test_operations_and_times_grow_with_pairs_and_tokens():
+    plan = pack(SETTING)
+    counted = operations(SETTING, plan)
+    tokens = 80 * 256
+    assert counted["products"] == 2 * tokens * (10 * 36864**2 + 5 * 12 * 3072**2)
+    speeds = published(SETTING, "H100")
+    more = replace(SETTING, blocks=800)
+    assert seconds(pack(more), speeds, 5)["passes"] > seconds(plan, speeds, 5)["passes"]
+    assert seconds(plan, speeds, 5)["tables"] > seconds(plan, speeds, 1)["tables"] and set(GPUS) >= {"H100", "H200"}
+
+
+def test_the_shape_comes_from_the_config_alone(tmp_path):
+    GPT2Config().save_pretrained(tmp_path)  # no weights there
+    assert shape_of(str(tmp_path)) == SMALL
+
+
+@given(
+    chunks=st.integers(1, 12),
+    holders=st.lists(st.integers(-1, 4), min_size=12, max_size=12),
+    merged=st.booleans(),
+    processes=st.integers(1, 4),
+)
+def test_every_chunk_is_counted_once_whoever_died(chunks, holders, merged, processes):
+    done = {
+        f"pass-00.state-{rank}": [holder == rank for holder in holders[:chunks]]
+        for rank in range(5)
+        if rank in holders[:chunks]
+    }
+    if merged and len(done) > 1:  # the last was merged into the first, which was saved, and the process died then
+        first, last = min(done), max(done)
+        done[first] = [a or b for a, b in zip(done[first], done[last], strict=True)]
+    states, dealt, stale = shares(done, chunks, processes)
+    counted = torch.zeros(chunks, dtype=torch.int64)
+    for name in sum(states, []):
+        counted += torch.tensor(done[name]).long()
+    for own in dealt:
+        counted[own] += 1
+    assert (counted == 1).all()
+    assert sorted(sum(states, []) + stale) == sorted(done) and max(map(len, dealt)) - min(map(len, dealt)) <= 1
