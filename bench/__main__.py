@@ -74,16 +74,15 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=TOKENS)
     parser.add_argument("--published-tokens", type=int, default=PUBLISHED_TOKENS)
     parser.add_argument("--precision-tokens", type=int, default=PRECISION_TOKENS)
-    parser.add_argument("--only", nargs="+", choices=every, default=every, help="print these parts, write nothing")
+    parser.add_argument("--only", nargs="+", choices=every, default=every, help="measure these parts again, keep the others as they are")
     given = parser.parse_args()
     device = machine.this_device()
-    record, found = {"machine": machine.description(device)}, {}
+    path = ROOT / "bench" / f"{machine.file_stem(device)}.json"
+    record = table.Record.read(path, machine.description(device))
     for part, measurements in measure(device, given.only, given):
-        found[part] = measurements
-        record |= {"rows": table.rows(found), "measured": found}
-        if set(given.only) == set(every):  # after each part, so that a run that is stopped keeps what it measured
-            write_json(ROOT / "bench" / f"{machine.file_stem(device)}.json", record)
-    print(table.text(record))
+        record.add(part, measurements)
+        write_json(path, record.content())  # after each part, so that a run that is stopped keeps what it measured
+    print(table.text(record.content()))
 
 
 if __name__ == "__main__":

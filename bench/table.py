@@ -1,8 +1,8 @@
 """Measurements as a table: what was measured, the number with its unit, and the bar it is held against."""
 
+import json
 from dataclasses import asdict, dataclass
-
-HEADS = ("what", "bar", "measured")
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,36 @@ def rows(found: dict) -> list[dict]:
         "scaling": _scaling,
     }  # fmt: skip
     return [asdict(row) for part, make in makers.items() if part in found for row in make(found[part])]
+
+
+class Record:
+    """What was measured on one machine, part by part, each with the date and commit that it was measured at."""
+
+    def __init__(self, machine: dict, parts: dict[str, dict]):
+        self.machine, self.parts = machine, parts
+
+    @classmethod
+    def read(cls, path: Path, machine: dict) -> "Record":
+        """The parts of an earlier file of the same machine, and this machine as it is now."""
+        stored = json.loads(path.read_text()) if path.exists() else {}
+        same = all(stored.get("machine", {}).get(key) == machine[key] for key in ("device", "cores", "torch"))
+        return cls(machine, stored["parts"] if same else {})
+
+    def add(self, part: str, measured: dict | list) -> None:
+        """Takes over a part that was just measured."""
+        self.parts[part] = {"date": self.machine["date"], "commit": self.machine["commit"], "measured": measured}
+
+    def content(self) -> dict:
+        """As it is written: machine, table rows, parts."""
+        commits = sorted({part["commit"] or "unknown" for part in self.parts.values()})
+        dates = sorted(part["date"][:10] for part in self.parts.values())
+        span = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
+        machine = self.machine | {"date": span, "commit": ", ".join(commits)}
+        return {
+            "machine": machine,
+            "rows": rows({name: part["measured"] for name, part in self.parts.items()}),
+            "parts": self.parts,
+        }
 
 
 def at_tokens(record: dict, tokens: int) -> float:
@@ -161,4 +191,4 @@ def text(record: dict) -> str:
 def machine_line(record: dict) -> str:
     """Where and when, in one line."""
     machine = record["machine"]
-    return f"{machine['device']}, {machine['date'][:10]}, torch {machine['torch']}, commit {machine['commit']}"
+    return f"{machine['device']}, {machine['date']}, torch {machine['torch']}, commit {machine['commit']}"

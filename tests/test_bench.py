@@ -75,6 +75,20 @@ def test_table_extrapolates_only_the_pass():
     assert "our trunk, bf16: 400 tokens/s, 4.00 of plain" in text and "2026-01-01" in text
 
 
+def test_record_keeps_parts_of_the_same_machine_only(tmp_path):
+    machine = dict(device="X", cores=2, torch="2", date="2026-01-01T00:00", commit="c1")
+    found = dict(plain=100.0, plain_with_logits=80.0, bridge=25.0, trunk_fp32=110.0, trunk_bf16=400.0)
+    record = table.Record.read(tmp_path / "x.json", machine)
+    record.add("forward", found)
+    (tmp_path / "x.json").write_text(json.dumps(record.content()))
+    later = table.Record.read(tmp_path / "x.json", machine | {"date": "2026-01-03T00:00", "commit": "c2"})
+    later.add("peak", [dict(precision="bf16", neurons=6144, rate=8e11, peak=1e12)])
+    content = later.content()
+    assert content["machine"]["date"] == "2026-01-01 to 2026-01-03" and content["machine"]["commit"] == "c1, c2"
+    assert {row["group"].split()[0] for row in content["rows"]} == {"Forward", "Covariance"}
+    assert table.Record.read(tmp_path / "x.json", machine | {"torch": "3"}).parts == {}
+
+
 def test_report_shows_machines_side_by_side(tmp_path):
     speed, share = dict(group="Speed", what="ours", bar="8"), dict(group="Peak", what="share", bar="")
     for name, rows in {"cpu": [speed | {"measured": "9"}, share | {"measured": "80 %"}], "h200": [speed | {"measured": "30"}]}.items():
