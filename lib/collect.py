@@ -233,7 +233,7 @@ def collect(run: Run) -> None:
         return
     device = device_of(run.params)
     processes, begun = Processes(), None
-    groups = processes.agree(group_sizes(run) if processes.first else None)
+    groups = tuple(map(tuple, processes.agree(group_sizes(run) if processes.first else None)))
     setting = setting_of(run.params, shared_shape(run.params), device, Processes.on_this_machine(), groups)
     if processes.first:
         check(run)
