@@ -54,7 +54,7 @@ def whole(run: Run) -> tuple[dict[str, Tensor], dict]:
     precision, names = plan.setting.precision, plan.setting.seeds
     dtype = torch.bfloat16 if precision in ("bf16", "int8") else torch.float32
     scalings = {
-        name: pilot(name, Trunk(load_model(params.seed_source(name), None, dtype).to(device)), run.text, precision, device)
+        name: pilot(name, Trunk(load_model(params.seed_source(name), dtype).to(device)), run.text, precision, device)
         for name in names
     }
     if len(plan.passes) > 1:

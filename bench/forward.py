@@ -18,7 +18,7 @@ def forward_rates(device: torch.device, blocks: int, rounds: int) -> dict[str, f
     batches = [batch.to(device) for batch in run.text.tokens.split(BATCH)]
     plain = load_model(source).to(device)
     bridge = TransformerBridge.boot_transformers(source, device=str(device))
-    trunks = {dtype: Trunk(load_model(source, None, dtype).to(device)) for dtype in (torch.float32, torch.bfloat16)}
+    trunks = {dtype: Trunk(load_model(source, dtype).to(device)) for dtype in (torch.float32, torch.bfloat16)}
 
     def over_batches(forward):
         def work() -> None:

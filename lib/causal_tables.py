@@ -18,7 +18,7 @@ SOURCES = (sys.modules[__name__], attention, causal, effects, entropy, intervent
 
 def model_of(run: Run, seed: str) -> processed.Processed:
     """A seed's processed weights."""
-    return processed.processed(run.params.seed_source(seed), run.params.revision)
+    return processed.processed(run.params.seed_source(seed))
 
 
 def weight_table(run: Run) -> pd.DataFrame:

@@ -45,7 +45,7 @@ def label_set(run: Run) -> LabelSet:
 @torch.no_grad()
 def weights_of(run: Run, seed: str) -> tuple[list[torch.Tensor], torch.Tensor]:
     """A seed's processed writing weights, (d_mlp, d_model) by layer, and its unembedding with columns of length 1."""
-    bridge = circuits.processed_model(run.params.seed_source(seed), run.params.revision)
+    bridge = circuits.processed_model(run.params.seed_source(seed))
     return [block.mlp.W_out.detach().float() for block in bridge.blocks], normalize(bridge.W_U.detach().float(), dim=0)
 
 
@@ -130,8 +130,8 @@ def logit_effects(run: Run, seed: str, chosen: pd.DataFrame) -> np.ndarray:
 def processing_error(run: Run, seed: str, blocks: int = 2) -> float:
     """Largest difference between the logits of the processed and of the raw model after taking out each position's mean."""
     tokens = run.text.tokens[:blocks]
-    raw = load_model(run.params.seed_source(seed), run.params.revision)(tokens).logits
-    moved = circuits.processed_model(run.params.seed_source(seed), run.params.revision)(tokens) - raw
+    raw = load_model(run.params.seed_source(seed))(tokens).logits
+    moved = circuits.processed_model(run.params.seed_source(seed))(tokens) - raw
     return float((moved - moved.mean(dim=-1, keepdim=True)).abs().max())
 
 
@@ -156,7 +156,7 @@ def next_token_effects(run: Run, table: pd.DataFrame) -> pd.DataFrame:
                 distinct = list(dict.fromkeys(of_layer["label"]))
                 members[layer] = classes.member[[rows[label] for label in distinct]]
                 place |= {index: distinct.index(label) for index, label in of_layer["label"].items()}
-            trunk = Trunk(load_model(run.params.seed_source(seed), run.params.revision))
+            trunk = Trunk(load_model(run.params.seed_source(seed)))
             sums = next_token_sums(trunk, run.text.tokens[blocks], run.text.counted(blocks), members)
             parts.append(next_token_table(of_seed.assign(class_row=pd.Series(place)), sums))
         found = pd.concat(parts) if parts else next_token_table(chosen.assign(class_row=0), {})

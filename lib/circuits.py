@@ -20,7 +20,7 @@ READING_COLUMNS = ["w_in_norm", "input_bias", "in_out_sim", "l2_penalty", "max_c
 CHUNK = 2**25  # largest number of elements of one temporary matrix: 128 MB in fp32
 
 
-def processed_model(model: str | Path | TransformerBridge, revision: str | None = None) -> TransformerBridge:
+def processed_model(model: str | Path | TransformerBridge) -> TransformerBridge:
     """A model folder or Hub id, loaded with processed weights; a bridge that is already processed passes through.
 
     Raises ValueError for a bridge with raw weights: processing it here would change the caller's model.
@@ -30,13 +30,13 @@ def processed_model(model: str | Path | TransformerBridge, revision: str | None 
             raise ValueError("The model has raw weights: call enable_compatibility_mode() on it first.")
         return model
     transformers_logging.disable_progress_bar()
-    bridge = TransformerBridge.boot_transformers(str(model), revision=revision)
+    bridge = TransformerBridge.boot_transformers(str(model))
     bridge.enable_compatibility_mode(disable_warnings=True)
     return bridge
 
 
 @torch.no_grad()
-def weight_properties(model: str | Path | TransformerBridge, revision: str | None = None) -> pd.DataFrame:
+def weight_properties(model: str | Path | TransformerBridge) -> pd.DataFrame:
     """One row per neuron: what its processed weights say about it (METHOD §4).
 
     Columns: `layer, neuron`; `w_in_norm`, `input_bias`, `w_out_norm`; `in_out_sim` = cos(w_in, w_out);
@@ -45,7 +45,7 @@ def weight_properties(model: str | Path | TransformerBridge, revision: str | Non
     `max_cos_out`, the largest cosine of w_in (w_out) with that of any other neuron of the model.
     In a model with gated MLPs READING_COLUMNS are NaN.
     """
-    bridge = processed_model(model, revision)
+    bridge = processed_model(model)
     w_in = [block.mlp.W_in.T.float() for block in bridge.blocks]  # (d_mlp, d_model) each
     w_out = [block.mlp.W_out.float() for block in bridge.blocks]  # (d_mlp, d_model) each
     biases = [block.mlp.b_in for block in bridge.blocks]

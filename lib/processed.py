@@ -124,12 +124,12 @@ class Processed:
 
 
 @torch.no_grad()
-def processed(model: str | Path | TransformerBridge, revision: str | None = None) -> Processed:
+def processed(model: str | Path | TransformerBridge) -> Processed:
     """The processed weights of a model folder, Hub id or processed bridge.
 
     Raises InputError for a model of another kind than GPT-2's and GPT-NeoX's.
     """
-    bridge = processed_model(model, revision)
+    bridge = processed_model(model)
     config, original = bridge.cfg, bridge.original_model.config
     kind = config.positional_embedding_type
     if kind not in ("standard", "rotary") or config.act_fn not in ACTIVATIONS:
