@@ -105,11 +105,6 @@ class Given:
     pre: list[Float[Tensor, "tokens neurons"]]
     post: list[Float[Tensor, "tokens neurons"]]
 
-    @property
-    def layers(self) -> range:
-        """As many as a trunk has."""
-        return range(len(self.pre))
-
     def run(self, tokens: Int[Tensor, "blocks context"], visit: Callable, layers: int | None = None) -> None:
         """Calls visit(layer, pre, post) as `lib.seeds.Trunk` does."""
         start = (int(tokens[0, 0]) - 1) * CONTEXT

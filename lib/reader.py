@@ -59,7 +59,7 @@ def pilot(name: str, trunk: Trunk, text: Text, precision: str, device: torch.dev
 
         trunk.run(tokens[start : start + BATCH].to(device), visit)
     made: dict[str, list[Tensor]] = {key: [] for key in PILOT_NAMES}
-    for layer in range(len(trunk.writers)):
+    for layer in range(len(ranges) // 2):
         pre, post = ranges["pre", layer], ranges["post", layer]
         refuse_nan(name, layer, pre.total + post.total)
         deviation = _floored(pre.deviation)
