@@ -7,8 +7,10 @@ processes can be left hanging when they are started again.
 
 import json
 import os
+import time
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import torch.distributed as dist
 
@@ -23,7 +25,30 @@ class Processes:
         self.rank = int(os.environ.get("RANK", 0)) if self.count > 1 else 0
         self.calls = 0
         if self.count > 1:
-            self.store, _, _ = next(dist.rendezvous("env://"))  # a new one after every restart
+            store, _, _ = next(dist.rendezvous("env://"))
+            self.store = dist.PrefixStore(self._session(store), store)
+
+    def _session(self, store: dist.Store) -> str:
+        """A name that all processes of this start share, and no earlier one.
+
+        torchrun may keep its store when it starts processes again, so what lies there may be from processes that are dead:
+        each process makes itself known by a name of its own, and the first answers to that name until all have joined.
+        """
+        own = uuid4().hex
+        if not self.first:
+            store.set(f"process {self.rank}", own)
+            store.wait([f"session of {own}"], PATIENCE)
+            session = store.get(f"session of {own}").decode()
+            store.set(f"{session} joined by {self.rank}", "")
+            return session
+        missing = set(range(1, self.count))
+        while missing:
+            for rank in sorted(missing):
+                if store.check([f"process {rank}"]):
+                    store.set(f"session of {store.get(f'process {rank}').decode()}", own)
+            missing = {rank for rank in missing if not store.check([f"{own} joined by {rank}"])}
+            time.sleep(0.05)
+        return own
 
     @staticmethod
     def on_this_machine() -> int:

@@ -1,9 +1,12 @@
 """Plans hold every accumulator once and keep to the memory limit; chunks are shared without loss."""
 
+import threading
+import time
 from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config
@@ -11,7 +14,7 @@ from transformers import GPT2Config
 from lib.errors import InputError
 from lib.passes import BATCH, Plan, Setting, Shape, pack, pass_memory, release_order, shape_of, units_of
 from lib.plan import GPUS, operations, published, seconds
-from lib.processes import shares
+from lib.processes import Processes, shares
 
 SMALL = Shape(layers=12, neurons=3072, width=768, vocabulary=50257, positions=1024, parameters=124_439_808)
 SETTING = Setting(tuple("abcde"), tuple("abcde"), SMALL, blocks=80, context=256, precision="int8", memory=20e9)
@@ -98,3 +101,24 @@ def test_every_chunk_is_counted_once_whoever_died(chunks, holders, merged, proce
         counted[own] += 1
     assert (counted == 1).all()
     assert sorted(sum(states, []) + stale) == sorted(done) and max(map(len, dealt)) - min(map(len, dealt)) <= 1
+
+
+def test_processes_started_again_do_not_read_what_dead_ones_left(monkeypatch):
+    """torchrun keeps its store over a restart; the second process comes first and must not take the old answer."""
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+    def client(_):
+        yield dist.TCPStore("127.0.0.1", server.port, is_master=False, wait_for_workers=False), 0, 2
+
+    monkeypatch.setattr(dist, "rendezvous", client)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for content in ("first start", "second start"):
+        heard = []
+        monkeypatch.setenv("RANK", "1")
+        second = threading.Thread(target=lambda heard=heard: heard.append(Processes().agree(None)))
+        second.start()
+        time.sleep(0.3)
+        monkeypatch.setenv("RANK", "0")
+        assert Processes().agree(content) == content
+        second.join(timeout=20)
+        assert heard == [content]
