@@ -18,8 +18,9 @@ from lib.collect import collect
 from lib.errors import InputError
 from lib.params import ROOT
 from lib.passes import pack, pass_memory, setting_of, shared_shape
-from lib.store import write_json
+from lib.store import read_tensors, write_json
 from lib.tables import tabulate
+from lib.text_labels import group_sizes
 
 
 def tables_of(run) -> dict[str, pd.DataFrame]:
@@ -129,7 +130,8 @@ def start_slowly(run, tmp_path, *launcher) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def test_a_killed_pass_goes_on_to_the_same_tables(make_run, seed_folders, tmp_path):
+def test_a_killed_pass_goes_on_to_the_same_tables(make_run, seed_folders, tmp_path, monkeypatch):
+    monkeypatch.setattr("lib.collect.group_sizes", group_sizes)  # grouped moments go on as well
     settings = {"precision": "int8", "token_budget": 200 * 256}
     whole = tables_of(make_run(seed_folders, run="whole", **settings))
     run = make_run(seed_folders, run="killed", **settings)
@@ -146,6 +148,9 @@ def test_a_killed_pass_goes_on_to_the_same_tables(make_run, seed_folders, tmp_pa
     again = tables_of(run)
     for name, table in whole.items():
         pd.testing.assert_frame_equal(again[name], table, check_exact=True)
+    for path in (run.folder.parent / "whole" / "stats").glob("grouped-*"):
+        expected, found = read_tensors(path), read_tensors(run.folder / "stats" / path.name)
+        assert all(torch.equal(found[key], tensor) for key, tensor in expected.items()), path.name
 
 
 def test_two_processes_one_of_them_killed_end_with_the_tables_of_one(make_run, seed_folders, tmp_path):
