@@ -356,6 +356,10 @@ def raw_values(neurons: pd.DataFrame, threshold: float, columns: Sequence[str]) 
     chosen = universal(neurons, threshold)
     group = pd.Series(np.where(chosen, "universal", "other"), neurons.index, name="group")
     for axes, column in zip(grid.flat, columns, strict=False):
+        if neurons[column].isna().all():
+            note(axes, "left out of a gated neuron")
+            axes.set(ylabel=_folded(PROPERTIES[column]), xlabel=None, yticks=[])
+            continue
         long = neurons[["layer", column]].join(group)
         _boxes(axes, long, "layer", column, "group", COLOURS, hue_order=list(COLOURS))
         axes.set(ylabel=_folded(PROPERTIES[column]), xlabel=None)

@@ -74,7 +74,7 @@ def every_figure(neurons: pd.DataFrame, threshold: float) -> dict[str, Figure]:
         "curve": figures.share_curve(everyone, threshold),
         "layers": figures.layers(universality.layer_shares(everyone, threshold), "a"),
         "percentiles": figures.property_percentiles(neurons, threshold),
-        "raw": figures.raw_values(neurons, threshold, ["skew", "kurt", "sparsity"]),
+        "raw": figures.raw_values(neurons, threshold, ["in_out_sim", "kurt", "sparsity"]),
         "frequency": figures.frequency_and_cosine(neurons, threshold),
         "redundancy": figures.redundancy(neurons, threshold),
     }
