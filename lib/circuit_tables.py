@@ -20,7 +20,7 @@ from lib.text import file_sha256
 from lib.vocabulary import PUBLISHED_CUTS, best_class, class_scores, null_cuts, random_directions
 
 NEXT_TOKEN_POSITIONS = 65_536  # positions of text on which chosen neurons are split by the next token
-SOURCES = (sys.modules[__name__], circuits, vocabulary, labels, token_classes)  # what makes circuits.parquet
+SOURCES = (sys.modules[__name__], circuits, vocabulary, labels, token_classes)  # what makes roles.parquet
 CHOSEN = 10  # neurons of a role, over all seeds, that are split by the next token
 
 
@@ -50,7 +50,7 @@ def weights_of(run: Run, seed: str) -> tuple[list[torch.Tensor], torch.Tensor]:
 
 
 @torch.no_grad()
-def seed_circuits(w_out, unit_unembedding, classes: LabelSet, random_seed: int) -> pd.DataFrame:
+def seed_roles(w_out, unit_unembedding, classes: LabelSet, random_seed: int) -> pd.DataFrame:
     """One row per neuron of one seed: moments of its logit effects, roles by both cuts, token classes.
 
     Columns: layer, neuron; vocab_mean, vocab_var, vocab_skew, vocab_kurt; skew_sign; role_published,
@@ -88,20 +88,33 @@ def seed_circuits(w_out, unit_unembedding, classes: LabelSet, random_seed: int) 
     return table.assign(null_kurt=cuts.kurtosis, null_var=cuts.variance, null_score=score_cut)
 
 
-def circuit_table(run: Run) -> pd.DataFrame:
-    """circuits.parquet: `seed_circuits` of every seed, with a column seed in front."""
+def role_table(run: Run) -> pd.DataFrame:
+    """roles.parquet: `seed_roles` of every seed, with a column seed in front."""
 
     def make() -> pd.DataFrame:
         classes = label_set(run)
         parts = []
         for seed in sorted(run.params.seeds):
-            part = seed_circuits(*weights_of(run, seed), classes, run.params.random_seed)
+            part = seed_roles(*weights_of(run, seed), classes, run.params.random_seed)
             part.insert(0, "seed", seed)
             parts.append(part)
         return pd.concat(parts, ignore_index=True)
 
     depends_on = {"random_seed": run.params.random_seed, "tokens": run.text.tokens.numel()}
-    return kept(run, "circuits", SOURCES, depends_on, make)
+    return kept(run, "roles", SOURCES, depends_on, make)
+
+
+def write_circuits(run: Run, table: pd.DataFrame, weights: pd.DataFrame, effects: pd.DataFrame) -> pd.DataFrame:
+    """circuits.parquet: everything that the chapter says about a neuron, one row per neuron of every seed.
+
+    `table` is `role_table`'s, `weights` has more columns for the same neurons; `effects` has columns for those neurons of
+    the reference seed (layer, neuron) that were intervened on, which are missing for all others.
+    """
+    joined = table.merge(weights, on=["seed", "layer", "neuron"], how="left", validate="one_to_one")
+    effects = effects.assign(seed=run.params.reference)
+    joined = joined.merge(effects, on=["seed", "layer", "neuron"], how="left", validate="one_to_one")
+    write_table(run.folder / "tables" / "circuits.parquet", joined)
+    return joined
 
 
 def chosen_for_next_token(table: pd.DataFrame, number: int = CHOSEN) -> pd.DataFrame:

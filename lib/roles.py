@@ -4,6 +4,8 @@ Roles and universality both change with depth, so chance keeps the depth: neuron
 layer. Every seed is taken as reference, with its own excess correlations.
 """
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import pandas as pd
 from scipy.stats import norm
@@ -69,10 +71,7 @@ def match_agreement(neurons: pd.DataFrame, matches: pd.DataFrame, random_seed: i
     Agreement is counted over the neurons that have the aspect at all.
     """
     neurons = neurons.reset_index(drop=True)
-    place = pd.Series(neurons.index, pd.MultiIndex.from_frame(neurons[["seed", "layer", "neuron"]]))
-    pairs = matches[matches["corr"] > 0]
-    own = place.loc[pd.MultiIndex.from_frame(pairs[["seed", "layer", "neuron"]])].to_numpy()
-    other = place.loc[pd.MultiIndex.from_frame(pairs[["model", "match_layer", "match_neuron"]])].to_numpy()
+    own, other = _pairs(neurons, matches)
     codes = {aspect: pd.factorize(neurons[column])[0] for aspect, column in ASPECTS.items()}  # −1: missing
     has_role = (neurons["role_calibrated"] != NO_ROLE).to_numpy()
     groups = {role: (neurons["role_calibrated"] == role).to_numpy() for role in (*ROLES, NO_ROLE)}
@@ -87,20 +86,75 @@ def match_agreement(neurons: pd.DataFrame, matches: pd.DataFrame, random_seed: i
         same = {aspect: code[own] == code[exchanged[other]] for aspect, code in codes.items()}
         return [same[aspect][rows].mean() if len(rows) else np.nan for (_, aspect), rows in subsets.items()]
 
-    observed = np.array(agreements(np.arange(len(neurons))))
+    table = pd.DataFrame(list(subsets), columns=["group", "aspect"])
+    table["pairs"] = [len(rows) for rows in subsets.values()]
+    return table.assign(**_against_chance("agreement", agreements, neurons, random_seed, draws))
+
+
+def property_agreement(
+    neurons: pd.DataFrame, matches: pd.DataFrame, columns: Sequence[str], random_seed: int, draws: int = DRAWS
+) -> pd.DataFrame:
+    """How alike a neuron and its best match rank within their layers by each numeric or yes-no column.
+
+    As `match_agreement`, for the groups of all neurons and of the most universal: `correlation` is Pearson's between the
+    two percentile ranks within seed and layer (Spearman's without what depth explains), over pairs that both have a
+    value; NaN where there are fewer than three such pairs or one side is constant.
+    """
+    neurons = neurons.reset_index(drop=True)
+    own, other = _pairs(neurons, matches)
+    ranks = neurons[list(columns)].astype(float).groupby([neurons["seed"], neurons["layer"]]).rank(pct=True)
+    values = {column: ranks[column].to_numpy() for column in columns}
+    groups = {"all": np.ones(len(own), bool), "most universal": most_universal(neurons).to_numpy()[own]}
+    rows = [(group, column) for group in groups for column in columns]
+
+    def correlations(exchanged: np.ndarray) -> list[float]:
+        match = exchanged[other]
+        return [_correlation(values[column][own][groups[group]], values[column][match][groups[group]]) for group, column in rows]
+
+    table = pd.DataFrame(rows, columns=["group", "property"])
+    known = [np.isfinite(values[column][own] + values[column][other]) & groups[group] for group, column in rows]
+    table["pairs"] = [int(both.sum()) for both in known]
+    return table.assign(**_against_chance("correlation", correlations, neurons, random_seed, draws))
+
+
+def _pairs(neurons: pd.DataFrame, matches: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of `neurons` of each matched neuron and of its match."""
+    place = pd.Series(neurons.index, pd.MultiIndex.from_frame(neurons[["seed", "layer", "neuron"]]))
+    found = matches[matches["corr"] > 0]
+    own = place.loc[pd.MultiIndex.from_frame(found[["seed", "layer", "neuron"]])].to_numpy()
+    other = place.loc[pd.MultiIndex.from_frame(found[["model", "match_layer", "match_neuron"]])].to_numpy()
+    return own, other
+
+
+def _correlation(one: np.ndarray, two: np.ndarray) -> float:
+    both = np.isfinite(one) & np.isfinite(two)
+    one, two = one[both], two[both]
+    if len(one) < 3 or np.ptp(one) == 0 or np.ptp(two) == 0:
+        return np.nan
+    return float(np.corrcoef(one, two)[0, 1])
+
+
+def _against_chance(
+    name: str, measure: Callable[[np.ndarray], list[float]], neurons: pd.DataFrame, random_seed: int, draws: int
+) -> dict[str, np.ndarray]:
+    """What `measure` gives, and its mean, smallest and largest value and p-value over exchanges of neurons within a layer.
+
+    `measure` takes the row that stands in for each row of `neurons`.
+    """
+    observed = np.array(measure(np.arange(len(neurons))))
     generator = np.random.default_rng(random_seed)
     stratum = neurons.groupby(["seed", "layer"]).ngroup().to_numpy()
     in_order = np.argsort(stratum, kind="stable")
-    chance = []
-    for _ in range(draws):
+    chance = np.empty((draws, len(observed)))
+    for draw in range(draws):
         exchanged = np.empty_like(in_order)
         exchanged[in_order] = np.lexsort((generator.random(len(stratum)), stratum))
-        chance.append(agreements(exchanged))
-    chance = np.array(chance)  # (draws, rows)
-    table = pd.DataFrame(list(subsets), columns=["group", "aspect"])
-    table["pairs"] = [len(rows) for rows in subsets.values()]
-    table["agreement"], table["chance"] = observed, chance.mean(0)
-    table["chance_low"], table["chance_high"] = chance.min(0), chance.max(0)
+        chance[draw] = measure(exchanged)
     reached = (1 + (chance >= observed).sum(0)) / (1 + draws)
-    table["p_value"] = np.where(np.isfinite(observed), reached, np.nan)
-    return table
+    return {
+        name: observed,
+        "chance": chance.mean(0),
+        "chance_low": chance.min(0),
+        "chance_high": chance.max(0),
+        "p_value": np.where(np.isfinite(observed), reached, np.nan),
+    }

@@ -63,6 +63,23 @@ def test_agreement_by_hand_and_a_dead_match_does_not_count(population):
     assert found.loc[("prediction", "role"), "pairs"] == 2
 
 
+def test_ranks_of_matches_correlate_wholly_or_by_chance_and_depth_alone_is_no_correlation(population):
+    generator = np.random.default_rng(4)
+    values = population.assign(
+        copied=population["neuron"].map(dict(enumerate(generator.normal(size=WIDTH)))) * 3.0 ** population["layer"],
+        depth=population["layer"] + generator.uniform(0, 0.5, len(population)),
+        flag=population["neuron"] == 7,
+        missing=np.where(population["seed"] == "a", np.nan, 1.0),
+    )
+    columns = ["copied", "depth", "flag", "missing"]
+    found = roles.property_agreement(values, pairs(population, np.arange(WIDTH)), columns, 0, draws=50).set_index(["group", "property"])
+    assert found.loc[("all", "copied"), "correlation"] == pytest.approx(1) == found.loc[("all", "flag"), "correlation"]
+    assert found.loc[("all", "copied"), "p_value"] == pytest.approx(1 / 51)
+    assert abs(found.loc[("all", "depth"), "correlation"]) < 0.2 and found.loc[("all", "depth"), "p_value"] > 0.02
+    assert found.loc[("all", "missing"), "pairs"] == 0 and np.isnan(found.loc[("all", "missing"), "correlation"])
+    assert found.loc[("most universal", "copied"), "pairs"] == 2 * LAYERS * WIDTH * 0.05
+
+
 def test_the_test_of_universal_shares_is_that_of_statsmodels(population):
     found = roles.universal_shares(population, "role_calibrated", 0.5).set_index("role")
     top = roles.most_universal(population)

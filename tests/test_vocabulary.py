@@ -63,7 +63,7 @@ def planted(weights, classes, sign: int) -> pd.DataFrame:
     w_out[1][7] = sign * 5 * unembedding[:, 123]
     shared = unembedding[:, classes.member[2]].mean(1)
     w_out[0][3] = sign * shared
-    return circuit_tables.seed_circuits(w_out, unembedding, classes, 0)
+    return circuit_tables.seed_roles(w_out, unembedding, classes, 0)
 
 
 def test_planted_neurons_are_found_first_and_the_opposite_weights_swap_their_roles(weights, classes):
@@ -78,8 +78,8 @@ def test_planted_neurons_are_found_first_and_the_opposite_weights_swap_their_rol
 
 
 def test_turning_every_weight_around_swaps_prediction_and_suppression_only(weights, classes):
-    table = circuit_tables.seed_circuits(*weights, classes, 0)
-    turned = circuit_tables.seed_circuits([-layer for layer in weights[0]], weights[1], classes, 0)
+    table = circuit_tables.seed_roles(*weights, classes, 0)
+    turned = circuit_tables.seed_roles([-layer for layer in weights[0]], weights[1], classes, 0)
     swap = {"prediction": "suppression", "suppression": "prediction"}
     for column in ("role_published", "role_calibrated"):
         assert turned[column].tolist() == table[column].replace(swap).tolist()
@@ -91,7 +91,7 @@ def test_turning_every_weight_around_swaps_prediction_and_suppression_only(weigh
 def test_few_random_directions_have_a_role_or_a_class(weights, classes):
     generator = torch.Generator().manual_seed(9)
     w_out = torch.randn(4000, WIDTH, generator=generator)
-    table = circuit_tables.seed_circuits([w_out - w_out.mean(1, keepdim=True)], weights[1], classes, 0)
+    table = circuit_tables.seed_roles([w_out - w_out.mean(1, keepdim=True)], weights[1], classes, 0)
     assert (table["vocab_kurt"] > table["null_kurt"]).mean() < 0.004
     assert (table["vocab_var"] > table["null_var"]).mean() < 0.004
     assert table["label"].notna().mean() < 0.004
@@ -149,7 +149,7 @@ def run(make_run, tmp_path):
 
 def test_the_tables_of_a_run_find_what_was_planted_and_are_made_once(run, monkeypatch):
     monkeypatch.setattr(vocabulary, "DIRECTIONS", 1000)
-    table = circuit_tables.circuit_table(run)
+    table = circuit_tables.role_table(run)
     assert list(table["seed"].unique()) == ["a", "b"] and len(table) == 2 * 2 * 48
     for seed, role, side in (("a", "prediction", "raised"), ("b", "suppression", "lowered")):
         first = vocabulary.of_role(table[table["seed"] == seed], role).nlargest(1, "vocab_kurt").iloc[0]
@@ -158,14 +158,20 @@ def test_the_tables_of_a_run_find_what_was_planted_and_are_made_once(run, monkey
     row = split[(split["seed"] == "b") & (split["role"] == "suppression") & (split["neuron"] == 5)].iloc[0]
     assert row["label"] == "digits" and {"effect", "p_corrected", "percentile"} <= set(split)
     assert row["count_in"] + row["count_out"] == int(run.text.counted()[:, :-1].sum())
-    written = (run.folder / "tables" / "circuits.parquet").stat().st_mtime_ns
-    monkeypatch.setattr(circuit_tables, "seed_circuits", None)  # would fail if it were made again
-    pd.testing.assert_frame_equal(circuit_tables.circuit_table(run), table)
-    assert (run.folder / "tables" / "circuits.parquet").stat().st_mtime_ns == written
+    written = (run.folder / "tables" / "roles.parquet").stat().st_mtime_ns
+    monkeypatch.setattr(circuit_tables, "seed_roles", None)  # would fail if it were made again
+    pd.testing.assert_frame_equal(circuit_tables.role_table(run), table)
+    assert (run.folder / "tables" / "roles.parquet").stat().st_mtime_ns == written
     write_json(run.folder / "stats" / "done.json", {"seed_hashes": {"a": "another", "b": "1"}})
     del run.done
+    weights = table[["seed", "layer", "neuron"]].assign(norm=1.0)
+    effects = pd.DataFrame({"layer": [1], "neuron": [5], "loss": [0.25]})
+    circuits = circuit_tables.write_circuits(run, table, weights, effects)
+    assert len(circuits) == len(table) and circuits["loss"].notna().sum() == 1 and (circuits["norm"] == 1).all()
+    assert circuits.loc[circuits["loss"].notna(), "seed"].tolist() == ["a"]
+    pd.testing.assert_frame_equal(pd.read_parquet(run.folder / "tables" / "circuits.parquet"), circuits)
     with pytest.raises(TypeError):
-        circuit_tables.circuit_table(run)
+        circuit_tables.role_table(run)
 
 
 def test_effects_equal_the_raw_model_s_weights_by_hand(run):
