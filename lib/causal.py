@@ -1,0 +1,65 @@
+"""What chapter 05's causal runs have in common: which text they read, which neurons, what is known of them from weights."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from lib import attention, entropy
+from lib.effects import FIXED_FREQUENCY, FROZEN_SCALE, TOTAL, Readout
+from lib.processed import Processed
+from lib.text import Text
+from lib.vocabulary import random_directions
+
+VARIANTS = (TOTAL, FROZEN_SCALE, FIXED_FREQUENCY)
+
+
+def unigram_counts(text: Text) -> Int[Tensor, "vocabulary"]:
+    """How often each token occurs in the text; BOS, which is never predicted, does not."""
+    return torch.bincount(text.tokens[:, 1:].flatten(), minlength=text.vocab_size)
+
+
+def sample_blocks(text: Text, tokens: int) -> tuple[Int[Tensor, "blocks context"], Bool[Tensor, "blocks context"]]:
+    """Blocks spread evenly over the text, about `tokens` positions in all, and the mask of those that count."""
+    number = max(1, min(len(text.tokens), tokens // text.context))
+    chosen = torch.linspace(0, len(text.tokens) - 1, number).round().long()
+    return text.tokens[chosen], text.counted(chosen)
+
+
+def at_values(chosen: pd.DataFrame, values: Sequence[float]) -> dict[tuple[int, int], Sequence[float]]:
+    """The same values for every neuron of a table, as `effects` takes them."""
+    return {(int(layer), int(neuron)): values for layer, neuron in zip(chosen["layer"], chosen["neuron"], strict=True)}
+
+
+def at_mean(chosen: pd.DataFrame, neurons: pd.DataFrame) -> dict[tuple[int, int], list[float]]:
+    """Each chosen neuron's own mean activation (`activation_mean` of the run's `neurons`): mean ablation."""
+    means = neurons.set_index(["layer", "neuron"])["activation_mean"]
+    return {(int(layer), int(neuron)): [float(means.loc[layer, neuron])]
+            for layer, neuron in zip(chosen["layer"], chosen["neuron"], strict=True)}  # fmt: skip
+
+
+def weight_columns(model: Processed, reading: Readout, bos_id: int) -> pd.DataFrame:
+    """One row per neuron: what the weights of one seed say about entropy, token frequency and attention."""
+    directions = attention.score_directions(model, bos_id)
+    scores = attention.score_columns(model.w_out, directions)
+    return entropy.weight_columns(model, reading).merge(scores, on=["layer", "neuron"], validate="one_to_one")
+
+
+def random_scores(model: Processed, bos_id: int, random_seed: int) -> pd.DataFrame:
+    """`attention.score_columns` of as many random unit vectors as the model has neurons, in the same layers."""
+    vectors = random_directions(len(model.w_out), model.w_out.shape[1], random_seed)
+    return attention.score_columns(vectors, attention.score_directions(model, bos_id))
+
+
+def effect_columns(ablated: pd.DataFrame) -> pd.DataFrame:
+    """One row per neuron of a mean ablation's table: `ablation_group` (two joined by +) and each outcome's change in each variant."""
+    changes = [name for name in ablated if name.endswith("_change")]
+    wide = ablated.drop_duplicates(["layer", "neuron", "variant"]).pivot(index=["layer", "neuron"], columns="variant", values=changes)
+    wide.columns = [
+        f"mean_ablation_{name.removesuffix('_change')}" + ("" if variant == TOTAL else "_" + variant.replace(" ", "_"))
+        for name, variant in wide.columns
+    ]
+    group = ablated.groupby(["layer", "neuron"])["group"].agg(lambda names: "+".join(sorted(set(names))))
+    return wide.join(group.rename("ablation_group")).reset_index()

@@ -1,0 +1,214 @@
+"""What the figures of chapter 05's causal runs show, in words: from their tables to titles, sentences and descriptions.
+
+As in lib/findings.py every number is computed; where an effect is not there, the sentence says so.
+"""
+
+import numpy as np
+import pandas as pd
+
+from lib.effects import FIXED_FREQUENCY, FROZEN_SCALE, TOTAL
+from lib.entropy import NullSpace
+from lib.findings import Finding, capital, count, percent
+
+GROUPS = ("entropy", "frequency", "control")
+SHALLOW = 0.1  # a null space is told as one if its largest singular value is below this share of the median
+
+
+def name_of(row) -> str:
+    """A neuron as the paper writes it: L4.313."""
+    return f"L{int(row.layer)}.{int(row.neuron)}"
+
+
+def entropy_selection(weights: pd.DataFrame, chosen: pd.DataFrame, space: NullSpace) -> Finding:
+    """From one seed's `weight_columns` and its candidates: who satisfies the rule, and how much lies in the null space."""
+    late = weights[weights["entropy_score"].notna()]
+    passing = int(late["entropy"].sum())
+    k = space.basis.shape[1]
+    alt = "Scatter plots of logit variance against norm of w_out, and of null-space share against norm, for the last layers' neurons."
+    if chosen.empty:
+        return Finding("No neuron writes anything in the last layers", "All output weights of the last layers are 0.", alt)
+    title = f"{capital(count(passing, 'neuron'))} of the last layers {'has' if passing <= 1 else 'have'} large norm and small logit variance"
+    best = chosen.iloc[0]
+    partner = f"L{int(best['partner_layer'])}.{int(best['partner_neuron'])}"
+    text = (
+        f"**{capital(count(passing, 'neuron'))}** of {len(late):,} in the last layers {'satisfies' if passing <= 1 else 'satisfy'} the rule; "
+        f"the {count(len(chosen), 'neuron')} looked at below {'is' if len(chosen) == 1 else 'are'} {', '.join(name_of(row) for row in chosen.itertuples())}"
+        f"{'' if chosen['entropy'].all() else ', of which ' + str(int(chosen['entropy'].sum())) + ' satisfy it'}. "
+        f"The first, {name_of(best)}, has norm {best['w_out_norm']:.2f} and logit variance {best['vocab_var']:.2e}, where the layers' medians are "
+        f"{late['w_out_norm'].median():.2f} and {late['vocab_var'].median():.2e}; the neuron most opposite to it is {partner} with cosine {_signed(best['partner_cos'], 2)}. "
+        f"On average the candidates have **{percent((chosen['null_share'] ** 2).mean(), 1)}** of their squared norm in the bottom {count(k, 'direction')} of $W_U$, the last "
+        f"layers' neurons {percent((late['null_share'] ** 2).mean(), 1)} and a random direction {percent(space.chance**2, 1)}. "
+    )
+    if space.depth < SHALLOW:
+        text += f"These directions are a null space: the unembedding reads the largest of them with {percent(space.depth, 1)} of its median singular value."
+    else:
+        text += (
+            f"But **this unembedding has no null space** worth the name: it reads the largest of these directions with {percent(space.depth, 1)} of its median "
+            "singular value, so that little can be written without changing logits."
+        )
+    return Finding(title, text, f"{alt} {title}.")
+
+
+def _at_top(table: pd.DataFrame) -> pd.DataFrame:
+    return table[(table["variant"] == TOTAL) & (table["value"] == table["value"].max())]
+
+
+def _told(values: pd.Series, digits: int = 4) -> str:
+    low, high = values.min(), values.max()
+    return f"{low:+.{digits}f} to {high:+.{digits}f}".replace("-", "−")
+
+
+def fixed_activation(table: pd.DataFrame) -> Finding:
+    """From `fixed_activations` (figures 7, 25): do the candidates move scale and entropy more than the controls do?"""
+    alt = "Line plots of the change of LayerNorm scale, entropy, loss and reciprocal rank against the fixed activation, candidates over controls."
+    top = _at_top(table)
+    own, others = top[top["group"] == "entropy"], top[top["group"] == "control"]
+    if own.empty or others.empty:
+        return Finding("No candidates or no controls to compare", "There are too few neurons in the last layers for candidates and controls.", alt)
+    beyond = own[own["entropy_change"].abs() > others["entropy_change"].abs().max()]
+    value, tokens = top["value"].iloc[0], int(top["tokens"].iloc[0])
+    if beyond.empty:
+        title = "No candidate changes entropy more than every control does"
+    else:
+        title = f"{capital(count(len(beyond), 'candidate'))} of {len(own)} {'changes' if len(beyond) == 1 else 'change'} entropy more than every control"
+    largest = own.loc[own["entropy_change"].abs().idxmax()]
+    text = (
+        f"Held at {value:g} on {tokens:,} tokens the candidates change the final scale by {_told(own['scale_change'])} (controls {_told(others['scale_change'])}), the entropy by "
+        f"**{_told(own['entropy_change'])}** nats (controls **{_told(others['entropy_change'])}**), the loss by {_told(own['loss_change'])} nats (controls {_told(others['loss_change'])}) and the "
+        f"reciprocal rank of the true token by {_told(own['reciprocal_rank_change'])} (controls {_told(others['reciprocal_rank_change'])}). "
+        f"The largest change of entropy among the candidates is that of {name_of(largest)}, {_signed(largest['entropy_change'])} ± {largest['entropy_error']:.4f} (standard error over blocks); "
+    )
+    if len(beyond):
+        calm = int((beyond["loss_change"].abs() < others["loss_change"].abs().median()).sum())
+        text += (
+            f"**{count(len(beyond), 'candidate')}** {'goes' if len(beyond) == 1 else 'go'} beyond every control, {calm} of them with less change of loss than the controls' median, which "
+            "is what the paper's entropy neurons do."
+        )
+    else:
+        text += "**none goes beyond every control**, so that this run shows no clear entropy neuron."
+    return Finding(title, text, f"{alt} {title}.")
+
+
+def _signed(value: float, digits: int = 4) -> str:
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def _largest(table: pd.DataFrame, outcome: str) -> dict[str, str]:
+    """By group: the largest size of an outcome's total change."""
+    change = table.loc[table["variant"] == TOTAL].set_index("group")[f"{outcome}_change"].abs()
+    return {group: f"{change[change.index == group].max():.4f}" if group in change.index else "undefined" for group in GROUPS}
+
+
+def _share_taken(table: pd.DataFrame, outcome: str, variant: str) -> pd.Series:
+    """Per neuron: the share of an outcome's total effect that is gone in a variant; NaN where there is no total effect."""
+    wide = table.pivot_table(index=["group", "layer", "neuron"], columns="variant", values=f"{outcome}_change")
+    total = wide[TOTAL].where(wide[TOTAL].abs() > 1e-9)
+    return (1 - wide[variant] / total).groupby("group").median()
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.0f} %".replace("-", "−") if np.isfinite(value) else "undefined"
+
+
+def mean_ablation(table: pd.DataFrame) -> Finding:
+    """From `mean_ablations`: how much of an effect goes through the final scale, how much along the frequency direction."""
+    alt = "Scatter plots of mean-ablation effects: total against direct with the final scale frozen, and with the frequency direction fixed."
+    if table.empty:
+        return Finding("No neuron to ablate", "There are too few neurons in the last layers for candidates and controls.", alt)
+    scale, frequency = _share_taken(table, "entropy", FROZEN_SCALE), _share_taken(table, "kl_unigram", FIXED_FREQUENCY)
+    through = {group: _share(scale.get(group, np.nan)) for group in ("entropy", "control")}
+    along = {group: _share(frequency.get(group, np.nan)) for group in ("frequency", "control")}
+    entropy, unigram = _largest(table, "entropy"), _largest(table, "kl_unigram")
+    taken = through["entropy"] if scale.get("entropy", np.nan) > 0 else "nothing"
+    title = f"Freezing the final scale takes away {taken} of the median candidate's effect on entropy"
+    if through["entropy"] == "undefined":
+        title = "No candidate's mean ablation changes entropy"
+    more = scale.get("entropy", np.nan) > scale.get("control", np.nan)
+    further = frequency.get("frequency", np.nan) > frequency.get("control", np.nan)
+    tokens = int(table["tokens"].iloc[0])
+    text = (
+        f"On {tokens:,} tokens, freezing the final scale takes away **{through['entropy']}** of the median entropy candidate's effect on entropy and **{through['control']}** of the median control's: "
+        f"the candidates act {'more' if more else 'no more'} through the scale than other neurons do. The largest effects are small, {entropy['entropy']} nats among the candidates and "
+        f"{entropy['control']} among the controls. Putting the logits' projection on the frequency direction back takes away **{along['frequency']}** of the median token-frequency "
+        f"candidate's effect on KL(prediction ‖ unigram) and **{along['control']}** of the median control's: they act {'more' if further else 'no more'} along the frequency direction. "
+        f"The largest change of that divergence is {unigram['frequency']} nats among the candidates, {unigram['control']} among the controls."
+    )
+    if any(share.startswith("−") for share in (*through.values(), *along.values())):
+        text += " A negative share means that the effect grows."
+    return Finding(title, text, f"{alt} {title}.")
+
+
+def frequency_selection(weights: pd.DataFrame, chosen: pd.DataFrame) -> str:
+    """One sentence on the token-frequency candidates: their cosines with the frequency direction beside the other neurons'."""
+    late = weights[weights["entropy_score"].notna()]
+    if chosen.empty:
+        return "No neuron of the last layers changes any logit."
+    return (
+        f"The token-frequency candidates are {', '.join(name_of(row) for row in chosen.itertuples())}: the cosines of their logit effects with the frequency direction reach "
+        f"from **{chosen['frequency_share'].abs().min():.2f}** to **{chosen['frequency_share'].abs().max():.2f}** in size, where the median neuron of the last layers has {late['frequency_share'].abs().median():.2f}."
+    )
+
+
+def attention_scores(weights: pd.DataFrame, chance: pd.DataFrame) -> Finding:
+    """From one seed's `weight_columns` (figure 8a): are neurons aligned with BOS keys beyond what random vectors are?
+
+    `chance` is `causal.random_scores`: as many random vectors in the same layers.
+    """
+    alt = "Histogram of each neuron's best attention score in standard deviations of random vectors, beside random vectors, and scores by layer of the head."
+    reached = weights[weights["attention_score"].notna()]
+    if reached.empty:
+        return Finding("No later head that a neuron could reach", "The model has one layer, so that no head reads a neuron.", alt)
+    random_largest = chance["attention_deviations"].abs().max()
+    beyond = reached[reached["attention_deviations"].abs() > random_largest]
+    title = f"{capital(count(len(beyond), 'neuron'))} {'is' if len(beyond) <= 1 else 'are'} aligned with a later head's BOS key beyond chance"
+    high, low = reached.loc[reached["attention_score"].idxmax()], reached.loc[reached["attention_score"].idxmin()]
+    text = (
+        f"Of {len(reached):,} neurons that a later head reads, **{len(beyond):,}** ({percent(len(beyond) / len(reached), 1)}) have a best score larger in size than the largest of as many random vectors, {random_largest:.1f} standard "
+        f"deviations. The highest is that of {name_of(high)} for L{int(high['attention_head_layer'])}H{int(high['attention_head'])}, {_signed(high['attention_score'], 3)} or {_signed(high['attention_deviations'], 1)} standard deviations (more attention to BOS, the "
+        f"head *deactivated*); the lowest that of {name_of(low)} for L{int(low['attention_head_layer'])}H{int(low['attention_head'])}, {_signed(low['attention_score'], 3)} or {_signed(low['attention_deviations'], 1)} (the head *activated*)."
+    )
+    return Finding(title, text, f"{alt} {title}.")
+
+
+def value_norms(table: pd.DataFrame) -> Finding:
+    """From `value_norms`: is BOS a resting place, with values smaller than other tokens'?"""
+    ratio = table["ratio"].median()
+    smaller = int((table["ratio"] > 1).sum())
+    title = f"In the median head other tokens' ‖W_O v‖ is {ratio:.2f} times that of BOS"
+    text = (
+        f"In **{smaller}** of {count(len(table), 'head')} BOS has a smaller ‖W_O v‖ than other tokens have on average; the median ratio is **{ratio:.2f}** and the largest {table['ratio'].max():.1f}, where the paper reports "
+        "a median of 19.4 for GPT2-medium. "
+    )
+    text += (
+        "Attention to BOS is a resting place here: a head that attends to it writes little."
+        if ratio > 2
+        else "So **attention to BOS is no resting place in this model**: a head that attends to it writes about as much as one that does not, and moving attention there does not switch it off."
+    )
+    return Finding(title, text, f"Scatter plot of the norm of W_O v for BOS against its mean over other tokens, one dot a head. {title}.")
+
+
+def query_paths(summary: pd.DataFrame) -> Finding:
+    """From `ablation_summary` with role and score (figures 8b, 8c, 26): does cutting the path undo what the score predicts?"""
+    alt = "Scatter plots of the change of attention to BOS and of the norm of the head's output against the neuron's activation, one column a pair."
+    if summary.empty:
+        return Finding("No pair of neuron and head", "No head reads a neuron in this model, so that there is no path to cut.", alt)
+    sign = np.where(summary["role"] == "deactivation", -1.0, 1.0)  # a deactivation neuron's loss lowers attention to BOS
+    as_told = (summary["bos_change_corr"] * sign) > 0.5
+    strongest = summary.loc[summary["bos_change"].abs().idxmax()]
+    title = f"{capital(count(int(as_told.sum()), 'pair'))} of {len(summary)} {'moves' if as_told.sum() <= 1 else 'move'} attention to BOS as the weights predict (|ρ| > 0.5)"
+    parts = [
+        f"{name_of(row)} → L{int(row.head_layer)}H{int(row.head)} ({row.role}): ρ(activation, Δp) = **{_corr(row.bos_change_corr)}**, ρ(activation, Δ‖W_O z‖) = **{_corr(row.norm_change_corr)}**"
+        for row in summary.itertuples()
+    ]
+    text = (
+        f"Over {int(summary['destinations'].max()):,} destinations in the second half of the context: {'; '.join(parts)}. "
+        f"The largest mean change is that of {name_of(strongest)}: attention to BOS, {percent(strongest['bos'], 1)} on average, changes by {_signed(100 * strongest['bos_change'], 2)} percentage points, and "
+        f"‖W_O z‖, {strongest['norm']:.2f} on average, by {_signed(strongest['norm_change'], 3)}. In the paper the best pair of GPT2-medium has −0.93 and 0.89."
+    )
+    if not as_told.any():
+        text += " **No pair of this run is a clear attention (de)activation neuron.**"
+    return Finding(title, text, f"{alt} {title}.")
+
+
+def _corr(value: float) -> str:
+    return _signed(value, 2) if np.isfinite(value) else "undefined"

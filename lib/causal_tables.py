@@ -1,0 +1,111 @@
+"""The tables of chapter 05's causal runs: made once for the reference seed and kept with the run."""
+
+import sys
+
+import pandas as pd
+from tqdm import tqdm
+
+from lib import attention, causal, effects, entropy, interventions, processed
+from lib.causal import VARIANTS, at_mean, at_values, sample_blocks, unigram_counts
+from lib.circuit_tables import kept
+from lib.interventions import PathAblation
+from lib.kernels import predictions
+from lib.store import Run
+
+TOKENS = 12_288  # positions of text that effects are measured on
+SOURCES = (sys.modules[__name__], attention, causal, effects, entropy, interventions, predictions, processed)
+
+
+def model_of(run: Run, seed: str) -> processed.Processed:
+    """A seed's processed weights."""
+    return processed.processed(run.params.seed_source(seed), run.params.revision)
+
+
+def weight_table(run: Run) -> pd.DataFrame:
+    """causal_weights.parquet: `causal.weight_columns` of every seed, with a column seed in front."""
+
+    def make() -> pd.DataFrame:
+        counts, parts = unigram_counts(run.text), []
+        for seed in sorted(run.params.seeds):
+            model = model_of(run, seed)
+            part = causal.weight_columns(model, effects.readout(model, counts), run.text.bos_id)
+            part.insert(0, "seed", seed)
+            parts.append(part)
+        return pd.concat(parts, ignore_index=True)
+
+    return kept(run, "causal_weights", SOURCES, {"tokens": run.text.tokens.numel()}, make)
+
+
+def null_space_of(run: Run, seed: str) -> entropy.NullSpace:
+    """The directions that a seed's unembedding reads least."""
+    return entropy.null_space(model_of(run, seed).unembedding)
+
+
+def random_scores(run: Run, seed: str) -> pd.DataFrame:
+    """`causal.random_scores` for a seed's heads."""
+    return causal.random_scores(model_of(run, seed), run.text.bos_id, run.params.random_seed)
+
+
+def groups(run: Run, own: pd.DataFrame) -> pd.DataFrame:
+    """The reference seed's neurons that are intervened on: columns layer, neuron, group (entropy, frequency, control).
+
+    `own` has the reference's rows of `weight_table`. A neuron may be in both of the first two groups.
+    """
+    chosen = {"entropy": entropy.entropy_candidates(own), "frequency": entropy.frequency_candidates(own)}
+    chosen["control"] = entropy.controls(own, pd.concat(chosen.values()), run.params.random_seed)
+    named = [rows[["layer", "neuron"]].assign(group=group) for group, rows in chosen.items()]
+    return pd.concat(named, ignore_index=True)
+
+
+def fixed_activations(run: Run, grouped: pd.DataFrame) -> pd.DataFrame:
+    """fixed_activation.parquet: entropy candidates and controls fixed at every value of the grid (figures 7, 25)."""
+    chosen = grouped[grouped["group"] != "frequency"]
+    return _effects(run, "fixed_activation", chosen, at_values(chosen, entropy.GRID), ("total",))
+
+
+def mean_ablations(run: Run, grouped: pd.DataFrame) -> pd.DataFrame:
+    """mean_ablation.parquet: every chosen neuron at its mean, in total, with the scale frozen, with the frequency fixed."""
+    distinct = grouped.drop_duplicates(["layer", "neuron"])
+    return _effects(run, "mean_ablation", grouped, at_mean(distinct, run.neurons), VARIANTS)
+
+
+def _effects(run: Run, name: str, grouped: pd.DataFrame, fixed: dict, variants: tuple[str, ...]) -> pd.DataFrame:
+    def progress(chunks):
+        return tqdm(chunks, desc=name.replace("_", " "), file=sys.stderr)
+
+    def make() -> pd.DataFrame:
+        model = model_of(run, run.params.reference)
+        reading = effects.readout(model, unigram_counts(run.text))
+        found = effects.effects(model, reading, sample_blocks(run.text, TOKENS), fixed, variants, progress)
+        return found.table().merge(grouped, on=["layer", "neuron"]).assign(tokens=int(found.tokens.sum()))
+
+    return kept(run, name, SOURCES, _made_from(run, grouped.to_dict("list")), make)
+
+
+def query_paths(run: Run, own: pd.DataFrame) -> pd.DataFrame:
+    """query_paths.parquet: the top pairs' path into the head's query cut, one row per pair and destination (figures 8, 26)."""
+    pairs = attention.top_pairs(own)
+    columns = ["layer", "neuron", "attention_head_layer", "attention_head"]
+
+    def make() -> pd.DataFrame:
+        paths = [PathAblation(*map(int, pair)) for pair in pairs[columns].to_numpy()]
+        rows = attention.query_path_ablations(model_of(run, run.params.reference), *sample_blocks(run.text, TOKENS), paths)
+        return rows.merge(pairs[["layer", "neuron", "attention_score", "role"]], on=["layer", "neuron"])
+
+    return kept(run, "query_paths", SOURCES, _made_from(run, pairs[columns].to_dict("list")), make)
+
+
+def value_norms(run: Run) -> pd.DataFrame:
+    """value_norms.parquet: ‖W_O v‖ of BOS and of other tokens for every head of the reference seed."""
+
+    def make() -> pd.DataFrame:
+        tokens, _ = sample_blocks(run.text, TOKENS // 2)
+        return attention.value_norms(model_of(run, run.params.reference), tokens)
+
+    return kept(run, "value_norms", SOURCES, _made_from(run, {}), make)
+
+
+def _made_from(run: Run, neurons: dict) -> dict:
+    params = run.params
+    return {"reference": params.reference, "random_seed": params.random_seed, "tokens": run.text.tokens.numel(),
+            "chosen": {name: [str(value) for value in values] for name, values in neurons.items()}}  # fmt: skip

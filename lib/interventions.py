@@ -1,0 +1,177 @@
+"""Interventions on neurons: what the model computes when a neuron's activation, or one path out of it, is changed.
+
+An intervention is a small value that says what to change; `run` applies any set of them in one forward pass. Given
+the trace of the unchanged run it computes nothing twice: a neuron's change is added to the residual stream behind its
+layer and only later layers run again, so that a last-layer neuron needs no forward pass at all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lib.errors import InputError
+from lib.processed import Processed
+
+INPUTS = ("q", "k", "v")
+
+
+@dataclass(frozen=True)
+class Fix:
+    """The neuron's activation is `value` at every position."""
+
+    layer: int
+    neuron: int
+    value: float
+
+    def changed(self, activation: Tensor) -> Tensor:
+        """The activation after the intervention."""
+        return torch.full_like(activation, self.value)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The neuron's activation is multiplied by `factor` at every position."""
+
+    layer: int
+    neuron: int
+    factor: float
+
+    def changed(self, activation: Tensor) -> Tensor:
+        """The activation after the intervention."""
+        return activation * self.factor
+
+
+@dataclass(frozen=True)
+class PathAblation:
+    """What the neuron writes is taken out of the residual stream that one later head reads as `into`: q, k or v.
+
+    The head's LayerNorm is recomputed on what is left; everything else that reads the neuron does so as before.
+    """
+
+    layer: int
+    neuron: int
+    head_layer: int
+    head: int
+    into: str = "q"
+
+
+@dataclass(frozen=True, eq=False)
+class FreezeFinalScale:
+    """The final LayerNorm divides by `scale` (of the unchanged run), whatever the residual stream has become."""
+
+    scale: Float[Tensor, "blocks context"]
+
+
+def mean_ablation(layer: int, neuron: int, mean: float) -> Fix:
+    """The neuron held at its mean activation."""
+    return Fix(layer, neuron, mean)
+
+
+def zero_ablation(layer: int, neuron: int) -> Fix:
+    """The neuron silenced."""
+    return Fix(layer, neuron, 0.0)
+
+
+Intervention = Fix | Scale | PathAblation | FreezeFinalScale
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The residual stream of one run: before each layer (and, last, after all), and as each layer's MLP reads it."""
+
+    before: list[Float[Tensor, "blocks context d_model"]]
+    middle: list[Float[Tensor, "blocks context d_model"]]
+    scale: Float[Tensor, "blocks context"]  # what the final LayerNorm divides by
+
+    @property
+    def final(self) -> Float[Tensor, "blocks context d_model"]:
+        """The residual stream that the final LayerNorm reads."""
+        return self.before[-1]
+
+
+@torch.no_grad()
+def run(
+    model: Processed, tokens: Int[Tensor, "blocks context"], interventions: Sequence[Intervention] = (),
+    unchanged: Trace | None = None,
+) -> Trace:  # fmt: skip
+    """A forward pass under interventions, from the first layer they touch where the unchanged run's trace is given.
+
+    Several changes of one neuron apply in the order given. Raises InputError for a neuron or head that the model
+    does not have, or a path into a head that is not in a later layer than the neuron.
+    """
+    _check(model, interventions)
+    last = len(model.blocks)
+    touched = [item.head_layer if isinstance(item, PathAblation) else item.layer
+               for item in interventions if not isinstance(item, FreezeFinalScale)]  # fmt: skip
+    first = 0 if unchanged is None else min(touched, default=last)
+    before = [model.embed(tokens)] if unchanged is None else unchanged.before[: first + 1]
+    middle = [] if unchanged is None else unchanged.middle[:first]
+    for layer in range(first, last):
+        paths = [item for item in interventions if isinstance(item, PathAblation) and item.head_layer == layer]
+        if unchanged is not None and layer == first and not paths:
+            middle.append(unchanged.middle[layer])
+            after = unchanged.before[layer + 1]
+        else:
+            qkv = _with_paths(model, before[layer], layer, paths, lambda path: contribution(model, middle, path, interventions))
+            read, after = model.layer(before[layer], layer, qkv)
+            middle.append(read)
+        for neuron in {item.neuron for item in _changes(interventions, layer)}:
+            moved = _activation(model, middle, layer, neuron, interventions) - _activation(model, middle, layer, neuron)
+            after = after + moved[..., None] * model.blocks[layer].w_out[neuron]
+        before.append(after)
+    frozen = [item.scale for item in interventions if isinstance(item, FreezeFinalScale)]
+    return Trace(before, middle, frozen[-1] if frozen else model.scale(before[-1]))
+
+
+def contribution(
+    model: Processed, middle: Sequence[Tensor], path: PathAblation, interventions: Sequence[Intervention] = ()
+) -> Float[Tensor, "blocks context d_model"]:
+    """What the path's neuron writes into the residual stream, given what the MLPs up to its layer read."""
+    activation = _activation(model, middle, path.layer, path.neuron, interventions)
+    return activation[..., None] * model.blocks[path.layer].w_out[path.neuron]
+
+
+def _with_paths(model, residual, layer, paths, written) -> Tensor:
+    """A layer's queries, keys and values (3, blocks, heads, context, d_head) with paths cut."""
+    qkv = model.heads(residual, layer)
+    for head, into in {(path.head, path.into) for path in paths}:
+        cut = sum(written(path) for path in paths if (path.head, path.into) == (head, into))
+        kind = INPUTS.index(into)
+        qkv = qkv.clone()
+        qkv[kind, :, head] = model.one_head(residual - cut, layer, kind, head)
+    return qkv
+
+
+def _changes(interventions: Sequence[Intervention], layer: int) -> list[Fix | Scale]:
+    return [item for item in interventions if isinstance(item, Fix | Scale) and item.layer == layer]
+
+
+def _activation(model, middle, layer, neuron, interventions=()) -> Float[Tensor, "blocks context"]:
+    value = model.neuron_activation(middle[layer], layer, neuron)
+    for item in _changes(interventions, layer):
+        value = item.changed(value) if item.neuron == neuron else value
+    return value
+
+
+def _check(model: Processed, interventions: Sequence[Intervention]) -> None:
+    layers = len(model.blocks)
+    neurons, heads = len(model.blocks[0].w_out), len(model.blocks[0].out)
+    for item in interventions:
+        if isinstance(item, FreezeFinalScale):
+            continue
+        if not (0 <= item.layer < layers and 0 <= item.neuron < neurons):
+            raise InputError(
+                f"There is no neuron {item.neuron} in layer {item.layer}: the model has layers 0 to {layers - 1} with "
+                f"neurons 0 to {neurons - 1}."
+            )
+        if isinstance(item, PathAblation):
+            if not (item.layer < item.head_layer < layers and 0 <= item.head < heads):
+                raise InputError(
+                    f"No path leads from layer {item.layer} into head {item.head} of layer {item.head_layer}: it must be one "
+                    f"of the heads 0 to {heads - 1} of a later layer, at most {layers - 1}."
+                )
+            if item.into not in INPUTS:
+                raise InputError(f"A path leads into q, k or v of a head, not into {item.into!r}.")

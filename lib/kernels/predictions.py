@@ -1,0 +1,108 @@
+"""What the next-token distribution becomes when the final residual stream is moved: many cases in one fused pass.
+
+Logits are linear in the residual stream up to the LayerNorm scale, so that a moved distribution needs no product with the
+whole unembedding, only a pass over the vocabulary. torch.compile turns the two functions below into vectorised
+loops that keep nothing of size cases × vocabulary; run eagerly they give the same numbers, more slowly.
+"""
+
+import warnings
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+STATISTICS = ("loss", "entropy", "kl_unigram", "reciprocal_rank")
+PIECE = 2**24  # logits in one pass
+COMPILED_VOCABULARY = 1024  # below, compiling takes longer than it saves
+ROUNDING = 1e-5
+LOG2_E = 1.4426950408889634
+
+
+class Cases(NamedTuple):
+    """Distributions to look at: logits = (products[row] + moved · effects[effect]) · scaling + bias + along · frequency."""
+
+    row: Int[Tensor, "cases"]
+    effect: Int[Tensor, "cases"]
+    moved: Float[Tensor, "cases"]
+    scaling: Float[Tensor, "cases"]
+    along: Float[Tensor, "cases"]
+
+
+def logits_of(products, effects, cases, bias, frequency) -> Float[Tensor, "cases vocabulary"]:
+    """The logits that `Cases` describes."""
+    moved = products[cases.row] + cases.moved[:, None] * effects[cases.effect].to(products.dtype)
+    return moved * cases.scaling[:, None] + bias + cases.along[:, None] * frequency
+
+
+def largest_logit(products, effects, cases, bias, frequency) -> Float[Tensor, "cases"]:
+    """The largest logit of each case."""
+    return logits_of(products, effects, cases, bias, frequency).amax(1)
+
+
+def weighted_sums(products, effects, cases, constants, largest, own):
+    """Per case, with l the logits less `largest`: Σ eˡ, Σ eˡ l, Σ eˡ log unigram, and how many l are above `own`."""
+    bias, frequency, log_unigram = constants
+    shifted = logits_of(products, effects, cases, bias, frequency) - largest[:, None]
+    weight = torch.exp2(shifted * LOG2_E)  # unlike exp, fused into all four sums by the compiler
+    above = (shifted > own[:, None]).to(shifted.dtype)
+    return weight.sum(1), (weight * shifted).sum(1), (weight * log_unigram).sum(1), above.sum(1)
+
+
+def prediction_statistics(
+    products: Float[Tensor, "tokens vocabulary"],
+    effects: Float[Tensor, "effects vocabulary"],
+    cases: Cases,
+    constants: Float[Tensor, "3 vocabulary"],
+    target: Int[Tensor, "tokens"],
+) -> Float[Tensor, "cases statistics"]:
+    """STATISTICS of each case: loss, entropy and KL(case ‖ unigram) in nats, and 1 / rank of the target token.
+
+    `products` is the unchanged residual stream times W_U, before LayerNorm's division, and `effects` holds changes of it;
+    the rows of `constants` are the unembedding's bias, a direction in logit space (`frequency`) and the log unigram
+    probabilities.
+    """
+    bias, frequency, _ = constants
+    largest_of, sums_of = _fastest() if products.shape[1] >= COMPILED_VOCABULARY else (largest_logit, weighted_sums)
+    parts = []
+    for start in range(0, len(cases.row), max(1, PIECE // products.shape[1])):
+        piece = Cases(*(field[start : start + max(1, PIECE // products.shape[1])] for field in cases))
+        token = target[piece.row]
+        own = products[piece.row, token] + piece.moved * effects[piece.effect, token].to(products.dtype)
+        own = own * piece.scaling + bias[token] + piece.along * frequency[token]
+        largest = largest_of(products, effects, piece, bias, frequency)
+        # the target must not count as above itself should the two ways of rounding differ
+        sums = sums_of(products, effects, piece, constants, largest, own - largest + ROUNDING)
+        total, weighted, unigram, above = sums
+        entropy = total.log() - weighted / total
+        parts.append(torch.stack([total.log() - (own - largest), entropy, -entropy - unigram / total, 1 / (1 + above)], 1))
+    return torch.cat(parts)
+
+
+@cache
+def _fastest():
+    """Both loops compiled where a compiler is at hand, else as they stand (with a warning)."""
+    # sums of one expression stay one loop only if the compiler may not store its intermediate values
+    options = {"realize_reads_threshold": 64, "realize_opcount_threshold": 1000}
+    compiled = tuple(torch.compile(loop, dynamic=True, options=options) for loop in (largest_logit, weighted_sums))
+    rows, values, index = torch.zeros(3, 64), torch.ones(5), torch.zeros(5, dtype=torch.long)
+    cases = Cases(index, index, values, values, values)
+    try:
+        compiled[0](rows, rows, cases, rows[0], rows[1])
+        compiled[1](rows, rows, cases, rows, values, values)
+    except Exception as error:  # torch.compile raises many kinds; each means the same: no working compiler here
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        warnings.warn(f"torch.compile does not work here ({reason}); predictions are compared uncompiled and slower", stacklevel=2)
+        return largest_logit, weighted_sums
+    return compiled
+
+
+def product_dtype(vocabulary: int, dtype: torch.dtype) -> torch.dtype:
+    """The type in which a *change* of the residual stream meets a large unembedding.
+
+    With bf16 instructions that is bf16: its rounding, a few thousandths of the change, has no sign and leaves
+    no trace in a mean over thousands of tokens (tests/test_interventions.py).
+    """
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast and vocabulary >= COMPILED_VOCABULARY and dtype == torch.float32 else dtype

@@ -1,0 +1,221 @@
+"""Entropy, token-frequency and attention neurons planted into a small model: found first, and doing what they should."""
+
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from lib import attention, causal, causal_figures, causal_findings, effects, entropy
+from lib.effects import FIXED_FREQUENCY, FROZEN_SCALE, TOTAL
+from lib.interventions import PathAblation, run
+from lib.processed import Block, Processed
+
+LAYERS, HEADS, D_MODEL, D_HEAD, NEURONS, VOCABULARY, CONTEXT = 3, 2, 64, 32, 60, 300, 16
+
+
+def centred(generator: torch.Generator, *shape: int) -> torch.Tensor:
+    drawn = torch.randn(*shape, generator=generator)
+    return drawn - drawn.mean(-1, keepdim=True)
+
+
+def small(vocabulary: int = VOCABULARY) -> Processed:
+    """Random processed weights whose unembedding reads almost nothing along one direction."""
+    g = torch.Generator().manual_seed(0)
+    blocks = tuple(
+        Block(
+            qkv=centred(g, 3, HEADS, D_HEAD, D_MODEL).permute(3, 0, 1, 2) / 8, qkv_bias=0.1 * torch.randn(3, HEADS, D_HEAD, generator=g),
+            out=centred(g, HEADS, D_HEAD, D_MODEL) / 16, out_bias=torch.zeros(D_MODEL),
+            w_in=centred(g, NEURONS, D_MODEL).T / 8, b_in=0.1 * torch.randn(NEURONS, generator=g),
+            w_out=centred(g, NEURONS, D_MODEL) / 16, b_out=torch.zeros(D_MODEL), attention_scale=D_HEAD**-0.5,
+        )
+        for _ in range(LAYERS)
+    )  # fmt: skip
+    unembedding = centred(g, vocabulary, D_MODEL).T / 4
+    unembedding = unembedding - unembedding.mean(1, keepdim=True)
+    unread = normalize(centred(g, D_MODEL), dim=0)
+    unembedding = unembedding - 0.999 * unread[:, None] * (unread @ unembedding)
+    return Processed(
+        embedding=centred(g, vocabulary, D_MODEL), positions=0.3 * centred(g, CONTEXT, D_MODEL), blocks=blocks,
+        unembedding=unembedding, unembedding_bias=torch.zeros(vocabulary), eps=1e-5, activation=torch.nn.functional.gelu,
+    )  # fmt: skip
+
+
+def with_w_out(model: Processed, layer: int, neuron: int, w_out: torch.Tensor, **changes) -> Processed:
+    """The model with one neuron's writing weights, and other tensors of its block, replaced."""
+    writes = model.blocks[layer].w_out.clone()
+    writes[neuron] = w_out
+    blocks = list(model.blocks)
+    blocks[layer] = replace(blocks[layer], w_out=writes, **changes)
+    return replace(model, blocks=tuple(blocks))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small()
+
+
+@pytest.fixture(scope="module")
+def text():
+    tokens = torch.randint(1, VOCABULARY, (12, CONTEXT), generator=torch.Generator().manual_seed(1))
+    tokens[:, 0] = 0
+    return tokens, tokens > 0
+
+
+COUNTS = (1e4 / torch.arange(1, VOCABULARY + 1)).long()
+
+
+def unread_direction(model: Processed) -> torch.Tensor:
+    """The bottom left singular vector of W_U, all-ones left out, by NumPy in fp64."""
+    vectors, values, _ = np.linalg.svd(model.unembedding.double().numpy())
+    ones = np.abs(vectors.sum(0)) / D_MODEL**0.5
+    return torch.from_numpy(vectors[:, [i for i in range(D_MODEL) if ones[i] < 0.5][-1]]).float()
+
+
+def test_weight_columns_against_fp64(model):
+    w_out, unembedding = model.w_out.double().numpy(), model.unembedding.double().numpy()
+    table = entropy.weight_columns(model, effects.readout(model, COUNTS))
+    unit = w_out / np.linalg.norm(w_out, axis=1, keepdims=True)
+    cosine = unit @ (unembedding / np.linalg.norm(unembedding, axis=0))
+    direction = unread_direction(model).double().numpy()
+    frequency = np.log(COUNTS.double().numpy() + 1)
+    frequency -= frequency.mean()
+    logits = w_out @ unembedding
+    opposite = unit @ unit.T
+    partner = opposite.argmin(1)
+    expected = {
+        "w_out_norm": np.linalg.norm(w_out, axis=1), "vocab_var": cosine.var(1), "null_share": np.abs(unit @ direction),
+        "partner_cos": opposite.min(1), "partner_layer": partner // NEURONS, "partner_neuron": partner % NEURONS,
+        "frequency_share": logits @ frequency / np.linalg.norm(logits, axis=1) / np.linalg.norm(frequency),
+    }  # fmt: skip
+    for name, values in expected.items():
+        np.testing.assert_allclose(table[name], values, rtol=1e-5, atol=1e-5, err_msg=name)
+    assert table["entropy_score"].isna().tolist() == (table["layer"] == 0).tolist()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_large_neuron_that_writes_into_the_null_space_is_first_and_moves_entropy(model, text, sign):
+    unread = unread_direction(model)
+    # the residual stream leans along the direction, so that writing along it lengthens the stream and against it shortens it
+    planted = with_w_out(model, LAYERS - 1, 7, sign * 1.5 * unread, b_out=12 * unread)
+    reading = effects.readout(planted, COUNTS)
+    table = entropy.weight_columns(planted, reading)
+    best = entropy.entropy_candidates(table).iloc[0]
+    assert (best["layer"], best["neuron"], bool(best["entropy"])) == (LAYERS - 1, 7, True)
+    assert best["null_share"] > 0.999 and entropy.null_space(planted.unembedding).depth < 0.01
+    others = entropy.controls(table, entropy.entropy_candidates(table), random_seed=0)
+    assert len(others) == 20 and (LAYERS - 1, 7) not in causal.at_values(others, [])
+    fixed = causal.at_values(pd.concat([best.to_frame().T, others]), [0.0, 4.0])
+    grouped = others[["layer", "neuron"]].assign(group="control")
+    grouped.loc[-1] = [LAYERS - 1, 7, "entropy"]
+    found = effects.effects(planted, reading, text, fixed, (TOTAL, FROZEN_SCALE)).table()
+    swept = found[found["variant"] == TOTAL].merge(grouped, on=["layer", "neuron"]).assign(tokens=180)
+    own = found[(found["layer"] == LAYERS - 1) & (found["neuron"] == 7) & (found["value"] == 4)].set_index("variant")
+    assert np.sign(own.loc[TOTAL, "scale_change"]) == sign and np.sign(own.loc[TOTAL, "entropy_change"]) == sign
+    assert abs(own.loc[TOTAL, "entropy_change"]) > 0.05
+    assert abs(own.loc[FROZEN_SCALE, "entropy_change"]) < 0.02 * abs(own.loc[TOTAL, "entropy_change"])
+    finding = causal_findings.fixed_activation(swept)
+    assert finding.title == "1 candidate of 1 changes entropy more than every control"
+
+
+def test_flipping_a_neuron_flips_its_effects_value_by_value(model, text):
+    reading = effects.readout(model, COUNTS)
+    flipped = with_w_out(model, LAYERS - 1, 7, -model.blocks[-1].w_out[7])
+    values = [-3.0, 0.5, 3.0]
+    one = effects.effects(model, reading, text, {(LAYERS - 1, 7): values})
+    other = effects.effects(flipped, reading, text, {(LAYERS - 1, 7): [-value for value in values]})
+    torch.testing.assert_close(one.changed, other.changed, rtol=1e-5, atol=1e-4)
+
+
+def test_a_neuron_along_the_frequency_direction_is_first_and_acts_along_it(model, text):
+    reading = effects.readout(model, COUNTS)
+    write = torch.linalg.pinv(model.unembedding.T, rtol=0.05) @ reading.frequency  # nothing into the unread direction
+    planted = with_w_out(model, LAYERS - 1, 9, 3 * (write - write.mean()) / write.norm())
+    reading = effects.readout(planted, COUNTS)
+    best = entropy.frequency_candidates(entropy.weight_columns(planted, reading)).iloc[0]
+    assert (best["layer"], best["neuron"]) == (LAYERS - 1, 9)
+    found = effects.effects(planted, reading, text, {(LAYERS - 1, 9): [2.0]}, (TOTAL, FIXED_FREQUENCY)).table().set_index("variant")
+    assert found.loc[TOTAL, "kl_unigram_change"] < -0.1  # towards the unigram distribution
+    assert abs(found.loc[FIXED_FREQUENCY, "kl_unigram_change"]) < abs(found.loc[TOTAL, "kl_unigram_change"])
+
+
+@pytest.mark.parametrize("sign, role", [(1, "deactivation"), (-1, "activation")])
+def test_a_neuron_along_a_later_heads_bos_key_is_first_and_switches_it(model, text, sign, role):
+    alone = run(model, torch.tensor([[0]]))
+    block = model.blocks[2]
+    key = model.normalise(alone.before[2][0, 0]) @ block.qkv[:, 1, 1] + block.qkv_bias[1, 1]
+    direction = block.qkv[:, 0, 1] @ key
+    planted = with_w_out(model, 0, 5, sign * 4 * normalize(direction, dim=0))
+    columns = causal.weight_columns(planted, effects.readout(planted, COUNTS), bos_id=0)
+    assert columns.loc[columns["layer"] == LAYERS - 1, "attention_score"].isna().all()
+    # planting moves the key a little: the neuron also writes at BOS
+    pairs = attention.top_pairs(columns)
+    first = pairs[pairs["role"] == role].iloc[0]
+    assert tuple(first[["layer", "neuron", "attention_head_layer", "attention_head"]]) == (0, 5, 2, 1)
+    flipped = attention.score_columns(-planted.w_out, attention.score_directions(planted, 0))
+    np.testing.assert_allclose(flipped["attention_score"], -columns["attention_score"], rtol=1e-5)
+    rows = attention.query_path_ablations(planted, *text, [PathAblation(0, 5, 2, 1)]).assign(role=role, attention_score=1.0)
+    assert len(rows) == 12 * CONTEXT // 2
+    summary = attention.ablation_summary(rows)
+    assert summary["bos_change_corr"].iloc[0] * -sign > 0.5
+    assert causal_findings.query_paths(summary).title.startswith("1 pair of 1 moves")
+
+
+def test_random_vectors_score_as_their_standard_deviation_says(model):
+    chance = causal.random_scores(model, 0, 0)
+    raw = attention.attention_scores(torch.eye(D_MODEL).repeat(3, 1), attention.score_directions(model, 0))
+    assert raw.shape == (3 * D_MODEL, LAYERS, HEADS) and raw[:D_MODEL, 1:].isfinite().all() and raw[-1].isnan().all()
+    # the larger in size of four independent standard normal scores for layer 0's vectors, of two for layer 1's
+    assert chance.groupby("layer")["attention_deviations"].apply(lambda own: own.abs().mean()).round(1).iloc[0] == pytest.approx(1.5, abs=0.21)
+
+
+def every_panel(model, text, planted: bool):
+    """Every figure and finding of a real run on the small model, or of tables without a single row."""
+    reading = effects.readout(model, COUNTS)
+    weights = causal.weight_columns(model, reading, 0)
+    chosen = entropy.entropy_candidates(weights)
+    others = entropy.controls(weights, chosen, 0, 4)
+    grouped = pd.concat([chosen[["layer", "neuron"]].assign(group="entropy"), others[["layer", "neuron"]].assign(group="control")])
+    swept = effects.effects(model, reading, text, causal.at_values(grouped, [0.0, 6.0])).table()
+    swept = swept.merge(grouped, on=["layer", "neuron"]).assign(tokens=180)
+    means = weights[["layer", "neuron"]].assign(activation_mean=0.1)
+    ablated = effects.effects(model, reading, text, causal.at_mean(grouped, means), causal.VARIANTS).table()
+    ablated = ablated.merge(grouped, on=["layer", "neuron"]).assign(tokens=180)
+    twice = pd.concat([ablated, ablated[ablated["group"] == "entropy"].assign(group="frequency")])
+    wide = causal.effect_columns(twice).set_index(["layer", "neuron"])
+    first = ablated.iloc[0]
+    assert len(wide) == len(grouped) and wide.loc[(first["layer"], first["neuron"]), "ablation_group"] == "entropy+frequency"
+    frozen = ablated.query("variant == @FROZEN_SCALE").set_index(["layer", "neuron"])["loss_change"]
+    pd.testing.assert_series_equal(wide["mean_ablation_loss_frozen_scale"], frozen.loc[wide.index], check_names=False)
+    pairs = attention.top_pairs(weights)
+    paths = [PathAblation(*map(int, pair)) for pair in pairs[["layer", "neuron", "attention_head_layer", "attention_head"]].to_numpy()]
+    rows = attention.query_path_ablations(model, *text, paths).merge(pairs[["layer", "neuron", "attention_score", "role"]], on=["layer", "neuron"])
+    if not planted:
+        chosen, swept, ablated, rows = (table.head(0) for table in (chosen, swept, ablated, rows))
+        weights = weights.assign(entropy_score=np.nan, attention_score=np.nan, attention_deviations=np.nan)
+    chance, norms, space = causal.random_scores(model, 0, 0), attention.value_norms(model, text[0]), entropy.null_space(model.unembedding)
+    summary = attention.ablation_summary(rows)
+    return (
+        (causal_figures.entropy_selection(weights, chosen, space.chance), causal_findings.entropy_selection(weights, chosen, space)),
+        (causal_figures.fixed_activation(swept), causal_findings.fixed_activation(swept)),
+        (causal_figures.mean_ablation(ablated), causal_findings.mean_ablation(ablated)),
+        (causal_figures.attention_scores(weights, chance), causal_findings.attention_scores(weights, chance)),
+        (causal_figures.value_norms(norms), causal_findings.value_norms(norms)),
+        (causal_figures.query_paths(rows), causal_findings.query_paths(summary)),
+    )
+
+
+@pytest.mark.parametrize("planted", [True, False], ids=["real tables", "empty tables"])
+def test_every_figure_and_finding_with_and_without_rows(model, text, planted):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for fig, finding in every_panel(model, text, planted):
+            fig.draw_without_rendering()
+            assert any(axes.get_xlabel() for axes in fig.axes) and any(axes.get_ylabel() for axes in fig.axes)
+            for words in finding:
+                assert words and "nan" not in words.replace("**", " ").split(), finding
+            assert len(finding.title) <= 95 and not finding.title.endswith("."), finding.title
+            assert finding.text.endswith((".", "**")) and finding.alt.endswith("."), finding
