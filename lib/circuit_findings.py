@@ -295,6 +295,30 @@ def match_agreement(table: pd.DataFrame) -> Finding:
     return Finding(title, text, f"{alt} {title}.")
 
 
+def property_agreement(table: pd.DataFrame, labels: dict[str, str]) -> Finding:
+    """Which properties of a neuron's writing weights does its best match share? `labels` names the columns."""
+    alt = "Dot plots of the correlation between a neuron's rank and its best match's for properties of writing weights, beside chance."
+    known = table[table["correlation"].notna()]
+    if known.empty:
+        return Finding("No property is known of both neurons of any pair", "No pair of matched neurons has a property to compare.", alt)
+    parts = []
+    for group, rows in known.groupby("group", sort=False):
+        beyond = rows["correlation"] > rows["chance_high"]
+        best = rows.loc[rows["correlation"].idxmax()]
+        parts.append(
+            f"For {group} neurons **{int(beyond.sum())}** of {count(len(rows), 'property').replace('propertys', 'properties')} correlate more than every permutation; most "
+            f"alike is the {labels[best['property']]} ({best['correlation']:+.2f})."
+        )
+    entropy = known[(known["property"] == "entropy") & (known["group"] == "all")]
+    if len(entropy):
+        row = entropy.iloc[0]
+        verdict = "more often than chance" if row["correlation"] > row["chance_high"] else "no more often than chance"
+        parts.append(f"Matches of neurons that satisfy the entropy rule satisfy it too {verdict} (correlation {row['correlation']:+.3f}, {p_words(row['p_value'])}).")
+    best = known.loc[known["correlation"].idxmax()]
+    title = f"Best matches are most alike in the {labels[best['property']]}: {best['correlation']:+.2f} ({best['group']} neurons)"
+    return Finding(title, " ".join(parts), f"{alt} {title}.")
+
+
 def _range(values: pd.Series, digits: int = 2) -> str:
     low, high = f"{values.min():.{digits}f}", f"{values.max():.{digits}f}"
     return low if low == high else f"{low} to {high}"

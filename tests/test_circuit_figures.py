@@ -69,7 +69,11 @@ def everything(case: str):
     split = splits_of(table)
     shares = {column: roles.universal_shares(table, column, 0.5) for column in circuit_figures.CUTS}
     agreement = roles.match_agreement(table, matches_of(table), 0, draws=10)
+    labels = {"vocab_kurt": "kurtosis", "entropy": "entropy rule", "nowhere": "unknown"}
+    properties = table.assign(entropy=table["neuron"] < 3, nowhere=np.nan)
+    ranks = roles.property_agreement(properties, matches_of(table), list(labels), 0, draws=10)
     return [
+        (circuit_findings.property_agreement(ranks, labels), circuit_figures.property_agreement(ranks, labels)),
         (circuit_findings.moments_by_layer(table), circuit_figures.moments_by_layer(table)),
         (circuit_findings.skew_of_peaked(table), circuit_figures.skew_of_peaked(table)),
         (circuit_findings.roles_by_layer(table), circuit_figures.roles_by_layer(table)),
