@@ -17,6 +17,17 @@ from lib.vocabulary import NO_ROLE, PUBLISHED_CUTS, ROLES, last_layers, layer_qu
 
 ROLE_COLOURS = {"prediction": "#0072B2", "suppression": "#CC79A7", "partition": "#E69F00", NO_ROLE: "#888888"}
 CUTS = {"role_published": "published cuts", "role_calibrated": "calibrated cuts"}
+WRITING_PROPERTIES = {
+    "vocab_kurt": "kurtosis of cos(w_out, W_U)",
+    "vocab_skew": "skew of cos(w_out, W_U)",
+    "vocab_var": "variance of cos(w_out, W_U)",
+    "w_out_norm": "norm of w_out",
+    "frequency_share": "cosine with token frequency",
+    "null_share": "share in the null space of W_U",
+    "entropy_score": "entropy score",
+    "entropy": "entropy rule",
+    "attention_deviations": "attention score",
+}
 SHADES = ("#c6c6c6", "#9ecae1", "#56B4E9", "#0072B2", "#003f66")  # from the middle of a distribution outwards
 
 

@@ -107,12 +107,14 @@ def role_table(run: Run) -> pd.DataFrame:
 def write_circuits(run: Run, table: pd.DataFrame, weights: pd.DataFrame, effects: pd.DataFrame) -> pd.DataFrame:
     """circuits.parquet: everything that the chapter says about a neuron, one row per neuron of every seed.
 
-    `table` is `role_table`'s, `weights` has more columns for the same neurons; `effects` has columns for those neurons of
-    the reference seed (layer, neuron) that were intervened on, which are missing for all others.
+    `table` is `role_table`'s; `weights` has more columns for the same neurons, of which those that the table has are
+    left out; `effects` has columns for those neurons of the reference seed (layer, neuron) that were intervened on,
+    which are missing for all others.
     """
-    joined = table.merge(weights, on=["seed", "layer", "neuron"], how="left", validate="one_to_one")
-    effects = effects.assign(seed=run.params.reference)
-    joined = joined.merge(effects, on=["seed", "layer", "neuron"], how="left", validate="one_to_one")
+    keys = ["seed", "layer", "neuron"]
+    new = [name for name in weights if name in keys or name not in table]
+    joined = table.merge(weights[new], on=keys, how="left", validate="one_to_one")
+    joined = joined.merge(effects.assign(seed=run.params.reference), on=keys, how="left", validate="one_to_one")
     write_table(run.folder / "tables" / "circuits.parquet", joined)
     return joined
 
