@@ -12,8 +12,14 @@ from lib.interventions import PathAblation
 from lib.kernels import predictions
 from lib.store import Run
 
-TOKENS = 12_288  # positions of text that effects are measured on
+TOKENS = 12_288  # positions of text that effects are measured on, at most
+SHARE = 8  # and at most one in so many of the run's
 SOURCES = (sys.modules[__name__], attention, causal, effects, entropy, interventions, predictions, processed)
+
+
+def positions(run: Run) -> int:
+    """How many positions of the run's text effects are measured on."""
+    return min(TOKENS, run.text.tokens.numel() // SHARE)
 
 
 def model_of(run: Run, seed: str) -> processed.Processed:
@@ -76,7 +82,7 @@ def _effects(run: Run, name: str, grouped: pd.DataFrame, fixed: dict, variants: 
     def make() -> pd.DataFrame:
         model = model_of(run, run.params.reference)
         reading = effects.readout(model, unigram_counts(run.text))
-        found = effects.effects(model, reading, sample_blocks(run.text, TOKENS), fixed, variants, progress)
+        found = effects.effects(model, reading, sample_blocks(run.text, positions(run)), fixed, variants, progress)
         return found.table().merge(grouped, on=["layer", "neuron"]).assign(tokens=int(found.tokens.sum()))
 
     return kept(run, name, SOURCES, _made_from(run, grouped.to_dict("list")), make)
@@ -89,7 +95,7 @@ def query_paths(run: Run, own: pd.DataFrame) -> pd.DataFrame:
 
     def make() -> pd.DataFrame:
         paths = [PathAblation(*map(int, pair)) for pair in pairs[columns].to_numpy()]
-        rows = attention.query_path_ablations(model_of(run, run.params.reference), *sample_blocks(run.text, TOKENS), paths)
+        rows = attention.query_path_ablations(model_of(run, run.params.reference), *sample_blocks(run.text, positions(run)), paths)
         return rows.merge(pairs[["layer", "neuron", "attention_score", "role"]], on=["layer", "neuron"])
 
     return kept(run, "query_paths", SOURCES, _made_from(run, pairs[columns].to_dict("list")), make)
@@ -99,7 +105,7 @@ def value_norms(run: Run) -> pd.DataFrame:
     """value_norms.parquet: ‖W_O v‖ of BOS and of other tokens for every head of the reference seed."""
 
     def make() -> pd.DataFrame:
-        tokens, _ = sample_blocks(run.text, TOKENS // 2)
+        tokens, _ = sample_blocks(run.text, positions(run) // 2)
         return attention.value_norms(model_of(run, run.params.reference), tokens)
 
     return kept(run, "value_norms", SOURCES, _made_from(run, {}), make)

@@ -188,7 +188,7 @@ def words_html(table: pd.DataFrame) -> str:
     html = table.to_html(index=False, border=0, classes="words")
     html = html.replace('<tr style="text-align: right;">', "<tr>")
     worded = [not pd.api.types.is_numeric_dtype(table[column]) for column in table]
-    style = ' class="words" style="text-align:left;white-space:normal;overflow-wrap:anywhere;min-width:0"'
+    style = ' class="words" style="text-align:left;white-space:normal;overflow-wrap:break-word"'
     head, body = html.split("<tbody>")
     head = _with_style(head, "th", worded, ' style="text-align:left"')
     return head + "<tbody>" + _with_style(body, "td", worded, style)
