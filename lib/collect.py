@@ -193,7 +193,7 @@ def losses(name: str, model, text) -> list[dict]:
     """One seed's loss in nats per token on the first blocks of the text, over all and by domain."""
     tokens, domain = text.tokens[:LOSS_BLOCKS], text.domain[:LOSS_BLOCKS]
     size = min(BATCH, max(1, LOSS_LOGITS // (text.context * text.vocab_size)))
-    found = torch.cat([token_losses(model, part.to(model.device)).cpu() for part in tokens.split(size)])
+    found = torch.cat([token_losses(model, part.to(model.device)).cpu() for part in tokens.split(size)]).double()
     rows = [{"seed": name, "domain": "all", "loss": float(found.mean()), "tokens": found.numel()}]
     for index in domain.unique().tolist():
         own = found[domain == index]

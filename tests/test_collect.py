@@ -123,12 +123,13 @@ lib.collect.collect(lib.collect.Run(lib.params.read_params(sys.argv[1])))
 def start_slowly(run, tmp_path, *launcher) -> subprocess.Popen:
     """Starts the pass in another process, which tells its id and the chunk after each chunk and saves as often."""
     run.folder.mkdir(parents=True)
+    threads = "1" if launcher else str(torch.get_num_threads())  # sums come out the same with as many threads
     file, script = run.folder / "params.yaml", tmp_path / "slow_run.py"
     file.write_text(json.dumps(run.params.model_dump(mode="json")))  # JSON is YAML
     script.write_text(SLOW_RUN)
     return subprocess.Popen(
         [sys.executable, *launcher, str(script), str(file), str(run.folder.parent)],
-        cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": threads},
     )  # fmt: skip
 
 

@@ -98,7 +98,7 @@ def test_too_few_universal_neurons_cannot_tell_and_none_is_no_error():
 
 
 def test_p_values_are_corrected_by_holm_over_those_tested():
-    corrected = universality._holm(pd.Series([0.04, np.nan, 0.01]))
+    corrected = universality.holm(pd.Series([0.04, np.nan, 0.01]))
     assert corrected[0] == 0.04 and np.isnan(corrected[1]) and corrected[2] == 0.02
 
 
