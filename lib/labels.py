@@ -196,22 +196,6 @@ def label_sets(text: Text, tokenizer, classes: tuple[TokenClass, ...] = TOKEN_CL
             position_labels(text.context), domain_labels(text.domains)]
 
 
-def run_labels(run) -> tuple[dict[str, Grouping], list[LabelSet]]:
-    """All groupings of a run's text (`lib.store.Run`) by name, and all labels over them: those above, topics and linguistics.
-
-    Reads the linguistic file that ships beside the text, or makes the run's own, once.
-    """
-    from lib.linguistics import linguistic_labels, run_linguistics
-    from lib.topics import topic_labels, topics
-
-    made, sets = groupings(run.text, run.tokenizer), label_sets(run.text, run.tokenizer)
-    for grouping, labels_of in ((topics(run.text, run.tokenizer), topic_labels), (run_linguistics(run), linguistic_labels)):
-        if grouping is not None and grouping.groups:
-            made[grouping.name] = grouping
-            sets.append(labels_of(grouping.groups))
-    return made, sets
-
-
 def word_places(text: Text, tokenizer) -> Int[Tensor, "blocks context"]:
     """Where in a word each token stands, an index into WORD_PLACES (figures 4a, 15, 16), whatever its label.
 

@@ -228,9 +228,9 @@ def run_linguistics(run: Run) -> Grouping | None:
 
     None, after one sentence on stderr, if the text has no domain of English prose.
     """
-    sha256 = file_sha256(run.params.text_path)
+    sha256 = file_sha256(run.text_path)
     blocks, context = run.text.tokens.shape
-    shipped = read_linguistics(run.params.text_path.with_name(FILE), sha256)
+    shipped = read_linguistics(run.text_path.with_name(FILE), sha256)
     if shipped is not None:
         return Grouping(shipped.name, shipped.groups, shipped.ids[:blocks, :context])
     if not set(run.text.domains) & set(ENGLISH_PROSE):

@@ -24,6 +24,7 @@ from lib import documents
 from lib import params as parameters
 from lib.documents import Part
 from lib.errors import InputError
+from lib.examples import BYTE_OF_LETTER
 from lib.params import CACHE, Params, TextSource, write_if_changed
 from lib.seeds import tokenizer_sha256
 from lib.store import write_atomically, write_json
@@ -85,26 +86,18 @@ def token_bytes(tokenizer: Tokenizer) -> tuple[bytes, ...]:
     byte_level = any("ByteLevel" in json.dumps(described[part]) for part in ("pre_tokenizer", "decoder"))
     added = {token: content.content for token, content in tokenizer.get_added_tokens_decoder().items()}
     names = {token: name for name, token in tokenizer.get_vocab(with_added_tokens=True).items()}
-    letters = {letter: byte for byte, letter in _byte_letters().items()}
 
     def of(token: int) -> bytes:
         name = names.get(token, "")
         if token in added:
             return added[token].encode()
-        if byte_level and all(letter in letters for letter in name):
-            return bytes(letters[letter] for letter in name)
+        if byte_level and all(letter in BYTE_OF_LETTER for letter in name):
+            return bytes(BYTE_OF_LETTER[letter] for letter in name)
         if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
             return bytes([int(name[3:5], 16)])
         return name.replace("▁", " ").encode()
 
     return tuple(of(token) for token in range(max(names, default=-1) + 1))
-
-
-def _byte_letters() -> dict[int, str]:
-    """The printable letter that byte-level BPE writes for each byte."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + place) for place, byte in enumerate(others)}
 
 
 def shared_tokenizer(params: Params):

@@ -193,7 +193,7 @@ def test_a_run_with_another_text_keeps_its_own(spoken, tmp_path, capsys, monkeyp
     text, grouping = spoken
     path = tmp_path / "text.safetensors"
     path.write_bytes(b"another text")
-    run = SimpleNamespace(params=SimpleNamespace(text_path=path), text=text, tokenizer=tokenizer(), folder=tmp_path / "run")
+    run = SimpleNamespace(text_path=path, text=text, tokenizer=tokenizer(), folder=tmp_path / "run")
     made = linguistics.run_linguistics(run)
     assert made.groups == grouping.groups and torch.equal(made.ids, grouping.ids), "the same again"
     monkeypatch.setattr(linguistics, "linguistics", None)
