@@ -15,9 +15,9 @@ everything but the seed number, which draws their initialisation and the order o
 
 - **Architecture**: {n_layer} layers, d_model {d_model}, {n_head} heads, d_mlp {d_mlp} ({neurons:,} neurons a seed), context {context},
   vocabulary {vocab_size:,}, tied embeddings, `gelu_new`, no dropout; {parameters:,} parameters. Initialisation as GPT-2's.
-- **Optimiser**: AdamW, betas {beta1}/{beta2}, weight decay {weight_decay} on matrices and embeddings, none on biases and LayerNorm; gradients
+- **Optimiser**: AdamW, beta1 {beta1}, weight decay {weight_decay} on matrices and embeddings, none on biases and LayerNorm; gradients
   clipped to norm {clip_norm}; {batch} blocks = {step_tokens:,} tokens a step.
-- **Schedule**: linear warm-up over {warmup_steps} steps, constant learning rate {peak_lr} up to step {constant_steps:,}, then a linear decay to zero
+- **Schedule**: linear warm-up over {warmup_steps} steps, then constant: {phases}; from step {constant_steps:,} a linear decay to zero
   over {decay_steps:,} steps. The decay is a branch: `outputs/train/<seed>/state.safetensors` stays in the constant phase, so
   that training can go on from there.
 - **Data order**: epoch e of seed number s reads all training blocks once, in the order of
@@ -52,8 +52,10 @@ def seeds_section(folder: Path) -> str:
     parameters = shape["vocab_size"] * shape["d_model"] + shape["context"] * shape["d_model"] + 2 * shape["d_model"]
     parameters += shape["n_layer"] * (4 * shape["d_model"] ** 2 + 2 * shape["d_model"] * shape["d_mlp"]
                                       + 9 * shape["d_model"] + shape["d_mlp"])
+    phases = "; ".join(f"from step {phase['step']:,} learning rate {phase['peak_lr']} and beta2 {phase['beta2']}"
+                       for phase in recipe["phases"] if phase["step"] < first["constant_steps"])
     text = HOW.format(
-        **{**shape, **{k: v for k, v in recipe.items() if k != "shape"}}, neurons=shape["n_layer"] * shape["d_mlp"],
+        **{**shape, **{k: v for k, v in recipe.items() if k not in ("shape", "phases")}}, phases=phases, neurons=shape["n_layer"] * shape["d_mlp"],
         parameters=parameters, step_tokens=recipe["batch"] * shape["context"], blocks=held_out["blocks"],
         check_blocks=len(first["check"]["blocks"]), share=1 / first["epochs"] if first["epochs"] else float("inf"),
         **{k: first[k] for k in ("constant_steps", "decay_steps", "tokens", "epochs", "compute", "device", "torch")})

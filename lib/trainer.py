@@ -29,14 +29,25 @@ LOG_STEPS = 16
 
 
 @dataclass(frozen=True)
+class Phase:
+    """What holds from step `step` on, until the next phase begins."""
+
+    step: int
+    peak_lr: float
+    beta2: float
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """All that the seeds share. A run that goes on later must keep it."""
+    """All that the seeds share. A run that goes on later must keep what it has been trained with so far.
+
+    The first phase's rate was too high for steps this small: lib.train's docstring has the measurement.
+    """
 
     batch: int = 8  # blocks a step
-    peak_lr: float = 2e-3
+    phases: tuple[Phase, ...] = (Phase(0, 2e-3, 0.95), Phase(3296, 1e-3, 0.99))
     warmup_steps: int = 150
     beta1: float = 0.9
-    beta2: float = 0.95
     weight_decay: float = 0.1  # matrices only: none on biases and LayerNorm
     clip_norm: float = 1.0
     decay_share: float = 0.12  # decay steps as a share of the steps so far
@@ -45,6 +56,19 @@ class Recipe:
     @property
     def step_tokens(self) -> int:
         return self.batch * self.shape.context
+
+    def phase(self, step: int) -> Phase:
+        """The phase of the step after `step` completed ones."""
+        return max((phase for phase in self.phases if phase.step <= step), key=lambda phase: phase.step)
+
+    def record(self) -> dict:
+        """As it is written to JSON and read back."""
+        return json.loads(json.dumps(asdict(self)))
+
+
+def begun(recipe: dict, step: int) -> dict:
+    """A recipe's record with only the phases that `step` completed steps have been trained in."""
+    return recipe | {"phases": [phase for phase in recipe["phases"] if phase["step"] < max(step, 1)]}
 
 
 @dataclass(frozen=True)
@@ -56,8 +80,11 @@ class Decay:
 
 
 def learning_rate(recipe: Recipe, step: int, decay: Decay | None = None) -> float:
-    """The rate of the step after `step` completed ones: linear warm-up, constant, then `decay` if there is one."""
-    rate = recipe.peak_lr * min(1.0, (step + 1) / recipe.warmup_steps)
+    """The rate of the step after `step` completed ones: linear warm-up, constant by phases, then `decay`.
+
+    The decay starts from the rate of the phase that it branches off.
+    """
+    rate = recipe.phase(step if decay is None else min(step, decay.start)).peak_lr * min(1.0, (step + 1) / recipe.warmup_steps)
     if decay is not None and step >= decay.start:
         rate *= 1 - (step - decay.start) / decay.steps
     return rate
@@ -126,7 +153,7 @@ class SeedRun:
         vectors = [w for w in self.weights.values() if w.dim() == 1]
         self.optimizer = torch.optim.AdamW(
             [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-            lr=recipe.peak_lr, betas=(recipe.beta1, recipe.beta2), eps=1e-8, fused=True)
+            betas=(recipe.beta1, recipe.phases[0].beta2), eps=1e-8, fused=True)
         if self.state_path.exists():
             self.load()
         self._cut_log()
@@ -162,6 +189,7 @@ class SeedRun:
         torch.nn.utils.clip_grad_norm_(self.weights.values(), self.recipe.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, self.step, self.decay)
+            group["betas"] = self.recipe.beta1, self.recipe.phase(self.step).beta2
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
@@ -177,16 +205,16 @@ class SeedRun:
         self.folder.mkdir(parents=True, exist_ok=True)
         fresh = self.state_path.with_suffix(f".{os.getpid()}.tmp")
         save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, fresh,
-                  {"step": str(self.step), "recipe": json.dumps(asdict(self.recipe))})
+                  {"step": str(self.step), "recipe": json.dumps(self.recipe.record())})
         os.replace(fresh, self.state_path)
 
     def load(self) -> None:
         with safe_open(self.state_path, "pt") as file:
             meta = file.metadata()
         self.step = int(meta["step"])
-        stored = json.loads(meta["recipe"])
-        if stored != asdict(self.recipe):
-            changed = [k for k, v in asdict(self.recipe).items() if stored.get(k) != v]
+        stored, own = (begun(recipe, self.step) for recipe in (json.loads(meta["recipe"]), self.recipe.record()))
+        if stored != own:
+            changed = [key for key, value in own.items() if stored.get(key) != value]
             raise InputError(f"{self.state_path} was trained with another recipe ({', '.join(changed)}); "
                              "give the same one or another --out folder.")
         tensors = load_file(self.state_path, device=self.machine.device)

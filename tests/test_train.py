@@ -22,7 +22,7 @@ from lib.gpt2 import Kernels, Shape, new_model, token_losses, training_loss
 from lib.seed_card import seeds_section
 from lib.text import file_sha256, read_text
 from lib.train import check_loss, evenly_spaced
-from lib.trainer import Decay, Machine, Recipe, SeedRun, block_order, learning_rate, step_blocks, stored_step
+from lib.trainer import Decay, Machine, Phase, Recipe, SeedRun, block_order, learning_rate, step_blocks, stored_step
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "data" / "seeds"
@@ -51,7 +51,7 @@ def one_thread():
 
 
 def test_schedule_warms_up_stays_and_decays_to_zero():
-    recipe, decay = Recipe(peak_lr=1.0, warmup_steps=4), Decay(start=10, steps=5)
+    recipe, decay = Recipe(phases=(Phase(0, 1.0, 0.95),), warmup_steps=4), Decay(start=10, steps=5)
     rates = [learning_rate(recipe, step, decay) for step in range(16)]
     assert rates == pytest.approx([0.25, 0.5, 0.75] + [1.0] * 8 + [0.8, 0.6, 0.4, 0.2, 0.0])
     assert learning_rate(recipe, 10_000) == 1.0
@@ -187,8 +187,24 @@ def test_the_constant_phase_goes_on_after_a_decay(tmp_path):
 
 def test_another_recipe_is_refused(tmp_path):
     small_run(tmp_path).train(1)
-    with pytest.raises(InputError, match="peak_lr"):
-        SeedRun(tmp_path, 0, small_tokens(), replace(RECIPE, peak_lr=0.5), EAGER, Kernels())
+    with pytest.raises(InputError, match="phases"):
+        SeedRun(tmp_path, 0, small_tokens(), replace(RECIPE, phases=(Phase(0, 0.5, 0.95),)), EAGER, Kernels())
+
+
+def test_a_phase_may_be_added_ahead_but_not_behind(tmp_path):
+    small_run(tmp_path).train(3)
+    ahead, behind = (replace(RECIPE, phases=(RECIPE.phases[0], Phase(step, 0.5, 0.99))) for step in (3, 2))
+    run = SeedRun(tmp_path, 0, small_tokens(), ahead, EAGER, Kernels())
+    run.train(4)
+    assert {(group["lr"], group["betas"]) for group in run.optimizer.param_groups} == {(0.5, (0.9, 0.99))}
+    with pytest.raises(InputError, match="phases"):
+        SeedRun(tmp_path, 0, small_tokens(), behind, EAGER, Kernels())
+
+
+def test_a_decay_starts_from_the_rate_of_its_phase():
+    recipe = Recipe(phases=(Phase(0, 1.0, 0.95), Phase(6, 0.5, 0.99), Phase(12, 0.1, 0.99)), warmup_steps=1)
+    rates = [learning_rate(recipe, step, Decay(start=8, steps=5)) for step in (5, 6, 8, 9, 12)]
+    assert rates == pytest.approx([1.0, 0.5, 0.5, 0.4, 0.1])
 
 
 def test_bigram_probabilities_are_the_interpolated_counts():
