@@ -12,14 +12,14 @@ import torch
 from torch.nn.functional import normalize
 
 from lib import circuits, labels, next_token, token_classes, vocabulary
+from lib.family_tables import statistics
 from lib.labels import LabelSet, token_counts, token_labels
-from lib.next_token import next_token_sums, next_token_table, with_corrected_p
-from lib.seeds import Trunk, load_model
+from lib.next_token import class_sums, next_token_table, with_corrected_p
+from lib.seeds import load_model
 from lib.store import Run, write_json, write_table
 from lib.text import file_sha256
 from lib.vocabulary import PUBLISHED_CUTS, best_class, class_scores, null_cuts, random_directions
 
-NEXT_TOKEN_POSITIONS = 65_536  # positions of text on which chosen neurons are split by the next token
 SOURCES = (sys.modules[__name__], circuits, vocabulary, labels, token_classes)  # what makes roles.parquet
 CHOSEN = 10  # neurons of a role, over all seeds, that are split by the next token
 
@@ -150,32 +150,26 @@ def processing_error(run: Run, seed: str, blocks: int = 2) -> float:
     return float((moved - moved.mean(dim=-1, keepdim=True)).abs().max())
 
 
-def next_token_positions(run: Run) -> int:
-    """Positions of the run's text on which neurons are split by the next token: whole blocks."""
-    return min(max(1, NEXT_TOKEN_POSITIONS // run.text.context), len(run.text.tokens)) * run.text.context
-
-
 def next_token_effects(run: Run, table: pd.DataFrame) -> pd.DataFrame:
-    """next_token.parquet: the chosen neurons' activations by whether the next token is in their class (figure 24)."""
-    chosen = chosen_for_next_token(table)
+    """next_token.parquet: the chosen neurons' activations by whether the next token is in their class (figure 24).
+
+    From the grouped moments of the run's pass, hence for seeds that serve as reference.
+    """
+    chosen = chosen_for_next_token(table[table["seed"].isin(run.done["references"])])
     names = [f"{row.seed} {row.layer} {row.neuron} {row.label}" for row in chosen.itertuples()]
-    blocks = slice(next_token_positions(run) // run.text.context)
 
     def make() -> pd.DataFrame:
         classes = label_set(run)
         rows = dict(zip(classes.labels["label"], range(len(classes.labels)), strict=True))
         parts = []
         for seed, of_seed in chosen.groupby("seed"):
-            members, place = {}, {}
+            own, sums, place = statistics(run, seed), {}, {}
             for layer, of_layer in of_seed.groupby("layer"):
                 distinct = list(dict.fromkeys(of_layer["label"]))
-                members[layer] = classes.member[[rows[label] for label in distinct]]
+                sums[layer] = class_sums(own[layer], classes.member[[rows[label] for label in distinct]])
                 place |= {index: distinct.index(label) for index, label in of_layer["label"].items()}
-            trunk = Trunk(load_model(run.params.seed_source(seed)))
-            sums = next_token_sums(trunk, run.text.tokens[blocks], run.text.counted(blocks), members)
             parts.append(next_token_table(of_seed.assign(class_row=pd.Series(place)), sums))
         found = pd.concat(parts) if parts else next_token_table(chosen.assign(class_row=0), {})
         return with_corrected_p(found)
 
-    text = {"positions": next_token_positions(run), "tokens": run.text.tokens.numel(), "neurons": names}
-    return kept(run, "next_token", (*SOURCES, next_token), text, make)
+    return kept(run, "next_token", (*SOURCES, next_token), {"tokens": run.text.tokens.numel(), "neurons": names}, make)

@@ -3,19 +3,19 @@
 From two sums per neuron and class, Σv and Σv² over the tokens whose next token is in the class, to effect sizes and tests.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from scipy.stats import ttest_ind_from_stats
 from torch import Tensor
 
-from lib.seeds import Trunk
 from lib.universality import holm
 
-BATCH = 8  # blocks in one forward pass
+GROUPING = "next_token"
 DIFFERENCES = ("mean_in", "mean_out", "std_in", "std_out", "effect", "p_value")
 
 
@@ -30,34 +30,32 @@ class ClassSums(NamedTuple):
     total_squares: Float[Tensor, "neurons"]
 
 
-def next_token_sums(
-    trunk: Trunk,
-    tokens: Int[Tensor, "blocks context"],
-    counted: Bool[Tensor, "blocks context"],
-    members: dict[int, Bool[np.ndarray, "classes vocabulary"]],
-) -> dict[int, ClassSums]:
-    """For each layer in `members`, sums of its activations by membership of the next token in the layer's classes.
+def class_sums(own: Mapping[str, Tensor], member: Bool[np.ndarray, "classes vocabulary"]) -> ClassSums:
+    """Sums of one layer's activations by membership of the next token in classes, from its grouped moments.
 
-    Taken over counted tokens that have a next token in their block; products in fp32, sums over batches in fp64.
+    `own` is one layer of `lib.families.Statistics`, whose group means are stored in fp16 units of the neuron's
+    deviation. Taken over counted tokens that have a next token in their block, both halves of the text together.
     """
-    inside = {layer: torch.from_numpy(member) for layer, member in members.items()}
-    parts: dict[int, list[ClassSums]] = {layer: [] for layer in members}
-    for start in range(0, len(tokens), BATCH):
-        some = tokens[start : start + BATCH]
-        rows = counted[start : start + BATCH, :-1].flatten()
-        following = some[:, 1:].flatten()[rows]
+    used = torch.from_numpy(member.any(0))
+    inside = torch.from_numpy(member[:, used.numpy()]).double()  # (classes, groups in any class)
+    by_half, count_by_half = own[f"{GROUPING}.mean"][:, used].double(), own[f"{GROUPING}.count"][:, used, None].double()
+    count = count_by_half.sum(0)
+    first = (count_by_half * by_half).sum(0)  # (groups, neurons), sums of z
+    mean = first / count.clamp(min=1)
+    second = count * (own[f"{GROUPING}.spread"][used].double().square() + mean.square())
+    tokens = own[f"{GROUPING}.count"].sum(1)[:, None].double()  # (halves, 1)
+    center, variance = (own[f"{GROUPING}.{name}"].double() for name in ("center", "variance"))
+    inner = ((inside @ count)[:, 0], inside @ first, inside @ second)
+    total = (tokens.sum(), (tokens * center).sum(0), (tokens * (variance + center.square())).sum(0))
+    shift, scale = own["mean"].double(), own["deviation"].double()
+    return ClassSums(*_in_own_units(inner, shift, scale), *_in_own_units(total, shift, scale))
 
-        def visit(layer: int, _pre: Tensor, post: Tensor, rows=rows, following=following) -> None:
-            if layer not in inside:
-                return
-            value = post[:, :-1].flatten(0, 1)[rows].float()  # (tokens, neurons)
-            chosen = inside[layer][:, following].float()  # (classes, tokens)
-            square = value.square()
-            found = (chosen.sum(1), chosen @ value, chosen @ square, torch.tensor(len(value)), value.sum(0), square.sum(0))
-            parts[layer].append(ClassSums(*(part.double() for part in found)))
 
-        trunk.run(some, visit)
-    return {layer: ClassSums(*(torch.stack(part).sum(0) for part in zip(*found, strict=True))) for layer, found in parts.items()}
+def _in_own_units(sums: tuple[Tensor, Tensor, Tensor], shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Count, Σv and Σv² from count, Σz and Σz² with v = z · scale + shift."""
+    count, first, second = sums
+    each = count[..., None]
+    return count, scale * first + each * shift, scale**2 * second + 2 * scale * shift * first + each * shift**2
 
 
 def class_differences(sums: ClassSums) -> dict[str, Float[np.ndarray, "classes neurons"]]:

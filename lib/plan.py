@@ -84,8 +84,7 @@ def measured(setting: Setting, plan: Plan, source: str, device: torch.device) ->
     dtype = OPERAND_DTYPES[setting.precision]
     rows = max(part.chunk for part in plan.passes) * setting.context
     values = [(torch.randn(rows, n, device=device) * 20).to(dtype) for _ in range(4)]
-    none = torch.empty(0, dtype=torch.int64, device=device)
-    operands = [Operand(part, none, none, none.float()) for part in values]
+    operands = [Operand(part) for part in values]
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     sums = [torch.zeros(n, n, dtype=wide, device=device) for _ in range(3)]
 

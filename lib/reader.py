@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lib.errors import InputError
-from lib.kernels.covariance import OPERAND_DTYPES, Operand
+from lib.kernels.covariance import OPERAND_DTYPES, Clipped, Operand
 from lib.kernels.fused import INT8_LIMIT, SUMS, clipped_entries, fastest_layer_statistics
 from lib.kernels.moments import Moments
 from lib.passes import BATCH
@@ -61,7 +61,7 @@ def pilot(name: str, trunk: Trunk, text: Text, precision: str, device: torch.dev
     made: dict[str, list[Tensor]] = {key: [] for key in PILOT_NAMES}
     for layer in range(len(ranges) // 2):
         pre, post = ranges["pre", layer], ranges["post", layer]
-        refuse_nan(name, layer, pre.total + post.total)
+        refuse_nan(name, layer, pre.mean + post.mean)
         deviation = _floored(pre.deviation)
         made["pre_scaling"].append(torch.stack([pre.mean, 1 / deviation]))
         made["low"].append(pre.low - deviation / 2)
@@ -72,29 +72,35 @@ def pilot(name: str, trunk: Trunk, text: Text, precision: str, device: torch.dev
 
 
 class _Range:
-    """Count, sums and extremes of some neurons' values, in fp64."""
+    """Count, sums and extremes of some neurons' values; sums about the first values' mean, so that few digits are lost."""
 
     def __init__(self):
         self.count, self.total, self.squares = 0, 0.0, 0.0
+        self.about: Tensor | None = None
         self.low, self.high = torch.inf, -torch.inf
 
     def update(self, values: Float[Tensor, "tokens neurons"]) -> None:
         if not len(values):
             values = torch.zeros(1, values.shape[1], device=values.device)  # no token counts: all scales are floors
-        values = values.double()
+        low, high = values.amin(0).double(), values.amax(0).double()
+        self.low = torch.minimum(low, torch.as_tensor(self.low, device=values.device).double())
+        self.high = torch.maximum(high, torch.as_tensor(self.high, device=values.device).double())
+        if values.dtype != torch.float64:
+            values = values.float()
+        if self.about is None:
+            self.about = values.mean(0)
+        moved = values - self.about
         self.count += len(values)
-        self.total = values.sum(0) + self.total
-        self.squares = (values * values).sum(0) + self.squares
-        self.low = torch.minimum(values.amin(0), torch.as_tensor(self.low, device=values.device).double())
-        self.high = torch.maximum(values.amax(0), torch.as_tensor(self.high, device=values.device).double())
+        self.total = moved.sum(0).double() + self.total
+        self.squares = moved.square_().sum(0).double() + self.squares
 
     @property
     def mean(self) -> Tensor:
-        return self.total / self.count
+        return self.about + self.total / self.count
 
     @property
     def deviation(self) -> Tensor:
-        return (self.squares / self.count - self.mean**2).clamp(min=0).sqrt()
+        return (self.squares / self.count - (self.total / self.count) ** 2).clamp(min=0).sqrt()
 
 
 def _plain_scaling(post: _Range) -> Float[Tensor, "2 neurons"]:
@@ -173,10 +179,7 @@ class SeedReader:
         return [self._operand(part, entries) for part, entries in zip(values, clipped, strict=True)]
 
     def _operand(self, values: Tensor, entries: list[tuple]) -> Operand:
-        if not entries:
-            none = torch.empty(0, dtype=torch.int64, device=self.device)
-            return Operand(values, none, none, none.float())
-        return Operand(values, *(torch.cat(parts) for parts in zip(*entries, strict=True)))
+        return Operand(values, Clipped(*(torch.cat(parts) for parts in zip(*entries, strict=True))) if entries else None)
 
     def _batch(self, text: Text, batch: Tensor, noise: Tensor, values: Tensor, clipped: list, first: int) -> None:
         """One batch, writing its rows of the operand (layers, tokens, neurons) and what is clipped of them."""

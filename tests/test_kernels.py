@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lib.correlation import Covariance, Scale, best_matches, compare, haar_rotation, rotations
-from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, Operand
+from lib.kernels.covariance import OPERAND_DTYPES, Clipped, LayerProducts, Operand
 from lib.kernels.examples import TopExamples
 from lib.kernels.fused import INT8_LIMIT, clipped_entries, fastest_layer_statistics, layer_statistics
 from lib.kernels.histogram import Histogram
@@ -45,7 +45,7 @@ def accumulate(pre, post, counted, precision="fp64", chunks=3, scaling=None):
             moments.update(layer, sums)
             every = torch.arange(pre.shape[2] if precision == "int8" else 0)
             clipped = clipped_entries(post[layer, rows], weights, moments.post_scaling[layer], dither, every)
-            parts.append(Operand(part, *clipped))
+            parts.append(Operand(part, Clipped(*clipped)))
         moments.count(int(counted[rows].sum()))
         operands.append(parts)
     return moments, operands
@@ -194,7 +194,7 @@ def test_what_int8_clips_is_added_exactly():
         rounded = torch.floor(values + dither)
         assert sums[-1].sum() == len(entries[0]) == (rounded.abs() > INT8_LIMIT).sum() > 10
         assert torch.equal(sums[-2], rounded.sum(0))
-        made.append((Operand(part, *entries), rounded))
+        made.append((Operand(part, Clipped(*entries)), rounded))
     (left, x), (right, y) = made
     products = LayerProducts(1, NEURONS, torch.int8)
     products.update([left], [right])

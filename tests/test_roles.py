@@ -8,8 +8,7 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import StratifiedTable
 
 from lib import next_token, roles
-from lib.seeds import Trunk
-from tests.conftest import small_model
+from lib.kernels.grouped import GroupedMoments, Places
 
 LAYERS, WIDTH = 3, 60
 
@@ -105,26 +104,32 @@ def test_the_test_of_universal_shares_is_that_of_statsmodels(population):
 
 @pytest.fixture(scope="module")
 def split():
-    """Activations of a small model (tokens, neurons) by layer, the tokens that follow them, and the sums made of them."""
-    model = small_model(0)
-    tokens = torch.randint(1, 50, (11, 20), generator=torch.Generator().manual_seed(1))
-    counted = torch.rand(11, 20, generator=torch.Generator().manual_seed(2)) > 0.2
-    member = np.random.default_rng(3).random((2, 8192)) < 0.4
+    """Activations (tokens, neurons), which of two classes the tokens that follow are in, and the sums of grouped moments."""
+    random, generator = np.random.default_rng(3), torch.Generator().manual_seed(1)
+    following = torch.randint(0, 50, (12, 20), generator=generator)
+    following[:, -1] = -1
+    counted = torch.rand(12, 20, generator=generator) > 0.2
+    post = torch.randn(12, 20, 48, generator=generator) * 0.3 + 2 + following[..., None] / 50 * torch.randn(48, generator=generator)
+    groups = {"token": 50, next_token.GROUPING: 50}
+    places = Places({"token": following.clamp(min=0), next_token.GROUPING: following}, groups)
+    moments = GroupedMoments(groups, torch.stack([torch.full((48,), 2.0), torch.full((48,), 3.0)]))
+    for blocks in torch.arange(12).split(4):
+        flat = counted[blocks].flatten()
+        moments.update(post[blocks].flatten(0, 1), places, places.at(blocks, flat))
+    member = random.random((2, 50)) < 0.4
     member[1] = False
-    member[1, tokens[0, 5]] = True
-    trunk, kept = Trunk(model), {}
-    trunk.run(tokens, lambda layer, _pre, post: kept.__setitem__(layer, post[:, :-1][counted[:, :-1]].double().numpy()))
-    following = tokens[:, 1:][counted[:, :-1]].numpy()
-    return kept, member[:, following], next_token.next_token_sums(trunk, tokens, counted, {1: member})
+    member[1, following[0, 5]] = True
+    kept = counted & (following >= 0)
+    return post[kept].double().numpy(), member[:, following[kept]], next_token.class_sums(moments.compact(), member)
 
 
 def test_sums_and_differences_equal_numpy_and_scipy(split):
     values, inside, sums = split
-    assert list(sums) == [1] and len(values[1]) == int(sums[1].total_count)
-    found = next_token.class_differences(sums[1])
+    assert len(values) == int(sums.total_count)
+    found = next_token.class_differences(sums)
     for row in range(2):
-        yes, no = values[1][inside[row]], values[1][~inside[row]]
-        np.testing.assert_allclose(sums[1].squares[row], (yes**2).sum(0), rtol=1e-5)
+        yes, no = values[inside[row]], values[~inside[row]]
+        np.testing.assert_allclose(sums.squares[row], (yes**2).sum(0), rtol=1e-5)
         np.testing.assert_allclose(found["mean_in"][row], yes.mean(0), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(found["std_out"][row], no.std(0, ddof=1), rtol=1e-4)
         pooled = np.sqrt((yes.var(0, ddof=1) * (len(yes) - 1) + no.var(0, ddof=1) * (len(no) - 1)) / (len(yes) + len(no) - 2))
@@ -133,7 +138,7 @@ def test_sums_and_differences_equal_numpy_and_scipy(split):
 
 
 def test_the_table_ranks_a_neuron_among_the_others_of_its_layer(split):
-    sums = split[2]
+    sums = {1: split[2]}
     effects = next_token.class_differences(sums[1])["effect"][0]
     chosen = pd.DataFrame({"layer": 1, "neuron": [int(effects.argmax()), int(effects.argmin())], "class_row": 0}, index=[7, 9])
     table = next_token.with_corrected_p(next_token.next_token_table(chosen, sums))

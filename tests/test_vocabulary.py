@@ -11,9 +11,11 @@ from transformers import GPT2LMHeadModel
 
 from lib import circuit_tables, vocabulary
 from lib.circuits import processed_model
+from lib.kernels.grouped import GroupedMoments, Places
 from lib.labels import LabelSet
+from lib.next_token import GROUPING
 from lib.seeds import Trunk, load_model
-from lib.store import write_json
+from lib.store import write_json, write_tensors
 from tests.conftest import save_seed, small_model
 
 TOKENS, WIDTH = 600, 48
@@ -143,8 +145,29 @@ def run(make_run, tmp_path):
         shutil.rmtree(folder)
         folders[name] = save_seed(model, folder)
     run = make_run(folders)
-    write_json(run.folder / "stats" / "done.json", {"seed_hashes": {"a": "0", "b": "1"}})
+    done = {"seed_hashes": {"a": "0", "b": "1"}, "references": ["a", "b"], "layers": 2}
+    write_json(run.folder / "stats" / "done.json", done)
+    for name, folder in folders.items():
+        write_next_token_moments(run, name, folder)
     return run
+
+
+def write_next_token_moments(run, seed, folder):
+    """A seed's activations by the next token alone, as its pass leaves them."""
+    text, groups = run.text, {GROUPING: run.text.vocab_size}
+    following = torch.cat([text.tokens[:, 1:], torch.full((len(text.tokens), 1), -1)], 1)
+    places, counted = Places({GROUPING: following}, groups), text.counted()
+    scaling = torch.stack([torch.zeros(48), torch.ones(48)])
+    moments = [GroupedMoments(groups, scaling) for _ in range(2)]
+    for blocks in torch.arange(len(text.tokens)).split(8):
+        flat = counted[blocks].flatten()
+
+        def visit(layer, _pre, post, blocks=blocks, flat=flat):
+            moments[layer].update(post.flatten(0, 1), places, places.at(blocks, flat))
+
+        Trunk(load_model(folder)).run(text.tokens[blocks], visit)
+    for layer, own in enumerate(moments):
+        write_tensors(run.folder / "stats" / f"grouped-{seed}.{layer}.safetensors", own.compact())
 
 
 def test_the_tables_of_a_run_find_what_was_planted_and_are_made_once(run, monkeypatch):
@@ -162,7 +185,7 @@ def test_the_tables_of_a_run_find_what_was_planted_and_are_made_once(run, monkey
     monkeypatch.setattr(circuit_tables, "seed_roles", None)  # would fail if it were made again
     pd.testing.assert_frame_equal(circuit_tables.role_table(run), table)
     assert (run.folder / "tables" / "roles.parquet").stat().st_mtime_ns == written
-    write_json(run.folder / "stats" / "done.json", {"seed_hashes": {"a": "another", "b": "1"}})
+    write_json(run.folder / "stats" / "done.json", run.done | {"seed_hashes": {"a": "another", "b": "1"}})
     del run.done
     weights = table[["seed", "layer", "neuron"]].assign(norm=1.0)
     effects = pd.DataFrame({"layer": [1], "neuron": [5], "loss": [0.25]})

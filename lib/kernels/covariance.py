@@ -5,16 +5,15 @@ activations shifted and scaled by pilot values (`lib.kernels.fused`) and cast to
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 OPERAND_DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 
 INT8_TOKENS = 100_000
-ENTRIES = 4096  # clipped entries corrected at a time
 
 
 def fastest_precision(device: torch.device, tokens: int) -> str:
@@ -28,26 +27,45 @@ def fastest_precision(device: torch.device, tokens: int) -> str:
     return "int8" if tokens >= INT8_TOKENS and torch.cpu._is_vnni_supported() else "fp32"
 
 
-@dataclass
-class Operand:
-    """One layer's scaled activations on a chunk of tokens, cast; and, for int8, what the cast cut off.
+class Clipped:
+    """What the cast to int8 cut off: few entries, each with a token, a neuron and the excess that the operand lacks.
 
-    The entries beyond the range of int8 are few; each has a token, a neuron and the excess that `values` lacks.
+    `tokens` and `neurons` are those with any entry, each once. The entries are sorted by neuron, those of neuron number n
+    beginning at `first[n]`; `row` is each one's place in `tokens`.
     """
 
-    values: Float[Tensor, "tokens neurons"]
-    token: Int[Tensor, "entries"]
-    neuron: Int[Tensor, "entries"]
-    excess: Float[Tensor, "entries"]
+    def __init__(self, token: Int[Tensor, "entries"], neuron: Int[Tensor, "entries"], excess: Float[Tensor, "entries"]):
+        neuron, order = neuron.sort()
+        self.neurons, counts = neuron.unique_consecutive(return_counts=True)
+        self.first = counts.cumsum(0) - counts
+        self.tokens, self.row = token[order].unique(return_inverse=True)
+        self.neuron, self.excess = neuron, excess[order]
 
-    def excess_of(self, tokens: Int[Tensor, "wanted"]) -> Float[Tensor, "wanted neurons"]:
-        """The excess of some tokens, dense."""
-        place = torch.full((len(self.values),), -1, device=self.values.device)
-        place[tokens] = torch.arange(len(tokens), device=tokens.device)
-        dense = self.excess.new_zeros(len(tokens), self.values.shape[1])
-        kept = place[self.token] >= 0
-        dense[place[self.token[kept]], self.neuron[kept]] = self.excess[kept]
-        return dense
+    def times(self, values: Float[Tensor, "tokens a"]) -> Float[Tensor, "neurons a"]:
+        """Σ excess · value over the entries of each neuron, the rows of `values` being those of `tokens`."""
+        return embedding_bag(self.row, values, self.first, mode="sum", per_sample_weights=self.excess.to(values.dtype))
+
+
+class Operand:
+    """One layer's scaled activations on a chunk of tokens, cast; and, for int8, what the cast cut off."""
+
+    def __init__(self, values: Float[Tensor, "tokens neurons"], clipped: Clipped | None = None):
+        self.values, self.clipped = values, clipped if clipped is not None and len(clipped.excess) else None
+
+    def rows(self, tokens: Int[Tensor, "wanted"], dtype: torch.dtype) -> Float[Tensor, "wanted neurons"]:
+        """Some tokens' activations as they were cast."""
+        return self.values.index_select(0, tokens).to(dtype)
+
+    def whole_rows(self, tokens: Int[Tensor, "wanted"], dtype: torch.dtype) -> Float[Tensor, "wanted neurons"]:
+        """Some tokens' activations (sorted, each token once) with what was cut off put back."""
+        rows = self.rows(tokens, dtype)
+        if self.clipped is None:
+            return rows
+        place = torch.searchsorted(tokens, self.clipped.tokens).clamp(max=len(tokens) - 1)
+        place = torch.where(tokens[place] == self.clipped.tokens, place, -1)[self.clipped.row]
+        kept = place >= 0
+        rows[place[kept], self.clipped.neuron[kept]] += self.clipped.excess[kept].to(dtype)
+        return rows
 
 
 def product(left: Float[Tensor, "tokens a"], right: Float[Tensor, "tokens b"]) -> Float[Tensor, "a b"]:
@@ -66,17 +84,12 @@ def product(left: Float[Tensor, "tokens a"], right: Float[Tensor, "tokens b"]) -
 def add_product(sums: Float[Tensor, "a b"], left: Operand, right: Operand) -> None:
     """Adds (X + E)ᵀ(Y + F) to `sums`, X and Y being the operands' values and E and F what clipping cut off them."""
     sums += product(left.values, right.values)
-    for start in range(0, len(left.excess), ENTRIES):  # EᵀY
-        part = slice(start, start + ENTRIES)
-        rows = right.values[left.token[part]].to(sums.dtype) * left.excess[part, None]
-        sums.index_add_(0, left.neuron[part], rows)
-    for start in range(0, len(right.excess), ENTRIES):  # XᵀF
-        part = slice(start, start + ENTRIES)
-        columns = left.values[right.token[part]].to(sums.dtype) * right.excess[part, None]
-        sums.index_add_(1, right.neuron[part], columns.T)
-    both = left.token.unique()[torch.isin(left.token.unique(), right.token)]  # EᵀF, in the tokens that both clip
-    for tokens in both.split(ENTRIES):
-        sums += left.excess_of(tokens).T @ right.excess_of(tokens)
+    if left.clipped is not None:  # EᵀY
+        own = left.clipped
+        sums.index_add_(0, own.neurons, own.times(right.rows(own.tokens, sums.dtype)))
+    if right.clipped is not None:  # (X + E)ᵀF
+        own = right.clipped
+        sums[:, own.neurons] += own.times(left.whole_rows(own.tokens, sums.dtype)).T
 
 
 class LayerProducts:
