@@ -63,3 +63,17 @@ def effect_columns(ablated: pd.DataFrame) -> pd.DataFrame:
     ]
     group = ablated.groupby(["layer", "neuron"])["group"].agg(lambda names: "+".join(sorted(set(names))))
     return wide.join(group.rename("ablation_group")).reset_index()
+
+
+def with_matches(ablated: pd.DataFrame, matches: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """A mean ablation's entropy candidates and controls, one row for each of their best matches in the other seeds.
+
+    `matches` as in matches_all_seeds.parquet. Columns group, layer, neuron, reference_change, reference_error (of entropy,
+    in total), seed, match_layer, match_neuron, corr. A neuron without a positive correlation in a seed has no row for it.
+    """
+    own = ablated[(ablated["variant"] == TOTAL) & ablated["group"].isin(["entropy", "control"])]
+    own = own[["group", "layer", "neuron", "entropy_change", "entropy_error"]]
+    own = own.rename(columns={"entropy_change": "reference_change", "entropy_error": "reference_error"})
+    other = matches[(matches["seed"] == reference) & (matches["corr"] > 0)]
+    other = other[["layer", "neuron", "model", "match_layer", "match_neuron", "corr"]].rename(columns={"model": "seed"})
+    return own.merge(other, on=["layer", "neuron"])

@@ -96,6 +96,24 @@ def _against_total(axes: Axes, table: pd.DataFrame, outcome: str, variant: str, 
     axes.locator_params(nbins=6)
 
 
+def matched_ablation(table: pd.DataFrame) -> Figure:
+    """A neuron's total effect on entropy (x) against that of its best match in each other seed (y), with standard errors."""
+    fig, axes = canvas(size=(WIDE * 0.62, 4.2))
+    for group in ("control", "entropy"):
+        rows = table[table["group"] == group]
+        axes.errorbar(rows["reference_change"], rows["entropy_change"], rows["entropy_error"], rows["reference_error"], fmt="o", linestyle="none", markersize=4,
+                      linewidth=0.8, alpha=0.7, color=GROUP_COLOURS[group], label={"control": "controls", "entropy": "entropy candidates"}[group])  # fmt: skip
+    axes.axhline(0, color=NEUTRAL, linewidth=1)
+    axes.axvline(0, color=NEUTRAL, linewidth=1)
+    axes.locator_params(nbins=5)
+    axes.set(xlabel="change of entropy, neuron of the reference seed [nats]", ylabel="change of entropy,\nbest match in another seed [nats]")
+    if table.empty:
+        note(axes, "no match to ablate")
+    else:
+        axes.legend(loc="best")
+    return fig
+
+
 def attention_scores(weights: pd.DataFrame, chance: pd.DataFrame) -> Figure:
     """Figure 8a: best score of each neuron in standard deviations of random vectors, and scores by layer of the head."""
     fig, (left, right) = canvas(1, 2, (WIDE, 4))

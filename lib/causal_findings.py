@@ -5,6 +5,7 @@ As in lib/findings.py every number is computed; where an effect is not there, th
 
 import numpy as np
 import pandas as pd
+from scipy.stats import spearmanr
 
 from lib.effects import FIXED_FREQUENCY, FROZEN_SCALE, TOTAL
 from lib.entropy import NullSpace
@@ -136,6 +137,32 @@ def mean_ablation(table: pd.DataFrame) -> Finding:
     if any(share.startswith("−") for share in (*through.values(), *along.values())):
         text += " A negative share means that the effect grows."
     return Finding(title, text, f"{alt} {title}.")
+
+
+def matched_ablation(table: pd.DataFrame) -> Finding:
+    """From `matched_ablations`: do a neuron's best matches in other seeds change entropy as it does?"""
+    alt = "Scatter plot of the change of entropy by a neuron's mean ablation against that by its best match's in another seed."
+    if table.empty:
+        return Finding("No matches to compare", "No neuron that was ablated has a best match in another seed whose mean activation is known.", alt)
+    told, found = [], {}
+    for group, name in (("entropy", "candidates"), ("control", "controls")):
+        own = table[table["group"] == group]
+        if len(own) < 3 or own["reference_change"].nunique() < 2 or own["entropy_change"].nunique() < 2:
+            told.append(f"For the {name} there are too few matches to tell.")
+            continue
+        found[group] = spearmanr(own["reference_change"], own["entropy_change"]).statistic
+        same = float((np.sign(own["reference_change"]) == np.sign(own["entropy_change"])).mean())
+        told.append(
+            f"For the {name} the rank correlation of the two effects is **{_signed(found[group], 2)}** and the sign the same in **{percent(same, 0)}** of {len(own)} pairs "
+            f"of neuron and match (median correlation of activations {own['corr'].median():.2f})."
+        )
+    if "entropy" not in found:
+        title = "Too few matches of the candidates to compare their effects"
+    else:
+        beside = f" (controls {_signed(found['control'], 2)})" if "control" in found else ""
+        title = f"Effects on entropy of candidates and of their matches: rank correlation {_signed(found['entropy'], 2)}{beside}"
+    told.append("Pairs that share a neuron are not independent, so no test is made of these numbers.")
+    return Finding(title, " ".join(told), f"{alt} {title}.")
 
 
 def frequency_selection(weights: pd.DataFrame, chosen: pd.DataFrame) -> str:

@@ -14,6 +14,7 @@ from lib.store import Run
 
 TOKENS = 12_288  # positions of text that effects are measured on, at most
 SHARE = 8  # and at most one in so many of the run's
+MATCHED_SHARE = 4  # one in so many of these for the matches in other seeds
 SOURCES = (sys.modules[__name__], attention, causal, effects, entropy, interventions, predictions, processed)
 
 
@@ -76,16 +77,40 @@ def mean_ablations(run: Run, grouped: pd.DataFrame) -> pd.DataFrame:
 
 
 def _effects(run: Run, name: str, grouped: pd.DataFrame, fixed: dict, variants: tuple[str, ...]) -> pd.DataFrame:
-    def progress(chunks):
-        return tqdm(chunks, desc=name.replace("_", " "), file=sys.stderr)
-
     def make() -> pd.DataFrame:
         model = model_of(run, run.params.reference)
         reading = effects.readout(model, unigram_counts(run.text))
-        found = effects.effects(model, reading, sample_blocks(run.text, positions(run)), fixed, variants, progress)
+        found = effects.effects(model, reading, sample_blocks(run.text, positions(run)), fixed, variants, _progress(name.replace("_", " ")))
         return found.table().merge(grouped, on=["layer", "neuron"]).assign(tokens=int(found.tokens.sum()))
 
     return kept(run, name, SOURCES, _made_from(run, grouped.to_dict("list")), make)
+
+
+def matched_ablations(run: Run, ablated: pd.DataFrame) -> pd.DataFrame:
+    """matched_ablation.parquet: the entropy candidates' and controls' best matches in the other seeds, held at *their* means.
+
+    One row per neuron of `mean_ablations`' table and other seed: group, layer, neuron, seed, match_layer, match_neuron, corr,
+    and the change of entropy with its error, of the match and (`reference_change`, `reference_error`) of the neuron.
+    Only seeds that serve as reference have the means; without any the table is empty.
+    """
+    own = causal.with_matches(ablated, run.table("matches_all_seeds"), run.params.reference)
+    known = run.table("neurons_all_seeds")
+    own = own[own["seed"].isin(known["seed"])]
+
+    def make() -> pd.DataFrame:
+        parts = [own.head(0).assign(entropy_change=0.0, entropy_error=0.0)]
+        for seed, rows in own.groupby("seed"):
+            chosen = rows[["match_layer", "match_neuron"]].drop_duplicates()
+            fixed = at_mean(chosen.set_axis(["layer", "neuron"], axis=1), known[known["seed"] == seed])
+            model = model_of(run, seed)
+            blocks = sample_blocks(run.text, positions(run) // MATCHED_SHARE)
+            found = effects.effects(model, effects.readout(model, unigram_counts(run.text)), blocks, fixed, progress=_progress(f"matches in {seed}"))
+            found = found.table()[["layer", "neuron", "entropy_change", "entropy_error"]]
+            parts.append(rows.merge(found.rename(columns={"layer": "match_layer", "neuron": "match_neuron"}), on=["match_layer", "match_neuron"]))
+        return pd.concat(parts[1:] or parts, ignore_index=True)
+
+    chosen = own[["layer", "neuron", "seed", "match_layer", "match_neuron"]]
+    return kept(run, "matched_ablation", SOURCES, _made_from(run, chosen.to_dict("list")), make)
 
 
 def query_paths(run: Run, own: pd.DataFrame) -> pd.DataFrame:
@@ -109,6 +134,10 @@ def value_norms(run: Run) -> pd.DataFrame:
         return attention.value_norms(model_of(run, run.params.reference), tokens)
 
     return kept(run, "value_norms", SOURCES, _made_from(run, {}), make)
+
+
+def _progress(what: str):
+    return lambda chunks: tqdm(chunks, desc=what, file=sys.stderr)
 
 
 def _made_from(run: Run, neurons: dict) -> dict:

@@ -172,6 +172,27 @@ def test_random_vectors_score_as_their_standard_deviation_says(model):
     assert chance.groupby("layer")["attention_deviations"].apply(lambda own: own.abs().mean()).round(1).iloc[0] == pytest.approx(1.5, abs=0.21)
 
 
+def with_matched_effects(ablated: pd.DataFrame) -> pd.DataFrame:
+    """Every ablated neuron matched with itself in a seed b (and, uncorrelated, in a seed c)."""
+    own = ablated.drop_duplicates(["layer", "neuron"])[["layer", "neuron"]].assign(seed="a")
+    own = own.assign(match_layer=own["layer"], match_neuron=own["neuron"])
+    matches = pd.concat([own.assign(model="b", corr=0.9), own.assign(model="c", corr=-0.1)])
+    table = causal.with_matches(ablated, matches, "a")
+    return table.assign(entropy_change=table["reference_change"], entropy_error=0.0)
+
+
+def test_a_neuron_that_is_its_own_match_has_the_same_effect(model, text):
+    reading = effects.readout(model, COUNTS)
+    chosen = pd.DataFrame({"layer": [2, 2, 1, 1], "neuron": [0, 1, 2, 3], "group": ["entropy", "entropy", "entropy", "control"]})
+    ablated = effects.effects(model, reading, text, causal.at_values(chosen, [0.5])).table().merge(chosen, on=["layer", "neuron"])
+    table = with_matched_effects(ablated)
+    assert len(table) == 4 and set(table["seed"]) == {"b"}
+    finding = causal_findings.matched_ablation(table)
+    assert "rank correlation +1.00" in finding.title and "the same in **100 %** of 3 pairs" in finding.text
+    opposite = causal_findings.matched_ablation(table.assign(entropy_change=-table["reference_change"]))
+    assert "−1.00" in opposite.title and "the same in **0 %**" in opposite.text
+
+
 def every_panel(model, text, planted: bool):
     """Every figure and finding of a real run on the small model, or of tables without a single row."""
     reading = effects.readout(model, COUNTS)
@@ -193,8 +214,9 @@ def every_panel(model, text, planted: bool):
     pairs = attention.top_pairs(weights)
     paths = [PathAblation(*map(int, pair)) for pair in pairs[["layer", "neuron", "attention_head_layer", "attention_head"]].to_numpy()]
     rows = attention.query_path_ablations(model, *text, paths).merge(pairs[["layer", "neuron", "attention_score", "role"]], on=["layer", "neuron"])
+    matched = with_matched_effects(ablated)
     if not planted:
-        chosen, swept, ablated, rows = (table.head(0) for table in (chosen, swept, ablated, rows))
+        chosen, swept, ablated, rows, matched = (table.head(0) for table in (chosen, swept, ablated, rows, matched))
         weights = weights.assign(entropy_score=np.nan, attention_score=np.nan, attention_deviations=np.nan)
     chance, norms, space = causal.random_scores(model, 0, 0), attention.value_norms(model, text[0]), entropy.null_space(model.unembedding)
     summary = attention.ablation_summary(rows)
@@ -202,6 +224,7 @@ def every_panel(model, text, planted: bool):
         (causal_figures.entropy_selection(weights, chosen, space.chance), causal_findings.entropy_selection(weights, chosen, space)),
         (causal_figures.fixed_activation(swept), causal_findings.fixed_activation(swept)),
         (causal_figures.mean_ablation(ablated), causal_findings.mean_ablation(ablated)),
+        (causal_figures.matched_ablation(matched), causal_findings.matched_ablation(matched)),
         (causal_figures.attention_scores(weights, chance), causal_findings.attention_scores(weights, chance)),
         (causal_figures.value_norms(norms), causal_findings.value_norms(norms)),
         (causal_figures.query_paths(rows), causal_findings.query_paths(summary)),
