@@ -1,6 +1,7 @@
 """Fixtures: small models with the shipped tokeniser, and runs on them in a temporary folder."""
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -13,6 +14,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from lib.kernels.fused import fastest_layer_statistics, layer_statistics
 from lib.params import ROOT, Params
 from lib.store import Run
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: threads of one would only wait for those of another
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 TOKENIZER = ROOT / "data" / "tokenizer"
 TEXT = ROOT / "data" / "tokens.safetensors"
