@@ -36,14 +36,14 @@ def _rise(evidence: Evidence) -> Measured:
 def _switch(evidence: Evidence) -> Measured:
     counts = _counts(evidence)
     last = counts[counts["layer"] == counts["layer"].max()]
-    return _share_of(last, last["suppression"], last["suppression"] + last["prediction"], "neuron of high kurtosis")
+    return _share_of(last, last["suppression"], last["suppression"] + last["prediction"], "high-kurtosis neuron")
 
 
 def _before(evidence: Evidence) -> Measured:
     counts = _counts(evidence)
     layers = counts["layer"].max() + 1
     late = counts[(counts["layer"] >= layers / 2) & (counts["layer"] < layers - 1)]
-    return _share_of(late, late["prediction"], late["suppression"] + late["prediction"], "neuron of high kurtosis")
+    return _share_of(late, late["prediction"], late["suppression"] + late["prediction"], "high-kurtosis neuron")
 
 
 def _grow(evidence: Evidence) -> Measured:

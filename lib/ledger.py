@@ -10,9 +10,8 @@ from lib import causal_claims, circuit_claims, family_claims, universality_claim
 from lib.claims import VERDICTS, Claim, Evidence, unmeasured
 from lib.findings import count
 
-CLAIMS: tuple[Claim, ...] = (
-    *universality_claims.CLAIMS, *family_claims.CLAIMS, *circuit_claims.CLAIMS, *causal_claims.CLAIMS,
-)  # fmt: skip
+CAUSAL: tuple[Claim, ...] = causal_claims.CLAIMS
+CLAIMS: tuple[Claim, ...] = (*universality_claims.CLAIMS, *family_claims.CLAIMS, *circuit_claims.CLAIMS, *CAUSAL)
 NEEDED = tuple(dict.fromkeys(name for claim in CLAIMS for name in claim.needs))
 
 
