@@ -205,13 +205,17 @@ def _where(partial: Path) -> str:
 def render(folder: Path) -> Path:
     """Writes outputs/<run>/report and provenance.json from the run's notebooks, tables and figures."""
     from lib import front, pages
-    from lib.store import write_table, write_tables_shown
+    from lib.explorer import can_explore
+    from lib.explorer_files import write_explorer
+    from lib.store import Run, write_table, write_tables_shown
 
     params = read_params(folder / "params.yaml")
     report = folder / "report"
     chapters = [pages.read_chapter(notebook) for notebook in sorted((folder / "notebooks").glob("*.ipynb"))]
     provenance = provenance_of(params, folder, {chapter.title: chapter.wall_seconds for chapter in chapters})
-    extras = [{"name": EXPLORER, "title": "Neurons"}] if (report / EXPLORER).exists() else []
+    run = Run(params)
+    explorable = can_explore(run)
+    extras = [{"name": EXPLORER, "title": "Neurons"}] if explorable else []
     shared = {"chapters": chapters, "provenance": provenance, "extras": extras}
     claims = front.claims_of(params, folder)
     if claims is not None:
@@ -238,7 +242,9 @@ def render(folder: Path) -> Path:
             next=neighbours[index + 1],
             **shared,
         )
-    for stale in set(report.glob("*.html")) - {report / name for name in [*written, EXPLORER]}:
+    if explorable:
+        written[EXPLORER] = write_explorer(run, report, **shared)
+    for stale in set(report.glob("*.html")) - {report / name for name in written}:
         stale.unlink()
     write_tables_shown(report / "data", shown)
     write_if_changed(folder / "provenance.json", json.dumps(provenance, indent=2, ensure_ascii=False) + "\n")
