@@ -20,7 +20,7 @@ from lib.examples import token_text
 from lib.family_summary import FAMILIES
 from lib.store import Run
 from lib.tables import neuron_index
-from lib.universality import PROPERTIES, layer_percentiles
+from lib.universality import PROPERTIES
 
 PLACES = 32_768  # neurons that the explorer has room for, over all seeds
 LOGIT_TOKENS = 10  # tokens promoted, and as many suppressed

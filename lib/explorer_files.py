@@ -20,6 +20,7 @@ from lib.pages import TEMPLATES, page
 from lib.params import write_if_changed
 from lib.store import Run, write_atomically, write_json
 from lib.text import file_sha256
+from lib.universality import layer_percentiles
 
 PAGE, FOLDER = "neurons.html", "neurons"
 CHUNK = 256  # neurons in one file of details
@@ -55,7 +56,7 @@ def seed_arrays(frame: pd.DataFrame, rows: Int[np.ndarray, "rows"], columns: lis
     `percentile` (columns, rows) in whole percent; `plain` (PLAIN, rows); `words` (WORDS, rows), indices of `words`."""
     index = {word: number for number, word in enumerate(words)}
     here = frame.reindex(columns=columns)
-    percentiles = explorer.layer_percentiles(here.assign(layer=frame["layer"]), columns).iloc[rows].to_numpy(float).T
+    percentiles = layer_percentiles(here.assign(layer=frame["layer"]), columns).iloc[rows].to_numpy(float).T
     plain = frame.reindex(columns=list(PLAIN)).astype(float).iloc[rows]
     texts = frame.reindex(columns=list(WORDS)).iloc[rows]
     return {

@@ -2,62 +2,22 @@
 
 import json
 import re
-from pathlib import Path
 from shutil import which
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import TEXT, permuted, save_seed, small_model
+from conftest import TEXT, save_seed
+from explored import made_run
 from stand_ins import llama_model
 
-from lib import causal, causal_tables, circuit_tables, explorer, explorer_files, report
-from lib import collect as collecting
+from lib import explorer, explorer_files, report
 from lib.circuits import processed_model
-from lib.family_tables import open_families
-from lib.params import Params, write_params
+from lib.params import Params
 from lib.store import Run
-from lib.tables import tabulate
-from lib.text_labels import group_sizes
 
 CHROMIUM = which("chromium")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no `chromium` on this machine")
-
-
-def made_run(folder: Path, seeds: dict[str, Path], patch, groups=lambda run: (), **changes) -> Run:
-    """A run through all its passes and first tables, with its outputs below `folder`."""
-    patch.setattr("lib.params.OUTPUTS", folder)
-    patch.setattr("lib.reader.fastest_layer_statistics", lambda: __import__("lib.kernels.fused", fromlist=["x"]).layer_statistics)
-    patch.setattr(collecting, "group_sizes", groups)
-    values = dict(
-        run="test", seeds={name: str(path) for name, path in seeds.items()}, reference=sorted(seeds)[0], text=str(TEXT), context=256,
-        token_budget=16 * 256, random_seed=0, rotations=2, threshold=0.5, precision="fp64", device="cpu",
-    )  # fmt: skip
-    run = Run(Params(**(values | changes)))
-    collecting.collect(run)
-    tabulate(run)
-    write_params(run.params, run.folder / "params.yaml")
-    return run
-
-
-@pytest.fixture(scope="module")
-def complete(tmp_path_factory):
-    """A run with every chapter's tables and its report: b is a with its neurons in another order, c is another model."""
-    root = tmp_path_factory.mktemp("explorer")
-    model = small_model(0)
-    models = {"a": model, "b": permuted(model, 1)[0], "c": small_model(1)}
-    seeds = {name: save_seed(one, root / name) for name, one in models.items()}
-    with pytest.MonkeyPatch.context() as patch:
-        run = made_run(root / "outputs", seeds, patch, group_sizes)
-        open_families(run)
-        weights = causal_tables.weight_table(run)
-        grouped = causal_tables.groups(run, weights[weights["seed"] == "a"])
-        ablated = causal_tables.mean_ablations(run, grouped)
-        causal_tables.fixed_activations(run, grouped)
-        causal_tables.query_paths(run, weights[weights["seed"] == "a"])
-        circuit_tables.write_circuits(run, circuit_tables.role_table(run), weights, causal.effect_columns(ablated))
-        report.render(run.folder)
-        yield run
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +117,7 @@ def test_a_page_without_room_keeps_the_most_universal_neurons_and_best_matches()
 
 
 def test_data_are_written_again_only_when_tables_changed(complete, monkeypatch):
+    monkeypatch.setattr("lib.params.OUTPUTS", complete.folder.parent)
     folder = complete.folder / "report" / "neurons"
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     report.render(complete.folder)
