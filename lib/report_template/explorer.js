@@ -166,7 +166,7 @@
     canvas.width = Math.round(width * scale); canvas.height = Math.round(height * scale);
     const ink = canvas.getContext('2d');
     ink.scale(scale, scale);
-    const colour = name => getComputedStyle(document.querySelector(`.key.${name}`)).color, soft = getComputedStyle($('found')).color;
+    const colour = name => getComputedStyle(document.querySelector(`.key.${name}`), '::before')[name === 'chosen' ? 'borderTopColor' : 'backgroundColor'], soft = getComputedStyle($('found')).color;
     const line = getComputedStyle(document.querySelector('.rows')).borderTopColor;
     const seed = here.seed, across = $('across').value, up = $('up').value;
     const everyone = Array.from({length: seed.count}, (_, at) => at);
