@@ -248,5 +248,5 @@ def description(run: Run, columns: list[tuple[str, str, str]], shown: dict[str, 
 
 
 def as_json(content: dict) -> bytes:
-    """JSON without blanks; InputError has no place here, so a NaN that slipped in is an error."""
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=str).encode()
+    """JSON without blanks; what JSON cannot say, such as NaN, is an error."""
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()

@@ -109,7 +109,10 @@ def write_data(run: Run, folder: Path) -> None:
 
 
 def _files(run: Run):
-    """(name, content) of every data file: run, each seed, and its neurons CHUNK at a time."""
+    """(name, content) of every data file: `run`, each seed, and its neurons CHUNK at a time.
+
+    No seed's name has a dot, so that no two files share a name.
+    """
     matches = run.table("matches_all_seeds")
     seeds, width = list(run.done["seeds"]), run.done["neurons"]
     frames = {seed: explorer.seed_frame(run, seed) for seed in seeds}
@@ -125,7 +128,7 @@ def _files(run: Run):
     examples, histogram = run.stats("examples"), run.stats("histogram")
     for seed in seeds:
         rows = shown[seed]
-        yield seed, save(_contiguous(seed_arrays(frames[seed], rows, [name for name, _, _ in columns], words)))
+        yield f"seed.{seed}", save(_contiguous(seed_arrays(frames[seed], rows, [name for name, _, _ in columns], words)))
         found = explorer.windows(run, examples, seed, rows, limit)
         pairs = explorer.match_arrays(matches, seed, [other for other in seeds if other != seed], rows, width)
         flat = {name: histogram[f"{seed}.{name}"].reshape(-1, *histogram[f"{seed}.{name}"].shape[2:])[rows] for name in ("counts", "low", "high")}
@@ -134,7 +137,7 @@ def _files(run: Run):
         for number, start in enumerate(range(0, len(rows), CHUNK)):
             part = slice(start, start + CHUNK)
             arrays = [{name: values[part] for name, values in group.items()} for group in (found, pairs, bins)]
-            yield f"{seed}-{number}", save(_contiguous(detail_arrays(arrays[0], own.iloc[part], arrays[1], arrays[2])))
+            yield f"seed.{seed}.{number}", save(_contiguous(detail_arrays(arrays[0], own.iloc[part], arrays[1], arrays[2])))
 
 
 def _contiguous(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -123,7 +123,7 @@ def test_data_are_written_again_only_when_tables_changed(complete, monkeypatch):
     report.render(complete.folder)
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     assert (complete.folder / "report" / "index.html").read_text().count('href="neurons.html"') >= 1
-    assert len(list(folder.glob("a-*.js"))) == 1 and re.match(r'explorerFile\("a","[\w+/=]+"\);\n$', (folder / "a.js").read_text())
+    assert len(list(folder.glob("seed.a.*.js"))) == 1 and re.match(r'explorerFile\("seed.a","[\w+/=]+"\);\n$', (folder / "seed.a.js").read_text())
 
 
 # ---------------------------------------------------------------- the page
@@ -270,22 +270,22 @@ def test_effects_stand_beside_the_neurons_that_were_intervened_on(complete, brow
 
 @needs_browser
 def test_a_run_of_gated_models_without_chapters_and_without_room(tmp_path, browser, monkeypatch):
-    seeds = {name: save_seed(llama_model(index), tmp_path / name) for index, name in enumerate(("one", "two"))}
+    seeds = {name: save_seed(llama_model(index), tmp_path / name) for index, name in enumerate(("run", "run-0"))}
     run = made_run(tmp_path / "outputs", seeds, monkeypatch, threshold=1.0, compare="reference")
     monkeypatch.setattr(explorer, "PLACES", 60)
     report.render(run.folder)
     assert explorer.optional(run, "families") is None and len(run.table("logit_tokens")) == 60
     opened = Explorer(browser, run, viewport={"width": 390, "height": 844})
     best = run.table("neurons").nlargest(1, "excess_corr").iloc[0]
-    where = f"one/{int(best['layer'])}/{int(best['neuron'])}"
+    where = f"run/{int(best['layer'])}/{int(best['neuron'])}"
     opened.wait_for(where)
     assert "w_in_norm" not in opened.properties() and "excess_corr" in opened.properties()  # gated: w_in defines nothing
     assert opened.page.inner_text(".badges") == "not universal"
     opened.page.click("summary")
     assert "This page holds the 30 of 96" in opened.page.inner_text("#found")
     match = run.table("matches").merge(pd.DataFrame([best])[["layer", "neuron"]], on=["layer", "neuron"]).iloc[0]
-    opened.page.goto(opened.page.url.split("#")[0] + f"#two/{match['match_layer']}/{match['match_neuron']}")
-    opened.page.wait_for_selector(f'#card[data-shown="two/{match["match_layer"]}/{match["match_neuron"]}"]')
+    opened.page.goto(opened.page.url.split("#")[0] + f"#run-0/{match['match_layer']}/{match['match_neuron']}")
+    opened.page.wait_for_selector(f'#card[data-shown="run-0/{match["match_layer"]}/{match["match_neuron"]}"]')
     assert "Not compared" in opened.page.inner_text(".matches")
     assert opened.page.evaluate("document.documentElement.scrollWidth") <= 390
     assert opened.faults == []

@@ -65,7 +65,7 @@
 
   async function seedOf(name) {
     if (!seeds.has(name)) {
-      seeds.set(name, load(name).then(data => {
+      seeds.set(name, load(`seed.${name}`).then(data => {
         const count = data.layer.shape[0], row = new Map();
         for (let at = 0; at < count; at++) row.set(data.layer.values[at] * run.neurons + data.neuron.values[at], at);
         return {name, data, count, row, texts: []};
@@ -84,7 +84,7 @@
   const searched = (seed, at) => seed.texts[at] ??= run.texts.map(name => name === 'family' ? run.families[word(seed, name, at)] : word(seed, name, at)).filter(Boolean).join(' ').toLowerCase();
 
   async function details(seed, at) {
-    const data = await load(`${seed.name}-${Math.floor(at / run.chunk)}`), own = at % run.chunk;
+    const data = await load(`seed.${seed.name}.${Math.floor(at / run.chunk)}`), own = at % run.chunk;
     return name => {
       const {shape, values} = data[name], size = shape.slice(1).reduce((product, one) => product * one, 1);
       return values.subarray(own * size, (own + 1) * size);
@@ -233,7 +233,7 @@
   function histogram(get) {
     const counts = [...get('counts')], first = get('first')[0], last = get('last')[0], total = counts.reduce((sum, one) => sum + one, 0);
     if (!total) return element('p', {className: 'none', textContent: 'No token was counted into this histogram.'});
-    const width = 340, height = 150, base = 128, most = Math.log1p(Math.max(...counts)), step = width / counts.length, bin = (last - first) / counts.length;
+    const width = 340, height = 222, base = 200, most = Math.log1p(Math.max(...counts)), step = width / counts.length, bin = (last - first) / counts.length;
     const zero = -first / (last - first) * width;
     const picture = drawn('svg', {class: 'histogram', viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': `Histogram of the pre-activation from ${number(first)} to ${number(last)}, ${total} tokens`});
     counts.forEach((count, index) => {
@@ -434,7 +434,7 @@
 
   function controls() {
     const columns = run.ranked.map(one => [one.name, one.words]), families = Object.entries(run.families).filter(([key]) => run.words.includes(key));
-    options($('seed'), run.seeds.map(name => [name, name === run.reference ? `${name} (reference)` : name]));
+    options($('seed'), run.seeds.map(name => [name, name === run.reference ? `${name} (ref.)` : name]));
     options($('layer'), [['all', 'all'], ...Array.from({length: run.layers}, (_, layer) => [layer, layer])]);
     options($('family'), [['', 'all'], ...families]);
     options($('role'), [['', 'all'], ...['prediction', 'suppression', 'partition'].filter(role => run.words.includes(role)).map(role => [role, role])]);
