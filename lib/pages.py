@@ -231,12 +231,12 @@ def read_table(element) -> pd.DataFrame:
     cells = ["th", "td"] if element.name == "table" else {"role": ["columnheader", "cell"]}
     found = element.find_all("tr") if element.name == "table" else element.find_all(attrs={"role": "row"})
     rows = [[_plain(cell) for cell in (row.find_all(cells) if element.name == "table" else row.find_all(attrs=cells))] for row in found]
-    head, *body = [row for row in rows if row] or [[]]
+    head, *body = [row for row in rows if len(row) == len(rows[0])] or [[]]  # a neuron's examples stand in rows of one cell
     names: list[str] = []
     for name in head:
         base = name or "row"
         names.append(base if base not in names else f"{base} {len(names) + 1}")
-    table = pd.DataFrame([[*row, *[""] * len(names)][: len(names)] for row in body], columns=names, dtype=str)
+    table = pd.DataFrame(body, columns=names, dtype=str)
     for name in names:
         numbers = pd.to_numeric(table[name].str.replace(r",(?=\d{3})", "", regex=True), errors="coerce")
         if len(table) and numbers.notna().all():

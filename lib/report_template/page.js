@@ -77,6 +77,13 @@
     box.before(make('p', {className: 'filter'}, make('label', {}, 'Filter ', field), ' ', told));
   }
 
+  /* What scrolls sideways can be reached by keyboard, and nothing else gets in the way of it. */
+  function reachable() {
+    for (const box of document.querySelectorAll('main math[display="block"], main pre, main .neuron-table')) {
+      if (box.scrollWidth > box.clientWidth) box.setAttribute('tabindex', '0'); else box.removeAttribute('tabindex');
+    }
+  }
+
   function contents() {
     const links = new Map([...document.querySelectorAll('nav.sections a')].map(link => [link.hash.slice(1), link]));
     const heads = [...links.keys()].map(id => document.getElementById(id)).filter(Boolean);
@@ -99,6 +106,9 @@
       if (table.tBodies[0].rows.length > 7) filtering(table, box);
     }
     if (document.querySelector('nav.sections')) contents();
+    reachable();
+    addEventListener('resize', reachable);
+    document.addEventListener('toggle', reachable, true);
     document.querySelector('nav.chapters [aria-current]')?.scrollIntoView({block: 'nearest', inline: 'center'});
   });
 })();
