@@ -127,8 +127,8 @@ def open_page(browser):
         page, wrong, asked = context.new_page(), [], []
         page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("requestfailed", lambda request: wrong.append(f"failed: {request.url[:100]}"))
-        page.on("request", lambda request: asked.append(request.url) if not request.url.startswith("data:") else None)
+        page.on("requestfailed", lambda request: None if request.url.startswith("blob:") else wrong.append(f"failed: {request.url[:100]}"))
+        page.on("request", lambda request: asked.append(request.url) if not request.url.startswith(("data:", "blob:")) else None)
         page.goto(file.resolve().as_uri())
         return page, wrong, asked
 
@@ -159,7 +159,7 @@ def test_pages_load_without_error_request_or_broken_link(folder, open_page):
         assert missing == 0, file.name
 
 
-@pytest.mark.parametrize("size, scheme", [(WIDE, "light"), (WIDE, "dark"), (NARROW, "light"), (NARROW, "dark")])
+@pytest.mark.parametrize("size, scheme", [(WIDE, "light"), (WIDE, "dark"), (NARROW, "light")])
 def test_accessibility_and_width(folder, open_page, size, scheme):
     axe_package = pytest.importorskip("axe_playwright_python", reason="the package axe-playwright-python is not installed")
     axe = (Path(axe_package.__file__).parent / "axe.min.js").read_text()
@@ -221,8 +221,8 @@ def test_figures_enlarge_and_save_and_contents_follow(folder, open_page):
     for kind in ("SVG", "PNG"):
         with page.expect_download() as saved:
             page.click(f"#{FIGURES[0]} .tools a:text-is('{kind}')")
-        start = saved.value.path().read_bytes()[:400]
-        assert start.startswith(b"\x89PNG") if kind == "PNG" else b"<svg" in start or b"svg" in start
+        assert saved.value.suggested_filename == f"{FIGURES[0]}.{kind.lower()}"
+        assert saved.value.path().read_bytes() == (folder / "figures" / f"{FIGURES[0]}.{kind.lower()}").read_bytes()
     page.evaluate("document.getElementById('which-properties').scrollIntoView()")
     page.wait_for_timeout(100)
     assert page.inner_text("nav.sections [aria-current]") == "Which properties?"

@@ -23,6 +23,20 @@
     document.querySelector('nav.chapters').append(button);
   }
 
+  const bytes = text => Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
+
+  /* A figure is saved from the page itself: the drawing from its compressed copy, the picture from what is shown. */
+  async function save(event) {
+    const link = event.currentTarget, {gzip} = link.dataset;
+    event.preventDefault();
+    const blob = gzip
+      ? await new Response(new Blob([bytes(gzip)]).stream().pipeThrough(new DecompressionStream('gzip'))).arrayBuffer()
+      : bytes(link.closest('figure').querySelector('img').src.split(',')[1]);
+    const address = URL.createObjectURL(new Blob([blob], {type: gzip ? 'image/svg+xml' : 'image/png'}));
+    make('a', {href: address, download: link.download}).click();
+    setTimeout(() => URL.revokeObjectURL(address), 10000);
+  }
+
   function enlarging() {
     const picture = make('img', {alt: ''});
     const close = make('button', {type: 'button', className: 'close', textContent: 'Close'});
@@ -38,6 +52,7 @@
       image.addEventListener('click', open);
       image.classList.add('enlarges');
       figure.querySelector('.tools').prepend(button);
+      figure.querySelectorAll('.tools a').forEach(link => link.addEventListener('click', save));
     }
   }
 
