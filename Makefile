@@ -1,6 +1,6 @@
 # make report [RUN=tiny] [SEED=a] [TOKENS=1000000] [PARAMS=path.yaml]; `make help` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help report plan compare test lab bench seeds lint clean environment FORCE
+.PHONY: help report plan compare archive test lab bench seeds lint clean environment FORCE
 .NOTPARALLEL:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
@@ -29,7 +29,7 @@ EXECUTED := $(CHAPTERS:notebooks/%=$(OUT)/notebooks/%)
 # A published table that `make compare` has laid beside the run's own adds a page.
 EXECUTED += $(patsubst %,$(OUT)/notebooks/published.ipynb,$(wildcard $(OUT)/tables/published.parquet))
 # What makes the pages, and what makes the seeds and the text, does not change what a notebook computes.
-PAGES := lib/report.py lib/pages.py $(wildcard lib/explorer*.py lib/report_template/* bench/*.json)
+PAGES := lib/report.py lib/pages.py lib/front.py lib/answer.py lib/ledger.py lib/claims.py lib/archive.py $(wildcard lib/*_claims.py lib/explorer*.py) $(wildcard lib/report_template/* bench/*.json)
 SHIPPING := lib/corpus.py lib/corpus_sources.py lib/bigram.py lib/train.py lib/trainer.py lib/gpt2.py lib/seed_card.py lib/lab.py lib/lab_widgets.py
 LIBRARY := $(filter-out $(PAGES) $(SHIPPING),$(wildcard lib/*.py lib/kernels/*.py))
 
@@ -42,6 +42,9 @@ report: $(OUT)/report/index.html ## everything for one run; [RUN=tiny] [SEED=a] 
 compare: $(OUT)/tables/done.json ## a published per-neuron table beside the run's own, as a page; [RUN=tiny] PUBLISHED=path.csv
 	@$(PY) -m lib.compare $(OUT)/params.yaml '$(PUBLISHED)'
 	@$(MAKE) report
+
+archive: $(READY) ## a finished run as one file to share, with checksums; [RUN=tiny]
+	@$(PY) -m lib.archive $(OUT)
 
 plan: $(READY) ## memory, passes, disk and time that a run will take; [RUN=tiny] [PARAMS=path.yaml]
 	@$(PY) -m lib.plan $(PARAMS)

@@ -23,7 +23,7 @@ def _how_many(evidence: Evidence) -> str:
         return "How many neurons are universal was not measured in this run."
     shares = universality.reference_shares(evidence.tables["neurons_all_seeds"], evidence.threshold).set_index("seed")
     own, low, high = shares.loc[evidence.reference], shares["share"].min(), shares["share"].max()
-    found = f"**{percent(own['share'])}** of the neurons of seed {evidence.reference} ({own['universal']:,} of {own['neurons']:,})"
+    found = f"**{percent(own['share'])}** of the neurons of seed {evidence.reference} ({own['universal']:,.0f} of {own['neurons']:,.0f})"
     text = f"{found} {'is' if own['universal'] == 1 else 'are'} universal: seeds share them with an excess correlation above {evidence.threshold:g}"
     if len(shares) > 1:
         text += f"; with each of the {len(shares)} seeds as reference it is " + (percent(low) if low == high else f"{percent(low)} to {percent(high)}")
@@ -76,5 +76,5 @@ def _what_for(evidence: Evidence, table: pd.DataFrame) -> str:
     holds = causal[causal["verdict"] == HOLDS]
     told = causal[causal["verdict"] != UNKNOWN]
     if "roles" in evidence.tables and len(told):
-        text += f"; of {count(len(causal), 'claim')} on entropy, token-frequency and attention neurons that interventions test, {len(holds)} {'holds' if len(holds) == 1 else 'hold'}"
+        text += f"; of {count(len(causal), 'claim')} on entropy, token-frequency and attention neurons, {len(holds)} {'holds' if len(holds) == 1 else 'hold'}"
     return f"{text}."

@@ -51,7 +51,7 @@ def _in_layers(family: str, depth: float):
         enough = number[number >= FEWEST].index
         if not len(enough):
             return unmeasured(f"{count(len(own), f'{FAMILIES[family]} neuron')} in all seeds, too few")
-        early = (own["layer"] + 0.5) / layers < depth  # a layer belongs to the part of the depth that its middle lies in
+        early = (own["layer"] + 0.5) / layers <= depth  # a layer belongs to the part of the depth that its middle lies in
         found = over_seeds(early.groupby(own["seed"]).mean()[enough], HALF, True, lambda value: percent(value, 0))
         return found._replace(here=f"{found.here}; {len(own):,} neurons")
 

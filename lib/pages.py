@@ -4,6 +4,7 @@ Nothing in a page asks for anything outside it; a picture without a description 
 figure links to its files and each table to itself as CSV and Parquet.
 """
 
+import gzip
 import re
 from base64 import b64encode
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from PIL import Image
 from lib.errors import InputError
 
 TEMPLATES = Path(__file__).parent / "report_template"
-FIGURE_FILES = ("svg", "png", "pdf")  # that a figure may be saved as
+FIGURE_FILES = ("svg", "png")  # that a figure may be saved as
 _MATHML = "{http://www.w3.org/1998/Math/MathML}"
 _NO_ALT = "No description has been provided for this image"  # what nbconvert writes where there is none
 _WITH_LIMITS = {"max", "min", "sup", "inf", "lim"}  # operators whose subscript stands below them in a display
@@ -197,11 +198,18 @@ def add_figure_tools(soup: BeautifulSoup, folder: Path) -> None:
         tools = soup.new_tag("figcaption", attrs={"class": "tools"})
         for kind in FIGURE_FILES if name else ():
             if (folder / f"{name}.{kind}").exists():
-                link = {"href": f"../figures/{name}.{kind}", "download": "", "aria-label": f"{kind.upper()} of this figure"}
+                link = {**figure_file(folder / f"{name}.{kind}"), "aria-label": f"{kind.upper()} of this figure"}
                 tools.append(soup.new_tag("a", attrs=link, string=kind.upper()))
         figure.append(tools)
         if frame:
             del frame["data-figure"]
+
+
+def figure_file(path: Path) -> dict[str, str]:
+    """Attributes of a link that saves a figure's file. A browser shows a drawing of another file instead of saving it, so
+    that the page holds it, compressed; a PNG is on the page already."""
+    link = {"href": f"../figures/{path.name}", "download": path.name}
+    return link | ({"data-gzip": b64encode(gzip.compress(path.read_bytes(), mtime=0)).decode()} if path.suffix == ".svg" else {})
 
 
 def add_table_tools(soup: BeautifulSoup, stem: str) -> dict[str, pd.DataFrame]:
@@ -231,12 +239,12 @@ def read_table(element) -> pd.DataFrame:
     cells = ["th", "td"] if element.name == "table" else {"role": ["columnheader", "cell"]}
     found = element.find_all("tr") if element.name == "table" else element.find_all(attrs={"role": "row"})
     rows = [[_plain(cell) for cell in (row.find_all(cells) if element.name == "table" else row.find_all(attrs=cells))] for row in found]
-    head, *body = [row for row in rows if row] or [[]]
+    head, *body = [row for row in rows if len(row) == len(rows[0])] or [[]]  # a neuron's examples stand in rows of one cell
     names: list[str] = []
     for name in head:
         base = name or "row"
         names.append(base if base not in names else f"{base} {len(names) + 1}")
-    table = pd.DataFrame([[*row, *[""] * len(names)][: len(names)] for row in body], columns=names, dtype=str)
+    table = pd.DataFrame(body, columns=names, dtype=str)
     for name in names:
         numbers = pd.to_numeric(table[name].str.replace(r",(?=\d{3})", "", regex=True), errors="coerce")
         if len(table) and numbers.notna().all():
@@ -280,7 +288,7 @@ def embedded_picture(path: Path) -> dict:
     with Image.open(path) as picture:
         alt = picture.info.get("Description") or path.stem.replace("_", " ")
         width = picture.width // 2  # figures are drawn at twice the resolution that they are shown at
-    files = [{"kind": kind.upper(), "href": f"../figures/{path.stem}.{kind}"} for kind in FIGURE_FILES if path.with_suffix(f".{kind}").exists()]
+    files = [{"kind": kind.upper(), "link": figure_file(path.with_suffix(f".{kind}"))} for kind in FIGURE_FILES if path.with_suffix(f".{kind}").exists()]
     return {"source": "data:image/png;base64," + b64encode(path.read_bytes()).decode(), "alt": alt, "width": width, "files": files}
 
 

@@ -23,6 +23,20 @@
     document.querySelector('nav.chapters').append(button);
   }
 
+  const bytes = text => Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
+
+  /* A figure is saved from the page itself: the drawing from its compressed copy, the picture from what is shown. */
+  async function save(event) {
+    const link = event.currentTarget, {gzip} = link.dataset;
+    event.preventDefault();
+    const blob = gzip
+      ? await new Response(new Blob([bytes(gzip)]).stream().pipeThrough(new DecompressionStream('gzip'))).arrayBuffer()
+      : bytes(link.closest('figure').querySelector('img').src.split(',')[1]);
+    const address = URL.createObjectURL(new Blob([blob], {type: gzip ? 'image/svg+xml' : 'image/png'}));
+    make('a', {href: address, download: link.download}).click();
+    setTimeout(() => URL.revokeObjectURL(address), 10000);
+  }
+
   function enlarging() {
     const picture = make('img', {alt: ''});
     const close = make('button', {type: 'button', className: 'close', textContent: 'Close'});
@@ -38,6 +52,7 @@
       image.addEventListener('click', open);
       image.classList.add('enlarges');
       figure.querySelector('.tools').prepend(button);
+      figure.querySelectorAll('.tools a').forEach(link => link.addEventListener('click', save));
     }
   }
 
@@ -77,6 +92,13 @@
     box.before(make('p', {className: 'filter'}, make('label', {}, 'Filter ', field), ' ', told));
   }
 
+  /* What scrolls sideways can be reached by keyboard, and nothing else gets in the way of it. */
+  function reachable() {
+    for (const box of document.querySelectorAll('main math[display="block"], main pre, main .neuron-table')) {
+      if (box.scrollWidth > box.clientWidth) box.setAttribute('tabindex', '0'); else box.removeAttribute('tabindex');
+    }
+  }
+
   function contents() {
     const links = new Map([...document.querySelectorAll('nav.sections a')].map(link => [link.hash.slice(1), link]));
     const heads = [...links.keys()].map(id => document.getElementById(id)).filter(Boolean);
@@ -99,6 +121,9 @@
       if (table.tBodies[0].rows.length > 7) filtering(table, box);
     }
     if (document.querySelector('nav.sections')) contents();
+    reachable();
+    addEventListener('resize', reachable);
+    document.addEventListener('toggle', reachable, true);
     document.querySelector('nav.chapters [aria-current]')?.scrollIntoView({block: 'nearest', inline: 'center'});
   });
 })();
