@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from shutil import which
 
 import numpy as np
@@ -264,6 +265,20 @@ def test_effects_stand_beside_the_neurons_that_were_intervened_on(complete, brow
     assert f"{1000 * row['loss_change']:.2f} ± {1000 * row['loss_error']:.2f}".replace("-0.00 ", "0.00 ") in cells.replace("-0.00 ", "0.00 ")
     circuits = row_of(complete.table("circuits"), "a", row["layer"], row["neuron"])
     assert f"a/{circuits['partner_layer']}/{circuits['partner_neuron']}" in opened.page.inner_text("#body")
+    assert opened.faults == []
+    opened.page.close()
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme, width", [("light", 1280), ("dark", 390)])
+def test_no_serious_fault_for_readers_with_screen_readers_or_weak_sight(complete, browser, scheme, width):
+    axe_package = pytest.importorskip("axe_playwright_python", reason="the package axe-playwright-python is not installed")
+    opened = Explorer(browser, complete, "#a/1/17", color_scheme=scheme, viewport={"width": width, "height": 900})
+    opened.wait_for("a/1/17")
+    opened.page.eval_on_selector(".finder", "finder => { finder.open = true; }")
+    opened.page.evaluate((Path(axe_package.__file__).parent / "axe.min.js").read_text())
+    found = opened.page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+    assert [(rule["id"], rule["nodes"][0]["html"]) for rule in found if rule["impact"] in ("serious", "critical")] == []
     assert opened.faults == []
     opened.page.close()
 
