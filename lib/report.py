@@ -214,6 +214,7 @@ def render(folder: Path) -> Path:
     chapters = [pages.read_chapter(notebook) for notebook in sorted((folder / "notebooks").glob("*.ipynb"))]
     provenance = provenance_of(params, folder, {chapter.title: chapter.wall_seconds for chapter in chapters})
     run = Run(params)
+    run.folder = folder  # which need not be where a run of this name writes
     explorable = can_explore(run)
     extras = [{"name": EXPLORER, "title": "Neurons"}] if explorable else []
     shared = {"chapters": chapters, "provenance": provenance, "extras": extras}
