@@ -1,6 +1,6 @@
 # make report [RUN=tiny] [SEED=a] [TOKENS=1000000] [PARAMS=path.yaml]; `make help` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help report plan compare test lab bench seeds lint clean environment FORCE
+.PHONY: help report plan compare archive test lab bench seeds lint clean environment FORCE
 .NOTPARALLEL:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
@@ -29,8 +29,8 @@ EXECUTED := $(CHAPTERS:notebooks/%=$(OUT)/notebooks/%)
 # A published table that `make compare` has laid beside the run's own adds a page.
 EXECUTED += $(patsubst %,$(OUT)/notebooks/published.ipynb,$(wildcard $(OUT)/tables/published.parquet))
 # What makes the pages, and what makes the seeds and the text, does not change what a notebook computes.
-PAGES := lib/report.py lib/pages.py $(wildcard lib/report_template/* bench/*.json)
-SHIPPING := lib/corpus.py lib/corpus_sources.py lib/bigram.py lib/train.py lib/trainer.py lib/gpt2.py lib/seed_card.py
+PAGES := lib/report.py lib/pages.py lib/front.py lib/answer.py lib/ledger.py lib/claims.py lib/archive.py $(wildcard lib/*_claims.py lib/explorer*.py) $(wildcard lib/report_template/* bench/*.json)
+SHIPPING := lib/corpus.py lib/corpus_sources.py lib/bigram.py lib/train.py lib/trainer.py lib/gpt2.py lib/seed_card.py lib/lab.py lib/lab_widgets.py
 LIBRARY := $(filter-out $(PAGES) $(SHIPPING),$(wildcard lib/*.py lib/kernels/*.py))
 
 help: ## this list
@@ -43,14 +43,17 @@ compare: $(OUT)/tables/done.json ## a published per-neuron table beside the run'
 	@$(PY) -m lib.compare $(OUT)/params.yaml '$(PUBLISHED)'
 	@$(MAKE) report
 
+archive: $(READY) ## a finished run as one file to share, with checksums; [RUN=tiny]
+	@$(PY) -m lib.archive $(OUT)
+
 plan: $(READY) ## memory, passes, disk and time that a run will take; [RUN=tiny] [PARAMS=path.yaml]
 	@$(PY) -m lib.plan $(PARAMS)
 
 test: $(READY) ## the test suite
 	$(PY) -m pytest
 
-lab: $(READY) ## the notebooks in JupyterLab
-	PYTHONPATH="$(CURDIR)" $(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
+lab: $(READY) ## JupyterLab on the explorer notebook; the chapters lie beside it
+	PYTHONPATH="$(CURDIR)" $(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/optional/explorer.ipynb $(if $(filter 0,$(shell id -u)),--allow-root)
 
 bench: $(READY) ## speed, memory and error against the published algorithm (a quarter of an hour); [TOKENS=300000] [PUBLISHED_TOKENS=8192]
 	$(PY) -m bench $(if $(TOKENS),--tokens '$(TOKENS)') $(if $(PUBLISHED_TOKENS),--published-tokens '$(PUBLISHED_TOKENS)')

@@ -50,7 +50,8 @@ def entropy_selection(weights: pd.DataFrame, chosen: pd.DataFrame, space: NullSp
     return Finding(title, text, f"{alt} {title}.")
 
 
-def _at_top(table: pd.DataFrame) -> pd.DataFrame:
+def at_top(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `fixed_activations` at the largest value of the grid, total effects only."""
     return table[(table["variant"] == TOTAL) & (table["value"] == table["value"].max())]
 
 
@@ -62,7 +63,7 @@ def _told(values: pd.Series, digits: int = 4) -> str:
 def fixed_activation(table: pd.DataFrame) -> Finding:
     """From `fixed_activations` (figures 7, 25): do the candidates move scale and entropy more than the controls do?"""
     alt = "Line plots of the change of LayerNorm scale, entropy, loss and reciprocal rank against the fixed activation, candidates over controls."
-    top = _at_top(table)
+    top = at_top(table)
     own, others = top[top["group"] == "entropy"], top[top["group"] == "control"]
     if own.empty or others.empty:
         return Finding("No candidates or no controls to compare", "There are too few neurons in the last layers for candidates and controls.", alt)
@@ -100,11 +101,15 @@ def _largest(table: pd.DataFrame, outcome: str) -> dict[str, str]:
     return {group: f"{change[change.index == group].max():.4f}" if group in change.index else "undefined" for group in GROUPS}
 
 
-def _share_taken(table: pd.DataFrame, outcome: str, variant: str) -> pd.Series:
+def share_taken(table: pd.DataFrame, outcome: str, variant: str) -> pd.Series:
     """Per neuron: the share of an outcome's total effect that is gone in a variant; NaN where there is no total effect."""
     wide = table.pivot_table(index=["group", "layer", "neuron"], columns="variant", values=f"{outcome}_change")
     total = wide[TOTAL].where(wide[TOTAL].abs() > 1e-9)
-    return (1 - wide[variant] / total).groupby("group").median()
+    return 1 - wide[variant] / total
+
+
+def _median_taken(table: pd.DataFrame, outcome: str, variant: str) -> pd.Series:
+    return share_taken(table, outcome, variant).groupby("group").median()
 
 
 def _share(value: float) -> str:
@@ -116,7 +121,7 @@ def mean_ablation(table: pd.DataFrame) -> Finding:
     alt = "Scatter plots of mean-ablation effects: total against direct with the final scale frozen, and with the frequency direction fixed."
     if table.empty:
         return Finding("No neuron to ablate", "There are too few neurons in the last layers for candidates and controls.", alt)
-    scale, frequency = _share_taken(table, "entropy", FROZEN_SCALE), _share_taken(table, "kl_unigram", FIXED_FREQUENCY)
+    scale, frequency = _median_taken(table, "entropy", FROZEN_SCALE), _median_taken(table, "kl_unigram", FIXED_FREQUENCY)
     through = {group: _share(scale.get(group, np.nan)) for group in ("entropy", "control")}
     along = {group: _share(frequency.get(group, np.nan)) for group in ("frequency", "control")}
     entropy, unigram = _largest(table, "entropy"), _largest(table, "kl_unigram")

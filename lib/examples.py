@@ -137,12 +137,12 @@ def neuron_table_html(examples: Examples, chosen: pd.DataFrame, columns: Sequenc
         cells = "".join(f"<span role=cell>{_cell(value)}</span>" for value in values.values())
         first, *more = examples.lines(int(values["layer"]), int(values["neuron"]), limit)
         rows.append(
-            f'<div class=neuron style="{order}"><div class=row role=row>{cells}</div>'
-            f"<details><summary>{first}</summary>{''.join(more)}</details></div>"
+            f'<div class=neuron role=rowgroup style="{order}"><div class=row role=row>{cells}</div>'
+            f"<div role=row><div role=cell><details><summary>{first}</summary>{''.join(more)}</details></div></div></div>"
         )
     return (
-        f"{STYLE}<style>{rules}</style><div class=neuron-table role=table><label><input type=checkbox class=reverse> reverse"
-        f'</label><div class="row head" role=row>{head}</div><div class=neurons>{"".join(rows)}</div></div>'
+        f"{STYLE}<style>{rules}</style><div class=neuron-table><label><input type=checkbox class=reverse> reverse</label>"
+        f'<div role=table aria-label="Neurons"><div class="row head" role=row>{head}</div><div class=neurons>{"".join(rows)}</div></div></div>'
     )
 
 

@@ -39,6 +39,7 @@ sns.set_theme(
         "savefig.dpi": 200,
         "savefig.bbox": "tight",
         "pdf.fonttype": 42,  # text stays text in the PDF
+        "svg.hashsalt": "figure",  # the same figure gives the same file
         "axes.titlesize": "medium",
         "grid.color": "#e6e6e6",
     },
@@ -48,7 +49,8 @@ sns.set_theme(
 def gallery(folder: Path) -> Callable[[Figure, str, str, str], None]:
     """A function `show(fig, title, alt, name)` that titles, displays and saves figures under `folder`.
 
-    Each figure is saved as `name.png` and `name.pdf`; the displayed image carries `alt` for screen readers.
+    Each figure is saved as `name.png`, `name.svg` and `name.pdf`; the displayed image carries `alt` for screen readers
+    and `name`, which becomes its anchor on the page.
     """
 
     def show(fig: Figure, title: str, alt: str, name: str) -> None:
@@ -59,8 +61,10 @@ def gallery(folder: Path) -> Callable[[Figure, str, str, str], None]:
             png = picture.getvalue()
         (folder / f"{name}.png").write_bytes(png)
         fig.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
+        fig.savefig(folder / f"{name}.svg", metadata={"Date": None, "Title": title, "Description": alt})
         width = int.from_bytes(png[16:20], "big")  # pixels, from the PNG's header
-        display(Image(data=png, format="png", alt=alt, width=round(width * 100 / matplotlib.rcParams["savefig.dpi"])))
+        shown = round(width * 100 / matplotlib.rcParams["savefig.dpi"])
+        display(Image(data=png, format="png", alt=alt, width=shown, metadata={"name": name}))
 
     return show
 

@@ -1,26 +1,31 @@
 """From executed notebooks to HTML pages that open offline: equations as MathML, pictures embedded, code folded.
 
-Nothing in a page asks for anything outside it; a picture without a description for screen readers is refused.
+Nothing in a page asks for anything outside it; a picture without a description for screen readers is refused. Each
+figure links to its files and each table to itself as CSV and Parquet.
 """
 
+import gzip
 import re
 from base64 import b64encode
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from xml.etree import ElementTree
 
 import nbformat
+import pandas as pd
 from bs4 import BeautifulSoup
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
 from latex2mathml.converter import convert
+from markupsafe import Markup, escape
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath, MathInlineParser
 from PIL import Image
-from pygments.formatters import HtmlFormatter
 
 from lib.errors import InputError
 
 TEMPLATES = Path(__file__).parent / "report_template"
+FIGURE_FILES = ("svg", "png")  # that a figure may be saved as
 _MATHML = "{http://www.w3.org/1998/Math/MathML}"
 _NO_ALT = "No description has been provided for this image"  # what nbconvert writes where there is none
 _WITH_LIMITS = {"max", "min", "sup", "inf", "lim"}  # operators whose subscript stands below them in a display
@@ -39,6 +44,7 @@ class Chapter:
     opening: str
     rest: str
     wall_seconds: float | None
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)  # by the name of their files in report/data
 
 
 def mathml(latex: str, display: bool = False) -> str:
@@ -123,13 +129,18 @@ class _Exporter(HTMLExporter):
 
 
 def read_chapter(notebook: Path) -> Chapter:
-    """An executed notebook as a chapter; InputError if a picture has no alt text or the page would need the network."""
+    """An executed notebook as a chapter; InputError if a picture has no alt text or the page would need the network.
+
+    Figures link to their files in the folder `figures` beside that of the notebook, where those are.
+    """
     nb = nbformat.read(notebook, as_version=4)
     try:
         body, _ = _Exporter().from_notebook_node(nb, {"metadata": {"path": str(notebook.parent)}})
         soup = BeautifulSoup(body, "html.parser")
         _tidy(soup)
         check_offline(soup)
+        add_figure_tools(soup, notebook.parent.parent / "figures")
+        tables = add_table_tools(soup, notebook.stem)
     except InputError as error:
         raise InputError(f"{notebook.name}: {error}.") from error
     title = soup.find("h1")
@@ -142,6 +153,7 @@ def read_chapter(notebook: Path) -> Chapter:
         opening="".join(cells[:1]),
         rest="".join(cells[1:]),
         wall_seconds=nb.metadata.get("papermill", {}).get("duration"),
+        tables=tables,
     )
 
 
@@ -151,7 +163,7 @@ def _tidy(soup: BeautifulSoup) -> None:
         script.decompose()
     for table in soup.find_all("table"):
         del table["border"]
-        table.wrap(soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0"}))
+        table.wrap(soup.new_tag("div", attrs={"class": "scroll"}))
         for header in table.find_all("th"):
             header["scope"] = "col" if header.find_parent("thead") else "row"
             header.attrs.pop("valign", None)
@@ -175,6 +187,69 @@ def _tidy(soup: BeautifulSoup) -> None:
         anchor = heading.find("a", class_="anchor-link")
         if anchor:
             anchor.attrs |= {"href": f"#{name}", "aria-label": "Link to this section"}
+
+
+def add_figure_tools(soup: BeautifulSoup, folder: Path) -> None:
+    """Makes every picture a figure with its name as anchor and links to its files in `folder`, those that are there."""
+    for number, image in enumerate(soup.find_all("img"), 1):
+        frame = image.find_parent(attrs={"data-figure": True})
+        name = frame["data-figure"] if frame else ""
+        figure = image.wrap(soup.new_tag("figure", attrs={"class": "picture", "id": name or f"figure-{number}"}))
+        tools = soup.new_tag("figcaption", attrs={"class": "tools"})
+        for kind in FIGURE_FILES if name else ():
+            if (folder / f"{name}.{kind}").exists():
+                link = {**figure_file(folder / f"{name}.{kind}"), "aria-label": f"{kind.upper()} of this figure"}
+                tools.append(soup.new_tag("a", attrs=link, string=kind.upper()))
+        figure.append(tools)
+        if frame:
+            del frame["data-figure"]
+
+
+def figure_file(path: Path) -> dict[str, str]:
+    """Attributes of a link that saves a figure's file. A browser shows a drawing of another file instead of saving it, so
+    that the page holds it, compressed; a PNG is on the page already."""
+    link = {"href": f"../figures/{path.name}", "download": path.name}
+    return link | ({"data-gzip": b64encode(gzip.compress(path.read_bytes(), mtime=0)).decode()} if path.suffix == ".svg" else {})
+
+
+def add_table_tools(soup: BeautifulSoup, stem: str) -> dict[str, pd.DataFrame]:
+    """Links under every table to it as CSV and Parquet; returns the tables by name, to be written beside the page.
+
+    A scrolling box is named after the heading above it, so that it can be told apart by a screen reader.
+    """
+    tables = {}
+    for number, element in enumerate(soup.select("table, [role=table]"), 1):
+        name = element.get("data-table") or f"{stem}-{number}"
+        tables[name] = read_table(element)
+        heading = element.find_previous(["h1", "h2", "h3"])
+        about = _plain(heading) if heading else f"table {number}"
+        box = element.find_parent(class_="scroll") or element
+        if box is not element:
+            box.attrs |= {"tabindex": "0", "role": "region", "aria-label": f"Table {number}: {about}"}
+        tools = soup.new_tag("p", attrs={"class": "tools"})
+        for kind, ending in {"CSV": "csv", "Parquet": "parquet"}.items():
+            link = {"href": f"data/{name}.{ending}", "download": "", "aria-label": f"{kind} of table {number}"}
+            tools.append(soup.new_tag("a", attrs=link, string=kind))
+        box.insert_after(tools)
+    return tables
+
+
+def read_table(element) -> pd.DataFrame:
+    """What an HTML table shows: a column is of numbers if all its cells are, thousands separated or not."""
+    cells = ["th", "td"] if element.name == "table" else {"role": ["columnheader", "cell"]}
+    found = element.find_all("tr") if element.name == "table" else element.find_all(attrs={"role": "row"})
+    rows = [[_plain(cell) for cell in (row.find_all(cells) if element.name == "table" else row.find_all(attrs=cells))] for row in found]
+    head, *body = [row for row in rows if len(row) == len(rows[0])] or [[]]  # a neuron's examples stand in rows of one cell
+    names: list[str] = []
+    for name in head:
+        base = name or "row"
+        names.append(base if base not in names else f"{base} {len(names) + 1}")
+    table = pd.DataFrame(body, columns=names, dtype=str)
+    for name in names:
+        numbers = pd.to_numeric(table[name].str.replace(r",(?=\d{3})", "", regex=True), errors="coerce")
+        if len(table) and numbers.notna().all():
+            table[name] = numbers
+    return table
 
 
 def check_offline(soup: BeautifulSoup) -> None:
@@ -207,11 +282,26 @@ def _first_sentence(paragraph) -> str:
     return sentence[0] if sentence else text
 
 
-def embedded_picture(path: Path) -> tuple[str, str]:
-    """(data URL, alt text) of a PNG; the alt text is its `Description`, as lib.figures writes it."""
+def embedded_picture(path: Path) -> dict:
+    """A PNG as the front page shows it: source (data URL), alt (its `Description`, as lib.figures writes it), width in
+    CSS pixels, and its files beside it."""
     with Image.open(path) as picture:
         alt = picture.info.get("Description") or path.stem.replace("_", " ")
-    return "data:image/png;base64," + b64encode(path.read_bytes()).decode(), alt
+        width = picture.width // 2  # figures are drawn at twice the resolution that they are shown at
+    files = [{"kind": kind.upper(), "link": figure_file(path.with_suffix(f".{kind}"))} for kind in FIGURE_FILES if path.with_suffix(f".{kind}").exists()]
+    return {"source": "data:image/png;base64," + b64encode(path.read_bytes()).decode(), "alt": alt, "width": width, "files": files}
+
+
+def finished(html: str, stem: str) -> tuple[str, dict[str, pd.DataFrame]]:
+    """A page of our own templates with links under its tables, and these tables by name."""
+    soup = BeautifulSoup(html, "html.parser")
+    tables = add_table_tools(soup, stem)
+    return str(soup), tables
+
+
+def bold(text: str) -> Markup:
+    """A sentence with **numbers** as HTML; everything else is escaped."""
+    return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", str(escape(text))))
 
 
 def page(template: str, **content) -> str:
@@ -219,9 +309,11 @@ def page(template: str, **content) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"count": count, "percent": percent, "duration": duration, "memory": memory}
-    highlighting = HtmlFormatter(style="xcode").get_style_defs(".highlight")
-    return environment.get_template(template).render(style=(TEMPLATES / "style.css").read_text() + highlighting, **content)
+    environment.filters |= {"count": count, "percent": percent, "duration": duration, "memory": memory, "bold": bold}
+    script = (TEMPLATES / "page.js").read_text()
+    allowed = b64encode(sha256(script.encode()).digest()).decode()  # the page's policy lets this script run and no other
+    shared = {"style": (TEMPLATES / "style.css").read_text(), "script": script, "script_hash": f"'sha256-{allowed}'"}
+    return environment.get_template(template).render(**shared, **content)
 
 
 def count(number: float) -> str:

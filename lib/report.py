@@ -22,8 +22,7 @@ from lib.errors import InputError
 from lib.hub import weight_files, weights_sha256
 from lib.params import Params, read_params, write_if_changed, write_params, write_statistics_key
 
-# The front page shows the first of these that the run has drawn, or else its first figure.
-HEADLINE_FIGURES = ("universality_scatter", "figure_02a_11_distributions")
+EXPLORER = "neurons.html"  # the page of single neurons, linked where there is one
 
 
 class NotebookError(Exception):
@@ -205,30 +204,50 @@ def _where(partial: Path) -> str:
 
 def render(folder: Path) -> Path:
     """Writes outputs/<run>/report and provenance.json from the run's notebooks, tables and figures."""
-    from lib import pages
+    from lib import front, pages
+    from lib.explorer import can_explore
+    from lib.explorer_files import write_explorer
+    from lib.store import Run, write_table, write_tables_shown
 
     params = read_params(folder / "params.yaml")
     report = folder / "report"
     chapters = [pages.read_chapter(notebook) for notebook in sorted((folder / "notebooks").glob("*.ipynb"))]
     provenance = provenance_of(params, folder, {chapter.title: chapter.wall_seconds for chapter in chapters})
-    shared = {"chapters": chapters, "provenance": provenance}
-    front = front_page(params, folder, provenance)
-    written = {"index.html": pages.page("front.html.j2", current="index.html", **shared, **front)}
-    benchmarks = benchmarks_page()
+    run = Run(params)
+    run.folder = folder  # which need not be where a run of this name writes
+    explorable = can_explore(run)
+    extras = [{"name": EXPLORER, "title": "Neurons"}] if explorable else []
+    shared = {"chapters": chapters, "provenance": provenance, "extras": extras}
+    claims = front.claims_of(params, folder)
+    if claims is not None:
+        write_table(folder / "tables" / "ledger.parquet", claims.table)
+    content = front.front_page(params, folder, provenance) | front.claims_page(claims, chapters)
+    own = {"index.html": pages.page("front.html.j2", current="index.html", **shared, **content)}
+    benchmarks = front.benchmarks_page()
     if benchmarks["machines"]:
-        written["benchmarks.html"] = pages.page("benchmarks.html.j2", current="benchmarks.html", **benchmarks, **shared)
+        own["benchmarks.html"] = pages.page("benchmarks.html.j2", current="benchmarks.html", **benchmarks, **shared)
+    written, shown = {}, {name: table for chapter in chapters for name, table in chapter.tables.items()}
+    for name, html in own.items():
+        written[name], tables = pages.finished(html, Path(name).stem)
+        shown |= tables
+    if claims is not None:
+        shown["ledger"] = claims.table
     neighbours = [*chapters, None]
     for index, chapter in enumerate(chapters):
         written[chapter.name] = pages.page(
             "chapter.html.j2",
             current=chapter.name,
             chapter=chapter,
+            sections=chapter.sections,
             previous=chapters[index - 1] if index else {"name": "index.html", "title": "Overview"},
             next=neighbours[index + 1],
             **shared,
         )
+    if explorable:
+        written[EXPLORER] = write_explorer(run, report, **shared)
     for stale in set(report.glob("*.html")) - {report / name for name in written}:
         stale.unlink()
+    write_tables_shown(report / "data", shown)
     write_if_changed(folder / "provenance.json", json.dumps(provenance, indent=2, ensure_ascii=False) + "\n")
     for name in sorted(written, key=lambda name: name == "index.html"):  # the front page last: make looks at its time
         (report / name).unlink(missing_ok=True)
@@ -272,124 +291,6 @@ def provenance_of(params: Params, folder: Path, notebooks: dict[str, float | Non
         },
         "notebooks": notebooks,
     }
-
-
-def front_page(params: Params, folder: Path, provenance: dict) -> dict:
-    """What the front page shows beside the chapters, computed from whichever of the run's tables are there."""
-    from lib import pages
-
-    done = _read_json(folder / "stats" / "done.json")
-    references = {row["seed"]: row for row in _read_rows(folder / "tables" / "references.parquet")}
-    losses = {row["seed"]: row for row in _read_rows(folder / "tables" / "losses.parquet") if row["domain"] == "all"}
-    shape = f" of {done['layers']} layers with {done['neurons']:,} neurons each" if "layers" in done else ""
-    figures = sorted(
-        (folder / "figures").glob("*.png"), key=lambda path: (path.stem not in HEADLINE_FIGURES, path.name)
-    )
-    return {
-        "models": f"This report looks at {len(params.seeds)} models{shape} that differ in their random seed only.",
-        "headlines": _headlines(params, references),
-        "picture": pages.embedded_picture(figures[0]) if figures else None,
-        "seed_table": _seed_table(params, references, losses, provenance),
-        "tables": _table_list(folder / "tables"),
-        "benchmarks": [machine["device"] for machine in benchmarks_page()["machines"]],
-    }
-
-
-def benchmarks_page(folder: Path | None = None) -> dict:
-    """What `make bench` measured, one machine a file of `folder` (bench/): machines, and rows by group side by side.
-
-    A row that a machine has not measured has an empty cell there.
-    """
-    records = {path.stem: _read_json(path) for path in sorted((folder or parameters.ROOT / "bench").glob("*.json"))}
-    groups: dict[str, dict[str, dict]] = {}
-    for name, record in records.items():
-        for row in record["rows"]:
-            shared = groups.setdefault(row["group"], {}).setdefault(row["what"], {"bar": row["bar"], "cells": {}})
-            shared["cells"][name] = row["measured"]
-    return {
-        "machines": [{"name": name, **record["machine"]} for name, record in records.items()],
-        "groups": [
-            {
-                "title": title,
-                "rows": [
-                    {"what": what, "bar": row["bar"], "cells": [row["cells"].get(name, "") for name in records]}
-                    for what, row in rows.items()
-                ],
-            }
-            for title, rows in groups.items()
-        ],
-    }
-
-
-def _headlines(params: Params, references: dict[str, dict]) -> list[tuple[str, str]]:
-    """(number, sentence) for the front page."""
-    from lib.pages import count, percent
-
-    own = references.get(params.reference)
-    if own is None:
-        return []
-    headlines = [
-        (
-            percent(own["share"]),
-            f"of the neurons of seed {params.reference} are universal: {count(own['universal'])} of "
-            f"{count(own['neurons'])} have an excess correlation above {params.threshold:g}.",
-        )
-    ]
-    if len(references) > 1:
-        ordered = sorted(references.values(), key=lambda row: row["share"])
-        low, high = percent(ordered[0]["share"]), percent(ordered[-1]["share"])
-        where = f", lowest for {ordered[0]['seed']}, highest for {ordered[-1]['seed']}" if low != high else ""
-        number = f"{low} to {high}" if low != high else low
-        headlines.append((number, f"is that share with each of the {len(ordered)} seeds as reference in turn{where}."))
-    headlines.append(
-        (
-            f"{own['mean_excess']:.3f}",
-            f"is the mean excess correlation over all neurons of seed {params.reference}: how much better a neuron's "
-            "best match in another seed is than its best match in a randomly rotated basis.",
-        )
-    )
-    if own.get("dead"):
-        headlines.append(
-            (count(own["dead"]), f"neurons of seed {params.reference} never change on this text and match nothing.")
-        )
-    return headlines
-
-
-def _seed_table(params: Params, references: dict, losses: dict, provenance: dict) -> list[list[str]]:
-    """The table of seeds, its first row the heads; a column whose numbers are not known is left out."""
-    from lib.pages import count, percent
-
-    columns = {
-        "seed": {name: name + (" (reference)" if name == params.reference else "") for name in params.seeds},
-        "model": dict(params.seeds),
-        "revision": {name: seed.get("revision") or "" for name, seed in provenance["seeds"].items()},
-        "SHA-256": {name: (seed["sha256"] or "")[:12] for name, seed in provenance["seeds"].items()},
-        "loss [nats per token]": {name: f"{row['loss']:.3f}" for name, row in losses.items()},
-        "universal neurons": {name: count(row["universal"]) for name, row in references.items()},
-        "share": {name: percent(row["share"]) for name, row in references.items()},
-    }
-    known = {head: cells for head, cells in columns.items() if any(cells.values())}
-    return [list(known), *([cells.get(name, "") for cells in known.values()] for name in params.seeds)]
-
-
-def _table_list(folder: Path) -> list[dict]:
-    """File, rows and columns of each table, neurons and matches first."""
-    import pyarrow.parquet
-
-    files = sorted(folder.glob("*.parquet"), key=lambda path: (path.stem not in ("neurons", "matches"), path.name))
-    described = []
-    for path in files:
-        schema = pyarrow.parquet.read_metadata(path)
-        described.append({"file": path.name, "rows": schema.num_rows, "columns": schema.schema.to_arrow_schema().names})
-    return described
-
-
-def _read_rows(path: Path) -> list[dict]:
-    if not path.exists():
-        return []
-    import pandas as pd
-
-    return pd.read_parquet(path).to_dict("records")
 
 
 def _package_versions() -> dict[str, str]:

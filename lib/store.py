@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lib.errors import InputError
-from lib.params import Params, read_params
+from lib.params import Params, read_params, write_if_changed
 from lib.text import Text, read_text
 
 
@@ -86,6 +86,16 @@ def write_json(path: Path, content: dict) -> None:
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Saves a table as Parquet, atomically."""
     write_atomically(path, lambda temporary: table.to_parquet(temporary, index=False))
+
+
+def write_tables_shown(folder: Path, tables: dict[str, pd.DataFrame]) -> None:
+    """Saves the tables that a report's pages show, as CSV and Parquet; files of tables that are gone go too."""
+    wanted = {folder / f"{name}.{ending}" for name in tables for ending in ("csv", "parquet")}
+    for stale in {*folder.glob("*.csv"), *folder.glob("*.parquet")} - wanted:
+        stale.unlink()
+    for name, table in tables.items():
+        write_table(folder / f"{name}.parquet", table)
+        write_if_changed(folder / f"{name}.csv", table.to_csv(index=False))
 
 
 class Run:

@@ -65,6 +65,14 @@ def seed_folders(tmp_path_factory) -> dict[str, Path]:
     return {name: save_seed(small_model(i), root / name) for i, name in enumerate("abc")}
 
 
+@pytest.fixture(scope="session")
+def complete(tmp_path_factory) -> Run:
+    """A run of three small seeds with all chapters' tables and its report; tests leave it as it is."""
+    from explored import everything
+
+    return everything(tmp_path_factory.mktemp("complete"))
+
+
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """An empty Hub, and libraries with empty caches that ask it; nobody waits."""

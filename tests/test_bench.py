@@ -8,7 +8,7 @@ from conftest import TEXT, small_model
 from torch.nn.functional import gelu
 
 from bench import engine, published, table, whole
-from lib import report
+from lib import front
 from lib.correlation import rotations
 from lib.kernels.fused import layer_statistics
 from lib.seeds import load_model
@@ -94,6 +94,6 @@ def test_report_shows_machines_side_by_side(tmp_path):
     for name, rows in {"cpu": [speed | {"measured": "9"}, share | {"measured": "80 %"}], "h200": [speed | {"measured": "30"}]}.items():
         record = {"machine": {"device": name.upper(), "date": "2026-01-01", "torch": "2", "commit": None}, "rows": rows}
         (tmp_path / f"{name}.json").write_text(json.dumps(record))
-    page = report.benchmarks_page(tmp_path)
+    page = front.benchmarks_page(tmp_path)
     assert [machine["name"] for machine in page["machines"]] == ["cpu", "h200"]
     assert [group["rows"][0]["cells"] for group in page["groups"]] == [["9", "30"], ["80 %", ""]]

@@ -88,7 +88,7 @@ def test_the_table_sorts_by_ranks_and_opens_to_examples(examples):
     assert [row["style"] for row in rows] == [
         "--r0:1;--r1:2;--r2:1;--r3:3", "--r0:2;--r1:1;--r2:2;--r3:2", "--r0:3;--r1:3;--r2:4;--r3:1",
     ]  # fmt: skip
-    assert [cell.text for cell in rows[0].select("[role=cell]")] == ["0", "1", "0.250", "3.000"]
+    assert [cell.text for cell in rows[0].select(".row > [role=cell]")] == ["0", "1", "0.250", "3.000"]
     assert rows[1].summary.text.startswith("2.00 · C & C++") and len(rows[1].select("details > .neuron-text")) == 1
     other = BeautifulSoup(neuron_table_html(examples, chosen.head(2), ["skew"]), "html.parser")
     assert other.input.find_next("input")["name"] != heads[0].input["name"]

@@ -7,16 +7,20 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
+from base64 import b64encode
+from hashlib import sha256
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from lib import pages, report
+from lib import archive, pages, report, universality
 from lib.errors import InputError
 from lib.params import ROOT, read_params
 from lib.store import write_table
@@ -118,6 +122,10 @@ def complete(tmp_path_factory) -> Path:
         for seed, count in {"a": 42, "b": 37, "c": 55}.items()
     ]
     write_table(folder / "tables" / "references.parquet", pd.DataFrame(rows))
+    excess = np.repeat([0.6, 0.1] * 3, [42, 958, 37, 963, 55, 945])
+    everyone = pd.DataFrame({"seed": np.repeat(["a", "b", "c"], 1000), "layer": 0, "neuron": [*range(1000)] * 3, "excess_corr": excess})
+    everyone = everyone.assign(dead=False, **dict.fromkeys(universality.PROPERTIES, 0.5))
+    write_table(folder / "tables" / "neurons_all_seeds.parquet", everyone)
     done = {"tokens_counted": 19681, "seed_hashes": {"a": "0" * 64}, "layers": 2, "neurons": 500, "wall_seconds": 61.2}
     (folder / "stats").mkdir()
     (folder / "stats" / "done.json").write_text(json.dumps(done))
@@ -187,9 +195,12 @@ def read_page(folder: Path, name: str) -> BeautifulSoup:
 def test_nothing_leaves_the_page(complete, name):
     page = read_page(complete, name)
     pages.check_offline(page)
-    assert not page.find_all(["script", "iframe", "object", "embed", "video", "audio"])
+    assert not page.find_all(["iframe", "object", "embed", "video", "audio"])
     assert all(link["href"].startswith("data:") for link in page.find_all("link"))
-    assert "default-src 'none'" in page.find("meta", attrs={"http-equiv": True})["content"]
+    policy = page.find("meta", attrs={"http-equiv": True})["content"]
+    (script,) = page.find_all("script")  # our own, and the policy lets no other run
+    assert not script.has_attr("src") and b64encode(sha256(script.string.encode()).digest()).decode() in policy
+    assert "default-src 'none'" in policy and "script-src 'sha256-" in policy
     outside = re.findall(r"https?://[^\s\"'<]+", str(page))
     assert {address.split("/")[2] for address in outside} <= {"arxiv.org", "www.w3.org"}  # a link and MathML's name
 
@@ -221,8 +232,8 @@ def test_pages_lead_to_each_other(complete):
 
 def test_front_page_says_what_was_computed(complete):
     text = " ".join(read_page(complete, "index.html").main.get_text().split())
-    assert "4.20 %" in text and "42 of 1,000" in text and "above 0.5" in text
-    assert "3.70 % to 5.50 %" in text and "lowest for b, highest for c" in text
+    assert "4.20 % of the neurons of seed a (42 of 1,000) are universal" in text and "above 0.5" in text
+    assert "3.70 % to 5.50 %" in text and "From 1 to 5 % of the neurons are universal" in text
     assert "19,681 tokens" in text and "3 models of 2 layers with 500 neurons each" in text
     assert "Does the runner do what it should?" in text
 
@@ -230,7 +241,7 @@ def test_front_page_says_what_was_computed(complete):
 def test_front_page_without_tables_or_statistics(folder):
     report.render(folder)
     text = read_page(folder, "index.html").get_text()
-    assert "a (reference)" in text and "In numbers" not in text
+    assert "a (reference)" in text and "Ledger" not in text
 
 
 def test_provenance_is_recorded_and_shown(complete):
@@ -246,7 +257,39 @@ def test_pages_of_chapters_that_are_gone_go_too(folder):
     (folder / "report").mkdir()
     (folder / "report" / "00_gone.html").write_text("")
     report.render(folder)
-    assert {path.name for path in (folder / "report").iterdir()} - {"benchmarks.html"} == {"index.html"}
+    assert {path.name for path in (folder / "report").glob("*.html")} - {"benchmarks.html"} == {"index.html"}
+
+
+def test_a_run_without_examples_has_no_page_of_neurons(folder):
+    (folder / "report").mkdir()
+    (folder / "report" / "neurons.html").write_text("of an earlier run")
+    report.render(folder)
+    assert "neurons.html" not in str(read_page(folder, "index.html").nav) and not (folder / "report" / "neurons.html").exists()
+
+
+# ---------------------------------------------------------------- archive
+
+
+def test_archive_holds_the_report_and_sums_that_are_right(complete, capsys):
+    assert archive.main([str(complete)]) == 0
+    packed = complete.with_name("smoke.tar.gz")
+    assert str(packed) in capsys.readouterr().out
+    first = packed.read_bytes()
+    with tarfile.open(packed) as tar:
+        inside = {name.removeprefix("smoke/"): tar.extractfile(f"smoke/{name.removeprefix('smoke/')}").read() for name in tar.getnames()}
+    sums = dict(line.split("  ")[::-1] for line in inside.pop("SHA256SUMS").decode().splitlines())
+    assert sums == {name: sha256(data).hexdigest() for name, data in inside.items()}
+    assert {"params.yaml", "provenance.json", "report/index.html", "tables/ledger.parquet"} <= set(inside) and not any("stats" in name for name in inside)
+    assert inside["report/index.html"] == (complete / "report" / "index.html").read_bytes()
+    archive.main([str(complete)])
+    assert packed.read_bytes() == first
+
+
+def test_archive_of_an_unfinished_run_is_one_sentence(folder, capsys):
+    assert archive.main([str(folder)]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: the run in") and "is not finished (it has no provenance.json)" in message and message.count("\n") == 1
+    assert not folder.with_name("smoke.tar.gz").exists()
 
 
 def write_notebook(path: Path, *cells) -> Path:
@@ -427,4 +470,4 @@ def test_make_says_which_python_is_missing(make, tmp_path):
 def test_make_help_names_every_target(make):
     done, _ = make("help")
     targets = re.findall(r"^make (\w+) ", done.stdout, re.MULTILINE)
-    assert {"help", "report", "compare", "test", "lab", "seeds", "lint", "clean"} <= set(targets)
+    assert {"help", "report", "compare", "archive", "test", "lab", "seeds", "lint", "clean"} <= set(targets)

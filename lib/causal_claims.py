@@ -1,0 +1,131 @@
+"""The paper's claims that the second half of chapter 5 tests: entropy, token-frequency and attention neurons."""
+
+import numpy as np
+import pandas as pd
+from scipy.stats import mannwhitneyu
+
+from lib import attention
+from lib.causal_findings import at_top, name_of, share_taken
+from lib.claims import (
+    Claim,
+    Evidence,
+    Measured,
+    correlation_interval,
+    decided,
+    median_interval,
+    over_seeds,
+    signed,
+    unmeasured,
+)
+from lib.effects import FIXED_FREQUENCY, FROZEN_SCALE
+from lib.entropy import entropy_candidates
+from lib.findings import count, p_words
+from lib.universality import SIGNIFICANT
+
+CHAPTER = "05_weight_circuits"
+WEIGHTS, FIXED, ABLATED, PATHS, NORMS = "causal_weights", "fixed_activation", "mean_ablation", "query_paths", "value_norms"
+ANTIPODAL, STRONG, RESTING = -0.5, 0.5, 2.0  # cosine; correlation; ratio of norms, from which a claim is granted
+
+
+def _groups(evidence: Evidence) -> tuple[pd.DataFrame, pd.DataFrame]:
+    top = at_top(evidence.tables[FIXED])
+    return top[top["group"] == "entropy"], top[top["group"] == "control"]
+
+
+def _beyond_controls(outcome: str, digits: int):
+    """The candidate that raises an outcome most, less the control that changes it most, with two standard errors."""
+
+    def measure(evidence: Evidence) -> Measured:
+        own, controls = _groups(evidence)
+        if own.empty or controls.empty:
+            return unmeasured("no candidate or no control")
+        best, chance = own.loc[own[f"{outcome}_change"].idxmax()], controls[f"{outcome}_change"].abs().max()
+        change, half = best[f"{outcome}_change"], 2 * best[f"{outcome}_error"]
+        here = f"{name_of(best)}: {signed(change, digits)} ± {half:.{digits}f} held at {best['value']:g}; controls up to {chance:.{digits}f} in size"
+        return Measured(float(change), float(change - half), float(change + half), here, decided(change - half, change + half, chance))
+
+    return measure
+
+
+def _order(evidence: Evidence) -> Measured:
+    """Change of reciprocal rank of the candidate of largest entropy change, in size, against the median control's."""
+    own, controls = _groups(evidence)
+    if own.empty or controls.empty:
+        return unmeasured("no candidate or no control")
+    best, chance = own.loc[own["entropy_change"].idxmax()], controls["reciprocal_rank_change"].abs().median()
+    change, half = abs(best["reciprocal_rank_change"]), 2 * best["reciprocal_rank_error"]
+    here = f"{name_of(best)}: {signed(best['reciprocal_rank_change'], 4)} ± {half:.4f}; median control {chance:.4f} in size"
+    return Measured(float(change), float(change - half), float(change + half), here, decided(change - half, change + half, chance, above=False))
+
+
+def _antipodal(evidence: Evidence) -> Measured:
+    lowest = {seed: entropy_candidates(own)["partner_cos"].min() for seed, own in evidence.tables[WEIGHTS].groupby("seed", sort=False)}
+    return over_seeds(pd.Series(lowest, dtype=float), ANTIPODAL, False, signed)
+
+
+def _more_taken(outcome: str, variant: str, group: str):
+    """Does a variant take away more of an effect from candidates than from controls? Mann–Whitney over neurons."""
+
+    def measure(evidence: Evidence) -> Measured:
+        taken = share_taken(evidence.tables[ABLATED], outcome, variant).dropna()
+        ours, others = (taken[taken.index.get_level_values("group") == name] for name in (group, "control"))
+        if not len(ours) or not len(others):
+            return unmeasured("no candidate or no control with an effect")
+        test = mannwhitneyu(ours, others)
+        delta = 2 * test.statistic / (len(ours) * len(others)) - 1
+        here = f"{_percent(ours.median())} of the median candidate's effect, {_percent(others.median())} of the median control's ({p_words(test.pvalue)})"
+        sure = test.pvalue < SIGNIFICANT
+        return Measured(float(delta), np.nan, np.nan, here, decided(delta, delta, 0.0) if sure else "cannot tell")
+
+    return measure
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.0f} %".replace("-", "−")
+
+
+def _path(outcome: str, sign: int):
+    """Strongest correlation of a deactivation pair's activation with what cutting its path changes, of the claimed sign."""
+
+    def measure(evidence: Evidence) -> Measured:
+        paths = evidence.tables[PATHS]
+        pairs = attention.ablation_summary(paths[paths["role"] == "deactivation"]) if len(paths) else paths
+        pairs = pairs[pairs[outcome].notna()] if len(pairs) else pairs
+        if pairs.empty:
+            return unmeasured("no pair of neuron and head with an effect")
+        best = pairs.loc[(sign * pairs[outcome]).idxmax()]
+        low, high = correlation_interval(best[outcome], int(best["destinations"]))
+        here = f"{name_of(best)} → L{int(best['head_layer'])}H{int(best['head'])}: {signed(best[outcome])} ({signed(low)} to {signed(high)}), the best of {count(len(pairs), 'pair')}"
+        return Measured(float(best[outcome]), low, high, here, decided(low, high, sign * STRONG, above=sign > 0))
+
+    return measure
+
+
+def _resting(evidence: Evidence) -> Measured:
+    ratio = evidence.tables[NORMS]["ratio"]
+    low, high = median_interval(ratio)
+    here = f"{ratio.median():.2f} times in the median of {count(len(ratio), 'head')} ({low:.2f} to {high:.2f})"
+    return Measured(float(ratio.median()), low, high, here, decided(low, high, RESTING))
+
+
+CLAIMS = (
+    Claim("entropy_scale", "An entropy neuron held high raises the final LayerNorm scale more than any control moves it",
+          "0.68 → 0.83 (GPT2-medium L23.945 at 6)", CHAPTER, "figure_07_25_fixed_activation", (FIXED,), _beyond_controls("scale", 4)),
+    Claim("entropy_entropy", "An entropy neuron held high raises the entropy of the prediction more than any control moves it",
+          "2.48 → 3.61 nats (the same neuron)", CHAPTER, "figure_07_25_fixed_activation", (FIXED,), _beyond_controls("entropy", 4)),
+    Claim("entropy_order", "An entropy neuron held high hardly changes the rank of the true token: less than the median control",
+          "reciprocal rank 0.5811 → 0.5806", CHAPTER, "figure_07_25_fixed_activation", (FIXED,), _order),
+    Claim("antipodal", f"An entropy neuron has an antipodal partner: a w_out with a cosine below {signed(ANTIPODAL, 1)}",
+          "−0.89 (GPT2-medium L22.2882)", CHAPTER, "figure_07_entropy_candidates", (WEIGHTS,), _antipodal),
+    Claim("entropy_through_scale", "Entropy neurons act through the final scale: freezing it takes away more than from controls",
+          "most of the effect (arXiv 2406.16254)", CHAPTER, "total_and_direct_effects", (ABLATED,), _more_taken("entropy", FROZEN_SCALE, "entropy")),
+    Claim("frequency_direction", "Token-frequency neurons act along the unigram direction: fixing it takes away more than from controls",
+          "most of the effect (arXiv 2406.16254)", CHAPTER, "total_and_direct_effects", (ABLATED,),
+          _more_taken("kl_unigram", FIXED_FREQUENCY, "frequency")),
+    Claim("deactivation_bos", f"Cutting a deactivation neuron's path lowers attention to BOS the more it fires: ρ below {signed(-STRONG, 1)}",
+          "−0.93 (GPT2-medium L4.3594 → L5H0)", CHAPTER, "figure_08bc_26_query_paths", (PATHS,), _path("bos_change_corr", -1)),
+    Claim("deactivation_norm", f"Cutting it makes the head write more, the more the neuron fires: ρ with its output's norm above {signed(STRONG, 1)}",
+          "+0.89 (GPT2-medium L4.3594 → L5H0)", CHAPTER, "figure_08bc_26_query_paths", (PATHS,), _path("norm_change_corr", 1)),
+    Claim("bos_resting", f"BOS is a resting place: other tokens' ‖W_O v‖ is more than {RESTING:g} times that of BOS in the median head",
+          "19.4 times (GPT2-medium)", CHAPTER, "bos_value_norms", (NORMS,), _resting),
+)  # fmt: skip

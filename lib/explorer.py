@@ -1,0 +1,252 @@
+"""The neuron explorer's content: from a run's tables and statistics to what one page shows of every neuron.
+
+Every number comes from a table of the run or from an accumulator; only the tokens that a neuron promotes and suppresses are
+read from the seeds' weights here, once (logit_tokens.parquet). Runs of large models show their most universal neurons.
+"""
+
+import json
+import sys
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from lib import circuits
+from lib.circuit_tables import kept, weights_of
+from lib.examples import token_text
+from lib.family_summary import FAMILIES
+from lib.store import Run
+from lib.tables import neuron_index
+from lib.universality import PROPERTIES
+
+PLACES = 32_768  # neurons that the explorer has room for, over all seeds
+LOGIT_TOKENS = 10  # tokens promoted, and as many suppressed
+KEY = ["seed", "layer", "neuron"]
+
+# Shown with their percentile within the layer; the page's headings and words. Columns that a run lacks are left out.
+RANKED = {
+    "Universality": {
+        "excess_corr": "excess correlation",
+        "mean_corr": "best match, mean over seeds",
+        "max_corr": "best match, largest over seeds",
+        "min_corr": "best match, smallest over seeds",
+        "mean_baseline": "best match in a rotated basis",
+    },
+    "Activation": {
+        **{name: PROPERTIES[name] for name in ("sparsity", "mean", "var", "skew", "kurt")},
+        "activation_mean": "mean activation",
+        "activation_std": "deviation of activation",
+        "position_information": "information on the position [bits]",
+    },
+    "Weights": {
+        **{name: PROPERTIES[name] for name in ("input_bias", "w_in_norm", "w_out_norm", "in_out_sim", "l2_penalty")},
+        "max_cos_in": "largest cosine with another w_in",
+        "max_cos_out": "largest cosine with another w_out",
+        **{name: PROPERTIES[name] for name in ("vocab_mean", "vocab_var", "vocab_skew", "vocab_kurt")},
+    },
+    "Circuits": {
+        "null_share": "share of w_out that W_U hardly reads",
+        "frequency_share": "share of w_out along token frequency",
+        "entropy_score": "entropy score",
+        "attention_score": "attention score of the best later head",
+    },
+}
+PLAIN = (  # numbers without a rank
+    "score", "chosen_score", "chance", "difference", "runner_up_score", "raised_score", "lowered_score", "null_score",
+    "attention_head_layer", "attention_head", "attention_deviations", "partner_layer", "partner_neuron", "partner_cos",
+)  # fmt: skip
+WORDS = (
+    "family", "best_family", "label", "runner_up_family", "runner_up_label", "raised", "lowered", "role_published", "role_calibrated",
+)  # fmt: skip
+ABLATED = ("loss", "entropy", "kl_unigram", "reciprocal_rank", "scale")  # outcomes of an intervention
+
+
+def optional(run: Run, name: str) -> pd.DataFrame | None:
+    """A table of the run, or None where no chapter has made it."""
+    return run.table(name) if (run.folder / "tables" / f"{name}.parquet").exists() else None
+
+
+def can_explore(run: Run) -> bool:
+    """Whether a run has what the explorer needs at least: a table of neurons and their strongest examples."""
+    tables = ("neurons_all_seeds", "matches_all_seeds")
+    there = all((run.folder / "tables" / f"{name}.parquet").exists() for name in tables)
+    return there and (run.folder / "stats" / "done.json").exists() and any((run.folder / "stats").glob("examples-*.safetensors"))
+
+
+def seed_frame(run: Run, seed: str) -> pd.DataFrame:
+    """One row per neuron of a seed in the order of flat indices, with every column that RANKED, PLAIN and WORDS name and
+    the run has; NaN for a seed that no chapter took as reference."""
+    frame = neuron_index(run.done["layers"], run.done["neurons"])
+    for name in ("neurons_all_seeds", "families", "circuits", "roles"):
+        table = optional(run, name)
+        if table is None:
+            continue
+        new = [column for column in table if column not in frame and column != "seed"]
+        own = table.loc[table["seed"] == seed, ["layer", "neuron", *new]]
+        frame = frame.merge(own, on=["layer", "neuron"], how="left", validate="one_to_one")
+    return frame
+
+
+def ranked_columns(frame: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """(column, words, heading) of the RANKED columns that a frame has and that are known of some neuron."""
+    return [
+        (name, words, heading)
+        for heading, columns in RANKED.items()
+        for name, words in columns.items()
+        if name in frame and frame[name].notna().any()
+    ]
+
+
+def rows_shown(frame: pd.DataFrame, matches: pd.DataFrame, seed: str, room: int) -> Int[np.ndarray, "rows"]:
+    """Rows of a seed's frame that the page holds, ascending: all if there is room, else those of largest excess correlation.
+
+    A seed that is no reference has no excess; its best matches with the seeds that are come first.
+    """
+    if len(frame) <= room:
+        return np.arange(len(frame))
+    rank = frame["excess_corr"] if "excess_corr" in frame else pd.Series(np.nan, frame.index)
+    if not rank.notna().any():
+        found = matches[matches["model"] == seed]
+        best = found.groupby(["match_layer", "match_neuron"])["corr"].max()
+        at = pd.MultiIndex.from_frame(frame[["layer", "neuron"]])
+        rank = pd.Series(best.reindex(at).to_numpy(), frame.index)
+    order = np.argsort(-rank.fillna(-np.inf).to_numpy(), kind="stable")
+    return np.sort(order[:room])
+
+
+def room_for(run: Run) -> int:
+    """How many neurons of each seed the page holds at most."""
+    return max(1, PLACES // len(run.done["seeds"]))
+
+
+# ---------------------------------------------------------------- tokens promoted and suppressed
+
+
+@torch.no_grad()
+def extreme_tokens(
+    w_out: Float[Tensor, "neurons d_model"], unit_unembedding: Float[Tensor, "d_model vocabulary"], number: int = LOGIT_TOKENS
+) -> dict[str, np.ndarray]:
+    """Tokens with the largest and with the smallest cos(w_out, W_U[:, v]), and these cosines, all (neurons, number).
+
+    Names: promoted, promoted_cos, suppressed, suppressed_cos, the most extreme first. `unit_unembedding` has columns
+    of length 1.
+    """
+    number = min(number, unit_unembedding.shape[1])
+    parts: dict[str, list[Tensor]] = {name: [] for name in ("promoted", "promoted_cos", "suppressed", "suppressed_cos")}
+    for some in normalize(w_out, dim=1).split(max(1, circuits.CHUNK // unit_unembedding.shape[1])):
+        cosine = some @ unit_unembedding  # (neurons, vocabulary)
+        for name, largest in (("promoted", True), ("suppressed", False)):
+            values, tokens = cosine.topk(number, dim=1, largest=largest)
+            parts[name].append(tokens)
+            parts[f"{name}_cos"].append(values)
+    return {name: torch.cat(values).numpy() for name, values in parts.items()}
+
+
+def logit_tokens(run: Run, shown: dict[str, Int[np.ndarray, "rows"]]) -> pd.DataFrame:
+    """logit_tokens.parquet: `extreme_tokens` of the shown neurons of every seed (rows by flat index), lists in four columns."""
+    width = run.done["neurons"]
+
+    def make() -> pd.DataFrame:
+        parts = []
+        for seed, rows in shown.items():
+            w_out, unembedding = weights_of(run, seed)
+            found = extreme_tokens(torch.cat(w_out)[torch.from_numpy(rows)], unembedding)
+            table = pd.DataFrame({"seed": seed, "layer": rows // width, "neuron": rows % width})
+            parts.append(table.assign(**{name: list(values) for name, values in found.items()}))
+        return pd.concat(parts, ignore_index=True)
+
+    depends_on = {"number": LOGIT_TOKENS, "rows": {seed: [len(rows), int(rows.sum())] for seed, rows in shown.items()}}
+    return kept(run, "logit_tokens", (sys.modules[__name__], circuits), depends_on, make)
+
+
+# ---------------------------------------------------------------- strongest examples and matches
+
+
+def windows(run: Run, arrays: dict[str, np.ndarray], seed: str, rows: Int[np.ndarray, "rows"], limit: int) -> dict[str, np.ndarray]:
+    """The strongest `limit` examples of some neurons of a seed, block −1 where there is none.
+
+    `value` (rows, k), the activation; `block`, `position`, `domain` (rows, k); `tokens` (rows, k, window), −1 outside
+    the block; `activation` (rows, k, window), NaN where a token does not count.
+    """
+    value, block, position, window = (
+        arrays[f"{seed}.{name}"].reshape(-1, *arrays[f"{seed}.{name}"].shape[2:])[rows, :limit] for name in ("value", "block", "position", "window")
+    )
+    text, radius = run.text.tokens.numpy(), window.shape[-1] // 2
+    at = position.astype(np.int64)[..., None] + np.arange(-radius, radius + 1)
+    inside = (at >= 0) & (at < text.shape[1]) & (block >= 0)[..., None]
+    tokens = text[np.maximum(block, 0)[..., None], at.clip(0, text.shape[1] - 1)]
+    return {
+        "value": value, "block": block, "position": position, "domain": run.text.domain.numpy()[np.maximum(block, 0)],
+        "tokens": np.where(inside, tokens, -1), "activation": np.where(inside, window.astype(np.float32), np.nan),
+    }  # fmt: skip
+
+
+def match_arrays(matches: pd.DataFrame, seed: str, others: list[str], rows: Int[np.ndarray, "rows"], width: int) -> dict[str, np.ndarray]:
+    """Each neuron's best match in every other seed, all (rows, others): `partner` as flat index, −1 where there is none,
+    `corr` and `baseline`. `width` is the number of neurons of a layer."""
+    made = {"partner": np.full((len(rows), len(others)), -1), "corr": np.full((len(rows), len(others)), np.nan)}
+    made["baseline"] = made["corr"].copy()
+    own = matches[matches["seed"] == seed]
+    for column, other in enumerate(others):
+        found = own[own["model"] == other]
+        found = found.set_index(found["layer"] * width + found["neuron"]).reindex(rows)
+        known = found["corr"].notna().to_numpy()
+        partner = found["match_layer"] * width + found["match_neuron"]
+        made["partner"][known, column] = partner.to_numpy()[known]
+        made["corr"][:, column], made["baseline"][:, column] = found["corr"], found["baseline"]
+    return made
+
+
+# ---------------------------------------------------------------- effects
+
+
+def measured(run: Run) -> dict[str, dict]:
+    """What interventions on single neurons found, by `layer/neuron` of the reference seed: `ablation` and `fixed`, rows of
+    means and errors as in mean_ablation.parquet and fixed_activation.parquet, and `heads`, one row per attention head
+    whose query was cut from the neuron: how its activation goes with what the cut changes (METHOD §6)."""
+    found: dict[str, dict] = {}
+    for kind, name, column in (("ablation", "mean_ablation", "variant"), ("fixed", "fixed_activation", "value")):
+        table = optional(run, name)
+        if table is None or table.empty:
+            continue
+        outcomes = [f"{one}_{part}" for one in ABLATED for part in ("change", "error") if f"{one}_{part}" in table]
+        for at, rows in table.groupby(["layer", "neuron"]):
+            distinct = rows.drop_duplicates(column)
+            own = found.setdefault(f"{at[0]}/{at[1]}", {})
+            own[kind] = [{column: row[column], **{one: _number(row[one]) for one in outcomes}} for _, row in distinct.iterrows()]
+            own["group"], own["tokens"] = sorted(set(rows["group"])), int(rows["tokens"].iloc[0])
+    paths = optional(run, "query_paths")
+    if paths is not None and not paths.empty:
+        for at, rows in paths.groupby(["layer", "neuron", "head_layer", "head"]):
+            changes = {f"{one}_corr": _number(rows["activation"].corr(rows[f"{one}_change"])) for one in ("bos", "norm")}
+            head = {"layer": int(at[2]), "head": int(at[3]), "role": rows["role"].iloc[0], "destinations": len(rows), **changes}
+            found.setdefault(f"{at[0]}/{at[1]}", {}).setdefault("heads", []).append(head)
+    return found
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+# ---------------------------------------------------------------- what all neurons share
+
+
+def description(run: Run, columns: list[tuple[str, str, str]], shown: dict[str, np.ndarray], words: list[str]) -> dict:
+    """What the page needs to know of the run as a whole; `words` are the strings that the neurons' columns index."""
+    params, done = run.params, run.done
+    tokens = [token_text(run.tokenizer, token) for token in range(len(run.tokenizer))]
+    return {
+        "run": params.run, "seeds": list(done["seeds"]), "references": list(done["references"]), "reference": params.reference,
+        "threshold": params.threshold, "layers": done["layers"], "neurons": done["neurons"], "tokens_counted": done["tokens_counted"],
+        "ranked": [{"name": name, "words": text, "heading": heading} for name, text, heading in columns],
+        "families": FAMILIES, "words": words, "domains": list(run.text.domains), "vocabulary": tokens,
+        "shown": {seed: len(rows) for seed, rows in shown.items()}, "measured": measured(run),
+    }  # fmt: skip
+
+
+def as_json(content: dict) -> bytes:
+    """JSON without blanks; what JSON cannot say, such as NaN, is an error."""
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()

@@ -1,0 +1,99 @@
+"""The paper's claims that chapter 4 tests: how many neurons are explained, and at what depth each family sits.
+
+The paper counts among universal neurons; families are looked for among all neurons here, so that a run without a
+universal one can still place them. Depth is relative, since the models differ in their number of layers.
+"""
+
+import pandas as pd
+
+from lib.claims import Claim, Evidence, Measured, over_seeds, share, unmeasured
+from lib.families import (
+    PUBLISHED_HIGH,
+    PUBLISHED_LOW,
+    PUBLISHED_UNEXPLAINED,
+    PUBLISHED_UNIVERSAL,
+    PUBLISHED_WELL_EXPLAINED,
+)
+from lib.family_summary import FAMILIES, with_excess
+from lib.findings import count, percent
+from lib.universality import FEWEST, universal
+
+CHAPTER = "04_families"
+FAMILY, EVERYONE = "families", "neurons_all_seeds"
+LETTERS, PUBLISHED_LETTERS = 26, 18
+HALF = 0.5  # "most"
+SOME = 0.05  # "at least one in twenty"
+
+
+def _universal_rows(evidence: Evidence) -> pd.DataFrame:
+    rows = with_excess(evidence.tables[FAMILY], evidence.tables[EVERYONE])
+    return rows[(rows["seed"] == evidence.reference) & universal(rows, evidence.threshold)]
+
+
+def _below(evidence: Evidence) -> Measured:
+    rows = _universal_rows(evidence)
+    return share((rows["score"] < PUBLISHED_LOW).sum(), len(rows), HALF, False, "universal neuron")
+
+
+def _well(evidence: Evidence) -> Measured:
+    rows = _universal_rows(evidence)
+    return share((rows["score"] >= PUBLISHED_HIGH).sum(), len(rows), SOME, True, "universal neuron")
+
+
+def _in_layers(family: str, depth: float):
+    """Per seed the share of a family's neurons that lie above a relative depth, of seeds with enough of them."""
+
+    def measure(evidence: Evidence) -> Measured:
+        table = evidence.tables[FAMILY]
+        layers = table["layer"].max() + 1
+        own = table[table["family"] == family]
+        number = own.groupby("seed").size()
+        enough = number[number >= FEWEST].index
+        if not len(enough):
+            return unmeasured(f"{count(len(own), f'{FAMILIES[family]} neuron')} in all seeds, too few")
+        early = (own["layer"] + 0.5) / layers <= depth  # a layer belongs to the part of the depth that its middle lies in
+        found = over_seeds(early.groupby(own["seed"]).mean()[enough], HALF, True, lambda value: percent(value, 0))
+        return found._replace(here=f"{found.here}; {len(own):,} neurons")
+
+    return measure
+
+
+def _letters(evidence: Evidence) -> Measured:
+    table = evidence.tables[FAMILY]
+    own = table[table["family"] == "alphabet"]
+    number = own.groupby("seed")["label"].nunique().reindex(table["seed"].unique(), fill_value=0).astype(float)
+    found = over_seeds(number, LETTERS * HALF, True, lambda value: f"{value:.3g}")
+    return found._replace(here=f"letters: {found.here}")
+
+
+def _syntax(evidence: Evidence) -> Measured:
+    table = evidence.tables[FAMILY]
+    own = table[table["family"] == "syntax"]
+    number = own.groupby("seed").size()
+    enough = number[number >= FEWEST].index
+    if not len(enough):
+        return unmeasured(f"{count(len(own), 'syntax neuron')} in all seeds, too few")
+    largest = own.groupby("seed")["layer"].agg(lambda layer: layer.value_counts(normalize=True).iloc[0])
+    found = over_seeds(largest[enough], HALF, False, lambda value: percent(value, 0))
+    return found._replace(here=f"fullest layer: {found.here}")
+
+
+def _depth_claim(family: str, claim: str, published: str, depth: float) -> Claim:
+    return Claim(f"depth_{family}", claim, published, CHAPTER, "families_by_layer", (FAMILY,), _in_layers(family, depth))
+
+
+CLAIMS = (
+    Claim("unexplained", f"Most universal neurons are explained: fewer than half have a best score below {PUBLISHED_LOW:g}",
+          f"{PUBLISHED_UNEXPLAINED} of {PUBLISHED_UNIVERSAL:,} below, {percent(PUBLISHED_UNEXPLAINED / PUBLISHED_UNIVERSAL, 1)} (GPT2-medium)",
+          CHAPTER, "family_scores", (FAMILY, EVERYONE), _below),
+    Claim("well_explained", f"Of universal neurons at least one in twenty has a score of {PUBLISHED_HIGH:g} or more",
+          f"about {PUBLISHED_WELL_EXPLAINED} of {PUBLISHED_UNIVERSAL:,}, {percent(PUBLISHED_WELL_EXPLAINED / PUBLISHED_UNIVERSAL, 1)} (GPT2-medium)",
+          CHAPTER, "family_scores", (FAMILY, EVERYONE), _well),
+    _depth_claim("unigram", "Most neurons of one word sit in the first quarter of the layers", "mostly layers 0 and 1 (GPT2-medium)", 0.25),
+    Claim("letters", "Most letters of the alphabet have a neuron that answers to words beginning with it",
+          f"{PUBLISHED_LETTERS} of {LETTERS} letters", CHAPTER, "figure_17_letters", (FAMILY,), _letters),
+    _depth_claim("previous_token", "Most previous-token neurons sit in the first half of the layers", "layers 4 to 6 of 24", 0.5),
+    _depth_claim("position", "Most position neurons sit in the first quarter of the layers", "layers 0 to 2 of 24", 0.25),
+    Claim("syntax", "No layer stands out for syntax: none holds half of its neurons", "no layer stands out",
+          CHAPTER, "families_by_layer", (FAMILY,), _syntax),
+)  # fmt: skip

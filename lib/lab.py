@@ -1,0 +1,193 @@
+"""What the explorer notebook asks of a run: a threshold moved, a label of one's own, a text of one's own.
+
+The first two are algebra on tables and grouped moments, without a model, and quick enough to follow a slider; only a typed
+text runs the models. Functions take arrays and tables and return tables, figures or sentences; lib/lab_widgets.py has the controls.
+"""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lib.errors import InputError
+from lib.examples import LEVELS, STYLE, token_text
+from lib.families import EVEN, FEWEST_TOKENS, ODD, variance_reduction
+from lib.figures import COLOURS, NEUTRAL, PERCENT, layer_axis
+from lib.findings import count, percent
+from lib.seeds import Trunk
+from lib.token_classes import looks, words
+from lib.universality import layer_shares, share_curve, universal
+
+GRID = np.linspace(0, 1, 201)  # thresholds of the curve
+LONGEST = 200  # tokens of a typed text that are shown
+
+
+# ---------------------------------------------------------------- a threshold moved
+
+
+def threshold_figure(own: pd.DataFrame, threshold: float, layer: int) -> Figure:
+    """Share of universal neurons by threshold and by layer, and the chosen layer's excess correlations.
+
+    `own` has one seed's rows of neurons_all_seeds.
+    """
+    fig = Figure(figsize=(11.0, 3.1))  # a fixed layout: a slider waits for it
+    curve, depth, here = fig.subplots(1, 3)
+    fig.subplots_adjust(left=0.07, right=0.99, bottom=0.19, top=0.89, wspace=0.3)
+    curve.plot(GRID, share_curve(own["excess_corr"], GRID), color=NEUTRAL)
+    share = universal(own, threshold).mean()
+    curve.plot([threshold], [share], "o", color=COLOURS["universal"])
+    curve.axvline(threshold, color=COLOURS["universal"], linestyle="--", linewidth=1)
+    curve.set(xlabel="threshold of the excess correlation", ylabel="share of universal neurons", ylim=(0, None))
+    curve.yaxis.set_major_formatter(PERCENT)
+    shares = layer_shares(own, threshold)
+    bars = depth.bar(shares["layer"], shares["share"], color=COLOURS["universal"])
+    for bar, one in zip(bars, shares["layer"], strict=True):
+        bar.set_alpha(1 if one == layer else 0.45)
+    depth.set(ylabel="share of universal neurons")
+    depth.yaxis.set_major_formatter(PERCENT)
+    layer_axis(depth, int(own["layer"].max()) + 1)
+    values = own.loc[own["layer"] == layer, "excess_corr"].dropna()
+    if len(values):
+        edges = np.linspace(min(values.min(), threshold), max(values.max(), threshold) + 1e-9, 61)
+        for name, part in (("other", values[values <= threshold]), ("universal", values[values > threshold])):
+            here.stairs(np.histogram(part, edges)[0], edges, fill=True, color=COLOURS[name], label=name)
+        here.legend(loc="upper right")
+    here.axvline(threshold, color=COLOURS["universal"], linestyle="--", linewidth=1)
+    here.set(xlabel="excess correlation", ylabel="neurons")
+    for axes, title in zip((curve, depth, here), ("by threshold", "by layer", f"layer {layer}"), strict=True):
+        axes.set_title(title, y=1.02)  # a given height saves a search for it
+    return fig
+
+
+def threshold_sentence(own: pd.DataFrame, seed: str, threshold: float, layer: int) -> str:
+    """What `threshold_figure` shows, in numbers (Markdown)."""
+    chosen = universal(own, threshold)
+    here = own["layer"] == layer
+    number, within = int(chosen.sum()), int((chosen & here).sum())
+    return (
+        f"Above **{threshold:g}**, {count(number, 'neuron')} of {len(own):,} of seed {seed} {'is' if number <= 1 else 'are'} universal "
+        f"(**{percent(chosen.mean())}**); in layer {layer} {count(within, 'neuron')} of {int(here.sum()):,}."
+    )
+
+
+# ---------------------------------------------------------------- a label of one's own
+
+
+def typed_label(typed: str, texts: Sequence[str]) -> Bool[np.ndarray, "vocabulary"]:
+    """Which tokens a typed label means: `/…/` is a regular expression for the whole token text (its leading space included),
+    anything else a list of words, in any case, with or without a leading space.
+
+    Raises InputError for an empty label, a broken expression, and one that means no token or all of them.
+    """
+    typed = typed.strip()
+    if not typed.strip("/ ,"):
+        raise InputError("Type words, such as `monday tuesday`, or a regular expression between slashes, such as `/ ?[0-9]+/`.")
+    expression = len(typed) > 2 and typed.startswith("/") and typed.endswith("/")
+    one = looks(typed, typed[1:-1]) if expression else words(typed, typed.replace(",", " "))
+    member = np.array(one.members(list(texts)), dtype=bool)
+    if not member.any() or member.all():
+        raise InputError(f"{'No token is' if not member.any() else 'Every token is'} `{typed}`; the label needs some tokens with it and some without.")
+    return member
+
+
+def label_scores(own: Mapping[str, Tensor], grouping: str, member: Bool[np.ndarray, "groups"]) -> pd.DataFrame:
+    """METHOD §5 for one label and one layer, a row per neuron: `chosen_score` on even and `score` on odd blocks, and
+    `difference` on odd ones, mean z with the label minus mean z without; NaN where too few tokens have it or lack it.
+
+    `own` has the layer's compact grouped moments `<grouping>.count`, `.mean`, `.center`, `.variance`.
+    """
+    rows = torch.from_numpy(np.flatnonzero(member))
+    made: dict[str, Float[np.ndarray, "neurons"]] = {}
+    for half, name in ((EVEN, "chosen_score"), (ODD, "score")):
+        number = own[f"{grouping}.count"][half].double()
+        tokens, positive = number.sum(), number[rows].sum()
+        center, variance = (own[f"{grouping}.{key}"][half].double() for key in ("center", "variance"))
+        if min(positive, tokens - positive) < FEWEST_TOKENS:
+            made[name] = made["difference"] = np.full(len(center), np.nan)
+            continue
+        mean = number[rows] @ own[f"{grouping}.mean"][half][rows].double() / positive
+        share = positive / tokens
+        difference = (mean - center) / (1 - share)
+        made[name] = variance_reduction(share, difference, variance).numpy()
+        made["difference"] = difference.numpy()
+    return pd.DataFrame(made)
+
+
+def explained_sentence(scores: pd.DataFrame, typed: str, tokens: int, share: float) -> str:
+    """What a typed label explains (Markdown); `scores` has layer, neuron, score and chance, `share` of all counted tokens carry it."""
+    known = scores.dropna(subset=["score"])
+    start = f"`{typed}` means {count(tokens, 'token')} of the vocabulary and **{percent(share)}** of the counted text. "
+    if known.empty:
+        return start + f"That is too few or too many to score: each half of the text needs {FEWEST_TOKENS} tokens with it and as many without."
+    passed, best = known[known["score"] > known["chance"]], known.loc[known["score"].idxmax()]
+    return start + (
+        f"It explains {count(len(passed), 'neuron')} of {len(known):,} better than chance; the best is layer {int(best['layer'])} neuron "
+        f"{int(best['neuron'])}, **{percent(best['score'], 1)}** of whose variance on held-out blocks it explains (chance {percent(best['chance'], 1)})."
+    )
+
+
+# ---------------------------------------------------------------- a text of one's own
+
+
+def text_tokens(tokenizer, typed: str, bos: int, context: int) -> list[int]:
+    """A typed text as the models read it: BOS and its tokens; InputError if it is empty or longer than the context."""
+    tokens = tokenizer(typed, add_special_tokens=False)["input_ids"]
+    if not tokens:
+        raise InputError("Type a text that the models shall read.")
+    if len(tokens) >= context:
+        raise InputError(f"The text has {len(tokens):,} tokens; the models read at most {context - 1:,}.")
+    return [bos, *tokens]
+
+
+def activations(trunk: Trunk, tokens: list[int]) -> Float[np.ndarray, "layers tokens neurons"]:
+    """Every neuron's activation on every token after BOS."""
+    found: list[Tensor] = []
+    trunk.run(torch.tensor([tokens]), lambda _layer, _pre, post: found.append(post[0, 1:].float()))
+    return torch.stack(found).numpy()
+
+
+def fired(post: Float[np.ndarray, "layers tokens neurons"], own: pd.DataFrame, threshold: float) -> pd.DataFrame:
+    """One row per universal neuron that is more active on some token of the text than its mean by two deviations or more,
+    the most unusual first: layer, neuron, excess_corr, `token` (index after BOS), `activation` there, and `deviations`.
+
+    `own` has the seed's rows of neurons_all_seeds, whose activation_mean and activation_std are over the run's text.
+    """
+    chosen = own[universal(own, threshold) & (own["activation_std"] > 0)][["layer", "neuron", "excess_corr", "activation_mean", "activation_std"]]
+    on = post[chosen["layer"], :, chosen["neuron"]]  # (chosen, tokens)
+    token = on.argmax(1) if len(chosen) else np.zeros(0, int)
+    peak = on[np.arange(len(chosen)), token]
+    rows = chosen[["layer", "neuron", "excess_corr"]].assign(
+        token=token, activation=peak, deviations=(peak - chosen["activation_mean"]) / chosen["activation_std"]
+    )
+    return rows[rows["deviations"] >= 2].sort_values("deviations", ascending=False).reset_index(drop=True)
+
+
+def shaded_text(texts: Sequence[str], values: Float[np.ndarray, "tokens"]) -> str:
+    """A text as HTML, each token shaded by its activation against the largest; the value on hover."""
+    most = max(float(np.max(values, initial=0)), 1e-9)
+    pieces = []
+    for text, value in list(zip(texts, values, strict=True))[:LONGEST]:
+        level = int(np.clip(np.ceil(LEVELS * value / most - 0.5), 0, LEVELS))
+        pieces.append(f'<i class=s{level} title="{value:.3g}">{escape(text)}</i>')
+    return f"<span class=neuron-text>{''.join(pieces)}</span>"
+
+
+def fired_html(seed: str, rows: pd.DataFrame, post: Float[np.ndarray, "layers tokens neurons"], texts: Sequence[str], limit: int = 8) -> str:
+    """What `fired` found in one seed, as HTML: the text once per neuron, shaded by its activation."""
+    parts = [f"<h4>Seed {escape(seed)}: {count(len(rows), 'universal neuron')} fired</h4>"]
+    for row in rows.head(limit).itertuples():
+        parts.append(
+            f"<div><small>layer {row.layer} neuron {row.neuron}, {row.deviations:.1f} deviations above its mean on "
+            f"“{escape(texts[row.token])}”</small>{shaded_text(texts, post[row.layer, :, row.neuron])}</div>"
+        )
+    return STYLE + "".join(parts)
+
+
+def token_texts(tokenizer, tokens: Sequence[int]) -> list[str]:
+    """Each token as a reader can see it."""
+    return [token_text(tokenizer, token) for token in tokens]

@@ -1,0 +1,37 @@
+"""The ledger: every testable claim of the paper as one row, measured on a run's tables and decided.
+
+The claims stand beside the chapters that own them (lib/*_claims.py); a claim whose tables a run does not have stays in
+the ledger, as one that this run cannot tell.
+"""
+
+import pandas as pd
+
+from lib import causal_claims, circuit_claims, family_claims, universality_claims
+from lib.claims import VERDICTS, Claim, Evidence, unmeasured
+from lib.findings import count
+
+CAUSAL: tuple[Claim, ...] = causal_claims.CLAIMS
+CLAIMS: tuple[Claim, ...] = (*universality_claims.CLAIMS, *family_claims.CLAIMS, *circuit_claims.CLAIMS, *CAUSAL)
+NEEDED = tuple(dict.fromkeys(name for claim in CLAIMS for name in claim.needs))
+
+
+def ledger(evidence: Evidence, claims: tuple[Claim, ...] = CLAIMS) -> pd.DataFrame:
+    """One row per claim: name, claim, published, value, low, high (NaN where there is none), here (the value with its
+    uncertainty in words), verdict (one of VERDICTS), chapter and figure."""
+    rows = []
+    for claim in claims:
+        if all(name in evidence.tables for name in claim.needs):
+            measured = claim.measure(evidence)
+        else:
+            measured = unmeasured("not measured in this run")
+        rows.append(
+            {"name": claim.name, "claim": claim.claim, "published": claim.published, **measured._asdict(), "chapter": claim.chapter,
+             "figure": claim.figure}
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def summary(table: pd.DataFrame) -> str:
+    """How many claims hold, do not hold and cannot be told, as a sentence."""
+    holds, fails, unknown = (int((table["verdict"] == verdict).sum()) for verdict in VERDICTS)
+    return f"Of {count(len(table), 'claim')} of the paper {holds} {'holds' if holds == 1 else 'hold'} here, {fails} {'does' if fails == 1 else 'do'} not, and on {unknown} this run cannot tell."

@@ -1,0 +1,125 @@
+"""The paper's claims that chapter 3 tests: how many neurons are universal, at what depth, and how they differ."""
+
+import numpy as np
+import pandas as pd
+from scipy.stats import norm
+
+from lib import universality
+from lib.claims import (
+    FAILS,
+    HOLDS,
+    UNKNOWN,
+    Claim,
+    Evidence,
+    Measured,
+    correlation_interval,
+    decided,
+    over_seeds,
+    signed,
+    unmeasured,
+)
+from lib.findings import count, p_words, percent
+from lib.universality import FEWEST, PROPERTIES, PUBLISHED_MEDIANS, PUBLISHED_MODELS, PUBLISHED_SHARES, SIGNIFICANT
+
+CHAPTER = "03_universality"
+EVERYONE, MATCHES = "neurons_all_seeds", "matches_all_seeds"
+SHARE_RANGE = (0.01, 0.05)  # "1 to 5 %", the paper's abstract
+MODELS = ", ".join(PUBLISHED_MODELS.values())
+
+
+def _share(evidence: Evidence) -> Measured:
+    shares = universality.reference_shares(evidence.tables[EVERYONE], evidence.threshold)["share"]
+    inside = shares.between(*SHARE_RANGE)
+    verdict = HOLDS if inside.all() else UNKNOWN if inside.any() else FAILS
+    return over_seeds(shares, SHARE_RANGE[0], True, percent)._replace(verdict=verdict)
+
+
+def _excess(evidence: Evidence) -> Measured:
+    mean = evidence.tables[EVERYONE].groupby("seed", sort=False)["excess_corr"].mean()
+    return over_seeds(mean, 0.0, True, lambda value: signed(value, 3))
+
+
+def _depth(evidence: Evidence) -> Measured:
+    """Excess over chance of the share of matches at most one layer away, in percentage points, per seed as reference."""
+    near = {}
+    for seed, matches in evidence.tables[MATCHES].groupby("seed", sort=False):
+        matrix = universality.layer_agreement(matches)
+        within = np.abs(np.subtract.outer(matrix.index, matrix.columns)) <= 1
+        known = np.isfinite(matrix.to_numpy()).all(axis=1)
+        near[seed] = (np.where(within, matrix.to_numpy(), 0).sum(axis=1)[known].mean() - 100 * within.mean()) / 100
+    found = over_seeds(pd.Series(near, dtype=float), 0.0, True, lambda value: signed(100 * value, 1))
+    return found._replace(here=f"{found.here} percentage points more matches at most one layer away than by chance")
+
+
+def _gap(evidence: Evidence) -> Measured:
+    own, chosen = evidence.own(EVERYONE), evidence.universal_of()
+    if len(chosen) < FEWEST:
+        return unmeasured(f"{count(len(chosen), 'universal neuron')}, too few to compare")
+    gaps = universality.gap(own)
+    ours, others = gaps.loc[chosen.index], gaps.drop(chosen.index)
+    if not len(others) or evidence.tables[MATCHES]["model"].nunique() < 3:  # each reference is compared with two
+        return unmeasured("needs two compared seeds and neurons that are not universal")
+    apart = ours.mean() - others.mean()
+    half = norm.isf(SIGNIFICANT / 2) * np.sqrt(ours.var() / len(ours) + others.var() / len(others))
+    here = f"{ours.mean():.3f} against {others.mean():.3f} for the rest, {signed(apart, 3)} ± {half:.3f}"
+    return Measured(apart, apart - half, apart + half, here, decided(apart - half, apart + half, 0.0))
+
+
+def _layers(evidence: Evidence) -> Measured:
+    shares = universality.layer_shares(evidence.tables[EVERYONE], evidence.threshold)
+    by_seed = shares.groupby("seed", sort=False)["universal"].agg(lambda found: (found > 0).mean())
+    if shares.groupby("seed")["universal"].sum().max() < FEWEST:
+        return unmeasured(f"fewer than {FEWEST} universal neurons in every seed")
+    found = over_seeds(by_seed, 0.999, True, lambda value: percent(value, 0))
+    return found._replace(here=f"of the layers, {found.here}")
+
+
+def _frequency_cosine(evidence: Evidence) -> Measured:
+    own = evidence.own(EVERYONE)
+    value = universality.frequency_cosine_correlation(own)
+    low, high = correlation_interval(value, len(own[["sparsity", "in_out_sim"]].dropna()))
+    if not np.isfinite(value):
+        return unmeasured("undefined: gated neurons, or one quantity does not vary")
+    return Measured(value, low, high, f"{signed(value)} ({signed(low)} to {signed(high)})", decided(low, high, 0.0, above=False))
+
+
+def _property(column: str):
+    def measure(evidence: Evidence) -> Measured:
+        tests = universality.property_tests(evidence.own(EVERYONE), evidence.threshold).set_index("property")
+        if column not in tests.index or not np.isfinite(tests.loc[column, "effect"]):
+            return unmeasured("no universal neuron to rank" if not evidence.universal_of().shape[0] else "not defined for these models")
+        row = tests.loc[column]
+        here = f"median percentile {row['median_percentile']:.0f} of {count(row['universal'], 'neuron')}, effect {signed(row['effect'])}, corrected {p_words(row['p_corrected'])}"
+        return Measured(float(row["median_percentile"]), np.nan, np.nan, here, row["verdict"])
+
+    return measure
+
+
+def _property_claims() -> tuple[Claim, ...]:
+    claims = []
+    for column, medians in PUBLISHED_MEDIANS.iterrows():
+        side = "high" if (medians > 50).all() else "low"
+        published = f"median percentiles {', '.join(f'{value:.0f}' for value in medians)} ({MODELS})"
+        claims.append(Claim(f"property_{column}", f"Universal neurons have a {side} {PROPERTIES[column]} for their layer", published,
+                            CHAPTER, "figure_03_percentiles", (EVERYONE,), _property(column)))  # fmt: skip
+    return tuple(claims)
+
+
+_SHARES = ", ".join(f"{percent(row.share)} ({PUBLISHED_MODELS[model]})" for model, row in PUBLISHED_SHARES.iterrows())
+_COSINES = ", ".join(f"{signed(row.frequency_cosine)} ({PUBLISHED_MODELS[model]})" for model, row in PUBLISHED_SHARES.iterrows())
+
+CLAIMS = (
+    Claim("universal_share", "From 1 to 5 % of the neurons are universal", _SHARES,
+          CHAPTER, "figure_02a_11_distributions", (EVERYONE,), _share),
+    Claim("excess", "A neuron's best match is better than in a rotated basis", "mean excess above 0",
+          CHAPTER, "figure_02a_11_distributions", (EVERYONE,), _excess),
+    Claim("depth", "A neuron's best match lies at a similar depth", "most on the diagonal (figure 2c)",
+          CHAPTER, "figure_02c_layers", (MATCHES,), _depth),
+    Claim("gap", "Seeds differ more on how well universal neurons match than on the others", "0.105 against 0.049 over all neurons (GPT2-medium)",
+          CHAPTER, "figure_02b_gap", (EVERYONE, MATCHES), _gap),
+    Claim("layers", "Every layer has universal neurons", "every layer of the three models",
+          CHAPTER, "universal_share_by_layer", (EVERYONE,), _layers),
+    *_property_claims(),
+    Claim("frequency_cosine", "Neurons that fire often have a lower cos(w_in, w_out)", _COSINES,
+          CHAPTER, "figure_09_frequency_cosine", (EVERYONE,), _frequency_cosine),
+)  # fmt: skip

@@ -1,0 +1,50 @@
+"""A run with every chapter's tables, made once for the tests of the explorer and of its notebook."""
+
+from pathlib import Path
+
+import pytest
+from conftest import TEXT, permuted, save_seed, small_model
+
+from lib import causal, causal_tables, circuit_tables, report
+from lib import collect as collecting
+from lib.family_tables import open_families
+from lib.kernels.fused import layer_statistics
+from lib.params import Params, write_params
+from lib.store import Run
+from lib.tables import tabulate
+from lib.text_labels import group_sizes
+
+
+def made_run(folder: Path, seeds: dict[str, Path], patch, groups=lambda run: (), **changes) -> Run:
+    """A run through all its passes and first tables, with its outputs below `folder`."""
+    patch.setattr("lib.params.OUTPUTS", folder)
+    patch.setattr("lib.reader.fastest_layer_statistics", lambda: layer_statistics)
+    patch.setattr(collecting, "group_sizes", groups)
+    values = dict(
+        run="test", seeds={name: str(path) for name, path in seeds.items()}, reference=sorted(seeds)[0], text=str(TEXT), context=256,
+        token_budget=16 * 256, random_seed=0, rotations=2, threshold=0.5, precision="fp64", device="cpu",
+    )  # fmt: skip
+    run = Run(Params(**(values | changes)))
+    collecting.collect(run)
+    tabulate(run)
+    write_params(run.params, run.folder / "params.yaml")
+    return run
+
+
+def everything(root: Path) -> Run:
+    """Three small seeds through all chapters' tables, and the report: b is a with its neurons in another order, c is another model."""
+    model = small_model(0)
+    models = {"a": model, "b": permuted(model, 1)[0], "c": small_model(1)}
+    seeds = {name: save_seed(one, root / name) for name, one in models.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        run = made_run(root / "outputs", seeds, patch, group_sizes)
+        open_families(run)
+        weights = causal_tables.weight_table(run)
+        own = weights[weights["seed"] == "a"]
+        grouped = causal_tables.groups(run, own)
+        ablated = causal_tables.mean_ablations(run, grouped)
+        causal_tables.fixed_activations(run, grouped)
+        causal_tables.query_paths(run, own)
+        circuit_tables.write_circuits(run, circuit_tables.role_table(run), weights, causal.effect_columns(ablated))
+        report.render(run.folder)
+    return run

@@ -1,0 +1,251 @@
+"""The report in a real browser (headless Chromium): nothing fails or leaves the page, everything is reachable, and pages do what they offer.
+
+Without Chromium on the machine these tests are skipped. REPORT=outputs/<run>/report tests that report's pages too.
+"""
+
+import io
+import json
+import os
+import shutil
+from base64 import b64encode
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from bs4 import BeautifulSoup
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from test_ledger import make_tables
+
+from lib import figures, findings, pages, report, universality
+from lib.examples import gallery_html, neuron_table_html
+from lib.params import ROOT
+from lib.store import write_table
+
+playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine; install it or name one with CHROMIUM=/path")
+WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+FIGURES = ("figure_02a_11_distributions", "universal_share_by_layer")
+
+
+def shown(data: dict, source: str = "show()", **metadata):
+    return new_code_cell(source, outputs=[new_output("display_data", data, metadata=metadata)])
+
+
+def drawn(folder: Path, fig, name: str, finding: findings.Finding, monkeypatch):
+    """A cell with a figure as the gallery shows and saves it."""
+    found = []
+    with monkeypatch.context() as patch:
+        patch.setattr(figures, "display", found.append)
+        figures.gallery(folder)(fig, finding.title, finding.alt, name)
+    png, metadata = found[0]._repr_png_()
+    data = png if isinstance(png, str) else b64encode(png).decode()
+    return shown({"image/png": data}, **{"image/png": metadata})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A finished run with tables of every chapter and pages of two."""
+    from types import SimpleNamespace
+
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from lib.examples import Examples
+
+    folder = tmp_path_factory.mktemp("browser") / "smoke"
+    (folder / "notebooks").mkdir(parents=True)
+    (folder / "stats").mkdir()
+    shutil.copy(ROOT / "params" / "smoke.yaml", folder / "params.yaml")
+    (folder / "stats" / "done.json").write_text(json.dumps({"tokens_counted": 19681, "seed_hashes": {"a": "0" * 64}, "layers": 6, "neurons": 60}))
+    tables = make_tables(1, universal=True)
+    for name, table in tables.items():
+        write_table(folder / "tables" / f"{name}.parquet", table)
+    everyone = tables["neurons_all_seeds"]
+    write_table(folder / "tables" / "references.parquet", universality.reference_shares(everyone, 0.5))
+    own = everyone[everyone["seed"] == "a"].reset_index(drop=True)
+    tests, shares = universality.property_tests(own, 0.5), universality.layer_shares(everyone, 0.5)
+    with pytest.MonkeyPatch.context() as patch:
+        pictures = [
+            drawn(folder / "figures", figures.distributions(own, 0.5), FIGURES[0], findings.excess(own, 0.5), patch),
+            drawn(folder / "figures", figures.layers(shares, "a"), FIGURES[1], findings.layers(shares, "a"), patch),
+        ]
+    wide = r"$$\sum_i \frac{a_i}{b_i} = " + " + ".join(rf"\frac{{x_{{{n}}}}}{{y_{{{n}}}}}" for n in range(24)) + "$$"
+    cells = [
+        new_markdown_cell("# 3 Universality\n\n**Question.** Which neurons do all seeds learn?"),
+        new_code_cell("import os  # a comment\nprint('text', 1.5)\nfor x in []: pass"),
+        new_markdown_cell(f"## How many?\n\nWith $\\varrho_i$, see [the next](04_families.ipynb#words):\n\n{wide}"), pictures[0],
+        new_markdown_cell("## Where?"), pictures[1], new_markdown_cell("## Which properties?"),
+        shown({"text/html": findings.property_table(tests).to_html(index=False, border=0)}),
+    ]  # fmt: skip
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bytewise = Tokenizer(models.BPE({letter: index for index, letter in enumerate(letters)}, []))
+    bytewise.decoder = decoders.ByteLevel()
+    text = SimpleNamespace(tokens=torch.arange(97, 147).remainder(26).add(64)[None], domain=torch.tensor([0]), domains=("prose",))
+    best = own.nlargest(20, "excess_corr")
+    arrays = {
+        "a.value": np.full((6, 60, 2), 2.0, np.float32), "a.block": np.zeros((6, 60, 2), np.int32),
+        "a.position": np.full((6, 60, 2), 20, np.int16), "a.window": np.tile(np.linspace(0, 2, 21, dtype=np.float16), (6, 60, 2, 1)),
+    }  # fmt: skip
+    views = Examples(arrays, "a", text, PreTrainedTokenizerFast(tokenizer_object=bytewise))
+    browse = [
+        new_markdown_cell("# 4 Families\n\n**Question.** What do neurons respond to?\n\n## Words"),
+        shown({"text/html": neuron_table_html(views, best, ["excess_corr", "skew"])}),
+        new_markdown_cell("## Contexts"), shown({"text/html": gallery_html(views, best.head(2))}),
+    ]  # fmt: skip
+    for name, own_cells in (("03_universality", cells), ("04_families", browse)):
+        nbformat.write(new_notebook(cells=own_cells), folder / "notebooks" / f"{name}.ipynb")
+    report.render(folder)
+    return folder
+
+
+def pages_under_test(folder: Path) -> list[Path]:
+    more = os.environ.get("REPORT")
+    return sorted((folder / "report").glob("*.html")) + (sorted(Path(more).glob("*.html")) if more else [])
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """open_page(file, size, scheme): the page, and what went wrong or was asked for while it loaded and afterwards."""
+    contexts = []
+
+    def open_page(file: Path, size: dict = WIDE, scheme: str = "light"):
+        context = browser.new_context(viewport=size, color_scheme=scheme)
+        contexts.append(context)
+        page, wrong, asked = context.new_page(), [], []
+        page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("requestfailed", lambda request: None if request.url.startswith("blob:") else wrong.append(f"failed: {request.url[:100]}"))
+        page.on("request", lambda request: asked.append(request.url) if not request.url.startswith(("data:", "blob:")) else None)
+        page.goto(file.resolve().as_uri())
+        return page, wrong, asked
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def test_pages_load_without_error_request_or_broken_link(folder, open_page):
+    ids = {}
+    for file in pages_under_test(folder):
+        page, wrong, asked = open_page(file)
+        own = file.resolve().as_uri()
+        allowed = own if file.name != "neurons.html" else own.rsplit("/", 1)[0]  # the explorer loads its neurons from beside it
+        assert wrong == [] and all(url.startswith(allowed) for url in asked), file.name
+        for link in page.eval_on_selector_all("a[href]", "links => links.map(link => link.href)"):
+            parts = urlsplit(link)
+            if parts.scheme != "file":
+                assert parts.scheme in ("https", "data"), link
+                continue
+            target = Path(unquote(parts.path))
+            assert target.is_file(), f"{file.name} links to {link}"
+            if parts.fragment and target.suffix == ".html" and target.name != "neurons.html":
+                if target not in ids:
+                    ids[target] = {element["id"] for element in BeautifulSoup(target.read_text(), "html.parser").find_all(id=True)}
+                assert unquote(parts.fragment) in ids[target], f"{file.name} links to {link}"
+        missing = page.eval_on_selector_all("main img", "images => images.filter(image => !image.alt.trim() || !image.complete || !image.naturalWidth).length")
+        assert missing == 0, file.name
+
+
+@pytest.mark.parametrize("size, scheme", [(WIDE, "light"), (WIDE, "dark"), (NARROW, "light")])
+def test_accessibility_and_width(folder, open_page, size, scheme):
+    axe_package = pytest.importorskip("axe_playwright_python", reason="the package axe-playwright-python is not installed")
+    axe = (Path(axe_package.__file__).parent / "axe.min.js").read_text()
+    for file in pages_under_test(folder):
+        page, wrong, _ = open_page(file, size, scheme)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{file.name} is wider than the screen"
+        page.eval_on_selector_all("details.source", "folds => folds.slice(0, 3).forEach(fold => fold.open = true)")
+        page.wait_for_timeout(50)  # until what scrolls inside an opened fold has been told apart
+        page.evaluate(axe)
+        found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+        bad = [(rule["id"], [node["html"][:120] for node in rule["nodes"][:3]]) for rule in found if rule["impact"] in ("serious", "critical")]
+        assert bad == [] and wrong == [], file.name
+
+
+def test_theme_follows_the_system_and_the_button_and_is_kept(folder, open_page):
+    index = folder / "report" / "index.html"
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light, dark = (open_page(index, WIDE, scheme)[0] for scheme in ("light", "dark"))
+    white, black = light.evaluate(ground), dark.evaluate(ground)
+    assert white == "rgb(255, 255, 255)" and black != white
+    light.click("button.theme")
+    assert light.evaluate(ground) == black
+    light.goto((folder / "report" / "03_universality.html").resolve().as_uri())
+    assert light.evaluate(ground) == black and light.inner_text("button.theme") == "Light"
+    light.emulate_media(media="print")
+    assert not light.is_visible("nav.chapters") and not light.is_visible("nav.sections") and light.is_visible("main h1")
+
+
+def test_ledger_sorts_filters_and_leads_to_its_figures(folder, open_page):
+    page, _, _ = open_page(folder / "report" / "index.html")
+    table = pd.read_parquet(folder / "tables" / "ledger.parquet")
+    assert page.locator(".answer p").count() == 5
+    rows = [[cell.strip() for cell in row.split("\t")] for row in page.inner_text("table.ledger tbody").split("\n") if "\t" in row]
+    assert sorted(row[0] for row in rows) == sorted(table["claim"]) and {row[3] for row in rows} == set(table["verdict"])
+    page.click("table.ledger th:nth-child(4) button")
+    verdicts = page.locator("table.ledger td.verdict").all_inner_texts()
+    assert verdicts == sorted(verdicts) and page.get_attribute("table.ledger th:nth-child(4)", "aria-sort") == "ascending"
+    page.click("table.ledger th:nth-child(4) button")
+    assert page.locator("table.ledger td.verdict").all_inner_texts() == sorted(verdicts, reverse=True)
+    page.fill(".filter input >> nth=0", "cannot TELL")
+    number = int((table["verdict"] == "cannot tell").sum())
+    assert page.locator("table.ledger tbody tr:visible").count() == number
+    assert page.inner_text(".filter output >> nth=0") == f"{number} of {len(table)} rows"
+    page.fill(".filter input >> nth=0", "")
+    page.click("#claim-universal_share a")
+    assert page.url.endswith(f"03_universality.html#{FIGURES[0]}") and page.locator(f"figure#{FIGURES[0]} img").is_visible()
+    assert page.locator(f"figure#{FIGURES[0]}").bounding_box()["y"] < WIDE["height"]
+
+
+def test_figures_enlarge_and_save_and_contents_follow(folder, open_page):
+    page, wrong, asked = open_page(folder / "report" / "03_universality.html")
+    page.click(f"#{FIGURES[1]} img")
+    assert page.is_visible("dialog.enlarged") and page.get_attribute("dialog img", "alt") == page.get_attribute(f"#{FIGURES[1]} img", "alt")
+    page.keyboard.press("Escape")
+    assert not page.is_visible("dialog.enlarged")
+    page.click(f"#{FIGURES[0]} .tools button")
+    page.click("dialog .close")
+    assert not page.is_visible("dialog.enlarged")
+    for kind in ("SVG", "PNG"):
+        with page.expect_download() as saved:
+            page.click(f"#{FIGURES[0]} .tools a:text-is('{kind}')")
+        assert saved.value.suggested_filename == f"{FIGURES[0]}.{kind.lower()}"
+        assert saved.value.path().read_bytes() == (folder / "figures" / f"{FIGURES[0]}.{kind.lower()}").read_bytes()
+    page.evaluate("document.getElementById('which-properties').scrollIntoView()")
+    page.wait_for_timeout(100)
+    assert page.inner_text("nav.sections [aria-current]") == "Which properties?"
+    assert wrong == [] and len([url for url in asked if url.endswith(".html")]) == 1
+
+
+def test_tables_save_what_they_show(folder, open_page):
+    page, _, _ = open_page(folder / "report" / "03_universality.html")
+    shown_rows = [row.split("\t") for row in page.inner_text("main .scroll table").strip().split("\n") if row.strip()]
+    read = {}
+    for kind, reader in {"CSV": pd.read_csv, "Parquet": pd.read_parquet}.items():
+        with page.expect_download() as saved:
+            page.click(f"main .scroll ~ .tools a:text-is('{kind}')")
+        read[kind] = reader(io.BytesIO(saved.value.path().read_bytes()))
+    pd.testing.assert_frame_equal(read["CSV"], read["Parquet"], check_dtype=False)
+    assert list(read["CSV"]["property"]) == [row[0].strip() for row in shown_rows[-len(read["CSV"]) :]]
+    assert read["Parquet"]["median percentile"].dtype.kind in "if"
+    browse = pd.read_parquet(folder / "report" / "data" / "04_families-1.parquet")
+    best = pd.read_parquet(folder / "tables" / "neurons_all_seeds.parquet").query("seed == 'a'").nlargest(20, "excess_corr")
+    assert list(browse["neuron"]) == list(best["neuron"]) and np.allclose(browse["excess_corr"], best["excess_corr"], atol=5e-4)
+
+
+def test_a_table_s_numbers_are_read_with_thousands_and_repeated_heads():
+    soup = BeautifulSoup("<table><thead><tr><th></th><th>n</th><th>n</th></tr></thead><tr><th>x</th><td>1,234</td><td>1,2</td></tr></table>", "html.parser")
+    table = pages.read_table(soup.table)
+    assert table.to_dict("records") == [{"row": "x", "n": 1234, "n 3": "1,2"}]

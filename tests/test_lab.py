@@ -1,0 +1,135 @@
+"""What the explorer notebook computes: against direct expressions on a small run, and the notebook itself once."""
+
+import re
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from nbclient import NotebookClient
+
+from lib import lab
+from lib.errors import InputError
+from lib.lab_widgets import LabelPanel, TextPanel, ThresholdPanel
+from lib.params import ROOT
+from lib.seeds import Trunk, load_model
+from tests.test_params import is_sentence
+
+TEXTS = ["the", " The", " then", "42", " 1999", "\n", " a"]
+
+
+@pytest.mark.parametrize("typed, expected", [("the, A", [0, 1, 6]), ("/ ?[0-9]+/", [3, 4]), ("42", [3]), ("/ ?the.*/", [0, 2])])
+def test_a_typed_label_is_words_or_a_regular_expression(typed, expected):
+    assert np.flatnonzero(lab.typed_label(typed, TEXTS)).tolist() == expected
+
+
+@pytest.mark.parametrize("typed", ["", " ", "/", "//", "/(/", "zebra", "/(?s:.*)/"])
+def test_a_label_that_says_nothing_is_refused_in_a_sentence(typed):
+    with pytest.raises(InputError) as error:
+        lab.typed_label(typed, TEXTS)
+    assert str(error.value)[0].isalpha() and len(str(error.value)) > 20
+
+
+def grouped(post: np.ndarray, group: np.ndarray, half: np.ndarray, groups: int) -> dict[str, torch.Tensor]:
+    """Compact grouped moments of (tokens, neurons) activations, by definition."""
+    z = (post - post.mean(0)) / post.std(0)
+    own = {name: np.zeros((2, *shape)) for name, shape in {"count": (groups,), "mean": (groups, post.shape[1]), "center": (post.shape[1],), "variance": (post.shape[1],)}.items()}
+    for side in (0, 1):
+        own["center"][side], own["variance"][side] = z[half == side].mean(0), z[half == side].var(0)
+        for one in range(groups):
+            chosen = z[(half == side) & (group == one)]
+            own["count"][side, one] = len(chosen)
+            own["mean"][side, one] = chosen.mean(0) if len(chosen) else 0
+    return {f"token.{name}": torch.from_numpy(values) for name, values in own.items()}
+
+
+def test_label_scores_are_the_share_of_variance_that_the_label_explains():
+    rng = np.random.default_rng(0)
+    group, half, member = rng.integers(0, 6, 400), rng.integers(0, 2, 400), np.array([1, 0, 1, 0, 0, 0], bool)
+    post = rng.normal(size=(400, 5)) + np.where(member[group], 1.5, 0)[:, None] * np.arange(5)
+    found = lab.label_scores(grouped(post, group, half, 6), "token", member)
+    for side, name in ((0, "chosen_score"), (1, "score")):
+        values, label = post[half == side], member[group][half == side]
+        share = label.mean()
+        direct = 1 - ((1 - share) * values[~label].var(0) + share * values[label].var(0)) / values.var(0)  # METHOD §5
+        np.testing.assert_allclose(found[name], direct, rtol=1e-9)
+    difference = (values[label].mean(0) - values[~label].mean(0)) / post.std(0)
+    np.testing.assert_allclose(found["difference"], difference, rtol=1e-9)
+    rare = lab.label_scores(grouped(post, np.minimum(group, 4), half, 6), "token", np.eye(6, dtype=bool)[5])
+    assert rare["score"].isna().all()
+    said = lab.explained_sentence(rare.assign(layer=0, neuron=range(5), chance=0.1), "x", 1, 0.0)
+    assert "too few or too many" in said
+
+
+def test_what_fires_is_universal_and_unusually_active():
+    own = pd.DataFrame({"layer": [0, 0, 1], "neuron": [0, 1, 1], "excess_corr": [0.9, 0.1, 0.6], "activation_mean": 0.0, "activation_std": [1.0, 1.0, 0.5]})
+    post = np.zeros((2, 3, 2))
+    post[0, 1, 0], post[0, 2, 1], post[1, 2, 1] = 2.5, 9.0, 2.0
+    found = lab.fired(post, own, 0.5)
+    assert found[["layer", "neuron", "token", "deviations"]].to_numpy().tolist() == [[1, 1, 2, 4.0], [0, 0, 1, 2.5]]
+    assert lab.fired(post, own, 1.0).empty
+    html = lab.fired_html("a", found, post, ["<b>", "x", "y"])
+    assert html.count("&lt;b&gt;") == 2 and "2 universal neurons fired" in html
+    assert "no universal neuron fired" in lab.fired_html("a", lab.fired(post, own, 1.0), post, ["x"] * 3)
+
+
+@pytest.mark.parametrize("excess", [np.linspace(-0.1, 0.9, 40), np.full(40, np.nan), np.zeros(40)])
+def test_threshold_figure_and_sentence_for_any_excess(excess):
+    own = pd.DataFrame({"layer": np.repeat([0, 1], 20), "neuron": np.tile(range(20), 2), "excess_corr": excess})
+    fig = lab.threshold_figure(own, 0.5, 1)
+    number = int((excess > 0.5).sum())
+    within = int((excess[20:] > 0.5).sum())
+    sentence = lab.threshold_sentence(own, "a", 0.5, 1)
+    assert len(fig.axes) == 3 and (f"{number} neurons of 40" if number else "no neuron of 40") in sentence
+    assert re.search(rf"in layer 1 ({within} neurons|no neuron) of 20", sentence)
+
+
+def test_a_typed_text_is_refused_when_it_does_not_fit(complete):
+    assert lab.text_tokens(complete.tokenizer, " the cat", 0, 256)[0] == 0
+    for typed in ("", "word " * 300):
+        with pytest.raises(InputError) as error:
+            lab.text_tokens(complete.tokenizer, typed, 0, 256)
+        assert is_sentence(str(error.value))
+
+
+def test_threshold_panel_follows_its_controls(complete):
+    panel = ThresholdPanel(complete)
+    before = panel.figure.value
+    panel.threshold.value = 0.01
+    number = int((complete.neurons["excess_corr"] > 0.01).sum())
+    assert panel.figure.value != before and f"{number} neurons" in panel.sentence.value and number > 0
+    panel.seed.value = "b"
+    assert "of seed b" in panel.sentence.value
+
+
+def test_a_typed_label_scores_as_the_same_label_of_the_report(complete):
+    panel, families = LabelPanel(complete), complete.table("families").query("seed == 'a'")
+    word = families["label_unigram"].mode()[0]
+    panel.typed.value = word.removeprefix("word “").removesuffix("”")
+    same = families[families["label_unigram"] == word][["layer", "neuron", "score_unigram"]]
+    scores = panel.scores.merge(same, on=["layer", "neuron"])
+    assert len(scores) == len(same) > 0
+    np.testing.assert_allclose(scores["score"], scores["score_unigram"], atol=2e-3)
+    panel.typed.value = "/(/"
+    assert "not a regular expression" in panel.output.value
+
+
+def test_text_panel_runs_every_seed(complete):
+    panel = TextPanel(complete, "The cat sat on the mat.")
+    panel.threshold.value = 0.01
+    tokens = lab.text_tokens(complete.tokenizer, "The cat sat on the mat.", complete.text.bos_id, 256)
+    post = lab.activations(Trunk(load_model(complete.params.seed_source("b"))), tokens)
+    assert panel.fired["b"].equals(lab.fired(post, panel.neurons["b"], 0.01))
+    assert all(f"Seed {seed}" in panel.output.value for seed in "abc")
+
+
+def test_the_notebook_runs_from_a_fresh_kernel(complete, monkeypatch):
+    notebook = nbformat.read(ROOT / "notebooks" / "optional" / "explorer.ipynb", as_version=4)
+    cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    outputs, params_file = str(complete.folder.parent), str(complete.folder / "params.yaml")
+    cell.source += f"\nimport lib.params, pathlib\nlib.params.OUTPUTS = pathlib.Path({outputs!r})\nparams_file = {params_file!r}"
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    executed = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": ROOT / "notebooks" / "optional"}}).execute()
+    shown = [output.data for cell in executed.cells for output in cell.get("outputs", []) if output.output_type in ("display_data", "execute_result")]
+    assert sum("application/vnd.jupyter.widget-view+json" in data for data in shown) == 3
