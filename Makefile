@@ -28,9 +28,9 @@ CHAPTERS := $(sort $(wildcard notebooks/*.ipynb))
 EXECUTED := $(CHAPTERS:notebooks/%=$(OUT)/notebooks/%)
 # A published table that `make compare` has laid beside the run's own adds a page.
 EXECUTED += $(patsubst %,$(OUT)/notebooks/published.ipynb,$(wildcard $(OUT)/tables/published.parquet))
-# What makes the pages, and what makes the seeds and the text, does not change what a notebook computes.
-PAGES := lib/report.py lib/pages.py lib/front.py lib/answer.py lib/ledger.py lib/claims.py lib/archive.py $(wildcard lib/*_claims.py lib/explorer*.py) $(wildcard lib/report_template/* bench/*.json)
-SHIPPING := lib/corpus.py lib/corpus_sources.py lib/bigram.py lib/train.py lib/trainer.py lib/gpt2.py lib/seed_card.py lib/lab.py lib/lab_widgets.py
+# What makes the pages, and what makes the seeds, the text, the archive and the explorer notebook, does not change what a chapter computes.
+PAGES := lib/report.py lib/pages.py $(wildcard lib/front.py lib/answer.py lib/ledger.py lib/claims.py lib/*_claims.py lib/explorer*.py lib/report_template/* bench/*.json)
+SHIPPING := lib/corpus.py lib/corpus_sources.py lib/bigram.py lib/train.py lib/trainer.py lib/gpt2.py lib/seed_card.py lib/archive.py lib/lab.py lib/lab_widgets.py
 LIBRARY := $(filter-out $(PAGES) $(SHIPPING),$(wildcard lib/*.py lib/kernels/*.py))
 
 help: ## this list
