@@ -206,3 +206,56 @@ def _kept(seed: str, name: str, at: pd.DataFrame, end: pd.DataFrame, threshold: 
         "chance": float(at.loc[then, "layer"].map(by_layer).mean()) if number else np.nan,
         "same_partner": float(same.mean()) if same.size else np.nan,
     }  # fmt: skip
+
+
+# ---------------------------------------------------------------- summaries over checkpoints
+
+
+def by_point(neurons: pd.DataFrame, summarise) -> pd.DataFrame:
+    """`summarise(rows of one point)` of every point in order, one table with a column point."""
+    parts = [summarise(own).assign(point=point) for point, own in neurons.groupby("point", sort=False)]
+    return pd.concat(parts, ignore_index=True)
+
+
+def appearances(indicators: dict[str, tuple[pd.Series, float]]) -> pd.DataFrame:
+    """From which point on an indicator stays above its bar in every seed.
+
+    `indicators`: name → (values with index seed, point, in order of training; bar). Columns: indicator, bar, first (a point, or None),
+    any_first (the same for at least one seed), low, mean, high (at the last point, over seeds).
+    """
+    rows = []
+    for name, (values, bar) in indicators.items():
+        wide = values.unstack("point")[list(dict.fromkeys(values.index.get_level_values("point")))]
+        above, last = wide > bar, wide.iloc[:, -1]
+        rows.append({
+            "indicator": name, "bar": bar, "first": _from_here_on(above.all()), "any_first": _from_here_on(above.any()),
+            "low": last.min(), "mean": last.mean(), "high": last.max(),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _from_here_on(above: pd.Series) -> str | None:
+    """The first point from which on all values are true."""
+    stays = above[::-1].cummin()[::-1]
+    return stays.idxmax() if stays.any() else None
+
+
+def indicators(heads: pd.DataFrame, layers: pd.DataFrame, shares: pd.DataFrame) -> dict[str, tuple[pd.Series, float]]:
+    """What `appearances` is asked about, with the bars: conventions, stated in the table.
+
+    A head counts that gives a third of its attention; a number of neurons that is more than the one in a thousand that
+    random directions reach; one neuron in a hundred universal.
+    """
+    keys = ["seed", "point"]
+    best = heads.groupby(keys, sort=False)[["previous", "induction", "bos"]].max()
+    total = layers.groupby(keys, sort=False)[["neurons", "prediction", "suppression", "peaked_positive", "peaked_negative", "low_variance"]].sum()
+    chance = float(total["neurons"].max()) * (1 - QUANTILE)
+    return {
+        "a previous-token head": (best["previous"], 1 / 3),
+        "an induction head": (best["induction"], 1 / 3),
+        "a head that attends to BOS": (best["bos"], 1 / 3),
+        "neurons with W_U kurtosis above the calibrated cut": (total["prediction"] + total["suppression"], chance),
+        f"neurons with W_U kurtosis above {PUBLISHED_CUTS.kurtosis:g}": (total["peaked_positive"] + total["peaked_negative"], 0.0),
+        "neurons with a logit variance below the null's": (total["low_variance"], chance),
+        "one universal neuron in a hundred": (shares.set_index(keys)["share"], 0.01),
+    }

@@ -15,12 +15,13 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from lib import circuits, emergence, vocabulary
+from lib import circuits, emergence, emergence_findings, vocabulary
 from lib import params as parameters
 from lib.circuit_tables import weights_of
 from lib.collect import collect
 from lib.emergence_checkpoints import Point, lacks_tokeniser, link_seed, points
 from lib.errors import InputError
+from lib.family_summary import FAMILIES, with_excess
 from lib.hub import weight_files, weights_sha256
 from lib.params import Params, read_params
 from lib.seeds import load_model
@@ -145,31 +146,56 @@ def tabulate_emergence(params: Params, tokens: int | None = None, steps: list[in
 
 
 class Emergence:
-    """The tables of a run's checkpoints: `record`, `points` (label, step, tokens) and a table for each name of TABLES."""
+    """The tables of a run's checkpoints: `record`, `points` (point, step, tokens) and `tables`, by the names of TABLES.
 
-    def __init__(self, folder: Path, shipped: bool):
-        self.folder, self.shipped = folder, shipped
+    `families` are chapter 4's rows of the run's reference seed with excess_corr, or None.
+    """
+
+    def __init__(self, folder: Path, shipped: bool, families: pd.DataFrame | None = None):
+        self.folder, self.shipped, self.families = folder, shipped, families
         self.record = _read(folder / RECORD)
         self.points = pd.DataFrame(self.record["points"])[["label", "step", "tokens"]].rename(columns={"label": "point"})
-        self.threshold = self.record["threshold"]
+        self.tables = {name: self._table(name) for name in TABLES}
 
-    def table(self, name: str) -> pd.DataFrame:
-        """One of TABLES, in the order of training."""
+    def early_and_late(self, threshold: float, start: str | None) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+        """The universal neurons of the end as early or late (`when`), the share of each kind in both, and what a kind is.
+
+        Early are those universal since `start` or before. A kind is the family of chapter 4 where the run has one, of its
+        reference seed only, otherwise the role.
+        """
+        place = self.points["point"].tolist().index(start) if start else 0
+        groups = emergence.first_universal(self.tables["neurons"], threshold)
+        groups["when"] = (groups["order"] <= place).map({True: "early", False: "late"})
+        if self.families is None:
+            return groups, emergence_findings.kinds_of(groups, groups["role"].astype(str)), "role"
+        known = groups.merge(self.families[[*emergence.KEYS, "family"]], on=emergence.KEYS)
+        return groups, emergence_findings.kinds_of(known, known["family"].map(FAMILIES)), "family"
+
+    def _table(self, name: str) -> pd.DataFrame:
         table = pd.read_parquet(self.folder / f"{name}.parquet").astype({"point": str, "seed": str})
         order = {point: place for place, point in enumerate(self.points["point"])}
         return table.iloc[table["point"].map(order).argsort(kind="stable")].reset_index(drop=True)
 
 
-def open_emergence(run: Run) -> Emergence | None:
+def open_chapter(run: Run) -> Emergence | None:
     """A run's own checkpoint tables, else those that ship if its seeds are shipped ones, else None."""
-    own = run.folder / "emergence"
+    own, shipped = run.folder / "emergence", parameters.ROOT / SHIPPED
     if (own / RECORD).is_file():
-        return Emergence(own, shipped=False)
+        return Emergence(own, shipped=False, families=_families(run, own))
     home = (parameters.ROOT / "data" / "seeds").resolve()
     folders = [None if run.params.is_on_hub(name) else run.params.seed_folder(name) for name in run.params.seeds]
-    ours = all(folder is not None and folder.resolve().parent == home for folder in folders)
-    shipped = parameters.ROOT / SHIPPED
-    return Emergence(shipped, shipped=True) if ours and (shipped / RECORD).is_file() else None
+    ours = all(folder is not None and folder.resolve().parent == home and folder.name == name for name, folder in zip(run.params.seeds, folders, strict=True))
+    return Emergence(shipped, shipped=True, families=_families(run, shipped)) if ours and (shipped / RECORD).is_file() else None
+
+
+def _families(run: Run, folder: Path) -> pd.DataFrame | None:
+    """The run's families of its reference seed, if that seed is the model of the last checkpoint."""
+    last, reference = _read(folder / RECORD)["points"][-1], run.params.reference
+    table = run.folder / "tables" / "families.parquet"
+    if not table.is_file() or last["seeds"].get(reference) != run.done["seed_hashes"].get(reference):
+        return None
+    known = with_excess(pd.read_parquet(table), run.table("neurons_all_seeds"))
+    return known[known["seed"] == reference].reset_index(drop=True)
 
 
 def export(folder: Path, to: Path) -> None:

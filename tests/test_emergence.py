@@ -59,7 +59,7 @@ def params(make_run, trained) -> Params:
 def test_a_planted_neuron_is_born_when_it_is_copied_and_stays(params):
     found = Emergence(tabulate_emergence(params, 16 * 256), shipped=False)
     assert found.points["point"].tolist() == ["checkpoint-1", "checkpoint-2", "checkpoint-4", "final"]
-    neurons = found.table("neurons")
+    neurons = found.tables["neurons"]
     own = neurons[(neurons["layer"] == BORN[0]) & (neurons["neuron"] == BORN[1])]
     by_point = own.groupby("point")["excess_corr"].min()
     assert by_point["checkpoint-2"] > 0.3 > by_point["checkpoint-1"] + 0.1
@@ -75,8 +75,8 @@ def test_a_planted_neuron_is_born_when_it_is_copied_and_stays(params):
     assert (kept.loc[(slice(None), "checkpoint-2"), "kept"] >= 1).all()
     # the run's own folders are gone, what ships is small
     assert not list((params.folder.parent).glob("emergence-*"))
-    assert set(found.table("heads").columns) >= {"bos", "previous", "induction"}
-    assert len(found.table("seeds")) == len(found.points) * 3
+    assert set(found.tables["heads"].columns) >= {"bos", "previous", "induction"}
+    assert len(found.tables["seeds"]) == len(found.points) * 3
 
 
 def test_a_killed_run_goes_on_and_finished_points_are_not_measured_again(params, monkeypatch):
