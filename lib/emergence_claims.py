@@ -64,7 +64,7 @@ def _universality(neurons: pd.DataFrame, layers: pd.DataFrame, threshold: float)
     published = f"{percent(least)} to {percent(PUBLISHED_SHARES['share'].max())}"
     same = layers.groupby("seed").apply(lambda own: np.average(own["same_layer"].fillna(0), weights=own["neurons"]), include_groups=False)
     return [
-        _row("A small share of the neurons, but a good one in a hundred, is universal", PAPER, published, spread(shares, percent),
+        _row(f"At least {percent(least)} of the neurons are universal, the least published", PAPER, published, spread(shares, percent),
              verdict([bool(share >= least) for share in shares])),
         _row("Most best matches lie in the neuron's own layer", PAPER, "the diagonal of figure 2c", spread(same, lambda value: percent(value, 1)),
              verdict([bool(share > HALF) for share in same])),
@@ -122,12 +122,12 @@ def _circuits(layers: pd.DataFrame, heads: pd.DataFrame) -> list[dict]:
 
 def _families(families: pd.DataFrame | None, threshold: float) -> list[dict]:
     """Whether there are universal neurons of each family of the paper; one seed, so no range."""
+    if families is None:
+        claim = "Universal neurons fall into families: " + ", ".join(FAMILIES[family] for family in PAPER_FAMILIES)
+        return [_row(claim, PAPER, "figures 4, 15 to 21", "not measured: this run has no families of the last checkpoint", "cannot tell")]
     rows = []
     for family in PAPER_FAMILIES:
         claim = f"There are universal neurons of the family “{FAMILIES[family]}”"
-        if families is None:
-            rows.append(_row(claim, PAPER, "figures 4, 15 to 21", "not measured: the run has no table of families", "cannot tell"))
-            continue
         own = families[universal(families, threshold)]
         number = int((own["family"] == family).sum())
         rows.append(_row(claim, PAPER, "figures 4, 15 to 21", f"{number} of {len(own)} (reference seed)",

@@ -148,8 +148,8 @@ def appearance_table(table: pd.DataFrame, time: Timeline) -> pd.DataFrame:
     """`emergence.appearances` as a reader's table."""
     return pd.DataFrame({
         "indicator": table["indicator"], "above": [f"{bar:.3g}" for bar in table["bar"]],
-        "in some seed from": ["–" if point is None else _moment(point, time) for point in table["any_first"]],
-        "in all seeds from": ["–" if point is None else _moment(point, time) for point in table["first"]],
+        "in some seed from": ["–" if pd.isna(point) else _moment(point, time) for point in table["any_first"]],
+        "in all seeds from": ["–" if pd.isna(point) else _moment(point, time) for point in table["first"]],
         "at the end, mean (range over seeds)": [
             f"{row.mean:.3g}" + ("" if row.low == row.high else f" ({row.low:.3g} to {row.high:.3g})")
             for row in table.itertuples()

@@ -1,6 +1,8 @@
 """Chapter 6: planted checkpoints, indicators against plain NumPy in fp64, and a run that is cut off goes on."""
 
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,13 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib import emergence, emergence_checkpoints, emergence_tables
-from lib.emergence_tables import Emergence, tabulate_emergence
+from lib import emergence_claims as claims
+from lib import emergence_figures as figures
+from lib import emergence_findings as findings
+from lib.emergence_tables import Emergence, open_chapter, tabulate_emergence
 from lib.errors import InputError
 from lib.params import Params
+from lib.store import write_json, write_table
 from lib.text import read_text
-from lib.universality import universal
+from lib.universality import layer_shares, reference_shares, universal
 
-STEPS = (1, 2, 4)
+STEPS = (1, 2)
 BORN = (1, 7)  # the planted neuron, (layer, index)
 
 
@@ -52,13 +58,14 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
-def params(make_run, trained) -> Params:
-    return make_run({name: trained / name for name in "abc"}, token_budget=16 * 256).params
+def params(make_run, trained, monkeypatch) -> Params:
+    monkeypatch.setattr("lib.vocabulary.DIRECTIONS", 200)
+    return make_run({name: trained / name for name in "abc"}, token_budget=8 * 256).params
 
 
 def test_a_planted_neuron_is_born_when_it_is_copied_and_stays(params):
-    found = Emergence(tabulate_emergence(params, 16 * 256), shipped=False)
-    assert found.points["point"].tolist() == ["checkpoint-1", "checkpoint-2", "checkpoint-4", "final"]
+    found = Emergence(tabulate_emergence(params, 8 * 256), shipped=False)
+    assert found.points["point"].tolist() == ["checkpoint-1", "checkpoint-2", "final"]
     neurons = found.tables["neurons"]
     own = neurons[(neurons["layer"] == BORN[0]) & (neurons["neuron"] == BORN[1])]
     by_point = own.groupby("point")["excess_corr"].min()
@@ -73,6 +80,7 @@ def test_a_planted_neuron_is_born_when_it_is_copied_and_stays(params):
     assert {since[(seed, *BORN)] for seed in "abc"} == {"checkpoint-2"}
     kept = emergence.persistence(neurons, threshold).set_index(["seed", "point"])
     assert (kept.loc[(slice(None), "checkpoint-2"), "kept"] >= 1).all()
+    assert (kept.loc[(slice(None), "checkpoint-2"), "same_partner"] > 0).all()
     # the run's own folders are gone, what ships is small
     assert not list((params.folder.parent).glob("emergence-*"))
     assert set(found.tables["heads"].columns) >= {"bos", "previous", "induction"}
@@ -83,22 +91,22 @@ def test_a_killed_run_goes_on_and_finished_points_are_not_measured_again(params,
     real, seen = emergence_tables.measure, []
 
     def dies(run):
-        if len(seen) == 2:
+        if len(seen) == 1:
             raise KeyboardInterrupt
         seen.append(run.params.run)
         return real(run)
 
     monkeypatch.setattr(emergence_tables, "measure", dies)
     with pytest.raises(KeyboardInterrupt):
-        tabulate_emergence(params, 16 * 256)
-    assert (params.folder.parent / "emergence-test-checkpoint-4" / "stats" / "done.json").exists()
+        tabulate_emergence(params, 8 * 256)
+    assert (params.folder.parent / "emergence-test-checkpoint-2" / "stats" / "done.json").exists()
     assert not (params.folder / "emergence" / "emergence.json").exists()
     seen.clear()
     monkeypatch.setattr(emergence_tables, "measure", lambda run: seen.append(run.params.run) or real(run))
     monkeypatch.setattr("lib.collect._run_pass", lambda work, *_: _only("final", work))
-    with pytest.raises(AssertionError):  # the third point's pass was complete; only the last one has still to be run
-        tabulate_emergence(params, 16 * 256)
-    assert seen == ["emergence-test-checkpoint-4"]
+    with pytest.raises(AssertionError):  # the second point's pass was complete; only the last one has still to be run
+        tabulate_emergence(params, 8 * 256)
+    assert seen == ["emergence-test-checkpoint-2"]
 
 
 def _only(label, work):
@@ -210,7 +218,7 @@ def test_no_checkpoints_is_one_sentence(make_run, seed_folders, params):
     with pytest.raises(InputError, match="no checkpoints that all of the seeds a, b, c have") as error:
         emergence_checkpoints.points(make_run(seed_folders).params)
     assert "\n" not in str(error.value)
-    with pytest.raises(InputError, match="no checkpoints of step 3 .* there are 1, 2, 4"):
+    with pytest.raises(InputError, match="no checkpoints of step 3 .* there are 1, 2"):
         emergence_checkpoints.points(params, [1, 3])
 
 
@@ -222,3 +230,87 @@ def test_revisions_of_a_hub_model(make_run, hub, trained):
     found = emergence_checkpoints.points(params)
     assert [point.step for point in found] == [1, 512] and found[1].revisions == {"a": "step512", "b": "step512"}
     assert found[1].tokens == 512 * 2_097_152
+
+
+# ---------------------------------------------------------------- what is said
+
+
+def history(excess: dict[str, float]) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
+    """All tables of two checkpoints of two seeds with 3 layers of 20 neurons, every neuron with the given excess."""
+    points = pd.DataFrame({"point": list(excess), "step": [1, 8], "tokens": [2048, 16384]})
+    neurons, layers, heads, losses, properties, seeds = [], [], [], [], [], []
+    for point, value in excess.items():
+        for seed in "ab":
+            where = {"point": point, "seed": seed}
+            losses += [where | {"domain": domain, "loss": 5.0, "tokens": 10} for domain in ("all", "law", "verse")]
+            seeds.append(where | {"frequency_cosine": -0.5})
+            properties.append(where | {"property": "skew", "label": "skew", "published": "high", "effect": 0.5, "median_percentile": 80.0,
+                                       "p_corrected": 0.01, "verdict": "holds"})  # fmt: skip
+            for layer in range(3):
+                heads.append(where | {"layer": layer, "head": 0, "bos": 0.6, "previous": 0.6, "induction": np.nan if layer else 0.1})
+                layers.append(where | {"layer": layer, "neurons": 20, "prediction": 2 if layer else 0, "suppression": 5 if layer == 2 else 0,
+                                       "partition": 0, "peaked_positive": 0, "peaked_negative": 0, "low_variance": 3, "max_kurt": 4.0,
+                                       "same_layer": 0.8, "null_kurt": 3.5, "null_var": 0.01, "null_low": 0.001})  # fmt: skip
+                neurons += [where | {"layer": layer, "neuron": index, "max_corr": value, "excess_corr": value, "dead": False, "role": "none",
+                                     "partner_a": index, "partner_b": index} for index in range(20)]  # fmt: skip
+    made = {"neurons": neurons, "layers": layers, "heads": heads, "losses": losses, "properties": properties, "seeds": seeds}
+    return {name: pd.DataFrame(rows) for name, rows in made.items()}, points
+
+
+@pytest.mark.parametrize("excess", [{"checkpoint-1": 0.0, "final": 0.0}, {"checkpoint-1": 0.9, "final": 0.9}, {"checkpoint-1": 0.9, "final": 0.1}])
+def test_every_figure_and_sentence_of_the_chapter_has_words_for_it(excess):
+    tables, points = history(excess)
+    time = figures.timeline(points)
+    shares = emergence.by_point(tables["neurons"], lambda own: reference_shares(own, 0.5))
+    layers = emergence.by_point(tables["neurons"], lambda own: layer_shares(own, 0.5))
+    changes, kept = emergence.transitions(tables["neurons"], 0.5), emergence.persistence(tables["neurons"], 0.5)
+    start = claims.middle_point(points)
+    groups = emergence.first_universal(tables["neurons"], 0.5).assign(when="early")
+    kinds = findings.kinds_of(groups, groups["role"])
+    appear = emergence.appearances(emergence.indicators(tables["heads"], tables["layers"], shares))
+    pairs = [
+        (findings.losses(tables["losses"], time), figures.losses(tables["losses"], time)),
+        (findings.shares(shares, time, 0.5), figures.shares(shares, time)),
+        (findings.by_layer(layers, time), figures.by_layer(layers, time)),
+        (findings.births_and_deaths(changes, kept, time, start), figures.births_and_deaths(changes, kept, time)),
+        (findings.early_and_late(groups, kinds, start, time, "role"), figures.early_and_late(groups, kinds, 3, "role")),
+        (findings.circuits_appear(appear, time), figures.circuits_appear(tables["heads"], tables["layers"], time)),
+        (findings.heads_at_the_end(tables["heads"]), figures.heads_at_the_end(tables["heads"])),
+    ]  # fmt: skip
+    for finding, fig in pairs:
+        assert finding.title and finding.text and finding.alt and "nan" not in finding.text
+        fig.canvas.draw()
+    assert not findings.appearance_table(appear, time).astype(str).eq("nan").any().any()
+    told = claims.claims(tables, points, 0.5).set_index("claim")["verdict"]
+    assert told.str.fullmatch("holds|does not hold|cannot tell").all()
+    assert told["In the last layer suppression outnumbers prediction (calibrated cut)"] == "holds"
+    universal_at_the_end = excess["final"] > 0.5
+    assert told[told.index.str.startswith("At least")].iloc[0] == ("holds" if universal_at_the_end else "does not hold")
+    persistent = told[told.index.str.startswith("Most neurons that are universal halfway")].iloc[0]
+    # where all neurons are universal at the end, chance persists as well as they do
+    assert persistent == ("cannot tell" if excess["checkpoint-1"] < 0.5 else "does not hold")
+
+
+def test_verdicts():
+    assert claims.verdict([True, True]) == "holds" and claims.verdict([False]) == "does not hold"
+    assert claims.verdict([True, False]) == claims.verdict([True, None]) == claims.verdict([]) == "cannot tell"
+
+
+def test_shipped_tables_are_for_shipped_seeds_and_own_ones_come_first(params, make_run, monkeypatch, tmp_path):
+    run = make_run({name: params.seed_folder(name) for name in "abc"})
+    monkeypatch.setattr("lib.params.ROOT", tmp_path)
+    assert open_chapter(run) is None  # no checkpoint tables: one sentence in the chapter
+    tables, points = history({"checkpoint-1": 0.0, "final": 0.9})
+    record = {"points": [{"label": row.point, "step": row.step, "tokens": row.tokens, "seeds": {}} for row in points.itertuples()]}
+    for folder in (run.folder / "emergence", tmp_path / "data" / "emergence"):
+        for name, table in tables.items():
+            write_table(folder / f"{name}.parquet", table[::-1])
+        write_json(folder / "emergence.json", record)
+    own = open_chapter(run)
+    assert not own.shipped and own.tables["neurons"]["point"].iloc[0] == "checkpoint-1"
+    (run.folder / "emergence" / "emergence.json").unlink()
+    assert open_chapter(run) is None
+    ours = {name: tmp_path / "data" / "seeds" / name for name in "ab"}
+    for name in "ab":
+        shutil.copytree(params.seed_folder(name), ours[name], ignore=shutil.ignore_patterns("checkpoint-*"))
+    assert open_chapter(make_run(ours)).shipped
