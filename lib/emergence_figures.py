@@ -105,7 +105,7 @@ def shares(seeds: pd.DataFrame, time: Timeline) -> Figure:
     left.set(ylabel="universal neurons")
     left.yaxis.set_major_formatter(PERCENT)
     left.set_ylim(0, max(1.1 * seeds["share"].max(), 1e-3))
-    right.set(ylabel="excess correlation, mean over neurons")
+    right.set(ylabel="mean excess correlation")
     for axes in (left, right):
         _time_axis(axes, time)
     return fig
@@ -134,7 +134,7 @@ def births_and_deaths(changes: pd.DataFrame, kept: pd.DataFrame, time: Timeline)
     left.bar(x, -mean["deaths"], color=NEUTRAL, label="deaths")
     left.axhline(0, color=NEUTRAL, linewidth=1)
     left.set_xticks(x, [short(time.at[point]) if time.log else point for point in mean.index], rotation=45, fontsize="small")
-    left.set(xlabel=f"{time.label} at the later checkpoint", ylabel="deaths ↓ neurons, mean over seeds ↑ universal")
+    left.set(xlabel=f"{time.label}, later checkpoint", ylabel="deaths ↓ neurons ↑ universal\nmean over seeds")
     left.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
     if not mean.to_numpy().any():
         note(left, "no universal neuron at any checkpoint")
@@ -149,8 +149,8 @@ def births_and_deaths(changes: pd.DataFrame, kept: pd.DataFrame, time: Timeline)
             _over_seeds(right, known[known["same_partner"].notna()], "same_partner", time, CORRELATION, "of these: best match is the same neuron", "s--")
         _time_axis(right, time)
         handles, labels = right.get_legend_handles_labels()
-        fig.legend(handles, labels, loc="outside lower right", frameon=False)
-    right.set(ylabel="share of the universal neurons\nof a checkpoint", ylim=(-0.03, 1.03))
+        fig.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize="small")
+    right.set(ylabel="share of a checkpoint's\nuniversal neurons", ylim=(-0.03, 1.03))
     right.yaxis.set_major_formatter(PERCENT)
     return fig
 
@@ -168,7 +168,7 @@ def early_and_late(groups: pd.DataFrame, kinds: pd.DataFrame, layers: int, kind:
         left.bar(range(layers), number, bottom=below, color=colour, label=when)
         below = below + number
     layer_axis(left, layers)
-    left.set_ylabel("universal neurons at the end, mean over seeds")
+    left.set_ylabel("universal neurons at the end\nmean over seeds")
     left.legend()
     if kinds.empty:
         note(right, "no universal neuron whose kind is known")
@@ -204,12 +204,12 @@ def circuits_appear(heads: pd.DataFrame, layers: pd.DataFrame, time: Timeline) -
     grid[1, 0].legend(fontsize="x-small")
     for role in ("prediction", "suppression"):
         _over_seeds(grid[1, 1], total, role, time, ROLE_COLOURS[role], role)
-    grid[1, 1].set(title="W_U kurtosis above the calibrated cut", ylabel="neurons of a seed")
+    grid[1, 1].set(title="W_U kurtosis above the null's", ylabel="neurons of a seed")
     grid[1, 1].legend(fontsize="x-small")
     _over_seeds(grid[1, 2], total, "low_variance", time, CORRELATION)
     grid[1, 2].set(title="logit variance below the null's", ylabel="neurons of a seed")
     for axes in grid[1, 1:]:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, max(1, axes.get_ylim()[1]))
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     for axes in grid[1]:
         _time_axis(axes, time)
@@ -228,6 +228,6 @@ def heads_at_the_end(heads: pd.DataFrame) -> Figure:
             axes.plot(own["layer"] + shift, own[name], "o", color=SEED_COLOURS[index % len(SEED_COLOURS)], markersize=4, label=seed)
         axes.set(title=label, ylim=(-0.02, 1.02))
         layer_axis(axes, int(last["layer"].max()) + 1)
-    grid[0].set_ylabel("share of attention, one dot a head")
+    grid[0].set_ylabel("share of attention\none dot a head")
     grid[-1].legend(title="seed", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return fig

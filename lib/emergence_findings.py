@@ -50,7 +50,7 @@ def losses(table: pd.DataFrame, time: Timeline) -> Finding:
     everything = table[table["domain"] == "all"].groupby("point", sort=False)["loss"].mean()
     first, last = everything.index[0], everything.index[-1]
     best = everything.idxmin()
-    title = f"Held-out loss falls from {everything[first]:.2f} to {everything[best]:.2f} nats per token" if everything[best] < everything[first] else "Held-out loss does not fall"
+    title = f"Held-out loss falls from {everything[first]:.2f} to {everything[best]:.2f} nats per token" if everything[best] < everything[first] - 0.005 else "Held-out loss does not fall"
     end = table[(table["domain"] != "all") & (table["point"] == last)].groupby("domain")["loss"].mean().sort_values()
     text = f"Mean over seeds: **{everything[first]:.3f}** at {_moment(first, time)}, **{everything[last]:.3f}** at the end ({_moment(last, time)})."
     if best != last:
