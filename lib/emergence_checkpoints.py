@@ -77,6 +77,8 @@ def points(params: Params, steps: list[int] | None = None) -> list[Point]:
         raise InputError(f"no {what} that all of the seeds {', '.join(names)} have: they are looked for as {places}{has}.")
     chosen = [found[step] for step in (sorted(set(steps)) if steps else log_spaced(found))]
     chosen += [own] if own else []
+    if len(chosen) < 2:
+        raise InputError(f"there is one checkpoint only, of step {chosen[0].step}; what changes while training needs two or more.")
     # a stable sort: seeds that do not tell their tokens stay last
     return sorted(chosen, key=lambda point: point.step if np.isfinite(point.step) else np.inf)
 
