@@ -1,6 +1,6 @@
 # make report [RUN=tiny] [SEED=a] [TOKENS=1000000] [PARAMS=path.yaml]; `make help` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help report plan compare archive test lab bench seeds lint clean environment FORCE
+.PHONY: help report plan compare emergence archive test lab bench seeds lint clean environment FORCE
 .NOTPARALLEL:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
@@ -10,6 +10,8 @@ SEED =
 TOKENS =
 PUBLISHED =
 PUBLISHED_TOKENS =
+STEPS =
+EXPORT =
 SEED_TOKENS = 25000000
 PYTHON = python3.11
 VENV = .venv
@@ -48,6 +50,9 @@ archive: $(READY) ## a finished run as one file to share, with checksums; [RUN=t
 
 plan: $(READY) ## memory, passes, disk and time that a run will take; [RUN=tiny] [PARAMS=path.yaml]
 	@$(PY) -m lib.plan $(PARAMS)
+
+emergence: $(READY) ## chapter 06's tables, from the seeds' training checkpoints; [RUN=tiny] [TOKENS=300000] [STEPS="64 512"] [EXPORT=data/emergence]
+	@$(PY) -m lib.emergence_tables '$(PARAMS)' --run '$(RUN)' $(if $(TOKENS),--tokens '$(TOKENS)') $(if $(STEPS),--steps $(STEPS)) $(if $(EXPORT),--export '$(EXPORT)')
 
 test: $(READY) ## the test suite
 	$(PY) -m pytest
@@ -98,6 +103,9 @@ $(OUT)/tables/done.json: $(OUT)/stats/done.json $(OUT)/params.yaml lib/tables.py
 
 $(OUT)/notebooks/%.ipynb: notebooks/%.ipynb $(OUT)/tables/done.json $(LIBRARY)
 	@$(PY) -m lib.report execute $< $(OUT)/params.yaml
+
+# The shipped tables of checkpoints, or the run's own, may have been made since.
+$(OUT)/notebooks/06_emergence.ipynb: $(wildcard data/emergence/emergence.json $(OUT)/emergence/emergence.json)
 
 $(OUT)/notebooks/published.ipynb: notebooks/optional/published.ipynb $(OUT)/tables/published.parquet $(OUT)/tables/done.json $(LIBRARY)
 	@$(PY) -m lib.compare $(OUT)/params.yaml

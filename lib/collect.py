@@ -220,8 +220,12 @@ def check(run: Run) -> None:
         check_seed(name, Path(params.seed_source(name)), run.text, params.context)
 
 
-def collect(run: Run) -> None:
-    """Runs the passes, or what is left of them; returns at once if all are complete."""
+def collect(run: Run, grouped: bool = True, snapshots: tuple[float, ...] = SNAPSHOTS) -> None:
+    """Runs the passes, or what is left of them; returns at once if all are complete.
+
+    A run that looks at neither families nor convergence does without `grouped` moments and without `snapshots`, which
+    take more than the products where there is little text.
+    """
     stats = run.folder / "stats"
     run.params.refuse_other_statistics()
     complete = (stats / "done.json").exists()
@@ -233,7 +237,7 @@ def collect(run: Run) -> None:
         return
     device = device_of(run.params)
     processes, begun = Processes(), None
-    groups = tuple(map(tuple, processes.agree(group_sizes(run) if processes.first else None)))
+    groups = tuple(map(tuple, processes.agree(group_sizes(run) if processes.first and grouped else ())))
     setting = setting_of(run.params, shared_shape(run.params), device, Processes.on_this_machine(), groups)
     if processes.first:
         check(run)
@@ -248,7 +252,7 @@ def collect(run: Run) -> None:
         scalings.setdefault(name, {})[what] = tensor.to(device)
     for number in range(len(plan.passes)):
         if not processes.agree((stats / f"pass-{number:02d}.json").exists()):
-            _run_pass(Pass(run, plan, number, scalings, device), processes, stats)
+            _run_pass(Pass(run, plan, number, scalings, device), processes, stats, snapshots)
         processes.wait()
     if processes.first:
         write_json(stats / "done.json", _summary(run, plan, device, processes.count))
@@ -286,7 +290,7 @@ def _refuse_other_files(run: Run, hashes: dict[str, str]) -> None:
         )
 
 
-def _run_pass(work: Pass, processes: Processes, stats: Path) -> None:
+def _run_pass(work: Pass, processes: Processes, stats: Path, snapshots: tuple[float, ...]) -> None:
     """Runs this process's share of a pass, saving now and then; then the first process writes what all found."""
     prefix = f"pass-{work.number:02d}.state-"
     mine = stats / f"{prefix}{processes.rank}.safetensors"
@@ -305,7 +309,7 @@ def _run_pass(work: Pass, processes: Processes, stats: Path) -> None:
         write_tensors(mine, work.state_dict())
         for name in adopted:
             (stats / f"{name}.safetensors").unlink()
-    _advance(work, chunks[processes.rank], processes, mine)
+    _advance(work, chunks[processes.rank], _marks(work, processes, snapshots), processes, mine)
     if processes.count > 1 and chunks[processes.rank]:
         write_tensors(mine, work.state_dict())
     processes.wait()
@@ -318,9 +322,8 @@ def _run_pass(work: Pass, processes: Processes, stats: Path) -> None:
             path.unlink()
 
 
-def _advance(work: Pass, chunks: list[int], processes: Processes, state: Path) -> None:
-    """Chunks through the pass, with a state saved now and then and a snapshot at the marks of a run that has them."""
-    marks = _marks(work, processes)
+def _advance(work: Pass, chunks: list[int], marks: list[int], processes: Processes, state: Path) -> None:
+    """Chunks through the pass, with a state saved now and then and a snapshot at each of the marks."""
     blocks, context, size = len(work.text.tokens), work.text.context, work.planned.chunk
     seeds = len(work.readers)
     gigabytes = sum(unit.memory for unit in work.units) / 1e9
@@ -340,18 +343,18 @@ def _advance(work: Pass, chunks: list[int], processes: Processes, state: Path) -
                 saved = time.monotonic()
 
 
-def _marks(work: Pass, processes: Processes) -> list[int]:
+def _marks(work: Pass, processes: Processes, snapshots: tuple[float, ...]) -> list[int]:
     """Blocks after which to take a snapshot: none where a pass or a process holds only a part, or where they cost much.
 
     A snapshot's rotations take 4·N²·n operations a pair and all products 2·N²·tokens.
     """
     blocks = len(work.text.tokens)
-    cheap = len(SNAPSHOTS) * 4 * work.neurons < blocks * work.text.context
+    cheap = len(snapshots) * 4 * work.neurons < blocks * work.text.context
     products = {"pair", "within"}
     elsewhere = any(unit.kind in products for part in work.plan.passes if part != work.planned for unit in part.units)
     if processes.count > 1 or elsewhere or not cheap:
         return []
-    return [round(share * blocks) for share in SNAPSHOTS]
+    return [round(share * blocks) for share in snapshots]
 
 
 def _finish(work: Pass, stats: Path) -> None:

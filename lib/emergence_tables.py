@@ -1,0 +1,229 @@
+"""Chapter 6's tables: the pass and the tables of every checkpoint, one small run a checkpoint, and what is kept of each.
+
+`python -m lib.emergence_tables params/tiny.yaml` (`make emergence`) writes outputs/<run>/emergence; with `--export
+data/emergence` also there, the tables that ship. A checkpoint that is finished is not done again, and one that was cut off
+goes on from its pass's last saved state; its statistics, gigabytes, are deleted when its tables are written.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from lib import circuits, emergence, emergence_findings, vocabulary
+from lib import params as parameters
+from lib.circuit_tables import weights_of
+from lib.collect import collect
+from lib.emergence_checkpoints import Point, lacks_tokeniser, link_seed, points
+from lib.errors import InputError
+from lib.family_summary import FAMILIES, with_excess
+from lib.hub import weight_files, weights_sha256
+from lib.params import Params, read_params
+from lib.seeds import load_model
+from lib.store import Run, write_json, write_table
+from lib.tables import tabulate
+from lib.universality import frequency_cosine_correlation, property_tests, reference_shares
+
+TOKENS = 300_000
+ROTATIONS = 1  # draws of one seed differ by less than a thousandth in their mean: chapter 2
+TABLES = ("seeds", "losses", "layers", "heads", "properties", "neurons")
+RECORD = "emergence.json"
+SHIPPED = Path("data") / "emergence"
+
+
+def point_params(params: Params, point: Point, tokens: int) -> Params:
+    """The parameters of the small run of one checkpoint: outputs/emergence-<run>-<checkpoint>."""
+    values = params.model_dump(exclude_none=True) | {
+        "run": f"emergence-{params.run}-{point.label}", "token_budget": tokens, "rotations": min(ROTATIONS, params.rotations),
+        "compare": "all", "seeds": point.sources,
+    }  # fmt: skip
+    values.pop("revision", None)
+    if point.revisions:
+        return Params(**values, revision=point.revisions)
+    into = Params(**values).folder / "seeds"
+    folders = {name: str(into / name if lacks_tokeniser(source) else source) for name, source in point.sources.items()}
+    return Params(**(values | {"seeds": folders}))
+
+
+def measure(run: Run) -> dict[str, pd.DataFrame]:
+    """What is kept of one checkpoint, by name of table (TABLES), from its run's tables and models."""
+    neurons, matches, threshold = run.table("neurons_all_seeds"), run.table("matches_all_seeds"), run.params.threshold
+    text = run.text
+    allowed = torch.tensor(sorted(set(range(text.vocab_size)) - {text.bos_id, *text.newline_ids}))
+    repeated = emergence.repeated_tokens(emergence.HEAD_BLOCKS, text.context, allowed, text.bos_id, run.params.random_seed)
+    parts, cuts = {"seeds": [], "layers": [], "heads": [], "properties": []}, {}
+    for seed, own in neurons.groupby("seed", sort=False):
+        _, unembedding = weights_of(run, seed)
+        directions = vocabulary.random_directions(vocabulary.DIRECTIONS, len(unembedding), run.params.random_seed)
+        null = circuits.vocabulary_moments(directions, unembedding)
+        cuts[seed] = vocabulary.null_cuts(null)
+        found = {
+            "seeds": reference_shares(own, threshold).assign(frequency_cosine=frequency_cosine_correlation(own)),
+            "layers": emergence.layer_indicators(own, matches[matches["seed"] == seed], null),
+            "heads": emergence.head_table(load_model(run.params.seed_source(seed)), text.tokens[: emergence.HEAD_BLOCKS], repeated),
+            "properties": property_tests(own, threshold)[["property", "label", "published", "effect", "median_percentile", "p_corrected", "verdict"]],
+        }  # fmt: skip
+        for name, table in found.items():
+            parts[name].append(table.drop(columns="seed", errors="ignore").assign(seed=seed))
+    made = {name: pd.concat(tables, ignore_index=True) for name, tables in parts.items()}
+    return made | {"losses": run.table("losses"), "neurons": emergence.neuron_rows(neurons, matches, cuts)}
+
+
+def measured_point(params: Params, point: Point, tokens: int, folder: Path) -> dict:
+    """Writes the tables of one checkpoint below `folder` unless they are there; what they were made from."""
+    own = Run(point_params(params, point, tokens))
+    asked = own.params.statistics_key | {"rotations": own.params.rotations, "threshold": own.params.threshold}
+    record = _read(folder / "made.json")
+    if record.get("asked") == asked and not _changed(point, record, folder / "made.json"):
+        return record
+    for name, source in point.sources.items() if not point.revisions else ():
+        if lacks_tokeniser(source):
+            link_seed(Path(source), params.seed_folder(name), own.folder / "seeds" / name)
+    key = own.folder / "stats" / "key.json"
+    if _read(key) and any(_read(key).get(name) != value for name, value in own.params.statistics_key.items()):
+        shutil.rmtree(own.folder / "stats")  # begun with another budget
+        shutil.rmtree(own.folder / "tables", ignore_errors=True)
+    started = time.monotonic()
+    collect(own, grouped=False, snapshots=())
+    tabulate(own)
+    for name, table in measure(own).items():
+        write_table(folder / f"{name}.parquet", table)
+    record = {
+        "asked": asked, "label": point.label, "step": _whole(point.step), "tokens": _whole(point.tokens),
+        "seeds": own.done["seed_hashes"], "text_sha256": own.done["text_hash"], "counted": own.done["tokens_counted"],
+        "precision": own.done["precision"], "layers": own.done["layers"], "neurons": own.done["neurons"],
+        "seconds": round(time.monotonic() - started),
+    }  # fmt: skip
+    write_json(folder / "made.json", record)
+    shutil.rmtree(own.folder)
+    return record
+
+
+def _changed(point: Point, record: dict, made: Path) -> bool:
+    """Whether a local seed's weights are others than those measured; only files newer than the tables are hashed."""
+    if point.revisions:
+        return False
+    for name, source in point.sources.items():
+        newer = any(path.stat().st_mtime > made.stat().st_mtime for path in weight_files(Path(source)))
+        if newer and weights_sha256(Path(source)) != record["seeds"].get(name):
+            return True
+    return False
+
+
+def _whole(number: float) -> int | None:
+    return round(number) if number == number else None
+
+
+def _read(path: Path) -> dict:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def tabulate_emergence(params: Params, tokens: int | None = None, steps: list[int] | None = None) -> Path:
+    """outputs/<run>/emergence with the tables of all checkpoints, those that are missing measured; returns the folder."""
+    chosen = points(params, steps)
+    tokens = tokens or min(TOKENS, params.token_budget)
+    folder, records = params.folder / "emergence", []
+    for number, point in enumerate(chosen, 1):
+        print(f"{point.label} ({number} of {len(chosen)})", file=sys.stderr, flush=True)
+        records.append(measured_point(params, point, tokens, folder / "points" / point.label))
+    for name in TABLES:
+        parts = [pd.read_parquet(folder / "points" / point.label / f"{name}.parquet").assign(point=point.label) for point in chosen]
+        table = pd.concat(parts, ignore_index=True)
+        write_table(folder / f"{name}.parquet", table.astype({"point": "category", "seed": "category"}))
+    shared = {name: records[0][name] for name in ("text_sha256", "counted", "precision", "layers", "neurons")}
+    own = ("label", "step", "tokens", "seeds", "seconds")
+    write_json(folder / RECORD, {
+        "run": params.run, "text": params.text_title, "token_budget": tokens, "rotations": min(ROTATIONS, params.rotations),
+        "threshold": params.threshold, "random_seed": params.random_seed, **shared,
+        "points": [{name: record[name] for name in own} for record in records],
+    })  # fmt: skip
+    return folder
+
+
+class Emergence:
+    """The tables of a run's checkpoints: `record`, `points` (point, step, tokens) and `tables`, by the names of TABLES.
+
+    `families` are chapter 4's rows of the run's reference seed with excess_corr, or None.
+    """
+
+    def __init__(self, folder: Path, shipped: bool, families: pd.DataFrame | None = None):
+        self.folder, self.shipped, self.families = folder, shipped, families
+        self.record = _read(folder / RECORD)
+        self.points = pd.DataFrame(self.record["points"])[["label", "step", "tokens"]].rename(columns={"label": "point"})
+        self.tables = {name: self._table(name) for name in TABLES}
+
+    def early_and_late(self, threshold: float, start: str | None) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+        """The universal neurons of the end as early or late (`when`), the share of each kind in both, and what a kind is.
+
+        Early are those universal since `start` or before. A kind is the family of chapter 4 where the run has one, of its
+        reference seed only, otherwise the role.
+        """
+        place = self.points["point"].tolist().index(start) if start else 0
+        groups = emergence.first_universal(self.tables["neurons"], threshold)
+        groups["when"] = (groups["order"] <= place).map({True: "early", False: "late"})
+        if self.families is None:
+            return groups, emergence_findings.kinds_of(groups, groups["role"].astype(str)), "role"
+        known = groups.merge(self.families[[*emergence.KEYS, "family"]], on=emergence.KEYS)
+        return groups, emergence_findings.kinds_of(known, known["family"].map(FAMILIES)), "family"
+
+    def _table(self, name: str) -> pd.DataFrame:
+        table = pd.read_parquet(self.folder / f"{name}.parquet").astype({"point": str, "seed": str})
+        order = {point: place for place, point in enumerate(self.points["point"])}
+        return table.iloc[table["point"].map(order).argsort(kind="stable")].reset_index(drop=True)
+
+
+def open_chapter(run: Run) -> Emergence | None:
+    """A run's own checkpoint tables, else those that ship if its seeds are shipped ones, else None."""
+    own, shipped = run.folder / "emergence", parameters.ROOT / SHIPPED
+    if (own / RECORD).is_file():
+        return Emergence(own, shipped=False, families=_families(run, own))
+    home = (parameters.ROOT / "data" / "seeds").resolve()
+    folders = [None if run.params.is_on_hub(name) else run.params.seed_folder(name) for name in run.params.seeds]
+    ours = all(folder is not None and folder.resolve().parent == home and folder.name == name for name, folder in zip(run.params.seeds, folders, strict=True))
+    return Emergence(shipped, shipped=True, families=_families(run, shipped)) if ours and (shipped / RECORD).is_file() else None
+
+
+def _families(run: Run, folder: Path) -> pd.DataFrame | None:
+    """The run's families of its reference seed, if that seed is the model of the last checkpoint."""
+    last, reference = _read(folder / RECORD)["points"][-1], run.params.reference
+    table = run.folder / "tables" / "families.parquet"
+    if not table.is_file() or last["seeds"].get(reference) != run.done["seed_hashes"].get(reference):
+        return None
+    known = with_excess(pd.read_parquet(table), run.table("neurons_all_seeds"))
+    return known[known["seed"] == reference].reset_index(drop=True)
+
+
+def export(folder: Path, to: Path) -> None:
+    """Copies the tables and their record, and nothing else, to where they ship."""
+    to.mkdir(parents=True, exist_ok=True)
+    for name in (*(f"{table}.parquet" for table in TABLES), RECORD):
+        shutil.copyfile(folder / name, to / name)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; 0 on success, 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="python -m lib.emergence_tables", description=__doc__.splitlines()[0])
+    parser.add_argument("params", type=Path, help="a parameter file")
+    parser.add_argument("--run", help="the run's name, where it is not the file's")
+    parser.add_argument("--tokens", type=int, help=f"positions of text for each checkpoint (default {TOKENS:,}, or the run's if fewer)")
+    parser.add_argument("--steps", type=int, nargs="+", help="the checkpoints' steps (default: log-spaced ones)")
+    parser.add_argument("--export", type=Path, help="also write the tables there")
+    given = parser.parse_args(arguments)
+    try:
+        folder = tabulate_emergence(read_params(given.params, run=given.run), given.tokens, given.steps)
+        if given.export:
+            export(folder, given.export)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"Tables: {given.export or folder}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

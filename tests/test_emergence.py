@@ -1,0 +1,316 @@
+"""Chapter 6: planted checkpoints, indicators against plain NumPy in fp64, and a run that is cut off goes on."""
+
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import TEXT, save_seed, small_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lib import emergence, emergence_checkpoints, emergence_tables
+from lib import emergence_claims as claims
+from lib import emergence_figures as figures
+from lib import emergence_findings as findings
+from lib.emergence_tables import Emergence, open_chapter, tabulate_emergence
+from lib.errors import InputError
+from lib.params import Params
+from lib.store import write_json, write_table
+from lib.text import read_text
+from lib.universality import layer_shares, reference_shares, universal
+
+STEPS = (1, 2)
+BORN = (1, 7)  # the planted neuron, (layer, index)
+
+
+def planted(seed: int, step: int):
+    """A model whose neuron BORN is, from step 2 on, the same function of the token as in every other seed."""
+    model = small_model(seed)
+    generator = torch.Generator().manual_seed(99)
+    token = torch.randn(model.config.n_embd, generator=generator)
+    with torch.no_grad():
+        # every seed reads one shared embedding of the tokens, which attention and the first MLP leave alone
+        shared = torch.randn(8192, 32, generator=generator)
+        model.transformer.wte.weight.copy_(shared)
+        model.transformer.wpe.weight.zero_()
+        for block in model.transformer.h:
+            block.attn.c_proj.weight.mul_(0.02)
+            block.mlp.c_proj.weight.mul_(0.02)
+        if step >= 2:
+            mlp = model.transformer.h[BORN[0]].mlp
+            mlp.c_fc.weight[:, BORN[1]] = 0.5 * token
+            mlp.c_fc.bias[BORN[1]] = 0.0
+    return model
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """Three seeds with checkpoints of STEPS in their own folders, without tokeniser, as a trainer leaves them."""
+    root = tmp_path_factory.mktemp("trained")
+    for number, name in enumerate("abc"):
+        for step in STEPS:
+            planted(number, step).save_pretrained(root / name / f"checkpoint-{step}")
+        save_seed(planted(number, 8), root / name)
+    return root
+
+
+@pytest.fixture
+def params(make_run, trained, monkeypatch) -> Params:
+    monkeypatch.setattr("lib.vocabulary.DIRECTIONS", 200)
+    return make_run({name: trained / name for name in "abc"}, token_budget=8 * 256).params
+
+
+def test_a_planted_neuron_is_born_when_it_is_copied_and_stays(params):
+    found = Emergence(tabulate_emergence(params, 8 * 256), shipped=False)
+    assert found.points["point"].tolist() == ["checkpoint-1", "checkpoint-2", "final"]
+    neurons = found.tables["neurons"]
+    own = neurons[(neurons["layer"] == BORN[0]) & (neurons["neuron"] == BORN[1])]
+    by_point = own.groupby("point")["excess_corr"].min()
+    assert by_point["checkpoint-2"] > 0.3 > by_point["checkpoint-1"] + 0.1
+    threshold = float(by_point["checkpoint-2"]) - 0.05
+    flat = BORN[0] * 48 + BORN[1]
+    last = own[own["point"] == "final"]
+    for row in last.itertuples():
+        assert [getattr(row, f"partner_{other}") for other in "abc" if other != row.seed] == [flat, flat]
+        assert getattr(row, f"partner_{row.seed}") == -1
+    since = emergence.first_universal(neurons, threshold).set_index(["seed", "layer", "neuron"])["since"]
+    assert {since[(seed, *BORN)] for seed in "abc"} == {"checkpoint-2"}
+    kept = emergence.persistence(neurons, threshold).set_index(["seed", "point"])
+    assert (kept.loc[(slice(None), "checkpoint-2"), "kept"] >= 1).all()
+    assert (kept.loc[(slice(None), "checkpoint-2"), "same_partner"] > 0).all()
+    # the run's own folders are gone, what ships is small
+    assert not list((params.folder.parent).glob("emergence-*"))
+    assert set(found.tables["heads"].columns) >= {"bos", "previous", "induction"}
+    assert len(found.tables["seeds"]) == len(found.points) * 3
+
+
+def test_a_killed_run_goes_on_and_finished_points_are_not_measured_again(params, monkeypatch):
+    real, seen = emergence_tables.measure, []
+
+    def dies(run):
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+        seen.append(run.params.run)
+        return real(run)
+
+    monkeypatch.setattr(emergence_tables, "measure", dies)
+    with pytest.raises(KeyboardInterrupt):
+        tabulate_emergence(params, 8 * 256)
+    assert (params.folder.parent / "emergence-test-checkpoint-2" / "stats" / "done.json").exists()
+    assert not (params.folder / "emergence" / "emergence.json").exists()
+    seen.clear()
+    monkeypatch.setattr(emergence_tables, "measure", lambda run: seen.append(run.params.run) or real(run))
+    monkeypatch.setattr("lib.collect._run_pass", lambda work, *_: _only("final", work))
+    with pytest.raises(AssertionError):  # the second point's pass was complete; only the last one has still to be run
+        tabulate_emergence(params, 8 * 256)
+    assert seen == ["emergence-test-checkpoint-2"]
+
+
+def _only(label, work):
+    assert work.run.params.run.endswith(label)
+    raise AssertionError("reached")
+
+
+# ---------------------------------------------------------------- oracles
+
+
+def softmax_patterns(number: int, heads: int, size: int) -> np.ndarray:
+    score = np.random.default_rng(number).normal(size=(2, heads, size, size)) * 3
+    score[..., ~np.tri(size, dtype=bool)] = -np.inf
+    raised = np.exp(score - score.max(-1, keepdims=True))
+    return raised / raised.sum(-1, keepdims=True)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 10**6), st.integers(1, 3), st.integers(2, 9))
+def test_head_scores_equal_loops(number, heads, length):
+    size = 2 * length + 1
+    pattern = softmax_patterns(number, heads, size)
+    tensor = torch.from_numpy(pattern)
+    for head in range(heads):
+        own = pattern[:, head]
+        bos = np.mean([[block[d, 0] for d in range(size // 2, size)] for block in own])
+        previous = np.mean([[block[d, d - 1] for d in range(2, size)] for block in own])
+        # the token of destination length + i first stood at i, and after it stood i + 1
+        induction = np.mean([[block[length + i, i + 1] for i in range(1, length + 1)] for block in own])
+        assert np.isclose(emergence.bos_attention(tensor)[head], bos)
+        assert np.isclose(emergence.previous_token_score(tensor)[head], previous)
+        assert np.isclose(emergence.induction_score(tensor, length)[head], induction)
+
+
+def test_repeated_tokens_repeat():
+    allowed = torch.tensor([5, 6, 7, 9])
+    tokens = emergence.repeated_tokens(3, 12, allowed, 0, 1)
+    assert tokens.shape == (3, 11) and (tokens[:, 0] == 0).all()
+    assert (tokens[:, 1:6] == tokens[:, 6:]).all() and set(tokens[:, 1:].flatten().tolist()) <= set(allowed.tolist())
+
+
+def test_patterns_of_the_first_layer_equal_plain_attention():
+    model = small_model(3)
+    tokens = read_text(TEXT).tokens[:2, :21]
+    table = emergence.head_table(model, tokens, tokens)
+    weights = {name: value.double().numpy() for name, value in model.state_dict().items()}
+    read = weights["transformer.wte.weight"][tokens] + weights["transformer.wpe.weight"][:21]
+    read = (read - read.mean(-1, keepdims=True)) / np.sqrt(read.var(-1, keepdims=True) + 1e-5)
+    qkv = read @ weights["transformer.h.0.attn.c_attn.weight"]  # biases are 0, gains 1
+    query, key, _ = (part.reshape(2, 21, 2, 16).transpose(0, 2, 1, 3) for part in np.split(qkv, 3, axis=-1))
+    score = query @ key.transpose(0, 1, 3, 2) / 4
+    score[..., ~np.tri(21, dtype=bool)] = -np.inf
+    raised = np.exp(score - score.max(-1, keepdims=True))
+    pattern = raised / raised.sum(-1, keepdims=True)
+    want = [np.mean(pattern[:, head, 10:, 0]) for head in range(2)]
+    np.testing.assert_allclose(table.loc[table["layer"] == 0, "bos"], want, rtol=1e-4)
+    want = [np.mean([pattern[:, head, d, d - 1] for d in range(2, 21)]) for head in range(2)]
+    np.testing.assert_allclose(table.loc[table["layer"] == 0, "previous"], want, rtol=1e-4)
+
+
+def neuron_history(excess: dict[str, list[float]], partners: dict[str, list[int]]) -> pd.DataFrame:
+    rows = [
+        {"point": point, "seed": "a", "layer": index // 2, "neuron": index % 2, "excess_corr": value, "partner_a": -1,
+         "partner_b": partners[point][index], "role": "none"}
+        for point, values in excess.items() for index, value in enumerate(values)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_births_deaths_and_persistence_of_a_small_history():
+    neurons = neuron_history(
+        {"one": [0.9, 0.1, 0.9, 0.9], "two": [0.9, 0.9, 0.1, 0.9], "end": [0.9, 0.9, 0.1, np.nan]},
+        {"one": [0, 1, 2, 3], "two": [5, 1, 2, 3], "end": [5, 1, 2, 3]},
+    )
+    changes = emergence.transitions(neurons, 0.5)
+    assert changes[["before", "after", "stay", "births", "deaths"]].to_numpy().tolist() == [[3, 3, 2, 1, 1], [3, 2, 2, 0, 1]]
+    kept = emergence.persistence(neurons, 0.5).set_index("point")
+    assert kept.loc["one", ["universal", "kept"]].tolist() == [3, 1] and kept.loc["two", "kept"] == 2
+    # at the end all of layer 0 and none of layer 1 are universal: chance is the mean over the three
+    assert np.isclose(kept.loc["one", "chance"], 1 / 3) and np.isclose(kept.loc["two", "chance"], 2 / 3)
+    assert kept.loc["one", "same_partner"] == 0 and kept.loc["two", "same_partner"] == 1
+    since = emergence.first_universal(neurons, 0.5).set_index(["layer", "neuron"])["since"]
+    assert since.to_dict() == {(0, 0): "one", (0, 1): "two"}
+    assert universal(neurons[neurons["point"] == "end"], 0.5).sum() == 2
+
+
+def test_no_universal_neuron_at_all_gives_empty_tables():
+    neurons = neuron_history({"one": [0.0] * 4, "end": [0.1] * 4}, {"one": [0] * 4, "end": [0] * 4})
+    assert emergence.first_universal(neurons, 0.5).empty
+    kept = emergence.persistence(neurons, 0.5)
+    assert kept["universal"].eq(0).all() and kept[["persistence", "chance", "same_partner"]].isna().all().all()
+
+
+# ---------------------------------------------------------------- which checkpoints there are
+
+
+@pytest.mark.parametrize("name, step", [("checkpoint-400000", 400_000), ("step128", 128), ("main", None), ("step1-of-2", None)])
+def test_steps_in_names(name, step):
+    assert emergence_checkpoints.step_of(name) == step
+
+
+def test_log_spaced_keeps_the_ends():
+    assert emergence_checkpoints.log_spaced([0, 4, 2, 1]) == [1, 2, 4]
+    many = emergence_checkpoints.log_spaced([2**k for k in range(10)] + list(range(1000, 144_000, 1000)), 12)
+    assert many[0] == 1 and many[-1] == 143_000 and len(many) <= 12
+
+
+def test_no_checkpoints_is_one_sentence(make_run, seed_folders, params):
+    with pytest.raises(InputError, match="no checkpoints that all of the seeds a, b, c have") as error:
+        emergence_checkpoints.points(make_run(seed_folders).params)
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="no checkpoints of step 3 .* there are 1, 2"):
+        emergence_checkpoints.points(params, [1, 3])
+
+
+def test_revisions_of_a_hub_model(make_run, hub, trained):
+    for name in "ab":
+        for revision in ("step1", "step512", "notes", *(["step4"] if name == "a" else [])):
+            hub.add("models", f"EleutherAI/pythia-{name}", trained / name, revision=revision)
+    params = make_run({name: f"EleutherAI/pythia-{name}" for name in "ab"}).params
+    found = emergence_checkpoints.points(params)
+    assert [point.step for point in found] == [1, 512] and found[1].revisions == {"a": "step512", "b": "step512"}
+    assert found[1].tokens == 512 * 2_097_152
+
+
+# ---------------------------------------------------------------- what is said
+
+
+def history(excess: dict[str, float]) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
+    """All tables of two checkpoints of two seeds with 3 layers of 20 neurons, every neuron with the given excess."""
+    points = pd.DataFrame({"point": list(excess), "step": [1, 8], "tokens": [2048, 16384]})
+    neurons, layers, heads, losses, properties, seeds = [], [], [], [], [], []
+    for point, value in excess.items():
+        for seed in "ab":
+            where = {"point": point, "seed": seed}
+            losses += [where | {"domain": domain, "loss": 5.0, "tokens": 10} for domain in ("all", "law", "verse")]
+            seeds.append(where | {"frequency_cosine": -0.5})
+            properties.append(where | {"property": "skew", "label": "skew", "published": "high", "effect": 0.5, "median_percentile": 80.0,
+                                       "p_corrected": 0.01, "verdict": "holds"})  # fmt: skip
+            for layer in range(3):
+                heads.append(where | {"layer": layer, "head": 0, "bos": 0.6, "previous": 0.6, "induction": np.nan if layer else 0.1})
+                layers.append(where | {"layer": layer, "neurons": 20, "prediction": 2 if layer else 0, "suppression": 5 if layer == 2 else 0,
+                                       "partition": 0, "peaked_positive": 0, "peaked_negative": 0, "low_variance": 3, "max_kurt": 4.0,
+                                       "same_layer": 0.8, "null_kurt": 3.5, "null_var": 0.01, "null_low": 0.001})  # fmt: skip
+                neurons += [where | {"layer": layer, "neuron": index, "max_corr": value, "excess_corr": value, "dead": False, "role": "none",
+                                     "partner_a": index, "partner_b": index} for index in range(20)]  # fmt: skip
+    made = {"neurons": neurons, "layers": layers, "heads": heads, "losses": losses, "properties": properties, "seeds": seeds}
+    return {name: pd.DataFrame(rows) for name, rows in made.items()}, points
+
+
+@pytest.mark.parametrize("excess", [{"checkpoint-1": 0.0, "final": 0.0}, {"checkpoint-1": 0.9, "final": 0.9}, {"checkpoint-1": 0.9, "final": 0.1}])
+def test_every_figure_and_sentence_of_the_chapter_has_words_for_it(excess):
+    tables, points = history(excess)
+    time = figures.timeline(points)
+    shares = emergence.by_point(tables["neurons"], lambda own: reference_shares(own, 0.5))
+    layers = emergence.by_point(tables["neurons"], lambda own: layer_shares(own, 0.5))
+    changes, kept = emergence.transitions(tables["neurons"], 0.5), emergence.persistence(tables["neurons"], 0.5)
+    start = claims.middle_point(points)
+    groups = emergence.first_universal(tables["neurons"], 0.5).assign(when="early")
+    kinds = findings.kinds_of(groups, groups["role"])
+    appear = emergence.appearances(emergence.indicators(tables["heads"], tables["layers"], shares))
+    pairs = [
+        (findings.losses(tables["losses"], time), figures.losses(tables["losses"], time)),
+        (findings.shares(shares, time, 0.5), figures.shares(shares, time)),
+        (findings.by_layer(layers, time), figures.by_layer(layers, time)),
+        (findings.births_and_deaths(changes, kept, time, start), figures.births_and_deaths(changes, kept, time)),
+        (findings.early_and_late(groups, kinds, start, time, "role"), figures.early_and_late(groups, kinds, 3, "role")),
+        (findings.circuits_appear(appear, time), figures.circuits_appear(tables["heads"], tables["layers"], time)),
+        (findings.heads_at_the_end(tables["heads"]), figures.heads_at_the_end(tables["heads"])),
+    ]  # fmt: skip
+    for finding, fig in pairs:
+        assert finding.title and finding.text and finding.alt and "nan" not in finding.text
+        fig.canvas.draw()
+    assert not findings.appearance_table(appear, time).astype(str).eq("nan").any().any()
+    told = claims.claims(tables, points, 0.5).set_index("claim")["verdict"]
+    assert told.str.fullmatch("holds|does not hold|cannot tell").all()
+    assert told["In the last layer suppression outnumbers prediction (calibrated cut)"] == "holds"
+    universal_at_the_end = excess["final"] > 0.5
+    assert told[told.index.str.startswith("At least")].iloc[0] == ("holds" if universal_at_the_end else "does not hold")
+    persistent = told[told.index.str.startswith("Most neurons that are universal halfway")].iloc[0]
+    # where all neurons are universal at the end, chance persists as well as they do
+    assert persistent == ("cannot tell" if excess["checkpoint-1"] < 0.5 else "does not hold")
+
+
+def test_verdicts():
+    assert claims.verdict([True, True]) == "holds" and claims.verdict([False]) == "does not hold"
+    assert claims.verdict([True, False]) == claims.verdict([True, None]) == claims.verdict([]) == "cannot tell"
+
+
+def test_shipped_tables_are_for_shipped_seeds_and_own_ones_come_first(params, make_run, monkeypatch, tmp_path):
+    run = make_run({name: params.seed_folder(name) for name in "abc"})
+    monkeypatch.setattr("lib.params.ROOT", tmp_path)
+    assert open_chapter(run) is None  # no checkpoint tables: one sentence in the chapter
+    tables, points = history({"checkpoint-1": 0.0, "final": 0.9})
+    record = {"points": [{"label": row.point, "step": row.step, "tokens": row.tokens, "seeds": {}} for row in points.itertuples()]}
+    for folder in (run.folder / "emergence", tmp_path / "data" / "emergence"):
+        for name, table in tables.items():
+            write_table(folder / f"{name}.parquet", table[::-1])
+        write_json(folder / "emergence.json", record)
+    own = open_chapter(run)
+    assert not own.shipped and own.tables["neurons"]["point"].iloc[0] == "checkpoint-1"
+    (run.folder / "emergence" / "emergence.json").unlink()
+    assert open_chapter(run) is None
+    ours = {name: tmp_path / "data" / "seeds" / name for name in "ab"}
+    for name in "ab":
+        shutil.copytree(params.seed_folder(name), ours[name], ignore=shutil.ignore_patterns("checkpoint-*"))
+    assert open_chapter(make_run(ours)).shipped
