@@ -6,6 +6,7 @@ hold if all of it lies on the other side, and this run cannot tell in between, o
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from scipy.stats import binom, norm
 from statsmodels.stats.proportion import proportion_confint
 
 from lib.findings import count, percent
-from lib.universality import FEWEST, SIGNIFICANT, universal
+from lib.universality import FEWEST, SIGNIFICANT, property_tests, universal
 
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot tell"
 VERDICTS = (HOLDS, FAILS, UNKNOWN)
@@ -32,6 +33,11 @@ class Evidence:
         """The reference seed's rows of a table of all seeds."""
         table = self.tables[name]
         return table[table["seed"] == self.reference].reset_index(drop=True)
+
+    @cached_property
+    def property_tests(self) -> pd.DataFrame:
+        """`universality.property_tests` of the reference seed by property; eight claims read it."""
+        return property_tests(self.own("neurons_all_seeds"), self.threshold).set_index("property")
 
     def universal_of(self, name: str = "neurons_all_seeds") -> pd.DataFrame:
         """The reference seed's universal neurons."""

@@ -85,7 +85,7 @@ def _frequency_cosine(evidence: Evidence) -> Measured:
 
 def _property(column: str):
     def measure(evidence: Evidence) -> Measured:
-        tests = universality.property_tests(evidence.own(EVERYONE), evidence.threshold).set_index("property")
+        tests = evidence.property_tests
         if column not in tests.index or not np.isfinite(tests.loc[column, "effect"]):
             return unmeasured("no universal neuron to rank" if not evidence.universal_of().shape[0] else "not defined for these models")
         row = tests.loc[column]
