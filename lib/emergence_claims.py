@@ -41,7 +41,7 @@ def spread(values: Sequence[float], form=lambda value: f"{value:.2f}") -> str:
 
 
 def _row(claim: str, source: str, published: str, here: str, said: str) -> dict:
-    return {"claim": claim, "source": source, "published": published, "here, mean (range over seeds)": here, "verdict": said}
+    return {"verdict": said, "claim": claim, "here, mean (range over seeds)": here, "published": published, "source": source}
 
 
 def claims(tables: dict[str, pd.DataFrame], points: pd.DataFrame, threshold: float, families: pd.DataFrame | None = None) -> pd.DataFrame:

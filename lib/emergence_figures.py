@@ -169,7 +169,10 @@ def early_and_late(groups: pd.DataFrame, kinds: pd.DataFrame, layers: int, kind:
         below = below + number
     layer_axis(left, layers)
     left.set_ylabel("universal neurons at the end\nmean over seeds")
+    left.set_ylim(0, max(1.15 * below.max(), 1e-3))
     left.legend()
+    if groups.empty:
+        note(left, "no universal neuron")
     if kinds.empty:
         note(right, "no universal neuron whose kind is known")
         return fig
