@@ -15,17 +15,19 @@ from transformers import (
     PreTrainedModel,
 )
 
+POSITIONS = 512  # the studies' context
 SHAPE = dict(
-    vocab_size=8192, hidden_size=32, num_hidden_layers=2, max_position_embeddings=256, initializer_range=0.3,
+    vocab_size=8192, hidden_size=32, num_hidden_layers=2, max_position_embeddings=POSITIONS, initializer_range=0.3,
     bos_token_id=0, eos_token_id=0, tie_word_embeddings=False,
 )  # fmt: skip
 
 
 def crfm_model(seed: int) -> GPT2LMHeadModel:
     """GPT-2 as CRFM trained it: attention scaled by 1/layer and, in the eager implementation, upcast."""
-    config = small_model(seed).config.to_dict() | {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True}
+    own = {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True, "n_positions": POSITIONS}
+    config = GPT2Config(**small_model(seed).config.to_dict() | own)
     torch.manual_seed(seed)
-    return _moved(GPT2LMHeadModel(GPT2Config(**config)))
+    return _moved(GPT2LMHeadModel(config))
 
 
 def neox_model(seed: int) -> GPTNeoXForCausalLM:
@@ -57,7 +59,7 @@ def save_as_pickle(model: GPT2LMHeadModel, folder: Path) -> Path:
     model.config.save_pretrained(folder)
     masks = {}
     for layer in range(model.config.n_layer):
-        masks[f"transformer.h.{layer}.attn.bias"] = torch.ones(1, 1, 256, 256, dtype=torch.bool).tril()
+        masks[f"transformer.h.{layer}.attn.bias"] = torch.ones(1, 1, POSITIONS, POSITIONS, dtype=torch.bool).tril()
         masks[f"transformer.h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
     torch.save(model.state_dict() | masks, folder / "pytorch_model.bin")
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -65,7 +67,16 @@ def save_as_pickle(model: GPT2LMHeadModel, folder: Path) -> Path:
     return folder
 
 
-def save_stand_in(architecture: str, seed: int, folder: Path) -> Path:
-    """One seed of an architecture in the format in which its studies' repositories hold it."""
+def save_stand_in(architecture: str, seed: int, folder: Path, own: float = 1.0) -> Path:
+    """One seed of an architecture in the format in which its studies' repositories hold it.
+
+    Of each weight a share `own` is the seed's and the rest the same in all seeds, which have neurons in common below 1.
+    """
     save = save_as_pickle if architecture == "crfm" else save_seed
-    return save(ARCHITECTURES[architecture](seed), folder)
+    model = ARCHITECTURES[architecture](seed)
+    if own < 1:
+        with torch.no_grad():
+            shared = dict(ARCHITECTURES[architecture](10_000).named_parameters())
+            for name, parameter in model.named_parameters():
+                parameter.lerp_(shared[name], 1 - own)
+    return save(model, folder)
