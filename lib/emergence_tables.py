@@ -30,7 +30,7 @@ from lib.tables import tabulate
 from lib.universality import frequency_cosine_correlation, property_tests, reference_shares
 
 TOKENS = 300_000
-ROTATIONS = 1  # draws of one seed differ by less than a thousandth in their mean: chapter 2
+ROTATIONS = 1  # draws: chapter 2 shows how little those of one seed differ in their mean
 TABLES = ("seeds", "losses", "layers", "heads", "properties", "neurons")
 RECORD = "emergence.json"
 SHIPPED = Path("data") / "emergence"
