@@ -6,14 +6,17 @@ import shutil
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from local_hub import LocalHub
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from lib.collect import collect
 from lib.kernels.fused import fastest_layer_statistics, layer_statistics
 from lib.params import ROOT, Params
 from lib.store import Run
+from lib.tables import tabulate
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: threads of one would only wait for those of another
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -40,6 +43,13 @@ def small_model(seed: int, layers: int = 2) -> GPT2LMHeadModel:
         activation_function="gelu_new", bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     return GPT2LMHeadModel(config).eval()
+
+
+def tables_of(run: Run) -> dict[str, pd.DataFrame]:
+    """A run's first tables, after its pass."""
+    collect(run)
+    tabulate(run)
+    return {path.stem: pd.read_parquet(path) for path in (run.folder / "tables").glob("*.parquet")}
 
 
 def permuted(model: GPT2LMHeadModel, seed: int) -> tuple[GPT2LMHeadModel, list[torch.Tensor]]:

@@ -1,4 +1,4 @@
-"""The pass as a whole: a planted truth, a planted null, an independent oracle, and kills in the middle."""
+"""The pass as a whole on small models: a planted truth, and kills in the middle. On the shipped seeds: test_shipped_seeds.py."""
 
 import json
 import os
@@ -7,26 +7,17 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import SHIPPED, permuted, save_seed, small_model
-from transformers import GPT2LMHeadModel
+from conftest import permuted, save_seed, small_model, tables_of
 
 from lib.collect import collect
 from lib.errors import InputError
 from lib.params import ROOT
 from lib.passes import pack, pass_memory, setting_of, shared_shape
 from lib.store import read_tensors, write_json
-from lib.tables import tabulate
 from lib.text_labels import group_sizes
-
-
-def tables_of(run) -> dict[str, pd.DataFrame]:
-    collect(run)
-    tabulate(run)
-    return {path.stem: pd.read_parquet(path) for path in (run.folder / "tables").glob("*.parquet")}
 
 
 @pytest.mark.parametrize("precision", ["fp64", "int8"])
@@ -47,57 +38,6 @@ def test_a_permuted_copy_matches_itself_neuron_by_neuron(make_run, tmp_path, pre
     ]
     assert partner == found["neuron"].tolist()
     assert found["corr"].min() >= 0.999
-
-
-def test_the_shipped_seed_permuted_matches_itself(make_run, tmp_path):
-    model = GPT2LMHeadModel.from_pretrained(SHIPPED / "a", dtype=torch.float32).eval()
-    copy, orders = permuted(model, seed=1)
-    run = make_run({"a": SHIPPED / "a", "b": save_seed(copy, tmp_path / "b")}, precision="auto", token_budget=24 * 256)
-    found = tables_of(run)["matches"][~run.neurons["dead"].to_numpy()]
-    partner = [
-        orders[layer][match].item() for layer, match in zip(found["match_layer"], found["match_neuron"], strict=True)
-    ]
-    assert (found["match_layer"] == found["layer"]).all() and partner == found["neuron"].tolist()
-    assert found["corr"].min() >= 0.999
-
-
-def test_untrained_seeds_are_not_universal(make_run, tmp_path):
-    config = GPT2LMHeadModel.from_pretrained(SHIPPED / "a").config
-    folders = {"a": SHIPPED / "a"}
-    for i, name in enumerate("bc"):
-        torch.manual_seed(i)
-        folders[name] = save_seed(GPT2LMHeadModel(config), tmp_path / name)
-    references = tables_of(make_run(folders, precision="auto", token_budget=24 * 256))["references"]
-    assert (references["universal"] == 0).all()
-
-
-@pytest.mark.parametrize(("precision", "blocks", "tolerance"), [("fp64", 32, 1e-5), ("auto", 400, 1e-3)])
-def test_max_corr_equals_numpy_on_the_plain_model(make_run, precision, blocks, tolerance):
-    """200 neurons of seed a against all of b: transformers' model as it comes, numpy.corrcoef in fp64."""
-    seeds = {name: SHIPPED / name for name in "ab"}
-    run = make_run(seeds, precision=precision, token_budget=blocks * 256)
-    neurons = tables_of(run)["neurons"]
-    chosen = np.random.default_rng(0).choice(len(neurons), 200, replace=False)
-    x = plain_activations(SHIPPED / "a", run.text)[:, chosen]
-    y = plain_activations(SHIPPED / "b", run.text)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        best = [np.nan_to_num(np.corrcoef(x.T, part.T)[:200, 200:]).max(1) for part in np.array_split(y, 24, axis=1)]
-    np.testing.assert_allclose(neurons["max_corr"].to_numpy()[chosen], np.max(best, 0), atol=tolerance)
-
-
-def plain_activations(folder, text) -> np.ndarray:
-    """(counted tokens, all neurons), hooked from an unmodified transformers model in fp32."""
-    model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
-    seen = []
-    for block in model.transformer.h:
-        block.mlp.act.register_forward_hook(lambda _m, _i, output: seen.append(output))
-    rows = []
-    with torch.no_grad():
-        for tokens, counted in zip(text.tokens.split(16), text.counted().split(16), strict=True):
-            seen.clear()
-            model.transformer(tokens)
-            rows.append(torch.cat(seen, -1)[counted].numpy())
-    return np.concatenate(rows)  # np.corrcoef widens each part to fp64
 
 
 SLOW_RUN = """

@@ -126,7 +126,7 @@ def test_the_gallery_saves_and_displays_with_the_description(tmp_path, monkeypat
     fig, axes = figures.canvas()
     axes.plot([1, 2])
     figures.gallery(tmp_path / "figures")(fig, "A line goes up", "Line through two points.", "line")
-    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["line.pdf", "line.png"]
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["line.pdf", "line.png", "line.svg"]
     data, described = displayed[0]._repr_mimebundle_()
     assert described["image/png"]["alt"] == "Line through two points."
     pixels = matplotlib.image.imread(tmp_path / "figures" / "line.png").shape[1]
