@@ -43,8 +43,8 @@ compare: $(OUT)/tables/done.json ## a published per-neuron table beside the run'
 	@$(PY) -m lib.compare $(OUT)/params.yaml '$(PUBLISHED)'
 	@$(MAKE) report
 
-plan: $(READY) ## memory, passes, disk and time that a run will take; [RUN=tiny] [PARAMS=path.yaml]
-	@$(PY) -m lib.plan $(PARAMS)
+plan: $(READY) ## memory, passes, disk and time that a run will take; [RUN=tiny] [SEED=a] [TOKENS=1000000] [PARAMS=path.yaml]
+	@$(PY) -m lib.plan '$(PARAMS)' --run '$(RUN)' $(if $(SEED),--seed '$(SEED)') $(if $(TOKENS),--tokens '$(TOKENS)')
 
 test: $(READY) ## the test suite
 	$(PY) -m pytest
