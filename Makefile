@@ -48,8 +48,8 @@ compare: $(OUT)/tables/done.json ## a published per-neuron table beside the run'
 archive: $(READY) ## a finished run as one file to share, with checksums; [RUN=tiny]
 	@$(PY) -m lib.archive $(OUT)
 
-plan: $(READY) ## memory, passes, disk and time that a run will take; [RUN=tiny] [PARAMS=path.yaml]
-	@$(PY) -m lib.plan $(PARAMS)
+plan: $(READY) ## memory, passes, disk and time that a run will take; [RUN=tiny] [SEED=a] [TOKENS=1000000] [PARAMS=path.yaml]
+	@$(PY) -m lib.plan '$(PARAMS)' --run '$(RUN)' $(if $(SEED),--seed '$(SEED)') $(if $(TOKENS),--tokens '$(TOKENS)')
 
 emergence: $(READY) ## chapter 06's tables, from the seeds' training checkpoints; [RUN=tiny] [TOKENS=300000] [STEPS="64 512"] [EXPORT=data/emergence]
 	@$(PY) -m lib.emergence_tables '$(PARAMS)' --run '$(RUN)' $(if $(TOKENS),--tokens '$(TOKENS)') $(if $(STEPS),--steps $(STEPS)) $(if $(EXPORT),--export '$(EXPORT)')

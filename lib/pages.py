@@ -131,9 +131,10 @@ class _Exporter(HTMLExporter):
 def read_chapter(notebook: Path) -> Chapter:
     """An executed notebook as a chapter; InputError if a picture has no alt text or the page would need the network.
 
-    Figures link to their files in the folder `figures` beside that of the notebook, where those are.
+    A section whose code showed nothing, for want of what it is about, is left out. Figures link to their files in the folder `figures` beside that of the notebook, where those are.
     """
     nb = nbformat.read(notebook, as_version=4)
+    nb.cells = [cell for section in _sections(nb.cells) for cell in section if not _silent(section)]
     try:
         body, _ = _Exporter().from_notebook_node(nb, {"metadata": {"path": str(notebook.parent)}})
         soup = BeautifulSoup(body, "html.parser")
@@ -155,6 +156,21 @@ def read_chapter(notebook: Path) -> Chapter:
         wall_seconds=nb.metadata.get("papermill", {}).get("duration"),
         tables=tables,
     )
+
+
+def _sections(cells: list) -> list[list]:
+    """Cells grouped by the headings of second level that begin them."""
+    sections: list[list] = [[]]
+    for cell in cells:
+        if cell.cell_type == "markdown" and cell.source.startswith("## "):
+            sections.append([])
+        sections[-1].append(cell)
+    return sections
+
+
+def _silent(section: list) -> bool:
+    code = [cell for cell in section if cell.cell_type == "code"]
+    return bool(code) and section[0].source.startswith("## ") and not any(cell.outputs for cell in code)
 
 
 def _tidy(soup: BeautifulSoup) -> None:

@@ -4,6 +4,8 @@ Operations are counted from the shape; speeds are measured for a few seconds on 
 on products of the same size. `python -m lib.plan params.yaml` (`make plan`) prints it.
 """
 
+import argparse
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -221,13 +223,18 @@ def lines(params: Params) -> list[str]:
     return told
 
 
-def main() -> int:
-    """Command line: one parameter file."""
-    if len(sys.argv) != 2:
-        print("usage: python -m lib.plan params/<run>.yaml", file=sys.stderr)
-        return 2
+def main(arguments: list[str] | None = None) -> int:
+    """Command line: one parameter file, and what `make` says instead of it; 0 on success, 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="python -m lib.plan", description=__doc__.splitlines()[0])
+    parser.add_argument("params")
+    parser.add_argument("--run")
+    parser.add_argument("--seed")
+    parser.add_argument("--tokens")
+    given = parser.parse_args(arguments)
+    tokens = given.tokens
+    budget = int(tokens) if tokens and re.fullmatch(r"\d+", tokens) else tokens
     try:
-        for line in lines(read_params(sys.argv[1])):
+        for line in lines(read_params(given.params, run=given.run, reference=given.seed, token_budget=budget)):
             print(line, flush=True)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

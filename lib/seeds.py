@@ -103,6 +103,7 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> nn.Mod
     Raises InputError where the folder's weights are not those of the model that its config describes.
     """
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # what a file holds beyond the weights is no news; what it lacks is refused
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True, output_loading_info=True

@@ -60,6 +60,14 @@ def test_a_seed_is_downloaded_once_and_then_taken_from_the_cache_without_a_reque
     assert served.requests == []
 
 
+def test_a_commit_hash_is_a_revision_like_any_other(hub, folder):
+    pinned = hub.add("models", MODEL, folder)
+    hub.add("models", MODEL, {"config.json": b"{}"})  # main has moved on since
+    assert fetch("a", MODEL, pinned) == snapshot(MODEL, pinned)
+    assert fetch("a", MODEL, pinned).name == pinned
+    assert "no weights" in refused(MODEL, "main") and "no revision" in refused(MODEL, "0" * 40)
+
+
 def test_only_what_a_seed_needs_is_downloaded(hub, folder):
     more = {path.name: path for path in folder.iterdir()} | {
         name: b"\0" * 10 for name in ("pytorch_model.bin", "optimizer.pt", "flax_model.msgpack", "onnx/model.onnx")
