@@ -327,6 +327,15 @@ def test_drawing_with_alt_text_is_embedded(tmp_path):
     assert 'alt="nothing drawn"' in chapter.rest and "data:image/svg+xml;base64" in chapter.rest
 
 
+def test_a_section_whose_code_shows_nothing_is_left_out(tmp_path):
+    silent = shown({})
+    silent.outputs = []
+    cells = (new_markdown_cell("# X"), silent, new_markdown_cell("## Empty\n\nnothing here"), silent, new_markdown_cell("## Words"),
+             new_markdown_cell("## Full"), silent, shown({"text/plain": "seen"}))  # fmt: skip
+    chapter = pages.read_chapter(write_notebook(tmp_path / "x.ipynb", *cells))
+    assert [name for _, name in chapter.sections] == ["Words", "Full"] and "nothing here" not in chapter.rest
+
+
 def test_scripts_are_left_out(tmp_path):
     cells = (shown({"text/html": "<p>kept</p><script>alert(1)</script>"}), shown({"application/javascript": "alert(1)"}))
     chapter = pages.read_chapter(write_notebook(tmp_path / "x.ipynb", new_markdown_cell("# X"), *cells))
