@@ -154,7 +154,7 @@ def kills(place: Workplace, hub: LocalHub, run: str) -> dict[str, Callable[[], b
     return {
         "download": lambda: bool(list(hf.rglob("*.incomplete"))),
         "tokenising": tokenising,
-        "the pass": lambda: bool(list(stats.glob("pass-*.state-*.safetensors"))) and not (stats / "done.json").exists(),
+        "the pass": lambda: (stats / "pilot.safetensors").exists() and not (stats / "done.json").exists(),
         "a notebook": lambda: (out / run / "unfinished" / "03_universality.ipynb").exists(),
     }
 
