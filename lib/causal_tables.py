@@ -8,6 +8,8 @@ from tqdm import tqdm
 from lib import attention, causal, effects, entropy, interventions, processed
 from lib.causal import VARIANTS, at_mean, at_values, sample_blocks, unigram_counts
 from lib.circuit_tables import kept
+from lib.errors import InputError
+from lib.findings import capital
 from lib.interventions import PathAblation
 from lib.kernels import predictions
 from lib.store import Run
@@ -26,6 +28,15 @@ def positions(run: Run) -> int:
 def model_of(run: Run, seed: str) -> processed.Processed:
     """A seed's processed weights."""
     return processed.processed(run.params.seed_source(seed))
+
+
+def left_out(run: Run) -> str | None:
+    """What chapter 05 cannot do with models that interventions do not know (a gated MLP), as a sentence; None if it can."""
+    try:
+        model_of(run, run.params.reference)
+    except InputError as error:
+        return f"**Left out for these models:** entropy, token-frequency and attention neurons and all interventions. {capital(str(error))}"
+    return None
 
 
 def weight_table(run: Run) -> pd.DataFrame:
