@@ -60,7 +60,7 @@ def _what(evidence: Evidence) -> str:
     counts = family_summary.family_counts(rows, evidence.threshold).set_index("family")
     explained = counts.drop(UNEXPLAINED)
     largest = explained[explained["all"] > 0].nlargest(2, "all")
-    text = f"**{percent(explained['all'].sum() / len(rows), 0)}** of them respond to something that we can name better than random directions do"
+    text = f"**{percent(explained['all'].sum() / len(rows), 0)}** of seed {evidence.reference}'s neurons respond to something that we can name better than random directions do"
     if len(largest):
         text += ", most often to " + " and to ".join(f"{row['label']} ({row['all']:,})" for _, row in largest.iterrows())
     return f"{text}; of the {family_summary.TOP.removeprefix('top ')} best matched ones {percent(explained[f'{family_summary.TOP} share'].sum(), 0)} do."

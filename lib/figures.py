@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image as Picture
+from PIL.PngImagePlugin import PngInfo
 
 from lib import universality
 from lib.universality import PROPERTIES, PUBLISHED_MEDIANS, PUBLISHED_MODELS, PUBLISHED_SHARES, universal
@@ -51,26 +52,32 @@ def gallery(folder: Path) -> Callable[[Figure, str, str, str], None]:
     """A function `show(fig, title, alt, name)` that titles, displays and saves figures under `folder`.
 
     Each figure is saved as `name.png`, `name.svg` and `name.pdf`; the displayed image carries `alt` for screen readers
-    and `name`, which becomes its anchor on the page. It has 256 colours, which makes pages a third as large.
+    and `name`, which becomes its anchor on the page.
     """
 
     def show(fig: Figure, title: str, alt: str, name: str) -> None:
         fig.suptitle(title, x=0.01, ha="left", fontsize="large", fontweight="bold")
         folder.mkdir(parents=True, exist_ok=True)
-        with BytesIO() as picture:
-            fig.savefig(picture, format="png", metadata={"Description": alt})
-            png = picture.getvalue()
+        png = _in_256_colours(fig, alt)
         (folder / f"{name}.png").write_bytes(png)
         fig.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
         fig.savefig(folder / f"{name}.svg", metadata={"Date": None, "Title": title, "Description": alt})
         width = int.from_bytes(png[16:20], "big")  # pixels, from the PNG's header
         shown = round(width * 100 / matplotlib.rcParams["savefig.dpi"])
-        with BytesIO(png) as full, BytesIO() as small:
-            Picture.open(full).convert("RGB").quantize(256, dither=Picture.Dither.NONE).save(small, "png", optimize=True)
-            png = small.getvalue()
         display(Image(data=png, format="png", alt=alt, width=shown, metadata={"name": name}))
 
     return show
+
+
+def _in_256_colours(fig: Figure, alt: str) -> bytes:
+    """The figure as PNG, with `alt` as its Description; a palette makes it, and the pages that hold it, a third as large."""
+    about = PngInfo()
+    about.add_itxt("Description", alt)
+    with BytesIO() as drawn, BytesIO() as packed:
+        fig.savefig(drawn, format="png")
+        picture = Picture.open(drawn)
+        picture.convert("RGB").quantize(256, dither=Picture.Dither.NONE).save(packed, "png", optimize=True, pnginfo=about, dpi=picture.info["dpi"])
+        return packed.getvalue()
 
 
 def canvas(rows: int = 1, columns: int = 1, size: tuple[float, float] = (WIDE, HEIGHT), **options):

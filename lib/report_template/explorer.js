@@ -52,7 +52,7 @@
     if (!loaded.has(name)) {
       loaded.set(name, new Promise((resolve, reject) => {
         waiting.set(name, resolve);
-        const script = element('script', {src: `neurons/${encodeURIComponent(name)}.js`, onerror: () => reject(new Error(`The file neurons/${name}.js is missing; it belongs beside this page.`))});
+        const script = element('script', {src: `neurons/${encodeURIComponent(name)}.js`, onerror: () => reject(new Error(`The file neurons/${name}.js, which make report writes beside this page, is not here.`))});
         document.head.append(script);
       }).then(unpacked).then(buffer => name === 'run' ? JSON.parse(new TextDecoder().decode(buffer)) : tensors(buffer)));
     }
