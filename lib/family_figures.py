@@ -53,7 +53,9 @@ def families_by_layer(everyone: pd.DataFrame, top: pd.DataFrame) -> Figure:
         for name in FAMILIES:
             axes.bar(share.index, share[name], bottom=bottom, color=COLOURS[name], width=0.8, label=FAMILIES[name], linewidth=0)
             bottom += share[name].to_numpy()
-        axes.set(xlabel="layer", title=f"{what} ({int(table.to_numpy().sum()):,})", ylim=(0, 1))
+        for layer in share.index[~share.any(axis=1)]:
+            axes.text(layer, 0.02, "none", ha="center", va="bottom", rotation=90, color=NEUTRAL)
+        axes.set(xlabel="layer", title=f"{what} ({int(table.to_numpy().sum()):,})", xlim=(-0.6, len(everyone) - 0.4), ylim=(0, 1))
         axes.set_xticks(range(0, len(everyone), 1 if len(everyone) <= 12 else 2))
         axes.yaxis.set_major_formatter(PERCENT)
         axes.grid(False, axis="x")
