@@ -23,6 +23,8 @@ everything but the seed number, which draws their initialisation and the order o
 - **Data order**: epoch e of seed number s reads all training blocks once, in the order of
   `numpy.random.default_rng((s, e)).permutation(blocks)`; the shipped seeds have read {tokens:,} tokens each, {epochs:.2f} epochs.
 - **Precision**: weights, optimiser, residual stream and loss in fp32, matrix products in {compute}, on {device}, torch {torch}.
+- **Rounding**: the fraction of each shipped weight has its upper {fraction_bits} bits only (the rest are 0), so that the repository's
+  history stays small; that changed the held-out loss by at most {rounding_cost:.4f} nats.
 - A block's last position predicts nothing, so its position embedding was trained by nothing but weight decay.
 
 `make seeds` trains and ships them again; it can be killed at any moment and goes on where it was.
@@ -57,6 +59,7 @@ def seeds_section(folder: Path) -> str:
     text = HOW.format(
         **{**shape, **{k: v for k, v in recipe.items() if k not in ("shape", "phases")}}, phases=phases, neurons=shape["n_layer"] * shape["d_mlp"],
         parameters=parameters, step_tokens=recipe["batch"] * shape["context"], blocks=held_out["blocks"],
+        fraction_bits=first["fraction_bits"], rounding_cost=max(abs(record["rounding_cost"]) for record in records),
         check_blocks=len(first["check"]["blocks"]), share=1 / first["epochs"] if first["epochs"] else float("inf"),
         **{k: first[k] for k in ("constant_steps", "decay_steps", "tokens", "epochs", "compute", "device", "torch")})
     names = [record["seed"] for record in records]

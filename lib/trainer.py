@@ -26,6 +26,7 @@ from lib.gpt2 import Kernels, Shape, new_model, training_loss
 
 SAVE_SECONDS = 180  # at most this much work is lost by a kill
 LOG_STEPS = 16
+FP32_FRACTION_BITS, BF16_FRACTION_BITS = 23, 7
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,14 @@ class Machine:
         return Kernels.compiled() if self.compiled else Kernels()
 
 
+def rounded_bf16(weights: Tensor, fraction_bits: int = BF16_FRACTION_BITS) -> Tensor:
+    """fp32 weights as bf16, rounded to the nearest value whose fraction has only its `fraction_bits` (1 to 7) upper bits set; ties to even."""
+    dropped = FP32_FRACTION_BITS - fraction_bits
+    bits = weights.detach().contiguous().view(torch.int32)
+    bits = bits + (1 << (dropped - 1)) - 1 + ((bits >> dropped) & 1)
+    return (bits & -(1 << dropped)).view(torch.float32).bfloat16()
+
+
 class SeedRun:
     """One seed's training: its weights, optimiser and step, kept in `folder`.
 
@@ -225,10 +234,10 @@ class SeedRun:
                     "step": torch.tensor(float(self.step), device=self.machine.device),
                     "exp_avg": tensors[f"moment1/{name}"], "exp_avg_sq": tensors[f"moment2/{name}"]}
 
-    def save_model(self, folder: Path) -> None:
-        """The model in Hugging Face format, bf16; an existing folder is replaced."""
+    def save_model(self, folder: Path, fraction_bits: int = BF16_FRACTION_BITS) -> None:
+        """The model in Hugging Face format, weights as `rounded_bf16`; an existing folder is replaced."""
         model = new_model(self.recipe.shape, self.seed)
-        model.load_state_dict(self.model.state_dict())
+        model.load_state_dict({name: rounded_bf16(w, fraction_bits) for name, w in self.model.state_dict().items()})
         fresh = folder.with_name(folder.name + ".tmp")
         model.to(torch.bfloat16).save_pretrained(fresh)
         (fresh / "generation_config.json").unlink(missing_ok=True)
