@@ -120,17 +120,18 @@ def ship(run: SeedRun, name: str, paths: Paths, held_out: Text, n_blocks: int, b
 
     losses = on_held_out(weights, blocks)
     check_blocks = evenly_spaced(len(held_out.tokens), CHECK_BLOCKS)
-    exact = on_held_out({key: w.detach() for key, w in branch.weights.items()}, check_blocks).mean()
+    exact = on_held_out({key: w.detach() for key, w in branch.weights.items()}, check_blocks).mean().item()
+    check = check_loss(folder, held_out, check_blocks)
     record = {
         "seed": name, "seed_number": run.seed, "recipe": run.recipe.record(), "constant_steps": decay.start,
         "decay_steps": decay.steps, "tokens": branch.step * run.recipe.step_tokens,
         "epochs": round(branch.step * run.recipe.batch / len(run.tokens), 3),
-        "fraction_bits": SHIPPED_FRACTION_BITS, "rounding_cost": round((on_held_out(weights, check_blocks).mean() - exact).item(), 5),
+        "fraction_bits": SHIPPED_FRACTION_BITS, "rounding_cost": round(check - exact, 5),
         "compute": str(run.machine.dtype).removeprefix("torch."), "device": run.machine.device,
         "torch": torch.__version__, "train_text_sha256": file_sha256(paths.train_text),
         "held_out_sha256": file_sha256(paths.held_out_text),
         "held_out": {"blocks": len(blocks), **losses_by_domain(losses, held_out, blocks), "bigram": baseline},
-        "check": {"blocks": check_blocks.tolist(), "loss": check_loss(folder, held_out, check_blocks)},
+        "check": {"blocks": check_blocks.tolist(), "loss": check},
     }
     (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
     return record
