@@ -81,7 +81,9 @@ class Pass:
         self.order = release_order(self.planned, self.depths)
         precision = setting.precision
         self.readers = {
-            name: SeedReader(name, Trunk(_model(run, name, precision, device)), scalings[name], depth, precision)
+            name: SeedReader(
+                name, Trunk(_model(run, name, precision, device)), scalings[name], depth, precision, name in self.planned.measured
+            )
             for name, depth in self.depths.items()
         }
         rows = BATCH * run.text.context

@@ -139,6 +139,12 @@ class PassPlan:
     units: tuple[Unit, ...]
     chunk: int
 
+    @property
+    def measured(self) -> set[str]:
+        """The seeds whose moments or products the pass sums; the others' activations it only groups or counts."""
+        kinds = ("moments", "within", "pair")
+        return {seed for unit in self.units if unit.kind in kinds for seed in (unit.seed, unit.other) if seed}
+
     def depths(self, layers: int) -> dict[str, int]:
         """The seeds to run, in the order that keeps the fewest operands, and how many layers of each."""
         seeds = sorted({seed for unit in self.units for seed in (unit.seed, unit.other) if seed})
@@ -184,7 +190,7 @@ def _most_operands(passing: PassPlan, depths: dict[str, int]) -> int:
     held, most = set(), 0
     for seed, later in release_order(passing, depths):
         held.add(seed)
-        most = max(most, sum(depths[name] for name in held))
+        most = max(most, sum(depths[name] for name in held & passing.measured))
         held &= later
     return most
 
@@ -214,7 +220,7 @@ def _with_chunk(setting: Setting, units: tuple[Unit, ...]) -> PassPlan:
     single = PassPlan(units, 1)
     depths = single.depths(setting.shape.layers)
     block = _most_operands(single, depths) * setting.shape.neurons * setting.operand_bytes * setting.context
-    fitting = int(OPERANDS // block) // BATCH * BATCH
+    fitting = int(OPERANDS // block) // BATCH * BATCH if block else CHUNK
     # at least sixteen chunks in the text, for snapshots and for sharing among processes
     return PassPlan(units, max(BATCH, min(CHUNK, fitting, setting.blocks // 16 // BATCH * BATCH)))
 

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lib.errors import InputError
-from lib.kernels.covariance import OPERAND_DTYPES, Clipped, Operand
+from lib.kernels.covariance import INT8_TOKENS, OPERAND_DTYPES, Clipped, Operand
 from lib.kernels.fused import INT8_LIMIT, SUMS, clipped_entries, fastest_layer_statistics
 from lib.kernels.moments import Moments
 from lib.passes import BATCH
@@ -20,7 +20,8 @@ from lib.seeds import Trunk
 from lib.text import Text
 
 PILOT = 64  # blocks that fix shifts and scales
-REACH = 12.0  # int8 operands cover the pilot's range, but not more than this many standard deviations each way
+REACH = 12.0  # int8 operands cover the pilot's range, but on INT8_TOKENS not more than this many standard deviations each way
+GROWTH, MARGIN = 4.0, 1.5  # on more tokens they reach farther, at most so many times as far and so far beyond the pilot's range
 PILOT_NAMES = ("pre_scaling", "post_scaling", "low", "high", "post_standard")
 
 
@@ -33,7 +34,6 @@ class Seen:
     post: Float[Tensor, "tokens neurons"]
     counted: Bool[Tensor, "tokens"]
     blocks: Int[Tensor, "blocks"]  # their numbers in the text
-    sums: Float[Tensor, "sums neurons"]  # `lib.kernels.fused.SUMS`
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -67,7 +67,7 @@ def pilot(name: str, trunk: Trunk, text: Text, precision: str, device: torch.dev
         made["low"].append(pre.low - deviation / 2)
         made["high"].append(pre.high + deviation / 2)
         made["post_standard"].append(_plain_scaling(post))
-        made["post_scaling"].append(_int8_scaling(post) if precision == "int8" else _plain_scaling(post))
+        made["post_scaling"].append(_int8_scaling(post, text.tokens.numel()) if precision == "int8" else _plain_scaling(post))
     return {key: torch.stack(values).float() for key, values in made.items()}
 
 
@@ -107,11 +107,16 @@ def _plain_scaling(post: _Range) -> Float[Tensor, "2 neurons"]:
     return torch.stack([post.mean, 1 / _floored(post.deviation)])
 
 
-def _int8_scaling(post: _Range) -> Float[Tensor, "2 neurons"]:
-    """Steps so fine that a long tail is clipped rather than the bulk made coarse; what is clipped is added exactly."""
-    low = torch.maximum(post.low, post.mean - REACH * post.deviation)
-    high = torch.minimum(post.high, post.mean + REACH * post.deviation)
-    return torch.stack([(low + high) / 2, 2 * INT8_LIMIT / _floored(high - low)])
+def _int8_scaling(post: _Range, tokens: int) -> Float[Tensor, "2 neurons"]:
+    """Steps so fine that a long tail is clipped rather than the bulk made coarse; what is clipped is added exactly.
+
+    The noise of rounding in a correlation is proportional to the step and falls with the square root of the tokens. So steps
+    may grow with that root, and with many tokens hardly anything has to be clipped, which is what costs.
+    """
+    growth = min(GROWTH, max(1.0, (tokens / INT8_TOKENS) ** 0.5))
+    low = torch.maximum(post.low, post.mean - growth * REACH * post.deviation)
+    high = torch.minimum(post.high, post.mean + growth * REACH * post.deviation)
+    return torch.stack([(low + high) / 2, 2 * INT8_LIMIT / _floored((high - low) * min(growth, MARGIN))])
 
 
 def _floored(scale: Tensor) -> Tensor:
@@ -151,10 +156,13 @@ class Dither:
 
 
 class SeedReader:
-    """One seed in one pass, run as far as `depth` layers."""
+    """One seed in one pass, run as far as `depth` layers.
 
-    def __init__(self, name: str, trunk: Trunk, scaling: dict[str, Tensor], depth: int, precision: str):
-        self.name, self.trunk, self.depth = name, trunk, depth
+    Without `measured` only the other accumulators are fed: neither moments nor operands are made.
+    """
+
+    def __init__(self, name: str, trunk: Trunk, scaling: dict[str, Tensor], depth: int, precision: str, measured: bool = True):
+        self.name, self.trunk, self.depth, self.measured = name, trunk, depth, measured
         self.dtype = OPERAND_DTYPES[precision]
         self.device = scaling["low"].device
         self.moments = Moments(scaling["pre_scaling"], scaling["post_scaling"])
@@ -168,9 +176,9 @@ class SeedReader:
         """
         context = text.context
         neurons = self.moments.post_scaling.shape[-1]
-        shape = self.depth, len(blocks) * context, neurons
+        shape = self.depth if self.measured else 0, len(blocks) * context, neurons
         values = torch.empty(shape, dtype=self.dtype, device=self.device)
-        clipped: list[list[tuple]] = [[] for _ in range(self.depth)]
+        clipped: list[list[tuple]] = [[] for _ in values]
         for start in range(0, len(blocks), BATCH):
             batch = blocks[start : start + BATCH]
             rows = slice(start * context, (start + len(batch)) * context)
@@ -187,8 +195,7 @@ class SeedReader:
         flat = mask.flatten()
         weights, used = flat.float()[:, None], values.shape[1]  # padding comes last and is not kept
 
-        def visit(layer: int, pre: Tensor, post: Tensor) -> None:
-            pre, post = pre.flatten(0, 1), post.flatten(0, 1)  # (tokens, neurons)
+        def measure(layer: int, pre: Tensor, post: Tensor) -> None:
             scalings = self.moments.pre_scaling[layer], self.moments.post_scaling[layer]
             sums, part = self.statistics(pre, post, weights, *scalings, noise, self.dtype)
             refuse_nan(self.name, layer, sums)
@@ -199,7 +206,12 @@ class SeedReader:
                 if len(columns):
                     token, neuron, excess = clipped_entries(post, weights, scalings[1], noise, columns)
                     clipped[layer].append((token + first, neuron, excess))
-            seen = Seen(layer, pre[:used], post[:used], flat[:used], batch, sums)
+
+        def visit(layer: int, pre: Tensor, post: Tensor) -> None:
+            pre, post = pre.flatten(0, 1), post.flatten(0, 1)  # (tokens, neurons)
+            if self.measured:
+                measure(layer, pre, post)
+            seen = Seen(layer, pre[:used], post[:used], flat[:used], batch)
             for feed in self.feeds:
                 feed(seen)
 

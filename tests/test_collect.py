@@ -15,7 +15,7 @@ from conftest import permuted, save_seed, small_model, tables_of
 from lib.collect import collect
 from lib.errors import InputError
 from lib.params import ROOT
-from lib.passes import pack, pass_memory, setting_of, shared_shape
+from lib.passes import Plan, pack, pass_memory, setting_of, shared_shape
 from lib.store import read_tensors, write_json
 from lib.text_labels import group_sizes
 
@@ -132,6 +132,24 @@ def test_several_passes_end_with_the_tables_of_one(make_run, seed_folders):
         pd.testing.assert_frame_equal(parts[name], table, check_exact=True)
     with pytest.raises(InputError, match="memory_gb"):
         collect(make_run(seed_folders, run="none", memory_gb=0.01))
+
+
+def test_a_pass_for_grouped_moments_alone_finds_those_of_one_pass(make_run, seed_folders, monkeypatch):
+    monkeypatch.setattr("lib.collect.group_sizes", group_sizes)
+    whole = make_run(seed_folders, run="whole", precision="int8")
+    collect(whole)
+    setting = setting_of(whole.params, shared_shape(whole.params), torch.device("cpu"), groups=group_sizes(whole))
+    alone = pack(setting).passes[0]
+    grouped = sum(unit.memory for unit in alone.units if unit.kind == "grouped")
+    run = make_run(seed_folders, run="parts", precision="int8", memory_gb=(pass_memory(setting, alone) - 0.6 * grouped) / 1e9)
+    collect(run)
+    planned = Plan.resumed(setting, json.loads((run.folder / "stats" / "plan.json").read_text())).passes
+    assert len(planned) > 1 and planned[0].measured == set(run.params.seeds) and not planned[-1].measured
+    for path in (whole.folder / "stats").glob("*-*.safetensors"):
+        if path.name.startswith("snapshot"):
+            continue
+        expected, found = read_tensors(path), read_tensors(run.folder / "stats" / path.name)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_reference_alone_has_the_same_tables(make_run, seed_folders):

@@ -26,11 +26,13 @@ class TopExamples:
         blocks: Int[Tensor, "blocks"],
     ) -> None:
         """Adds one layer's activations on whole blocks of text, `blocks` being their numbers in the text."""
-        post = post.masked_fill(~counted[..., None], -torch.inf)
+        start = 0 if counted[:, 0].any() else 1  # BOS, whose activations are often the largest, never counts
+        highest = post[:, start:].amax(1).float()  # (blocks, neurons), a screen: other uncounted tokens are still in it
         for i, block in enumerate(blocks.tolist()):
-            wanted = (post[i].amax(0) > self.value[layer, :, -1]).nonzero().squeeze(1)  # neurons that gain an example
+            wanted = (highest[i] > self.value[layer, :, -1]).nonzero().squeeze(1)  # neurons that may gain an example
             if len(wanted):
-                self._add_block(layer, wanted, post[i][:, wanted].T.float(), block)
+                series = post[i][:, wanted].float().masked_fill_(~counted[i][:, None], -torch.inf)
+                self._add_block(layer, wanted, series.T, block)
 
     def _add_block(self, layer: int, wanted: Int[Tensor, "n"], series: Float[Tensor, "n context"], block: int) -> None:
         value, position = series.topk(min(PER_BLOCK, series.shape[1]), dim=1)  # (n, PER_BLOCK)
