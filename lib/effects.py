@@ -20,7 +20,7 @@ from lib.processed import Processed
 OUTCOMES = (*STATISTICS, "scale")
 TOTAL, FROZEN_SCALE, FIXED_FREQUENCY = "total", "frozen scale", "fixed frequency"
 BLOCKS = 4  # blocks in one forward pass
-TILE = 256  # tokens whose logits are held at once, so that they stay in the processor's cache
+TILE = 128  # tokens whose logits are held at once, so that they stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -133,11 +133,10 @@ class _Predictions:
         active = [self.model.neuron_activation(trace.middle[last][measured], *self.neurons[index]) for index in self.late]
         moved = [self.values[index] - activation[:, None] for index, activation in zip(self.late, active, strict=True)]
         moved = torch.stack(moved, 1) if moved else final.new_zeros(len(final), 0, self.values.shape[1])
-        shifts = {}  # (neuron, value) -> change of the final residual stream
+        shifts = {}  # neuron -> change of the final residual stream at each value, (tokens, values, d_model)
         for index in self.early:
-            for g, value in enumerate(self.values[index].tolist()):
-                changed = run(self.model, tokens, [Fix(*self.neurons[index], value)], trace)
-                shifts[index, g] = changed.final[measured] - final
+            changed = [run(self.model, tokens, [Fix(*self.neurons[index], value)], trace).final[measured] for value in self.values[index].tolist()]
+            shifts[index] = torch.stack(changed, 1) - final[:, None]
         for start in range(0, len(final), TILE):
             tile = slice(start, start + TILE)
             yield block[tile], *self._tile(final[tile], target[tile], moved[tile], {key: at[tile] for key, at in shifts.items()})
@@ -154,11 +153,11 @@ class _Predictions:
             after = self._along_directions(final, moved)
             found = self._statistics(target, products, self.late_effects, base, after, which, self.variants, moved.flatten(1))
             everything[:, self.late] = found.view(rows, len(self.late), values, len(self.variants), -1)
-        for (index, g), shift in shifts.items():
-            change = shift.to(self.dtype) @ self.coarse
-            after = self.model.scale(final + shift)[:, None], ((final + shift) @ self.along)[:, None]
-            found = self._statistics(target, products, change, base, after, torch.arange(rows)[:, None], self.variants)
-            everything[:, index, g] = found[:, 0]
+        for index, shift in shifts.items():  # (rows, values, d_model)
+            change = (shift.to(self.dtype) @ self.coarse).flatten(0, 1)
+            after = self.model.scale(final[:, None] + shift), (final[:, None] + shift) @ self.along
+            which = torch.arange(rows * values).view(rows, values)
+            everything[:, index] = self._statistics(target, products, change, base, after, which, self.variants)
         return unchanged[:, 0, 0], everything
 
     def _along_directions(self, final, moved) -> tuple[Tensor, Tensor]:
