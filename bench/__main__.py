@@ -17,7 +17,7 @@ from lib.store import write_json
 
 TOKENS = 300_000  # of the comparison
 PUBLISHED_TOKENS = 8192  # of them the published way reads so many (its pass is linear in tokens)
-PRECISION_TOKENS = 32_768
+PRECISION_TOKENS = 102_400  # about the fewest at which int8 is the default
 SCALING_TOKENS = 32_768
 FORWARD_BLOCKS = 32
 ROUNDS = 3
@@ -49,9 +49,9 @@ def measure(device, parts: list[str], given: argparse.Namespace) -> Iterator[tup
         "whole": lambda: whole(device, given.tokens, given.published_tokens),
         "statistics": lambda: {
             "tokens": given.tokens,
-            "sizes": [compare_at(*shape, device, default, 1 if shape is SHAPES[-1] else ROUNDS) for shape in SHAPES],
+            "sizes": [compare_at(*shape, device, default, given.tokens, 1 if shape is SHAPES[-1] else ROUNDS) for shape in SHAPES],
         },
-        "peak": lambda: [share_of_peak(*SHAPES[1], device, precision, ROUNDS) for precision in kernels],
+        "peak": lambda: [share_of_peak(*SHAPES[1], device, precision, given.tokens, ROUNDS) for precision in kernels],
         "forward": lambda: forward_rates(device, FORWARD_BLOCKS, ROUNDS),
         "precision": lambda: errors_of_precisions(device, given.precision_tokens, ("int8", "bf16", "fp32")),
         "scaling": lambda: {

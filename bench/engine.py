@@ -112,21 +112,24 @@ class Given:
         for layer in range(layers or len(self.pre)):
             visit(layer, *(x[layer][rows].view(BATCH, CONTEXT, -1) for x in (self.pre, self.post)))
 
-    def text(self) -> Text:
-        """One chunk of blocks whose first tokens number the given activations, again and again; every token counts."""
-        blocks = len(self.pre[0]) // CONTEXT
-        tokens = (torch.arange(CHUNK) % blocks + 1)[:, None].expand(CHUNK, CONTEXT)
-        none = torch.zeros(CHUNK, dtype=torch.int64)
+    def text(self, tokens: int) -> Text:
+        """Blocks of so many tokens whose first ones number the given activations, again and again; every token counts."""
+        blocks, length = len(self.pre[0]) // CONTEXT, max(CHUNK, tokens // CONTEXT)
+        tokens = (torch.arange(length) % blocks + 1)[:, None].expand(length, CONTEXT)
+        none = torch.zeros(length, dtype=torch.int64)
         return Text(tokens, none, none, ("",), "", blocks + 1, 0, ())
 
 
 class Statistics:
-    """What the pass does with activations once it has them, for one pair of seeds and without examples and histograms."""
+    """What the pass does with activations once it has them, for one pair of seeds and without examples and histograms.
 
-    def __init__(self, given: dict[str, Given], precision: str):
+    `tokens` is the length of the text that they are taken from, which decides int8's steps.
+    """
+
+    def __init__(self, given: dict[str, Given], precision: str, tokens: int = CHUNK_TOKENS):
         some = next(iter(given.values()))
         self.names, self.dtype, self.device = tuple(given), OPERAND_DTYPES[precision], some.pre[0].device
-        self.layers, self.neurons, self.text = len(some.pre), some.pre[0].shape[1], some.text()
+        self.layers, self.neurons, self.text = len(some.pre), some.pre[0].shape[1], some.text(tokens)
         self.readers = {
             name: SeedReader(name, own, pilot(name, own, self.text, precision, self.device), self.layers, precision)
             for name, own in given.items()

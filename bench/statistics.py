@@ -30,13 +30,13 @@ def synthetic(layers: int, neurons: int, device: torch.device) -> dict[str, Give
     return given
 
 
-def compare_at(layers: int, neurons: int, device: torch.device, precision: str, rounds: int) -> dict:
+def compare_at(layers: int, neurons: int, device: torch.device, precision: str, tokens: int, rounds: int) -> dict:
     """Seconds a token and seconds at the end of both ways, one pair with its baseline, and how far results differ."""
     given = synthetic(layers, neurons, device)
     a, b = given["a"].post, given["b"].post
     turn = torch.stack(list(rotations(layers, neurons, RANDOM_SEED, 1, 0))).float().to(device)
     plain, rotated = (published.StreamedCorrelation(layers, neurons) for _ in range(2))
-    ours = Statistics(given, precision)
+    ours = Statistics(given, precision, tokens)
 
     def published_stream() -> None:
         plain.update(a, b)
@@ -68,10 +68,10 @@ def compare_at(layers: int, neurons: int, device: torch.device, precision: str, 
     }
 
 
-def share_of_peak(layers: int, neurons: int, device: torch.device, precision: str, rounds: int) -> dict:
+def share_of_peak(layers: int, neurons: int, device: torch.device, precision: str, tokens: int, rounds: int) -> dict:
     """Rate of the covariance kernel, preparing operands included, against the peak of the same type of product."""
     given = synthetic(layers, neurons, device)
-    ours = Statistics(given, precision)
+    ours = Statistics(given, precision, tokens)
     ours.stream(ROWS)
     peak, rate = [], []
     for _ in range(rounds):

@@ -11,7 +11,7 @@ import tarfile
 from hashlib import sha256
 from pathlib import Path
 
-from lib.errors import InputError
+from lib.errors import InputError, told
 from lib.store import write_atomically
 
 FILES = ("params.yaml", "provenance.json")
@@ -56,17 +56,14 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(entry, io.BytesIO(data))
 
 
+@told
 def main(arguments: list[str] | None = None) -> int:
     """Command line: the folder of a run; prints the path of its archive."""
     given = sys.argv[1:] if arguments is None else arguments
     if len(given) != 1:
         print("usage: python -m lib.archive outputs/<run>", file=sys.stderr)
         return 2
-    try:
-        packed = archive(Path(given[0]))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    packed = archive(Path(given[0]))
     print(f"Archive: {packed.resolve()} ({packed.stat().st_size / 1e6:.1f} MB)")
     return 0
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lib.correlation import Covariance, compare
-from lib.errors import InputError
+from lib.errors import InputError, told
 from lib.hub import weights_sha256
 from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, Operand
 from lib.kernels.examples import TopExamples
@@ -346,17 +346,9 @@ def _advance(work: Pass, chunks: list[int], marks: list[int], processes: Process
 
 
 def _marks(work: Pass, processes: Processes, snapshots: tuple[float, ...]) -> list[int]:
-    """Blocks after which to take a snapshot: none where a pass or a process holds only a part, or where they cost much.
-
-    A snapshot's rotations take 4·N²·n operations a pair and all products 2·N²·tokens.
-    """
-    blocks = len(work.text.tokens)
-    cheap = len(snapshots) * 4 * work.neurons < blocks * work.text.context
-    products = {"pair", "within"}
-    elsewhere = any(unit.kind in products for part in work.plan.passes if part != work.planned for unit in part.units)
-    if processes.count > 1 or elsewhere or not cheap:
-        return []
-    return [round(share * blocks) for share in snapshots]
+    """Blocks after which to take a snapshot, if the pass takes any."""
+    taken = processes.count == 1 and work.plan.takes_snapshots(work.planned, len(snapshots))
+    return [round(share * len(work.text.tokens)) for share in snapshots] if taken else []
 
 
 def _finish(work: Pass, stats: Path) -> None:
@@ -436,16 +428,13 @@ def device_name(device: torch.device) -> str:
     return f"{model or platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
+@told
 def main() -> int:
     """Command line: one parameter file, as resolved by `lib.report resolve`."""
     if len(sys.argv) != 2:
         print("usage: python -m lib.collect outputs/<run>/params.yaml", file=sys.stderr)
         return 2
-    try:
-        collect(Run(read_params(sys.argv[1])))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    collect(Run(read_params(sys.argv[1])))
     return 0
 
 

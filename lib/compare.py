@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lib.errors import InputError
+from lib.errors import InputError, told
 from lib.params import read_params
 from lib.store import Run, write_json, write_table
 from lib.text import file_sha256
@@ -191,15 +191,12 @@ def compare(run: Run, path: Path | None = None) -> pd.DataFrame:
     return table
 
 
+@told
 def main(arguments: list[str]) -> int:
     """Command line: a parameter file as resolved, and a published table unless the run keeps one."""
-    try:
-        if not arguments or len(arguments) > 2 or arguments[1:] == [""]:
-            raise InputError("PUBLISHED is missing; name a published per-neuron table with PUBLISHED=path.csv.")
-        compare(Run(read_params(arguments[0])), *map(Path, arguments[1:]))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if not arguments or len(arguments) > 2 or arguments[1:] == [""]:
+        raise InputError("PUBLISHED is missing; name a published per-neuron table with PUBLISHED=path.csv.")
+    compare(Run(read_params(arguments[0])), *map(Path, arguments[1:]))
     return 0
 
 

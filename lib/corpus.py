@@ -18,7 +18,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from lib.corpus_sources import ARCHIVES, MB, Archive, Document, documents, hash_order, licences, size
-from lib.errors import InputError
+from lib.errors import InputError, told
 from lib.text import Text, file_sha256, write_text
 
 END = "<|endoftext|>"
@@ -229,6 +229,7 @@ def ship(out: Path, data: Path) -> None:
         shutil.copytree(out / folder, data / folder, dirs_exist_ok=True)
 
 
+@told
 def main() -> int:
     """Command line; returns 0, or 2 after one sentence about what the user can mend."""
     parser = argparse.ArgumentParser(description="Build the training and held-out text from the pinned source archives.")
@@ -236,11 +237,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("outputs/corpus"), help="folder to write to")
     parser.add_argument("--ship", type=Path, metavar="DATA", help="also copy the held-out tokens, the tokeniser and the licence texts there")
     options = parser.parse_args()
-    try:
-        rows = build(options.archives or options.out / "archives", options.out)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
+    rows = build(options.archives or options.out / "archives", options.out)
     if options.ship:
         ship(options.out, options.ship)
     print(markdown_of(rows))

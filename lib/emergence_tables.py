@@ -20,7 +20,7 @@ from lib import params as parameters
 from lib.circuit_tables import weights_of
 from lib.collect import collect
 from lib.emergence_checkpoints import Point, lacks_tokeniser, link_seed, points
-from lib.errors import InputError
+from lib.errors import told
 from lib.family_summary import FAMILIES, with_excess
 from lib.hub import weight_files, weights_sha256
 from lib.params import Params, read_params
@@ -205,6 +205,7 @@ def export(folder: Path, to: Path) -> None:
         shutil.copyfile(folder / name, to / name)
 
 
+@told
 def main(arguments: list[str] | None = None) -> int:
     """Command line; 0 on success, 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m lib.emergence_tables", description=__doc__.splitlines()[0])
@@ -214,13 +215,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, nargs="+", help="the checkpoints' steps (default: log-spaced ones)")
     parser.add_argument("--export", type=Path, help="also write the tables there")
     given = parser.parse_args(arguments)
-    try:
-        folder = tabulate_emergence(read_params(given.params, run=given.run), given.tokens, given.steps)
-        if given.export:
-            export(folder, given.export)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    folder = tabulate_emergence(read_params(given.params, run=given.run), given.tokens, given.steps)
+    if given.export:
+        export(folder, given.export)
     print(f"Tables: {given.export or folder}", file=sys.stderr)
     return 0
 

@@ -1,5 +1,23 @@
 """The one error that users are meant to read: bad input, told in one sentence."""
 
+import sys
+from collections.abc import Callable
+from functools import wraps
+
 
 class InputError(Exception):
     """Something the user gave cannot be used; the message is one sentence naming it and what is allowed."""
+
+
+def told(main: Callable[..., int]) -> Callable[..., int]:
+    """A command line that tells an InputError as its one sentence on stderr and returns 2."""
+
+    @wraps(main)
+    def command(*arguments) -> int:
+        try:
+            return main(*arguments)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+
+    return command

@@ -128,10 +128,11 @@ class _Exporter(HTMLExporter):
         return MarkdownWithMath(renderer, inline=_InlineParser(hard_wrap=False)).render(source)
 
 
-def read_chapter(notebook: Path) -> Chapter:
+def read_chapter(notebook: Path, neurons: str | None = None) -> Chapter:
     """An executed notebook as a chapter; InputError if a picture has no alt text or the page would need the network.
 
-    A section whose code showed nothing, for want of what it is about, is left out. Figures link to their files in the folder `figures` beside that of the notebook, where those are.
+    A section whose code showed nothing, for want of what it is about, is left out. Figures link to their files in the folder `figures` beside that of the notebook, where those are, and neurons to their
+    pages, where `neurons` is what comes before `layer/neuron` in these pages' addresses for the reference seed's neurons.
     """
     nb = nbformat.read(notebook, as_version=4)
     nb.cells = [cell for section in _sections(nb.cells) for cell in section if not _silent(section)]
@@ -142,6 +143,8 @@ def read_chapter(notebook: Path) -> Chapter:
         check_offline(soup)
         add_figure_tools(soup, notebook.parent.parent / "figures")
         tables = add_table_tools(soup, notebook.stem)
+        if neurons is not None:
+            link_neurons(soup, neurons)
     except InputError as error:
         raise InputError(f"{notebook.name}: {error}.") from error
     title = soup.find("h1")
@@ -177,6 +180,7 @@ def _tidy(soup: BeautifulSoup) -> None:
     """Scripts dropped, tables scrollable, links between notebooks made links between pages, ids unique."""
     for script in soup.find_all("script"):
         script.decompose()
+    _keep_percents_together(soup)
     for table in soup.find_all("table"):
         del table["border"]
         table.wrap(soup.new_tag("div", attrs={"class": "scroll"}))
@@ -203,6 +207,13 @@ def _tidy(soup: BeautifulSoup) -> None:
         anchor = heading.find("a", class_="anchor-link")
         if anchor:
             anchor.attrs |= {"href": f"#{name}", "aria-label": "Link to this section"}
+
+
+def _keep_percents_together(soup: BeautifulSoup) -> None:
+    """No line of prose breaks between a number and its per cent sign."""
+    for text in soup.find_all(string=re.compile(r"\d %")):
+        if not text.find_parent(["pre", "code", "script", "style"]):
+            text.replace_with(re.sub(r"(?<=\d) (?=%)", "\u00a0", text))
 
 
 def add_figure_tools(soup: BeautifulSoup, folder: Path) -> None:
@@ -250,12 +261,36 @@ def add_table_tools(soup: BeautifulSoup, stem: str) -> dict[str, pd.DataFrame]:
     return tables
 
 
+def _rows(table) -> list[list]:
+    """An HTML table's cells row by row, those of the head first; rows of another length are left out: a neuron's examples."""
+    if table.name == "table":
+        rows = [row.find_all(["th", "td"]) for row in table.find_all("tr")]
+    else:
+        rows = [row.find_all(attrs={"role": ["columnheader", "cell"]}) for row in table.find_all(attrs={"role": "row"})]
+    return [row for row in rows if len(row) == len(rows[0])]
+
+
+def link_neurons(soup: BeautifulSoup, address: str) -> None:
+    """Makes every neuron of the reference seed a link to its page: in tables with columns layer and neuron, and in headings."""
+    for table in soup.select("table, [role=table]"):
+        head, *body = _rows(table) or [[]]
+        names = [_plain(cell) for cell in head]
+        if {"layer", "neuron"} <= set(names) and "seed" not in names:
+            for row in body:
+                layer, neuron = (_plain(row[names.index(name)]).replace(",", "") for name in ("layer", "neuron"))
+                cell = row[names.index("neuron")]
+                link = soup.new_tag("a", attrs={"href": f"{address}{layer}/{neuron}", "aria-label": f"Page of layer {layer} neuron {neuron}"})
+                link.extend(list(cell.contents))
+                cell.append(link)
+    for heading in soup.find_all("h4"):
+        named = re.fullmatch(r"layer (\d+) neuron (\d+)", _plain(heading))
+        if named and heading.string:
+            heading.string.wrap(soup.new_tag("a", attrs={"href": f"{address}{named[1]}/{named[2]}"}))
+
+
 def read_table(element) -> pd.DataFrame:
     """What an HTML table shows: a column is of numbers if all its cells are, thousands separated or not."""
-    cells = ["th", "td"] if element.name == "table" else {"role": ["columnheader", "cell"]}
-    found = element.find_all("tr") if element.name == "table" else element.find_all(attrs={"role": "row"})
-    rows = [[_plain(cell) for cell in (row.find_all(cells) if element.name == "table" else row.find_all(attrs=cells))] for row in found]
-    head, *body = [row for row in rows if len(row) == len(rows[0])] or [[]]  # a neuron's examples stand in rows of one cell
+    head, *body = [[_plain(cell) for cell in row] for row in _rows(element)] or [[]]
     names: list[str] = []
     for name in head:
         base = name or "row"
@@ -311,6 +346,7 @@ def embedded_picture(path: Path) -> dict:
 def finished(html: str, stem: str) -> tuple[str, dict[str, pd.DataFrame]]:
     """A page of our own templates with links under its tables, and these tables by name."""
     soup = BeautifulSoup(html, "html.parser")
+    _keep_percents_together(soup)
     tables = add_table_tools(soup, stem)
     return str(soup), tables
 

@@ -160,6 +160,16 @@ class Plan:
     setting: Setting
     passes: tuple[PassPlan, ...]
 
+    def takes_snapshots(self, part: PassPlan, count: int) -> bool:
+        """Whether a pass records `count` times how results converge: one that holds all products in one process, cheaply.
+
+        A snapshot's rotations take 4·N²·n operations a pair and all products 2·N²·tokens.
+        """
+        products = {"pair", "within"}
+        holders = [one for one in self.passes if any(unit.kind in products for unit in one.units)]
+        cheap = count * 4 * self.setting.shape.neurons < self.setting.blocks * self.setting.context
+        return holders == [part] and self.setting.processes == 1 and cheap
+
     def as_json(self) -> dict:
         """The passes by the names of their units, to go on with the same ones after a kill."""
         passes = [{"chunk": part.chunk, "units": [f"{u.kind}.{u.name}" for u in part.units]} for part in self.passes]

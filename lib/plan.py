@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from lib.collect import SNAPSHOTS
 from lib.correlation import haar_rotation
-from lib.errors import InputError
+from lib.errors import told
 from lib.kernels.covariance import OPERAND_DTYPES, Operand, add_product
 from lib.kernels.examples import TopExamples
 from lib.kernels.fused import fastest_layer_statistics
+from lib.kernels.grouped import GroupedMoments, Places
 from lib.params import Params, read_params
 from lib.passes import BATCH, Plan, Setting, Shape, device_of, pack, pass_memory, setting_of, shared_shape, work_memory
 from lib.processes import Processes
@@ -25,12 +27,14 @@ from lib.seeds import Trunk
 from lib.store import Run
 from lib.text_labels import group_sizes
 
-# Published dense peaks without sparsity (NVIDIA data sheets, SXM) and memory; the shares of them that a run is taken to reach.
+# Published dense peaks without sparsity (NVIDIA data sheets, SXM), memory and its bandwidth; the shares of them that a run is taken to reach.
 GPUS = {
-    "H100": {"bf16": 989e12, "fp32": 67e12, "memory": 80e9},
-    "H200": {"bf16": 989e12, "fp32": 67e12, "memory": 141e9},
+    "H100": {"bf16": 989e12, "fp32": 67e12, "memory": 80e9, "bandwidth": 3.35e12},
+    "H200": {"bf16": 989e12, "fp32": 67e12, "memory": 141e9, "bandwidth": 4.8e12},
 }
-PRODUCT_SHARE, FORWARD_SHARE, ALGEBRA_SHARE = 0.6, 0.25, 0.5
+PRODUCT_SHARE, FORWARD_SHARE, ALGEBRA_SHARE, TRAFFIC_SHARE = 0.6, 0.25, 0.5, 0.3
+ACTIVATION_TRAFFIC, GROUPED_TRAFFIC = 40, 24  # bytes moved for each activation that is measured; that is grouped, for each grouping
+TRIED_GROUPS = 4096  # groups of a grouping, at most, when the speed of grouped moments is measured
 GPU_DISK = 1e9  # bytes a second that statistics are written and read with
 COMPILING = 20.0  # seconds that torch.compile and loading libraries take
 
@@ -40,7 +44,9 @@ class Speeds:
     """Seconds for the parts of a run on one device."""
 
     product: float  # a product of two layers, for each token
-    layer: float  # one layer of one seed, forward and elementwise, for each token
+    layer: float  # one layer of one seed, forward and with examples, for each token
+    elementwise: float  # one layer's statistics and operands, for each token
+    grouped: float  # one layer's grouped moments, for each token
     logits: float  # the last logits of one seed, for each token
     rotation: float  # drawing one layer's rotation and its rotated deviations
     rotated: float  # one block's baseline
@@ -62,16 +68,22 @@ def seconds(plan: Plan, speeds: Speeds, draws: int) -> dict[str, float]:
     setting, shape = plan.setting, plan.setting.shape
     tokens = setting.blocks * setting.context / setting.processes
     blocks = sum(shape.layers for part in plan.passes for unit in part.units if unit.kind in ("pair", "within"))
-    layers = sum(depth for part in plan.passes for depth in part.depths(shape.layers).values())
+    depths = [(part, part.depths(shape.layers)) for part in plan.passes]
+    layers = sum(depth for _, own in depths for depth in own.values())
+    measured = sum(own[seed] for part, own in depths for seed in part.measured)
+    grouped = sum(unit.kind == "grouped" for part in plan.passes for unit in part.units)
     look = (
-        min(setting.blocks, 64) * shape.layers * speeds.layer
+        min(setting.blocks, 64) * shape.layers * (speeds.layer + speeds.elementwise)
         + min(setting.blocks, 256) * (shape.layers * speeds.layer + speeds.logits)
     ) * setting.context
-    passes = tokens * (blocks * speeds.product + layers * speeds.layer) + len(setting.seeds) * look + COMPILING
+    each = blocks * speeds.product + layers * speeds.layer + measured * speeds.elementwise + grouped * speeds.grouped
+    passes = tokens * each + len(setting.seeds) * look + COMPILING
     compared = sum(any(seed != reference for reference in setting.references) for seed in setting.seeds)
     directions = sum(seed != reference for reference in setting.references for seed in setting.seeds)
-    algebra = len(setting.pairs) * shape.layers**2 * speeds.matched
-    algebra += draws * (compared * shape.layers * speeds.rotation + directions * shape.layers**2 * speeds.rotated)
+    matched = len(setting.pairs) * shape.layers**2 * speeds.matched
+    rotated = compared * shape.layers * speeds.rotation + directions * shape.layers**2 * speeds.rotated
+    passes += len(SNAPSHOTS) * (matched + rotated) * any(plan.takes_snapshots(part, len(SNAPSHOTS)) for part in plan.passes)
+    algebra = matched + draws * rotated
     return {"passes": passes + disk(plan) * speeds.disk, "tables": algebra + disk(plan) * speeds.disk * (1 + draws) / 2}
 
 
@@ -106,7 +118,8 @@ def measured(setting: Setting, plan: Plan, source: str, device: torch.device) ->
     double = torch.randn(n, n, dtype=torch.float64, device=device)
     rotation = _timed(lambda: haar_rotation(n, generator), torch.device("cpu"), 1)
     rotation += _timed(lambda: double @ double, device, 1)
-    return Speeds(product, *_forward(setting, source, device), rotation, rotated, matched, 1 / 400e6)
+    layer, elementwise, logits = _forward(setting, source, device)
+    return Speeds(product, layer, elementwise, _grouped(setting, device), logits, rotation, rotated, matched, 1 / 400e6)
 
 
 def _timed(work: Callable, device: torch.device, times: int) -> float:
@@ -126,8 +139,20 @@ def _finish(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def _forward(setting: Setting, source: str, device: torch.device) -> tuple[float, float]:
-    """Seconds for each token of one layer, with statistics and examples, and of the logits, on a random model."""
+def _grouped(setting: Setting, device: torch.device) -> float:
+    """Seconds for each token of one layer's grouped moments, on random groups."""
+    groups = {name: min(size, TRIED_GROUPS) for name, size in setting.groups}
+    shape, n = (4 * BATCH, setting.context), setting.shape.neurons
+    places = Places({name: torch.randint(size, shape) for name, size in groups.items()}, groups, device)
+    work = GroupedMoments(groups, torch.ones(2, n, device=device))
+    post = torch.randn(BATCH * setting.context, n, device=device)
+    counted = torch.ones(len(post), dtype=torch.bool, device=device)
+    at = [places.at(torch.arange(BATCH) + start, counted) for start in range(0, shape[0], BATCH)]
+    return _timed(lambda: [work.update(post, places, one) for one in at], device, 2) / len(at) / len(post) if groups else 0.0
+
+
+def _forward(setting: Setting, source: str, device: torch.device) -> tuple[float, float, float]:
+    """Seconds for each token of one layer, of its statistics, and of the logits, on a random model."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     depth = 3
@@ -142,18 +167,19 @@ def _forward(setting: Setting, source: str, device: torch.device) -> tuple[float
     examples = TopExamples(depth, n, device=device)
     counted = torch.ones_like(tokens, dtype=torch.bool)
 
-    def visit(layer, pre, post):
-        statistics(
-            pre.flatten(0, 1), post.flatten(0, 1), weights, scaling, scaling, dither, OPERAND_DTYPES[setting.precision]
-        )
+    flat = torch.randn(rows, n, device=device).to(dtype)
+
+    def visit(layer, _pre, post):
         examples.update(layer, post, counted, torch.arange(BATCH))
 
     layer = _timed(lambda: trunk.run(tokens, visit), device, 2) / depth / rows
+    cast = OPERAND_DTYPES[setting.precision]
+    elementwise = _timed(lambda: statistics(flat, flat, weights, scaling, scaling, dither, cast), device, 4) / rows
     hidden = torch.zeros(setting.context, setting.shape.width, dtype=dtype, device=device)
     head = model.get_output_embeddings()
     with torch.inference_mode():
         logits = _timed(lambda: head(hidden).float().log_softmax(1), device, 2) / setting.context
-    return layer, logits
+    return layer, elementwise, logits
 
 
 def published(setting: Setting, gpu: str) -> Speeds:
@@ -166,6 +192,8 @@ def published(setting: Setting, gpu: str) -> Speeds:
     return Speeds(
         product=2.0 * shape.neurons**2 / (PRODUCT_SHARE * product_peak),
         layer=per_layer / (FORWARD_SHARE * product_peak),
+        elementwise=ACTIVATION_TRAFFIC * shape.neurons / (TRAFFIC_SHARE * peaks["bandwidth"]),
+        grouped=GROUPED_TRAFFIC * len(setting.groups) * shape.neurons / (TRAFFIC_SHARE * peaks["bandwidth"]),
         logits=2.0 * shape.width * shape.vocabulary / (FORWARD_SHARE * product_peak),
         rotation=5 * algebra,
         rotated=algebra,
@@ -223,6 +251,7 @@ def lines(params: Params) -> list[str]:
     return told
 
 
+@told
 def main(arguments: list[str] | None = None) -> int:
     """Command line: one parameter file, and what `make` says instead of it; 0 on success, 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m lib.plan", description=__doc__.splitlines()[0])
@@ -233,12 +262,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     tokens = given.tokens
     budget = int(tokens) if tokens and re.fullmatch(r"\d+", tokens) else tokens
-    try:
-        for line in lines(read_params(given.params, run=given.run, reference=given.seed, token_budget=budget)):
-            print(line, flush=True)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for line in lines(read_params(given.params, run=given.run, reference=given.seed, token_budget=budget)):
+        print(line, flush=True)
     return 0
 
 

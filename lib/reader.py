@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lib.errors import InputError
-from lib.kernels.covariance import INT8_TOKENS, OPERAND_DTYPES, Clipped, Operand
+from lib.kernels.covariance import OPERAND_DTYPES, Clipped, Operand
 from lib.kernels.fused import INT8_LIMIT, SUMS, clipped_entries, fastest_layer_statistics
 from lib.kernels.moments import Moments
 from lib.passes import BATCH
@@ -20,7 +20,7 @@ from lib.seeds import Trunk
 from lib.text import Text
 
 PILOT = 64  # blocks that fix shifts and scales
-REACH = 12.0  # int8 operands cover the pilot's range, but on INT8_TOKENS not more than this many standard deviations each way
+REACH, REACH_TOKENS = 12.0, 50_000  # int8 operands cover the pilot's range, but on so many tokens not more standard deviations each way
 GROWTH, MARGIN = 4.0, 1.5  # on more tokens they reach farther, at most so many times as far and so far beyond the pilot's range
 PILOT_NAMES = ("pre_scaling", "post_scaling", "low", "high", "post_standard")
 
@@ -113,7 +113,7 @@ def _int8_scaling(post: _Range, tokens: int) -> Float[Tensor, "2 neurons"]:
     The noise of rounding in a correlation is proportional to the step and falls with the square root of the tokens. So steps
     may grow with that root, and with many tokens hardly anything has to be clipped, which is what costs.
     """
-    growth = min(GROWTH, max(1.0, (tokens / INT8_TOKENS) ** 0.5))
+    growth = min(GROWTH, max(1.0, (tokens / REACH_TOKENS) ** 0.5))
     low = torch.maximum(post.low, post.mean - growth * REACH * post.deviation)
     high = torch.minimum(post.high, post.mean + growth * REACH * post.deviation)
     return torch.stack([(low + high) / 2, 2 * INT8_LIMIT / _floored((high - low) * min(growth, MARGIN))])

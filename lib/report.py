@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 
 from lib import params as parameters
-from lib.errors import InputError
+from lib.errors import InputError, told
 from lib.hub import weight_files, weights_sha256
 from lib.params import Params, read_params, write_if_changed, write_params, write_statistics_key
 
@@ -211,11 +211,12 @@ def render(folder: Path) -> Path:
 
     params = read_params(folder / "params.yaml")
     report = folder / "report"
-    chapters = [pages.read_chapter(notebook) for notebook in sorted((folder / "notebooks").glob("*.ipynb"))]
-    provenance = provenance_of(params, folder, {chapter.title: chapter.wall_seconds for chapter in chapters})
     run = Run(params)
     run.folder = folder  # which need not be where a run of this name writes
     explorable = can_explore(run)
+    neurons = f"{EXPLORER}#{params.reference}/" if explorable else None
+    chapters = [pages.read_chapter(notebook, neurons) for notebook in sorted((folder / "notebooks").glob("*.ipynb"))]
+    provenance = provenance_of(params, folder, {chapter.title: chapter.wall_seconds for chapter in chapters})
     extras = [{"name": EXPLORER, "title": "Neurons"}] if explorable else []
     shared = {"chapters": chapters, "provenance": provenance, "extras": extras}
     claims = front.claims_of(params, folder)
@@ -343,6 +344,7 @@ def _arguments() -> argparse.ArgumentParser:
     return parser
 
 
+@told
 def main(arguments: list[str] | None = None) -> int:
     """Command line; 0 on success, 2 for bad input, 1 for a notebook that fails."""
     given = _arguments().parse_args(arguments)
@@ -353,9 +355,6 @@ def main(arguments: list[str] | None = None) -> int:
             execute(given.notebook, given.params_file)
         else:
             render(given.folder)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except NotebookError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

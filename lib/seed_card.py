@@ -18,8 +18,8 @@ everything but the seed number, which draws their initialisation and the order o
 - **Optimiser**: AdamW, beta1 {beta1}, weight decay {weight_decay} on matrices and embeddings, none on biases and LayerNorm; gradients
   clipped to norm {clip_norm}; {batch} blocks = {step_tokens:,} tokens a step.
 - **Schedule**: linear warm-up over {warmup_steps} steps, then constant: {phases}; from step {constant_steps:,} a linear decay to zero
-  over {decay_steps:,} steps. The decay is a branch: `outputs/train/<seed>/state.safetensors` stays in the constant phase, so
-  that training can go on from there.
+  over {decay_steps:,} steps.{begun} The decay is a branch: `outputs/train/<seed>/state.safetensors` stays in the constant phase, so
+  that training can go on from there; without it `python -m lib.train --all --start data/seeds` goes on from the shipped models.
 - **Data order**: epoch e of seed number s reads all training blocks once, in the order of
   `numpy.random.default_rng((s, e)).permutation(blocks)`; the shipped seeds have read {tokens:,} tokens each, {epochs:.2f} epochs.
 - **Precision**: weights, optimiser, residual stream and loss in fp32, matrix products in {compute}, on {device}, torch {torch}.
@@ -56,7 +56,10 @@ def seeds_section(folder: Path) -> str:
                                       + 9 * shape["d_model"] + shape["d_mlp"])
     phases = "; ".join(f"from step {phase['step']:,} learning rate {phase['peak_lr']} and beta2 {phase['beta2']}"
                        for phase in recipe["phases"] if phase["step"] < first["constant_steps"])
+    begun = first.get("begun", 0)
+    again = f" At step {begun:,} it began again from the models shipped before, with another warm-up." if begun else ""
     text = HOW.format(
+        begun=again,
         **{**shape, **{k: v for k, v in recipe.items() if k not in ("shape", "phases")}}, phases=phases, neurons=shape["n_layer"] * shape["d_mlp"],
         parameters=parameters, step_tokens=recipe["batch"] * shape["context"], blocks=held_out["blocks"],
         fraction_bits=first["fraction_bits"], rounding_cost=max(abs(record["rounding_cost"]) for record in records),

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from lib.circuits import weight_properties
 from lib.collect import load_accumulators
 from lib.correlation import Comparison, compare
-from lib.errors import InputError
+from lib.errors import told
 from lib.params import read_params
 from lib.store import Run, read_tensors, write_json, write_table
 from lib.universality import reference_shares
@@ -150,16 +150,13 @@ def convergence_table(run: Run, made: dict[str, pd.DataFrame], snapshots: pd.Dat
     return table[["seed", "tokens", "layer", "neuron", "mean_corr", "baseline", "excess_corr"]]
 
 
+@told
 def main() -> int:
     """Command line: one parameter file, as resolved by `lib.report resolve`."""
     if len(sys.argv) != 2:
         print("usage: python -m lib.tables outputs/<run>/params.yaml", file=sys.stderr)
         return 2
-    try:
-        tabulate(Run(read_params(sys.argv[1])))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    tabulate(Run(read_params(sys.argv[1])))
     return 0
 
 

@@ -2,7 +2,8 @@
 
 Worker processes take the idle seed with the fewest tokens for a stage at a time, so that at any moment all
 seeds have seen about equally many. `--export` brings them level, lets each decay on a branch of its own,
-and writes the models with their held-out losses. SIGTERM saves and stops; the same command goes on.
+and writes the models with their held-out losses. SIGTERM saves and stops; the same command goes on. Where the states are
+gone, `--start data/seeds` goes on from the shipped models.
 
 The seeds began with learning rate 2e-3 and beta2 0.95, too restless for steps of 2,048 tokens. Four ways to go on with seed a
 from step 3,167, on the same 623 thousand tokens, of which the last 98 thousand in a linear decay, gave a held-out loss (160
@@ -30,11 +31,11 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from lib.bigram import Bigram
-from lib.errors import InputError
+from lib.errors import InputError, told
 from lib.gpt2 import token_losses
 from lib.seed_card import seeds_section, write_section
 from lib.text import Text, file_sha256, read_text
-from lib.trainer import Decay, Machine, Recipe, SeedRun, rounded_bf16, stored_step
+from lib.trainer import Decay, Machine, Recipe, SeedRun, rounded_bf16, shipped_record, shipped_step, stored_step
 
 SEEDS = {name: number for number, name in enumerate("abcde")}  # a seed's number draws its weights and its data order
 STAGE_STEPS = 128  # a worker trains a seed this long before it takes the next
@@ -52,6 +53,7 @@ class Paths:
     tokenizer: Path = Path("data/tokenizer")
     ship: Path = Path("data/seeds")
     readme: Path = Path("data/README.md")
+    start: Path | None = None  # shipped models that seeds without a state begin from
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def ship(run: SeedRun, name: str, paths: Paths, held_out: Text, n_blocks: int, b
     check = check_loss(folder, held_out, check_blocks)
     record = {
         "seed": name, "seed_number": run.seed, "recipe": run.recipe.record(), "constant_steps": decay.start,
-        "decay_steps": decay.steps, "tokens": branch.step * run.recipe.step_tokens,
+        "decay_steps": decay.steps, "begun": run.begun, "tokens": branch.step * run.recipe.step_tokens,
         "epochs": round(branch.step * run.recipe.batch / len(run.tokens), 3),
         "fraction_bits": SHIPPED_FRACTION_BITS, "rounding_cost": round(check - exact, 5),
         "compute": str(run.machine.dtype).removeprefix("torch."), "device": run.machine.device,
@@ -169,7 +171,8 @@ def work(connection: Connection, paths: Paths, recipe: Recipe, machine: Machine,
             task: Task = connection.recv()
         except EOFError:  # the main process was killed
             return
-        run = SeedRun(paths.out / task.seed, SEEDS[task.seed], train.tokens, recipe, machine, kernels)
+        start = paths.start / task.seed if paths.start else None
+        run = SeedRun(paths.out / task.seed, SEEDS[task.seed], train.tokens, recipe, machine, kernels, start=start)
         run.train(task.until_step, lambda: stopping() or os.getppid() != parent)
         if task.ship and not stopping():
             answer = ship(run, task.seed, paths, held_out, held_out_blocks, task.baseline)
@@ -284,6 +287,7 @@ def locked(folder: Path) -> IO[str]:
     return file
 
 
+@told
 def main(arguments: list[str]) -> int:
     options = parsed(arguments)
     catch_signals()
@@ -304,7 +308,7 @@ def main(arguments: list[str]) -> int:
     if train.tokenizer_sha256 != held_out.tokenizer_sha256:
         raise InputError(f"{paths.train_text} and {paths.held_out_text} were made with different tokenisers.")
 
-    steps = {name: stored_step(paths.out / name) for name in names}
+    steps = {name: stored_step(paths.out / name) or (shipped_step(shipped_record(paths.start / name)) if paths.start else 0) for name in names}
     furthest = max(steps.values())
     until_step = furthest if options.export and options.tokens is None and furthest else math.ceil(
         (options.tokens or 25_000_000) / recipe.step_tokens)
@@ -327,7 +331,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except InputError as error:
-        sys.exit(str(error))
+    sys.exit(main(sys.argv[1:]))

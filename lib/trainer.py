@@ -19,6 +19,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import GPT2LMHeadModel
 from transformers.utils import logging as transformers_logging
 
 from lib.errors import InputError
@@ -80,12 +81,12 @@ class Decay:
     steps: int
 
 
-def learning_rate(recipe: Recipe, step: int, decay: Decay | None = None) -> float:
-    """The rate of the step after `step` completed ones: linear warm-up, constant by phases, then `decay`.
+def learning_rate(recipe: Recipe, step: int, decay: Decay | None = None, begun: int = 0) -> float:
+    """The rate of the step after `step` completed ones: linear warm-up from step `begun` on, constant by phases, then `decay`.
 
     The decay starts from the rate of the phase that it branches off.
     """
-    rate = recipe.phase(step if decay is None else min(step, decay.start)).peak_lr * min(1.0, (step + 1) / recipe.warmup_steps)
+    rate = recipe.phase(step if decay is None else min(step, decay.start)).peak_lr * min(1.0, (step - begun + 1) / recipe.warmup_steps)
     if decay is not None and step >= decay.start:
         rate *= 1 - (step - decay.start) / decay.steps
     return rate
@@ -147,15 +148,16 @@ class SeedRun:
     """One seed's training: its weights, optimiser and step, kept in `folder`.
 
     state.safetensors  fp32 weights, both Adam moments, step
+                       (and `begun`, the step of the shipped weights that it began with: 0 if with random ones)
     log.jsonl          a line per LOG_STEPS steps
     checkpoint-<step>/ bf16 model at each power of two
     """
 
     def __init__(self, folder: Path, seed: int, tokens: Tensor, recipe: Recipe, machine: Machine,
-                 kernels: Kernels, decay: Decay | None = None):
+                 kernels: Kernels, decay: Decay | None = None, start: Path | None = None):
         self.folder, self.seed, self.tokens, self.recipe = folder, seed, tokens, recipe  # tokens: (blocks, context)
         self.machine, self.kernels, self.decay = machine, kernels, decay
-        self.step, self.epoch_order = 0, (-1, np.empty(0))
+        self.step, self.begun, self.epoch_order = 0, 0, (-1, np.empty(0))
         self.model = new_model(recipe.shape, seed).to(machine.device)
         self.weights = dict(self.model.named_parameters())
         matrices = [w for w in self.weights.values() if w.dim() > 1]
@@ -165,6 +167,8 @@ class SeedRun:
             betas=(recipe.beta1, recipe.phases[0].beta2), eps=1e-8, fused=True)
         if self.state_path.exists():
             self.load()
+        elif start is not None:
+            self._begin_from(start)
         self._cut_log()
 
     @property
@@ -197,7 +201,7 @@ class SeedRun:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.weights.values(), self.recipe.clip_norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.recipe, self.step, self.decay)
+            group["lr"] = learning_rate(self.recipe, self.step, self.decay, self.begun)
             group["betas"] = self.recipe.beta1, self.recipe.phase(self.step).beta2
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -214,25 +218,36 @@ class SeedRun:
         self.folder.mkdir(parents=True, exist_ok=True)
         fresh = self.state_path.with_suffix(f".{os.getpid()}.tmp")
         save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, fresh,
-                  {"step": str(self.step), "recipe": json.dumps(self.recipe.record())})
+                  {"step": str(self.step), "begun": str(self.begun), "recipe": json.dumps(self.recipe.record())})
         os.replace(fresh, self.state_path)
 
     def load(self) -> None:
         with safe_open(self.state_path, "pt") as file:
             meta = file.metadata()
-        self.step = int(meta["step"])
-        stored, own = (begun(recipe, self.step) for recipe in (json.loads(meta["recipe"]), self.recipe.record()))
-        if stored != own:
-            changed = [key for key, value in own.items() if stored.get(key) != value]
-            raise InputError(f"{self.state_path} was trained with another recipe ({', '.join(changed)}); "
-                             "give the same one or another --out folder.")
+        self.step, self.begun = int(meta["step"]), int(meta.get("begun", 0))
+        self._refuse_other_recipe(self.state_path, json.loads(meta["recipe"]))
         tensors = load_file(self.state_path, device=self.machine.device)
         for name, w in self.weights.items():
             w.data.copy_(tensors[f"weights/{name}"])
             if f"moment1/{name}" in tensors:
                 self.optimizer.state[w] = {
-                    "step": torch.tensor(float(self.step), device=self.machine.device),
+                    "step": torch.tensor(float(self.step - self.begun), device=self.machine.device),
                     "exp_avg": tensors[f"moment1/{name}"], "exp_avg_sq": tensors[f"moment2/{name}"]}
+
+    def _begin_from(self, folder: Path) -> None:
+        """Goes on from a shipped model where its decay ended: without moments, and the rate warms up once more."""
+        record = shipped_record(folder)
+        self.step = self.begun = shipped_step(record)
+        self._refuse_other_recipe(folder, record["recipe"])
+        model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        self.model.load_state_dict(model.state_dict())
+
+    def _refuse_other_recipe(self, where: Path, recipe: dict) -> None:
+        stored, own = (begun(record, self.step) for record in (recipe, self.recipe.record()))
+        if stored != own:
+            changed = [key for key, value in own.items() if stored.get(key) != value]
+            raise InputError(f"{where} was trained with another recipe ({', '.join(changed)}); "
+                             "give the same one or another --out folder.")
 
     def save_model(self, folder: Path, fraction_bits: int = BF16_FRACTION_BITS) -> None:
         """The model in Hugging Face format, weights as `rounded_bf16`; an existing folder is replaced."""
@@ -249,7 +264,7 @@ class SeedRun:
         """Adds a line on the last len(losses) steps, which took `seconds`."""
         line = {"step": self.step, "tokens": self.step * self.recipe.step_tokens,
                 "loss": round(torch.stack(losses).mean().item(), 5),
-                "lr": learning_rate(self.recipe, self.step - 1, self.decay),
+                "lr": learning_rate(self.recipe, self.step - 1, self.decay, self.begun),
                 "tokens_per_second": round(len(losses) * self.recipe.step_tokens / seconds),
                 "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
         with open(self.folder / "log.jsonl", "a") as file:
@@ -271,6 +286,19 @@ class SeedRun:
             fresh = path.with_suffix(".tmp")
             fresh.write_text(kept)
             os.replace(fresh, path)
+
+
+def shipped_record(folder: Path) -> dict:
+    """What a shipped model's training.json tells of its training; InputError if there is none."""
+    path = folder / "training.json"
+    if not path.exists():
+        raise InputError(f"{folder} has no training.json, so no training can begin from it.")
+    return json.loads(path.read_text())
+
+
+def shipped_step(record: dict) -> int:
+    """Steps that a shipped model was trained for."""
+    return record["constant_steps"] + record["decay_steps"]
 
 
 def stored_step(folder: Path) -> int:

@@ -249,3 +249,20 @@ def test_a_table_s_numbers_are_read_with_thousands_and_repeated_heads():
     soup = BeautifulSoup("<table><thead><tr><th></th><th>n</th><th>n</th></tr></thead><tr><th>x</th><td>1,234</td><td>1,2</td></tr></table>", "html.parser")
     table = pages.read_table(soup.table)
     assert table.to_dict("records") == [{"row": "x", "n": 1234, "n 3": "1,2"}]
+
+
+def test_neurons_link_to_their_pages_in_tables_and_headings():
+    table = "<table><thead><tr><th>role</th><th>layer</th><th>neuron</th></tr></thead><tr><th>x</th><td>2</td><td>1,017</td></tr></table>"
+    browse = (
+        "<div role=table><div role=row><span role=columnheader>layer</span><span role=columnheader>neuron</span></div>"
+        "<div role=row><span role=cell>0</span><span role=cell>5</span></div><div role=row><div role=cell>its example</div></div></div>"
+    )
+    other = table.replace("role", "seed")  # of whichever seed
+    soup = BeautifulSoup(f"{table}{browse}{other}<h4>layer 3 neuron 17</h4><h4>words</h4>", "html.parser")
+    before = [pages.read_table(element) for element in soup.select("table, [role=table]")]
+    pages.link_neurons(soup, "neurons.html#b/")
+    assert [(link["href"], link.text) for link in soup.find_all("a")] == [
+        ("neurons.html#b/2/1017", "1,017"), ("neurons.html#b/0/5", "5"), ("neurons.html#b/3/17", "layer 3 neuron 17"),
+    ]  # fmt: skip
+    for was, element in zip(before, soup.select("table, [role=table]"), strict=True):
+        pd.testing.assert_frame_equal(pages.read_table(element), was)

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lib.correlation import Covariance, Scale, best_matches, compare, haar_rotation, rotations
-from lib.kernels.covariance import INT8_TOKENS, OPERAND_DTYPES, Clipped, LayerProducts, Operand
+from lib.kernels.covariance import OPERAND_DTYPES, Clipped, LayerProducts, Operand
 from lib.kernels.examples import TopExamples
 from lib.kernels.fused import INT8_LIMIT, clipped_entries, fastest_layer_statistics, layer_statistics
 from lib.kernels.histogram import Histogram
 from lib.kernels.moments import Moments
-from lib.reader import REACH, _int8_scaling, _Range
+from lib.reader import REACH, REACH_TOKENS, _int8_scaling, _Range
 
 LAYERS, NEURONS = 2, 5
 
@@ -186,10 +186,10 @@ def test_int8_steps_grow_with_the_root_of_the_tokens():
     """A neuron with a long tail: its range in deviations, and how far the range goes beyond the pilot's where it has none."""
     seen = _Range()
     seen.update(torch.cat([torch.randn(10_000, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([[60.0, 3.0]])]))
-    half = {tokens: INT8_LIMIT / _int8_scaling(seen, tokens)[1] for tokens in (1000, INT8_TOKENS, 4 * INT8_TOKENS, 10**9)}
+    half = {tokens: INT8_LIMIT / _int8_scaling(seen, tokens)[1] for tokens in (1000, REACH_TOKENS, 4 * REACH_TOKENS, 10**9)}
     deviation, span = float(seen.deviation[0]), float(seen.high[1] - seen.low[1])
     low = float(seen.low[0])
-    for tokens, growth, margin in ((1000, 1, 1), (INT8_TOKENS, 1, 1), (4 * INT8_TOKENS, 2, 1.5), (10**9, 4, 1.5)):
+    for tokens, growth, margin in ((1000, 1, 1), (REACH_TOKENS, 1, 1), (4 * REACH_TOKENS, 2, 1.5), (10**9, 4, 1.5)):
         high = float(seen.mean[0]) + growth * REACH * deviation
         assert half[tokens].tolist() == pytest.approx([margin * (high - low) / 2, margin * span / 2], rel=1e-5)
 

@@ -31,6 +31,7 @@ from lib.trainer import (
     block_order,
     learning_rate,
     rounded_bf16,
+    shipped_step,
     step_blocks,
     stored_step,
 )
@@ -203,6 +204,36 @@ def test_the_constant_phase_goes_on_after_a_decay(tmp_path):
     assert branch.step == 8
     branch.train(12)
     assert all(torch.equal(before[name], after) for name, after in load_file(run.state_path).items())
+
+
+def test_training_goes_on_from_a_shipped_model(tmp_path):
+    """At the step where its decay ended, with its weights, another warm-up and the next data; a stop midway changes nothing."""
+    run, shipped = small_run(tmp_path / "first"), tmp_path / "shipped"
+    run.train(7)
+    run.save_model(shipped)
+    record = {"recipe": RECIPE.record(), "constant_steps": 5, "decay_steps": 2}
+    (shipped / "training.json").write_text(json.dumps(record))
+
+    def started(name: str, recipe: Recipe = RECIPE) -> SeedRun:
+        return SeedRun(tmp_path / name, 0, small_tokens(), recipe, EAGER, Kernels(), start=shipped)
+
+    whole = started("whole")
+    assert whole.step == whole.begun == shipped_step(record) == 7
+    assert all(torch.equal(w, rounded_bf16(run.weights[name]).float()) for name, w in whole.weights.items())
+    whole.train(12)
+    started("parts").train(9)
+    parts = started("parts")
+    assert (parts.step, parts.begun) == (9, 7)
+    parts.train(12)
+    a, b = load_file(whole.state_path), load_file(parts.state_path)
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    rates = [learning_rate(RECIPE, step, begun=7) / RECIPE.phases[0].peak_lr for step in (7, 8, 10, 11)]
+    assert rates == [0.25, 0.5, 1.0, 1.0]
+    with pytest.raises(InputError, match="weight_decay"):
+        started("other", replace(RECIPE, weight_decay=0.2))
+    (shipped / "training.json").unlink()
+    with pytest.raises(InputError, match="training.json"):
+        started("none")
 
 
 def test_another_recipe_is_refused(tmp_path):
