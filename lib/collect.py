@@ -110,11 +110,12 @@ class Pass:
         return accumulator
 
     def _grouped(self, unit: Unit, scaling: Tensor) -> GroupedMoments:
-        accumulator = GroupedMoments(self.places.groups, scaling)
+        places = self.places  # a feed that knew the pass would keep its memory beyond its end, into the next pass
+        accumulator = GroupedMoments(places.groups, scaling)
 
         def feed(seen: Seen) -> None:
             if seen.layer == unit.first:
-                accumulator.update(seen.post, self.places, self.places.at(seen.blocks, seen.counted))
+                accumulator.update(seen.post, places, places.at(seen.blocks, seen.counted))
 
         self.readers[unit.seed].feeds.append(feed)
         return accumulator

@@ -1,17 +1,20 @@
 """The pass as a whole on small models: a planted truth, and kills in the middle. On the shipped seeds: test_shipped_seeds.py."""
 
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import pandas as pd
 import pytest
 import torch
 from conftest import permuted, save_seed, small_model, tables_of
 
+import lib.collect
 from lib.collect import collect
 from lib.errors import InputError
 from lib.params import ROOT
@@ -150,6 +153,30 @@ def test_a_pass_for_grouped_moments_alone_finds_those_of_one_pass(make_run, seed
             continue
         expected, found = read_tensors(path), read_tensors(run.folder / "stats" / path.name)
         torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_pass_leaves_no_memory_to_the_next(make_run, seed_folders, monkeypatch):
+    """Accumulators take gigabytes: they must go with their pass, not when the garbage collector comes round."""
+    monkeypatch.setattr("lib.collect.group_sizes", group_sizes)
+    passes, make = [], lib.collect.Pass
+
+    def watched(*arguments):
+        assert all(one() is None for one in passes)
+        made = make(*arguments)
+        passes.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr("lib.collect.Pass", watched)
+    gc.disable()
+    try:
+        run = make_run(seed_folders, run="small")
+        setting = setting_of(run.params, shared_shape(run.params), torch.device("cpu"), groups=group_sizes(run))
+        whole = pack(setting).passes[0]
+        grouped = sum(unit.memory for unit in whole.units if unit.kind == "grouped")
+        collect(make_run(seed_folders, run="parts", memory_gb=(pass_memory(setting, whole) - 0.6 * grouped) / 1e9))
+    finally:
+        gc.enable()
+    assert len(passes) > 1 and passes[-1]() is None
 
 
 def test_a_reference_alone_has_the_same_tables(make_run, seed_folders):
