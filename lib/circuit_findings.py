@@ -172,8 +172,8 @@ def token_table(examples: pd.DataFrame, extremes: Sequence[tuple[list[str], list
             "neuron": examples["neuron"].to_numpy(),
             "class": examples["label"].to_numpy(),
             "score": [f"{score:.2f}" for score in examples["label_score"]],
-            "promotes most": ["  ".join(promoted) for promoted, _ in extremes],
-            "suppresses most": ["  ".join(suppressed) for _, suppressed in extremes],
+            "promotes most": ["\u00a0 ".join(promoted) for promoted, _ in extremes],
+            "suppresses most": ["\u00a0 ".join(suppressed) for _, suppressed in extremes],
         }
     )
 

@@ -148,6 +148,8 @@ def births_and_deaths(changes: pd.DataFrame, kept: pd.DataFrame, time: Timeline)
         if known["same_partner"].notna().any():
             _over_seeds(right, known[known["same_partner"].notna()], "same_partner", time, CORRELATION, "of these: best match is the same neuron", "s--")
         _time_axis(right, time)
+        if time.log and known["point"].nunique() < 4:
+            right.set_xticks(*zip(*((at, short(at)) for at in time.at[known["point"].unique()]), strict=True))
         handles, labels = right.get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize="small")
     right.set(ylabel="share of a checkpoint's\nuniversal neurons", ylim=(-0.03, 1.03))

@@ -113,7 +113,7 @@ def seeds(shares: pd.DataFrame) -> Figure:
 
 def agreement(table: pd.DataFrame) -> Figure:
     """Share of matched pairs across seeds with the same family and label, with chance (`family_summary.agreement`)."""
-    fig, grid = canvas(1, 2, (WIDE, 0.8 + 0.36 * len(table)), sharey=True)
+    fig, grid = canvas(1, 2, (WIDE, 1.1 + 0.36 * len(table)), sharey=True)
     names = [f"{FAMILIES.get(name, name)} ({pairs:,})" for name, pairs in zip(table["pairs_of"], table["pairs"], strict=True)]
     for axes, what in zip(grid, ("family", "label"), strict=True):
         axes.barh(range(len(table)), table[f"same_{what}"].fillna(0), color=CORRELATION, height=0.6, label="matched pairs")
@@ -124,7 +124,8 @@ def agreement(table: pd.DataFrame) -> Figure:
     grid[0].set_yticks(range(len(table)), names)
     grid[0].set_ylabel("pairs, by the first neuron's family")
     grid[0].invert_yaxis()
-    grid[1].legend(loc="lower right")
+    handles, labels = grid[1].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     return fig
 
 

@@ -145,6 +145,7 @@ def read_chapter(notebook: Path, neurons: str | None = None) -> Chapter:
         tables = add_table_tools(soup, notebook.stem)
         if neurons is not None:
             link_neurons(soup, neurons)
+        _set_minus_signs(soup)
     except InputError as error:
         raise InputError(f"{notebook.name}: {error}.") from error
     title = soup.find("h1")
@@ -216,6 +217,13 @@ def _keep_percents_together(soup: BeautifulSoup) -> None:
             text.replace_with(re.sub(r"(?<=\d) (?=%)", "\u00a0", text))
 
 
+def _set_minus_signs(soup: BeautifulSoup) -> None:
+    """Negative numbers get a minus sign in place of a hyphen, once the tables have been read as numbers."""
+    for text in soup.find_all(string=re.compile(r"-\.?\d")):
+        if not text.find_parent(["pre", "code", "script", "style", "math"]):
+            text.replace_with(re.sub(r"(?<![^\s(\[,])-(?=\.?\d)", "\u2212", text))
+
+
 def add_figure_tools(soup: BeautifulSoup, folder: Path) -> None:
     """Makes every picture a figure with its name as anchor and links to its files in `folder`, those that are there."""
     for number, image in enumerate(soup.find_all("img"), 1):
@@ -283,7 +291,7 @@ def link_neurons(soup: BeautifulSoup, address: str) -> None:
                 link.extend(list(cell.contents))
                 cell.append(link)
     for heading in soup.find_all("h4"):
-        named = re.fullmatch(r"layer (\d+) neuron (\d+)", _plain(heading))
+        named = re.match(r"layer (\d+) neuron (\d+)(?!\d)", _plain(heading))
         if named and heading.string:
             heading.string.wrap(soup.new_tag("a", attrs={"href": f"{address}{named[1]}/{named[2]}"}))
 

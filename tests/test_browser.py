@@ -193,7 +193,7 @@ def test_ledger_sorts_filters_and_leads_to_its_figures(folder, open_page):
     table = pd.read_parquet(folder / "tables" / "ledger.parquet")
     assert page.locator(".answer p").count() == 5
     rows = [[cell.strip() for cell in row.split("\t")] for row in page.inner_text("table.ledger tbody").split("\n") if "\t" in row]
-    assert sorted(row[0] for row in rows) == sorted(table["claim"]) and {row[3] for row in rows} == set(table["verdict"])
+    assert sorted(row[0].replace("\u00a0", " ") for row in rows) == sorted(table["claim"]) and {row[3] for row in rows} == set(table["verdict"])
     page.click("table.ledger th:nth-child(4) button")
     verdicts = page.locator("table.ledger td.verdict").all_inner_texts()
     assert verdicts == sorted(verdicts) and page.get_attribute("table.ledger th:nth-child(4)", "aria-sort") == "ascending"
@@ -258,11 +258,11 @@ def test_neurons_link_to_their_pages_in_tables_and_headings():
         "<div role=row><span role=cell>0</span><span role=cell>5</span></div><div role=row><div role=cell>its example</div></div></div>"
     )
     other = table.replace("role", "seed")  # of whichever seed
-    soup = BeautifulSoup(f"{table}{browse}{other}<h4>layer 3 neuron 17</h4><h4>words</h4>", "html.parser")
+    soup = BeautifulSoup(f"{table}{browse}{other}<h4>layer 3 neuron 17: word x, score 0.5</h4><h4>words</h4>", "html.parser")
     before = [pages.read_table(element) for element in soup.select("table, [role=table]")]
     pages.link_neurons(soup, "neurons.html#b/")
     assert [(link["href"], link.text) for link in soup.find_all("a")] == [
-        ("neurons.html#b/2/1017", "1,017"), ("neurons.html#b/0/5", "5"), ("neurons.html#b/3/17", "layer 3 neuron 17"),
+        ("neurons.html#b/2/1017", "1,017"), ("neurons.html#b/0/5", "5"), ("neurons.html#b/3/17", "layer 3 neuron 17: word x, score 0.5"),
     ]  # fmt: skip
     for was, element in zip(before, soup.select("table, [role=table]"), strict=True):
         pd.testing.assert_frame_equal(pages.read_table(element), was)
