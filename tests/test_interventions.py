@@ -264,6 +264,25 @@ def test_the_standard_error_is_that_of_independent_blocks():
     assert found["loss_error"] == pytest.approx(bootstrap.std(), rel=0.05)
 
 
+@pytest.mark.parametrize("vocabulary", [200, 2000])  # as it stands, compiled
+def test_prediction_statistics_equal_a_plain_softmax_in_fp64_however_far_the_logits_move(vocabulary):
+    generator = torch.Generator().manual_seed(0)
+    products, effects, constants = (torch.randn(rows, vocabulary, generator=generator) for rows in (7, 3, 3))
+    constants[2] = constants[2].log_softmax(0)
+    target = torch.randint(0, vocabulary, (7,), generator=generator)
+    row, effect = torch.arange(42) % 7, torch.arange(42) % 3
+    moved = torch.tensor([0.0, 1.0, -5.0, 30.0, -300.0, 3e4]).repeat_interleave(7)
+    scaling, along = torch.rand(42, generator=generator) + 0.5, torch.randn(42, generator=generator)
+    cases = predictions.Cases(row, effect, moved, scaling, along)
+    found = predictions.prediction_statistics(products, effects, cases, constants, target)
+    logits = (products.double()[row] + moved.double()[:, None] * effects.double()[effect]) * scaling.double()[:, None]
+    logits = logits + constants[0].double() + along.double()[:, None] * constants[1].double()
+    log_p, own = logits.log_softmax(1), logits.gather(1, target[row][:, None])
+    expected = torch.stack([-log_p.gather(1, target[row][:, None])[:, 0], -(log_p.exp() * log_p).sum(1),
+                            (log_p.exp() * (log_p - constants[2].double())).sum(1), 1 / (1 + (logits > own).sum(1))], 1)  # fmt: skip
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=2e-5)
+
+
 def test_rounding_changes_to_bf16_leaves_no_trace_in_the_means():
     generator = torch.Generator().manual_seed(0)
     d_model, vocabulary, rows = 32, 1000, 1500

@@ -17,6 +17,7 @@ STATISTICS = ("loss", "entropy", "kl_unigram", "reciprocal_rank")
 PIECE = 2**24  # logits in one pass
 COMPILED_VOCABULARY = 1024  # below, compiling takes longer than it saves
 ROUNDING = 1e-5
+FAR = 1e9  # a sum of exponentials from which the logit that they are relative to is too far below the largest
 LOG2_E = 1.4426950408889634
 
 
@@ -41,10 +42,10 @@ def largest_logit(products, effects, cases, bias, frequency) -> Float[Tensor, "c
     return logits_of(products, effects, cases, bias, frequency).amax(1)
 
 
-def weighted_sums(products, effects, cases, constants, largest, own):
-    """Per case, with l the logits less `largest`: Σ eˡ, Σ eˡ l, Σ eˡ log unigram, and how many l are above `own`."""
+def weighted_sums(products, effects, cases, constants, origin, own):
+    """Per case, with l the logits less `origin`: Σ eˡ, Σ eˡ l, Σ eˡ log unigram, and how many l are above `own`."""
     bias, frequency, log_unigram = constants
-    shifted = logits_of(products, effects, cases, bias, frequency) - largest[:, None]
+    shifted = logits_of(products, effects, cases, bias, frequency) - origin[:, None]
     weight = torch.exp2(shifted * LOG2_E)  # unlike exp, fused into all four sums by the compiler
     above = (shifted > own[:, None]).to(shifted.dtype)
     return weight.sum(1), (weight * shifted).sum(1), (weight * log_unigram).sum(1), above.sum(1)
@@ -65,18 +66,29 @@ def prediction_statistics(
     """
     bias, frequency, _ = constants
     largest_of, sums_of = _fastest() if products.shape[1] >= COMPILED_VOCABULARY else (largest_logit, weighted_sums)
+    likely = products.argmax(1)
+    step = max(1, PIECE // products.shape[1])
     parts = []
-    for start in range(0, len(cases.row), max(1, PIECE // products.shape[1])):
-        piece = Cases(*(field[start : start + max(1, PIECE // products.shape[1])] for field in cases))
-        token = target[piece.row]
-        own = products[piece.row, token] + piece.moved * effects[piece.effect, token].to(products.dtype)
-        own = own * piece.scaling + bias[token] + piece.along * frequency[token]
-        largest = largest_of(products, effects, piece, bias, frequency)
+    for start in range(0, len(cases.row), step):
+        piece = Cases(*(field[start : start + step] for field in cases))
+
+        def logit(token, piece=piece):
+            moved = products[piece.row, token] + piece.moved * effects[piece.effect, token].to(products.dtype)
+            return moved * piece.scaling + bias[token] + piece.along * frequency[token]
+
+        # exponentials are taken relative to a logit that is near the largest, which saves looking for that one;
         # the target must not count as above itself should the two ways of rounding differ
-        sums = sums_of(products, effects, piece, constants, largest, own - largest + ROUNDING)
+        own, origin = logit(target[piece.row]), logit(likely[piece.row])
+        sums = sums_of(products, effects, piece, constants, origin, own - origin + ROUNDING)
+        far = (~(sums[0] < FAR)).nonzero()[:, 0]
+        if len(far):
+            rest = Cases(*(field[far] for field in piece))
+            origin[far] = largest_of(products, effects, rest, bias, frequency)
+            again = sums_of(products, effects, rest, constants, origin[far], (own - origin)[far] + ROUNDING)
+            sums = tuple(total.index_copy(0, far, new) for total, new in zip(sums, again, strict=True))
         total, weighted, unigram, above = sums
         entropy = total.log() - weighted / total
-        parts.append(torch.stack([total.log() - (own - largest), entropy, -entropy - unigram / total, 1 / (1 + above)], 1))
+        parts.append(torch.stack([total.log() - (own - origin), entropy, -entropy - unigram / total, 1 / (1 + above)], 1))
     return torch.cat(parts)
 
 
