@@ -53,11 +53,12 @@ def log_spaced(steps: Iterable[int], most: int = MOST) -> list[int]:
     return ordered[np.unique(nearest)].tolist()
 
 
-def points(params: Params, steps: list[int] | None = None) -> list[Point]:
+def points(params: Params, steps: list[int] | None = None, beside: int = 0) -> list[Point]:
     """The points of a run in the order of training, the run's own seeds last unless their step says otherwise.
 
-    `steps` asks for these; otherwise they are log-spaced. Raises InputError, in one sentence, where there are no
-    checkpoints, or not those asked for.
+    `steps` asks for these (none of the checkpoints if empty); otherwise they are log-spaced. `beside` is the number of
+    points whose tables exist already. Raises InputError, in one sentence, where there are no checkpoints, not those asked
+    for, or fewer than two points in all.
     """
     names = sorted(params.seeds)
     on_hub = [params.is_on_hub(name) for name in names]
@@ -68,16 +69,16 @@ def points(params: Params, steps: list[int] | None = None) -> list[Point]:
     else:
         raise InputError("checkpoints can be compared where all seeds are local folders or all are on the Hub, not some of each.")
     missing = sorted(set(steps or ()) - set(found))
-    if not found or missing:
+    if missing or not (found or beside):
         what = f"checkpoints of step {', '.join(map(str, missing))}" if found else "checkpoints"
         places = "revisions `checkpoint-<step>` or `step<k>` on the Hub" if all(on_hub) else (
             "folders outputs/train/<seed>/checkpoint-<step>, which `make seeds` leaves, or <seed folder>/checkpoint-<step>"
         )
         has = f"; there are {', '.join(map(str, sorted(found)))}" if found else ""
         raise InputError(f"no {what} that all of the seeds {', '.join(names)} have: they are looked for as {places}{has}.")
-    chosen = [found[step] for step in (sorted(set(steps)) if steps else log_spaced(found))]
+    chosen = [found[step] for step in (log_spaced(found) if steps is None else sorted(set(steps)))]
     chosen += [own] if own else []
-    if len(chosen) < 2:
+    if len(chosen) + beside < 2:
         raise InputError(f"there is one checkpoint only, of step {chosen[0].step}; what changes while training needs two or more.")
     # a stable sort: seeds that do not tell their tokens stay last
     return sorted(chosen, key=lambda point: point.step if np.isfinite(point.step) else np.inf)

@@ -2,7 +2,8 @@
 
 `python -m lib.emergence_tables params/tiny.yaml` (`make emergence`) writes outputs/<run>/emergence; with `--export
 data/emergence` also there, the tables that ship. A checkpoint that is finished is not done again, and one that was cut off
-goes on from its pass's last saved state; its statistics, gigabytes, are deleted when its tables are written.
+goes on from its pass's last saved state; its statistics, gigabytes, are deleted when its tables are written. `--keep
+FOLDER` takes over from older tables the points that are not measured now, since checkpoints do not last for ever.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from lib import params as parameters
 from lib.circuit_tables import weights_of
 from lib.collect import collect
 from lib.emergence_checkpoints import Point, lacks_tokeniser, link_seed, points
-from lib.errors import told
+from lib.errors import InputError, told
 from lib.family_summary import FAMILIES, with_excess
 from lib.hub import weight_files, weights_sha256
 from lib.params import Params, read_params
@@ -123,25 +124,53 @@ def _read(path: Path) -> dict:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def tabulate_emergence(params: Params, tokens: int | None = None, steps: list[int] | None = None) -> Path:
-    """outputs/<run>/emergence with the tables of all checkpoints, those that are missing measured; returns the folder."""
-    chosen = points(params, steps)
+def kept_points(folder: Path, measured: list[dict], settings: dict) -> tuple[list[dict], dict[str, pd.DataFrame]]:
+    """Records and tables of the points in `folder` but for those measured now; older final seeds become shipped-<step>.
+
+    Raises InputError where they were made with other settings than `settings`.
+    """
+    record = _read(folder / RECORD)
+    if not record:
+        raise InputError(f"{folder} has no {RECORD}, so there are no points in it that could be kept.")
+    other = sorted(key for key, value in settings.items() if record.get(key) != value)
+    if other:
+        raise InputError(f"the points in {folder} were made with another {', '.join(other)} and cannot stand beside these.")
+    now = {own["label"]: own["seeds"] for own in measured}
+    name = {point["label"]: f"shipped-{point['step']}" if point["label"] == "final" and point["seeds"] != now.get("final") else point["label"]
+            for point in record["points"]}  # fmt: skip
+    records = [point | {"label": name[point["label"]]} for point in record["points"] if name[point["label"]] not in now]
+    tables = {}
+    for table in TABLES:
+        rows = pd.read_parquet(folder / f"{table}.parquet").astype({"point": str})
+        rows["point"] = rows["point"].map(name)
+        tables[table] = rows[rows["point"].isin([point["label"] for point in records])]
+    return records, tables
+
+
+def tabulate_emergence(params: Params, tokens: int | None = None, steps: list[int] | None = None, keep: Path | None = None) -> Path:
+    """outputs/<run>/emergence with the tables of all checkpoints, those that are missing measured; returns the folder.
+
+    The points of the tables in `keep` that are not measured now stand beside them.
+    """
+    chosen = points(params, steps, beside=len(_read(keep / RECORD).get("points", ())) if keep else 0)
     tokens = tokens or min(TOKENS, params.token_budget)
     folder, records = params.folder / "emergence", []
     for number, point in enumerate(chosen, 1):
         print(f"{point.label} ({number} of {len(chosen)})", file=sys.stderr, flush=True)
         records.append(measured_point(params, point, tokens, folder / "points" / point.label))
+    settings = {
+        "text": params.text_title, "token_budget": tokens, "rotations": min(ROTATIONS, params.rotations), "threshold": params.threshold,
+        "random_seed": params.random_seed, **{name: records[0][name] for name in ("text_sha256", "counted", "precision", "layers", "neurons")},
+    }  # fmt: skip
+    older, kept = kept_points(keep, records, settings) if keep else ([], {})
     for name in TABLES:
         parts = [pd.read_parquet(folder / "points" / point.label / f"{name}.parquet").assign(point=point.label) for point in chosen]
-        table = pd.concat(parts, ignore_index=True)
+        table = pd.concat([*([kept[name]] if kept else []), *parts], ignore_index=True)
         write_table(folder / f"{name}.parquet", table.astype({"point": "category", "seed": "category"}))
-    shared = {name: records[0][name] for name in ("text_sha256", "counted", "precision", "layers", "neurons")}
     own = ("label", "step", "tokens", "seeds", "seconds")
-    write_json(folder / RECORD, {
-        "run": params.run, "text": params.text_title, "token_budget": tokens, "rotations": min(ROTATIONS, params.rotations),
-        "threshold": params.threshold, "random_seed": params.random_seed, **shared,
-        "points": [{name: record[name] for name in own} for record in records],
-    })  # fmt: skip
+    every = sorted([*older, *({name: record[name] for name in own} for record in records)],
+                   key=lambda point: float("inf") if point["step"] is None else point["step"])  # fmt: skip
+    write_json(folder / RECORD, {"run": params.run, **settings, "points": every})
     return folder
 
 
@@ -212,10 +241,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("params", type=Path, help="a parameter file")
     parser.add_argument("--run", help="the run's name, where it is not the file's")
     parser.add_argument("--tokens", type=int, help=f"positions of text for each checkpoint (default {TOKENS:,}, or the run's if fewer)")
-    parser.add_argument("--steps", type=int, nargs="+", help="the checkpoints' steps (default: log-spaced ones)")
+    parser.add_argument("--steps", type=int, nargs="*", help="the checkpoints' steps (default: log-spaced ones; none: the run's seeds alone)")
+    parser.add_argument("--keep", type=Path, help="tables whose points are kept, but for those measured now")
     parser.add_argument("--export", type=Path, help="also write the tables there")
     given = parser.parse_args(arguments)
-    folder = tabulate_emergence(read_params(given.params, run=given.run), given.tokens, given.steps)
+    folder = tabulate_emergence(read_params(given.params, run=given.run), given.tokens, given.steps, given.keep)
     if given.export:
         export(folder, given.export)
     print(f"Tables: {given.export or folder}", file=sys.stderr)

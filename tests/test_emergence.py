@@ -1,6 +1,6 @@
 """Chapter 6: planted checkpoints, indicators against plain NumPy in fp64, and a run that is cut off goes on."""
 
-
+import json
 import shutil
 
 import numpy as np
@@ -85,6 +85,27 @@ def test_a_planted_neuron_is_born_when_it_is_copied_and_stays(params):
     assert not list((params.folder.parent).glob("emergence-*"))
     assert set(found.tables["heads"].columns) >= {"bos", "previous", "induction"}
     assert len(found.tables["seeds"]) == len(found.points) * 3
+
+
+def test_points_of_older_tables_are_kept_beside_new_ones(params, trained, tmp_path):
+    older = tmp_path / "older"
+    emergence_tables.export(tabulate_emergence(params, 8 * 256), older)
+    whole = Emergence(older, shipped=False)
+    again = Emergence(tabulate_emergence(params, 8 * 256, steps=[], keep=older), shipped=False)
+    assert again.record == whole.record | {"points": again.record["points"]}
+    assert again.points["point"].tolist() == whole.points["point"].tolist()
+    for name, table in whole.tables.items():
+        pd.testing.assert_frame_equal(again.tables[name], table)
+
+    record = json.loads((older / "emergence.json").read_text())
+    record["points"][-1] |= {"seeds": {"a": "other weights"}, "step": 4}
+    (older / "emergence.json").write_text(json.dumps(record))
+    labels = Emergence(tabulate_emergence(params, 8 * 256, steps=[2], keep=older), shipped=False).points["point"].tolist()
+    assert labels == ["checkpoint-1", "checkpoint-2", "shipped-4", "final"]
+    with pytest.raises(InputError, match="another counted, token_budget and"):
+        tabulate_emergence(params, 4 * 256, steps=[], keep=older)
+    with pytest.raises(InputError, match="could be kept"):
+        tabulate_emergence(params, 8 * 256, keep=tmp_path)
 
 
 def test_a_killed_run_goes_on_and_finished_points_are_not_measured_again(params, monkeypatch):
