@@ -14,12 +14,11 @@ from lib.claims import (
     decided,
     median_interval,
     over_seeds,
-    signed,
     unmeasured,
 )
 from lib.effects import FIXED_FREQUENCY, FROZEN_SCALE
 from lib.entropy import entropy_candidates
-from lib.findings import count, p_words
+from lib.findings import count, p_words, signed, signed_percent
 from lib.universality import SIGNIFICANT
 
 CHAPTER = "05_weight_circuits"
@@ -73,15 +72,11 @@ def _more_taken(outcome: str, variant: str, group: str):
             return unmeasured("no candidate or no control with an effect")
         test = mannwhitneyu(ours, others)
         delta = 2 * test.statistic / (len(ours) * len(others)) - 1
-        here = f"{_percent(ours.median())} of the median candidate's effect, {_percent(others.median())} of the median control's ({p_words(test.pvalue)})"
+        here = f"{signed_percent(ours.median())} of the median candidate's effect, {signed_percent(others.median())} of the median control's ({p_words(test.pvalue)})"
         sure = test.pvalue < SIGNIFICANT
         return Measured(float(delta), np.nan, np.nan, here, decided(delta, delta, 0.0) if sure else "cannot tell")
 
     return measure
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.0f} %".replace("-", "−")
 
 
 def _path(outcome: str, sign: int):

@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 
 from lib.effects import FIXED_FREQUENCY, FROZEN_SCALE, TOTAL
 from lib.entropy import NullSpace
-from lib.findings import Finding, capital, count, percent
+from lib.findings import Finding, capital, count, percent, signed, signed_percent
 
 GROUPS = ("entropy", "frequency", "control")
 SHALLOW = 0.1  # a null space is told as one if its largest singular value is below this share of the median
@@ -36,7 +36,7 @@ def entropy_selection(weights: pd.DataFrame, chosen: pd.DataFrame, space: NullSp
         f"the {count(len(chosen), 'neuron')} looked at below {'is' if len(chosen) == 1 else 'are'} {', '.join(name_of(row) for row in chosen.itertuples())}"
         f"{'' if chosen['entropy'].all() else ', of which ' + str(int(chosen['entropy'].sum())) + ' satisfy it'}. "
         f"The first, {name_of(best)}, has norm {best['w_out_norm']:.2f} and logit variance {best['vocab_var']:.2e}, where the layers' medians are "
-        f"{late['w_out_norm'].median():.2f} and {late['vocab_var'].median():.2e}; the neuron most opposite to it is {partner} with cosine {_signed(best['partner_cos'], 2)}. "
+        f"{late['w_out_norm'].median():.2f} and {late['vocab_var'].median():.2e}; the neuron most opposite to it is {partner} with cosine {signed(best['partner_cos'])}. "
         f"On average the candidates have **{percent((chosen['null_share'] ** 2).mean(), 1)}** of their squared norm in the bottom {count(k, 'direction')} of $W_U$, the last "
         f"layers' neurons {percent((late['null_share'] ** 2).mean(), 1)} and a random direction {percent(space.chance**2, 1)}. "
     )
@@ -78,7 +78,7 @@ def fixed_activation(table: pd.DataFrame) -> Finding:
         f"Held at {value:g} on {tokens:,} tokens the candidates change the final scale by {_told(own['scale_change'])} (controls {_told(others['scale_change'])}), the entropy by "
         f"**{_told(own['entropy_change'])}** nats (controls **{_told(others['entropy_change'])}**), the loss by {_told(own['loss_change'])} nats (controls {_told(others['loss_change'])}) and the "
         f"reciprocal rank of the true token by {_told(own['reciprocal_rank_change'])} (controls {_told(others['reciprocal_rank_change'])}). "
-        f"The largest change of entropy among the candidates is that of {name_of(largest)}, {_signed(largest['entropy_change'])} ± {largest['entropy_error']:.4f} (standard error over blocks); "
+        f"The largest change of entropy among the candidates is that of {name_of(largest)}, {signed(largest['entropy_change'], 4)} ± {largest['entropy_error']:.4f} (standard error over blocks); "
     )
     if len(beyond):
         calm = int((beyond["loss_change"].abs() < others["loss_change"].abs().median()).sum())
@@ -89,10 +89,6 @@ def fixed_activation(table: pd.DataFrame) -> Finding:
     else:
         text += "**none goes beyond every control**, so that this run shows no clear entropy neuron."
     return Finding(title, text, f"{alt} {title}.")
-
-
-def _signed(value: float, digits: int = 4) -> str:
-    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def _largest(table: pd.DataFrame, outcome: str) -> dict[str, str]:
@@ -112,18 +108,14 @@ def _median_taken(table: pd.DataFrame, outcome: str, variant: str) -> pd.Series:
     return share_taken(table, outcome, variant).groupby("group").median()
 
 
-def _share(value: float) -> str:
-    return f"{100 * value:.0f} %".replace("-", "−") if np.isfinite(value) else "undefined"
-
-
 def mean_ablation(table: pd.DataFrame) -> Finding:
     """From `mean_ablations`: how much of an effect goes through the final scale, how much along the frequency direction."""
     alt = "Scatter plots of mean-ablation effects: total against direct with the final scale frozen, and with the frequency direction fixed."
     if table.empty:
         return Finding("No neuron to ablate", "There are too few neurons in the last layers for candidates and controls.", alt)
     scale, frequency = _median_taken(table, "entropy", FROZEN_SCALE), _median_taken(table, "kl_unigram", FIXED_FREQUENCY)
-    through = {group: _share(scale.get(group, np.nan)) for group in ("entropy", "control")}
-    along = {group: _share(frequency.get(group, np.nan)) for group in ("frequency", "control")}
+    through = {group: signed_percent(scale.get(group, np.nan)) for group in ("entropy", "control")}
+    along = {group: signed_percent(frequency.get(group, np.nan)) for group in ("frequency", "control")}
     entropy, unigram = _largest(table, "entropy"), _largest(table, "kl_unigram")
     taken = through["entropy"] if scale.get("entropy", np.nan) > 0 else "nothing"
     title = f"Freezing the final scale takes away {taken} of the median candidate's effect on entropy"
@@ -158,14 +150,14 @@ def matched_ablation(table: pd.DataFrame) -> Finding:
         found[group] = spearmanr(own["reference_change"], own["entropy_change"]).statistic
         same = float((np.sign(own["reference_change"]) == np.sign(own["entropy_change"])).mean())
         told.append(
-            f"For the {name} the rank correlation of the two effects is **{_signed(found[group], 2)}** and the sign the same in **{percent(same, 0)}** of {len(own)} pairs "
+            f"For the {name} the rank correlation of the two effects is **{signed(found[group])}** and the sign the same in **{percent(same, 0)}** of {len(own)} pairs "
             f"of neuron and match (median correlation of activations {own['corr'].median():.2f})."
         )
     if "entropy" not in found:
         title = "Too few matches of the candidates to compare their effects"
     else:
-        beside = f" (controls {_signed(found['control'], 2)})" if "control" in found else ""
-        title = f"Effects on entropy of candidates and of their matches: rank correlation {_signed(found['entropy'], 2)}{beside}"
+        beside = f" (controls {signed(found['control'])})" if "control" in found else ""
+        title = f"Effects on entropy of candidates and of their matches: rank correlation {signed(found['entropy'])}{beside}"
     told.append("Pairs that share a neuron are not independent, so no test is made of these numbers.")
     return Finding(title, " ".join(told), f"{alt} {title}.")
 
@@ -196,8 +188,8 @@ def attention_scores(weights: pd.DataFrame, chance: pd.DataFrame) -> Finding:
     high, low = reached.loc[reached["attention_score"].idxmax()], reached.loc[reached["attention_score"].idxmin()]
     text = (
         f"Of {len(reached):,} neurons that a later head reads, **{len(beyond):,}** ({percent(len(beyond) / len(reached), 1)}) have a best score larger in size than the largest of as many random vectors, {random_largest:.1f} standard "
-        f"deviations. The highest is that of {name_of(high)} for L{int(high['attention_head_layer'])}H{int(high['attention_head'])}, {_signed(high['attention_score'], 3)} or {_signed(high['attention_deviations'], 1)} standard deviations (more attention to BOS, the "
-        f"head *deactivated*); the lowest that of {name_of(low)} for L{int(low['attention_head_layer'])}H{int(low['attention_head'])}, {_signed(low['attention_score'], 3)} or {_signed(low['attention_deviations'], 1)} (the head *activated*)."
+        f"deviations. The highest is that of {name_of(high)} for L{int(high['attention_head_layer'])}H{int(high['attention_head'])}, {signed(high['attention_score'], 3)} or {signed(high['attention_deviations'], 1)} standard deviations (more attention to BOS, the "
+        f"head *deactivated*); the lowest that of {name_of(low)} for L{int(low['attention_head_layer'])}H{int(low['attention_head'])}, {signed(low['attention_score'], 3)} or {signed(low['attention_deviations'], 1)} (the head *activated*)."
     )
     return Finding(title, text, f"{alt} {title}.")
 
@@ -229,18 +221,14 @@ def query_paths(summary: pd.DataFrame) -> Finding:
     strongest = summary.loc[summary["bos_change"].abs().idxmax()]
     title = f"{capital(count(int(as_told.sum()), 'pair'))} of {len(summary)} {'moves' if as_told.sum() <= 1 else 'move'} attention to BOS as the weights predict (|ρ| > 0.5)"
     parts = [
-        f"{name_of(row)} → L{int(row.head_layer)}H{int(row.head)} ({row.role}): ρ(activation, Δp) = **{_corr(row.bos_change_corr)}**, ρ(activation, Δ‖W_O z‖) = **{_corr(row.norm_change_corr)}**"
+        f"{name_of(row)} → L{int(row.head_layer)}H{int(row.head)} ({row.role}): ρ(activation, Δp) = **{signed(row.bos_change_corr)}**, ρ(activation, Δ‖W_O z‖) = **{signed(row.norm_change_corr)}**"
         for row in summary.itertuples()
     ]
     text = (
         f"Over {int(summary['destinations'].max()):,} destinations in the second half of the context: {'; '.join(parts)}. "
-        f"The largest mean change is that of {name_of(strongest)}: attention to BOS, {percent(strongest['bos'], 1)} on average, changes by {_signed(100 * strongest['bos_change'], 2)} percentage points, and "
-        f"‖W_O z‖, {strongest['norm']:.2f} on average, by {_signed(strongest['norm_change'], 3)}. In the paper the best pair of GPT2-medium has −0.93 and 0.89."
+        f"The largest mean change is that of {name_of(strongest)}: attention to BOS, {percent(strongest['bos'], 1)} on average, changes by {signed(100 * strongest['bos_change'])} percentage points, and "
+        f"‖W_O z‖, {strongest['norm']:.2f} on average, by {signed(strongest['norm_change'], 3)}. In the paper the best pair of GPT2-medium has −0.93 and 0.89."
     )
     if not as_told.any():
         text += " **No pair of this run is a clear attention (de)activation neuron.**"
     return Finding(title, text, f"{alt} {title}.")
-
-
-def _corr(value: float) -> str:
-    return _signed(value, 2) if np.isfinite(value) else "undefined"

@@ -119,8 +119,3 @@ def median_interval(values: pd.Series) -> tuple[float, float]:
     if number < 6 or lower < 1:
         return np.nan, np.nan
     return float(ordered[lower - 1]), float(ordered[number - lower])
-
-
-def signed(value: float, digits: int = 2) -> str:
-    """A number with its sign, minus as a minus."""
-    return f"{value:+.{digits}f}".replace("-", "−")

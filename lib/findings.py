@@ -34,6 +34,16 @@ def percent(share: float, digits: int = 2) -> str:
     return f"{100 * share:.{digits}f} %" if 100 * share >= smallest / 2 else f"less than {smallest:.{digits}f} %"
 
 
+def signed(value: float, digits: int = 2) -> str:
+    """A number with its sign, minus as a minus."""
+    return f"{value:+.{digits}f}".replace("-", "−") if np.isfinite(value) else "undefined"
+
+
+def signed_percent(value: float) -> str:
+    """A share that may be below 0 or above 1, in whole percent."""
+    return f"{100 * value:.0f} %".replace("-", "−") if np.isfinite(value) else "undefined"
+
+
 def count(number: int, noun: str) -> str:
     """1 neuron, 2 neurons, 1,234 neurons, no neuron."""
     number = int(number)

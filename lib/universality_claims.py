@@ -15,10 +15,9 @@ from lib.claims import (
     correlation_interval,
     decided,
     over_seeds,
-    signed,
     unmeasured,
 )
-from lib.findings import count, p_words, percent
+from lib.findings import count, p_words, percent, signed
 from lib.universality import FEWEST, PROPERTIES, PUBLISHED_MEDIANS, PUBLISHED_MODELS, PUBLISHED_SHARES, SIGNIFICANT
 
 CHAPTER = "03_universality"
