@@ -93,9 +93,5 @@ class Moments:
         shift, scale = self.post_scaling[:, 0].double(), self.post_scaling[:, 1].double()
         return self._mean_of("post1") / scale + shift, self.scaled_deviation() / scale
 
-    def clipped_share(self) -> Float[Tensor, "layers neurons"]:
-        """Share of the tokens whose int8 operand was clipped, hence corrected; 0 for other precisions."""
-        return self._mean_of("clipped")
-
 
 _ROUNDING = 1e-10  # below this share of the second moment a variance is rounding of a constant, not a signal
