@@ -166,7 +166,7 @@ def appearance_table(table: pd.DataFrame, time: Timeline) -> pd.DataFrame:
 def circuits_appear(table: pd.DataFrame, time: Timeline) -> Finding:
     """What is there in all seeds, and since when."""
     there, missing = table[table["first"].notna()], table[table["first"].isna()]
-    title = f"{len(there)} of {len(table)} indicators are above their bar in every seed at the end"
+    title = f"{len(there)} of {count(len(table), 'indicator')} {'is above its' if len(there) == 1 else 'are above their'} bar in every seed at the end"
     parts = [f"{row.indicator} from {_moment(row.first, time)}" for row in there.itertuples()]
     text = f"In all seeds there {'is' if len(parts) == 1 else 'are'}, up to the end: {'; '.join(parts)}." if parts else "No indicator stays above its bar in all seeds."
     if len(missing):

@@ -4,6 +4,7 @@ One visual language: the theme is set on import, universal and other neurons hav
 depth runs along the x axis, dense scatters are rasterised. Functions draw and return; only `gallery` writes files.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -15,6 +16,7 @@ import seaborn as sns
 from IPython.display import Image, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image as Picture
 from PIL.PngImagePlugin import PngInfo
@@ -47,6 +49,8 @@ sns.set_theme(
     },
 )
 
+SYMBOL = re.compile(r"(?<![$\w])([wWv])_(out|in|U|O|BOS)\b")  # drawn with its index below the line
+
 
 def gallery(folder: Path) -> Callable[[Figure, str, str, str], None]:
     """A function `show(fig, title, alt, name)` that titles, displays and saves figures under `folder`.
@@ -56,6 +60,8 @@ def gallery(folder: Path) -> Callable[[Figure, str, str, str], None]:
     """
 
     def show(fig: Figure, title: str, alt: str, name: str) -> None:
+        for text in fig.findobj(Text):
+            text.set_text(SYMBOL.sub(r"$\1_{\\mathrm{\2}}$", text.get_text()))
         fig.suptitle(title, x=0.01, ha="left", fontsize="large", fontweight="bold")
         folder.mkdir(parents=True, exist_ok=True)
         png = _in_256_colours(fig, alt)
