@@ -162,6 +162,7 @@ def query_paths(rows: pd.DataFrame) -> Figure:
             axes.scatter(shown["activation"], shown[quantity], s=4, color=colours[first["role"]], alpha=0.4, linewidths=0, rasterized=True)
             axes.axhline(0, color=NEUTRAL, linewidth=1)
             axes.locator_params(nbins=4)
+            axes.yaxis.set_major_formatter(PLAIN)
         grid[0, column].set_title(f"{name_of(first)} → L{first['head_layer']}H{first['head']}\n{first['role']}, h = {first['attention_score']:.2f}".replace("-", "−"))
     for axes in grid[1]:
         axes.set_xlabel("activation")

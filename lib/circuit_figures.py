@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from lib.figures import BASELINE, CORRELATION, NEUTRAL, PERCENT, PLAIN, WIDE, canvas, layer_axis, note
+from lib.findings import signed
 from lib.roles import ASPECTS
 from lib.vocabulary import NO_ROLE, PUBLISHED_CUTS, ROLES, last_layers, layer_quantiles, role_counts
 
@@ -153,7 +154,7 @@ def logit_effects(examples: pd.DataFrame, effects: np.ndarray, members: np.ndarr
             axes.axvline(0, color=NEUTRAL, linewidth=1, linestyle="--")
             axes.set_title(
                 f"{role}: layer {row['layer']} neuron {row['neuron']}\nkurtosis {row['vocab_kurt']:.1f}, skew "
-                f"{row['vocab_skew']:+.2f}, variance {row['vocab_var']:.3f}",
+                f"{signed(row['vocab_skew'])}, variance {row['vocab_var']:.3f}",
                 fontsize="small",
             )
             axes.legend(fontsize="x-small", loc="upper left" if row["vocab_skew"] > 0 else "upper right", handlelength=1,

@@ -71,13 +71,15 @@ def _time_axis(axes: Axes, time: Timeline) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _over_seeds(axes: Axes, table: pd.DataFrame, column: str, time: Timeline, colour: str, label: str | None = None, style: str = "o-") -> None:
-    """Mean over seeds as a line and the range as shading; `table` has rows seed, point and the column."""
-    over = table.groupby("point", sort=False)[column].agg(["mean", "min", "max"])
+def _over_seeds(axes: Axes, table: pd.DataFrame, column: str, time: Timeline, colour: str, label: str | None = None, style: str = "o-", weight: str | None = None) -> None:
+    """Mean over seeds, by a column of weights if one is named, as a line and the range as shading; `table` has rows seed, point and the column."""
+    over = table.groupby("point", sort=False)[column].agg(["min", "max"])
     over = over.reindex([point for point in time.at.index if point in over.index])
+    weights = table[weight] if weight else pd.Series(1, table.index)
+    mean = (table[column] * weights).groupby(table["point"]).sum() / weights.groupby(table["point"]).sum()
     x = time.at[over.index]
     axes.fill_between(x, over["min"].astype(float), over["max"].astype(float), color=colour, alpha=0.2, linewidth=0)
-    axes.plot(x, over["mean"], style, color=colour, markersize=4, label=label)
+    axes.plot(x, mean[over.index], style, color=colour, markersize=4, label=label)
 
 
 def losses(table: pd.DataFrame, time: Timeline) -> Figure:
@@ -125,7 +127,10 @@ def by_layer(shares: pd.DataFrame, time: Timeline) -> Figure:
 
 
 def births_and_deaths(changes: pd.DataFrame, kept: pd.DataFrame, time: Timeline) -> Figure:
-    """Universal neurons that stay, are born and die between points; and how many are still universal at the end."""
+    """Universal neurons that stay, are born and die between points; and how many are still universal at the end.
+
+    Shares are over all seeds' neurons, as in the text, so that a seed with few does not weigh as much as one with many.
+    """
     fig, (left, right) = canvas(1, 2, (WIDE + 1, 4.4))
     mean = changes.groupby("point", sort=False)[["stay", "births", "deaths"]].mean().reindex(time.at.index[1:])
     x = np.arange(len(mean))
@@ -143,10 +148,10 @@ def births_and_deaths(changes: pd.DataFrame, kept: pd.DataFrame, time: Timeline)
     if known.empty:
         note(right, "no universal neuron before the end")
     else:
-        _over_seeds(right, known, "persistence", time, COLOURS["universal"], "universal at the end too")
-        _over_seeds(right, known, "chance", time, NEUTRAL, "chance: neurons of the same layers", ":")
+        _over_seeds(right, known, "persistence", time, COLOURS["universal"], "universal at the end too", weight="universal")
+        _over_seeds(right, known, "chance", time, NEUTRAL, "chance: neurons of the same layers", ":", "universal")
         if known["same_partner"].notna().any():
-            _over_seeds(right, known[known["same_partner"].notna()], "same_partner", time, CORRELATION, "of these: best match is the same neuron", "s--")
+            _over_seeds(right, known[known["same_partner"].notna()], "same_partner", time, CORRELATION, "of these: best match is the same neuron", "s--", "kept")
         _time_axis(right, time)
         if time.log and known["point"].nunique() < 4:
             right.set_xticks(*zip(*((at, short(at)) for at in time.at[known["point"].unique()]), strict=True))
