@@ -295,7 +295,8 @@ def references(shares: pd.DataFrame) -> Figure:
     fig, axes = canvas(size=(NARROW, 3.2))
     axes.axhline(shares["share"].mean(), color=NEUTRAL, linestyle="--", linewidth=1, zorder=0, label="mean")
     bars = axes.bar(shares["seed"], shares["share"], color=COLOURS["universal"], width=0.6)
-    axes.bar_label(bars, [f"{number:,}" for number in shares["universal"]], padding=2, label_type="edge")
+    axes.bar_label(bars, [f"{number:,}" for number in shares["universal"]], padding=3, label_type="edge",
+                   bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
     axes.set(xlabel="reference seed", ylabel="universal neurons")
     axes.yaxis.set_major_formatter(PERCENT)
     axes.set_ylim(0, max(1.25 * shares["share"].max(), 1e-3))
