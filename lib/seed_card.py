@@ -10,7 +10,7 @@ from lib.text import file_sha256
 HEADING = "## Seeds\n"
 
 HOW = """
-`seeds/a … e` are five GPT-2 models in Hugging Face format, bf16 safetensors with the tokeniser beside them. They share
+`seeds/a … e` are five GPT-2 models in Hugging Face format, safetensors with the tokeniser beside them. They share
 everything but the seed number, which draws their initialisation and the order of their data.
 
 - **Architecture**: {n_layer} layers, d_model {d_model}, {n_head} heads, d_mlp {d_mlp} ({neurons:,} neurons a seed), context {context},
@@ -23,15 +23,15 @@ everything but the seed number, which draws their initialisation and the order o
 - **Data order**: epoch e of seed number s reads all training blocks once, in the order of
   `numpy.random.default_rng((s, e)).permutation(blocks)`; the shipped seeds have read {tokens:,} tokens each, {epochs:.2f} epochs.
 - **Precision**: weights, optimiser, residual stream and loss in fp32, matrix products in {compute}, on {device}, torch {torch}.
-- **Rounding**: the fraction of each shipped weight has its upper {fraction_bits} bits only (the rest are 0), so that the repository's
-  history stays small; that changed the held-out loss by at most {rounding_cost:.4f} nats.
+- **Rounding**: matrices and embeddings ship as {matrices}, biases and LayerNorm as bfloat16, so that the repository stays small; that
+  changed the held-out loss by at most {rounding_cost:.4f} nats. Nothing computes in eight bits: transformers reads them as any other dtype.
 - A block's last position predicts nothing, so its position embedding was trained by nothing but weight decay.
 
 `make seeds` trains and ships them again; it can be killed at any moment and goes on where it was.
 
 ### Held-out loss
 
-Mean nats per predicted token on {blocks:,} blocks spread evenly over `tokens.safetensors`, of the shipped bf16 weights computed
+Mean nats per predicted token on {blocks:,} blocks spread evenly over `tokens.safetensors`, of the shipped weights computed
 in fp32. *Bigram* is a Jelinek–Mercer interpolation of bigram, unigram and uniform model, counted on the whole training
 text ({share:.1f} times what a seed has read), its weights fitted on the last 2 % of that text, on the same held-out tokens.
 `seeds/<seed>/training.json` holds these numbers and the loss on {check_blocks} blocks that the tests find again.
@@ -57,12 +57,12 @@ def seeds_section(folder: Path) -> str:
     phases = "; ".join(f"from step {phase['step']:,} learning rate {phase['peak_lr']} and beta2 {phase['beta2']}"
                        for phase in recipe["phases"] if phase["step"] < first["constant_steps"])
     begun = first.get("begun", 0)
-    again = f" At step {begun:,} it began again from the models shipped before, with another warm-up." if begun else ""
+    again = f" At step {begun:,} it began again from models shipped before, whose own decay had ended there, with another warm-up." if begun else ""
     text = HOW.format(
         begun=again,
         **{**shape, **{k: v for k, v in recipe.items() if k not in ("shape", "phases")}}, phases=phases, neurons=shape["n_layer"] * shape["d_mlp"],
         parameters=parameters, step_tokens=recipe["batch"] * shape["context"], blocks=held_out["blocks"],
-        fraction_bits=first["fraction_bits"], rounding_cost=max(abs(record["rounding_cost"]) for record in records),
+        matrices=first["matrices"], rounding_cost=max(abs(record["rounding_cost"]) for record in records),
         check_blocks=len(first["check"]["blocks"]), share=1 / first["epochs"] if first["epochs"] else float("inf"),
         **{k: first[k] for k in ("constant_steps", "decay_steps", "tokens", "epochs", "compute", "device", "torch")})
     names = [record["seed"] for record in records]

@@ -46,7 +46,7 @@ def check_seed(name: str, folder: Path, text: Text, context: int) -> None:
         raise InputError(f"seed '{name}': {folder}/config.json cannot be read ({_first_line(error)}).") from error
     for path in weight_files(folder):
         try:
-            broken = next((key for key, tensor in _tensors(path) if not tensor.isfinite().all()), None)
+            broken = next((key for key, tensor in _tensors(path) if not _is_finite(tensor)), None)
         except Exception as error:  # each reader has its own for each way in which a file can be broken
             raise InputError(
                 f"seed '{name}': {path} is truncated or corrupt ({_first_line(error)}); copy it again."
@@ -76,6 +76,12 @@ def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
                 yield key, weights.get_tensor(key)
     else:
         yield from torch.load(path, map_location="cpu", weights_only=True, mmap=True).items()
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if tensor.dtype.itemsize == 1:  # torch has no test for NaN in eight bits
+        tensor = tensor.float()
+    return bool(tensor.isfinite().all())
 
 
 def tokenizer_sha256(folder: Path) -> str:

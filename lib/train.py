@@ -1,7 +1,7 @@
 """Trains the seeds and ships them: `python -m lib.train --all --tokens 5000000 --export`.
 
 Worker processes take the idle seed with the fewest tokens for a stage at a time, so that at any moment all
-seeds have seen about equally many. `--export` brings them level, lets each decay on a branch of its own,
+seeds have seen about equally many. `--export` brings them level, lets each decay on a branch of its own (in stages too),
 and writes the models with their held-out losses. SIGTERM saves and stops; the same command goes on. Where the states are
 gone, `--start data/seeds` goes on from the shipped models.
 
@@ -35,11 +35,11 @@ from lib.errors import InputError, told
 from lib.gpt2 import token_losses
 from lib.seed_card import seeds_section, write_section
 from lib.text import Text, file_sha256, read_text
-from lib.trainer import Decay, Machine, Recipe, SeedRun, rounded_bf16, shipped_record, shipped_step, stored_step
+from lib.trainer import Decay, Machine, Recipe, SeedRun, shipped_record, shipped_step, stored, stored_step
 
 SEEDS = {name: number for number, name in enumerate("abcde")}  # a seed's number draws its weights and its data order
 STAGE_STEPS = 128  # a worker trains a seed this long before it takes the next
-SHIPPED_FRACTION_BITS = 4  # of bf16's seven: 8 instead of 11 MB a seed in git's history, for a few thousandths of a nat (training.json, rounding_cost)
+SHIPPED_MATRICES = torch.float8_e4m3fn  # 5 MB a seed in git's history, for a few thousandths of a nat (training.json, rounding_cost)
 CHECK_BLOCKS = 16  # held-out blocks on which transformers itself must find the stated loss again
 
 
@@ -58,10 +58,11 @@ class Paths:
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker does next: train `seed` up to `until_step`, or also ship it."""
+    """What a worker does next: train `seed` up to `until_step`, on its decay's branch if there is one, or ship it."""
 
     seed: str
     until_step: int
+    decay: Decay | None = None
     ship: bool = False
     baseline: dict | None = None  # the bigram model's losses
 
@@ -95,29 +96,34 @@ def check_loss(folder: Path, held_out: Text, blocks: torch.Tensor) -> float:
     return (sum(losses) / len(tokens)).item()
 
 
-def ship(run: SeedRun, name: str, paths: Paths, held_out: Text, n_blocks: int, baseline: dict) -> dict:
-    """Decays a branch of `run` to zero learning rate and writes it to `paths.ship`/name with its record."""
-    decay = Decay(run.step, max(1, round(run.step * run.recipe.decay_share)))
-    branch_folder = run.folder / f"decay-{run.step}"
-    if stored_step(branch_folder) == 0:
-        branch_folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(run.state_path, branch_folder / "copied.tmp")
-        os.replace(branch_folder / "copied.tmp", branch_folder / "state.safetensors")
-    branch = SeedRun(branch_folder, run.seed, run.tokens, run.recipe, run.machine, run.kernels, decay)
-    branch.train(decay.start + decay.steps, stopping)
-    if stopping():
-        return {}
+def decay_folder(folder: Path, decay: Decay) -> Path:
+    """Where the branch of the run in `folder` lies that decays to zero learning rate."""
+    return folder / f"decay-{decay.start}"
+
+
+def branched(run: SeedRun, decay: Decay) -> SeedRun:
+    """The decay that branches off `run`, as far as it has come."""
+    folder = decay_folder(run.folder, decay)
+    if stored_step(folder) == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(run.state_path, folder / "copied.tmp")
+        os.replace(folder / "copied.tmp", folder / "state.safetensors")
+    return SeedRun(folder, run.seed, run.tokens, run.recipe, run.machine, run.kernels, decay)
+
+
+def ship(branch: SeedRun, name: str, paths: Paths, held_out: Text, n_blocks: int, baseline: dict) -> dict:
+    """Writes the model at the end of its decay to `paths.ship`/name with its record."""
     folder = paths.ship / name
     folder.parent.mkdir(parents=True, exist_ok=True)
-    branch.save_model(folder, SHIPPED_FRACTION_BITS)
+    branch.save_model(folder, SHIPPED_MATRICES)
     for file in paths.tokenizer.glob("*.json"):
         shutil.copy(file, folder / file.name)
 
     blocks = evenly_spaced(len(held_out.tokens), n_blocks)
-    weights = {key: rounded_bf16(w, SHIPPED_FRACTION_BITS).float() for key, w in branch.weights.items()}
+    weights = {key: stored(w, SHIPPED_MATRICES).float() for key, w in branch.weights.items()}
 
     def on_held_out(weights: dict[str, torch.Tensor], blocks: torch.Tensor) -> torch.Tensor:
-        return torch.cat([token_losses(weights, part.to(run.machine.device), run.recipe.shape.n_head, torch.float32).cpu()
+        return torch.cat([token_losses(weights, part.to(branch.machine.device), branch.recipe.shape.n_head, torch.float32).cpu()
                           for part in held_out.tokens[blocks].split(16)])
 
     losses = on_held_out(weights, blocks)
@@ -125,11 +131,11 @@ def ship(run: SeedRun, name: str, paths: Paths, held_out: Text, n_blocks: int, b
     exact = on_held_out({key: w.detach() for key, w in branch.weights.items()}, check_blocks).mean().item()
     check = check_loss(folder, held_out, check_blocks)
     record = {
-        "seed": name, "seed_number": run.seed, "recipe": run.recipe.record(), "constant_steps": decay.start,
-        "decay_steps": decay.steps, "begun": run.begun, "tokens": branch.step * run.recipe.step_tokens,
-        "epochs": round(branch.step * run.recipe.batch / len(run.tokens), 3),
-        "fraction_bits": SHIPPED_FRACTION_BITS, "rounding_cost": round(check - exact, 5),
-        "compute": str(run.machine.dtype).removeprefix("torch."), "device": run.machine.device,
+        "seed": name, "seed_number": branch.seed, "recipe": branch.recipe.record(), "constant_steps": branch.decay.start,
+        "decay_steps": branch.decay.steps, "begun": branch.begun, "tokens": branch.step * branch.recipe.step_tokens,
+        "epochs": round(branch.step * branch.recipe.batch / len(branch.tokens), 3),
+        "matrices": str(SHIPPED_MATRICES).removeprefix("torch."), "rounding_cost": round(check - exact, 5),
+        "compute": str(branch.machine.dtype).removeprefix("torch."), "device": branch.machine.device,
         "torch": torch.__version__, "train_text_sha256": file_sha256(paths.train_text),
         "held_out_sha256": file_sha256(paths.held_out_text),
         "held_out": {"blocks": len(blocks), **losses_by_domain(losses, held_out, blocks), "bigram": baseline},
@@ -173,6 +179,8 @@ def work(connection: Connection, paths: Paths, recipe: Recipe, machine: Machine,
             return
         start = paths.start / task.seed if paths.start else None
         run = SeedRun(paths.out / task.seed, SEEDS[task.seed], train.tokens, recipe, machine, kernels, start=start)
+        if task.decay:
+            run = branched(run, task.decay)
         run.train(task.until_step, lambda: stopping() or os.getppid() != parent)
         if task.ship and not stopping():
             answer = ship(run, task.seed, paths, held_out, held_out_blocks, task.baseline)
@@ -224,25 +232,25 @@ class Workers:
             process.join()
 
 
-def round_robin(workers: Workers, steps: dict[str, int], until_step: int, step_tokens: int) -> None:
-    """Trains every seed to `until_step`, always the idle seed with the fewest steps next. Updates `steps`."""
+def round_robin(workers: Workers, steps: dict[str, int], until_step: int, step_tokens: int, decay: Decay | None = None) -> None:
+    """Trains every seed, or its decay, to `until_step`, always the idle seed with the fewest steps next. Updates `steps`."""
     while not stopping() and (workers.busy or min(steps.values()) < until_step):
         waiting = [s for s in steps if s not in workers.busy.values() and steps[s] < until_step]
         for seed in sorted(waiting, key=lambda s: (steps[s], s))[:len(workers.idle)]:
-            workers.give(Task(seed, min(until_step, steps[seed] + STAGE_STEPS)))
+            workers.give(Task(seed, min(until_step, steps[seed] + STAGE_STEPS), decay))
         for seed, step, line in workers.answers():
             steps[seed] = step
             print(f"{line.get('time', '')} seed {seed} step {step} {step * step_tokens / 1e6:.2f}M tokens "
                   f"loss {line.get('loss')} {line.get('tokens_per_second')} tokens/s", flush=True)
 
 
-def ship_all(workers: Workers, steps: dict[str, int], baseline: dict) -> None:
-    """Ships every seed from where it is."""
-    waiting = sorted(steps)
+def ship_all(workers: Workers, names: list[str], decay: Decay, baseline: dict) -> None:
+    """Ships every seed from the end of its decay."""
+    waiting = sorted(names)
     while not stopping() and (workers.busy or waiting):
         while waiting and workers.idle:
             seed = waiting.pop(0)
-            workers.give(Task(seed, steps[seed], ship=True, baseline=baseline))
+            workers.give(Task(seed, decay.start + decay.steps, decay, ship=True, baseline=baseline))
         for seed, _, record in workers.answers():
             if record:
                 print(f"seed {seed} shipped: {record['tokens'] / 1e6:.2f}M tokens, held-out loss "
@@ -318,8 +326,12 @@ def main(arguments: list[str]) -> int:
     try:
         round_robin(workers, steps, until_step, recipe.step_tokens)
         if options.export and not stopping():
-            blocks = evenly_spaced(len(held_out.tokens), options.held_out_blocks)
-            ship_all(workers, steps, bigram_losses(train, held_out, blocks))
+            decay = Decay(until_step, max(1, round(until_step * recipe.decay_share)))
+            decayed = {name: stored_step(decay_folder(paths.out / name, decay)) or until_step for name in names}
+            round_robin(workers, decayed, until_step + decay.steps, recipe.step_tokens, decay)
+            if not stopping():
+                blocks = evenly_spaced(len(held_out.tokens), options.held_out_blocks)
+                ship_all(workers, names, decay, bigram_losses(train, held_out, blocks))
             if not stopping():
                 write_section(paths.readme, seeds_section(paths.ship))
     finally:

@@ -27,7 +27,6 @@ from lib.gpt2 import Kernels, Shape, new_model, training_loss
 
 SAVE_SECONDS = 180  # at most this much work is lost by a kill
 LOG_STEPS = 16
-FP32_FRACTION_BITS, BF16_FRACTION_BITS = 23, 7
 
 
 @dataclass(frozen=True)
@@ -105,6 +104,11 @@ def step_blocks(n_blocks: int, seed: int, step: int, batch: int) -> np.ndarray:
     return np.array([orders[e][p % n_blocks] for e, p in zip(epoch.tolist(), position.tolist(), strict=True)])
 
 
+def is_checkpoint(step: int) -> bool:
+    """Whether the model after `step` steps is kept: at powers of two, and from 1,024 on also at 1.5 times these."""
+    return step.bit_count() == 1 or (step > 1024 and step.bit_count() == 2 and bool(step & step >> 1))
+
+
 @dataclass(frozen=True)
 class Machine:
     """Where and how to compute."""
@@ -136,12 +140,9 @@ class Machine:
         return Kernels.compiled() if self.compiled else Kernels()
 
 
-def rounded_bf16(weights: Tensor, fraction_bits: int = BF16_FRACTION_BITS) -> Tensor:
-    """fp32 weights as bf16, rounded to the nearest value whose fraction has only its `fraction_bits` (1 to 7) upper bits set; ties to even."""
-    dropped = FP32_FRACTION_BITS - fraction_bits
-    bits = weights.detach().contiguous().view(torch.int32)
-    bits = bits + (1 << (dropped - 1)) - 1 + ((bits >> dropped) & 1)
-    return (bits & -(1 << dropped)).view(torch.float32).bfloat16()
+def stored(weights: Tensor, matrices: torch.dtype = torch.bfloat16) -> Tensor:
+    """A parameter as a model file holds it: matrices and embeddings in dtype `matrices`, biases and LayerNorm in bf16."""
+    return weights.detach().to(matrices if weights.dim() > 1 else torch.bfloat16)
 
 
 class SeedRun:
@@ -150,14 +151,14 @@ class SeedRun:
     state.safetensors  fp32 weights, both Adam moments, step
                        (and `begun`, the step of the shipped weights that it began with: 0 if with random ones)
     log.jsonl          a line per LOG_STEPS steps
-    checkpoint-<step>/ bf16 model at each power of two
+    checkpoint-<step>/ bf16 model at 1, 2, 4, … and from 1,024 on also at 1.5 times these steps
     """
 
     def __init__(self, folder: Path, seed: int, tokens: Tensor, recipe: Recipe, machine: Machine,
                  kernels: Kernels, decay: Decay | None = None, start: Path | None = None):
         self.folder, self.seed, self.tokens, self.recipe = folder, seed, tokens, recipe  # tokens: (blocks, context)
         self.machine, self.kernels, self.decay = machine, kernels, decay
-        self.step, self.begun, self.epoch_order = 0, 0, (-1, np.empty(0))
+        self.step, self.begun = 0, 0
         self.model = new_model(recipe.shape, seed).to(machine.device)
         self.weights = dict(self.model.named_parameters())
         matrices = [w for w in self.weights.values() if w.dim() > 1]
@@ -184,7 +185,7 @@ class SeedRun:
             if self.step % LOG_STEPS == 0:
                 self._log(losses, time.monotonic() - logged)
                 losses, logged = [], time.monotonic()
-            if self.step & (self.step - 1) == 0 and self.decay is None:
+            if is_checkpoint(self.step) and self.decay is None:
                 self.save_model(self.folder / f"checkpoint-{self.step}")
             if time.monotonic() - saved > SAVE_SECONDS:
                 self.save()
@@ -249,13 +250,14 @@ class SeedRun:
             raise InputError(f"{where} was trained with another recipe ({', '.join(changed)}); "
                              "give the same one or another --out folder.")
 
-    def save_model(self, folder: Path, fraction_bits: int = BF16_FRACTION_BITS) -> None:
-        """The model in Hugging Face format, weights as `rounded_bf16`; an existing folder is replaced."""
-        model = new_model(self.recipe.shape, self.seed)
-        model.load_state_dict({name: rounded_bf16(w, fraction_bits) for name, w in self.model.state_dict().items()})
+    def save_model(self, folder: Path, matrices: torch.dtype = torch.bfloat16) -> None:
+        """The model in Hugging Face format, weights as `stored`; an existing folder is replaced."""
+        model = new_model(self.recipe.shape, self.seed).to(torch.bfloat16)
         fresh = folder.with_name(folder.name + ".tmp")
-        model.to(torch.bfloat16).save_pretrained(fresh)
+        model.save_pretrained(fresh)  # for config.json, whose dtype is what transformers computes in by default
         (fresh / "generation_config.json").unlink(missing_ok=True)
+        weights = {name: stored(w, matrices).cpu().contiguous() for name, w in self.weights.items()}
+        save_file(weights, fresh / "model.safetensors", {"format": "pt"})
         (fresh / "model.safetensors").chmod(0o644)
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)

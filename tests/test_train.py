@@ -30,7 +30,6 @@ from lib.trainer import (
     SeedRun,
     block_order,
     learning_rate,
-    rounded_bf16,
     shipped_step,
     step_blocks,
     stored_step,
@@ -174,7 +173,7 @@ def test_a_killed_run_goes_on_as_if_never_killed(tmp_path):
     assert all(line["loss"] == expected[line["step"]] for line in covered)
 
 
-def test_checkpoints_at_powers_of_two_load_in_transformers(tmp_path):
+def test_checkpoints_load_in_transformers(tmp_path):
     run = small_run(tmp_path)
     run.train(9)
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == [f"checkpoint-{s}" for s in (1, 2, 4, 8)]
@@ -185,13 +184,20 @@ def test_checkpoints_at_powers_of_two_load_in_transformers(tmp_path):
         assert torch.equal(w, run.weights[name].bfloat16())
 
 
-def test_weights_are_rounded_to_the_nearest_value_with_few_fraction_bits():
-    weights = torch.randn(10_000, generator=torch.Generator().manual_seed(0)) * torch.logspace(-6, 2, 10_000)
-    for bits in (4, 6):
-        fraction, exponent = np.frexp(weights.double().numpy())
-        nearest = np.ldexp(np.rint(fraction * 2 ** (bits + 1)) / 2 ** (bits + 1), exponent)  # rint: ties to even
-        assert np.array_equal(rounded_bf16(weights, bits).double().numpy(), nearest)
-    assert torch.equal(rounded_bf16(weights), weights.bfloat16())
+def test_shipped_matrices_are_the_nearest_values_of_eight_bits(tmp_path):
+    run = small_run(tmp_path / "run")
+    run.save_model(tmp_path / "model", torch.float8_e4m3fn)
+    values = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).double()
+    values = values[values.isfinite()].unique().numpy()
+    model = GPT2LMHeadModel.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    for name, w in model.named_parameters():
+        exact = run.weights[name].detach()
+        if w.dim() == 1:
+            assert torch.equal(w, exact.bfloat16().float())
+        else:
+            error = np.abs(exact.double().numpy()[..., None] - values[np.searchsorted(values, exact.double().numpy())[..., None] + [-1, 0]]).min(-1)
+            assert np.allclose(np.abs(exact.double().numpy() - w.detach().double().numpy()), error, rtol=0, atol=1e-12)
+    assert GPT2LMHeadModel.from_pretrained(tmp_path / "model").dtype == torch.bfloat16  # what it computes in by default
 
 
 def test_the_constant_phase_goes_on_after_a_decay(tmp_path):
@@ -219,7 +225,7 @@ def test_training_goes_on_from_a_shipped_model(tmp_path):
 
     whole = started("whole")
     assert whole.step == whole.begun == shipped_step(record) == 7
-    assert all(torch.equal(w, rounded_bf16(run.weights[name]).float()) for name, w in whole.weights.items())
+    assert all(torch.equal(w, run.weights[name].bfloat16().float()) for name, w in whole.weights.items())
     whole.train(12)
     started("parts").train(9)
     parts = started("parts")
@@ -311,7 +317,7 @@ def test_shipped_seeds_differ_in_the_seed_only():
     assert records[0]["held_out_sha256"] == file_sha256(ROOT / "data" / "tokens.safetensors")
 
 
-@pytest.mark.xfail(strict=True, reason="seed a is ahead of the others by 2.3 %, as long as the loss still falls fast; drop this mark once it passes")
+@pytest.mark.xfail(strict=True, reason="seed a is ahead of the others, the last by 2.3 %; drop this mark once it passes")
 def test_shipped_losses_are_within_two_percent():
     losses = [record["held_out"]["loss"] for record in shipped_records()]
     assert max(losses) <= 1.02 * min(losses)
