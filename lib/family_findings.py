@@ -15,7 +15,7 @@ from lib.families import (
     UNEXPLAINED,
 )
 from lib.family_summary import FAMILIES, TOP
-from lib.findings import Finding, capital, count, percent
+from lib.findings import Finding, capital, count, percent, signed
 from lib.universality import PUBLISHED_SOURCE
 
 
@@ -134,8 +134,7 @@ def by_excess(rows: pd.DataFrame) -> Finding:
     top = rows["excess_corr"].rank(ascending=False) <= len(rows) / 10
     shares = explained[top].mean(), explained[~top].mean()
     title = f"{percent(shares[0], 0)} of the tenth with the largest excess pass chance, {percent(shares[1], 0)} of the rest"
-    words = "undefined" if not np.isfinite(rank) else f"{rank:+.2f}"
-    text = f"The rank correlation of excess correlation and best held-out score is **{words}** over {len(rows):,} neurons. Of the tenth with the largest excess {percent(shares[0], 1)} pass the level of chance, of the rest {percent(shares[1], 1)}."
+    text = f"The rank correlation of excess correlation and best held-out score is **{signed(rank)}** over {len(rows):,} neurons. Of the tenth with the largest excess {percent(shares[0], 1)} pass the level of chance, of the rest {percent(shares[1], 1)}."
     return Finding(title, text, f"Lines of the share of explained neurons by excess correlation. {title}.")
 
 

@@ -101,14 +101,14 @@ def decay_folder(folder: Path, decay: Decay) -> Path:
     return folder / f"decay-{decay.start}"
 
 
-def branched(run: SeedRun, decay: Decay) -> SeedRun:
-    """The decay that branches off `run`, as far as it has come."""
-    folder = decay_folder(run.folder, decay)
-    if stored_step(folder) == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(run.state_path, folder / "copied.tmp")
-        os.replace(folder / "copied.tmp", folder / "state.safetensors")
-    return SeedRun(folder, run.seed, run.tokens, run.recipe, run.machine, run.kernels, decay)
+def branched(folder: Path, decay: Decay) -> Path:
+    """`decay_folder`, begun with the state of the run in `folder`."""
+    branch = decay_folder(folder, decay)
+    if stored_step(branch) == 0 and stored_step(folder) > 0:
+        branch.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / "state.safetensors", branch / "copied.tmp")
+        os.replace(branch / "copied.tmp", branch / "state.safetensors")
+    return branch
 
 
 def ship(branch: SeedRun, name: str, paths: Paths, held_out: Text, n_blocks: int, baseline: dict) -> dict:
@@ -178,9 +178,8 @@ def work(connection: Connection, paths: Paths, recipe: Recipe, machine: Machine,
         except EOFError:  # the main process was killed
             return
         start = paths.start / task.seed if paths.start else None
-        run = SeedRun(paths.out / task.seed, SEEDS[task.seed], train.tokens, recipe, machine, kernels, start=start)
-        if task.decay:
-            run = branched(run, task.decay)
+        folder = branched(paths.out / task.seed, task.decay) if task.decay else paths.out / task.seed
+        run = SeedRun(folder, SEEDS[task.seed], train.tokens, recipe, machine, kernels, task.decay, start)
         run.train(task.until_step, lambda: stopping() or os.getppid() != parent)
         if task.ship and not stopping():
             answer = ship(run, task.seed, paths, held_out, held_out_blocks, task.baseline)

@@ -6,6 +6,7 @@ phase can go on later. A run's state and its step say all that is needed to go o
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -252,10 +253,10 @@ class SeedRun:
 
     def save_model(self, folder: Path, matrices: torch.dtype = torch.bfloat16) -> None:
         """The model in Hugging Face format, weights as `stored`; an existing folder is replaced."""
-        model = new_model(self.recipe.shape, self.seed).to(torch.bfloat16)
+        config = copy.deepcopy(self.model.config)
+        config.dtype, config.architectures = torch.bfloat16, [type(self.model).__name__]  # what transformers computes in by default, and with
         fresh = folder.with_name(folder.name + ".tmp")
-        model.save_pretrained(fresh)  # for config.json, whose dtype is what transformers computes in by default
-        (fresh / "generation_config.json").unlink(missing_ok=True)
+        config.save_pretrained(fresh)
         weights = {name: stored(w, matrices).cpu().contiguous() for name, w in self.weights.items()}
         save_file(weights, fresh / "model.safetensors", {"format": "pt"})
         (fresh / "model.safetensors").chmod(0o644)
