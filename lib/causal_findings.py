@@ -57,7 +57,7 @@ def at_top(table: pd.DataFrame) -> pd.DataFrame:
 
 def _told(values: pd.Series, digits: int = 4) -> str:
     low, high = values.min(), values.max()
-    return f"{low:+.{digits}f} to {high:+.{digits}f}".replace("-", "−")
+    return f"{signed(low, digits)} to {signed(high, digits)}"
 
 
 def fixed_activation(table: pd.DataFrame) -> Finding:

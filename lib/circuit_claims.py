@@ -6,7 +6,7 @@ Roles are by the calibrated cuts, since a small model may have no neuron beyond 
 import pandas as pd
 
 from lib.claims import Claim, Evidence, Measured, over_seeds, share, unmeasured
-from lib.findings import count, percent
+from lib.findings import count, percent, signed
 from lib.universality import FEWEST
 from lib.vocabulary import PUBLISHED_HIGH_KURTOSIS, role_counts
 
@@ -63,7 +63,7 @@ def _fire(evidence: Evidence) -> Measured:
     table = evidence.tables[NEXT]
     own = table[(table["role"] == "suppression") & table["effect"].notna()]
     found = share((own["effect"] > 0).sum(), len(own), 0.5, True, "suppression neuron")
-    return found if own.empty else found._replace(here=f"{found.here}, median effect {own['effect'].median():+.2f}".replace("-", "−"))
+    return found if own.empty else found._replace(here=f"{found.here}, median effect {signed(own['effect'].median())}")
 
 
 _KURTOSIS = ", ".join(f"{number:g}" for number in PUBLISHED_HIGH_KURTOSIS.values())

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pandas as pd
 from scipy.stats import binomtest
 
-from lib.findings import Finding, capital, count, p_words, percent
+from lib.findings import Finding, capital, count, p_words, percent, signed
 from lib.universality import PUBLISHED_SOURCE, SIGNIFICANT
 from lib.vocabulary import PUBLISHED_CUTS, PUBLISHED_HIGH_KURTOSIS, ROLES, last_layers, role_counts
 
@@ -218,7 +218,7 @@ def next_token(table: pd.DataFrame, tokens: int) -> Finding:
         chance = int((own["label_score"] <= own["null_score"]).sum())
         told.append(
             f"Of the **{count(len(own), f'{role} neuron')}** tested, **{more}** fire more when the next token is in the class that they {verb} most "
-            f"and {less} fire less (corrected p below {SIGNIFICANT:g}); the median effect is **{own['effect'].median():+.2f}** standard "
+            f"and {less} fire less (corrected p below {SIGNIFICANT:g}); the median effect is **{signed(own['effect'].median())}** standard "
             f"deviations, and the sign is positive for {positive} ({p_words(p_value)} in a sign test). On the same split {above} of them exceed 95 % of "
             "the other neurons of their layer."
             + (f" For {chance} of them the class explains no more than chance does." if chance else "")
@@ -307,15 +307,15 @@ def property_agreement(table: pd.DataFrame, labels: dict[str, str]) -> Finding:
         best = rows.loc[rows["correlation"].idxmax()]
         parts.append(
             f"For {group} neurons **{int(beyond.sum())}** of {count(len(rows), 'property').replace('propertys', 'properties')} correlate more than every permutation; most "
-            f"alike is the {labels[best['property']]} ({best['correlation']:+.2f})."
+            f"alike is the {labels[best['property']]} ({signed(best['correlation'])})."
         )
     entropy = known[(known["property"] == "entropy") & (known["group"] == "all")]
     if len(entropy):
         row = entropy.iloc[0]
         verdict = "more often than chance" if row["correlation"] > row["chance_high"] else "no more often than chance"
-        parts.append(f"Matches of neurons that satisfy the entropy rule satisfy it too {verdict} (correlation {row['correlation']:+.3f}, {p_words(row['p_value'])}).")
+        parts.append(f"Matches of neurons that satisfy the entropy rule satisfy it too {verdict} (correlation {signed(row['correlation'], 3)}, {p_words(row['p_value'])}).")
     best = known.loc[known["correlation"].idxmax()]
-    title = f"Best matches are most alike in the {labels[best['property']]}: {best['correlation']:+.2f} ({best['group']} neurons)"
+    title = f"Best matches are most alike in the {labels[best['property']]}: {signed(best['correlation'])} ({best['group']} neurons)"
     return Finding(title, " ".join(parts), f"{alt} {title}.")
 
 

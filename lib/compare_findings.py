@@ -3,7 +3,7 @@
 import pandas as pd
 
 from lib.compare import COLUMNS
-from lib.findings import Finding, capital, count, percent
+from lib.findings import Finding, capital, count, percent, signed
 
 TOP = 20  # neurons in a table of those that disagree
 
@@ -55,7 +55,7 @@ def values(table: pd.DataFrame, rows: pd.DataFrame, kind: str) -> Finding:
     )
     excess = known[known["column"] == "excess_corr"]
     if len(excess):
-        text += f" The excess correlation is {excess['median_difference'].iloc[0]:+.4f} above the published one in the median."
+        text += f" The excess correlation differs from the published one by {signed(excess['median_difference'].iloc[0], 4)} in the median."
     return Finding(title, text, f"{alt} {title}.")
 
 
@@ -100,7 +100,7 @@ def difference_table(top: pd.DataFrame) -> pd.DataFrame:
             "excess": top["excess_corr"].map("{:.3f}".format),
             "published": top["excess_corr_published"].map("{:.3f}".format),
             "differs most in": [COLUMNS.get(column, "–") for column in top["worst"]],
-            "by [standard deviations]": top["worst_gap"].map("{:+.1f}".format),
+            "by [standard deviations]": top["worst_gap"].map(lambda gap: signed(gap, 1)),
         }
     )
 

@@ -12,7 +12,7 @@ from scipy.stats import binom
 
 from lib.emergence import layer_persistence, persistence
 from lib.family_summary import FAMILIES
-from lib.findings import percent
+from lib.findings import percent, signed
 from lib.universality import FEWEST, PUBLISHED_SHARES, SIGNIFICANT, layer_shares, reference_shares, universal
 from lib.vocabulary import PUBLISHED_CUTS, PUBLISHED_HIGH_KURTOSIS, QUANTILE
 
@@ -78,7 +78,7 @@ def _properties(properties: pd.DataFrame, neurons: pd.DataFrame, threshold: floa
         answers = [{"holds": True, "does not hold": False}.get(row.verdict) if number[row.seed] else None for row in own.itertuples()]
         rows.append(_row(
             f"Universal neurons: {label} is {own['published'].iloc[0]} within their layer", PAPER, "figure 3",
-            f"Cliff's delta {spread(own['effect'], lambda value: f'{value:+.2f}')}", verdict(answers),
+            f"Cliff's delta {spread(own['effect'], signed)}", verdict(answers),
         ))  # fmt: skip
     return rows
 

@@ -124,17 +124,20 @@ def _read(path: Path) -> dict:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def kept_points(folder: Path, measured: list[dict], settings: dict) -> tuple[list[dict], dict[str, pd.DataFrame]]:
-    """Records and tables of the points in `folder` but for those measured now; older final seeds become shipped-<step>.
-
-    Raises InputError where they were made with other settings than `settings`.
-    """
+def kept_record(folder: Path, settings: dict) -> dict:
+    """The record of the tables in `folder`; InputError if there is none or if it was made with other settings."""
     record = _read(folder / RECORD)
     if not record:
         raise InputError(f"{folder} has no {RECORD}, so there are no points in it that could be kept.")
     other = sorted(key for key, value in settings.items() if record.get(key) != value)
     if other:
         raise InputError(f"the points in {folder} were made with another {', '.join(other)} and cannot stand beside these.")
+    return record
+
+
+def kept_points(folder: Path, measured: list[dict], settings: dict) -> tuple[list[dict], dict[str, pd.DataFrame]]:
+    """Records and tables of the points in `folder` but for those measured now; older final seeds become shipped-<step>."""
+    record = kept_record(folder, settings)
     now = {own["label"]: own["seeds"] for own in measured}
     name = {point["label"]: f"shipped-{point['step']}" if point["label"] == "final" and point["seeds"] != now.get("final") else point["label"]
             for point in record["points"]}  # fmt: skip
@@ -152,16 +155,17 @@ def tabulate_emergence(params: Params, tokens: int | None = None, steps: list[in
 
     The points of the tables in `keep` that are not measured now stand beside them.
     """
-    chosen = points(params, steps, beside=len(_read(keep / RECORD).get("points", ())) if keep else 0)
     tokens = tokens or min(TOKENS, params.token_budget)
+    settings = {
+        "text": params.text_title, "token_budget": tokens, "rotations": min(ROTATIONS, params.rotations), "threshold": params.threshold,
+        "random_seed": params.random_seed,
+    }  # fmt: skip
+    chosen = points(params, steps, beside=len(kept_record(keep, settings)["points"]) if keep else 0)
     folder, records = params.folder / "emergence", []
     for number, point in enumerate(chosen, 1):
         print(f"{point.label} ({number} of {len(chosen)})", file=sys.stderr, flush=True)
         records.append(measured_point(params, point, tokens, folder / "points" / point.label))
-    settings = {
-        "text": params.text_title, "token_budget": tokens, "rotations": min(ROTATIONS, params.rotations), "threshold": params.threshold,
-        "random_seed": params.random_seed, **{name: records[0][name] for name in ("text_sha256", "counted", "precision", "layers", "neurons")},
-    }  # fmt: skip
+    settings |= {name: records[0][name] for name in ("text_sha256", "counted", "precision", "layers", "neurons")}
     older, kept = kept_points(keep, records, settings) if keep else ([], {})
     for name in TABLES:
         parts = [pd.read_parquet(folder / "points" / point.label / f"{name}.parquet").assign(point=point.label) for point in chosen]

@@ -78,10 +78,10 @@ def scores(rows: pd.DataFrame, table: pd.DataFrame) -> Finding:
     """From one seed's families and `family_summary.held_out`: do scores hold on text that did not choose the label?"""
     passed = rows[rows["family"] != UNEXPLAINED]
     gap, own = rows["gap"].median(), passed["gap"].median()
-    title = f"Held-out scores differ from those of the choice by {gap:+.3f} in the median"
+    title = f"Held-out scores differ from those of the choice by {signed(gap, 3)} in the median"
     text = (
-        f"The median gap between the score on the half that chose the label and on the held-out half is **{gap:+.4f}** over all "
-        f"{len(rows):,} neurons" + (f" and {own:+.4f} over the explained ones" if len(passed) else "") + ". "
+        f"The median gap between the score on the half that chose the label and on the held-out half is **{signed(gap, 4)}** over all "
+        f"{len(rows):,} neurons" + (f" and {signed(own, 4)} over the explained ones" if len(passed) else "") + ". "
     )
     lost = table[(table["chosen"] > 0) & (table["held_out"] == 0)]
     kept = table[table["chosen"] > 0]

@@ -188,7 +188,7 @@ def convergence(summary: pd.DataFrame, reference: str, candidates: int) -> Findi
         return Finding(title, text, alt)
     before = own.iloc[-2]
     move = last["excess_corr"] - before["excess_corr"]
-    title = f"The last {last['tokens'] / before['tokens']:.1f}× of tokens moved the mean excess by {move:+.4f}"
+    title = f"The last {last['tokens'] / before['tokens']:.1f}× of tokens moved the mean excess by {signed(move, 4)}"
     text = (
         f"From {before['tokens']:,.0f} to {last['tokens']:,.0f} tokens the mean excess went from "
         f"{before['excess_corr']:.4f} to **{last['excess_corr']:.4f}**. The noise floor at the end is {floor:.4f}. "
@@ -340,7 +340,7 @@ def properties(tests: pd.DataFrame, number: int) -> Finding:
     if strongest is not None:
         parts.append(
             f"The largest difference is in the {strongest['label']}: median percentile "
-            f"{strongest['median_percentile']:.0f}, effect {strongest['effect']:+.2f}, {p_words(strongest['p_corrected'])}."
+            f"{strongest['median_percentile']:.0f}, effect {signed(strongest['effect'])}, {p_words(strongest['p_corrected'])}."
         )
     if untested.any():
         parts.append(GATED)
@@ -408,13 +408,13 @@ def frequency_and_cosine(neurons: pd.DataFrame) -> Finding:
     correlation = universality.frequency_cosine_correlation(neurons)
     extent = neurons["in_out_sim"].abs().max()
     published = ", ".join(
-        f"{row.frequency_cosine:.2f} for {PUBLISHED_MODELS[model]}" for model, row in PUBLISHED_SHARES.iterrows()
+        f"{signed(row.frequency_cosine)} for {PUBLISHED_MODELS[model]}" for model, row in PUBLISHED_SHARES.iterrows()
     )
-    title = f"Activation frequency and cos(w_in, w_out) correlate {correlation:+.2f}"
+    title = f"Activation frequency and cos(w_in, w_out) correlate {signed(correlation)}"
     unclear = not abs(correlation) > 2 / np.sqrt(len(neurons))  # two standard errors of a correlation of 0
     same = "no different from 0;" if unclear else "the same sign as" if correlation < 0 else "the opposite sign of"
     text = (
-        f"Over all neurons the correlation is **{correlation:+.2f}**, {same} the published {published} "
+        f"Over all neurons the correlation is **{signed(correlation)}**, {same} the published {published} "
         f"({PUBLISHED_SOURCE}). The cosines stay within ±{extent:.2f} (published: within about ±0.8)."
     )
     return Finding(title, text, f"{alt} {title}.")

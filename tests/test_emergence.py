@@ -102,7 +102,7 @@ def test_points_of_older_tables_are_kept_beside_new_ones(params, trained, tmp_pa
     (older / "emergence.json").write_text(json.dumps(record))
     labels = Emergence(tabulate_emergence(params, 8 * 256, steps=[2], keep=older), shipped=False).points["point"].tolist()
     assert labels == ["checkpoint-1", "checkpoint-2", "shipped-4", "final"]
-    with pytest.raises(InputError, match="another counted, token_budget and"):
+    with pytest.raises(InputError, match="another token_budget and"):
         tabulate_emergence(params, 4 * 256, steps=[], keep=older)
     with pytest.raises(InputError, match="could be kept"):
         tabulate_emergence(params, 8 * 256, keep=tmp_path)
