@@ -194,8 +194,10 @@ def test_int8_steps_grow_with_the_root_of_the_tokens():
         assert half[tokens].tolist() == pytest.approx([margin * (high - low) / 2, margin * span / 2], rel=1e-5)
 
 
-def test_what_int8_clips_is_added_exactly():
+@pytest.mark.parametrize("dot_products", [True, False])
+def test_what_int8_clips_is_added_exactly(dot_products, monkeypatch):
     """Products of clipped operands equal those of the same rounded values without a limit."""
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: dot_products)
     generator = torch.Generator().manual_seed(1)
     scaling, ones = torch.tensor([[0.0] * NEURONS, [1.0] * NEURONS]), torch.ones(50, 1)
     made = []

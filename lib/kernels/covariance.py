@@ -69,13 +69,16 @@ class Operand:
 
 
 def product(left: Float[Tensor, "tokens a"], right: Float[Tensor, "tokens b"]) -> Float[Tensor, "a b"]:
-    """leftᵀ·right over one chunk: int8 operands give exact int32 sums, bf16 ones fp32 sums where the device can.
+    """leftᵀ·right over one chunk: int8 operands give exact int32 sums, or fp32 sums on a CPU without 8-bit dot products
+    (VNNI); bf16 ones fp32 sums where the device can.
 
     On CPU a bf16 product comes back rounded to bf16; the roundings of different chunks are independent, so the
     relative error of a sum over n chunks is about 2⁻⁹/√n.
     """
     if left.dtype == torch.int8:
-        return torch._int_mm(left.T, right)
+        if left.is_cuda or torch.cpu._is_vnni_supported():
+            return torch._int_mm(left.T, right)
+        return left.T.float() @ right.float()  # _int_mm then multiplies one by one, a hundred times more slowly than fp32
     if left.dtype == torch.bfloat16 and left.is_cuda:
         return torch.mm(left.T, right, out_dtype=torch.float32)
     return left.T @ right
