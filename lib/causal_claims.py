@@ -5,7 +5,7 @@ import pandas as pd
 from scipy.stats import mannwhitneyu
 
 from lib import attention
-from lib.causal_findings import at_top, name_of, share_taken
+from lib.causal_findings import RESTING, at_top, name_of, share_taken
 from lib.claims import (
     Claim,
     Evidence,
@@ -23,7 +23,7 @@ from lib.universality import SIGNIFICANT
 
 CHAPTER = "05_weight_circuits"
 WEIGHTS, FIXED, ABLATED, PATHS, NORMS = "causal_weights", "fixed_activation", "mean_ablation", "query_paths", "value_norms"
-ANTIPODAL, STRONG, RESTING = -0.5, 0.5, 2.0  # cosine; correlation; ratio of norms, from which a claim is granted
+ANTIPODAL, STRONG = -0.5, 0.5  # cosine and correlation from which a claim is granted
 
 
 def _groups(evidence: Evidence) -> tuple[pd.DataFrame, pd.DataFrame]:

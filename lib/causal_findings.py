@@ -13,6 +13,7 @@ from lib.findings import Finding, capital, count, percent, signed, signed_percen
 
 GROUPS = ("entropy", "frequency", "control")
 SHALLOW = 0.1  # a null space is told as one if its largest singular value is below this share of the median
+RESTING = 2.0  # other tokens' ‖W_O v‖ in units of that of BOS, in the median head, from which BOS is a resting place
 
 
 def name_of(row) -> str:
@@ -205,8 +206,9 @@ def value_norms(table: pd.DataFrame) -> Finding:
     )
     text += (
         "Attention to BOS is a resting place here: a head that attends to it writes little."
-        if ratio > 2
-        else "So **attention to BOS is no resting place in this model**: a head that attends to it writes about as much as one that does not, and moving attention there does not switch it off."
+        if ratio > RESTING
+        else f"So **attention to BOS is not the resting place that it is there**: the median head writes for BOS {percent(1 / ratio)} of what it writes for another "
+        "token, and moving its attention there does not switch it off."
     )
     return Finding(title, text, f"Scatter plot of the norm of W_O v for BOS against its mean over other tokens, one dot a head. {title}.")
 

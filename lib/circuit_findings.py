@@ -263,7 +263,7 @@ def universal_roles(shares: dict[str, pd.DataFrame], threshold: float, top: floa
         said = [f"more {' and '.join(more)}"] if more else []
         said += [f"fewer {' and '.join(less)}"] if less else []
         title = f"Most universal neurons: {', '.join(said)} than expected at their depth"
-    text = f"By the calibrated cuts and at threshold {threshold:g}, over all seeds as reference, universal are: {'; '.join(parts)}."
+    text = f"By the calibrated cuts and at threshold {threshold:g}, over the seeds that serve as reference, universal are: {'; '.join(parts)}."
     return Finding(title, text, f"{alt} {title}.")
 
 

@@ -161,12 +161,12 @@ def next_token_effects(run: Run, table: pd.DataFrame) -> pd.DataFrame:
     def make() -> pd.DataFrame:
         classes = label_set(run)
         rows = dict(zip(classes.labels["label"], range(len(classes.labels)), strict=True))
-        parts = []
+        present, parts = labels.occurring(run.text), []
         for seed, of_seed in chosen.groupby("seed"):
             own, sums, place = statistics(run, seed), {}, {}
             for layer, of_layer in of_seed.groupby("layer"):
                 distinct = list(dict.fromkeys(of_layer["label"]))
-                sums[layer] = class_sums(own[layer], classes.member[[rows[label] for label in distinct]])
+                sums[layer] = class_sums(own[layer], classes.member[[rows[label] for label in distinct]][:, present])
                 place |= {index: distinct.index(label) for index, label in of_layer["label"].items()}
             parts.append(next_token_table(of_seed.assign(class_row=pd.Series(place)), sums))
         found = pd.concat(parts) if parts else next_token_table(chosen.assign(class_row=0), {})

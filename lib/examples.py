@@ -16,7 +16,7 @@ VISIBLE = str.maketrans({"\n": "⏎", "\r": "␍", "\t": "⇥", "\ufeff": "⟨U+
 
 STYLE = (
     "<style>.neuron-text{display:block;background:#fff;color:#111;font:13px/1.7 ui-monospace,Menlo,Consolas,monospace;"
-    "white-space:pre-wrap;overflow-wrap:anywhere;margin:2px 0;padding:1px 6px;border-left:3px solid #d9d9d9}"
+    "white-space:break-spaces;overflow-wrap:anywhere;margin:2px 0;padding:1px 6px;border-left:3px solid #d9d9d9}"
     ".neuron-text i{font-style:normal;border-radius:2px}.neuron-text b{text-decoration:underline}"
     ".neuron-text small{color:#555;user-select:none}"
     + "".join(f".neuron-text .s{level}{{background:rgba(213,94,0,{level / LEVELS * 0.75:.2f})}}" for level in range(1, LEVELS + 1))

@@ -75,7 +75,7 @@ def check_statistics(statistics: Statistics, sets: Sequence[LabelSet]) -> None:
         if one.member.shape[1] != groups:
             raise InputError(
                 f"labels over '{one.grouping}' speak of {one.member.shape[1]} groups, but the statistics have {groups}; "
-                "they were made for another text or tokeniser."
+                "they were made for another text or tokeniser, or by an older version; `make clean` deletes them."
             )
 
 

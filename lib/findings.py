@@ -35,8 +35,11 @@ def percent(share: float, digits: int = 2) -> str:
 
 
 def signed(value: float, digits: int = 2) -> str:
-    """A number with its sign, minus as a minus."""
-    return f"{value:+.{digits}f}".replace("-", "−") if np.isfinite(value) else "undefined"
+    """A number with its sign, minus as a minus; what rounds to 0 has none."""
+    if not np.isfinite(value):
+        return "undefined"
+    text = f"{value:+.{digits}f}".replace("-", "−")
+    return text if float(text.replace("−", "-")) else text[1:]
 
 
 def signed_percent(value: float) -> str:

@@ -78,7 +78,7 @@ def threshold_sentence(own: pd.DataFrame, seed: str, threshold: float, layer: in
 # ---------------------------------------------------------------- a label of one's own
 
 
-def typed_label(typed: str, texts: Sequence[str]) -> Bool[np.ndarray, "vocabulary"]:
+def typed_label(typed: str, texts: Sequence[str]) -> Bool[np.ndarray, "groups"]:
     """Which tokens a typed label means: `/…/` is a regular expression for the whole token text (its leading space included),
     anything else a list of words, in any case, with or without a leading space.
 
@@ -91,7 +91,7 @@ def typed_label(typed: str, texts: Sequence[str]) -> Bool[np.ndarray, "vocabular
     one = looks(typed, typed[1:-1]) if expression else words(typed, typed.replace(",", " "))
     member = np.array(one.members(list(texts)), dtype=bool)
     if not member.any() or member.all():
-        raise InputError(f"{'No token is' if not member.any() else 'Every token is'} `{typed}`; the label needs some tokens with it and some without.")
+        raise InputError(f"{'No token of the text is' if not member.any() else 'Every token of the text is'} `{typed}`; the label needs some tokens with it and some without.")
     return member
 
 
@@ -121,7 +121,7 @@ def label_scores(own: Mapping[str, Tensor], grouping: str, member: Bool[np.ndarr
 def explained_sentence(scores: pd.DataFrame, typed: str, tokens: int, share: float) -> str:
     """What a typed label explains (Markdown); `scores` has layer, neuron, score and chance, `share` of all counted tokens carry it."""
     known = scores.dropna(subset=["score"])
-    start = f"`{typed}` means {count(tokens, 'token')} of the vocabulary and **{percent(share)}** of the counted text. "
+    start = f"`{typed}` means {count(tokens, 'token')} that the text has and **{percent(share)}** of what is counted. "
     if known.empty:
         return start + f"That is too few or too many to score: each half of the text needs {FEWEST_TOKENS} tokens with it and as many without."
     passed, best = known[known["score"] > known["chance"]], known.loc[known["score"].idxmax()]

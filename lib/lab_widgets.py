@@ -16,7 +16,7 @@ from mistune import html as markdown
 from lib import lab
 from lib.errors import InputError
 from lib.family_tables import statistics
-from lib.labels import token_strings
+from lib.labels import occurring, token_strings
 from lib.seeds import Trunk, load_model
 from lib.store import Run, TensorFiles
 
@@ -71,8 +71,8 @@ class LabelPanel(widgets.VBox):
     """A box for a label of one's own; the neurons that it explains best, from the run's grouped moments."""
 
     def __init__(self, run: Run):
-        self.run, self.texts = run, token_strings(run.tokenizer)
-        self.texts += [""] * (run.text.vocab_size - len(self.texts))
+        texts = token_strings(run.tokenizer)
+        self.run, self.texts = run, [texts[token] if token < len(texts) else "" for token in occurring(run.text)]
         references = run.done["references"]
         self.seed = widgets.Dropdown(options=references, value=run.params.reference, description="seed", style=LABELS)
         self.place = widgets.Dropdown(options=list(GROUPINGS), description="label of", style=LABELS)

@@ -30,7 +30,7 @@ class ClassSums(NamedTuple):
     total_squares: Float[Tensor, "neurons"]
 
 
-def class_sums(own: Mapping[str, Tensor], member: Bool[np.ndarray, "classes vocabulary"]) -> ClassSums:
+def class_sums(own: Mapping[str, Tensor], member: Bool[np.ndarray, "classes groups"]) -> ClassSums:
     """Sums of one layer's activations by membership of the next token in classes, from its grouped moments.
 
     `own` is one layer of `lib.families.Statistics`, whose group means are stored in fp16 units of the neuron's

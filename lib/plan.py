@@ -202,9 +202,9 @@ def published(setting: Setting, gpu: str) -> Speeds:
     )
 
 
-def _certain_groups(shape: Shape, context: int) -> tuple[tuple[str, int], ...]:
-    """The groupings whose sizes follow from the model alone."""
-    by_token = ((name, shape.vocabulary) for name in ("token", "previous_token", "next_token"))
+def _certain_groups(shape: Shape, context: int, tokens: int) -> tuple[tuple[str, int], ...]:
+    """The groupings whose sizes the model and the budget bound."""
+    by_token = ((name, min(shape.vocabulary, tokens)) for name in ("token", "previous_token", "next_token"))
     return (*by_token, ("position", context))
 
 
@@ -213,7 +213,7 @@ def lines(params: Params) -> list[str]:
     device = device_of(params)
     shape = shared_shape(params)
     text = params.text_path  # of a text that is not tokenised yet only the large groupings can be told
-    groups = group_sizes(Run(params)) if text and text.is_file() else _certain_groups(shape, params.context)
+    groups = group_sizes(Run(params)) if text and text.is_file() else _certain_groups(shape, params.context, params.token_budget)
     setting = setting_of(params, shape, device, Processes.on_this_machine(), groups)
     plan = pack(setting)
     told = [

@@ -131,7 +131,7 @@ def test_one_line_by_a_user_is_picked_up_everywhere(text, tokenizer):
     sets = {one.grouping: one for one in labels.label_sets(text, tokenizer, table)}
     for grouping, name in (("token", "mine"), ("previous_token", "previous: mine"), ("next_token", "next: mine")):
         assert name in set(sets[grouping].labels["label"])
-        assert sets[grouping].member.shape[1] == text.vocab_size
+        assert sets[grouping].member.shape[1] == len(labels.occurring(text))
     with pytest.raises(InputError, match="'bad' has the pattern"):
         labels.token_labels(tokenizer, classes=(TokenClass("bad", "("),))
     with pytest.raises(InputError, match="'comma' is given twice"):
@@ -140,16 +140,28 @@ def test_one_line_by_a_user_is_picked_up_everywhere(text, tokenizer):
 
 def test_groupings_agree_with_the_text(text, tokenizer):
     made = labels.groupings(text, tokenizer)
-    tokens = text.tokens.numpy()
+    present, tokens = labels.occurring(text), text.tokens.numpy()
     for grouping in made.values():
         assert grouping.ids.shape == text.tokens.shape and grouping.ids.max() < len(grouping.groups)
-    assert (made["token"].ids.numpy() == tokens).all()
-    assert (made["previous_token"].ids.numpy()[:, 1:] == tokens[:, :-1]).all() and (made["previous_token"].ids[:, 0] == -1).all()
-    assert (made["next_token"].ids.numpy()[:, :-1] == tokens[:, 1:]).all() and (made["next_token"].ids[:, -1] == -1).all()
+    assert (present[made["token"].ids] == tokens).all()
+    assert (present[made["previous_token"].ids[:, 1:]] == tokens[:, :-1]).all() and (made["previous_token"].ids[:, 0] == -1).all()
+    assert (present[made["next_token"].ids[:, :-1]] == tokens[:, 1:]).all() and (made["next_token"].ids[:, -1] == -1).all()
     assert (made["position"].ids[5] == torch.arange(256)).all()
     assert (made["domain"].ids[:, 7] == text.domain).all()
     for one in labels.label_sets(text, tokenizer):
         assert one.member.shape == (len(one.labels), len(made[one.grouping].groups))
+
+
+def test_tokens_that_the_text_does_not_have_take_no_group_and_no_label(text, tokenizer):
+    short = text.take(2 * text.context)
+    present, made = labels.occurring(short), labels.groupings(short, tokenizer)
+    assert len(present) < 2 * text.context and all(len(made[name].groups) == len(present) for name in ("token", "previous_token", "next_token"))
+    whole = labels.token_labels(tokenizer, labels.token_counts(short), short.vocab_size)
+    own = {one.grouping: one for one in labels.label_sets(short, tokenizer)}["token"]
+    assert 0 < len(own.labels) < len(whole.labels) and own.member.any(1).all()
+    rows = dict(zip(whole.labels["label"], whole.member, strict=True))
+    for label, member in zip(own.labels["label"], own.member, strict=True):
+        assert (member == rows[label][present]).all()
 
 
 def test_position_labels_only_below_the_context():
