@@ -150,7 +150,8 @@ def test_a_neuron_opened_by_its_address_shows_what_the_tables_say(complete, brow
 
     text = opened.page.inner_text("#body")
     family = row_of(families, seed, layer, neuron)
-    assert f"“{family['label']}” explains {100 * family['score']:.1f} % of its variance" in text
+    label = family["label"].replace("“", "‘").replace("”", "’")
+    assert f"“{label}” explains {100 * family['score']:.1f} % of its variance" in text
     assert ("unexplained" in opened.page.inner_text(".badges")) == (family["family"] == "unexplained")
     universal = row_of(neurons, seed, layer, neuron)["excess_corr"] > 0.5
     assert opened.page.inner_text(".badges li >> nth=0") == ("universal" if universal else "not universal")
