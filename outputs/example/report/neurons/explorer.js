@@ -25,6 +25,7 @@
     return text.replace('-', '−');
   };
   const fixed = (value, digits) => Number.isFinite(value) ? value.toFixed(digits).replace('-', '−') : '–';
+  const quoted = label => `“${label.replace(/“/g, "‘").replace(/”/g, "’")}”`;  // a label may quote a word itself
 
   /* ------------------------------------------------------------ files */
 
@@ -307,11 +308,11 @@
     if (Number.isFinite(excess)) row('Universality', `Excess correlation ${fixed(excess, 3)}: its best matches in other seeds correlate ${fixed(value(seed, 'mean_corr', at), 3)} on average, in a rotated basis ${fixed(value(seed, 'mean_baseline', at), 3)}.`);
     if (Number.isFinite(score)) {
       const second = word(seed, 'runner_up_label', at);
-      row('Fires on', `“${word(seed, 'label', at)}” explains ${fixed(100 * score, 1)} % of its variance on held-out text (chance ${fixed(100 * plain(seed, 'chance', at), 1)} %); it is ${plain(seed, 'difference', at) >= 0 ? 'more' : 'less'} active there.`
-        + (second ? ` The best label of another family is “${second}” (${fixed(100 * plain(seed, 'runner_up_score', at), 1)} %).` : ''));
+      row('Fires on', `${quoted(word(seed, 'label', at))} explains ${fixed(100 * score, 1)} % of its variance on held-out text (chance ${fixed(100 * plain(seed, 'chance', at), 1)} %); it is ${plain(seed, 'difference', at) >= 0 ? 'more' : 'less'} active there.`
+        + (second ? ` The best label of another family is ${quoted(second)} (${fixed(100 * plain(seed, 'runner_up_score', at), 1)} %).` : ''));
     }
     if (Number.isFinite(plain(seed, 'raised_score', at))) {
-      const named = kind => `“${word(seed, kind, at)}” (${fixed(100 * plain(seed, `${kind}_score`, at), 1)} %)`;
+      const named = kind => `${quoted(word(seed, kind, at))} (${fixed(100 * plain(seed, `${kind}_score`, at), 1)} %)`;
       row('Writes', `Of all token classes it raises ${named('raised')} and lowers ${named('lowered')} most clearly, in shares of the variance of its logit effects (chance ${fixed(100 * plain(seed, 'null_score', at), 1)} %).`);
     }
     return rows.length ? element('dl', {className: 'said'}, ...rows) : null;
