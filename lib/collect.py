@@ -207,7 +207,7 @@ def losses(name: str, model, text) -> list[dict]:
 def _first_look(run: Run, precision: str, device: torch.device) -> None:
     """Every seed's loss (tables/losses.parquet) and pilot (stats/pilot.safetensors), one model at a time."""
     rows, scalings = [], {}
-    for name in sorted(run.params.seeds):
+    for name in tqdm(sorted(run.params.seeds), desc="losses and ranges", unit="seed"):
         model = _model(run, name, precision, device)
         rows += losses(name, model, run.text)
         found = pilot(name, Trunk(model), run.text, precision, device)

@@ -25,11 +25,25 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: threads of 
 TOKENIZER = ROOT / "data" / "tokenizer"
 TEXT = ROOT / "data" / "tokens.safetensors"
 SHIPPED = ROOT / "data" / "seeds"
+CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine; install it or name one with CHROMIUM=/path")
+QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
+         "--disable-sync")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
     """The longest file first, so that no worker waits for it at the end."""
     items.sort(key=lambda item: item.path.stem != "test_shipped_seeds")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium, driven by Playwright."""
+    driver = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
+    with driver.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+        yield chromium
+        chromium.close()
 
 
 def save_seed(model: GPT2LMHeadModel, folder: Path) -> Path:

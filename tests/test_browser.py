@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
+from conftest import needs_browser
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from test_ledger import make_tables
 
@@ -24,9 +25,7 @@ from lib.examples import gallery_html, neuron_table_html
 from lib.params import ROOT
 from lib.store import write_table
 
-playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine; install it or name one with CHROMIUM=/path")
+pytestmark = needs_browser
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 FIGURES = ("figure_02a_11_distributions", "universal_share_by_layer")
 
@@ -106,14 +105,6 @@ def folder(tmp_path_factory) -> Path:
 def pages_under_test(folder: Path) -> list[Path]:
     more = os.environ.get("REPORT")
     return sorted((folder / "report").glob("*.html")) + (sorted(Path(more).glob("*.html")) if more else [])
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield started
-        started.close()
 
 
 @pytest.fixture

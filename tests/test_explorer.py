@@ -3,12 +3,11 @@
 import json
 import re
 from pathlib import Path
-from shutil import which
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import TEXT, save_seed
+from conftest import TEXT, needs_browser, save_seed
 from explored import made_run
 from stand_ins import llama_model
 
@@ -16,21 +15,6 @@ from lib import explorer, explorer_files, report
 from lib.circuits import processed_model
 from lib.params import Params
 from lib.store import Run
-
-CHROMIUM = which("chromium")
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no `chromium` on this machine")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync"]  # fmt: skip
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=quiet)
-        yield chromium
-        chromium.close()
 
 
 class Explorer:
