@@ -1,12 +1,20 @@
-"""What the explorer notebook computes: against direct expressions on a small run, and the notebook itself once."""
+"""What the explorer notebook computes: against direct expressions on a small run, and the notebook itself, by itself and in JupyterLab."""
 
+import contextlib
+import os
 import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import needs_browser
 from nbclient import NotebookClient
 
 from lib import lab
@@ -124,12 +132,82 @@ def test_text_panel_runs_every_seed(complete):
     assert all(f"Seed {seed}" in panel.output.value for seed in "abc")
 
 
-def test_the_notebook_runs_from_a_fresh_kernel(complete, monkeypatch):
+@pytest.fixture
+def notebook(complete):
+    """The explorer notebook with the small run in its parameters cell."""
     notebook = nbformat.read(ROOT / "notebooks" / "optional" / "explorer.ipynb", as_version=4)
     cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
     outputs, params_file = str(complete.folder.parent), str(complete.folder / "params.yaml")
     cell.source += f"\nimport lib.params, pathlib\nlib.params.OUTPUTS = pathlib.Path({outputs!r})\nparams_file = {params_file!r}"
+    return notebook
+
+
+def test_the_notebook_runs_from_a_fresh_kernel(notebook, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     executed = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": ROOT / "notebooks" / "optional"}}).execute()
     shown = [output.data for cell in executed.cells for output in cell.get("outputs", []) if output.output_type in ("display_data", "execute_result")]
     assert sum("application/vnd.jupyter.widget-view+json" in data for data in shown) == 3
+
+
+@pytest.fixture
+def jupyterlab(tmp_path, notebook):
+    """The address of a JupyterLab, started as `make lab` starts it, on the notebook."""
+    (tmp_path / "notebooks" / "optional").mkdir(parents=True)
+    nbformat.write(notebook, tmp_path / "notebooks" / "optional" / "explorer.ipynb")
+    recipe = next(line for line in (ROOT / "Makefile").read_text().splitlines() if "-m jupyterlab" in line)
+    options = [option for option in recipe.split() if option.startswith(("--ServerApp", "--LabApp"))]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    home = {name: str(tmp_path / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR")}
+    with open(tmp_path / "log.txt", "w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", *options, "--allow-root", "--no-browser", "--LabApp.expose_app_in_browser=True",
+             f"--ServerApp.port={port}", "--IdentityProvider.token=key"],
+            cwd=tmp_path, env=os.environ | home | {"PYTHONPATH": str(ROOT)}, stdout=log, stderr=log,
+        )  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(120):
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/api?token=key", timeout=5):
+                break
+            time.sleep(0.5)
+        else:
+            raise AssertionError((tmp_path / "log.txt").read_text())
+        yield f"{address}/?token=key"  # leads to the notebook
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@needs_browser
+def test_the_notebook_in_jupyterlab_follows_its_sliders_and_lights_up_neurons(jupyterlab, browser):
+    page = browser.new_page(viewport={"width": 1280, "height": 1400})
+    page.set_default_timeout(120_000)
+    page.goto(jupyterlab)
+    page.wait_for_selector(".jp-NotebookPanel .jp-Cell")
+    page.evaluate(
+        "async () => {await jupyterapp.restored; await jupyterapp.shell.currentWidget.sessionContext.ready;"
+        " await jupyterapp.commands.execute('notebook:run-all-cells');}"
+    )
+    panel = page.locator(".jp-OutputArea-output:has(img.jupyter-widgets)").first
+    sentence, picture = panel.locator(".widget-html-content").first, panel.locator("img.jupyter-widgets")
+    before, drawn = sentence.inner_text(), picture.get_attribute("src")
+    assert before.startswith("Above 0.5, ")
+    panel.get_by_role("slider").first.focus()
+    for _ in range(30):
+        page.keyboard.press("ArrowLeft")
+    page.wait_for_function("element => element.innerText.startsWith('Above 0.2, ')", arg=sentence.element_handle())
+    assert sentence.inner_text() != before.replace("0.5", "0.2") and picture.get_attribute("src") != drawn
+
+    lower = page.locator(".jp-OutputArea-output:has(textarea)").last
+    lower.locator("textarea").fill("The cat sat on the mat.")
+    threshold = lower.get_by_role("slider").first
+    threshold.focus()
+    for _ in range(49):
+        page.keyboard.press("ArrowLeft")
+    lower.get_by_role("button", name="Run the models").click()
+    page.wait_for_function("element => element.innerText.includes('deviations above its mean')", arg=lower.element_handle())
+    assert "At threshold 0.01," in lower.inner_text() and "fired on 7 tokens" in lower.inner_text()
+    assert all(f"Seed {seed}:" in lower.inner_text() for seed in "abc")
+    page.close()
