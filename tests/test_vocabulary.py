@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from transformers import GPT2LMHeadModel
 
-from lib import circuit_tables, vocabulary
+from lib import circuit_tables, labels, vocabulary
 from lib.circuits import processed_model
 from lib.kernels.grouped import GroupedMoments, Places
 from lib.labels import LabelSet
@@ -154,9 +154,9 @@ def run(make_run, tmp_path):
 
 def write_next_token_moments(run, seed, folder):
     """A seed's activations by the next token alone, as its pass leaves them."""
-    text, groups = run.text, {GROUPING: run.text.vocab_size}
-    following = torch.cat([text.tokens[:, 1:], torch.full((len(text.tokens), 1), -1)], 1)
-    places, counted = Places({GROUPING: following}, groups), text.counted()
+    text, following = run.text, labels.groupings(run.text, run.tokenizer)[GROUPING]
+    groups = {GROUPING: len(following.groups)}
+    places, counted = Places({GROUPING: following.ids}, groups), text.counted()
     scaling = torch.stack([torch.zeros(48), torch.ones(48)])
     moments = [GroupedMoments(groups, scaling) for _ in range(2)]
     for blocks in torch.arange(len(text.tokens)).split(8):
