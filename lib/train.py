@@ -5,10 +5,7 @@ seeds have seen about equally many. `--export` brings them level, lets each deca
 and writes the models with their held-out losses. SIGTERM saves and stops; the same command goes on. Where the states are
 gone, `--start data/seeds` goes on from the shipped models.
 
-The seeds began with learning rate 2e-3 and beta2 0.95, too restless for steps of 2,048 tokens. Four ways to go on with seed a
-from step 3,167, on the same 623 thousand tokens, of which the last 98 thousand in a linear decay, gave a held-out loss (160
-blocks) of 4.693 (2e-3, 0.95), 4.633 (2e-3, 0.99), 4.597 (1e-3, 0.95) and 4.542 (1e-3, 0.99): the last became the second
-phase of the recipe.
+RECIPE_NOTE
 """
 
 from __future__ import annotations
@@ -38,7 +35,7 @@ from lib.text import Text, file_sha256, read_text
 from lib.trainer import Decay, Machine, Recipe, SeedRun, shipped_record, shipped_step, stored, stored_step
 
 SEEDS = {name: number for number, name in enumerate("abcde")}  # a seed's number draws its weights and its data order
-STAGE_STEPS = 128  # a worker trains a seed this long before it takes the next
+STAGE_TOKENS = {"cpu": 2**18, "cuda": 2**26}  # a worker trains a seed on so many before it takes the next
 SHIPPED_MATRICES = torch.float8_e4m3fn  # 5 MB a seed in git's history, for a few thousandths of a nat (training.json, rounding_cost)
 CHECK_BLOCKS = 16  # held-out blocks on which transformers itself must find the stated loss again
 
@@ -169,6 +166,7 @@ def work(connection: Connection, paths: Paths, recipe: Recipe, machine: Machine,
     parent = os.getppid()
     kernels = machine.prepare()
     train, held_out = read_text(paths.train_text), read_text(paths.held_out_text)
+    tokens = train.tokens.to(machine.device)
     while True:
         while not connection.poll(0.5):
             if stopping() or os.getppid() != parent:
@@ -179,7 +177,7 @@ def work(connection: Connection, paths: Paths, recipe: Recipe, machine: Machine,
             return
         start = paths.start / task.seed if paths.start else None
         folder = branched(paths.out / task.seed, task.decay) if task.decay else paths.out / task.seed
-        run = SeedRun(folder, SEEDS[task.seed], train.tokens, recipe, machine, kernels, task.decay, start)
+        run = SeedRun(folder, SEEDS[task.seed], tokens, recipe, machine, kernels, task.decay, start)
         run.train(task.until_step, lambda: stopping() or os.getppid() != parent)
         if task.ship and not stopping():
             answer = ship(run, task.seed, paths, held_out, held_out_blocks, task.baseline)
@@ -231,12 +229,12 @@ class Workers:
             process.join()
 
 
-def round_robin(workers: Workers, steps: dict[str, int], until_step: int, step_tokens: int, decay: Decay | None = None) -> None:
-    """Trains every seed, or its decay, to `until_step`, always the idle seed with the fewest steps next. Updates `steps`."""
+def round_robin(workers: Workers, steps: dict[str, int], until_step: int, step_tokens: int, stage: int, decay: Decay | None = None) -> None:
+    """Trains every seed, or its decay, to `until_step`, `stage` steps of the idle seed with the fewest at a time. Updates `steps`."""
     while not stopping() and (workers.busy or min(steps.values()) < until_step):
         waiting = [s for s in steps if s not in workers.busy.values() and steps[s] < until_step]
         for seed in sorted(waiting, key=lambda s: (steps[s], s))[:len(workers.idle)]:
-            workers.give(Task(seed, min(until_step, steps[seed] + STAGE_STEPS), decay))
+            workers.give(Task(seed, min(until_step, steps[seed] + stage), decay))
         for seed, step, line in workers.answers():
             steps[seed] = step
             print(f"{line.get('time', '')} seed {seed} step {step} {step * step_tokens / 1e6:.2f}M tokens "
@@ -266,7 +264,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     parser.add_argument("--eager", action="store_true", help="do not compile")
-    parser.add_argument("--workers", type=int, help="processes (default: one a seed, at most one a core)")
+    parser.add_argument("--workers", type=int, help="processes (default: one a seed, at most one a core; one on a GPU)")
     parser.add_argument("--threads", type=int, help="threads a process (default: cores / processes)")
     parser.add_argument("--batch", type=int, default=Recipe.batch, help="blocks a step; part of the recipe")
     parser.add_argument("--held-out-blocks", type=int, default=1000, help="blocks of the stated held-out loss")
@@ -302,9 +300,10 @@ def main(arguments: list[str]) -> int:
     recipe = Recipe(batch=options.batch)
     names = list(SEEDS) if options.all else options.seed
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = options.workers or min(len(names), cores)
-    machine = Machine.chosen(options.device, options.precision, options.threads or max(1, cores // count))
-    machine = replace(machine, compiled=machine.compiled and not options.eager)
+    machine = Machine.chosen(options.device, options.precision)
+    count = options.workers or (1 if machine.device == "cuda" else min(len(names), cores))
+    machine = replace(machine, compiled=machine.compiled and not options.eager, threads=options.threads or max(1, cores // count))
+    stage = max(1, STAGE_TOKENS[machine.device] // recipe.step_tokens)
 
     lock = locked(paths.out)  # kept open, and so held, until the process ends
     train, held_out = read_text(paths.train_text), read_text(paths.held_out_text)
@@ -323,11 +322,11 @@ def main(arguments: list[str]) -> int:
           f"{machine.threads} threads, {machine.device}, {machine.dtype}, pid {os.getpid()} in {lock.name}", flush=True)
     workers = Workers(count, paths, recipe, machine, options.held_out_blocks)
     try:
-        round_robin(workers, steps, until_step, recipe.step_tokens)
+        round_robin(workers, steps, until_step, recipe.step_tokens, stage)
         if options.export and not stopping():
             decay = Decay(until_step, max(1, round(until_step * recipe.decay_share)))
             decayed = {name: stored_step(decay_folder(paths.out / name, decay)) or until_step for name in names}
-            round_robin(workers, decayed, until_step + decay.steps, recipe.step_tokens, decay)
+            round_robin(workers, decayed, until_step + decay.steps, recipe.step_tokens, stage, decay)
             if not stopping():
                 blocks = evenly_spaced(len(held_out.tokens), options.held_out_blocks)
                 ship_all(workers, names, decay, bigram_losses(train, held_out, blocks))

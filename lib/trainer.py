@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from lib.gpt2 import Kernels, Shape, new_model, training_loss
 
 SAVE_SECONDS = 180  # at most this much work is lost by a kill
 LOG_STEPS = 16
+PART_BLOCKS = {"cpu": 8, "cuda": 256}  # blocks whose gradient is taken at a time: a step's activations need not all be in memory
 
 
 @dataclass(frozen=True)
@@ -41,18 +43,15 @@ class Phase:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that the seeds share. A run that goes on later must keep what it has been trained with so far.
+    """All that the seeds share. A run that goes on later must keep what it has been trained with so far."""
 
-    The first phase's rate was too high for steps this small: lib.train's docstring has the measurement.
-    """
-
-    batch: int = 8  # blocks a step
-    phases: tuple[Phase, ...] = (Phase(0, 2e-3, 0.95), Phase(3296, 1e-3, 0.99))
+    batch: int = 256  # blocks a step
+    phases: tuple[Phase, ...] = (Phase(0, 3e-3, 0.95),)
     warmup_steps: int = 150
     beta1: float = 0.9
     weight_decay: float = 0.1  # matrices only: none on biases and LayerNorm
     clip_norm: float = 1.0
-    decay_share: float = 0.12  # decay steps as a share of the steps so far
+    decay_share: float = 0.2  # decay steps as a share of the steps so far
     shape: Shape = Shape()
 
     @property
@@ -92,6 +91,7 @@ def learning_rate(recipe: Recipe, step: int, decay: Decay | None = None, begun: 
     return rate
 
 
+@lru_cache(maxsize=16)
 def block_order(n_blocks: int, seed: int, epoch: int) -> np.ndarray:
     """The order in which a seed reads all training blocks in an epoch (0, 1, …): a permutation."""
     return np.random.default_rng((seed, epoch)).permutation(n_blocks)
@@ -157,7 +157,7 @@ class SeedRun:
 
     def __init__(self, folder: Path, seed: int, tokens: Tensor, recipe: Recipe, machine: Machine,
                  kernels: Kernels, decay: Decay | None = None, start: Path | None = None):
-        self.folder, self.seed, self.tokens, self.recipe = folder, seed, tokens, recipe  # tokens: (blocks, context)
+        self.folder, self.seed, self.tokens, self.recipe = folder, seed, tokens, recipe  # tokens: (blocks, context), on any device
         self.machine, self.kernels, self.decay = machine, kernels, decay
         self.step, self.begun = 0, 0
         self.model = new_model(recipe.shape, seed).to(machine.device)
@@ -197,10 +197,13 @@ class SeedRun:
 
     def _step(self) -> Tensor:
         """One optimiser step; returns the batch's mean loss."""
-        blocks = step_blocks(len(self.tokens), self.seed, self.step, self.recipe.batch)
-        batch = self.tokens[torch.from_numpy(blocks)].to(self.machine.device, torch.int64)
-        loss = training_loss(self.weights, batch, self.recipe.shape.n_head, self.machine.dtype, self.kernels)
-        loss.backward()
+        blocks = torch.from_numpy(step_blocks(len(self.tokens), self.seed, self.step, self.recipe.batch))
+        batch = self.tokens[blocks.to(self.tokens.device)].to(self.machine.device, torch.int64)
+        total = torch.zeros((), device=self.machine.device)
+        for part in batch.split(PART_BLOCKS[self.machine.device]):
+            loss = training_loss(self.weights, part, self.recipe.shape.n_head, self.machine.dtype, self.kernels)
+            (loss * (len(part) / len(batch))).backward()
+            total += loss.detach() * (len(part) / len(batch))
         torch.nn.utils.clip_grad_norm_(self.weights.values(), self.recipe.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, self.step, self.decay, self.begun)
@@ -208,7 +211,7 @@ class SeedRun:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
-        return loss.detach()
+        return total
 
     def save(self) -> None:
         """Writes the state beside the old one and swaps them: a kill leaves one whole state."""

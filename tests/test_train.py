@@ -23,6 +23,7 @@ from lib.seed_card import seeds_section
 from lib.text import file_sha256, read_text
 from lib.train import check_loss, evenly_spaced
 from lib.trainer import (
+    PART_BLOCKS,
     Decay,
     Machine,
     Phase,
@@ -110,7 +111,8 @@ def test_lean_forward_has_transformers_losses_and_gradients(monkeypatch):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_training_is_transformers_with_plain_adamw(tmp_path):
+def test_training_is_transformers_with_plain_adamw(tmp_path, monkeypatch):
+    monkeypatch.setitem(PART_BLOCKS, "cpu", 2)  # a step of 3 blocks in two ragged parts
     run = small_run(tmp_path)
     model = new_model(SMALL, 0)
     vectors = [w for w in model.parameters() if w.dim() == 1]

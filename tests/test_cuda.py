@@ -1,0 +1,66 @@
+"""The same code on a GPU: a whole pass, the fused kernel and training steps against the CPU's. Skipped without a GPU."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import tables_of
+from test_train import RECIPE, small_tokens
+
+from lib.gpt2 import Kernels
+from lib.kernels.fused import fastest_layer_statistics, layer_statistics
+from lib.store import read_tensors
+from lib.text_labels import group_sizes
+from lib.trainer import Machine, SeedRun
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+# Largest difference of a correlation from the CPU's in fp64; the forward pass is in fp32, or bf16 below
+TOLERANCE = {"fp64": 1e-4, "fp32": 1e-4, "bf16": 0.05, "int8": 0.05}
+
+
+@pytest.mark.parametrize("precision", list(TOLERANCE))
+def test_a_pass_has_the_tables_of_the_cpu(make_run, seed_folders, monkeypatch, precision):
+    monkeypatch.setattr("lib.collect.group_sizes", group_sizes)
+    settings = {"token_budget": 200 * 256, "memory_gb": 4.0}
+    host = make_run(seed_folders, run="host", **settings)
+    device = make_run(seed_folders, run="device", **settings, device="cuda", precision=precision)
+    expected, found = tables_of(host), tables_of(device)
+    assert device.done["device"] == "cuda" and device.done["precision"] == precision
+    for column in ("max_corr", "min_corr", "mean_corr", "mean_baseline", "excess_corr", "sparsity"):
+        difference = (found["neurons"][column] - expected["neurons"][column]).abs()
+        assert difference.max() < TOLERANCE[precision], column
+    if precision in ("fp64", "fp32"):
+        for column in ("mean", "var", "skew", "kurt", "activation_mean", "activation_std"):
+            np.testing.assert_allclose(found["neurons"][column], expected["neurons"][column], rtol=1e-3, atol=1e-4)
+        pd.testing.assert_frame_equal(found["losses"], expected["losses"], rtol=1e-4)
+        for path in (host.folder / "stats").glob("grouped-*"):
+            other = read_tensors(device.folder / "stats" / path.name)
+            for key, tensor in read_tensors(path).items():
+                torch.testing.assert_close(other[key], tensor, rtol=1e-2, atol=1e-2, msg=lambda text, key=key: f"{key}: {text}")
+        examples = [run.stats("examples") for run in (host, device)]
+        for key in ("a.value", "c.window"):
+            np.testing.assert_allclose(examples[1][key], examples[0][key], rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_the_fused_kernel_gives_what_its_expression_gives(dtype):
+    generator = torch.Generator().manual_seed(0)
+    pre, dither = (torch.randn(64, 96, generator=generator).cuda() for _ in range(2))
+    counted = (torch.rand(64, 1, generator=generator) > 0.2).float().cuda()
+    scaling = torch.stack([torch.zeros(96), torch.full((96,), 40.0)]).cuda()
+    given = pre, torch.nn.functional.gelu(pre), counted, scaling, scaling, dither.abs() % 1, dtype
+    for compiled, plain in zip(fastest_layer_statistics()(*given), layer_statistics(*given), strict=True):
+        torch.testing.assert_close(compiled.float(), plain.float(), rtol=1e-4, atol=1e-2)
+
+
+def test_training_steps_are_those_of_the_cpu(tmp_path):
+    def trained(device: str) -> dict[str, torch.Tensor]:
+        machine = Machine(device, torch.float32, compiled=False, threads=1)
+        run = SeedRun(tmp_path / device, 0, small_tokens().to(device), RECIPE, machine, Kernels())
+        run.train(6)
+        return {name: weight.detach().cpu() for name, weight in run.weights.items()}
+
+    expected, found = trained("cpu"), trained("cuda")
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
