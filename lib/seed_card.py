@@ -33,7 +33,7 @@ everything but the seed number, which draws their initialisation and the order o
 
 Mean nats per predicted token on {blocks:,} blocks spread evenly over `tokens.safetensors`, of the shipped weights computed
 in fp32. *Bigram* is a Jelinek–Mercer interpolation of bigram, unigram and uniform model, counted on the whole training
-text ({share:.1f} times what a seed has read), its weights fitted on the last 2 % of that text, on the same held-out tokens.
+text (of which a seed has read {epochs:.2f} times as much), its weights fitted on the last 2 % of that text, on the same held-out tokens.
 `seeds/<seed>/training.json` holds these numbers and the loss on {check_blocks} blocks that the tests find again.
 
 """
@@ -63,7 +63,7 @@ def seeds_section(folder: Path) -> str:
         **{**shape, **{k: v for k, v in recipe.items() if k not in ("shape", "phases")}}, phases=phases, neurons=shape["n_layer"] * shape["d_mlp"],
         parameters=parameters, step_tokens=recipe["batch"] * shape["context"], blocks=held_out["blocks"],
         matrices=first["matrices"], rounding_cost=max(abs(record["rounding_cost"]) for record in records),
-        check_blocks=len(first["check"]["blocks"]), share=1 / first["epochs"] if first["epochs"] else float("inf"),
+        check_blocks=len(first["check"]["blocks"]),
         **{k: first[k] for k in ("constant_steps", "decay_steps", "tokens", "epochs", "compute", "device", "torch")})
     names = [record["seed"] for record in records]
     by_domain = [[domain, *(f"{record['held_out']['loss_by_domain'][domain]:.3f}" for record in records), f"{loss:.3f}"]

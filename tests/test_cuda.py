@@ -7,6 +7,7 @@ import torch
 from conftest import tables_of
 from test_train import RECIPE, small_tokens
 
+from lib.circuits import processed_model
 from lib.gpt2 import Kernels
 from lib.kernels.fused import fastest_layer_statistics, layer_statistics
 from lib.store import read_tensors
@@ -37,7 +38,12 @@ def test_a_pass_has_the_tables_of_the_cpu(make_run, seed_folders, monkeypatch, p
         for path in (host.folder / "stats").glob("grouped-*"):
             other = read_tensors(device.folder / "stats" / path.name)
             for key, tensor in read_tensors(path).items():
-                torch.testing.assert_close(other[key], tensor, rtol=1e-2, atol=1e-2, msg=lambda text, key=key: f"{key}: {text}")
+                found_one = other[key]
+                if key.endswith(".active"):  # in tokens: one whose pre-activation is 0 within rounding may fall on either side
+                    count = other[key.replace("active", "count")][..., None]
+                    assert ((found_one - tensor) * count).abs().max() < 1.5, key
+                else:
+                    torch.testing.assert_close(found_one, tensor, rtol=1e-2, atol=1e-2, msg=lambda text, key=key: f"{key}: {text}")
         examples = [run.stats("examples") for run in (host, device)]
         for key in ("a.value", "c.window"):
             np.testing.assert_allclose(examples[1][key], examples[0][key], rtol=1e-2, atol=1e-2)
@@ -64,3 +70,7 @@ def test_training_steps_are_those_of_the_cpu(tmp_path):
     expected, found = trained("cpu"), trained("cuda")
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_processed_weights_stay_on_the_cpu(seed_folders):
+    assert processed_model(seed_folders["a"]).W_U.device.type == "cpu"

@@ -319,7 +319,6 @@ def test_shipped_seeds_differ_in_the_seed_only():
     assert records[0]["held_out_sha256"] == file_sha256(ROOT / "data" / "tokens.safetensors")
 
 
-@pytest.mark.xfail(strict=True, reason="seed a is ahead of the others, the last by 2.3 %; drop this mark once it passes")
 def test_shipped_losses_are_within_two_percent():
     losses = [record["held_out"]["loss"] for record in shipped_records()]
     assert max(losses) <= 1.02 * min(losses)
