@@ -137,7 +137,8 @@ def persistence(neurons: pd.DataFrame, threshold: float) -> pd.DataFrame:
 
     Columns: seed, point; universal (at s); kept (also at the end); persistence = kept / universal, NaN without any;
     chance, what as many neurons of the same layers chosen at random would give; same_partner, over kept neurons and compared
-    seeds the share of pairs whose best match is the same neuron at s and at the end, NaN without any.
+    seeds the share of pairs whose best match is the same neuron at s and at the end, of those whose matches the table has;
+    NaN without any.
     """
     names = list(dict.fromkeys(neurons["point"]))
     rows = [_kept(seed, name, at, end, threshold) for name in names[:-1] for seed, at, end in _pairs(neurons, name, names[-1])]
@@ -199,7 +200,8 @@ def _kept(seed: str, name: str, at: pd.DataFrame, end: pd.DataFrame, threshold: 
     kept, number = then & now, int(then.sum())
     by_layer = pd.Series(now).groupby(at["layer"]).mean()
     partners = [column for column in at if column.startswith("partner_") and column != f"partner_{seed}"]
-    same = at.loc[kept, partners].to_numpy() == end.loc[kept, partners].to_numpy()
+    before, after = (rows.loc[kept, partners].to_numpy() for rows in (at, end))
+    same = (before == after)[(before >= 0) & (after >= 0)]
     return {
         "seed": seed, "point": name, "universal": number, "kept": int(kept.sum()),
         "persistence": kept.sum() / number if number else np.nan,

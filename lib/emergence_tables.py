@@ -35,6 +35,7 @@ ROTATIONS = 1  # draws: chapter 2 shows how little those of one seed differ in t
 TABLES = ("seeds", "losses", "layers", "heads", "properties", "neurons")
 RECORD = "emergence.json"
 SHIPPED = Path("data") / "emergence"
+PARTNERS_FROM = 0.25  # excess from which on a neuron's matches ship: persistence asks for them of universal neurons only, and they are bulky
 
 
 def point_params(params: Params, point: Point, tokens: int) -> Params:
@@ -165,13 +166,13 @@ def tabulate_emergence(params: Params, tokens: int | None = None, steps: list[in
     for number, point in enumerate(chosen, 1):
         print(f"{point.label} ({number} of {len(chosen)})", file=sys.stderr, flush=True)
         records.append(measured_point(params, point, tokens, folder / "points" / point.label))
-    settings |= {name: records[0][name] for name in ("text_sha256", "counted", "precision", "layers", "neurons")}
+    settings |= {name: records[0][name] for name in ("text_sha256", "counted", "layers", "neurons")}
     older, kept = kept_points(keep, records, settings) if keep else ([], {})
     for name in TABLES:
         parts = [pd.read_parquet(folder / "points" / point.label / f"{name}.parquet").assign(point=point.label) for point in chosen]
         table = pd.concat([*([kept[name]] if kept else []), *parts], ignore_index=True)
         write_table(folder / f"{name}.parquet", table.astype({"point": "category", "seed": "category"}))
-    own = ("label", "step", "tokens", "seeds", "seconds")
+    own = ("label", "step", "tokens", "seeds", "precision", "seconds")
     every = sorted([*older, *({name: record[name] for name in own} for record in records)],
                    key=lambda point: float("inf") if point["step"] is None else point["step"])  # fmt: skip
     write_json(folder / RECORD, {"run": params.run, **settings, "points": every})
@@ -232,10 +233,13 @@ def _families(run: Run, folder: Path) -> pd.DataFrame | None:
 
 
 def export(folder: Path, to: Path) -> None:
-    """Copies the tables and their record, and nothing else, to where they ship."""
+    """Copies the tables and their record, and nothing else, to where they ship, without the matches of neurons far from universal."""
     to.mkdir(parents=True, exist_ok=True)
-    for name in (*(f"{table}.parquet" for table in TABLES), RECORD):
+    for name in (*(f"{table}.parquet" for table in TABLES if table != "neurons"), RECORD):
         shutil.copyfile(folder / name, to / name)
+    neurons = pd.read_parquet(folder / "neurons.parquet")
+    neurons.loc[neurons["excess_corr"] < PARTNERS_FROM, [name for name in neurons if name.startswith("partner_")]] = -1
+    write_table(to / "neurons.parquet", neurons)
 
 
 @told

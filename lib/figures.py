@@ -40,7 +40,7 @@ sns.set_theme(
     font_scale=0.9,
     rc={
         "figure.dpi": 100,
-        "savefig.dpi": 200,
+        "savefig.dpi": 144,
         "savefig.bbox": "tight",
         "pdf.fonttype": 42,  # text stays text in the PDF
         "svg.hashsalt": "figure",  # the same figure gives the same file

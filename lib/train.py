@@ -37,7 +37,6 @@ from lib.text import Text, file_sha256, read_text
 from lib.trainer import Decay, Machine, Recipe, SeedRun, shipped_record, shipped_step, stored, stored_step
 
 SEEDS = {name: number for number, name in enumerate("abcde")}  # a seed's number draws its weights and its data order
-TOKENS = 174_587_904  # the constant phase of the shipped seeds
 STAGE_TOKENS = {"cpu": 2**18, "cuda": 2**26}  # a worker trains a seed on so many before it takes the next
 SHIPPED_MATRICES = torch.float8_e4m3fn  # 5 MB a seed in git's history, for a few thousandths of a nat (training.json, rounding_cost)
 CHECK_BLOCKS = 16  # held-out blocks on which transformers itself must find the stated loss again
@@ -262,7 +261,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--all", action="store_true", help="train all five seeds")
     parser.add_argument("--seed", nargs="+", choices=SEEDS, default=[], help="train these seeds")
     parser.add_argument("--tokens", type=int, help="tokens of the constant phase, each seed "
-                        f"(default {TOKENS:,}; with --export as many as the furthest seed has)")
+                        "(left out with --export: as many as the furthest seed has)")
     parser.add_argument("--export", action="store_true", help="then decay and write the models to --ship")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
@@ -319,8 +318,10 @@ def main(arguments: list[str]) -> int:
 
     steps = {name: stored_step(paths.out / name) or (shipped_step(shipped_record(paths.start / name)) if paths.start else 0) for name in names}
     furthest = max(steps.values())
-    until_step = furthest if options.export and options.tokens is None and furthest else math.ceil(
-        (options.tokens or TOKENS) / recipe.step_tokens)
+    if options.tokens is None and not (options.export and furthest):
+        raise InputError("Give --tokens, how many each seed shall read in the constant phase; it can be left out only with "
+                         "--export where some were trained already.")
+    until_step = furthest if options.tokens is None else math.ceil(options.tokens / recipe.step_tokens)
     print(f"seeds {' '.join(names)} to step {until_step} on {len(train.tokens)} blocks: {count} processes × "
           f"{machine.threads} threads, {machine.device}, {machine.dtype}, pid {os.getpid()} in {lock.name}", flush=True)
     workers = Workers(count, paths, recipe, machine, options.held_out_blocks)

@@ -91,11 +91,18 @@ def test_points_of_older_tables_are_kept_beside_new_ones(params, trained, tmp_pa
     older = tmp_path / "older"
     emergence_tables.export(tabulate_emergence(params, 8 * 256), older)
     whole = Emergence(older, shipped=False)
-    again = Emergence(tabulate_emergence(params, 8 * 256, steps=[], keep=older), shipped=False)
+    emergence_tables.export(tabulate_emergence(params, 8 * 256, steps=[], keep=older), tmp_path / "again")
+    again = Emergence(tmp_path / "again", shipped=False)
     assert again.record == whole.record | {"points": again.record["points"]}
     assert again.points["point"].tolist() == whole.points["point"].tolist()
     for name, table in whole.tables.items():
         pd.testing.assert_frame_equal(again.tables[name], table)
+
+    measured, shipped = pd.read_parquet(params.folder / "emergence" / "neurons.parquet"), whole.tables["neurons"]
+    far = shipped["excess_corr"] < emergence_tables.PARTNERS_FROM
+    assert far.any() and not far.all() and (shipped.loc[far, "partner_b"] == -1).all()
+    assert (shipped.loc[~far, "partner_b"] == measured.set_index(["point", *emergence.KEYS])["partner_b"].reindex(
+        pd.MultiIndex.from_frame(shipped.loc[~far, ["point", *emergence.KEYS]])).to_numpy()).all()
 
     record = json.loads((older / "emergence.json").read_text())
     record["points"][-1] |= {"seeds": {"a": "other weights"}, "step": 4}
