@@ -1,6 +1,6 @@
 # make report [RUN=tiny] [SEED=a] [TOKENS=1000000] [PARAMS=path.yaml]; `make help` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help report plan compare emergence archive test lab bench seeds lint clean environment FORCE
+.PHONY: help report plan compare emergence archive example test lab bench seeds lint clean environment FORCE
 .NOTPARALLEL:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
@@ -33,7 +33,7 @@ EXECUTED := $(CHAPTERS:notebooks/%=$(OUT)/notebooks/%)
 EXECUTED += $(patsubst %,$(OUT)/notebooks/published.ipynb,$(wildcard $(OUT)/tables/published.parquet))
 # What makes the pages, and what makes the seeds, the text, the archive and the explorer notebook, does not change what a chapter computes.
 PAGES := lib/report.py lib/pages.py $(wildcard lib/front.py lib/answer.py lib/ledger.py lib/claims.py lib/*_claims.py lib/explorer*.py lib/report_template/* bench/*.json)
-SHIPPING := lib/corpus.py lib/corpus_sources.py lib/bigram.py lib/train.py lib/trainer.py lib/gpt2.py lib/seed_card.py lib/archive.py lib/lab.py lib/lab_widgets.py
+SHIPPING := lib/corpus.py lib/corpus_sources.py lib/bigram.py lib/train.py lib/trainer.py lib/gpt2.py lib/seed_card.py lib/archive.py lib/example.py lib/lab.py lib/lab_widgets.py
 LIBRARY := $(filter-out $(PAGES) $(SHIPPING),$(wildcard lib/*.py lib/kernels/*.py))
 
 help: ## this list
@@ -48,6 +48,9 @@ compare: $(OUT)/tables/done.json ## a published per-neuron table beside the run'
 
 archive: $(READY) ## a finished run as one file to share, with checksums; [RUN=tiny]
 	@$(PY) -m lib.archive $(OUT)
+
+example: $(OUT)/report/index.html ## the example report in outputs/example, from a finished run; [RUN=tiny]
+	@$(PY) -m lib.example $(OUT)
 
 plan: $(READY) ## memory, passes, disk and time that a run will take; [RUN=tiny] [SEED=a] [TOKENS=1000000] [PARAMS=path.yaml]
 	@$(PY) -m lib.plan '$(PARAMS)' --run '$(RUN)' $(if $(SEED),--seed '$(SEED)') $(if $(TOKENS),--tokens '$(TOKENS)')

@@ -15,9 +15,10 @@ import pandas as pd
 import seaborn as sns
 from IPython.display import Image, display
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 from PIL import Image as Picture
 from PIL.PngImagePlugin import PngInfo
 
@@ -61,8 +62,12 @@ def gallery(folder: Path) -> Callable[[Figure, str, str, str], None]:
 
     def show(fig: Figure, title: str, alt: str, name: str) -> None:
         for text in fig.findobj(Text):
-            text.set_text(SYMBOL.sub(r"$\1_{\\mathrm{\2}}$", text.get_text()))
-        fig.suptitle(title, x=0.01, ha="left", fontsize="large", fontweight="bold")
+            text.set_text(_typeset(text.get_text()))
+        for axis in fig.findobj(Axis):  # labels of ticks are written anew whenever they are drawn
+            labels = [label.get_text() for label in axis.get_ticklabels()]
+            if isinstance(axis.get_major_locator(), FixedLocator) and any(map(SYMBOL.search, labels)):
+                axis.set_ticklabels([_typeset(label) for label in labels])
+        fig.suptitle(_typeset(title, "mathbf"), x=0.01, ha="left", fontsize="large", fontweight="bold")
         folder.mkdir(parents=True, exist_ok=True)
         png = _in_256_colours(fig, alt)
         (folder / f"{name}.png").write_bytes(png)
@@ -73,6 +78,11 @@ def gallery(folder: Path) -> Callable[[Figure, str, str, str], None]:
         display(Image(data=png, format="png", alt=alt, width=shown, metadata={"name": name}))
 
     return show
+
+
+def _typeset(text: str, face: str = "mathit") -> str:
+    """The text with its symbols drawn as such, the index below the line."""
+    return SYMBOL.sub(rf"$\\{face}{{\1}}_{{\\mathrm{{\2}}}}$", text)
 
 
 def _in_256_colours(fig: Figure, alt: str) -> bytes:

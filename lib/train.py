@@ -30,6 +30,7 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from lib.bigram import Bigram
+from lib.collect import device_name
 from lib.errors import InputError, told
 from lib.gpt2 import token_losses
 from lib.seed_card import seeds_section, write_section
@@ -134,7 +135,7 @@ def ship(branch: SeedRun, name: str, paths: Paths, held_out: Text, n_blocks: int
         "decay_steps": branch.decay.steps, "begun": branch.begun, "tokens": branch.step * branch.recipe.step_tokens,
         "epochs": round(branch.step * branch.recipe.batch / len(branch.tokens), 3),
         "matrices": str(SHIPPED_MATRICES).removeprefix("torch."), "rounding_cost": round(check - exact, 5),
-        "compute": str(branch.machine.dtype).removeprefix("torch."), "device": branch.machine.device,
+        "compute": str(branch.machine.dtype).removeprefix("torch."), "device": device_name(torch.device(branch.machine.device)),
         "torch": torch.__version__, "train_text_sha256": file_sha256(paths.train_text),
         "held_out_sha256": file_sha256(paths.held_out_text),
         "held_out": {"blocks": len(blocks), **losses_by_domain(losses, held_out, blocks), "bigram": baseline},

@@ -1,0 +1,73 @@
+"""Makes the example report that the repository holds from a finished run: `make example`, or `python -m lib.example outputs/<run>`.
+
+Readers get the pages, the executed notebooks, the small tables, the figures that README.md shows, and screenshots of the front page
+and of a neuron's page; the rest, which every run writes, would weigh on every clone.
+"""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+from lib.archive import contents
+from lib.errors import told
+from lib.params import OUTPUTS, ROOT, read_params
+from lib.store import Run
+
+HOME = OUTPUTS / "example"
+LARGEST_TABLE = 100_000  # bytes
+WINDOW = {"width": 1280, "height": 1120}
+QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync")
+
+
+def chosen(folder: Path, shown: set[str]) -> list[Path]:
+    """The files of a finished run that are kept, relative to its folder; `shown` are the names of the figures wanted."""
+    kept = [path.relative_to(folder) for path in contents(folder)] + [path.relative_to(folder) for path in folder.glob("notebooks/*.ipynb")]
+
+    def wanted(path: Path) -> bool:
+        if path.parts[0] == "figures":
+            return path.name in shown
+        if path.parts[0] == "tables":
+            return path.suffix == ".parquet" and (folder / path).stat().st_size <= LARGEST_TABLE
+        return path.parts[:2] != ("report", "neurons") or path.name == "explorer.js"
+
+    return sorted(filter(wanted, kept))
+
+
+def screenshots(folder: Path, neuron: str, into: Path) -> None:
+    """front_page.png and neuron_page.png; `neuron` is the end of its page's address, `a/3/17`. By Playwright, in Debian's Chromium."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    into.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=list(QUIET))
+        for name, page in (("front_page", "index.html"), ("neuron_page", f"neurons.html#{neuron}")):
+            tab = browser.new_page(viewport=WINDOW)
+            tab.goto(f"{(folder / 'report').resolve().as_uri()}/{page}")
+            tab.wait_for_timeout(1500)  # the explorer's data load when they are asked for
+            tab.screenshot(path=into / f"{name}.png")
+            Image.open(into / f"{name}.png").convert("RGB").quantize(256).save(into / f"{name}.png", optimize=True)
+        browser.close()
+
+
+@told
+def main(arguments: list[str] | None = None) -> int:
+    """Command line: a run's folder."""
+    folder = Path((sys.argv[1:] if arguments is None else arguments)[0])
+    shown = set(re.findall(r"outputs/example/figures/([\w.]+)", (ROOT / "README.md").read_text()))
+    files = chosen(folder, shown)
+    run = Run(read_params(folder / "params.yaml"))
+    best = run.neurons.nlargest(1, "excess_corr").iloc[0]
+    shutil.rmtree(HOME, ignore_errors=True)
+    for path in files:
+        (HOME / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / path, HOME / path)
+    screenshots(folder, f"{run.params.reference}/{best['layer']:.0f}/{best['neuron']:.0f}", HOME / "screenshots")
+    print(f"Example: {HOME}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
