@@ -20,7 +20,7 @@ import yaml
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from lib import archive, pages, report, universality
+from lib import archive, example, pages, report, universality
 from lib.errors import InputError
 from lib.params import ROOT, read_params
 from lib.store import write_table
@@ -283,6 +283,19 @@ def test_archive_holds_the_report_and_sums_that_are_right(complete, capsys):
     assert inside["report/index.html"] == (complete / "report" / "index.html").read_bytes()
     archive.main([str(complete)])
     assert packed.read_bytes() == first
+
+
+def test_the_example_keeps_what_readers_need_and_stays_small(complete):
+    for name, size in (("figures/shown.png", 9), ("figures/hidden.png", 9), ("figures/shown.svg", 9), ("tables/large.parquet", example.LARGEST_TABLE + 1),
+                       ("tables/small.parquet", 9), ("report/neurons/explorer.js", 9), ("report/neurons/seed.a.0.js", 9), ("notebooks/01.ipynb", 9),
+                       ("stats/pair.safetensors", 9)):  # fmt: skip
+        (complete / name).parent.mkdir(parents=True, exist_ok=True)
+        (complete / name).write_bytes(b"x" * size)
+    kept = {path.as_posix() for path in example.chosen(complete, {"shown.png"})}
+    assert {"params.yaml", "provenance.json", "report/index.html", "figures/shown.png", "tables/small.parquet",
+            "report/neurons/explorer.js", "notebooks/01.ipynb"} <= kept  # fmt: skip
+    assert not {"figures/hidden.png", "figures/shown.svg", "tables/large.parquet", "report/neurons/seed.a.0.js"} & kept
+    assert not any(name.startswith("stats") for name in kept)
 
 
 def test_archive_of_an_unfinished_run_is_one_sentence(folder, capsys):
