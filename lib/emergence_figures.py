@@ -153,7 +153,7 @@ def births_and_deaths(changes: pd.DataFrame, kept: pd.DataFrame, time: Timeline)
         if known["same_partner"].notna().any():
             _over_seeds(right, known[known["same_partner"].notna()], "same_partner", time, CORRELATION, "of these: best match is the same neuron", "s--", "kept")
         _time_axis(right, time)
-        if time.log and known["point"].nunique() < 4:
+        if time.log and known["point"].nunique() <= 6:
             right.set_xticks(*zip(*((at, short(at)) for at in time.at[known["point"].unique()]), strict=True))
         handles, labels = right.get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize="small")
