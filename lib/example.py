@@ -13,7 +13,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from lib.archive import contents
-from lib.errors import told
+from lib.errors import InputError, told
 from lib.params import OUTPUTS, ROOT, read_params
 from lib.store import Run
 
@@ -40,6 +40,8 @@ def chosen(folder: Path, shown: set[str]) -> list[Path]:
 def screenshots(folder: Path, neuron: str, into: Path) -> None:
     """front_page.png and neuron_page.png; `neuron` is the end of its page's address, `a/3/17`. By Playwright, in Debian's Chromium."""
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        raise InputError("the screenshots of the example need Chromium, and there is none on this machine.")
     into.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=list(QUIET))
@@ -54,8 +56,12 @@ def screenshots(folder: Path, neuron: str, into: Path) -> None:
 
 @told
 def main(arguments: list[str] | None = None) -> int:
-    """Command line: a run's folder."""
-    folder = Path((sys.argv[1:] if arguments is None else arguments)[0])
+    """Command line: the folder of a run."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if len(given) != 1:
+        print("usage: python -m lib.example outputs/<run>", file=sys.stderr)
+        return 2
+    folder = Path(given[0])
     shown = set(re.findall(r"outputs/example/figures/([\w.]+)", (ROOT / "README.md").read_text()))
     files = chosen(folder, shown)
     run = Run(read_params(folder / "params.yaml"))
