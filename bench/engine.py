@@ -14,7 +14,7 @@ from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts
 from lib.params import ROOT, Params
 from lib.passes import BATCH, CHUNK, device_of, pack, setting_of, shared_shape
 from lib.reader import Dither, SeedReader, pilot
-from lib.seeds import Trunk, load_model
+from lib.seeds import Trunk, load_model, mixed_precision
 from lib.store import Run
 from lib.text import Text
 
@@ -52,9 +52,8 @@ def whole(run: Run) -> tuple[dict[str, Tensor], dict]:
     params, device = run.params, device_of(run.params)
     plan = pack(setting_of(params, shared_shape(params), device))
     precision, names = plan.setting.precision, plan.setting.seeds
-    dtype = torch.bfloat16 if precision in ("bf16", "int8") else torch.float32
     scalings = {
-        name: pilot(name, Trunk(load_model(params.seed_source(name), dtype).to(device)), run.text, precision, device)
+        name: pilot(name, Trunk(load_model(params.seed_source(name)).to(device), mixed_precision(precision)), run.text, precision, device)
         for name in names
     }
     if len(plan.passes) > 1:

@@ -18,7 +18,7 @@ def forward_rates(device: torch.device, blocks: int, rounds: int) -> dict[str, f
     batches = [batch.to(device) for batch in run.text.tokens.split(BATCH)]
     plain = load_model(source).to(device)
     bridge = TransformerBridge.boot_transformers(source, device=str(device))
-    trunks = {dtype: Trunk(load_model(source, dtype).to(device)) for dtype in (torch.float32, torch.bfloat16)}
+    trunks = {mixed: Trunk(load_model(source).to(device), mixed) for mixed in (False, True)}
 
     def over_batches(forward):
         def work() -> None:
@@ -35,8 +35,8 @@ def forward_rates(device: torch.device, blocks: int, rounds: int) -> dict[str, f
         "plain": over_batches(lambda batch: plain.transformer(batch, use_cache=False)),
         "plain_with_logits": over_batches(lambda batch: plain(batch, use_cache=False)),
         "bridge": over_batches(lambda batch: bridge.run_with_cache(batch, names_filter=lambda n: n.endswith(HOOKS))),
-        "trunk_fp32": over_batches(lambda batch: trunks[torch.float32].run(batch, seen)),
-        "trunk_bf16": over_batches(lambda batch: trunks[torch.bfloat16].run(batch, seen)),
+        "trunk_fp32": over_batches(lambda batch: trunks[False].run(batch, seen)),
+        "trunk_mixed": over_batches(lambda batch: trunks[True].run(batch, seen)),
     }
     for call in work.values():
         call()

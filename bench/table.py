@@ -129,10 +129,10 @@ def _forward(found: dict) -> list[Row]:
         "plain_with_logits": "plain transformers model, fp32, with logits",
         "bridge": "TransformerLens Bridge, fp32, with both activations cached",
         "trunk_fp32": "our trunk, fp32",
-        "trunk_bf16": "our trunk, bf16",
+        "trunk_mixed": "our trunk, MLPs in bf16",
     }
     group, plain = "Forward pass of one shipped seed", found["plain"]
-    bars = {"trunk_fp32": "not slower than plain", "trunk_bf16": "not slower than plain"}
+    bars = {"trunk_fp32": "not slower than plain", "trunk_mixed": "not slower than plain"}
     return [
         Row(group, name, f"{found[key]:,.0f} tokens/s, {found[key] / plain:.2f} of plain", bars.get(key, ""))
         for key, name in names.items()

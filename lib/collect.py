@@ -31,7 +31,7 @@ from lib.params import read_params
 from lib.passes import BATCH, PassPlan, Plan, Setting, Unit, device_of, pack, release_order, setting_of, shared_shape
 from lib.processes import Processes, shares
 from lib.reader import Dither, SeedReader, Seen, pilot
-from lib.seeds import Trunk, check_seed, load_model, token_losses
+from lib.seeds import Trunk, check_seed, load_model, mixed_precision, token_losses
 from lib.store import Run, TensorFiles, read_tensors, write_json, write_table, write_tensors
 from lib.text import file_sha256
 from lib.text_labels import group_sizes, run_groupings
@@ -82,7 +82,8 @@ class Pass:
         precision = setting.precision
         self.readers = {
             name: SeedReader(
-                name, Trunk(_model(run, name, precision, device)), scalings[name], depth, precision, name in self.planned.measured
+                name, Trunk(_model(run, name, device), mixed_precision(precision)), scalings[name], depth, precision,
+                name in self.planned.measured,
             )
             for name, depth in self.depths.items()
         }
@@ -187,9 +188,8 @@ class Pass:
         }
 
 
-def _model(run: Run, name: str, precision: str, device: torch.device):
-    dtype = torch.bfloat16 if precision in ("bf16", "int8") else torch.float32
-    return load_model(run.params.seed_source(name), dtype).to(device)
+def _model(run: Run, name: str, device: torch.device):
+    return load_model(run.params.seed_source(name)).to(device)
 
 
 def losses(name: str, model, text) -> list[dict]:
@@ -208,9 +208,9 @@ def _first_look(run: Run, precision: str, device: torch.device) -> None:
     """Every seed's loss (tables/losses.parquet) and pilot (stats/pilot.safetensors), one model at a time."""
     rows, scalings = [], {}
     for name in tqdm(sorted(run.params.seeds), desc="losses and ranges", unit="seed"):
-        model = _model(run, name, precision, device)
+        model = _model(run, name, device)
         rows += losses(name, model, run.text)
-        found = pilot(name, Trunk(model), run.text, precision, device)
+        found = pilot(name, Trunk(model, mixed_precision(precision)), run.text, precision, device)
         scalings |= {f"{name}.{key}": tensor for key, tensor in found.items()}
     write_table(run.folder / "tables" / "losses.parquet", pd.DataFrame(rows))
     write_tensors(run.folder / "stats" / "pilot.safetensors", scalings)

@@ -107,7 +107,7 @@ class Setting:
     @property
     def model_bytes(self) -> int:
         """Bytes of one seed's weights as they run."""
-        return self.shape.parameters * (2 if self.precision in ("bf16", "int8") else 4)
+        return self.shape.parameters * 4
 
 
 def units_of(setting: Setting) -> list[Unit]:

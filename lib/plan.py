@@ -23,7 +23,7 @@ from lib.kernels.grouped import GroupedMoments, Places
 from lib.params import Params, read_params
 from lib.passes import BATCH, Plan, Setting, Shape, device_of, pack, pass_memory, setting_of, shared_shape, work_memory
 from lib.processes import Processes
-from lib.seeds import Trunk
+from lib.seeds import Trunk, mixed_precision
 from lib.store import Run
 from lib.text_labels import group_sizes
 
@@ -59,8 +59,13 @@ def operations(setting: Setting, plan: Plan) -> dict[str, float]:
     shape, tokens = setting.shape, setting.blocks * setting.context
     blocks = sum(shape.layers for part in plan.passes for unit in part.units if unit.kind in ("pair", "within"))
     layers = sum(depth for part in plan.passes for depth in part.depths(shape.layers).values())
-    per_layer = 2 * (4 * shape.width**2 + 2 * shape.width * shape.neurons + 2 * shape.width * setting.context)
+    per_layer = sum(_layer_operations(shape, setting.context))
     return {"products": 2.0 * blocks * shape.neurons**2 * tokens, "forward": float(layers * per_layer * tokens)}
+
+
+def _layer_operations(shape: Shape, context: int) -> tuple[int, int]:
+    """Operations for each token of one layer's attention and of its MLP."""
+    return 2 * (4 * shape.width**2 + 2 * shape.width * context), 4 * shape.width * shape.neurons
 
 
 def seconds(plan: Plan, speeds: Speeds, draws: int) -> dict[str, float]:
@@ -157,9 +162,9 @@ def _forward(setting: Setting, source: str, device: torch.device) -> tuple[float
 
     depth = 3
     config = AutoConfig.from_pretrained(source, num_hidden_layers=depth, attn_implementation="sdpa")
-    dtype = torch.bfloat16 if setting.precision in ("bf16", "int8") else torch.float32
-    model = AutoModelForCausalLM.from_config(config).to(dtype).to(device).eval()
-    trunk, statistics, n = Trunk(model), fastest_layer_statistics(), setting.shape.neurons
+    model = AutoModelForCausalLM.from_config(config).float().to(device).eval()
+    mixed = mixed_precision(setting.precision)
+    trunk, statistics, n = Trunk(model, mixed), fastest_layer_statistics(), setting.shape.neurons
     tokens = torch.randint(0, setting.shape.vocabulary, (BATCH, setting.context), device=device)
     rows = tokens.numel()
     weights, scaling = torch.ones(rows, 1, device=device), torch.ones(2, n, device=device)
@@ -167,7 +172,7 @@ def _forward(setting: Setting, source: str, device: torch.device) -> tuple[float
     examples = TopExamples(depth, n, device=device)
     counted = torch.ones_like(tokens, dtype=torch.bool)
 
-    flat = torch.randn(rows, n, device=device).to(dtype)
+    flat = torch.randn(rows, n, device=device).to(torch.bfloat16 if mixed else torch.float32)
 
     def visit(layer, _pre, post):
         examples.update(layer, post, counted, torch.arange(BATCH))
@@ -175,7 +180,7 @@ def _forward(setting: Setting, source: str, device: torch.device) -> tuple[float
     layer = _timed(lambda: trunk.run(tokens, visit), device, 2) / depth / rows
     cast = OPERAND_DTYPES[setting.precision]
     elementwise = _timed(lambda: statistics(flat, flat, weights, scaling, scaling, dither, cast), device, 4) / rows
-    hidden = torch.zeros(setting.context, setting.shape.width, dtype=dtype, device=device)
+    hidden = torch.zeros(setting.context, setting.shape.width, device=device)
     head = model.get_output_embeddings()
     with torch.inference_mode():
         logits = _timed(lambda: head(hidden).float().log_softmax(1), device, 2) / setting.context
@@ -186,15 +191,15 @@ def published(setting: Setting, gpu: str) -> Speeds:
     """Speeds of a GPU from its data sheet and the shares of its peak that are taken to be reached."""
     peaks, shape = GPUS[gpu], setting.shape
     product_peak = peaks["bf16"] if setting.precision in ("bf16", "int8") else peaks["fp32"]
-    per_layer = 2 * (4 * shape.width**2 + 2 * shape.width * shape.neurons + 2 * shape.width * setting.context)
+    attention, mlp = _layer_operations(shape, setting.context)
     cube = 2.0 * shape.neurons**3
     algebra = cube / (ALGEBRA_SHARE * peaks["fp32"])
     return Speeds(
         product=2.0 * shape.neurons**2 / (PRODUCT_SHARE * product_peak),
-        layer=per_layer / (FORWARD_SHARE * product_peak),
+        layer=(attention / peaks["fp32"] + mlp / product_peak) / FORWARD_SHARE,
         elementwise=ACTIVATION_TRAFFIC * shape.neurons / (TRAFFIC_SHARE * peaks["bandwidth"]),
         grouped=GROUPED_TRAFFIC * len(setting.groups) * shape.neurons / (TRAFFIC_SHARE * peaks["bandwidth"]),
-        logits=2.0 * shape.width * shape.vocabulary / (FORWARD_SHARE * product_peak),
+        logits=2.0 * shape.width * shape.vocabulary / (FORWARD_SHARE * peaks["fp32"]),
         rotation=5 * algebra,
         rotated=algebra,
         matched=algebra / 10,

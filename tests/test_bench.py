@@ -70,14 +70,14 @@ def test_published_activations_are_the_counted_tokens_of_the_mlps(make_run, seed
 def test_table_extrapolates_only_the_pass():
     record = {"fixed_seconds": 4.0, "pass_seconds": 10.0, "tokens": 1000}
     assert table.at_tokens(record, 3000) == 34.0
-    found = {"forward": dict(plain=100.0, plain_with_logits=80.0, bridge=25.0, trunk_fp32=110.0, trunk_bf16=400.0)}
+    found = {"forward": dict(plain=100.0, plain_with_logits=80.0, bridge=25.0, trunk_fp32=110.0, trunk_mixed=400.0)}
     text = table.text({"machine": dict(device="X", date="2026-01-01", torch="2", commit="c"), "rows": table.rows(found)})
-    assert "our trunk, bf16: 400 tokens/s, 4.00 of plain" in text and "2026-01-01" in text
+    assert "our trunk, MLPs in bf16: 400 tokens/s, 4.00 of plain" in text and "2026-01-01" in text
 
 
 def test_record_keeps_parts_of_the_same_machine_only(tmp_path):
     machine = dict(device="X", cores=2, torch="2", date="2026-01-01T00:00", commit="c1")
-    found = dict(plain=100.0, plain_with_logits=80.0, bridge=25.0, trunk_fp32=110.0, trunk_bf16=400.0)
+    found = dict(plain=100.0, plain_with_logits=80.0, bridge=25.0, trunk_fp32=110.0, trunk_mixed=400.0)
     record = table.Record.read(tmp_path / "x.json", machine)
     record.add("forward", found)
     (tmp_path / "x.json").write_text(json.dumps(record.content()))

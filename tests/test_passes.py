@@ -58,8 +58,8 @@ def test_a_resumed_plan_keeps_its_passes():
 
 
 def test_what_cannot_fit_is_refused():
-    with pytest.raises(InputError, match="this run needs at least 1.9 GB"):
-        pack(replace(SETTING, memory=1.5e9))
+    with pytest.raises(InputError, match="this run needs at least 2.1 GB"):
+        pack(replace(SETTING, memory=1.75e9))
 
 
 def test_operations_and_times_grow_with_pairs_and_tokens():
