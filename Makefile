@@ -67,7 +67,7 @@ lab: $(READY) ## JupyterLab on the explorer notebook; the chapters lie beside it
 bench: $(READY) ## speed, memory and error against the published algorithm (a quarter of an hour); [TOKENS=300000] [PUBLISHED_TOKENS=8192]
 	$(PY) -m bench $(if $(TOKENS),--tokens '$(TOKENS)') $(if $(PUBLISHED_TOKENS),--published-tokens '$(PUBLISHED_TOKENS)')
 
-seeds: $(READY) ## build the text and train the shipped seeds again (a quarter of an hour on an H100, days on a CPU); [SEED_TOKENS=174587904]
+seeds: $(READY) ## build the text and train the shipped seeds again (minutes on a GPU, days on a CPU); [SEED_TOKENS=174587904]
 	$(PY) -m lib.corpus
 	$(PY) -m lib.train --all --tokens $(SEED_TOKENS) --export
 

@@ -23,7 +23,8 @@ CHUNK = 2**25  # largest number of elements of one temporary matrix: 128 MB in f
 def processed_model(model: str | Path | TransformerBridge) -> TransformerBridge:
     """A model folder or Hub id, loaded with processed weights; a bridge that is already processed passes through.
 
-    It is on the CPU also where there is a GPU, to which TransformerLens would move it: tables are made from it. Raises ValueError for a bridge with raw weights: processing it here would change the caller's model.
+    It is on the CPU also where there is a GPU, to which TransformerLens would move it: tables are made from it.
+    Raises ValueError for a bridge with raw weights: processing it here would change the caller's model.
     """
     if isinstance(model, TransformerBridge):
         if not model.compatibility_mode:

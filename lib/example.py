@@ -4,13 +4,13 @@ Readers get the pages, the executed notebooks, the small tables, the figures tha
 and of a neuron's page; the rest, which every run writes, would weigh on every clone.
 """
 
+import os
 import re
 import shutil
 import sys
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import sync_playwright
 
 from lib.archive import contents
 from lib.errors import InputError, told
@@ -20,7 +20,13 @@ from lib.store import Run
 HOME = OUTPUTS / "example"
 LARGEST_TABLE = 100_000  # bytes
 WINDOW = {"width": 1280, "height": 1120}
-QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync")
+QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
+         "--disable-sync")  # fmt: skip
+
+
+def chromium() -> str | None:
+    """Path of the Chromium on this machine, or the one that CHROMIUM names; None if there is none."""
+    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def chosen(folder: Path, shown: set[str]) -> list[Path]:
@@ -39,12 +45,13 @@ def chosen(folder: Path, shown: set[str]) -> list[Path]:
 
 def screenshots(folder: Path, neuron: str, into: Path) -> None:
     """front_page.png and neuron_page.png; `neuron` is the end of its page's address, `a/3/17`. By Playwright, in Debian's Chromium."""
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
-        raise InputError("the screenshots of the example need Chromium, and there is none on this machine.")
+    from playwright.sync_api import sync_playwright  # tests without it import this module too
+
+    if chromium() is None:
+        raise InputError("the screenshots of the example need Chromium, and there is none on this machine; install it or name one with CHROMIUM=/path.")
     into.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=list(QUIET))
+        browser = playwright.chromium.launch(executable_path=chromium(), args=list(QUIET))
         for name, page in (("front_page", "index.html"), ("neuron_page", f"neurons.html#{neuron}")):
             tab = browser.new_page(viewport=WINDOW)
             tab.goto(f"{(folder / 'report').resolve().as_uri()}/{page}")

@@ -13,6 +13,7 @@ from local_hub import LocalHub
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lib.collect import collect
+from lib.example import QUIET, chromium
 from lib.kernels.fused import fastest_layer_statistics, layer_statistics
 from lib.params import ROOT, Params
 from lib.store import Run
@@ -25,10 +26,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: threads of 
 TOKENIZER = ROOT / "data" / "tokenizer"
 TEXT = ROOT / "data" / "tokens.safetensors"
 SHIPPED = ROOT / "data" / "seeds"
-CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = chromium()
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine; install it or name one with CHROMIUM=/path")
-QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-         "--disable-sync")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
