@@ -13,13 +13,14 @@ from bench.statistics import SHAPES, compare_at, share_of_peak
 from bench.whole import measured
 from lib.kernels.covariance import fastest_precision
 from lib.params import ROOT
+from lib.passes import BATCH
 from lib.store import write_json
 
 TOKENS = 300_000  # of the comparison
 PUBLISHED_TOKENS = 8192  # of them the published way reads so many (its pass is linear in tokens)
 PRECISION_TOKENS = 102_400  # about the fewest at which int8 is the default
 SCALING_TOKENS = 32_768
-FORWARD_BLOCKS = 32
+FORWARD_BATCHES = 4
 ROUNDS = 3
 
 
@@ -52,7 +53,7 @@ def measure(device, parts: list[str], given: argparse.Namespace) -> Iterator[tup
             "sizes": [compare_at(*shape, device, default, given.tokens, 1 if shape is SHAPES[-1] else ROUNDS) for shape in SHAPES],
         },
         "peak": lambda: [share_of_peak(*SHAPES[1], device, precision, given.tokens, ROUNDS) for precision in kernels],
-        "forward": lambda: forward_rates(device, FORWARD_BLOCKS, ROUNDS),
+        "forward": lambda: forward_rates(device, FORWARD_BATCHES * BATCH[device.type], ROUNDS),
         "precision": lambda: errors_of_precisions(device, given.precision_tokens, ("int8", "bf16", "fp32")),
         "scaling": lambda: {
             "tokens": SCALING_TOKENS,

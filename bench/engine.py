@@ -20,8 +20,16 @@ from lib.text import Text
 
 RANDOM_SEED = 0
 CONTEXT = 256
-ROWS = BATCH * CONTEXT  # tokens in a forward pass
-CHUNK_TOKENS = CHUNK * CONTEXT  # tokens in a covariance product
+
+
+def rows(device: torch.device) -> int:
+    """Tokens in a forward pass."""
+    return BATCH[device.type] * CONTEXT
+
+
+def chunk_tokens(device: torch.device) -> int:
+    """Tokens in a covariance product."""
+    return CHUNK[device.type] * CONTEXT
 
 
 def shipped_run(seeds: tuple[str, ...], tokens: int, precision: str, name: str = "bench") -> Run:
@@ -107,13 +115,13 @@ class Given:
     def run(self, tokens: Int[Tensor, "blocks context"], visit: Callable, layers: int | None = None) -> None:
         """Calls visit(layer, pre, post) as `lib.seeds.Trunk` does."""
         start = (int(tokens[0, 0]) - 1) * CONTEXT
-        rows = slice(start, start + ROWS)
+        part = slice(start, start + rows(tokens.device))
         for layer in range(layers or len(self.pre)):
-            visit(layer, *(x[layer][rows].view(BATCH, CONTEXT, -1) for x in (self.pre, self.post)))
+            visit(layer, *(x[layer][part].view(-1, CONTEXT, x[layer].shape[1]) for x in (self.pre, self.post)))
 
     def text(self, tokens: int) -> Text:
         """Blocks of so many tokens whose first ones number the given activations, again and again; every token counts."""
-        blocks, length = len(self.pre[0]) // CONTEXT, max(CHUNK, tokens // CONTEXT)
+        blocks, length = len(self.pre[0]) // CONTEXT, max(CHUNK[self.pre[0].device.type], tokens // CONTEXT)
         tokens = (torch.arange(length) % blocks + 1)[:, None].expand(length, CONTEXT)
         none = torch.zeros(length, dtype=torch.int64)
         return Text(tokens, none, none, ("",), "", blocks + 1, 0, ())
@@ -125,7 +133,7 @@ class Statistics:
     `tokens` is the length of the text that they are taken from, which decides int8's steps.
     """
 
-    def __init__(self, given: dict[str, Given], precision: str, tokens: int = CHUNK_TOKENS):
+    def __init__(self, given: dict[str, Given], precision: str, tokens: int):
         some = next(iter(given.values()))
         self.names, self.dtype, self.device = tuple(given), OPERAND_DTYPES[precision], some.pre[0].device
         self.layers, self.neurons, self.text = len(some.pre), some.pre[0].shape[1], some.text(tokens)
@@ -133,7 +141,7 @@ class Statistics:
             name: SeedReader(name, own, pilot(name, own, self.text, precision, self.device), self.layers, precision)
             for name, own in given.items()
         }
-        self.dither = Dither(RANDOM_SEED, len(given), (ROWS, self.neurons), self.device)
+        self.dither = Dither(RANDOM_SEED, len(given), (rows(self.device), self.neurons), self.device)
 
         def products() -> LayerProducts:
             return LayerProducts(self.layers, self.neurons, self.dtype, self.device)
@@ -141,16 +149,16 @@ class Statistics:
         self.pair, self.within = [products() for _ in range(self.layers)], {name: products() for name in given}
 
     def stream(self, tokens: int) -> None:
-        """Adds a chunk of tokens (whole batches, at most CHUNK_TOKENS) of both seeds."""
+        """Adds a chunk of tokens (whole batches, at most `chunk_tokens`) of both seeds."""
         blocks = torch.arange(tokens // CONTEXT)
         a, b = (
             reader.operands(self.text, blocks, lambda batch, index=index: self.dither.of(index, batch))
             for index, reader in enumerate(self.readers.values())
         )
         for layer, products in enumerate(self.pair):
-            products.update([a[layer]] * self.layers, b)
+            products.update(a[layer], b)
         for products, own in zip(self.within.values(), (a, b), strict=True):
-            products.update(own, own)
+            products.update_own(own)
 
     def result(self) -> dict[str, Float[Tensor, "compared total"]]:
         """corr and baseline of the first seed against the second."""

@@ -50,10 +50,11 @@ def main() -> None:
     sizes = {name: len(one.groups) for name, one in groupings.items()}
     places = Places({name: one.ids for name, one in groupings.items()}, sizes)
     work = [GroupedMoments(sizes, torch.tensor([[0.0], [1.0]]).expand(2, NEURONS)) for _ in range(LAYERS)]
-    post = torch.randn(BATCH * text.context, NEURONS).bfloat16()
+    batch_blocks = BATCH["cpu"]
+    post = torch.randn(batch_blocks * text.context, NEURONS).bfloat16()
 
     def batch(number: int) -> None:
-        blocks = torch.arange(number * BATCH, (number + 1) * BATCH)
+        blocks = torch.arange(number * batch_blocks, (number + 1) * batch_blocks)
         at = places.at(blocks, text.counted(blocks).flatten())
         for layer in work:
             layer.update(post, places, at)

@@ -15,7 +15,7 @@ def forward_rates(device: torch.device, blocks: int, rounds: int) -> dict[str, f
     """Tokens a second by name, on the same batches of the shipped text."""
     run = shipped_run(("a", "b"), blocks * 256, "auto")
     source = run.params.seed_source("a")
-    batches = [batch.to(device) for batch in run.text.tokens.split(BATCH)]
+    batches = [batch.to(device) for batch in run.text.tokens.split(BATCH[device.type])]
     plain = load_model(source).to(device)
     bridge = TransformerBridge.boot_transformers(source, device=str(device))
     trunks = {mixed: Trunk(load_model(source).to(device), mixed) for mixed in (False, True)}

@@ -6,23 +6,23 @@ import torch
 from torch.nn.functional import gelu
 
 from bench import published
-from bench.engine import CHUNK_TOKENS, RANDOM_SEED, ROWS, Given, Statistics
+from bench.engine import RANDOM_SEED, Given, Statistics, chunk_tokens, rows
 from bench.machine import gemm_peak, interleaved, median, seconds
 from lib.correlation import rotations
 
 SHAPES = ((3, 512), (6, 1024), (12, 1024))  # layers, neurons a layer
-TOKENS = 4 * ROWS  # distinct tokens of activations, and what the published way adds at a time
+BATCHES = 4  # batches of distinct tokens of activations, which the published way adds at a time
 
 
 def synthetic(layers: int, neurons: int, device: torch.device) -> dict[str, Given]:
-    """Two seeds' activations of TOKENS tokens: neurons that mix 64 shared features, some of them alike in both seeds."""
-    generator = torch.Generator().manual_seed(RANDOM_SEED)
-    features = torch.randn(TOKENS, 64, generator=generator)
+    """Two seeds' activations of a few batches: neurons that mix 64 shared features, some of them alike in both seeds."""
+    generator, tokens = torch.Generator().manual_seed(RANDOM_SEED), BATCHES * rows(device)
+    features = torch.randn(tokens, 64, generator=generator)
     given = {}
     for name in ("a", "b"):
         mixed = [
             features @ torch.randn(64, neurons, generator=generator) / 8
-            + torch.randn(TOKENS, neurons, generator=generator)
+            + torch.randn(tokens, neurons, generator=generator)
             for _ in range(layers)
         ]
         pre = [x.to(device) for x in mixed]
@@ -42,9 +42,9 @@ def compare_at(layers: int, neurons: int, device: torch.device, precision: str, 
         plain.update(a, b)
         rotated.update(a, published.rotate(b, turn))
 
-    ours.stream(ROWS)  # compiles
+    ours.stream(rows(device))  # compiles
     with torch.inference_mode():
-        work = {"published": published_stream, "ours": partial(ours.stream, CHUNK_TOKENS)}
+        work = {"published": published_stream, "ours": partial(ours.stream, chunk_tokens(device))}
         stream = interleaved(device, work, rounds)
     result = {}
     end = {
@@ -60,8 +60,8 @@ def compare_at(layers: int, neurons: int, device: torch.device, precision: str, 
     return {
         "neurons": layers * neurons,
         "precision": precision,
-        "published_seconds_per_token": median(stream["published"]) / TOKENS,
-        "ours_seconds_per_token": median(stream["ours"]) / CHUNK_TOKENS,
+        "published_seconds_per_token": median(stream["published"]) / len(a[0]),
+        "ours_seconds_per_token": median(stream["ours"]) / chunk_tokens(device),
         "published_seconds_at_end": end["published"],
         "ours_seconds_at_end": end["ours"],
         "largest_difference": difference,
@@ -72,10 +72,10 @@ def share_of_peak(layers: int, neurons: int, device: torch.device, precision: st
     """Rate of the covariance kernel, preparing operands included, against the peak of the same type of product."""
     given = synthetic(layers, neurons, device)
     ours = Statistics(given, precision, tokens)
-    ours.stream(ROWS)
+    ours.stream(rows(device))
     peak, rate = [], []
     for _ in range(rounds):
         peak.append(gemm_peak(device, ours.dtype))
-        taken = seconds(device, lambda: ours.stream(CHUNK_TOKENS))
-        rate.append(ours.operations(CHUNK_TOKENS) / taken)
+        taken = seconds(device, lambda: ours.stream(chunk_tokens(device)))
+        rate.append(ours.operations(chunk_tokens(device)) / taken)
     return {"precision": precision, "neurons": layers * neurons, "peak": median(peak), "rate": median(rate)}

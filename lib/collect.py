@@ -22,7 +22,7 @@ from tqdm import tqdm
 from lib.correlation import Covariance, compare
 from lib.errors import InputError, told
 from lib.hub import weights_sha256
-from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, Operand
+from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, Operands
 from lib.kernels.examples import TopExamples
 from lib.kernels.grouped import GroupedMoments, Places
 from lib.kernels.histogram import Histogram
@@ -57,7 +57,7 @@ def _feed_examples(examples: TopExamples, seen: Seen) -> None:
 
 
 def _feed_histogram(histogram: Histogram, seen: Seen) -> None:
-    if int(seen.blocks[0]) // BATCH % HISTOGRAM_EVERY == 0:
+    if int(seen.blocks[0]) // BATCH[seen.pre.device.type] % HISTOGRAM_EVERY == 0:
         histogram.update(seen.layer, seen.pre, seen.counted)
 
 
@@ -87,7 +87,7 @@ class Pass:
             )
             for name, depth in self.depths.items()
         }
-        rows = BATCH * run.text.context
+        rows = setting.batch * run.text.context
         self.dither = Dither(run.params.random_seed, len(self.names), (rows, self.neurons), device)
         grouped = any(unit.kind == "grouped" for unit in self.planned.units)
         groups = dict(setting.groups) if grouped else {}
@@ -126,16 +126,16 @@ class Pass:
         started = time.perf_counter()
         size = self.planned.chunk
         blocks = torch.arange(chunk * size, min((chunk + 1) * size, len(self.text.tokens)))
-        held: dict[str, list[Operand]] = {}
+        held: dict[str, Operands] = {}
         for name, later in self.order:
             index = self.names.index(name)
             held[name] = self.readers[name].operands(self.text, blocks, lambda batch, i=index: self.dither.of(i, batch))
             bar.update(len(blocks) * self.text.context)
             for unit, products in self.units.items():
                 if unit.kind == "within" and unit.seed == name:
-                    products.update(held[name], held[name])
+                    products.update_own(held[name])
                 elif unit.kind == "pair" and name in (unit.seed, unit.other) and {unit.seed, unit.other} <= held.keys():
-                    products.update([held[unit.seed][unit.first]] * self.layers, held[unit.other])
+                    products.update(held[unit.seed][unit.first], held[unit.other])
             held = {seed: operands for seed, operands in held.items() if seed in later}
         self.done[chunk] = True
         self.seconds += time.perf_counter() - started
@@ -195,7 +195,7 @@ def _model(run: Run, name: str, device: torch.device):
 def losses(name: str, model, text) -> list[dict]:
     """One seed's loss in nats per token on the first blocks of the text, over all and by domain."""
     tokens, domain = text.tokens[:LOSS_BLOCKS], text.domain[:LOSS_BLOCKS]
-    size = min(BATCH, max(1, LOSS_LOGITS // (text.context * text.vocab_size)))
+    size = min(BATCH[model.device.type], max(1, LOSS_LOGITS // (text.context * text.vocab_size)))
     found = torch.cat([token_losses(model, part.to(model.device)).cpu() for part in tokens.split(size)]).double()
     rows = [{"seed": name, "domain": "all", "loss": float(found.mean()), "tokens": found.numel()}]
     for index in domain.unique().tolist():

@@ -17,13 +17,13 @@ from pathlib import Path
 import torch
 
 from lib.errors import InputError
-from lib.kernels.covariance import OPERAND_DTYPES, fastest_precision
+from lib.kernels.covariance import OPERAND_DTYPES, fastest_precision, layers_at_once
 from lib.kernels.grouped import memory_bytes
 from lib.params import Params
 
-BATCH = 8  # blocks in one forward pass
-CHUNK = 64  # blocks in one covariance product, at most
-OPERANDS = 640e6  # bytes of operands in one covariance product, at most
+BATCH = {"cpu": 8, "cuda": 32}  # blocks in one forward pass
+CHUNK = {"cpu": 64, "cuda": 128}  # blocks in one covariance product, at most
+OPERANDS = 640e6  # bytes of operands in one covariance product, at most; on a GPU a tenth of its memory
 BASE = 0.7e9  # bytes that Python and its libraries take
 SHARE = 0.8  # of the memory that is free, for memory_gb: auto
 
@@ -86,6 +86,12 @@ class Setting:
     memory: float  # bytes that one process may take
     processes: int = 1
     groups: tuple[tuple[str, int], ...] = ()  # groupings of the tokens by name, and how many groups each has
+    device: str = "cpu"  # or "cuda"
+
+    @property
+    def batch(self) -> int:
+        """Blocks in one forward pass."""
+        return BATCH[self.device]
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
@@ -185,13 +191,14 @@ class Plan:
 
 def work_memory(setting: Setting, passing: PassPlan) -> float:
     """Bytes of a pass beyond weights and accumulators: libraries, operands, and the activations of a batch."""
-    shape, tokens = setting.shape, BATCH * setting.context
+    shape, tokens = setting.shape, setting.batch * setting.context
     depths = passing.depths(shape.layers)
     operands = _most_operands(passing, depths) * shape.neurons * setting.operand_bytes * passing.chunk * setting.context
     # a batch's attention and residual in the trunk; pre, post and scratch of one layer; the dither
     scratch = 12 if setting.groups else 8  # grouped moments: x, x², activity and sums by row
     batch = tokens * (12 * shape.width + scratch * shape.neurons) * 4
-    products = 3 * shape.neurons**2 * setting.accumulator_bytes
+    wide = min(shape.layers, layers_at_once(shape.neurons, setting.accumulator_bytes, setting.device))
+    products = (2 + wide) * shape.neurons**2 * setting.accumulator_bytes
     return BASE + operands + batch + products
 
 
@@ -230,9 +237,11 @@ def _with_chunk(setting: Setting, units: tuple[Unit, ...]) -> PassPlan:
     single = PassPlan(units, 1)
     depths = single.depths(setting.shape.layers)
     block = _most_operands(single, depths) * setting.shape.neurons * setting.operand_bytes * setting.context
-    fitting = int(OPERANDS // block) // BATCH * BATCH if block else CHUNK
+    batch, most = setting.batch, CHUNK[setting.device]
+    limit = OPERANDS if setting.device == "cpu" else setting.memory / 10
+    fitting = int(limit // block) // batch * batch if block else most
     # at least sixteen chunks in the text, for snapshots and for sharing among processes
-    return PassPlan(units, max(BATCH, min(CHUNK, fitting, setting.blocks // 16 // BATCH * BATCH)))
+    return PassPlan(units, max(batch, min(most, fitting, setting.blocks // 16 // batch * batch)))
 
 
 def pack(setting: Setting) -> Plan:
@@ -308,6 +317,7 @@ def setting_of(
         memory if device.type == "cuda" else memory / processes,
         processes,
         groups,
+        device.type,
     )
 
 

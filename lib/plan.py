@@ -16,12 +16,12 @@ import torch
 from lib.collect import SNAPSHOTS
 from lib.correlation import haar_rotation
 from lib.errors import told
-from lib.kernels.covariance import OPERAND_DTYPES, Operand, add_product
+from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, Operands
 from lib.kernels.examples import TopExamples
 from lib.kernels.fused import fastest_layer_statistics
 from lib.kernels.grouped import GroupedMoments, Places
 from lib.params import Params, read_params
-from lib.passes import BATCH, Plan, Setting, Shape, device_of, pack, pass_memory, setting_of, shared_shape, work_memory
+from lib.passes import Plan, Setting, Shape, device_of, pack, pass_memory, setting_of, shared_shape, work_memory
 from lib.processes import Processes
 from lib.seeds import Trunk, mixed_precision
 from lib.store import Run
@@ -101,19 +101,13 @@ def measured(setting: Setting, plan: Plan, source: str, device: torch.device) ->
     """Speeds of this device, from a few seconds on random numbers of the run's sizes."""
     n = setting.shape.neurons
     dtype = OPERAND_DTYPES[setting.precision]
-    rows = max(part.chunk for part in plan.passes) * setting.context
-    values = [(torch.randn(rows, n, device=device) * 20).to(dtype) for _ in range(4)]
-    operands = [Operand(part) for part in values]
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    sums = [torch.zeros(n, n, dtype=wide, device=device) for _ in range(3)]
-
-    def products():
-        for target, other in zip(sums, operands[1:], strict=True):
-            add_product(target, operands[0], other)
-
-    product = _timed(products, device, 3) / 3 / rows
-    del values, operands
-    block, turn = sums[0], torch.randn(n, n, dtype=wide, device=device)
+    rows, layers = max(part.chunk for part in plan.passes) * setting.context, min(setting.shape.layers, 4)
+    operands = [Operands((torch.randn(rows, layers, n, device=device) * 20).to(dtype)) for _ in range(2)]
+    sums = LayerProducts(layers, n, dtype, device)
+    product = _timed(lambda: sums.update(operands[0][0], operands[1]), device, 3) / layers / rows
+    del operands
+    wide = sums.sums.dtype
+    block, turn = sums.sums[0], torch.randn(n, n, dtype=wide, device=device)
     ones = torch.ones(n, dtype=wide, device=device)
     rotated = _timed(lambda: (block @ turn.T - torch.outer(ones, ones)).amax(1), device, 2)
     matched = _timed(
@@ -147,12 +141,13 @@ def _finish(device: torch.device) -> None:
 def _grouped(setting: Setting, device: torch.device) -> float:
     """Seconds for each token of one layer's grouped moments, on random groups."""
     groups = {name: min(size, TRIED_GROUPS) for name, size in setting.groups}
-    shape, n = (4 * BATCH, setting.context), setting.shape.neurons
+    batch, n = setting.batch, setting.shape.neurons
+    shape = 4 * batch, setting.context
     places = Places({name: torch.randint(size, shape) for name, size in groups.items()}, groups, device)
     work = GroupedMoments(groups, torch.ones(2, n, device=device))
-    post = torch.randn(BATCH * setting.context, n, device=device)
+    post = torch.randn(batch * setting.context, n, device=device)
     counted = torch.ones(len(post), dtype=torch.bool, device=device)
-    at = [places.at(torch.arange(BATCH) + start, counted) for start in range(0, shape[0], BATCH)]
+    at = [places.at(torch.arange(batch) + start, counted) for start in range(0, shape[0], batch)]
     return _timed(lambda: [work.update(post, places, one) for one in at], device, 2) / len(at) / len(post) if groups else 0.0
 
 
@@ -165,7 +160,7 @@ def _forward(setting: Setting, source: str, device: torch.device) -> tuple[float
     model = AutoModelForCausalLM.from_config(config).float().to(device).eval()
     mixed = mixed_precision(setting.precision)
     trunk, statistics, n = Trunk(model, mixed), fastest_layer_statistics(), setting.shape.neurons
-    tokens = torch.randint(0, setting.shape.vocabulary, (BATCH, setting.context), device=device)
+    tokens = torch.randint(0, setting.shape.vocabulary, (setting.batch, setting.context), device=device)
     rows = tokens.numel()
     weights, scaling = torch.ones(rows, 1, device=device), torch.ones(2, n, device=device)
     dither = torch.rand(rows, n, device=device)
@@ -175,7 +170,7 @@ def _forward(setting: Setting, source: str, device: torch.device) -> tuple[float
     flat = torch.randn(rows, n, device=device).to(torch.bfloat16 if mixed else torch.float32)
 
     def visit(layer, _pre, post):
-        examples.update(layer, post, counted, torch.arange(BATCH))
+        examples.update(layer, post, counted, torch.arange(setting.batch))
 
     layer = _timed(lambda: trunk.run(tokens, visit), device, 2) / depth / rows
     cast = OPERAND_DTYPES[setting.precision]
@@ -242,7 +237,7 @@ def lines(params: Params) -> list[str]:
     ]
     places = [("this machine", plan, measured(setting, plan, params.seed_config(params.reference), device))]
     for gpu, peaks in GPUS.items():
-        there = replace(setting, memory=0.9 * peaks["memory"], processes=1, precision="bf16")
+        there = replace(setting, memory=0.9 * peaks["memory"], processes=1, precision="bf16", device="cuda")
         there_plan = pack(there)
         places.append(
             (f"one {gpu}, bf16, {PRODUCT_SHARE:.0%} of its published peak", there_plan, published(there, gpu))

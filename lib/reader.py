@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lib.errors import InputError
-from lib.kernels.covariance import OPERAND_DTYPES, Clipped, Operand
+from lib.kernels.covariance import OPERAND_DTYPES, Clipped, Operands
 from lib.kernels.fused import INT8_LIMIT, SUMS, clipped_entries, fastest_layer_statistics
 from lib.kernels.moments import Moments
 from lib.passes import BATCH
@@ -50,14 +50,15 @@ def pilot(name: str, trunk: Trunk, text: Text, precision: str, device: torch.dev
     spread = torch.linspace(0, len(text.tokens) - 1, min(PILOT, len(text.tokens))).long()
     tokens, counted = text.tokens[spread], text.counted(spread)
     ranges: dict[tuple[str, int], _Range] = {}
-    for start in range(0, len(tokens), BATCH):
-        rows = counted[start : start + BATCH].flatten().to(device)
+    size = BATCH[device.type]
+    for start in range(0, len(tokens), size):
+        rows = counted[start : start + size].flatten().to(device)
 
         def visit(layer: int, pre: Tensor, post: Tensor, rows=rows) -> None:
             for kind, values in (("pre", pre), ("post", post)):
                 ranges.setdefault((kind, layer), _Range()).update(values.flatten(0, 1)[rows])
 
-        trunk.run(tokens[start : start + BATCH].to(device), visit)
+        trunk.run(tokens[start : start + size].to(device), visit)
     made: dict[str, list[Tensor]] = {key: [] for key in PILOT_NAMES}
     for layer in range(len(ranges) // 2):
         pre, post = ranges["pre", layer], ranges["post", layer]
@@ -169,38 +170,36 @@ class SeedReader:
         self.feeds: list[Callable[[Seen], None]] = []
         self.statistics = fastest_layer_statistics()
 
-    def operands(self, text: Text, blocks: Int[Tensor, "blocks"], dither: Callable[[int], Tensor]) -> list[Operand]:
+    def operands(self, text: Text, blocks: Int[Tensor, "blocks"], dither: Callable[[int], Tensor]) -> Operands:
         """Each layer's operand on some blocks of text; moments and the other accumulators are fed on the way.
 
         `dither` gives the uniform numbers of a batch by its number in the text.
         """
-        context = text.context
+        context, size = text.context, BATCH[self.device.type]
         neurons = self.moments.post_scaling.shape[-1]
-        shape = self.depth if self.measured else 0, len(blocks) * context, neurons
+        shape = len(blocks) * context, self.depth if self.measured else 0, neurons
         values = torch.empty(shape, dtype=self.dtype, device=self.device)
-        clipped: list[list[tuple]] = [[] for _ in values]
-        for start in range(0, len(blocks), BATCH):
-            batch = blocks[start : start + BATCH]
+        entries: list[list[tuple]] = [[] for _ in range(shape[1])]
+        for start in range(0, len(blocks), size):
+            batch = blocks[start : start + size]
             rows = slice(start * context, (start + len(batch)) * context)
-            noise = dither(int(batch[0]) // BATCH)
-            self._batch(text, batch, noise, values[:, rows], clipped, start * context)
-        return [self._operand(part, entries) for part, entries in zip(values, clipped, strict=True)]
-
-    def _operand(self, values: Tensor, entries: list[tuple]) -> Operand:
-        return Operand(values, Clipped(*(torch.cat(parts) for parts in zip(*entries, strict=True))) if entries else None)
+            self._batch(text, batch, dither(int(batch[0]) // size), values[rows], entries, start * context)
+        for layer in range(shape[1]):
+            refuse_nan(self.name, layer, self.moments.sums[layer])
+        return Operands(values, [Clipped(*map(torch.cat, zip(*own, strict=True))) if own else None for own in entries])
 
     def _batch(self, text: Text, batch: Tensor, noise: Tensor, values: Tensor, clipped: list, first: int) -> None:
-        """One batch, writing its rows of the operand (layers, tokens, neurons) and what is clipped of them."""
-        tokens, mask = _padded(text, batch, self.device)
-        flat = mask.flatten()
-        weights, used = flat.float()[:, None], values.shape[1]  # padding comes last and is not kept
+        """One batch, writing its rows of the operand (tokens, layers, neurons) and what is clipped of them."""
+        tokens, mask = _padded(text, batch, BATCH[self.device.type])
+        self.moments.count(int(mask.sum()))
+        tokens, flat = tokens.to(self.device), mask.flatten().to(self.device)
+        weights, used = flat.float()[:, None], len(values)  # padding comes last and is not kept
 
         def measure(layer: int, pre: Tensor, post: Tensor) -> None:
             scalings = self.moments.pre_scaling[layer], self.moments.post_scaling[layer]
             sums, part = self.statistics(pre, post, weights, *scalings, noise, self.dtype)
-            refuse_nan(self.name, layer, sums)
             self.moments.update(layer, sums)
-            values[layer] = part[:used]
+            values[:, layer] = part[:used]
             if self.dtype == torch.int8:
                 columns = sums[SUMS.index("clipped")].nonzero().squeeze(1)
                 if len(columns):
@@ -216,12 +215,11 @@ class SeedReader:
                 feed(seen)
 
         self.trunk.run(tokens, visit, self.depth)
-        self.moments.count(int(mask.sum()))
 
 
-def _padded(text: Text, batch: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Tokens and counted mask of a batch, filled up with uncounted blocks so that its shape never changes."""
-    tokens = torch.full((BATCH, text.context), text.bos_id)
-    mask = torch.zeros(BATCH, text.context, dtype=torch.bool)
+def _padded(text: Text, batch: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Tokens and counted mask of a batch, filled up to `size` with uncounted blocks so that its shape never changes."""
+    tokens = torch.full((size, text.context), text.bos_id)
+    mask = torch.zeros(size, text.context, dtype=torch.bool)
     tokens[: len(batch)], mask[: len(batch)] = text.tokens[batch], text.counted(batch)
-    return tokens.to(device), mask.to(device)
+    return tokens, mask

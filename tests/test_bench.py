@@ -27,11 +27,12 @@ def test_published_algorithm_and_ours_agree_on_whole_runs(make_run, seed_folders
 def test_statistics_alone_agree_with_the_published_sums(precision, tolerance, monkeypatch):
     monkeypatch.setattr("lib.reader.fastest_layer_statistics", lambda: layer_statistics)
     torch.manual_seed(0)
-    features = torch.randn(engine.ROWS, 8)
-    pre = {name: [features @ torch.randn(8, 24) + torch.randn(engine.ROWS, 24) for _ in range(2)] for name in "ab"}
+    rows = engine.rows(torch.device("cpu"))
+    features = torch.randn(rows, 8)
+    pre = {name: [features @ torch.randn(8, 24) + torch.randn(rows, 24) for _ in range(2)] for name in "ab"}
     given = {name: engine.Given(own, [gelu(x, approximate="tanh") for x in own]) for name, own in pre.items()}
-    ours = engine.Statistics(given, precision)
-    ours.stream(2 * engine.ROWS)  # reads the tokens twice, which changes no correlation
+    ours = engine.Statistics(given, precision, rows)
+    ours.stream(2 * rows)  # reads the tokens twice, which changes no correlation
     wide = [[x.double() for x in given[name].post] for name in "ab"]
     turn = torch.stack(list(rotations(2, 24, engine.RANDOM_SEED, 1, 0)))
     found = ours.result()

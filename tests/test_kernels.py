@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lib.correlation import Covariance, Scale, best_matches, compare, haar_rotation, rotations
-from lib.kernels.covariance import OPERAND_DTYPES, Clipped, LayerProducts, Operand
+from lib.kernels.covariance import OPERAND_DTYPES, Clipped, LayerProducts, Operands
 from lib.kernels.examples import TopExamples
 from lib.kernels.fused import INT8_LIMIT, clipped_entries, fastest_layer_statistics, layer_statistics
 from lib.kernels.histogram import Histogram
@@ -29,7 +29,7 @@ def scalings(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def accumulate(pre, post, counted, precision="fp64", chunks=3, scaling=None):
-    """Moments and, for each chunk, operands by layer of activations (layers, tokens, neurons), fed in ragged chunks."""
+    """Moments and, for each chunk, the operands of activations (layers, tokens, neurons), fed in ragged chunks."""
     dtype = OPERAND_DTYPES[precision]
     generator = torch.Generator().manual_seed(5)
     moments = Moments(scalings(pre, torch.float32), scalings(post, dtype) if scaling is None else scaling)
@@ -46,13 +46,13 @@ def accumulate(pre, post, counted, precision="fp64", chunks=3, scaling=None):
             moments.update(layer, sums)
             every = torch.arange(pre.shape[2] if precision == "int8" else 0)
             clipped = clipped_entries(post[layer, rows], weights, moments.post_scaling[layer], dither, every)
-            parts.append(Operand(part, Clipped(*clipped)))
+            parts.append((part, Clipped(*clipped)))
         moments.count(int(counted[rows].sum()))
-        operands.append(parts)
+        operands.append(Operands(torch.stack([part for part, _ in parts], 1), [own for _, own in parts]))
     return moments, operands
 
 
-def covariance_of(operands: dict[str, list[list[Operand]]], dtype=torch.float64, merged=False) -> Covariance:
+def covariance_of(operands: dict[str, list[Operands]], dtype=torch.float64, merged=False) -> Covariance:
     """All products of some seeds' chunks; `merged`: each chunk by itself, last first, and then added up."""
     seeds = tuple(operands)
     layers, neurons = len(operands[seeds[0]][0]), operands[seeds[0]][0][0].values.shape[1]
@@ -62,7 +62,7 @@ def covariance_of(operands: dict[str, list[list[Operand]]], dtype=torch.float64,
         for key, own in products.items():
             part = LayerProducts(layers, neurons, dtype) if merged else own
             a, b = operands[key[0]][chunk], operands[key[-1]][chunk]
-            part.update([a[key[1]]] * layers if len(key) == 3 else a, b)
+            part.update(a[key[1]], b) if len(key) == 3 else part.update_own(a)
             if merged:
                 own.merge(part)
     return Covariance(
@@ -209,11 +209,13 @@ def test_what_int8_clips_is_added_exactly(dot_products, monkeypatch):
         rounded = torch.floor(values + dither)
         assert sums[-1].sum() == len(entries[0]) == (rounded.abs() > INT8_LIMIT).sum() > 10
         assert torch.equal(sums[-2], rounded.sum(0))
-        made.append((Operand(part, Clipped(*entries)), rounded))
+        made.append((Operands(part[:, None], [Clipped(*entries)]), rounded))
     (left, x), (right, y) = made
-    products = LayerProducts(1, NEURONS, torch.int8)
-    products.update([left], [right])
+    products, own = (LayerProducts(1, NEURONS, torch.int8) for _ in range(2))
+    products.update(left[0], right)
+    own.update_own(left)
     torch.testing.assert_close(products.sums[0], x.T @ y, rtol=0, atol=0.5)
+    torch.testing.assert_close(own.sums[0], x.T @ x, rtol=0, atol=0.5)
 
 
 def test_merge_of_two_halves_equals_one_pass():

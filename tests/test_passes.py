@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import GPT2Config
 
 from lib.errors import InputError
-from lib.passes import BATCH, Plan, Setting, Shape, pack, pass_memory, release_order, shape_of, units_of
+from lib.passes import Plan, Setting, Shape, pack, pass_memory, release_order, shape_of, units_of
 from lib.plan import GPUS, operations, published, seconds
 from lib.processes import Processes, shares
 
@@ -37,7 +37,7 @@ def test_every_unit_lies_in_one_pass_that_fits(memory, seeds, alone, precision):
     pairs = sum(unit.memory for unit in units_of(setting) if unit.kind == "pair")
     assert pairs == len(setting.pairs) * SMALL.total**2 * setting.accumulator_bytes
     for part in plan.passes:
-        assert pass_memory(setting, part) <= memory and part.chunk % BATCH == 0
+        assert pass_memory(setting, part) <= memory and part.chunk % setting.batch == 0
         depths = part.depths(SMALL.layers)
         for unit in part.units:
             assert depths[unit.seed] >= unit.stop and (unit.other is None or depths[unit.other] == SMALL.layers)

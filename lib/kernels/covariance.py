@@ -84,9 +84,8 @@ def product(left: Float[Tensor, "tokens a"], right: Float[Tensor, "tokens b"]) -
     return left.T @ right
 
 
-def add_product(sums: Float[Tensor, "a b"], left: Operand, right: Operand) -> None:
-    """Adds (X + E)ᵀ(Y + F) to `sums`, X and Y being the operands' values and E and F what clipping cut off them."""
-    sums += product(left.values, right.values)
+def add_clipped(sums: Float[Tensor, "a b"], left: Operand, right: Operand) -> None:
+    """Adds EᵀY + (X + E)ᵀF to `sums`, X and Y being the operands' values and E and F what clipping cut off them."""
     if left.clipped is not None:  # EᵀY
         own = left.clipped
         sums.index_add_(0, own.neurons, own.times(right.rows(own.tokens, sums.dtype)))
@@ -95,24 +94,60 @@ def add_product(sums: Float[Tensor, "a b"], left: Operand, right: Operand) -> No
         sums[:, own.neurons] += own.times(left.whole_rows(own.tokens, sums.dtype)).T
 
 
+class Operands:
+    """One seed's operands on a chunk of tokens: its layers side by side, and what was cut off each."""
+
+    def __init__(self, values: Float[Tensor, "tokens layers neurons"], clipped: Sequence[Clipped | None] = ()):
+        self.values, self.layers = values, [
+            Operand(values[:, layer], own) for layer, own in enumerate(clipped or [None] * values.shape[1])
+        ]
+
+    def __getitem__(self, layer: int) -> Operand:
+        return self.layers[layer]
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+
+WIDE = {"cpu": 64e6, "cuda": 1e9}  # bytes of one product, at most: of one layer with as many layers as fit, since wide ones are faster
+
+
+def layers_at_once(neurons: int, accumulator_bytes: int, device_type: str) -> int:
+    """With how many layers of a seed one layer of another is multiplied in one product."""
+    return max(1, int(WIDE[device_type] // (neurons**2 * accumulator_bytes)))
+
+
 class LayerProducts:
-    """Sums Σ_t x(t) y(t)ᵀ for a list of pairs of layers, axes (pairs of layers, neurons, neurons)."""
+    """Sums Σ_t x(t) y(t)ᵀ of layers against layers, axes (layers of y, neurons of x, neurons of y)."""
 
-    def __init__(self, pairs: int, neurons: int, dtype: torch.dtype, device: torch.device | str = "cpu"):
+    def __init__(self, layers: int, neurons: int, dtype: torch.dtype, device: torch.device | str = "cpu"):
         accumulator = torch.float64 if dtype == torch.float64 else torch.float32
-        self.sums = torch.zeros(pairs, neurons, neurons, dtype=accumulator, device=device)
+        self.sums = torch.zeros(layers, neurons, neurons, dtype=accumulator, device=device)
 
-    def update(self, left: Sequence[Operand], right: Sequence[Operand]) -> None:
-        """Adds one chunk of tokens: for each pair the operands of its two layers, rows in the same order of tokens."""
-        for sums, x, y in zip(self.sums, left, right, strict=True):
-            add_product(sums, x, y)
+    def update(self, left: Operand, right: Operands) -> None:
+        """Adds one chunk of tokens: one layer of a seed with every layer of another, rows in the same order of tokens."""
+        neurons = self.sums.shape[1]
+        for sums, y in zip(*(x.split(self._width(), axis) for x, axis in ((self.sums, 0), (right.values, 1))), strict=True):
+            made = product(left.values, y.flatten(1))  # (neurons of x, layers · neurons of y)
+            sums += made.view(neurons, -1, neurons).transpose(0, 1)
+        for sums, y in zip(self.sums, right, strict=True):
+            add_clipped(sums, left, y)
+
+    def update_own(self, own: Operands) -> None:
+        """Adds one chunk of tokens: each layer of a seed with itself."""
+        for sums, x in zip(self.sums, own, strict=True):
+            sums += product(x.values, x.values)
+            add_clipped(sums, x, x)
+
+    def _width(self) -> int:
+        return layers_at_once(self.sums.shape[1], self.sums.element_size(), self.sums.device.type)
 
     def merge(self, other: "LayerProducts") -> None:
         """Adds what another process accumulated."""
         self.sums += other.sums
 
     def state_dict(self) -> dict[str, Tensor]:
-        """`sums` (pairs of layers, neurons, neurons)."""
+        """`sums` (layers, neurons, neurons)."""
         return {"sums": self.sums}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

@@ -28,48 +28,35 @@ class TopExamples:
         """Adds one layer's activations on whole blocks of text, `blocks` being their numbers in the text."""
         start = 0 if counted[:, 0].any() else 1  # BOS, whose activations are often the largest, never counts
         highest = post[:, start:].amax(1).float()  # (blocks, neurons), a screen: other uncounted tokens are still in it
-        for i, block in enumerate(blocks.tolist()):
-            wanted = (highest[i] > self.value[layer, :, -1]).nonzero().squeeze(1)  # neurons that may gain an example
-            if len(wanted):
-                series = post[i][:, wanted].float().masked_fill_(~counted[i][:, None], -torch.inf)
-                self._add_block(layer, wanted, series.T, block)
-
-    def _add_block(self, layer: int, wanted: Int[Tensor, "n"], series: Float[Tensor, "n context"], block: int) -> None:
-        value, position = series.topk(min(PER_BLOCK, series.shape[1]), dim=1)  # (n, PER_BLOCK)
+        block, neuron = (highest > self.value[layer, :, -1]).nonzero(as_tuple=True)  # which block may give which neuron an example
+        if not len(block):
+            return
+        series = post[block, :, neuron].float().masked_fill_(~counted[block], -torch.inf)  # (pairs, context)
+        value, position = series.topk(min(PER_BLOCK, series.shape[1]), dim=1)  # (pairs, PER_BLOCK)
         reach = torch.arange(-self.radius, self.radius + 1, device=series.device)
-        at = position[..., None] + reach  # (n, PER_BLOCK, window)
+        at = position[..., None] + reach  # (pairs, PER_BLOCK, window)
         inside = (at >= 0) & (at < series.shape[1])
-        n, two, width = at.shape
-        window = series.gather(1, at.clamp(0, series.shape[1] - 1).view(n, -1)).view(n, two, width)
+        window = series.gather(1, at.clamp(0, series.shape[1] - 1).flatten(1)).view(at.shape)
         window = window.masked_fill(~inside | window.isinf(), torch.nan).clamp(-65504, 65504).half()
-        self._keep_highest(
-            layer,
-            wanted,
-            value,
-            torch.full_like(position, block, dtype=torch.int32).masked_fill(value.isinf(), -1),
-            position.to(torch.int16),
-            window,
-        )
+        number = blocks.to(block.device, torch.int32)[block][:, None].expand_as(value).masked_fill(value.isinf(), -1)
+        wanted, row = neuron.unique(return_inverse=True)
+        found = {"value": value, "block": number, "position": position.to(torch.int16), "window": window}
+        self._keep_highest(layer, wanted, {name: _by_neuron(new, wanted, row, block, len(post)) for name, new in found.items()})
 
-    def _keep_highest(self, layer: int, wanted: Int[Tensor, "n"], value, block, position, window) -> None:
+    def _keep_highest(self, layer: int, wanted: Int[Tensor, "n"], found: dict[str, Tensor]) -> None:
         k = self.value.shape[-1]
-        value = torch.cat([self.value[layer, wanted], value], 1)
-        value, order = value.sort(dim=1, descending=True, stable=True)  # at a tie the earlier block stays
-        order = order[:, :k]
-        self.value[layer, wanted] = value[:, :k]
-        for name, new in (("block", block), ("position", position)):
-            kept = torch.cat([getattr(self, name)[layer, wanted], new], 1).gather(1, order)
-            getattr(self, name)[layer, wanted] = kept
-        window = torch.cat([self.window[layer, wanted], window], 1)
-        self.window[layer, wanted] = window.gather(1, order[..., None].expand(-1, -1, window.shape[-1]))
+        value = torch.cat([self.value[layer, wanted], found["value"]], 1)
+        order = value.sort(dim=1, descending=True, stable=True).indices[:, :k]  # at a tie the earlier block stays
+        for name, new in found.items():
+            kept = torch.cat([getattr(self, name)[layer, wanted], new], 1)
+            index = order if kept.dim() == 2 else order[..., None].expand(-1, -1, kept.shape[-1])
+            getattr(self, name)[layer, wanted] = kept.gather(1, index)
 
     def merge(self, other: "TopExamples") -> None:
         """Takes over the higher examples of another process, which saw other blocks."""
         everyone = torch.arange(self.value.shape[1], device=self.value.device)
         for layer in range(self.value.shape[0]):
-            self._keep_highest(
-                layer, everyone, other.value[layer], other.block[layer], other.position[layer], other.window[layer]
-            )
+            self._keep_highest(layer, everyone, {name: tensor[layer] for name, tensor in other.state_dict().items()})
 
     def state_dict(self) -> dict[str, Tensor]:
         """Arrays `value`, `block`, `position` (layers, neurons, k) and `window` (layers, neurons, k, 2·radius + 1)."""
@@ -79,3 +66,13 @@ class TopExamples:
         """Goes on from a saved state."""
         for name, tensor in state.items():
             setattr(self, name, tensor)
+
+
+def _by_neuron(
+    found: Float[Tensor, "pairs two ..."], wanted: Int[Tensor, "n"], row: Int[Tensor, "pairs"], block: Int[Tensor, "pairs"], blocks: int
+) -> Float[Tensor, "n candidates ..."]:
+    """What pairs of block and neuron found, by neuron and in the order of the blocks; −inf (or −1) where a block has no pair."""
+    empty = -torch.inf if found.is_floating_point() else -1
+    slots = torch.full((len(wanted), blocks, *found.shape[1:]), empty, dtype=found.dtype, device=found.device)
+    slots[row, block] = found
+    return slots.flatten(1, 2)

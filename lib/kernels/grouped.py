@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 HALVES = 2  # even blocks, odd blocks
+BAG = 4  # tokens a row, at least, from which sums over sorted rows are the faster way on a CPU
 FEW = 1024  # a grouping of at most so many groups also counts the tokens with activation > 0
 
 
@@ -43,12 +45,22 @@ def memory_bytes(groups: Mapping[str, int], neurons: int) -> int:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a batch's tokens belong in one grouping: rows half · groups + group that occur, sorted, and for each token
-    the index of its row among them, or one past the last where it has no label."""
+    """Where a batch's tokens belong in one grouping: rows half · groups + group that occur, sorted, how many of them are of
+    even blocks (they come first), for each token the index of its row among them, or one past the last where it has no label,
+    and the tokens that have one in the order of their rows, each row's beginning at `first`."""
 
     present: Int[Tensor, "rows"]
+    even: int
     inverse: Int[Tensor, "tokens"]
     number: Int[Tensor, "rows"]
+    order: Int[Tensor, "labelled"]
+    first: Int[Tensor, "rows"]
+
+    def sums(self, values: Float[Tensor, "tokens neurons"], memory: Float[Tensor, "tokens+1 neurons"]) -> Float[Tensor, "rows neurons"]:
+        """Sums of the tokens' values by row; they may lie in `memory`."""
+        if values.is_cuda or len(self.present) * BAG <= len(values):  # on a GPU the other way adds in any order
+            return embedding_bag(self.order, values, self.first, mode="sum")
+        return memory[: len(self.present) + 1].zero_().index_add_(0, self.inverse, values)[:-1]
 
 
 class Places:
@@ -78,7 +90,9 @@ class Places:
         rows = torch.where(labelled, own + half * size, HALVES * size)  # the last row takes what has no label
         present, inverse, number = rows.flatten().unique(return_inverse=True, return_counts=True)
         inside = present < HALVES * size
-        return Place(present[inside], inverse, number[inside])
+        number, order = number[inside], inverse.argsort(stable=True)
+        even, labelled = int((present < size).sum()), int(number.sum())
+        return Place(present[inside], even, inverse, number, order[:labelled], number.cumsum(0) - number)
 
     def workspace(self, tokens: int, neurons: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Memory for x, x², activity and the sums by row, kept between batches: fresh memory costs more than the sums."""
@@ -105,21 +119,20 @@ class GroupedMoments:
 
     def update(self, post: Float[Tensor, "tokens neurons"], places: Places, at: Mapping[str, Place]) -> None:
         """Adds a batch of whole blocks whose tokens belong to the places `at`."""
-        x, squared, active, rows = places.workspace(*post.shape)
+        x, squared, active, memory = places.workspace(*post.shape)
         x.copy_(post)
         torch.gt(x, 0, out=active)
         torch.mul(x.sub_(self.scaling[0]).mul_(self.scaling[1]), x, out=squared)
         for name, size in self.groups.items():
             place = at[name]
-            present, own = place.present, rows[: len(place.present) + 1]
-            self.tensors[f"{name}.count"].view(-1)[present] += place.number
-            self._add(f"{name}.sum", present, own.zero_().index_add_(0, place.inverse, x)[:-1])
-            squares = own.zero_().index_add_(0, place.inverse, squared)[:-1]
-            self._add(f"{name}.square", present % size, squares)
-            even = int((present < size).sum())  # present is sorted: even blocks' groups come first
-            self.tensors[f"{name}.total_square"] += torch.stack([squares[:even].sum(0), squares[even:].sum(0)])
+            self.tensors[f"{name}.count"].view(-1)[place.present] += place.number
+            self._add(f"{name}.sum", place.present, place.sums(x, memory))
+            squares = place.sums(squared, memory)
+            self._add(f"{name}.square", place.present % size, squares)
+            halves = squares[: place.even], squares[place.even :]
+            self.tensors[f"{name}.total_square"] += torch.stack([half.sum(0) for half in halves])
             if size <= FEW:
-                self._add(f"{name}.active", present, own.zero_().index_add_(0, place.inverse, active)[:-1])
+                self._add(f"{name}.active", place.present, place.sums(active, memory))
 
     def _add(self, name: str, rows: Int[Tensor, "n"], values: Float[Tensor, "n neurons"]) -> None:
         target = self.tensors[name]
