@@ -5,6 +5,7 @@ loop (C++ on CPU, Triton on CUDA). Run eagerly it gives the same numbers, some t
 """
 
 import warnings
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -66,14 +67,21 @@ def clipped_entries(
 
 
 @cache
-def fastest_layer_statistics():
-    """`layer_statistics` compiled where a compiler is at hand, else as it stands (with a warning)."""
-    compiled = torch.compile(layer_statistics, dynamic=False)
-    probe = torch.zeros(2, 2)
-    try:
-        compiled(probe, probe, probe[:, :1], probe, probe, probe, torch.float32)
-    except Exception as error:  # torch.compile raises many kinds; each means the same: no working compiler here
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        warnings.warn(f"torch.compile does not work here ({reason}); the pass runs uncompiled and slower", stacklevel=2)
-        return layer_statistics
-    return compiled
+def fastest_layer_statistics() -> Callable:
+    """`layer_statistics` compiled where the first call shows that a compiler is at hand, else as it stands (with a warning)."""
+    compiled, chosen = torch.compile(layer_statistics, dynamic=False), []
+
+    def statistics(*arguments):
+        if not chosen:
+            try:
+                found = compiled(*arguments)
+            except Exception as error:  # torch.compile raises many kinds; each means the same: no working compiler here
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                warnings.warn(f"torch.compile does not work here ({reason}); the pass runs uncompiled and slower", stacklevel=2)
+                chosen.append(layer_statistics)
+            else:
+                chosen.append(compiled)
+                return found
+        return chosen[0](*arguments)
+
+    return statistics
