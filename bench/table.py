@@ -69,7 +69,7 @@ def _whole(found: dict) -> list[Row]:
     how = "measured" if published["tokens"] == tokens else was
     return [
         Row(group, "ours against the published algorithm: reference against four shipped seeds",
-            f"{theirs / ours['seconds']:.1f} times faster on {tokens:,} tokens", "8 times, aim 15"),
+            f"{theirs / ours['seconds']:.1f} times as fast on {tokens:,} tokens", "8 times, aim 15"),
         Row(group, "published algorithm", f"{_time(theirs)} ({how}), {tokens / theirs:,.0f} tokens/s"),
         Row(group, "ours", f"{_time(ours['seconds'])} (measured, {ours['precision']}), {tokens / ours['seconds']:,.0f} "
             f"tokens/s; of it {_time(ours['fixed_seconds'])} loading, pilot and algebra"),
@@ -99,7 +99,7 @@ def _statistics(found: dict) -> list[Row]:
         )  # fmt: skip
         made += [
             Row(group, f"{name}: ours against the published algorithm",
-                f"{published / ours:.1f} times faster on {tokens:,} tokens, in {one['precision']}",
+                f"{published / ours:.1f} times as fast on {tokens:,} tokens, in {one['precision']}",
                 "8 times, aim 14" if one["neurons"] >= 6144 else ""),
             Row(group, f"{name}: stream of activations, then the algebra at the end",
                 f"published {1 / one['published_seconds_per_token']:,.0f} tokens/s, {one['published_seconds_at_end']:.1f} s; "
@@ -166,7 +166,7 @@ def _scaling(found: dict) -> list[Row]:
             f"{found['tokens']:,} tokens), {two['command'] / one['command']:.2f} for the whole command "
             f"({_time(two['command'])} and {_time(one['command'])})", "at most 1.15"),
         Row(group, "two processes against one process with half the cores",
-            f"{half['pass'] / two['pass']:.2f} times faster in the pass ({_time(half['pass'])}), "
+            f"{half['pass'] / two['pass']:.2f} times as fast in the pass ({_time(half['pass'])}), "
             f"{half['command'] / two['command']:.2f} times for the whole command"),
     ]  # fmt: skip
 
