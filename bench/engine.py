@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lib.collect import Pass
 from lib.correlation import Comparison, Covariance, compare
-from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts
+from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, symmetric_share
 from lib.params import ROOT, Params
 from lib.passes import BATCH, CHUNK, device_of, pack, setting_of, shared_shape
 from lib.reader import Dither, SeedReader, pilot
@@ -146,7 +146,7 @@ class Statistics:
         def products() -> LayerProducts:
             return LayerProducts(self.layers, self.neurons, self.dtype, self.device)
 
-        self.pair, self.within = [products() for _ in range(self.layers)], {name: products() for name in given}
+        self.pair, self.within = [products() for _ in range(self.layers)], products()
 
     def stream(self, tokens: int) -> None:
         """Adds a chunk of tokens (whole batches, at most `chunk_tokens`) of both seeds."""
@@ -157,19 +157,19 @@ class Statistics:
         )
         for layer, products in enumerate(self.pair):
             products.update(a[layer], b)
-        for products, own in zip(self.within.values(), (a, b), strict=True):
-            products.update_own(own)
+        self.within.update_own(b)  # the baseline rotates the second seed
 
     def result(self) -> dict[str, Float[Tensor, "compared total"]]:
         """corr and baseline of the first seed against the second."""
         covariance = Covariance(
             self.names, (self.names,), self.names[:1], self.layers, self.neurons,
             pair=lambda _a, layer, _b, other: self.pair[layer].sums[other],
-            within=lambda seed, layer: self.within[seed].sums[layer],
+            within=lambda _seed, layer: self.within.sums[layer],
         )  # fmt: skip
         moments = {name: reader.moments for name, reader in self.readers.items()}
         return _of_reference(compare(covariance, moments, RANDOM_SEED, draws=1), 0)
 
     def operations(self, tokens: int) -> int:
-        """Operations (2 per product) of the covariances of a chunk: the pair, and each layer with itself."""
-        return 2 * tokens * (self.layers * self.neurons) ** 2 + 2 * 2 * tokens * self.layers * self.neurons**2
+        """Operations (2 per product) of the covariances of a chunk: the pair, and each layer of one seed with itself."""
+        own = symmetric_share(self.device.type) * self.layers * self.neurons**2
+        return round(2 * tokens * ((self.layers * self.neurons) ** 2 + own))

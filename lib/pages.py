@@ -23,6 +23,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from PIL import Image
 
 from lib.errors import InputError
+from lib.figures import SYMBOL
 
 TEMPLATES = Path(__file__).parent / "report_template"
 FIGURE_FILES = ("svg", "png")  # that a figure may be saved as
@@ -149,12 +150,16 @@ def read_chapter(notebook: Path, neurons: str | None = None) -> Chapter:
     except InputError as error:
         raise InputError(f"{notebook.name}: {error}.") from error
     title = soup.find("h1")
+    named = {
+        "title": _plain(title) if title else notebook.stem,
+        "question": _first_sentence(title.find_next("p") if title else soup.find("p")),
+        "sections": [(heading.get("id", ""), _plain(heading)) for heading in soup.find_all("h2")],
+    }
+    _set_symbols(soup)
     cells = [str(cell) for cell in soup.find_all(recursive=False)]
     return Chapter(
         name=f"{notebook.stem}.html",
-        title=_plain(title) if title else notebook.stem,
-        question=_first_sentence(title.find_next("p") if title else soup.find("p")),
-        sections=[(heading.get("id", ""), _plain(heading)) for heading in soup.find_all("h2")],
+        **named,
         opening="".join(cells[:1]),
         rest="".join(cells[1:]),
         wall_seconds=nb.metadata.get("papermill", {}).get("duration"),
@@ -222,6 +227,13 @@ def _set_minus_signs(soup: BeautifulSoup) -> None:
     for text in soup.find_all(string=re.compile(r"-\.?\d")):
         if not text.find_parent(["pre", "code", "script", "style", "math"]):
             text.replace_with(re.sub(r"(?<![^\s(\[,])-(?=\.?\d)", "\u2212", text))
+
+
+def _set_symbols(soup: BeautifulSoup) -> None:
+    """w_out and its like in sentences and cells with the index below the line, once tables and headings have been read as text."""
+    for text in soup.find_all(string=SYMBOL):
+        if not text.find_parent(["pre", "code", "script", "style", "math", "title", "option", "h1", "h2"]):
+            text.replace_with(BeautifulSoup(SYMBOL.sub(r"<i>\1</i><sub>\2</sub>", str(escape(text))), "html.parser"))
 
 
 def add_figure_tools(soup: BeautifulSoup, folder: Path) -> None:
@@ -356,6 +368,7 @@ def finished(html: str, stem: str) -> tuple[str, dict[str, pd.DataFrame]]:
     soup = BeautifulSoup(html, "html.parser")
     _keep_percents_together(soup)
     tables = add_table_tools(soup, stem)
+    _set_symbols(soup)
     return str(soup), tables
 
 

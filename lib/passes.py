@@ -101,6 +101,11 @@ class Setting:
         return tuple(combinations(self.seeds, 2))
 
     @property
+    def rotated(self) -> tuple[str, ...]:
+        """Seeds that some reference is compared with: the baseline rotates their layers."""
+        return tuple(seed for seed in self.seeds if any(seed != reference for reference in self.references))
+
+    @property
     def accumulator_bytes(self) -> int:
         """Bytes of one summed product."""
         return 8 if self.precision == "fp64" else 4
@@ -129,8 +134,9 @@ def units_of(setting: Setting) -> list[Unit]:
                 Unit("moments", seed, 0, shape.layers, 104 * shape.total),
                 Unit("examples", seed, 0, shape.layers, 20 * 60 * shape.total),
                 Unit("histogram", seed, 0, shape.layers, 64 * 8 * shape.total),
-                Unit("within", seed, 0, shape.layers, shape.layers * square),
             ]
+            if seed in setting.rotated:
+                units.append(Unit("within", seed, 0, shape.layers, shape.layers * square))
         units += [Unit("pair", a, layer, layer + 1, shape.layers * square, b) for layer in range(shape.layers)]
     if setting.groups:  # last, since a pass for them alone runs few seeds
         memory = memory_bytes(dict(setting.groups), shape.neurons)

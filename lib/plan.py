@@ -16,7 +16,7 @@ import torch
 from lib.collect import SNAPSHOTS
 from lib.correlation import haar_rotation
 from lib.errors import told
-from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, Operands
+from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, Operands, symmetric_share
 from lib.kernels.examples import TopExamples
 from lib.kernels.fused import fastest_layer_statistics
 from lib.kernels.grouped import GroupedMoments, Places
@@ -57,10 +57,16 @@ class Speeds:
 def operations(setting: Setting, plan: Plan) -> dict[str, float]:
     """Multiplications and additions of products and forward passes in all passes."""
     shape, tokens = setting.shape, setting.blocks * setting.context
-    blocks = sum(shape.layers for part in plan.passes for unit in part.units if unit.kind in ("pair", "within"))
+    blocks = _blocks(plan)
     layers = sum(depth for part in plan.passes for depth in part.depths(shape.layers).values())
     per_layer = sum(_layer_operations(shape, setting.context))
     return {"products": 2.0 * blocks * shape.neurons**2 * tokens, "forward": float(layers * per_layer * tokens)}
+
+
+def _blocks(plan: Plan) -> float:
+    """Products of two layers in all passes; of one with itself only part is computed."""
+    weights = {"pair": 1.0, "within": symmetric_share(plan.setting.device)}
+    return sum(plan.setting.shape.layers * weights.get(unit.kind, 0.0) for part in plan.passes for unit in part.units)
 
 
 def _layer_operations(shape: Shape, context: int) -> tuple[int, int]:
@@ -72,7 +78,7 @@ def seconds(plan: Plan, speeds: Speeds, draws: int) -> dict[str, float]:
     """Predicted seconds of the passes and of the algebra after them."""
     setting, shape = plan.setting, plan.setting.shape
     tokens = setting.blocks * setting.context / setting.processes
-    blocks = sum(shape.layers for part in plan.passes for unit in part.units if unit.kind in ("pair", "within"))
+    blocks = _blocks(plan)
     depths = [(part, part.depths(shape.layers)) for part in plan.passes]
     layers = sum(depth for _, own in depths for depth in own.values())
     measured = sum(own[seed] for part, own in depths for seed in part.measured)

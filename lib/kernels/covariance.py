@@ -111,6 +111,13 @@ class Operands:
 
 WIDE = {"cpu": 64e6, "cuda": 1e9}  # bytes of one product, at most: of one layer with as many layers as fit, since wide ones are faster
 
+STRIPES = {"cpu": 4, "cuda": 1}  # into which the rows of a symmetric product are cut, each computed from the diagonal on
+
+
+def symmetric_share(device_type: str) -> float:
+    """Operations of a layer's product with itself, as a share of those with another layer."""
+    return (STRIPES[device_type] + 1) / (2 * STRIPES[device_type])
+
 
 def layers_at_once(neurons: int, accumulator_bytes: int, device_type: str) -> int:
     """With how many layers of a seed one layer of another is multiplied in one product."""
@@ -134,9 +141,15 @@ class LayerProducts:
             add_clipped(sums, left, y)
 
     def update_own(self, own: Operands) -> None:
-        """Adds one chunk of tokens: each layer of a seed with itself."""
+        """Adds one chunk of tokens: each layer of a seed with itself, whose product is symmetric."""
+        neurons = self.sums.shape[1]
+        step = -(-neurons // STRIPES[self.sums.device.type])
         for sums, x in zip(self.sums, own, strict=True):
-            sums += product(x.values, x.values)
+            for start in range(0, neurons, step):
+                stop = min(start + step, neurons)
+                made = product(x.values[:, start:stop], x.values[:, start:])
+                sums[start:stop, start:] += made
+                sums[stop:, start:stop] += made[:, stop - start :].T
             add_clipped(sums, x, x)
 
     def _width(self) -> int:
