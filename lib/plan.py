@@ -26,6 +26,7 @@ from lib.processes import Processes
 from lib.seeds import Trunk, mixed_precision
 from lib.store import Run
 from lib.text_labels import group_sizes
+from lib.tokenise import made_token_file
 
 # Published dense peaks without sparsity (NVIDIA data sheets, SXM), memory and its bandwidth; the shares of them that a run is taken to reach.
 GPUS = {
@@ -218,8 +219,8 @@ def lines(params: Params) -> list[str]:
     """The forecast of a run, one line a fact; InputError if it cannot fit."""
     device = device_of(params)
     shape = shared_shape(params)
-    text = params.text_path  # of a text that is not tokenised yet only the large groupings can be told
-    groups = group_sizes(Run(params)) if text and text.is_file() else _certain_groups(shape, params.context, params.token_budget)
+    known = made_token_file(params)  # of a text that is not tokenised yet only the large groupings can be told, and their sizes bounded
+    groups = group_sizes(Run(params)) if known else _certain_groups(shape, params.context, params.token_budget)
     setting = setting_of(params, shape, device, Processes.on_this_machine(), groups)
     plan = pack(setting)
     told = [

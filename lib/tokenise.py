@@ -336,6 +336,9 @@ def token_file(params: Params) -> Path:
     A run remembers in outputs/<run>/text.json which commit of a dataset it reads and which file it made, so that it
     goes on with the same documents, and asks for neither tokeniser nor network once it has them.
     """
+    made = made_token_file(params)
+    if made is not None:
+        return made
     source = params.text_source
     if source is None:
         return params.text_path
@@ -344,20 +347,28 @@ def token_file(params: Params) -> Path:
     if known.get("asked") != asked:
         commit = None if source.dataset is None else documents.dataset_commit(source)
         known = {"asked": asked, "commit": commit, "cache": None}
-    cache = parameters.OUTPUTS / CACHE / "text" / str(known["cache"])
+    tokenizer = shared_tokenizer(params)
+    sha256 = tokenizer_sha256(Path(params.seed_source(params.reference)))
+    made_from = {"packing": PACKING, "tokenizer": sha256, "commit": known["commit"]}
+    made_from |= {name: asked[name] for name in ("text", "files", "context", "blocks")}
+    known["cache"] = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
+    cache = parameters.OUTPUTS / CACHE / "text" / known["cache"]
+    write_json(cache / "made_from.json", made_from)
+    write_if_changed(record, json.dumps(known, indent=2) + "\n")
     if not (cache / "tokens.safetensors").is_file():
-        tokenizer = shared_tokenizer(params)
-        sha256 = tokenizer_sha256(Path(params.seed_source(params.reference)))
-        made_from = {"packing": PACKING, "tokenizer": sha256, "commit": known["commit"]}
-        made_from |= {name: asked[name] for name in ("text", "files", "context", "blocks")}
-        known["cache"] = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
-        cache = cache.with_name(known["cache"])
-        write_json(cache / "made_from.json", made_from)
-        write_if_changed(record, json.dumps(known, indent=2) + "\n")
-        if not (cache / "tokens.safetensors").is_file():
-            size = asked["blocks"], params.context
-            build(cache, partial(documents.parts, source, known["commit"]), vocabulary(tokenizer), size, sha256)
+        size = asked["blocks"], params.context
+        build(cache, partial(documents.parts, source, known["commit"]), vocabulary(tokenizer), size, sha256)
     return cache / "tokens.safetensors"
+
+
+def made_token_file(params: Params) -> Path | None:
+    """The run's token file if it is there already: nothing is made and nothing is asked for."""
+    if params.text_source is None:
+        return params.text_path if params.text_path.is_file() else None
+    record = params.folder / "text.json"
+    known = json.loads(record.read_text()) if record.exists() else {}
+    path = parameters.OUTPUTS / CACHE / "text" / str(known.get("cache")) / "tokens.safetensors"
+    return path if path.is_file() and known["asked"] == _asked(params, params.text_source) else None
 
 
 def _asked(params: Params, source: TextSource) -> dict:

@@ -66,7 +66,7 @@ def test_operations_and_times_grow_with_pairs_and_tokens():
     plan = pack(SETTING)
     counted = operations(SETTING, plan)
     tokens = 80 * 256
-    assert counted["products"] == 2 * tokens * (10 * 36864**2 + 5 / 8 * 5 * 12 * 3072**2)  # five eighths of a symmetric product
+    assert counted["products"] == 2 * tokens * (10 * 36864**2 + 3 / 4 * 5 * 12 * 3072**2)  # three quarters of a symmetric product
     speeds = published(SETTING, "H100")
     more = replace(SETTING, blocks=800)
     assert seconds(pack(more), speeds, 5)["passes"] > seconds(plan, speeds, 5)["passes"]

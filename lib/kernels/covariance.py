@@ -111,7 +111,7 @@ class Operands:
 
 WIDE = {"cpu": 64e6, "cuda": 1e9}  # bytes of one product, at most: of one layer with as many layers as fit, since wide ones are faster
 
-STRIPES = {"cpu": 4, "cuda": 1}  # into which the rows of a symmetric product are cut, each computed from the diagonal on
+STRIPES = {"cpu": 2, "cuda": 1}  # into which the rows of a symmetric product are cut, each computed from the diagonal on
 
 
 def symmetric_share(device_type: str) -> float:
