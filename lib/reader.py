@@ -22,6 +22,7 @@ from lib.text import Text
 PILOT = 64  # blocks that fix shifts and scales
 REACH, REACH_TOKENS = 12.0, 50_000  # int8 operands cover the pilot's range, but on so many tokens not more standard deviations each way
 GROWTH, MARGIN = 4.0, 1.5  # on more tokens they reach farther, at most so many times as far and so far beyond the pilot's range
+ROWS = 16  # operands have a multiple of so many rows, the last ones 0 where need be: products of 8-bit numbers ask for it on a GPU
 PILOT_NAMES = ("pre_scaling", "post_scaling", "low", "high", "post_standard")
 
 
@@ -171,40 +172,42 @@ class SeedReader:
         self.statistics = fastest_layer_statistics()
 
     def operands(self, text: Text, blocks: Int[Tensor, "blocks"], dither: Callable[[int], Tensor]) -> Operands:
-        """Each layer's operand on some blocks of text; moments and the other accumulators are fed on the way.
+        """Each layer's operand on the counted tokens of some blocks; moments and the other accumulators are fed on the way.
 
         `dither` gives the uniform numbers of a batch by its number in the text.
         """
-        context, size = text.context, BATCH[self.device.type]
-        neurons = self.moments.post_scaling.shape[-1]
-        shape = len(blocks) * context, self.depth if self.measured else 0, neurons
+        size, kept, neurons = BATCH[self.device.type], int(text.counted(blocks).sum()), self.moments.post_scaling.shape[-1]
+        shape = max(1, -(-kept // ROWS)) * ROWS, self.depth if self.measured else 0, neurons
         values = torch.empty(shape, dtype=self.dtype, device=self.device)
+        values[kept:] = 0
         entries: list[list[tuple]] = [[] for _ in range(shape[1])]
+        first = 0
         for start in range(0, len(blocks), size):
             batch = blocks[start : start + size]
-            rows = slice(start * context, (start + len(batch)) * context)
-            self._batch(text, batch, dither(int(batch[0]) // size), values[rows], entries, start * context)
+            first += self._batch(text, batch, dither(int(batch[0]) // size), values, entries, first)
         for layer in range(shape[1]):
             refuse_nan(self.name, layer, self.moments.sums[layer])
         return Operands(values, [Clipped(*map(torch.cat, zip(*own, strict=True))) if own else None for own in entries])
 
-    def _batch(self, text: Text, batch: Tensor, noise: Tensor, values: Tensor, clipped: list, first: int) -> None:
-        """One batch, writing its rows of the operand (tokens, layers, neurons) and what is clipped of them."""
-        tokens, mask = _padded(text, batch, BATCH[self.device.type])
-        self.moments.count(int(mask.sum()))
-        tokens, flat = tokens.to(self.device), mask.flatten().to(self.device)
-        weights, used = flat.float()[:, None], len(values)  # padding comes last and is not kept
+    def _batch(self, text: Text, batch: Tensor, noise: Tensor, values: Tensor, clipped: list, first: int) -> int:
+        """One batch, writing its counted tokens into the operand (tokens, layers, neurons) from row `first` on, and what is clipped
+        of them; returns how many they are."""
+        tokens, mask = (one.to(self.device) for one in _padded(text, batch, BATCH[self.device.type]))
+        flat = mask.flatten()
+        kept, place = flat.nonzero().squeeze(1), flat.cumsum(0) - 1 + first
+        weights, used = flat.float()[:, None], len(batch) * text.context  # padding comes last
+        self.moments.count(len(kept))
 
         def measure(layer: int, pre: Tensor, post: Tensor) -> None:
             scalings = self.moments.pre_scaling[layer], self.moments.post_scaling[layer]
             sums, part = self.statistics(pre, post, weights, *scalings, noise, self.dtype)
             self.moments.update(layer, sums)
-            values[:, layer] = part[:used]
+            values[first : first + len(kept), layer] = part[kept]
             if self.dtype == torch.int8:
                 columns = sums[SUMS.index("clipped")].nonzero().squeeze(1)
                 if len(columns):
                     token, neuron, excess = clipped_entries(post, weights, scalings[1], noise, columns)
-                    clipped[layer].append((token + first, neuron, excess))
+                    clipped[layer].append((place[token], neuron, excess))
 
         def visit(layer: int, pre: Tensor, post: Tensor) -> None:
             pre, post = pre.flatten(0, 1), post.flatten(0, 1)  # (tokens, neurons)
@@ -215,6 +218,7 @@ class SeedReader:
                 feed(seen)
 
         self.trunk.run(tokens, visit, self.depth)
+        return len(kept)
 
 
 def _padded(text: Text, batch: Tensor, size: int) -> tuple[Tensor, Tensor]:

@@ -289,14 +289,17 @@ def test_a_run_tokenises_once_and_again_when_its_files_change(make_run, tmp_path
     seeds = {"a": SHIPPED / "a", "b": SHIPPED / "b"}
     text = {"files": str(tmp_path / "x.jsonl"), "domain": "meta.kind"}
     run = make_run(seeds, text=text, context=32, token_budget=100 * 32 + 5)
+    assert tokenise.made_token_file(run.params) is None
     assert run.text.tokens.shape == (100, 32) and run.text.tokenizer_sha256 == tokenizer_sha256(SHIPPED / "a")
     first = run.text_path
+    assert tokenise.made_token_file(run.params) == first
     with monkeypatch.context() as without:
         without.setattr(tokenise, "shared_tokenizer", None)  # would fail if asked for
         assert Run(run.params).text_path == first
     again = make_run(seeds, run="other", text=text, context=32, token_budget=100 * 32 + 5)
     assert again.text_path == first and not tokenise.local_files_changed(again.params)
     (tmp_path / "x.jsonl").write_bytes(json_lines(some_documents(301, seed=1)))
+    assert tokenise.made_token_file(run.params) is None
     assert tokenise.local_files_changed(run.params) and Run(run.params).text_path != first
 
 
