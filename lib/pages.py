@@ -147,19 +147,16 @@ def read_chapter(notebook: Path, neurons: str | None = None) -> Chapter:
         if neurons is not None:
             link_neurons(soup, neurons)
         _set_minus_signs(soup)
+        _set_symbols(soup)
     except InputError as error:
         raise InputError(f"{notebook.name}: {error}.") from error
     title = soup.find("h1")
-    named = {
-        "title": _plain(title) if title else notebook.stem,
-        "question": _first_sentence(title.find_next("p") if title else soup.find("p")),
-        "sections": [(heading.get("id", ""), _plain(heading)) for heading in soup.find_all("h2")],
-    }
-    _set_symbols(soup)
     cells = [str(cell) for cell in soup.find_all(recursive=False)]
     return Chapter(
         name=f"{notebook.stem}.html",
-        **named,
+        title=_plain(title) if title else notebook.stem,
+        question=_first_sentence(title.find_next("p") if title else soup.find("p")),
+        sections=[(heading.get("id", ""), _plain(heading)) for heading in soup.find_all("h2")],
         opening="".join(cells[:1]),
         rest="".join(cells[1:]),
         wall_seconds=nb.metadata.get("papermill", {}).get("duration"),
@@ -230,10 +227,10 @@ def _set_minus_signs(soup: BeautifulSoup) -> None:
 
 
 def _set_symbols(soup: BeautifulSoup) -> None:
-    """w_out and its like in sentences and cells with the index below the line, once tables and headings have been read as text."""
+    """w_out and its like in sentences and cells with the index below the line; whoever copies or searches finds the text as it was."""
     for text in soup.find_all(string=SYMBOL):
-        if not text.find_parent(["pre", "code", "script", "style", "math", "title", "option", "h1", "h2"]):
-            text.replace_with(BeautifulSoup(SYMBOL.sub(r"<i>\1</i><sub>\2</sub>", str(escape(text))), "html.parser"))
+        if not text.find_parent(["pre", "code", "script", "style", "math", "title", "option"]):
+            text.replace_with(BeautifulSoup(SYMBOL.sub(r"<i>\1</i><span class=under>_</span><sub>\2</sub>", str(escape(text))), "html.parser"))
 
 
 def add_figure_tools(soup: BeautifulSoup, folder: Path) -> None:

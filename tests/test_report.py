@@ -358,7 +358,8 @@ def test_scripts_are_left_out(tmp_path):
 def test_symbols_have_their_index_below_the_line(tmp_path):
     cells = new_markdown_cell("# X\n\nThe w_out of & `w_out`, w_in_norm"), shown({"text/html": "<table><thead><tr><th>w_in</th></tr></thead></table>"})
     chapter = pages.read_chapter(write_notebook(tmp_path / "x.ipynb", *cells))
-    assert "The <i>w</i><sub>out</sub> of &amp; <code>w_out</code>, w_in_norm" in chapter.opening and "<i>w</i><sub>in</sub>" in chapter.rest
+    assert 'The <i>w</i><span class="under">_</span><sub>out</sub> of &amp; <code>w_out</code>, w_in_norm' in chapter.opening
+    assert "<sub>in</sub>" in chapter.rest
     (table,) = chapter.tables.values()
     assert list(table.columns) == ["w_in"]
 
