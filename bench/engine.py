@@ -114,8 +114,9 @@ class Given:
 
     def run(self, tokens: Int[Tensor, "blocks context"], visit: Callable, layers: int | None = None) -> None:
         """Calls visit(layer, pre, post) as `lib.seeds.Trunk` does."""
-        start = (int(tokens[0, 0]) - 1) * CONTEXT
-        part = slice(start, start + rows(tokens.device))
+        start, given = (int(tokens[0, 0]) - 1) * CONTEXT, len(self.pre[0])
+        stop = start + tokens.numel()
+        part = slice(start, stop) if stop <= given else torch.arange(start, stop, device=tokens.device) % given
         for layer in range(layers or len(self.pre)):
             visit(layer, *(x[layer][part].view(-1, CONTEXT, x[layer].shape[1]) for x in (self.pre, self.post)))
 
