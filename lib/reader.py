@@ -202,7 +202,7 @@ class SeedReader:
             scalings = self.moments.pre_scaling[layer], self.moments.post_scaling[layer]
             sums, part = self.statistics(pre, post, weights, *scalings, noise, self.dtype)
             self.moments.update(layer, sums)
-            values[first : first + len(kept), layer] = part[kept]
+            values[first : first + len(kept), layer] = part.index_select(0, kept)
             if self.dtype == torch.int8:
                 columns = sums[SUMS.index("clipped")].nonzero().squeeze(1)
                 if len(columns):
