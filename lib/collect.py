@@ -209,8 +209,9 @@ def _first_look(run: Run, precision: str, device: torch.device) -> None:
     rows, scalings = [], {}
     for name in tqdm(sorted(run.params.seeds), desc="losses and ranges", unit="seed"):
         model = _model(run, name, device)
+        trunk = Trunk(model, mixed_precision(precision))  # which gives the model its fast GELU
         rows += losses(name, model, run.text)
-        found = pilot(name, Trunk(model, mixed_precision(precision)), run.text, precision, device)
+        found = pilot(name, trunk, run.text, precision, device)
         scalings |= {f"{name}.{key}": tensor for key, tensor in found.items()}
     write_table(run.folder / "tables" / "losses.parquet", pd.DataFrame(rows))
     write_tensors(run.folder / "stats" / "pilot.safetensors", scalings)

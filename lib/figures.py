@@ -32,6 +32,7 @@ CORRELATION, BASELINE, EXCESS, NEUTRAL = "#0072B2", "#E69F00", "#009E73", "#5555
 SEED_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 MARKERS = {"pythia": "s", "small": "o", "medium": "^"}
 WIDE, NARROW, HEIGHT = 9.0, 5.5, 3.6  # inches
+PALETTE = 128  # colours of a PNG; with fewer the scale of a heat map shows steps
 PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.6g} %")
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")  # instead of powers of ten on a short log axis
 
@@ -41,9 +42,10 @@ sns.set_theme(
     font_scale=0.9,
     rc={
         "figure.dpi": 100,
-        "savefig.dpi": 144,
+        "savefig.dpi": 130,
         "savefig.bbox": "tight",
-        "pdf.fonttype": 42,  # text stays text in the PDF
+        "pdf.fonttype": 42,  # text stays text in the PDF and in the SVG
+        "svg.fonttype": "none",
         "svg.hashsalt": "figure",  # the same figure gives the same file
         "axes.titlesize": "medium",
         "grid.color": "#e6e6e6",
@@ -69,7 +71,7 @@ def gallery(folder: Path) -> Callable[[Figure, str, str, str], None]:
                 axis.set_ticklabels([_typeset(label) for label in labels])
         fig.suptitle(_typeset(title, "mathbf"), x=0.01, ha="left", fontsize="large", fontweight="bold")
         folder.mkdir(parents=True, exist_ok=True)
-        png = _in_256_colours(fig, alt)
+        png = _in_few_colours(fig, alt)
         (folder / f"{name}.png").write_bytes(png)
         fig.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
         fig.savefig(folder / f"{name}.svg", metadata={"Date": None, "Title": title, "Description": alt})
@@ -85,14 +87,14 @@ def _typeset(text: str, face: str = "mathit") -> str:
     return SYMBOL.sub(rf"$\\{face}{{\1}}_{{\\mathrm{{\2}}}}$", text)
 
 
-def _in_256_colours(fig: Figure, alt: str) -> bytes:
+def _in_few_colours(fig: Figure, alt: str) -> bytes:
     """The figure as PNG, with `alt` as its Description; a palette makes it, and the pages that hold it, a third as large."""
     about = PngInfo()
     about.add_itxt("Description", alt)
     with BytesIO() as drawn, BytesIO() as packed:
         fig.savefig(drawn, format="png")
         picture = Picture.open(drawn)
-        picture.convert("RGB").quantize(256, dither=Picture.Dither.NONE).save(packed, "png", optimize=True, pnginfo=about, dpi=picture.info["dpi"])
+        picture.convert("RGB").quantize(PALETTE, dither=Picture.Dither.NONE).save(packed, "png", optimize=True, pnginfo=about, dpi=picture.info["dpi"])
         return packed.getvalue()
 
 
