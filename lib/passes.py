@@ -102,8 +102,9 @@ class Setting:
 
     @property
     def rotated(self) -> tuple[str, ...]:
-        """Seeds that some reference is compared with: the baseline rotates their layers."""
-        return tuple(seed for seed in self.seeds if any(seed != reference for reference in self.references))
+        """Seeds whose layers are rotated: by the baseline those that some reference is compared with, by the null of the
+        families' scores, which need grouped moments, the references."""
+        return tuple(seed for seed in self.seeds if self.groups or any(seed != reference for reference in self.references))
 
     @property
     def accumulator_bytes(self) -> int:

@@ -1,6 +1,7 @@
 """From a run to its tables of families: all neurons of all seeds, and a new line of the label table without a model."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -20,6 +21,17 @@ def direct_activations(run, seed: str, layer: int) -> torch.Tensor:
     trunk = Trunk(load_model(run.params.seed_source(seed)))
     trunk.run(run.text.tokens, lambda at, pre, post: found.append(post.double()) if at == layer else None)
     return found[0]
+
+
+def test_a_lone_reference_has_the_families_that_it_has_among_all(make_run, seed_folders, monkeypatch):
+    monkeypatch.setattr(collecting, "group_sizes", group_sizes)
+    found = []
+    for compare in ("all", "reference"):
+        run = make_run(seed_folders, run=compare, compare=compare, reference="b", token_budget=8 * 256)
+        collecting.collect(run)
+        tabulate(run)
+        found.append(open_families(run).reference.set_index(["layer", "neuron"])[["family", "label", "score"]])
+    pd.testing.assert_frame_equal(*found)
 
 
 def test_families_of_a_run_follow_the_label_table_without_a_model(make_run, seed_folders, monkeypatch):
