@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lib.circuits import CHUNK, vocabulary_moments
+from lib.circuits import CHUNK
 from lib.effects import Readout
 from lib.processed import Processed
 
@@ -78,6 +78,17 @@ def frequency_share(w_out: Float[Tensor, "neurons d_model"], reading: Readout) -
     return torch.where(length > 1e-12, along / length.clamp(min=1e-12), 0.0)
 
 
+def logit_variance(w_out: Float[Tensor, "neurons d_model"], unembedding: Float[Tensor, "d_model vocabulary"]) -> Float[Tensor, "neurons"]:
+    """Variance over the vocabulary of cos(w_out, W_U[:, v]), as `lib.circuits.vocabulary_moments` has it; 0 for a neuron that writes nothing.
+
+    A quadratic form in the covariance of the unembedding's unit columns, so that no neuron meets every token.
+    """
+    columns = normalize(unembedding, dim=0)
+    columns = columns - columns.mean(dim=1, keepdim=True)
+    unit = normalize(w_out, dim=1)
+    return ((unit @ (columns @ columns.T / columns.shape[1])) * unit).sum(dim=1).clamp(min=0)
+
+
 @torch.no_grad()
 def weight_columns(model: Processed, reading: Readout) -> pd.DataFrame:
     """One row per neuron: `w_out_norm`, `vocab_var`, `null_share`, `partner_layer`, `partner_neuron`, `partner_cos`,
@@ -93,7 +104,7 @@ def weight_columns(model: Processed, reading: Readout) -> pd.DataFrame:
     partner, cosine = most_opposite(w_out)
     table = pd.DataFrame({"layer": flat // neurons, "neuron": flat % neurons})
     table["w_out_norm"] = w_out.norm(dim=1).numpy()
-    table["vocab_var"] = vocabulary_moments(w_out, normalize(model.unembedding, dim=0))["vocab_var"].numpy()
+    table["vocab_var"] = logit_variance(w_out, model.unembedding).numpy()
     table["null_share"] = null_share(w_out, null_space(model.unembedding)).numpy()
     table["partner_layer"], table["partner_neuron"] = partner.numpy() // neurons, partner.numpy() % neurons
     table["partner_cos"] = cosine.numpy()
