@@ -87,17 +87,21 @@ def roles_by_layer(circuits: pd.DataFrame) -> Finding:
     at_end, rest = mean.loc[last], mean.iloc[:-1]
     early = rest["suppression"].sum() / max(1e-9, rest[["prediction", "suppression"]].to_numpy().sum())
     late = at_end["suppression"] / max(1e-9, at_end["prediction"] + at_end["suppression"])
-    switched = at_end["suppression"] > at_end["prediction"]
-    title = (
-        f"Suppression takes over in the last layer: {at_end['suppression']:.3g} against {at_end['prediction']:.3g} neurons a seed"
-        if switched
-        else "No switch from prediction to suppression in the last layer"
-    )
+    own = counts[counts["layer"] == last]
+    led = int((own["suppression"] > own["prediction"]).sum())
+    if led == len(own):
+        title = f"Suppression takes over in the last layer: {at_end['suppression']:.3g} against {at_end['prediction']:.3g} neurons a seed"
+        seen = "is seen"
+    elif led:
+        title = f"Suppression outnumbers prediction in the last layer of {led} of {len(own)} seeds"
+        seen = f"is seen in {led} of {len(own)} seeds, which is no rule,"
+    else:
+        title, seen = "No switch from prediction to suppression in the last layer", "is not seen"
     text += (
         f"By the calibrated cuts prediction neurons are most frequent in layer {top} (**{mean['prediction'].max():.1f}** a seed), and the "
         f"last layer has **{at_end['prediction']:.1f}** prediction and **{at_end['suppression']:.1f}** suppression neurons a seed. "
         f"Suppression neurons are {percent(late, 1)} of the two together in the last layer and {percent(early, 1)} before it, so "
-        f"**the paper's switch to suppression {'is seen' if switched else 'is not seen'} in this run**. Partition neurons are most "
+        f"**the paper's switch to suppression {seen} in this run**. Partition neurons are most "
         f"frequent in layer {mean['partition'].idxmax()} ({mean['partition'].max():.1f} a seed)."
     )
     found = counts["suppression"].sum()

@@ -106,6 +106,8 @@ def test_the_switch_and_the_counts_are_told_as_they_are():
     assert "the paper's switch to suppression is seen" in switch.text and "no prediction neuron, 50 suppression neurons" in switch.text
     bars = circuit_figures.roles_by_layer(made_up("switch")).axes[1].patches
     assert [bar.get_height() for bar in bars] == [0] * LAYERS + [0, 0, 0, -25]
+    one = pd.concat([made_up("switch").query("seed == 'a'"), made_up("many").query("seed != 'a' and vocab_skew > 0")])
+    assert circuit_findings.roles_by_layer(one).title == "Suppression outnumbers prediction in the last layer of 1 of 2 seeds"
     none = circuit_findings.roles_by_layer(made_up("none"))
     assert none.title == "No prediction or suppression neuron by either cut"
     table = made_up("many")
