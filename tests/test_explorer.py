@@ -11,6 +11,7 @@ from conftest import TEXT, needs_browser, save_seed
 from explored import made_run
 from stand_ins import llama_model
 
+from bench import pages
 from lib import explorer, explorer_files, report
 from lib.circuits import processed_model
 from lib.params import Params
@@ -296,6 +297,17 @@ def test_a_run_without_statistics_has_no_explorer(tmp_path, monkeypatch):
     monkeypatch.setattr("lib.params.OUTPUTS", tmp_path)
     params = Params(run="bare", seeds={"a": "x/a", "b": "x/b"}, reference="a", text=str(TEXT), context=256, token_budget=512)
     assert not explorer.can_explore(Run(params))
+
+
+@needs_browser
+def test_the_first_view_is_timed_page_by_page(complete, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pages, "ROUNDS", 1)
+    assert pages.main([str(complete.folder)]) == 0
+    *timed, size = capsys.readouterr().out.splitlines()
+    assert len(timed) == len(list((complete.folder / "report").glob("*.html"))) and size.startswith("report: ")
+    seconds = re.compile(r"first paint (\d\.\d\d) s .* complete (\d+\.\d\d) s")
+    assert all(0 < float(seconds.search(line)[1]) for line in timed)
+    assert pages.main([str(tmp_path)]) == 2 and "`make report` makes one" in capsys.readouterr().err
 
 
 def test_description_is_json_without_nan(complete):
