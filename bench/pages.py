@@ -28,7 +28,9 @@ def views(browser: Browser, address: str) -> tuple[float, float]:
         if "#" in address:
             page.wait_for_selector(f'#card[data-complete="{address.split("#")[1]}"]')
         complete = time.perf_counter() - started
-        return page.wait_for_function(PAINTED).json_value() / 1000, complete
+        while (painted := page.evaluate(PAINTED)) is None:  # the pages' own policy forbids Playwright to wait for an expression
+            page.wait_for_timeout(10)
+        return painted / 1000, complete
 
 
 @told

@@ -95,10 +95,13 @@ def tokenizer_sha256(folder: Path) -> str:
 
 
 def _tokenizer_hashes(name: str, folder: Path) -> Iterator[str]:
-    """The hash of the tokeniser's file, if there is one, and that of what it does."""
-    if (folder / "tokenizer.json").is_file():
-        yield file_sha256(folder / "tokenizer.json")
+    """The hash of the tokeniser's file, if there is one, as it is and as the library writes it, and that of what it does."""
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        yield file_sha256(path)
     try:
+        if path.is_file():
+            yield hashlib.sha256(Tokenizer.from_file(str(path)).to_str(pretty=True).encode()).hexdigest()
         yield tokenizer_sha256(folder)
     except Exception as error:  # tokenizers raises plain Exception
         raise InputError(f"seed '{name}': the tokeniser in {folder} cannot be read ({_first_line(error)}).") from error

@@ -116,8 +116,8 @@ def ship(branch: SeedRun, name: str, paths: Paths, held_out: Text, n_blocks: int
     folder = paths.ship / name
     folder.parent.mkdir(parents=True, exist_ok=True)
     branch.save_model(folder, SHIPPED_MATRICES)
-    for file in paths.tokenizer.glob("*.json"):
-        shutil.copy(file, folder / file.name)
+    for file in paths.tokenizer.glob("*.json"):  # without the blanks that make a large file of it
+        (folder / file.name).write_text(json.dumps(json.loads(file.read_text()), ensure_ascii=False, separators=(",", ":")) + "\n")
 
     blocks = evenly_spaced(len(held_out.tokens), n_blocks)
     weights = {key: stored(w, SHIPPED_MATRICES).float() for key, w in branch.weights.items()}
