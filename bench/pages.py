@@ -9,17 +9,15 @@ import sys
 import time
 from pathlib import Path
 
-from playwright.sync_api import Browser, sync_playwright
-
 from lib.errors import InputError, told
-from lib.example import QUIET, WINDOW, chromium
+from lib.example import WINDOW, headless
 from lib.params import read_params
 
 ROUNDS = 5
 PAINTED = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
 
 
-def views(browser: Browser, address: str) -> tuple[float, float]:
+def views(browser, address: str) -> tuple[float, float]:
     """Seconds to the first paint and to everything being there; each time a new profile, so that nothing is cached."""
     with browser.new_context(viewport=WINDOW) as context:
         page = context.new_page()
@@ -40,17 +38,13 @@ def main(arguments: list[str] | None = None) -> int:
     folder = Path(given[0] if given else "outputs/tiny") / "report"
     if not (folder / "index.html").is_file():
         raise InputError(f"there is no finished report in {folder}; `make report` makes one.")
-    if chromium() is None:
-        raise InputError("pages are timed in Chromium, and there is none on this machine; install it or name one with CHROMIUM=/path.")
     reference = read_params(folder.parent / "params.yaml").reference
     pages = [*sorted(path.name for path in folder.glob("*.html") if path.name != "neurons.html"), f"neurons.html#{reference}/0/0"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=list(QUIET))
+    with headless("times of pages") as browser:
         found = {page: [] for page in pages}
         for _ in range(ROUNDS):
             for page, times in found.items():
                 times.append(views(browser, f"{folder.resolve().as_uri()}/{page}"))
-        browser.close()
     for page, times in found.items():
         painted, complete = ([*column] for column in zip(*times, strict=True))
         print(f"{page}: first paint {statistics.median(painted):.2f} s (slowest {max(painted):.2f}), "

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
@@ -29,6 +30,19 @@ def chromium() -> str | None:
     return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
+@contextmanager
+def headless(purpose: str):
+    """A headless Chromium, driven by Playwright; InputError naming the purpose if there is none on this machine."""
+    from playwright.sync_api import sync_playwright  # tests without it import this module too
+
+    if chromium() is None:
+        raise InputError(f"{purpose} need Chromium, and there is none on this machine; install it or name one with CHROMIUM=/path.")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium(), args=list(QUIET))
+        yield browser
+        browser.close()
+
+
 def chosen(folder: Path, shown: set[str]) -> list[Path]:
     """The files of a finished run that are kept, relative to its folder; `shown` are the names of the figures wanted."""
     kept = [path.relative_to(folder) for path in contents(folder)] + [path.relative_to(folder) for path in folder.glob("notebooks/*.ipynb")]
@@ -45,20 +59,14 @@ def chosen(folder: Path, shown: set[str]) -> list[Path]:
 
 def screenshots(folder: Path, neuron: str, into: Path) -> None:
     """front_page.png and neuron_page.png; `neuron` is the end of its page's address, `a/3/17`. By Playwright, in Debian's Chromium."""
-    from playwright.sync_api import sync_playwright  # tests without it import this module too
-
-    if chromium() is None:
-        raise InputError("the screenshots of the example need Chromium, and there is none on this machine; install it or name one with CHROMIUM=/path.")
-    into.mkdir(parents=True, exist_ok=True)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=list(QUIET))
+    with headless("the screenshots of the example") as browser:
+        into.mkdir(parents=True, exist_ok=True)
         for name, page in (("front_page", "index.html"), ("neuron_page", f"neurons.html#{neuron}")):
             tab = browser.new_page(viewport=WINDOW)
             tab.goto(f"{(folder / 'report').resolve().as_uri()}/{page}")
             tab.wait_for_timeout(1500)  # the explorer's data load when they are asked for
             tab.screenshot(path=into / f"{name}.png")
             Image.open(into / f"{name}.png").convert("RGB").quantize(256).save(into / f"{name}.png", optimize=True)
-        browser.close()
 
 
 @told
