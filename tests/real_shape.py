@@ -4,7 +4,7 @@
     python tests/real_shape.py mlx_whisper/assets/gpt2.tiktoken --folder /tmp/shape
 
 GPT-2's own byte-pair encoding is rebuilt from the ranks of its tokens; the text is the shipped one, read back into documents.
-Prints what `make plan` forecasts, makes the report in outputs/gpt2-shape, and prints what its parts took.
+Prints what `make plan` forecasts, makes the report in outputs/gpt2-shape, and prints the time and the memory of its parts.
 """
 
 import argparse
@@ -12,8 +12,10 @@ import base64
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import torch
 import yaml
 from hub_report import ROOT, pile
@@ -62,6 +64,28 @@ def save_seeds(folder: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str, st
     return {name: str(folder / name) for name in "abcde"}
 
 
+def peak_memory(command: list[str]) -> dict[str, float]:
+    """Runs the command and gives the most memory, in GB, that each Python module it starts was seen to hold (twice a second).
+
+    Pages of files that are mapped to be read are not counted; the system takes them back when it needs them.
+    """
+    peaks: dict[str, float] = {}
+    with subprocess.Popen(command, cwd=ROOT) as made:
+        while made.poll() is None:
+            for process in psutil.Process(made.pid).children(recursive=True):
+                try:
+                    arguments, memory = process.cmdline(), process.memory_info()
+                except psutil.Error:  # it has ended
+                    continue
+                if "-m" in arguments[:-1]:
+                    module = arguments[arguments.index("-m") + 1]
+                    peaks[module] = max(peaks.get(module, 0.0), (memory.rss - memory.shared) / 1e9)
+            time.sleep(0.5)
+    if made.returncode:
+        sys.exit(made.returncode)
+    return peaks
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -79,10 +103,10 @@ def main() -> None:
     }  # fmt: skip
     file = folder / f"{RUN}.yaml"
     file.write_text(yaml.safe_dump(Params(**described).model_dump(exclude_none=True), sort_keys=False))
-    for target in ("plan", "report"):
-        subprocess.run(["make", target, f"RUN={RUN}", f"PARAMS={file}"], cwd=ROOT, check=True)
+    subprocess.run(["make", "plan", f"RUN={RUN}", f"PARAMS={file}"], cwd=ROOT, check=True)
+    peaks = peak_memory(["make", "report", f"RUN={RUN}", f"PARAMS={file}"])
     provenance = json.loads((ROOT / "outputs" / RUN / "provenance.json").read_text())
-    print(json.dumps({part: provenance[part] for part in ("pass", "notebooks")}, indent=2))
+    print(json.dumps({part: provenance[part] for part in ("pass", "notebooks")} | {"peak memory, GB": peaks}, indent=2))
 
 
 if __name__ == "__main__":
