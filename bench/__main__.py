@@ -9,7 +9,7 @@ from bench import machine, table
 from bench.forward import forward_rates
 from bench.precision import errors_of_precisions
 from bench.scaling import SEEDS, scaling
-from bench.statistics import SHAPES, compare_at, share_of_peak
+from bench.statistics import SHAPES, compare_at, elementwise, share_of_peak
 from bench.whole import measured
 from lib.kernels.covariance import fastest_precision
 from lib.params import ROOT
@@ -53,6 +53,7 @@ def measure(device, parts: list[str], given: argparse.Namespace) -> Iterator[tup
             "sizes": [compare_at(*shape, device, default, given.tokens, 1 if shape is SHAPES[-1] else ROUNDS) for shape in SHAPES],
         },
         "peak": lambda: [share_of_peak(*SHAPES[1], device, precision, given.tokens, ROUNDS) for precision in kernels],
+        "elementwise": lambda: elementwise(device, ROUNDS),
         "forward": lambda: forward_rates(device, FORWARD_BATCHES * BATCH[device.type], ROUNDS),
         "precision": lambda: errors_of_precisions(device, given.precision_tokens, ("int8", "bf16", "fp32")),
         "scaling": lambda: {
@@ -70,7 +71,7 @@ def measure(device, parts: list[str], given: argparse.Namespace) -> Iterator[tup
 
 def main() -> None:
     """Command line."""
-    every = ("whole", "statistics", "peak", "forward", "precision", "scaling")
+    every = ("whole", "statistics", "peak", "elementwise", "forward", "precision", "scaling")
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--tokens", type=int, default=TOKENS)
     parser.add_argument("--published-tokens", type=int, default=PUBLISHED_TOKENS)

@@ -9,6 +9,7 @@ from bench import published
 from bench.engine import RANDOM_SEED, Given, Statistics, chunk_tokens, rows
 from bench.machine import gemm_peak, interleaved, median, seconds
 from lib.correlation import rotations
+from lib.kernels.fused import compiled_layer_statistics, layer_statistics, native_layer_statistics
 
 SHAPES = ((3, 512), (6, 1024), (12, 1024))  # layers, neurons a layer
 BATCHES = 4  # batches of distinct tokens of activations, which the published way adds at a time
@@ -79,3 +80,18 @@ def share_of_peak(layers: int, neurons: int, device: torch.device, precision: st
         taken = seconds(device, lambda: ours.stream(chunk_tokens(device)))
         rate.append(ours.operations(chunk_tokens(device)) / taken)
     return {"precision": precision, "neurons": layers * neurons, "peak": median(peak), "rate": median(rate)}
+
+
+def elementwise(device: torch.device, rounds: int) -> dict[str, float]:
+    """Seconds a value of one layer's sums and 8-bit operands, in bf16: the expression as it stands, compiled, and in C++."""
+    generator, (_, neurons), tokens = torch.Generator().manual_seed(RANDOM_SEED), SHAPES[1], rows(device)
+    pre = torch.randn(tokens, neurons, generator=generator)
+    scaling = torch.stack([torch.zeros(neurons), torch.full((neurons,), 20.0)])
+    given = pre.bfloat16(), gelu(pre, approximate="tanh").bfloat16(), torch.ones(tokens, 1), scaling, scaling, pre.abs() % 1
+    given = *(one.to(device) for one in given), torch.empty(tokens, neurons, dtype=torch.int8, device=device)
+    kernels = {"plain": layer_statistics, "compiled": compiled_layer_statistics()}
+    if native_layer_statistics(*given) is not None:
+        kernels["native"] = native_layer_statistics
+    kernels["compiled"](*given)
+    times = interleaved(device, {name: partial(kernel, *given) for name, kernel in kernels.items()}, 10 * rounds)
+    return {name: median(taken) / pre.numel() for name, taken in times.items()}

@@ -153,6 +153,7 @@ def _grouped(setting: Setting, device: torch.device) -> float:
     places = Places({name: torch.randint(size, shape) for name, size in groups.items()}, groups, device)
     work = GroupedMoments(groups, torch.ones(2, n, device=device))
     post = torch.randn(batch * setting.context, n, device=device)
+    post = post.bfloat16() if mixed_precision(setting.precision) else post
     counted = torch.ones(len(post), dtype=torch.bool, device=device)
     at = [places.at(torch.arange(batch) + start, counted) for start in range(0, shape[0], batch)]
     return _timed(lambda: [work.update(post, places, one) for one in at], device, 2) / len(at) / len(post) if groups else 0.0
@@ -180,8 +181,8 @@ def _forward(setting: Setting, source: str, device: torch.device) -> tuple[float
         examples.update(layer, post, counted, torch.arange(setting.batch))
 
     layer = _timed(lambda: trunk.run(tokens, visit), device, 2) / depth / rows
-    cast = OPERAND_DTYPES[setting.precision]
-    elementwise = _timed(lambda: statistics(flat, flat, weights, scaling, scaling, dither, cast), device, 4) / rows
+    operand = torch.empty(rows, n, dtype=OPERAND_DTYPES[setting.precision], device=device)
+    elementwise = _timed(lambda: statistics(flat, flat, weights, scaling, scaling, dither, operand), device, 4) / rows
     hidden = torch.zeros(setting.context, setting.shape.width, device=device)
     head = model.get_output_embeddings()
     with torch.inference_mode():

@@ -172,42 +172,40 @@ class SeedReader:
         self.statistics = fastest_layer_statistics()
 
     def operands(self, text: Text, blocks: Int[Tensor, "blocks"], dither: Callable[[int], Tensor]) -> Operands:
-        """Each layer's operand on the counted tokens of some blocks; moments and the other accumulators are fed on the way.
+        """Each layer's operand on some blocks' tokens, 0 where one does not count; moments and the other accumulators are fed
+        on the way.
 
         `dither` gives the uniform numbers of a batch by its number in the text.
         """
-        size, kept, neurons = BATCH[self.device.type], int(text.counted(blocks).sum()), self.moments.post_scaling.shape[-1]
-        shape = max(1, -(-kept // ROWS)) * ROWS, self.depth if self.measured else 0, neurons
+        size, neurons = BATCH[self.device.type], self.moments.post_scaling.shape[-1]
+        rows, batches = size * text.context, blocks.split(size)
+        shape = -(-len(batches) * rows // ROWS) * ROWS, self.depth if self.measured else 0, neurons
         values = torch.empty(shape, dtype=self.dtype, device=self.device)
-        values[kept:] = 0
+        values[len(batches) * rows :] = 0
         entries: list[list[tuple]] = [[] for _ in range(shape[1])]
-        first = 0
-        for start in range(0, len(blocks), size):
-            batch = blocks[start : start + size]
-            first += self._batch(text, batch, dither(int(batch[0]) // size), values, entries, first)
+        for number, batch in enumerate(batches):
+            self._batch(text, batch, dither(int(batch[0]) // size), values[number * rows :][:rows], entries, number * rows)
         for layer in range(shape[1]):
             refuse_nan(self.name, layer, self.moments.sums[layer])
         return Operands(values, [Clipped(*map(torch.cat, zip(*own, strict=True))) if own else None for own in entries])
 
-    def _batch(self, text: Text, batch: Tensor, noise: Tensor, values: Tensor, clipped: list, first: int) -> int:
-        """One batch, writing its counted tokens into the operand (tokens, layers, neurons) from row `first` on, and what is clipped
-        of them; returns how many they are."""
+    def _batch(self, text: Text, batch: Tensor, noise: Tensor, values: Tensor, clipped: list, first: int) -> None:
+        """One batch, writing its operands into `values` (tokens, layers, neurons), whose first token is number `first` of the
+        chunk, and what is clipped of them into `clipped`."""
         tokens, mask = (one.to(self.device) for one in _padded(text, batch, BATCH[self.device.type]))
         flat = mask.flatten()
-        kept, place = flat.nonzero().squeeze(1), flat.cumsum(0) - 1 + first
         weights, used = flat.float()[:, None], len(batch) * text.context  # padding comes last
-        self.moments.count(len(kept))
+        self.moments.count(int(flat.sum()))
 
         def measure(layer: int, pre: Tensor, post: Tensor) -> None:
             scalings = self.moments.pre_scaling[layer], self.moments.post_scaling[layer]
-            sums, part = self.statistics(pre, post, weights, *scalings, noise, self.dtype)
+            sums = self.statistics(pre, post, weights, *scalings, noise, values[:, layer])
             self.moments.update(layer, sums)
-            values[first : first + len(kept), layer] = part.index_select(0, kept)
             if self.dtype == torch.int8:
                 columns = sums[SUMS.index("clipped")].nonzero().squeeze(1)
                 if len(columns):
                     token, neuron, excess = clipped_entries(post, weights, scalings[1], noise, columns)
-                    clipped[layer].append((place[token], neuron, excess))
+                    clipped[layer].append((token + first, neuron, excess))
 
         def visit(layer: int, pre: Tensor, post: Tensor) -> None:
             pre, post = pre.flatten(0, 1), post.flatten(0, 1)  # (tokens, neurons)
@@ -218,7 +216,6 @@ class SeedReader:
                 feed(seen)
 
         self.trunk.run(tokens, visit, self.depth)
-        return len(kept)
 
 
 def _padded(text: Text, batch: Tensor, size: int) -> tuple[Tensor, Tensor]:

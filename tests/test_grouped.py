@@ -7,14 +7,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.kernels import grouped
+from lib.kernels import grouped, native
 from lib.kernels.grouped import GroupedMoments, Places, memory_bytes
+from lib.kernels.native import LANES
 
 CONTEXT, NEURONS = 12, 5
 
 
-def made_up(blocks: int, seed: int = 0, groups: int = 40):
-    """(v, ids, counted): activations with a large mean and one dead neuron; groups from all tokens to one in a thousand."""
+def made_up(blocks: int, seed: int = 0, groups: int = 40, neurons: int = NEURONS):
+    """(v, ids, counted): activations of five kinds, one with a large mean and one dead, repeated for more neurons; groups from
+    all tokens to one in a thousand."""
     generator = np.random.default_rng(seed)
     v = generator.normal(0, 1, (blocks, CONTEXT, NEURONS)) ** 3 * np.array([1, 0.1, 30, 1, 1]) + np.array([0, 2, 50, 0, 0])
     v[..., 4] = 0.25
@@ -25,18 +27,19 @@ def made_up(blocks: int, seed: int = 0, groups: int = 40):
         "domain": np.broadcast_to((np.arange(blocks) % 3)[:, None], zipf.shape),
         "linguistics": np.where(generator.random(zipf.shape) < 0.4, generator.integers(0, 7, zipf.shape), -1),
     }
-    return v.astype(np.float32), ids, generator.random(zipf.shape) < 0.9
+    return np.ascontiguousarray(v.astype(np.float32)[..., np.arange(neurons) % NEURONS]), ids, generator.random(zipf.shape) < 0.9
 
 
 GROUPS = {"token": 40, "position": CONTEXT, "domain": 3, "linguistics": 8}
 
 
 def accumulated(v, ids, counted, batches) -> GroupedMoments:
-    work = GroupedMoments(GROUPS, torch.tensor([[0.1, 2.0, 49.0, 0.0, 0.0], [1.0, 9.0, 0.02, 0.5, 1.0]]))
+    kinds = torch.arange(v.shape[-1]) % NEURONS
+    work = GroupedMoments(GROUPS, torch.tensor([[0.1, 2.0, 49.0, 0.0, 0.0], [1.0, 9.0, 0.02, 0.5, 1.0]])[:, kinds])
     places = Places({name: torch.tensor(own) for name, own in ids.items()}, GROUPS)
     for blocks in batches:
         at = places.at(torch.tensor(blocks), torch.tensor(counted[blocks]).flatten())
-        work.update(torch.tensor(v[blocks]).flatten(0, 1), places, at)
+        work.update(torch.as_tensor(v[blocks]).flatten(0, 1), places, at)
     return work
 
 
@@ -50,9 +53,13 @@ def oracle(v, ids, counted, name):
 
 
 @pytest.mark.parametrize("name", list(GROUPS))
-def test_every_grouping_agrees_with_pandas_in_fp64(name):
-    v, ids, counted = made_up(400)
-    work = accumulated(v, ids, counted, [list(range(start, min(start + 7, 400))) for start in range(0, 400, 7)])
+@pytest.mark.parametrize("neurons, dtype", [(NEURONS, torch.float32), (LANES, torch.float32), (LANES, torch.bfloat16)])
+def test_every_grouping_agrees_with_pandas_in_fp64(name, neurons, dtype):
+    v, ids, counted = made_up(400, neurons=neurons)
+    given = torch.tensor(v).to(dtype)
+    v = given.float().numpy()
+    assert native.takes(given[0]) == (neurons == LANES)  # by the loop in C++, or by torch
+    work = accumulated(given, ids, counted, [list(range(start, min(start + 7, 400))) for start in range(0, 400, 7)])
     frame, half, group = oracle(v, ids, counted, name)
     shift, scale = work.scaling.double().numpy()
     x = (frame - shift) * scale

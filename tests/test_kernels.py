@@ -12,7 +12,14 @@ from scipy import stats
 from lib.correlation import Covariance, Scale, best_matches, compare, haar_rotation, rotations
 from lib.kernels.covariance import OPERAND_DTYPES, Clipped, LayerProducts, Operands
 from lib.kernels.examples import TopExamples
-from lib.kernels.fused import INT8_LIMIT, clipped_entries, fastest_layer_statistics, layer_statistics
+from lib.kernels.fused import (
+    INT8_LIMIT,
+    SUMS,
+    clipped_entries,
+    fastest_layer_statistics,
+    layer_statistics,
+    native_layer_statistics,
+)
 from lib.kernels.histogram import Histogram
 from lib.kernels.moments import Moments
 from lib.reader import REACH, REACH_TOKENS, _int8_scaling, _Range
@@ -28,6 +35,12 @@ def scalings(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.stack([values.mean(1), 1 / values.std(1, correction=0).clamp(min=1e-6)], 1)
 
 
+def statistics(*given, dtype, kernel=layer_statistics):
+    """The sums of the activations `given` (pre, post, counted, both scalings, dither), and their operand in a type."""
+    operand = torch.empty(given[0].shape, dtype=dtype)
+    return kernel(*given, operand), operand
+
+
 def accumulate(pre, post, counted, precision="fp64", chunks=3, scaling=None):
     """Moments and, for each chunk, the operands of activations (layers, tokens, neurons), fed in ragged chunks."""
     dtype = OPERAND_DTYPES[precision]
@@ -39,10 +52,8 @@ def accumulate(pre, post, counted, precision="fp64", chunks=3, scaling=None):
         for layer in range(len(pre)):
             dither = torch.rand(len(rows), pre.shape[2], generator=generator)
             weights = counted[rows].to(pre.dtype)[:, None]
-            sums, part = layer_statistics(
-                pre[layer, rows], post[layer, rows], weights,
-                moments.pre_scaling[layer], moments.post_scaling[layer], dither, dtype,
-            )  # fmt: skip
+            both = moments.pre_scaling[layer], moments.post_scaling[layer]
+            sums, part = statistics(pre[layer, rows], post[layer, rows], weights, *both, dither, dtype=dtype)
             moments.update(layer, sums)
             every = torch.arange(pre.shape[2] if precision == "int8" else 0)
             clipped = clipped_entries(post[layer, rows], weights, moments.post_scaling[layer], dither, every)
@@ -145,7 +156,7 @@ def test_int8_rounding_is_unbiased_where_plain_rounding_is_not():
     rounded = []
     for _ in range(2):
         dither = torch.rand(len(small), 1, generator=generator)
-        rounded.append(layer_statistics(small, small, ones, scaling, scaling, dither, torch.int8)[1].float().squeeze())
+        rounded.append(statistics(small, small, ones, scaling, scaling, dither, dtype=torch.int8)[1].float().squeeze())
     covariance = float(torch.cov(torch.stack(rounded))[0, 1])
     assert covariance == pytest.approx(float(small.var()), rel=0.2)
 
@@ -204,7 +215,7 @@ def test_what_int8_clips_is_added_exactly(dot_products, monkeypatch):
     for _ in range(2):
         values = torch.randn(50, NEURONS, generator=generator) * 90  # a sixth is beyond 127
         dither = torch.rand(50, NEURONS, generator=generator)
-        sums, part = layer_statistics(values, values, ones, scaling, scaling, dither, torch.int8)
+        sums, part = statistics(values, values, ones, scaling, scaling, dither, dtype=torch.int8)
         entries = clipped_entries(values, ones, scaling, dither, torch.arange(NEURONS))
         rounded = torch.floor(values + dither)
         assert sums[-1].sum() == len(entries[0]) == (rounded.abs() > INT8_LIMIT).sum() > 10
@@ -311,14 +322,47 @@ def test_histogram_equals_numpy():
             )  # a value on an edge may fall either way
 
 
+def some_activations(tokens: int, neurons: int):
+    """Arguments of `layer_statistics` but the operand, most within the reach of 8 bits and some beyond."""
+    generator = torch.Generator().manual_seed(0)
+    pre, dither = torch.randn(tokens, neurons, generator=generator), torch.rand(tokens, neurons, generator=generator)
+    counted = (torch.rand(tokens, 1, generator=generator) > 0.1).float()
+    scaling = torch.stack([torch.full((neurons,), 0.1), torch.linspace(20.0, 120.0, neurons)])
+    return pre, torch.nn.functional.gelu(pre), counted, scaling, scaling, dither
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [3, 256, 599])
+def test_native_statistics_equal_plain_ones(dtype, tokens):
+    """The loop in C++, writing into a layer's part of the operands: every operand and count exactly, sums to their last digits."""
+    pre, post, *others = some_activations(tokens, 64)
+    given = pre.to(dtype), post.to(dtype), *others
+    want_sums, want = statistics(*given, dtype=torch.int8)
+    operands = torch.full((tokens, 3, 64), 55, dtype=torch.int8)
+    sums = native_layer_statistics(*given, operands[:, 1])
+    assert torch.equal(operands[:, 1], want) and (operands[:, [0, 2]] == 55).all()
+    exact = [SUMS.index(name) for name in ("active", "operand1", "clipped")]
+    assert torch.equal(sums[exact], want_sums[exact]) and (tokens < 10 or sums[exact[-1]].sum() > 10)
+    x, y = ((values.double() - others[1][0]) * others[1][1] for values in given[:2])
+    for name, values in [(f"pre{power}", x**power) for power in (1, 2, 3, 4)] + [("post1", y), ("post2", y**2)]:
+        want, error = (values * others[0]).sum(0), 1e-6 * values.abs().sum(0)  # what cancels is lost with the last digits
+        assert ((sums[SUMS.index(name)] - want).abs() <= error).all(), name
+
+
+def test_native_statistics_decline_what_they_do_not_take():
+    given = some_activations(8, 64)
+    for changed in ((given[0].double(), *given[1:]), (given[0].T.contiguous().T, *given[1:]), some_activations(8, 24)):
+        assert native_layer_statistics(*changed, torch.empty(changed[0].shape, dtype=torch.int8)) is None
+    assert native_layer_statistics(*given, torch.empty(8, 64)) is None
+    assert native_layer_statistics(*given, torch.empty(8, 64, dtype=torch.int8)) is not None
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float32])
 def test_compiled_statistics_equal_plain_ones(dtype):
-    generator = torch.Generator().manual_seed(0)
-    pre, dither = torch.randn(64, 32, generator=generator), torch.rand(64, 32, generator=generator)
-    counted = (torch.rand(64, 1, generator=generator) > 0.1).float()
-    scaling = torch.stack([torch.full((32,), 0.1), torch.full((32,), 20.0)])
-    arguments = pre, torch.nn.functional.gelu(pre), counted, scaling, scaling, dither, dtype
-    (sums, operand), (want_sums, want) = fastest_layer_statistics()(*arguments), layer_statistics(*arguments)
+    arguments = some_activations(64, 24)  # a width that the loop in C++ does not take
+    (sums, operand), (want_sums, want) = (
+        statistics(*arguments, dtype=dtype, kernel=kernel) for kernel in (fastest_layer_statistics(), layer_statistics)
+    )
     torch.testing.assert_close(sums, want_sums, rtol=1e-4, atol=1e-3)
     # the compiled expression may round the last bit otherwise: at most one step, and that rarely
     difference = (operand.double() - want.double()).abs()

@@ -136,7 +136,8 @@ class LayerProducts:
         neurons = self.sums.shape[1]
         for sums, y in zip(*(x.split(self._width(), axis) for x, axis in ((self.sums, 0), (right.values, 1))), strict=True):
             made = product(left.values, y.flatten(1))  # (neurons of x, layers · neurons of y)
-            sums += made.view(neurons, -1, neurons).transpose(0, 1)
+            for own, part in zip(sums, made.split(neurons, 1), strict=True):  # one at a time, since a cast makes a copy
+                own += part
         for sums, y in zip(self.sums, right, strict=True):
             add_clipped(sums, left, y)
 

@@ -1,7 +1,8 @@
 """The elementwise work of the pass: one layer's activations of a batch of tokens become sums and a matrix operand.
 
-Everything that touches each activation once is one expression here, so that torch.compile fuses it into one
-loop (C++ on CPU, Triton on CUDA). Run eagerly it gives the same numbers, some twenty times more slowly.
+Everything that touches each activation once is one expression here, so that torch.compile fuses it (C++ on CPU, Triton
+on CUDA). Run eagerly it gives the same numbers, some twenty times more slowly; the 8-bit operands of a CPU, whose
+products are so fast that this work counts, have a loop of their own in native.cpp.
 """
 
 import warnings
@@ -11,6 +12,8 @@ from functools import cache
 import torch
 from jaxtyping import Float, Int, Int8
 from torch import Tensor
+
+from lib.kernels import native
 
 SUMS = ("pre1", "pre2", "pre3", "pre4", "active", "post1", "post2", "operand1", "clipped")
 INT8_LIMIT = 127
@@ -23,32 +26,33 @@ def layer_statistics(
     pre_scaling: Float[Tensor, "2 neurons"],
     post_scaling: Float[Tensor, "2 neurons"],
     dither: Float[Tensor, "tokens neurons"],
-    dtype: torch.dtype,
-) -> tuple[Float[Tensor, "sums neurons"], Float[Tensor, "tokens neurons"] | Int8[Tensor, "tokens neurons"]]:
-    """Sums over counted tokens (rows in the order of SUMS) and the operand of the covariance product.
+    operand: Float[Tensor, "tokens neurons"] | Int8[Tensor, "tokens neurons"],
+) -> Float[Tensor, "sums neurons"]:
+    """Sums over counted tokens (rows in the order of SUMS); writes what the covariance product needs into `operand`.
 
     Both activations are shifted and scaled first: x = (value − scaling[0]) · scaling[1]. Pre-activations give
     Σx … Σx⁴ and the number of tokens with pre > 0 (GELU keeps the sign); activations give Σy, Σy² and the operand,
-    y cast to `dtype`. For int8 the cast is a stochastic rounding, floor(y + dither) with dither uniform in [0, 1), so
+    y cast to the type of `operand`. For int8 the cast is a stochastic rounding, floor(y + dither) with dither uniform in [0, 1), so
     that rounding errors of two neurons are independent and covariances stay unbiased; what falls outside ±127
     is clipped and counted in `clipped` (`clipped_entries` finds it), while `operand1` sums the values before clipping.
     Uncounted tokens contribute zero everywhere.
     """
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    wide = torch.float64 if operand.dtype == torch.float64 else torch.float32
     x = (pre.to(wide) - pre_scaling[0]) * pre_scaling[1] * counted  # (tokens, neurons)
     y = (post.to(wide) - post_scaling[0]) * post_scaling[1] * counted
-    if dtype == torch.int8:
+    if operand.dtype == torch.int8:
         rounded = torch.floor(y + dither) * counted
-        operand = rounded.clamp(-INT8_LIMIT, INT8_LIMIT)
+        kept = rounded.clamp(-INT8_LIMIT, INT8_LIMIT)
     else:
-        rounded = operand = y
+        rounded = kept = y
     x2 = x * x
     active = (pre > 0) * counted
     sums = torch.stack([
         x.sum(0), x2.sum(0), (x2 * x).sum(0), (x2 * x2).sum(0), active.sum(0),
-        y.sum(0), (y * y).sum(0), rounded.sum(0), (rounded != operand).to(wide).sum(0),
+        y.sum(0), (y * y).sum(0), rounded.sum(0), (rounded != kept).to(wide).sum(0),
     ])  # fmt: skip
-    return sums, operand.to(dtype)
+    operand.copy_(kept)
+    return sums
 
 
 def clipped_entries(
@@ -66,12 +70,38 @@ def clipped_entries(
     return token, neurons[column], excess[token, column]
 
 
+NATIVE_ROWS = 256  # ROWS in native.cpp
+
+
+def native_layer_statistics(pre, post, counted, pre_scaling, post_scaling, dither, operand) -> Float[Tensor, "sums neurons"] | None:
+    """`layer_statistics` by native.cpp, or None, with nothing done, for what it does not take."""
+    (tokens, neurons), others = pre.shape, (counted, pre_scaling, post_scaling, dither)
+    plain = all(one.dtype == torch.float32 and one.is_contiguous() for one in others) and operand.stride(1) == 1
+    if not plain or operand.dtype != torch.int8 or not native.takes(pre, post):
+        return None
+    partial = torch.empty(-(-tokens // NATIVE_ROWS), len(SUMS), neurons)
+    native.call("statistics", pre, post, *others, tokens, neurons, operand.stride(0), partial, operand)
+    return partial.sum(0)
+
+
+@cache
+def compiled_layer_statistics() -> Callable:
+    """`layer_statistics` by torch.compile, at the first call of each shape."""
+    # without these the rounded values are written to memory and read again, which takes longer than rounding twice
+    options = {"realize_opcount_threshold": 1000, "realize_reads_threshold": 1000}
+    return torch.compile(layer_statistics, dynamic=False, options=options)
+
+
 @cache
 def fastest_layer_statistics() -> Callable:
-    """`layer_statistics` compiled where the first call shows that a compiler is at hand, else as it stands (with a warning)."""
-    compiled, chosen = torch.compile(layer_statistics, dynamic=False), []
+    """`layer_statistics` in native.cpp or compiled, where the first call shows that a compiler is at hand, else as it stands
+    (with a warning)."""
+    compiled, chosen = compiled_layer_statistics(), []
 
     def statistics(*arguments):
+        sums = native_layer_statistics(*arguments)
+        if sums is not None:
+            return sums
         if not chosen:
             try:
                 found = compiled(*arguments)

@@ -14,6 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from lib.kernels import native
+
 HALVES = 2  # even blocks, odd blocks
 BAG = 4  # tokens a row, at least, from which sums over sorted rows are the faster way on a CPU
 FEW = 1024  # a grouping of at most so many groups also counts the tokens with activation > 0
@@ -119,6 +121,9 @@ class GroupedMoments:
 
     def update(self, post: Float[Tensor, "tokens neurons"], places: Places, at: Mapping[str, Place]) -> None:
         """Adds a batch of whole blocks whose tokens belong to the places `at`."""
+        if native.takes(post):
+            self._update_natively(post, at)
+            return
         x, squared, active, memory = places.workspace(*post.shape)
         x.copy_(post)
         torch.gt(x, 0, out=active)
@@ -133,6 +138,17 @@ class GroupedMoments:
             self.tensors[f"{name}.total_square"] += torch.stack([half.sum(0) for half in halves])
             if size <= FEW:
                 self._add(f"{name}.active", place.present, place.sums(active, memory))
+
+    def _update_natively(self, post: Float[Tensor, "tokens neurons"], at: Mapping[str, Place]) -> None:
+        """The same in one loop for each grouping, without x or its square in memory."""
+        scaling, neurons = self.scaling.float().contiguous(), post.shape[1]
+        for name, size in self.groups.items():
+            place, own = at[name], {key: self.tensors.get(f"{name}.{key}") for key in ("count", "sum", "square", "total_square", "active")}
+            own["count"].view(-1)[place.present] += place.number
+            native.call(
+                "grouped", post, scaling, place.order, place.first, place.number, place.present, len(place.present), place.even, size,
+                neurons, own["sum"], own["square"], own["total_square"], own["active"],
+            )  # fmt: skip
 
     def _add(self, name: str, rows: Int[Tensor, "n"], values: Float[Tensor, "n neurons"]) -> None:
         target = self.tensors[name]
