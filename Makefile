@@ -1,7 +1,10 @@
 # make report [RUN=tiny] [SEED=a] [TOKENS=1000000] [PARAMS=path.yaml]; `make help` lists the targets.
 .DEFAULT_GOAL := help
 .PHONY: help report plan compare emergence archive example test lab bench seeds lint clean environment FORCE
+# Only chapters are made at the same time, by `make report`: none needs another, and each keeps hardly more than one core busy.
+ifndef CHAPTERS_AT_ONCE
 .NOTPARALLEL:
+endif
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 RUN = tiny
@@ -39,8 +42,9 @@ LIBRARY := $(filter-out $(PAGES) $(SHIPPING),$(wildcard lib/*.py lib/kernels/*.p
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
-report: $(OUT)/report/index.html ## everything for one run; [RUN=tiny] [SEED=a] [TOKENS=1000000] [PARAMS=path.yaml]
-	@echo "Report: $(CURDIR)/$<"
+report: ## everything for one run; [RUN=tiny] [SEED=a] [TOKENS=1000000] [PARAMS=path.yaml]
+	@$(MAKE) CHAPTERS_AT_ONCE=2 -j2 $(OUT)/report/index.html
+	@echo "Report: $(CURDIR)/$(OUT)/report/index.html"
 
 compare: $(OUT)/tables/done.json ## a published per-neuron table beside the run's own, as a page; [RUN=tiny] PUBLISHED=path.csv
 	@$(PY) -m lib.compare $(OUT)/params.yaml '$(PUBLISHED)'

@@ -135,7 +135,7 @@ def execute(notebook: Path, params_file: Path) -> Path:
             kernel_name="python3",
             language="python",
             cwd=notebook.parent,
-            progress_bar=sys.stderr.isatty(),
+            progress_bar={"desc": f"{notebook.stem:24}"} if sys.stderr.isatty() else False,
             kernel_manager_class=_kernel_manager(),
         )
     except PapermillExecutionError as error:
