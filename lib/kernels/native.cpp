@@ -39,7 +39,7 @@ inline Floats widened(const uint16_t* from) {  // bf16 is the upper half of a fl
 inline Floats floor(Floats x) {
   const Floats truncated = __builtin_convertvector(__builtin_convertvector(x, Ints), Floats);
   const Floats below = truncated > x ? truncated - 1 : truncated;
-  return (x < 0x1p23f) & (x > -0x1p23f) ? below : x;  // a larger float is whole
+  return ((x < 0x1p23f) & (x > -0x1p23f)) ? below : x;  // a larger float is whole
 }
 
 // Adds `tokens` rows to the sums (SUMS, neurons) of their block and writes their operands.
