@@ -178,7 +178,8 @@ def _kernel_manager() -> type:
             return KernelSpec(
                 # its log has nothing that the notebook does not show, and may break into our sentence
                 argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=CRITICAL"],
-                env={"PYTHONPATH": search, "PYDEVD_DISABLE_FILE_VALIDATION": "1"},
+                # threads that wait for work while another chapter computes would keep it from its core
+                env={"PYTHONPATH": search, "OMP_WAIT_POLICY": "passive", "PYDEVD_DISABLE_FILE_VALIDATION": "1"},
                 metadata={"supported_encryption": ["curve"]},
                 display_name="Python 3",
                 language="python",

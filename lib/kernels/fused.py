@@ -96,13 +96,14 @@ def compiled_layer_statistics() -> Callable:
 def fastest_layer_statistics() -> Callable:
     """`layer_statistics` in native.cpp or compiled, where the first call shows that a compiler is at hand, else as it stands
     (with a warning)."""
-    compiled, chosen = compiled_layer_statistics(), []
+    chosen = []
 
     def statistics(*arguments):
         sums = native_layer_statistics(*arguments)
         if sums is not None:
             return sums
         if not chosen:
+            compiled = compiled_layer_statistics()  # imports what takes a tenth of a gigabyte
             try:
                 found = compiled(*arguments)
             except Exception as error:  # torch.compile raises many kinds; each means the same: no working compiler here

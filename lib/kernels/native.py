@@ -1,6 +1,9 @@
-"""The loops of native.cpp, compiled as torch.compile compiles its own kernels, where a compiler is at hand."""
+"""The loops of native.cpp, compiled when first called for, where a compiler is at hand."""
 
 import ctypes
+import shutil
+import subprocess
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -9,17 +12,25 @@ from torch import Tensor
 
 LANES = 64  # the loops take numbers of neurons that are multiples of it
 SUFFIXES = {torch.float32: "float", torch.bfloat16: "bfloat16"}  # of the functions, by the activations' type
+COMPILERS = {"g++": "-fopenmp", "clang++": "-fopenmp=libgomp"}  # each with what gives it torch's own threads
+# products and sums are rounded apart, as in torch's expression, so that the operands are the same
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-shared", "-fPIC")
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """native.cpp compiled, or None where that does not work."""
-    from torch._inductor.codecache import CppCodeCache
-
-    try:
-        return CppCodeCache.load(Path(__file__).with_suffix(".cpp").read_text(encoding="utf-8"))
-    except Exception:  # of many kinds; whoever calls has another way, and torch.compile tells what is missing
+    """native.cpp compiled for this processor, which takes a second, or None where that does not work."""
+    compiler = next((name for name in COMPILERS if shutil.which(name)), None)
+    if compiler is None:
         return None
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "native.so"
+        command = [compiler, *FLAGS, COMPILERS[compiler], Path(__file__).with_suffix(".cpp"), "-o", made]
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+            return ctypes.CDLL(str(made))
+        except (OSError, subprocess.CalledProcessError):  # whoever calls has another way, and torch.compile tells what is missing
+            return None
 
 
 def takes(*activations: Tensor) -> bool:
