@@ -8,7 +8,6 @@ attention before the MLP) and GPT-NeoX style ones (rotary positions, both side b
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,10 +18,11 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from lib.circuits import processed_model
 from lib.errors import InputError
+from lib.kernels.forward import causal_attention, tanh_gelu
 
 ACTIVATIONS = {
-    "gelu_new": partial(F.gelu, approximate="tanh"),
-    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu_new": tanh_gelu,
+    "gelu_pytorch_tanh": tanh_gelu,
     "gelu": F.gelu,
     "relu": F.relu,
 }
@@ -120,8 +120,8 @@ class Processed:
     def mix(self, qkv: Float[Tensor, "3 blocks heads context d_head"], layer: int) -> Float[Tensor, "blocks context d_model"]:
         """What a layer's attention writes, from queries, keys and values."""
         block = self.blocks[layer]
-        z = F.scaled_dot_product_attention(*qkv, is_causal=True, scale=block.attention_scale)
-        return _affine(z.transpose(1, 2).flatten(2), block.out.flatten(0, 1), block.out_bias)
+        z = causal_attention(*qkv, scale=block.attention_scale)
+        return _affine(z.flatten(2), block.out.flatten(0, 1), block.out_bias)
 
 
 @torch.no_grad()

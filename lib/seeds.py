@@ -1,7 +1,7 @@
 """Seed models: from a Hugging Face folder to a trunk that yields every layer's MLP activations.
 
-The trunk is the plain transformers model with SDPA attention, stopped before the last MLP writes; no logits are
-computed. The input of the activation function is the pre-activation, the input of the projection that writes to
+The trunk is the plain transformers model, with the attention and gelu_new of `lib.kernels.forward`, stopped before the last
+MLP writes; no logits are computed. The input of the activation function is the pre-activation, the input of the projection that writes to
 the residual stream the activation (TransformerLens `hook_pre` and `hook_post`). In GPT-2 and GPT-NeoX the second is the
 activation function's output. In a gated MLP (Llama) it is act(gate) · up: that product is the neuron, and the gate
 its pre-activation.
@@ -17,11 +17,15 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 from transformers.utils import logging as transformers_logging
 
 from lib.errors import InputError
 from lib.hub import weight_files, what_is_missing
+from lib.kernels.forward import causal_attention, tanh_gelu
+from lib.kernels.native import keep_freed_memory
 from lib.text import Text, file_sha256
 
 # Modules of an MLP by the names that transformers give them.
@@ -126,6 +130,26 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> nn.Mod
     return model.eval().requires_grad_(False)
 
 
+ATTENTION = "trunk"  # what the attention below is called in transformers
+
+
+def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None, **others):
+    if attention_mask is not None or query.shape != key.shape:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
+    return causal_attention(query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling), None
+
+
+AttentionInterface.register(ATTENTION, _attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)  # none, where a token sees itself and those before it
+
+
+class _TanhGELU(nn.Module):
+    """gelu_new in one operation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return tanh_gelu(x)
+
+
 class _AllSeen(Exception):
     """Raised by the last layer's hook, since nothing after it is needed."""
 
@@ -155,6 +179,8 @@ class Trunk:
     """
 
     def __init__(self, model: nn.Module, mixed: bool = False):
+        keep_freed_memory()
+        model.set_attn_implementation(ATTENTION)
         self.base, self.mixed = model.base_model, mixed
         self.activations: list[nn.Module] = []  # a layer's activation function
         self.writers: list[nn.Module] = []  # its projection to the residual stream
@@ -164,7 +190,7 @@ class Trunk:
             if not act or not writer:
                 break
             if type(getattr(mlp, act)).__name__ == "NewGELUActivation":
-                setattr(mlp, act, nn.GELU(approximate="tanh"))  # the same function in one operation, METHOD §1
+                setattr(mlp, act, _TanhGELU())
             if mixed:
                 _without_autocast(next(getattr(block, name) for name in ATTENTIONS if hasattr(block, name)))
             self.activations.append(getattr(mlp, act))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lib.correlation import Covariance, Scale, best_matches, compare, haar_rotation, rotations
+from lib.kernels import native
 from lib.kernels.covariance import OPERAND_DTYPES, Clipped, LayerProducts, Operands
 from lib.kernels.examples import TopExamples
 from lib.kernels.fused import (
@@ -22,6 +23,7 @@ from lib.kernels.fused import (
 )
 from lib.kernels.histogram import Histogram
 from lib.kernels.moments import Moments
+from lib.kernels.native import LANES
 from lib.reader import REACH, REACH_TOKENS, _int8_scaling, _Range
 
 LAYERS, NEURONS = 2, 5
@@ -276,23 +278,27 @@ def test_haar_rotation_has_no_preferred_sign():
     assert abs(float(diagonal.mean())) < 0.05  # a plain QR gives about −0.3 here
 
 
+@pytest.mark.parametrize("neurons", [5, LANES])  # by torch, or by the loop in C++
 @settings(max_examples=20, deadline=None)
-@given(blocks=st.integers(1, 12), k=st.integers(1, 6), seed=st.integers(0, 100), split=st.integers(0, 12))
-def test_top_examples_equal_a_sort(blocks, k, seed, split):
-    context, generator = 7, torch.Generator().manual_seed(seed)
-    post = torch.randint(0, 9, (blocks, context, NEURONS), generator=generator).float()  # ties wanted
+@given(blocks=st.integers(1, 12), k=st.integers(1, 6), seed=st.integers(0, 100), split=st.integers(0, 12), whole=st.booleans())
+def test_top_examples_equal_a_sort(neurons, blocks, k, seed, split, whole):
+    context, radius, generator = 7, 2, torch.Generator().manual_seed(seed)
+    post = torch.randint(0, 9, (blocks, context, neurons), generator=generator).float()  # ties wanted
+    post = post if whole else post.bfloat16()
+    assert native.takes("examples", post) == (neurons == LANES)
     counted = torch.rand(blocks, context, generator=generator) > 0.2
     number = torch.arange(blocks)
-    parts = [TopExamples(1, NEURONS, k, radius=2) for _ in range(2)]
+    parts = [TopExamples(1, neurons, k, radius) for _ in range(2)]
     for part, chosen in zip(parts, (number[:split], number[split:]), strict=True):
         if len(chosen):
             part.update(0, post[chosen], counted[chosen], chosen)
     parts[0].merge(parts[1])
-    for neuron in range(NEURONS):
+    post = post.float().numpy()
+    around = np.pad(np.where(counted[..., None], post, np.nan), ((0, 0), (radius, radius), (0, 0)), constant_values=np.nan)
+    for neuron in range(0, neurons, 5):
         want = []
         for block in range(blocks):
-            own = sorted((float(v) for v, c in zip(post[block, :, neuron], counted[block], strict=True) if c))
-            want += own[::-1][:2]
+            want += sorted(post[block, counted[block], neuron].tolist())[::-1][:2]
         want = sorted(want, reverse=True)[:k]
         got = parts[0].value[0, neuron]
         assert got[got.isfinite()].tolist() == want
@@ -300,26 +306,34 @@ def test_top_examples_equal_a_sort(blocks, k, seed, split):
             got, parts[0].block[0, neuron], parts[0].position[0, neuron], parts[0].window[0, neuron], strict=True
         ):
             if value.isfinite():
-                assert post[block, position, neuron] == value == window[2] and counted[block, position]
+                assert post[block, position, neuron] == value and counted[block, position]
+                np.testing.assert_array_equal(window, around[block, position : position + 2 * radius + 1, neuron])
 
 
-def test_histogram_equals_numpy():
-    values = activations(7, 500)
-    low, high = values.amin(1) + 0.5, values.amax(1) - 0.5
+def test_windows_are_clipped_to_half_precision():
+    examples, post = TopExamples(1, LANES, k=1, radius=1), torch.zeros(1, 3, LANES)
+    post[0, 1], post[0, 2] = 1e9, -1e9
+    examples.update(0, post, torch.ones(1, 3, dtype=torch.bool), torch.tensor([7]))
+    assert examples.value[0, 3, 0] == 1e9 and examples.block[0, 3, 0] == 7 and examples.window[0, 3, 0].tolist() == [0, 65504, -65504]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])  # by torch, or by the loop in C++
+def test_histogram_equals_numpy(dtype):
+    values = torch.randn(LAYERS, 500, LANES, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(dtype)
+    low, high = values.float().amin(1) + 0.5, values.float().amax(1) - 0.5
     counted = torch.rand(500, generator=torch.Generator().manual_seed(1)) > 0.3
-    histogram = Histogram(low.float(), high.float(), bins=16)
+    histogram = Histogram(low, high, bins=16)
+    assert native.takes("histogram", values[0]) == (dtype != torch.float64)
     for rows in torch.arange(500).chunk(4):
         for layer in range(LAYERS):
             histogram.update(layer, values[layer, rows], counted[rows])
     for layer in range(LAYERS):
-        for neuron in range(NEURONS):
+        for neuron in range(LANES):
             edges = np.linspace(float(low[layer, neuron]), float(high[layer, neuron]), 17)
             edges[0], edges[-1] = -np.inf, np.inf
-            want, _ = np.histogram(values[layer, counted, neuron], edges)
+            want, _ = np.histogram(values[layer, counted, neuron].double(), edges)
             got = histogram.counts[layer, neuron].numpy()
-            assert (
-                got.sum() == counted.sum() and np.abs(got - want).sum() <= 2
-            )  # a value on an edge may fall either way
+            assert got.sum() == counted.sum() and np.abs(got - want).sum() <= 2  # a value on an edge may fall either way
 
 
 def some_activations(tokens: int, neurons: int):

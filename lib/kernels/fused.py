@@ -77,7 +77,7 @@ def native_layer_statistics(pre, post, counted, pre_scaling, post_scaling, dithe
     """`layer_statistics` by native.cpp, or None, with nothing done, for what it does not take."""
     (tokens, neurons), others = pre.shape, (counted, pre_scaling, post_scaling, dither)
     plain = all(one.dtype == torch.float32 and one.is_contiguous() for one in others) and operand.stride(1) == 1
-    if not plain or operand.dtype != torch.int8 or not native.takes(pre, post):
+    if not plain or operand.dtype != torch.int8 or not native.takes("statistics", pre, post):
         return None
     partial = torch.empty(-(-tokens // NATIVE_ROWS), len(SUMS), neurons)
     native.call("statistics", pre, post, *others, tokens, neurons, operand.stride(0), partial, operand)

@@ -121,7 +121,7 @@ class GroupedMoments:
 
     def update(self, post: Float[Tensor, "tokens neurons"], places: Places, at: Mapping[str, Place]) -> None:
         """Adds a batch of whole blocks whose tokens belong to the places `at`."""
-        if native.takes(post):
+        if native.takes("grouped", post):
             self._update_natively(post, at)
             return
         x, squared, active, memory = places.workspace(*post.shape)

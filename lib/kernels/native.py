@@ -1,9 +1,11 @@
-"""The loops of native.cpp, compiled when first called for, where a compiler is at hand."""
+"""The loops of native.cpp and forward.cpp, compiled when first called for, where a compiler is at hand."""
 
+import contextlib
 import ctypes
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -13,34 +15,69 @@ from torch import Tensor
 LANES = 64  # the loops take numbers of neurons that are multiples of it
 SUFFIXES = {torch.float32: "float", torch.bfloat16: "bfloat16"}  # of the functions, by the activations' type
 COMPILERS = {"g++": "-fopenmp", "clang++": "-fopenmp=libgomp"}  # each with what gives it torch's own threads
-# products and sums are rounded apart, as in torch's expression, so that the operands are the same
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-shared", "-fPIC")
+# native.cpp rounds products and sums apart, as torch's expressions do, so that the operands are the same
+SOURCES = {"native.cpp": "-ffp-contract=off", "forward.cpp": "-ffp-contract=fast"}
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # options of mallopt in glibc's malloc.h
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC")
 
 
 @cache
-def library() -> ctypes.CDLL | None:
-    """native.cpp compiled for this processor, which takes a second, or None where that does not work."""
+def libraries() -> tuple[ctypes.CDLL, ...]:
+    """The sources compiled for this processor, which takes a second, or none where that does not work."""
     compiler = next((name for name in COMPILERS if shutil.which(name)), None)
     if compiler is None:
-        return None
+        return ()
     with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / "native.so"
-        command = [compiler, *FLAGS, COMPILERS[compiler], Path(__file__).with_suffix(".cpp"), "-o", made]
+        running = {}
+        for source, contraction in SOURCES.items():
+            made = Path(folder) / f"{source}.so"
+            command = [compiler, *FLAGS, contraction, COMPILERS[compiler], Path(__file__).with_name(source), "-o", made]
+            running[made] = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        if any([process.wait() for process in running.values()]):  # all end; whoever calls has another way
+            return ()
         try:
-            subprocess.run(command, check=True, capture_output=True)
-            return ctypes.CDLL(str(made))
-        except (OSError, subprocess.CalledProcessError):  # whoever calls has another way, and torch.compile tells what is missing
-            return None
+            return tuple(ctypes.CDLL(str(made)) for made in running)
+        except OSError:
+            return ()
 
 
-def takes(*activations: Tensor) -> bool:
-    """Whether the loops read such activations (tokens, neurons)."""
+def takes(name: str, *activations: Tensor) -> bool:
+    """Whether a loop is there and reads such activations (…, neurons)."""
     first = activations[0]
     alike = all(one.is_contiguous() and one.dtype == first.dtype and not one.is_cuda for one in activations)
-    return alike and first.dtype in SUFFIXES and first.shape[1] % LANES == 0 and library() is not None
+    return alike and first.dtype in SUFFIXES and first.shape[-1] % LANES == 0 and _loop(name, first) is not None
 
 
-def call(name: str, activations: Tensor, *arguments: Tensor | int | None) -> None:
-    """Calls a loop of native.cpp for the type of the activations, which come first; tensors must have the types it names."""
-    given = [ctypes.c_int64(one) if isinstance(one, int) else None if one is None else ctypes.c_void_p(one.data_ptr()) for one in (activations, *arguments)]
-    getattr(library(), f"{name}_{SUFFIXES[activations.dtype]}")(*given)
+def call(name: str, activations: Tensor, *arguments: Tensor | int | float | None) -> None:
+    """Calls a loop for the type of the activations, which come first; tensors must have the types it names."""
+    _loop(name, activations)(*map(_given, (activations, *arguments)))
+
+
+def _loop(name: str, activations: Tensor) -> Callable | None:
+    return _function(f"{name}_{SUFFIXES[activations.dtype]}")
+
+
+@cache
+def _function(name: str) -> Callable | None:
+    return next((getattr(one, name) for one in libraries() if hasattr(one, name)), None)
+
+
+def _given(argument: Tensor | int | float | None):
+    match argument:
+        case None:
+            return None
+        case int():
+            return ctypes.c_int64(argument)
+        case float():
+            return ctypes.c_float(argument)
+    return ctypes.c_void_p(argument.data_ptr())
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Has the C library keep up to a quarter of a gigabyte that was freed, so that the activations of each batch need not be
+    fetched from the system anew, page by page; only glibc knows how."""
+    with contextlib.suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, 2**25)
+        mallopt(M_TRIM_THRESHOLD, 2**28)
