@@ -27,6 +27,7 @@ from lib.kernels.native import LANES
 from lib.reader import REACH, REACH_TOKENS, _int8_scaling, _Range
 
 LAYERS, NEURONS = 2, 5
+needs_compiler = pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler")
 
 
 def scalings(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -285,7 +286,7 @@ def test_top_examples_equal_a_sort(neurons, blocks, k, seed, split, whole):
     context, radius, generator = 7, 2, torch.Generator().manual_seed(seed)
     post = torch.randint(0, 9, (blocks, context, neurons), generator=generator).float()  # ties wanted
     post = post if whole else post.bfloat16()
-    assert native.takes("examples", post) == (neurons == LANES)
+    assert native.takes("examples", post) == (neurons == LANES and native.compiler() is not None)
     counted = torch.rand(blocks, context, generator=generator) > 0.2
     number = torch.arange(blocks)
     parts = [TopExamples(1, neurons, k, radius) for _ in range(2)]
@@ -323,7 +324,7 @@ def test_histogram_equals_numpy(dtype):
     low, high = values.float().amin(1) + 0.5, values.float().amax(1) - 0.5
     counted = torch.rand(500, generator=torch.Generator().manual_seed(1)) > 0.3
     histogram = Histogram(low, high, bins=16)
-    assert native.takes("histogram", values[0]) == (dtype != torch.float64)
+    assert native.takes("histogram", values[0]) == (dtype != torch.float64 and native.compiler() is not None)
     for rows in torch.arange(500).chunk(4):
         for layer in range(LAYERS):
             histogram.update(layer, values[layer, rows], counted[rows])
@@ -345,6 +346,7 @@ def some_activations(tokens: int, neurons: int):
     return pre, torch.nn.functional.gelu(pre), counted, scaling, scaling, dither
 
 
+@needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tokens", [3, 256, 599])
 def test_native_statistics_equal_plain_ones(dtype, tokens):
@@ -363,6 +365,7 @@ def test_native_statistics_equal_plain_ones(dtype, tokens):
         assert ((sums[SUMS.index(name)] - want).abs() <= error).all(), name
 
 
+@needs_compiler
 def test_native_statistics_decline_what_they_do_not_take():
     given = some_activations(8, 64)
     for changed in ((given[0].double(), *given[1:]), (given[0].T.contiguous().T, *given[1:]), some_activations(8, 24)):
@@ -371,6 +374,7 @@ def test_native_statistics_decline_what_they_do_not_take():
     assert native_layer_statistics(*given, torch.empty(8, 64, dtype=torch.int8)) is not None
 
 
+@needs_compiler
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float32])
 def test_compiled_statistics_equal_plain_ones(dtype):
     arguments = some_activations(64, 24)  # a width that the loop in C++ does not take

@@ -21,17 +21,22 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # options of mallopt in glibc's mal
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC")
 
 
+def compiler() -> str | None:
+    """The compiler at hand that is taken, if any."""
+    return next((name for name in COMPILERS if shutil.which(name)), None)
+
+
 @cache
 def libraries() -> tuple[ctypes.CDLL, ...]:
     """The sources compiled for this processor, which takes a second, or none where that does not work."""
-    compiler = next((name for name in COMPILERS if shutil.which(name)), None)
-    if compiler is None:
+    chosen = compiler()
+    if chosen is None:
         return ()
     with tempfile.TemporaryDirectory() as folder:
         running = {}
         for source, contraction in SOURCES.items():
             made = Path(folder) / f"{source}.so"
-            command = [compiler, *FLAGS, contraction, COMPILERS[compiler], Path(__file__).with_name(source), "-o", made]
+            command = [chosen, *FLAGS, contraction, COMPILERS[chosen], Path(__file__).with_name(source), "-o", made]
             running[made] = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         if any([process.wait() for process in running.values()]):  # all end; whoever calls has another way
             return ()
