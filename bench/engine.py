@@ -172,5 +172,5 @@ class Statistics:
 
     def operations(self, tokens: int) -> int:
         """Operations (2 per product) of the covariances of a chunk: the pair, and each layer of one seed with itself."""
-        own = symmetric_share(self.device.type) * self.layers * self.neurons**2
+        own = symmetric_share(self.neurons, self.dtype, self.device.type) * self.layers * self.neurons**2
         return round(2 * tokens * ((self.layers * self.neurons) ** 2 + own))

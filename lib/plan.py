@@ -66,7 +66,7 @@ def operations(setting: Setting, plan: Plan) -> dict[str, float]:
 
 def _blocks(plan: Plan) -> float:
     """Products of two layers in all passes; of one with itself only part is computed."""
-    weights = {"pair": 1.0, "within": symmetric_share(plan.setting.device)}
+    weights = {"pair": 1.0, "within": symmetric_share(plan.setting.shape.neurons, OPERAND_DTYPES[plan.setting.precision], plan.setting.device)}
     return sum(plan.setting.shape.layers * weights.get(unit.kind, 0.0) for part in plan.passes for unit in part.units)
 
 
@@ -109,7 +109,10 @@ def measured(setting: Setting, plan: Plan, source: str, device: torch.device) ->
     n = setting.shape.neurons
     dtype = OPERAND_DTYPES[setting.precision]
     rows, layers = max(part.chunk for part in plan.passes) * setting.context, min(setting.shape.layers, 4)
-    operands = [Operands((torch.randn(rows, layers, n, device=device) * 20).to(dtype)) for _ in range(2)]
+    operands = [Operands.empty(rows, layers, n, dtype, device) for _ in range(2)]
+    for own in operands:
+        view = own.in_order(0)
+        view.copy_(torch.randn(view.shape, device=device) * 20)
     sums = LayerProducts(layers, n, dtype, device)
     product = _timed(lambda: sums.update(operands[0][0], operands[1]), device, 3) / layers / rows
     del operands

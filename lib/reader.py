@@ -179,19 +179,18 @@ class SeedReader:
         """
         size, neurons = BATCH[self.device.type], self.moments.post_scaling.shape[-1]
         rows, batches = size * text.context, blocks.split(size)
-        shape = -(-len(batches) * rows // ROWS) * ROWS, self.depth if self.measured else 0, neurons
-        values = torch.empty(shape, dtype=self.dtype, device=self.device)
-        values[len(batches) * rows :] = 0
-        entries: list[list[tuple]] = [[] for _ in range(shape[1])]
-        for number, batch in enumerate(batches):
-            self._batch(text, batch, dither(int(batch[0]) // size), values[number * rows :][:rows], entries, number * rows)
-        for layer in range(shape[1]):
+        used, layers = len(batches) * rows, self.depth if self.measured else 0
+        made = Operands.empty(-(-used // ROWS) * ROWS, layers, neurons, self.dtype, self.device)
+        made.in_order(used).zero_()
+        entries: list[list[tuple]] = [[] for _ in range(layers)]
+        for first, batch in zip(range(0, used, rows), batches, strict=True):
+            self._batch(text, batch, dither(int(batch[0]) // size), made.in_order(first, first + rows), entries, first)
+        for layer in range(layers):
             refuse_nan(self.name, layer, self.moments.sums[layer])
-        return Operands(values, [Clipped(*map(torch.cat, zip(*own, strict=True))) if own else None for own in entries])
+        return Operands(made.values, [Clipped(*map(torch.cat, zip(*own, strict=True))) if own else None for own in entries])
 
     def _batch(self, text: Text, batch: Tensor, noise: Tensor, values: Tensor, clipped: list, first: int) -> None:
-        """One batch, writing its operands into `values` (tokens, layers, neurons), whose first token is number `first` of the
-        chunk, and what is clipped of them into `clipped`."""
+        """One batch, writing its operands into `values` (`Operands.in_order`), whose first token is number `first` of the chunk, and what is clipped of them into `clipped`."""
         tokens, mask = (one.to(self.device) for one in _padded(text, batch, BATCH[self.device.type]))
         flat = mask.flatten()
         weights, used = flat.float()[:, None], len(batch) * text.context  # padding comes last
@@ -199,7 +198,7 @@ class SeedReader:
 
         def measure(layer: int, pre: Tensor, post: Tensor) -> None:
             scalings = self.moments.pre_scaling[layer], self.moments.post_scaling[layer]
-            sums = self.statistics(pre, post, weights, *scalings, noise, values[:, layer])
+            sums = self.statistics(pre, post, weights, *scalings, noise, values[layer])
             self.moments.update(layer, sums)
             if self.dtype == torch.int8:
                 columns = sums[SUMS.index("clipped")].nonzero().squeeze(1)

@@ -11,7 +11,7 @@ from scipy import stats
 
 from lib.correlation import Covariance, Scale, best_matches, compare, haar_rotation, rotations
 from lib.kernels import native
-from lib.kernels.covariance import OPERAND_DTYPES, Clipped, LayerProducts, Operands
+from lib.kernels.covariance import OPERAND_DTYPES, PANEL, Clipped, LayerProducts, Operands
 from lib.kernels.examples import TopExamples
 from lib.kernels.fused import (
     INT8_LIMIT,
@@ -42,6 +42,14 @@ def statistics(*given, dtype, kernel=layer_statistics):
     """The sums of the activations `given` (pre, post, counted, both scalings, dither), and their operand in a type."""
     operand = torch.empty(given[0].shape, dtype=dtype)
     return kernel(*given, operand), operand
+
+
+def in_panels(values: torch.Tensor) -> Operands:
+    """Operands (tokens, layers, neurons) as products.cpp reads them."""
+    made = Operands(torch.empty(values.shape[1], values.shape[2] // PANEL, len(values) // 4, PANEL, 4, dtype=torch.int8))
+    view = made.in_order(0)
+    view.copy_(values.movedim(1, 0).reshape(view.shape))
+    return made
 
 
 def accumulate(pre, post, counted, precision="fp64", chunks=3, scaling=None):
@@ -208,24 +216,27 @@ def test_int8_steps_grow_with_the_root_of_the_tokens():
         assert half[tokens].tolist() == pytest.approx([margin * (high - low) / 2, margin * span / 2], rel=1e-5)
 
 
-@pytest.mark.parametrize("dot_products", [True, False])
-def test_what_int8_clips_is_added_exactly(dot_products, monkeypatch):
+@pytest.mark.parametrize(("neurons", "dot_products", "panels"), [(NEURONS, True, False), (NEURONS, False, False), (LANES, True, True)])
+def test_what_int8_clips_is_added_exactly(neurons, dot_products, panels, monkeypatch):
     """Products of clipped operands equal those of the same rounded values without a limit."""
+    if panels and native.function("products_int8") is None:
+        pytest.skip("no compiler, or no AVX-512 VNNI")
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: dot_products)
     generator = torch.Generator().manual_seed(1)
-    scaling, ones = torch.tensor([[0.0] * NEURONS, [1.0] * NEURONS]), torch.ones(50, 1)
+    scaling, ones = torch.tensor([[0.0] * neurons, [1.0] * neurons]), torch.ones(52, 1)
     made = []
     for _ in range(2):
-        values = torch.randn(50, NEURONS, generator=generator) * 90  # a sixth is beyond 127
-        dither = torch.rand(50, NEURONS, generator=generator)
+        values = torch.randn(52, neurons, generator=generator) * 90  # a sixth is beyond 127
+        dither = torch.rand(52, neurons, generator=generator)
         sums, part = statistics(values, values, ones, scaling, scaling, dither, dtype=torch.int8)
-        entries = clipped_entries(values, ones, scaling, dither, torch.arange(NEURONS))
+        entries = clipped_entries(values, ones, scaling, dither, torch.arange(neurons))
         rounded = torch.floor(values + dither)
         assert sums[-1].sum() == len(entries[0]) == (rounded.abs() > INT8_LIMIT).sum() > 10
         assert torch.equal(sums[-2], rounded.sum(0))
-        made.append((Operands(part[:, None], [Clipped(*entries)]), rounded))
+        operands = in_panels(part[:, None]) if panels else Operands(part[:, None])
+        made.append((Operands(operands.values, [Clipped(*entries)]), rounded))
     (left, x), (right, y) = made
-    products, own = (LayerProducts(1, NEURONS, torch.int8) for _ in range(2))
+    products, own = (LayerProducts(1, neurons, torch.int8) for _ in range(2))
     products.update(left[0], right)
     own.update_own(left)
     torch.testing.assert_close(products.sums[0], x.T @ y, rtol=0, atol=0.5)
@@ -348,21 +359,38 @@ def some_activations(tokens: int, neurons: int):
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("tokens", [3, 256, 599])
-def test_native_statistics_equal_plain_ones(dtype, tokens):
+@pytest.mark.parametrize(("tokens", "panels"), [(3, False), (256, False), (599, False), (8, True), (600, True)])
+def test_native_statistics_equal_plain_ones(dtype, tokens, panels):
     """The loop in C++, writing into a layer's part of the operands: every operand and count exactly, sums to their last digits."""
     pre, post, *others = some_activations(tokens, 64)
     given = pre.to(dtype), post.to(dtype), *others
     want_sums, want = statistics(*given, dtype=torch.int8)
-    operands = torch.full((tokens, 3, 64), 55, dtype=torch.int8)
-    sums = native_layer_statistics(*given, operands[:, 1])
-    assert torch.equal(operands[:, 1], want) and (operands[:, [0, 2]] == 55).all()
+    shape = (3, 2, tokens // 4 + 2, PANEL, 4) if panels else (tokens + 8, 3, 64)
+    operands = Operands(torch.full(shape, 55, dtype=torch.int8))
+    sums = native_layer_statistics(*given, operands.in_order(4, 4 + tokens)[1])
+    assert torch.equal(operands[1].rows(torch.arange(4, 4 + tokens), torch.int8), want)
+    assert (operands.values == 55).sum() - (want == 55).sum() == operands.values.numel() - want.numel()  # nothing else is touched
     exact = [SUMS.index(name) for name in ("active", "operand1", "clipped")]
     assert torch.equal(sums[exact], want_sums[exact]) and (tokens < 10 or sums[exact[-1]].sum() > 10)
     x, y = ((values.double() - others[1][0]) * others[1][1] for values in given[:2])
     for name, values in [(f"pre{power}", x**power) for power in (1, 2, 3, 4)] + [("post1", y), ("post2", y**2)]:
         want, error = (values * others[0]).sum(0), 1e-6 * values.abs().sum(0)  # what cancels is lost with the last digits
         assert ((sums[SUMS.index(name)] - want).abs() <= error).all(), name
+
+
+@pytest.mark.skipif(native.function("products_int8") is None, reason="no compiler, or no AVX-512 VNNI")
+@pytest.mark.parametrize(("tokens", "neurons"), [(4, 64), (1400, 192)])  # the second in more than one step and group of panels
+def test_products_of_panels_are_exact(tokens, neurons):
+    generator = torch.Generator().manual_seed(tokens)
+    left, right = torch.randint(-127, 128, (2, tokens, 2, neurons), dtype=torch.int8, generator=generator)
+    left[:, 0, 0], right[:, 1, 1] = 127, -127  # the largest sums
+    pair, own = LayerProducts(2, neurons, torch.int8), LayerProducts(2, neurons, torch.int8)
+    for _ in range(2):
+        pair.update(in_panels(left)[0], in_panels(right))
+        own.update_own(in_panels(left))
+    wide_left, wide_right = left.long().numpy(), right.long().numpy()
+    np.testing.assert_array_equal(pair.sums, 2 * np.einsum("tn,tlm->lnm", wide_left[:, 0], wide_right))
+    np.testing.assert_array_equal(own.sums, 2 * np.einsum("tln,tlm->lnm", wide_left, wide_left))
 
 
 @needs_compiler

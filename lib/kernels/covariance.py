@@ -11,6 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from lib.kernels import native
+
 OPERAND_DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 
 INT8_TOKENS = 100_000
@@ -47,13 +49,26 @@ class Clipped:
 
 
 class Operand:
-    """One layer's scaled activations on a chunk of tokens, cast; and, for int8, what the cast cut off."""
+    """One layer's scaled activations on a chunk of tokens, cast; and, for int8, what the cast cut off.
 
-    def __init__(self, values: Float[Tensor, "tokens neurons"], clipped: Clipped | None = None):
+    `values` is (tokens, neurons), or (panels, tokens / 4, PANEL, 4) for the loop in products.cpp.
+    """
+
+    def __init__(self, values: Tensor, clipped: Clipped | None = None):
         self.values, self.clipped = values, clipped if clipped is not None and len(clipped.excess) else None
+
+    @property
+    def in_panels(self) -> bool:
+        """Whether it is laid out for the loop in products.cpp."""
+        return self.values.dim() == 4
 
     def rows(self, tokens: Int[Tensor, "wanted"], dtype: torch.dtype) -> Float[Tensor, "wanted neurons"]:
         """Some tokens' activations as they were cast."""
+        if self.in_panels:
+            panels = len(self.values)
+            rows = torch.empty(len(tokens), panels * PANEL)
+            native.call("rows", self.values, tokens, len(tokens), panels, self.values.stride(0), rows)
+            return rows.to(dtype)
         return self.values.index_select(0, tokens).to(dtype)
 
     def whole_rows(self, tokens: Int[Tensor, "wanted"], dtype: torch.dtype) -> Float[Tensor, "wanted neurons"]:
@@ -95,12 +110,28 @@ def add_clipped(sums: Float[Tensor, "a b"], left: Operand, right: Operand) -> No
 
 
 class Operands:
-    """One seed's operands on a chunk of tokens: its layers side by side, and what was cut off each."""
+    """One seed's operands on a chunk of tokens, and what was cut off each layer's.
 
-    def __init__(self, values: Float[Tensor, "tokens layers neurons"], clipped: Sequence[Clipped | None] = ()):
-        self.values, self.layers = values, [
-            Operand(values[:, layer], own) for layer, own in enumerate(clipped or [None] * values.shape[1])
-        ]
+    `values` is (tokens, layers, neurons), or (layers, panels, tokens / 4, PANEL, 4) for the loop in products.cpp.
+    """
+
+    def __init__(self, values: Tensor, clipped: Sequence[Clipped | None] = ()):
+        self.values = values
+        layers = values.unbind(0 if values.dim() == 5 else 1)
+        self.layers = [Operand(layer, own) for layer, own in zip(layers, clipped or [None] * len(layers), strict=True)]
+
+    @classmethod
+    def empty(cls, tokens: int, layers: int, neurons: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> "Operands":
+        """Room for a chunk, in the layout in which it is multiplied fastest."""
+        if dtype == torch.int8 and torch.device(device).type == "cpu" and tokens % 4 == 0 and multiplies_panels(neurons):
+            return cls(torch.empty(layers, neurons // PANEL, tokens // 4, PANEL, 4, dtype=dtype))
+        return cls(torch.empty(tokens, layers, neurons, dtype=dtype, device=device))
+
+    def in_order(self, first: int, stop: int | None = None) -> Tensor:
+        """A view of some tokens, (layers, tokens, neurons), or of panels (layers, tokens / 4, 4, panels, PANEL)."""
+        if self.values.dim() == 5:
+            return self.values.permute(0, 2, 4, 1, 3)[:, first // 4 : None if stop is None else stop // 4]
+        return self.values.movedim(1, 0)[:, first:stop]
 
     def __getitem__(self, layer: int) -> Operand:
         return self.layers[layer]
@@ -109,14 +140,25 @@ class Operands:
         return len(self.layers)
 
 
+PANEL, GROUP = 32, 8  # COLUMNS and GROUP in products.cpp
+
+
+def multiplies_panels(neurons: int) -> bool:
+    """Whether products.cpp multiplies 8-bit operands of so many neurons here, and faster than torch: not where torch has
+    matrix units (AMX) for them."""
+    return neurons % native.LANES == 0 and native.function("products_int8") is not None and not torch.cpu._is_amx_tile_supported()
+
+
 WIDE = {"cpu": 64e6, "cuda": 1e9}  # bytes of one product, at most: of one layer with as many layers as fit, since wide ones are faster
 
 STRIPES = {"cpu": 2, "cuda": 1}  # into which the rows of a symmetric product are cut, each computed from the diagonal on
 
 
-def symmetric_share(device_type: str) -> float:
+def symmetric_share(neurons: int, dtype: torch.dtype, device_type: str) -> float:
     """Operations of a layer's product with itself, as a share of those with another layer."""
-    return (STRIPES[device_type] + 1) / (2 * STRIPES[device_type])
+    panels = dtype == torch.int8 and device_type == "cpu" and multiplies_panels(neurons)
+    parts = -(-neurons // (GROUP * PANEL)) if panels else STRIPES[device_type]
+    return (parts + 1) / (2 * parts)
 
 
 def layers_at_once(neurons: int, accumulator_bytes: int, device_type: str) -> int:
@@ -133,24 +175,37 @@ class LayerProducts:
 
     def update(self, left: Operand, right: Operands) -> None:
         """Adds one chunk of tokens: one layer of a seed with every layer of another, rows in the same order of tokens."""
-        neurons = self.sums.shape[1]
-        for sums, y in zip(*(x.split(self._width(), axis) for x, axis in ((self.sums, 0), (right.values, 1))), strict=True):
-            made = product(left.values, y.flatten(1))  # (neurons of x, layers · neurons of y)
-            for own, part in zip(sums, made.split(neurons, 1), strict=True):  # one at a time, since a cast makes a copy
-                own += part
+        if left.in_panels:
+            self._add_panels(self.sums, left.values, right.values, own=False)
+        else:
+            self._add(left.values, right.values)
         for sums, y in zip(self.sums, right, strict=True):
             add_clipped(sums, left, y)
+
+    def _add(self, left: Float[Tensor, "tokens neurons"], right: Float[Tensor, "tokens layers neurons"]) -> None:
+        neurons = self.sums.shape[1]
+        for sums, y in zip(*(x.split(self._width(), axis) for x, axis in ((self.sums, 0), (right, 1))), strict=True):
+            made = product(left, y.flatten(1))  # (neurons of x, layers · neurons of y)
+            for own, part in zip(sums, made.split(neurons, 1), strict=True):  # one at a time, since a cast makes a copy
+                own += part
+
+    def _add_panels(self, sums: Float[Tensor, "layers neurons neurons"], left: Tensor, right: Tensor, own: bool) -> None:
+        panels, steps = left.shape[:2]
+        native.call("products", left, right, panels, len(sums), steps, left.stride(0), int(own), sums)
 
     def update_own(self, own: Operands) -> None:
         """Adds one chunk of tokens: each layer of a seed with itself, whose product is symmetric."""
         neurons = self.sums.shape[1]
         step = -(-neurons // STRIPES[self.sums.device.type])
         for sums, x in zip(self.sums, own, strict=True):
-            for start in range(0, neurons, step):
-                stop = min(start + step, neurons)
-                made = product(x.values[:, start:stop], x.values[:, start:])
-                sums[start:stop, start:] += made
-                sums[stop:, start:stop] += made[:, stop - start :].T
+            if x.in_panels:
+                self._add_panels(sums[None], x.values, x.values, own=True)
+            else:
+                for start in range(0, neurons, step):
+                    stop = min(start + step, neurons)
+                    made = product(x.values[:, start:stop], x.values[:, start:])
+                    sums[start:stop, start:] += made
+                    sums[stop:, start:stop] += made[:, stop - start :].T
             add_clipped(sums, x, x)
 
     def _width(self) -> int:

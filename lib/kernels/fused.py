@@ -26,9 +26,10 @@ def layer_statistics(
     pre_scaling: Float[Tensor, "2 neurons"],
     post_scaling: Float[Tensor, "2 neurons"],
     dither: Float[Tensor, "tokens neurons"],
-    operand: Float[Tensor, "tokens neurons"] | Int8[Tensor, "tokens neurons"],
+    operand: Float[Tensor, "tokens neurons"] | Int8[Tensor, "tokens neurons"] | Int8[Tensor, "fours 4 panels panel"],
 ) -> Float[Tensor, "sums neurons"]:
-    """Sums over counted tokens (rows in the order of SUMS); writes what the covariance product needs into `operand`.
+    """Sums over counted tokens (rows in the order of SUMS); writes what the covariance product needs into `operand`, a view of
+    one layer of `lib.kernels.covariance.Operands`.
 
     Both activations are shifted and scaled first: x = (value − scaling[0]) · scaling[1]. Pre-activations give
     Σx … Σx⁴ and the number of tokens with pre > 0 (GELU keeps the sign); activations give Σy, Σy² and the operand,
@@ -51,7 +52,7 @@ def layer_statistics(
         x.sum(0), x2.sum(0), (x2 * x).sum(0), (x2 * x2).sum(0), active.sum(0),
         y.sum(0), (y * y).sum(0), rounded.sum(0), (rounded != kept).to(wide).sum(0),
     ])  # fmt: skip
-    operand.copy_(kept)
+    operand.copy_(kept.view(operand.shape))
     return sums
 
 
@@ -70,17 +71,19 @@ def clipped_entries(
     return token, neurons[column], excess[token, column]
 
 
-NATIVE_ROWS = 256  # ROWS in native.cpp
+NATIVE_ROWS, PANEL = 256, 32  # ROWS and PANEL in native.cpp
 
 
 def native_layer_statistics(pre, post, counted, pre_scaling, post_scaling, dither, operand) -> Float[Tensor, "sums neurons"] | None:
     """`layer_statistics` by native.cpp, or None, with nothing done, for what it does not take."""
     (tokens, neurons), others = pre.shape, (counted, pre_scaling, post_scaling, dither)
-    plain = all(one.dtype == torch.float32 and one.is_contiguous() for one in others) and operand.stride(1) == 1
+    panels, stride = operand.dim() == 4, operand.stride(2 if operand.dim() == 4 else 0)
+    plain = all(one.dtype == torch.float32 and one.is_contiguous() for one in others)
+    plain &= operand.stride()[::3] + operand.stride()[1:2] == (4 * PANEL, 4, 1) if panels else operand.stride(1) == 1
     if not plain or operand.dtype != torch.int8 or not native.takes("statistics", pre, post):
         return None
     partial = torch.empty(-(-tokens // NATIVE_ROWS), len(SUMS), neurons)
-    native.call("statistics", pre, post, *others, tokens, neurons, operand.stride(0), partial, operand)
+    native.call("statistics", pre, post, *others, tokens, neurons, int(panels), stride, partial, operand)
     return partial.sum(0)
 
 

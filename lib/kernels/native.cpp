@@ -11,6 +11,7 @@ namespace {
 constexpr int64_t SUMS = 9;  // of `layer_statistics`
 constexpr int64_t ROWS = 256;  // tokens in a partial sum, whatever the number of threads
 constexpr int64_t STEP = 4;  // tokens at a time, which registers and caches take best
+constexpr int64_t PANEL = 32;  // neurons of an operand that lie together (COLUMNS in products.cpp)
 constexpr int64_t WIDTH = 4;  // vectors at a time in sums by group
 
 inline Floats floor(Floats x) {
@@ -19,8 +20,9 @@ inline Floats floor(Floats x) {
   return ((x < 0x1p23f) & (x > -0x1p23f)) ? below : x;  // a larger float is whole
 }
 
-// Adds `tokens` rows to the sums (SUMS, neurons) of their block and writes their operands.
-template <int tokens, class T>
+// Adds `tokens` rows to the sums (SUMS, neurons) of their block and writes their operands: rows `stride` apart, or, four
+// tokens at a time, in panels `stride` apart, of PANEL neurons with the four tokens of each side by side (products.cpp).
+template <int tokens, bool panels, class T>
 void add(const T* pre, const T* post, const float* counted, const float* pre_scaling, const float* post_scaling,
          const float* dither, int64_t neurons, int64_t stride, float* sums, int8_t* operand) {
   const Floats zero = {}, one = zero + 1, limit = zero + 127;
@@ -29,6 +31,7 @@ void add(const T* pre, const T* post, const float* counted, const float* pre_sca
     const Floats post_shift = load(post_scaling + n), post_scale = load(post_scaling + neurons + n);
     Floats own[SUMS];
     for (int s = 0; s < SUMS; s++) own[s] = load(sums + s * neurons + n);
+    Ints four = {};
     for (int t = 0; t < tokens; t++) {
       const int64_t at = t * neurons + n;
       const Floats before = widened(pre + at), weight = zero + counted[t];
@@ -39,17 +42,21 @@ void add(const T* pre, const T* post, const float* counted, const float* pre_sca
       const Floats added[SUMS] = {x, square, square * x, square * square, before > zero ? weight : zero,
                                   y, y * y, rounded, rounded != kept ? one : zero};
       for (int s = 0; s < SUMS; s++) own[s] += added[s];
-      const auto bytes = __builtin_convertvector(__builtin_convertvector(kept, Ints), Vector<int8_t>);
-      std::memcpy(operand + t * stride + n, &bytes, sizeof bytes);
+      const Ints whole = __builtin_convertvector(kept, Ints);
+      if (panels)
+        four |= (whole & 255) << 8 * t;
+      else
+        store(operand + t * stride + n, __builtin_convertvector(whole, Vector<int8_t>));
     }
+    if (panels) store((int32_t*)(operand + n / PANEL * stride) + n % PANEL, four);
     for (int s = 0; s < SUMS; s++) std::memcpy(sums + s * neurons + n, own + s, sizeof own[s]);
   }
 }
 
-// All arrays are contiguous but the operand, whose rows lie `stride` apart; partial (⌈tokens / ROWS⌉, SUMS, neurons).
-template <class T>
-void statistics(const T* pre, const T* post, const float* counted, const float* pre_scaling, const float* post_scaling,
-                const float* dither, int64_t tokens, int64_t neurons, int64_t stride, float* partial, int8_t* operand) {
+// All arrays are contiguous but the operand (see `add`); partial (⌈tokens / ROWS⌉, SUMS, neurons).
+template <bool panels, class T>
+void statistics_of(const T* pre, const T* post, const float* counted, const float* pre_scaling, const float* post_scaling,
+                   const float* dither, int64_t tokens, int64_t neurons, int64_t stride, float* partial, int8_t* operand) {
 #pragma omp parallel for schedule(static)
   for (int64_t first = 0; first < tokens; first += ROWS) {
     float* sums = partial + first / ROWS * SUMS * neurons;
@@ -57,12 +64,19 @@ void statistics(const T* pre, const T* post, const float* counted, const float* 
     const int64_t stop = std::min(tokens, first + ROWS);
     int64_t t = first;
     for (; t + STEP <= stop; t += STEP)
-      add<STEP>(pre + t * neurons, post + t * neurons, counted + t, pre_scaling, post_scaling, dither + t * neurons,
-                neurons, stride, sums, operand + t * stride);
-    for (; t < stop; t++)
-      add<1>(pre + t * neurons, post + t * neurons, counted + t, pre_scaling, post_scaling, dither + t * neurons, neurons,
-             stride, sums, operand + t * stride);
+      add<STEP, panels>(pre + t * neurons, post + t * neurons, counted + t, pre_scaling, post_scaling, dither + t * neurons,
+                        neurons, stride, sums, operand + t * (panels ? PANEL : stride));
+    for (; t < stop; t++)  // none where operands are in panels
+      add<1, false>(pre + t * neurons, post + t * neurons, counted + t, pre_scaling, post_scaling, dither + t * neurons, neurons,
+                    stride, sums, operand + t * stride);
   }
+}
+
+template <class T>
+void statistics(const T* pre, const T* post, const float* counted, const float* pre_scaling, const float* post_scaling,
+                const float* dither, int64_t tokens, int64_t neurons, int64_t panels, int64_t stride, float* partial, int8_t* operand) {
+  const auto loop = panels ? statistics_of<true, T> : statistics_of<false, T>;
+  loop(pre, post, counted, pre_scaling, post_scaling, dither, tokens, neurons, stride, partial, operand);
 }
 
 inline void increase(float* sums, Floats values) {
@@ -188,14 +202,15 @@ void examples(const T* post, const uint8_t* counted, const int32_t* numbers, int
 
 extern "C" void statistics_float(const float* pre, const float* post, const float* counted, const float* pre_scaling,
                                  const float* post_scaling, const float* dither, int64_t tokens, int64_t neurons,
-                                 int64_t stride, float* partial, int8_t* operand) {
-  statistics(pre, post, counted, pre_scaling, post_scaling, dither, tokens, neurons, stride, partial, operand);
+                                 int64_t panels, int64_t stride, float* partial, int8_t* operand) {
+  statistics(pre, post, counted, pre_scaling, post_scaling, dither, tokens, neurons, panels, stride, partial, operand);
 }
 
 extern "C" void statistics_bfloat16(const uint16_t* pre, const uint16_t* post, const float* counted,
                                     const float* pre_scaling, const float* post_scaling, const float* dither,
-                                    int64_t tokens, int64_t neurons, int64_t stride, float* partial, int8_t* operand) {
-  statistics(pre, post, counted, pre_scaling, post_scaling, dither, tokens, neurons, stride, partial, operand);
+                                    int64_t tokens, int64_t neurons, int64_t panels, int64_t stride, float* partial,
+                                    int8_t* operand) {
+  statistics(pre, post, counted, pre_scaling, post_scaling, dither, tokens, neurons, panels, stride, partial, operand);
 }
 
 extern "C" void grouped_float(const float* post, const float* scaling, const int64_t* order, const int64_t* first,

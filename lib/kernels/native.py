@@ -1,4 +1,4 @@
-"""The loops of native.cpp and forward.cpp, compiled when first called for, where a compiler is at hand."""
+"""The loops of the C++ files beside this one, compiled when first called for, where a compiler is at hand."""
 
 import contextlib
 import ctypes
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 LANES = 64  # the loops take numbers of neurons that are multiples of it
-SUFFIXES = {torch.float32: "float", torch.bfloat16: "bfloat16"}  # of the functions, by the activations' type
+SUFFIXES = {torch.float32: "float", torch.bfloat16: "bfloat16", torch.int8: "int8"}  # of the functions, by the activations' type
 COMPILERS = {"g++": "-fopenmp", "clang++": "-fopenmp=libgomp"}  # each with what gives it torch's own threads
 # native.cpp rounds products and sums apart, as torch's expressions do, so that the operands are the same
-SOURCES = {"native.cpp": "-ffp-contract=off", "forward.cpp": "-ffp-contract=fast"}
+SOURCES = {"native.cpp": "-ffp-contract=off", "forward.cpp": "-ffp-contract=fast", "products.cpp": "-ffp-contract=off"}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # options of mallopt in glibc's malloc.h
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC")
 
@@ -59,11 +59,12 @@ def call(name: str, activations: Tensor, *arguments: Tensor | int | float | None
 
 
 def _loop(name: str, activations: Tensor) -> Callable | None:
-    return _function(f"{name}_{SUFFIXES[activations.dtype]}")
+    return function(f"{name}_{SUFFIXES[activations.dtype]}")
 
 
 @cache
-def _function(name: str) -> Callable | None:
+def function(name: str) -> Callable | None:
+    """A loop by its whole name, or None where there is none for this processor."""
     return next((getattr(one, name) for one in libraries() if hasattr(one, name)), None)
 
 
