@@ -206,8 +206,11 @@ def test_the_notebook_in_jupyterlab_follows_its_sliders_and_lights_up_neurons(ju
     threshold.focus()
     for _ in range(49):
         page.keyboard.press("ArrowLeft")
+    says = "([element, text]) => element.innerText.includes(text)"
+    page.wait_for_function(says, arg=[lower.element_handle(), "threshold\n0.01"])
     lower.get_by_role("button", name="Run the models").click()
-    page.wait_for_function("element => element.innerText.includes('deviations above its mean')", arg=lower.element_handle())
-    assert "At threshold 0.01," in lower.inner_text() and "fired on 7 tokens" in lower.inner_text()
+    page.wait_for_function(says, arg=[lower.element_handle(), "deviations above its mean"])
+    page.wait_for_function(says, arg=[lower.element_handle(), "At threshold 0.01,"])  # the last of the slider's steps
+    assert "fired on 7 tokens" in lower.inner_text()
     assert all(f"Seed {seed}:" in lower.inner_text() for seed in "abc")
     page.close()
