@@ -35,7 +35,7 @@ void gelu(const T* from, T* to, int64_t count) {
   }
 }
 
-// out[r] (+)= Σ_i left[r][i] · right[i] over `depth`, for ROWS rows and `vectors` vectors of columns.
+// out[r] = Σ_i left[r][i] · right[i] over `depth`, for ROWS rows and `vectors` vectors of columns.
 template <int vectors>
 inline void product(const float* const* left, const float* right, int64_t depth, int64_t stride, float* out, int64_t out_stride) {
   Floats sums[ROWS][vectors] = {};

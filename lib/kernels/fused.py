@@ -14,6 +14,7 @@ from jaxtyping import Float, Int, Int8
 from torch import Tensor
 
 from lib.kernels import native
+from lib.kernels.covariance import PANEL
 
 SUMS = ("pre1", "pre2", "pre3", "pre4", "active", "post1", "post2", "operand1", "clipped")
 INT8_LIMIT = 127
@@ -71,7 +72,7 @@ def clipped_entries(
     return token, neurons[column], excess[token, column]
 
 
-NATIVE_ROWS, PANEL = 256, 32  # ROWS and PANEL in native.cpp
+NATIVE_ROWS = 256  # ROWS in native.cpp
 
 
 def native_layer_statistics(pre, post, counted, pre_scaling, post_scaling, dither, operand) -> Float[Tensor, "sums neurons"] | None:
