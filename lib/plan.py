@@ -6,6 +6,7 @@ on products of the same size. `python -m lib.plan params.yaml` (`make plan`) pri
 
 import argparse
 import re
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -114,14 +115,14 @@ def measured(setting: Setting, plan: Plan, source: str, device: torch.device) ->
         view = own.in_order(0)
         view.copy_(torch.randn(view.shape, device=device) * 20)
     sums = LayerProducts(layers, n, dtype, device)
-    product = _timed(lambda: sums.update(operands[0][0], operands[1]), device, 3) / layers / rows
+    product = _timed(lambda: sums.update(operands[0][0], operands[1]), device, 5) / layers / rows
     del operands
     wide = sums.sums.dtype
     block, turn = sums.sums[0], torch.randn(n, n, dtype=wide, device=device)
     ones = torch.ones(n, dtype=wide, device=device)
-    rotated = _timed(lambda: (block @ turn.T - torch.outer(ones, ones)).amax(1), device, 2)
+    rotated = _timed(lambda: (block @ turn.T - torch.outer(ones, ones)).amax(1), device, 3)
     matched = _timed(
-        lambda: [((block * ones[:, None] - torch.outer(ones, ones)) * ones).max(axis) for axis in (1, 0)], device, 2
+        lambda: [((block * ones[:, None] - torch.outer(ones, ones)) * ones).max(axis) for axis in (1, 0)], device, 3
     )
     generator = torch.Generator().manual_seed(0)
     double = torch.randn(n, n, dtype=torch.float64, device=device)
@@ -132,15 +133,17 @@ def measured(setting: Setting, plan: Plan, source: str, device: torch.device) ->
 
 
 def _timed(work: Callable, device: torch.device, times: int) -> float:
-    """Seconds of one call, the mean of some after the first."""
+    """Seconds of one call, the median of some after the first: other work on the machine must not make the forecast."""
     if times > 1:
         work()
-    _finish(device)
-    started = time.perf_counter()
+    taken = []
     for _ in range(times):
+        _finish(device)
+        started = time.perf_counter()
         work()
-    _finish(device)
-    return (time.perf_counter() - started) / times
+        _finish(device)
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken)
 
 
 def _finish(device: torch.device) -> None:
@@ -159,7 +162,7 @@ def _grouped(setting: Setting, device: torch.device) -> float:
     post = post.bfloat16() if mixed_precision(setting.precision) else post
     counted = torch.ones(len(post), dtype=torch.bool, device=device)
     at = [places.at(torch.arange(batch) + start, counted) for start in range(0, shape[0], batch)]
-    return _timed(lambda: [work.update(post, places, one) for one in at], device, 2) / len(at) / len(post) if groups else 0.0
+    return _timed(lambda: [work.update(post, places, one) for one in at], device, 3) / len(at) / len(post) if groups else 0.0
 
 
 def _forward(setting: Setting, source: str, device: torch.device) -> tuple[float, float, float]:
@@ -170,7 +173,7 @@ def _forward(setting: Setting, source: str, device: torch.device) -> tuple[float
     config = AutoConfig.from_pretrained(source, num_hidden_layers=depth, attn_implementation="sdpa")
     model = AutoModelForCausalLM.from_config(config).float().to(device).eval()
     mixed = mixed_precision(setting.precision)
-    trunk, statistics, n = Trunk(model, mixed), fastest_layer_statistics(), setting.shape.neurons
+    trunk, summed, n = Trunk(model, mixed), fastest_layer_statistics(), setting.shape.neurons
     tokens = torch.randint(0, setting.shape.vocabulary, (setting.batch, setting.context), device=device)
     rows = tokens.numel()
     weights, scaling = torch.ones(rows, 1, device=device), torch.ones(2, n, device=device)
@@ -183,13 +186,13 @@ def _forward(setting: Setting, source: str, device: torch.device) -> tuple[float
     def visit(layer, _pre, post):
         examples.update(layer, post, counted, torch.arange(setting.batch))
 
-    layer = _timed(lambda: trunk.run(tokens, visit), device, 2) / depth / rows
+    layer = _timed(lambda: trunk.run(tokens, visit), device, 3) / depth / rows
     operand = torch.empty(rows, n, dtype=OPERAND_DTYPES[setting.precision], device=device)
-    elementwise = _timed(lambda: statistics(flat, flat, weights, scaling, scaling, dither, operand), device, 4) / rows
+    elementwise = _timed(lambda: summed(flat, flat, weights, scaling, scaling, dither, operand), device, 4) / rows
     hidden = torch.zeros(setting.context, setting.shape.width, device=device)
     head = model.get_output_embeddings()
     with torch.inference_mode():
-        logits = _timed(lambda: head(hidden).float().log_softmax(1), device, 2) / setting.context
+        logits = _timed(lambda: head(hidden).float().log_softmax(1), device, 3) / setting.context
     return layer, elementwise, logits
 
 
