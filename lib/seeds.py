@@ -9,6 +9,7 @@ its pre-activation.
 
 import hashlib
 import json
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -161,11 +162,12 @@ def mixed_precision(precision: str) -> bool:
 
 def _without_autocast(module: nn.Module) -> None:
     """Makes a module compute in the type of its weights, also where autocast is on around it."""
-    forward = module.forward
+    forward, reference = type(module).forward, weakref.ref(module)  # a model that held itself would stay in memory after its pass
 
     def whole(*arguments, **named):
-        with torch.autocast(next(module.parameters()).device.type, enabled=False):
-            return forward(*arguments, **named)
+        own = reference()
+        with torch.autocast(next(own.parameters()).device.type, enabled=False):
+            return forward(own, *arguments, **named)
 
     module.forward = whole
 

@@ -58,7 +58,7 @@ def test_every_grouping_agrees_with_pandas_in_fp64(name, neurons, dtype):
     v, ids, counted = made_up(400, neurons=neurons)
     given = torch.tensor(v).to(dtype)
     v = given.float().numpy()
-    assert native.takes("grouped", given[0]) == (neurons == LANES and native.compiler() is not None)  # by the loop in C++, or by torch
+    assert native.takes("grouped", given[0]) == (neurons == LANES and native.function("grouped_float") is not None)  # by the loop in C++, or by torch
     work = accumulated(given, ids, counted, [list(range(start, min(start + 7, 400))) for start in range(0, 400, 7)])
     frame, half, group = oracle(v, ids, counted, name)
     shift, scale = work.scaling.double().numpy()

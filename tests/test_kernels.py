@@ -27,7 +27,7 @@ from lib.kernels.native import LANES
 from lib.reader import REACH, REACH_TOKENS, _int8_scaling, _Range
 
 LAYERS, NEURONS = 2, 5
-needs_compiler = pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler")
+needs_compiler = pytest.mark.skipif(not native.libraries(), reason="no C++ compiler")
 
 
 def scalings(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -297,7 +297,7 @@ def test_top_examples_equal_a_sort(neurons, blocks, k, seed, split, whole):
     context, radius, generator = 7, 2, torch.Generator().manual_seed(seed)
     post = torch.randint(0, 9, (blocks, context, neurons), generator=generator).float()  # ties wanted
     post = post if whole else post.bfloat16()
-    assert native.takes("examples", post) == (neurons == LANES and native.compiler() is not None)
+    assert native.takes("examples", post) == (neurons == LANES and native.function("examples_float") is not None)
     counted = torch.rand(blocks, context, generator=generator) > 0.2
     number = torch.arange(blocks)
     parts = [TopExamples(1, neurons, k, radius) for _ in range(2)]
@@ -335,7 +335,7 @@ def test_histogram_equals_numpy(dtype):
     low, high = values.float().amin(1) + 0.5, values.float().amax(1) - 0.5
     counted = torch.rand(500, generator=torch.Generator().manual_seed(1)) > 0.3
     histogram = Histogram(low, high, bins=16)
-    assert native.takes("histogram", values[0]) == (dtype != torch.float64 and native.compiler() is not None)
+    assert native.takes("histogram", values[0]) == (dtype != torch.float64 and native.function("histogram_float") is not None)
     for rows in torch.arange(500).chunk(4):
         for layer in range(LAYERS):
             histogram.update(layer, values[layer, rows], counted[rows])
@@ -391,6 +391,16 @@ def test_products_of_panels_are_exact(tokens, neurons):
     wide_left, wide_right = left.long().numpy(), right.long().numpy()
     np.testing.assert_array_equal(pair.sums, 2 * np.einsum("tn,tlm->lnm", wide_left[:, 0], wide_right))
     np.testing.assert_array_equal(own.sums, 2 * np.einsum("tln,tlm->lnm", wide_left, wide_left))
+
+
+@needs_compiler
+def test_a_source_that_does_not_compile_leaves_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(native, "SOURCES", {"forward.cpp": "-ffp-contract=fast", "missing.cpp": ""})
+    with pytest.warns(UserWarning, match="could not compile missing.cpp"):
+        (library,) = native.libraries.__wrapped__()
+    assert hasattr(library, "gelu_float")
+    monkeypatch.setattr("tempfile.TemporaryDirectory", lambda: (_ for _ in ()).throw(FileNotFoundError("no place to write")))
+    assert native.libraries.__wrapped__() == ()
 
 
 @needs_compiler

@@ -184,7 +184,8 @@ class GroupedMoments:
         groups, neurons), `spread` (groups, neurons), the deviation of z within a group, `center` and `variance`
         (halves, neurons), mean and variance of z over the labelled tokens of a half, and for small groupings `active`,
         the share of tokens with activation > 0, of the shape of `mean`. Large groupings are stored in fp16, which
-        moves a score by less than 1e-3. Empty groups and dead neurons are 0.
+        moves a score by less than 1e-3. Empty groups and dead neurons are 0. The sums are given up on the way, so that both never
+        have to be in memory.
         """
         mean, deviation = self.neuron_moments()
         inverse = torch.where(deviation > 0, 1 / deviation, 0)
@@ -192,14 +193,14 @@ class GroupedMoments:
         made = {"mean": mean / scale + shift, "deviation": deviation / scale}
         for name, size in self.groups.items():
             dtype = torch.float32 if size <= FEW else torch.float16
-            count, total, square = (self.tensors[f"{name}.{key}"] for key in ("count", "sum", "square"))
+            count, total, square = (self.tensors.pop(f"{name}.{key}") for key in ("count", "sum", "square"))
             tokens = count.sum(1)[:, None]  # (halves, 1)
             center = total.sum(1, dtype=torch.float64) / tokens.clamp(min=1)
-            variance = self.tensors[f"{name}.total_square"] / tokens.clamp(min=1) - center**2
-            z = (total / count.clamp(min=1)[..., None]).sub_(mean.float()).mul_(inverse.float())
-            z.masked_fill_((count == 0)[..., None], 0)
+            variance = self.tensors.pop(f"{name}.total_square") / tokens.clamp(min=1) - center**2
             both = count.sum(0).clamp(min=1)[:, None]
-            within = (square / both).sub_(((total[0] + total[1]) / both).square_()).clamp_(min=0).sqrt_()
+            within = square.div_(both).sub_(((total[0] + total[1]) / both).square_()).clamp_(min=0).sqrt_()
+            z = total.div_(count.clamp(min=1)[..., None]).sub_(mean.float()).mul_(inverse.float())
+            z.masked_fill_((count == 0)[..., None], 0)
             own = {
                 "count": count,
                 "mean": z.clamp_(-_FP16, _FP16).to(dtype),
@@ -208,7 +209,7 @@ class GroupedMoments:
                 "variance": variance.clamp(min=0) * inverse**2,
             }
             if size <= FEW:
-                own["active"] = self.tensors[f"{name}.active"] / count.clamp(min=1)[..., None]
+                own["active"] = self.tensors.pop(f"{name}.active") / count.clamp(min=1)[..., None]
             made |= {f"{name}.{key}": tensor for key, tensor in own.items()}
         return made
 

@@ -21,7 +21,8 @@ class Histogram:
         if native.takes("histogram", pre) and width.dtype == torch.float32:
             native.call("histogram", pre, counted, self.low[layer], width, len(pre), neurons, bins, self.counts[layer])
             return
-        index = ((pre[counted].float() - self.low[layer]) / width).floor().clamp(0, bins - 1).to(torch.int64)
+        place = ((pre[counted].float() - self.low[layer]) / width).floor().clamp(0, bins - 1)
+        index = place.nan_to_num_(0).to(torch.int64)  # whoever reads a NaN refuses it, by its name
         index += torch.arange(neurons, device=index.device) * bins
         self.counts[layer] += torch.bincount(index.flatten(), minlength=neurons * bins).view(neurons, bins)
 

@@ -5,6 +5,7 @@ import ctypes
 import shutil
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -14,36 +15,30 @@ from torch import Tensor
 
 LANES = 64  # the loops take numbers of neurons that are multiples of it
 SUFFIXES = {torch.float32: "float", torch.bfloat16: "bfloat16", torch.int8: "int8"}  # of the functions, by the activations' type
-COMPILERS = {"g++": "-fopenmp", "clang++": "-fopenmp=libgomp"}  # each with what gives it torch's own threads
+COMPILER = "g++"  # its OpenMP takes torch's own threads; clang's wants a library of its own
 # native.cpp rounds products and sums apart, as torch's expressions do, so that the operands are the same
 SOURCES = {"native.cpp": "-ffp-contract=off", "forward.cpp": "-ffp-contract=fast", "products.cpp": "-ffp-contract=off"}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # options of mallopt in glibc's malloc.h
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC")
-
-
-def compiler() -> str | None:
-    """The compiler at hand that is taken, if any."""
-    return next((name for name in COMPILERS if shutil.which(name)), None)
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 
 
 @cache
 def libraries() -> tuple[ctypes.CDLL, ...]:
-    """The sources compiled for this processor, which takes a second, or none where that does not work."""
-    chosen = compiler()
-    if chosen is None:
+    """The sources compiled for this processor, which takes a second: those for which that works. Whoever calls has another way."""
+    if shutil.which(COMPILER) is None:
         return ()
-    with tempfile.TemporaryDirectory() as folder:
-        running = {}
+    loaded, running = [], {}
+    with contextlib.suppress(OSError), tempfile.TemporaryDirectory() as folder:  # no place to write, or none to run from
         for source, contraction in SOURCES.items():
             made = Path(folder) / f"{source}.so"
-            command = [chosen, *FLAGS, contraction, COMPILERS[chosen], Path(__file__).with_name(source), "-o", made]
+            command = [COMPILER, *FLAGS, contraction, Path(__file__).with_name(source), "-o", made]
             running[made] = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        if any([process.wait() for process in running.values()]):  # all end; whoever calls has another way
-            return ()
-        try:
-            return tuple(ctypes.CDLL(str(made)) for made in running)
-        except OSError:
-            return ()
+        codes = {made: process.wait() for made, process in running.items()}
+        loaded += [ctypes.CDLL(str(made)) for made, code in codes.items() if code == 0]
+        if any(codes.values()):
+            failed = ", ".join(made.stem for made, code in codes.items() if code)
+            warnings.warn(f"{COMPILER} could not compile {failed} of lib/kernels; torch does their work, more slowly", stacklevel=2)
+    return tuple(loaded)
 
 
 def takes(name: str, *activations: Tensor) -> bool:

@@ -24,6 +24,9 @@ constexpr int64_t DEPTH = 256;  // times four tokens, of which a left panel stay
 // sums += unsigned · signed, four bytes in each number; for the intrinsic GCC 12 copies all sums from register to register.
 inline void multiply(__m512i& sums, __m512i positive, __m512i any) { asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(positive), "v"(any)); }
 
+// A sum of unsigned products less 128 times the sum of the right bytes: the first may pass 2³¹ where the difference does not.
+inline int32_t less(int32_t made, int32_t offset) { return int32_t(uint32_t(made) - 128u * uint32_t(offset)); }
+
 // Adds ROWS left neurons (steps, ROWS, 4) times a right panel to sums (ROWS, ·) whose rows lie `stride` apart.
 // `next` are bytes that will be wanted soon, 32 for each step.
 inline void tile(const int32_t* left, const int8_t* right, int64_t steps, int32_t* sums, int64_t stride, const int8_t* next) {
@@ -107,12 +110,12 @@ extern "C" void products_int8(const int8_t* left, const int8_t* right, int64_t p
       for (int64_t m = 0; m < stop * COLUMNS; m++) {
         const int32_t* made = memory.sums.data() + m * width;
         float* row = target + m * neurons + first * COLUMNS;
-        for (int64_t c = 0; c < width; c++) row[c] += float(made[c] - 128 * memory.offset[c]);
+        for (int64_t c = 0; c < width; c++) row[c] += float(less(made[c], memory.offset[c]));
       }
       if (!own) continue;
       for (int64_t c = 0; c < width; c++)  // the part above the diagonal, mirrored
         for (int64_t m = 0; m < first * COLUMNS; m++)
-          target[(first * COLUMNS + c) * neurons + m] += float(memory.sums[m * width + c] - 128 * memory.offset[c]);
+          target[(first * COLUMNS + c) * neurons + m] += float(less(memory.sums[m * width + c], memory.offset[c]));
     }
   }
 }
