@@ -10,7 +10,7 @@ made and fed. Its tensors then lie in stats/<kind>-<pass>.safetensors, named `<s
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -25,6 +25,7 @@ BATCH = {"cpu": 8, "cuda": 32}  # blocks in one forward pass
 CHUNK = {"cpu": 64, "cuda": 128}  # blocks in one covariance product, at most
 OPERANDS = 640e6  # bytes of operands in one covariance product, at most; on a GPU a tenth of its memory
 BASE = 0.7e9  # bytes that Python and its libraries take
+INT8_SUMS = 2**31 // 127**2  # tokens whose 8-bit products an int32 sum holds, whatever they are
 SHARE = 0.8  # of the memory that is free, for memory_gb: auto
 
 
@@ -186,11 +187,15 @@ class Plan:
     def as_json(self) -> dict:
         """The passes by the names of their units, to go on with the same ones after a kill."""
         passes = [{"chunk": part.chunk, "units": [f"{u.kind}.{u.name}" for u in part.units]} for part in self.passes]
-        return {"passes": passes}
+        return {"precision": self.setting.precision, "passes": passes}
 
     @classmethod
     def resumed(cls, setting: Setting, begun: dict) -> "Plan":
-        """The passes that a run began with, perhaps with other memory or another number of processes."""
+        """The passes that a run began with, perhaps with other memory, on another device or with another number of processes.
+
+        Their precision is the one that they began with: the pilot's scales, and the moments of passes that are done, are its.
+        """
+        setting = replace(setting, precision=begun["precision"])
         units = {f"{unit.kind}.{unit.name}": unit for unit in units_of(setting)}
         passes = [PassPlan(tuple(units[name] for name in part["units"]), part["chunk"]) for part in begun["passes"]]
         return cls(setting, tuple(passes))
@@ -247,6 +252,8 @@ def _with_chunk(setting: Setting, units: tuple[Unit, ...]) -> PassPlan:
     batch, most = setting.batch, CHUNK[setting.device]
     limit = OPERANDS if setting.device == "cpu" else setting.memory / 10
     fitting = int(limit // block) // batch * batch if block else most
+    if setting.precision == "int8":
+        most = min(most, INT8_SUMS // setting.context // batch * batch)
     # at least sixteen chunks in the text, for snapshots and for sharing among processes
     return PassPlan(units, max(batch, min(most, fitting, setting.blocks // 16 // batch * batch)))
 
@@ -313,6 +320,11 @@ def setting_of(
     They are planned for the references, layer by layer, since those of one layer of a large model take gigabytes.
     """
     blocks = params.token_budget // params.context
+    precision = params.precision
+    if precision == "auto":
+        precision = fastest_precision(device, blocks * params.context)
+    if precision == "int8" and BATCH[device.type] * params.context > INT8_SUMS:
+        precision = "fp32"  # a single batch could pass what 8-bit products are summed in
     memory = free_memory(device) * SHARE if params.memory_gb == "auto" else params.memory_gb * 1e9
     return Setting(
         tuple(sorted(params.seeds)),
@@ -320,7 +332,7 @@ def setting_of(
         shape,
         blocks,
         params.context,
-        fastest_precision(device, blocks * params.context) if params.precision == "auto" else params.precision,
+        precision,
         memory if device.type == "cuda" else memory / processes,
         processes,
         groups,

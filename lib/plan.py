@@ -253,9 +253,8 @@ def lines(params: Params) -> list[str]:
     for gpu, peaks in GPUS.items():
         there = replace(setting, memory=0.9 * peaks["memory"], processes=1, precision="bf16", device="cuda")
         there_plan = pack(there)
-        places.append(
-            (f"one {gpu}, bf16, {PRODUCT_SHARE:.0%} of its published peak", there_plan, published(there, gpu))
-        )
+        speeds = replace(published(there, gpu), rotation=places[0][2].rotation)  # rotations are drawn on the CPU, here as there
+        places.append((f"one {gpu} with this machine's CPU, bf16, {PRODUCT_SHARE:.0%} of its published peak", there_plan, speeds))
     for place, planned, speeds in places:
         parts = seconds(planned, speeds, params.rotations)
         told.append(

@@ -1,6 +1,8 @@
 """Where a run's files lie and how they are read and written; nothing else touches outputs/<run>."""
 
+import contextlib
 import errno
+import fcntl
 import json
 import os
 from functools import cached_property
@@ -39,6 +41,15 @@ def write_atomically(path: Path, write) -> None:
         raise
 
 
+@contextlib.contextmanager
+def alone(folder: Path):
+    """Waits until no other process is in a block of this kind for the same folder; a process that dies leaves it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Saves tensors as safetensors, atomically."""
     on_host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -46,7 +57,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Reads what `write_tensors` wrote."""
+    """Reads what `write_tensors` wrote; InputError for a corrupt file."""
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -54,7 +65,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 class TensorFiles:
-    """The tensors of several safetensors files, mapped into memory and read in parts, so that none is loaded whole."""
+    """The tensors of several safetensors files, mapped into memory and read in parts, so that none is loaded whole.
+
+    InputError for a corrupt file.
+    """
 
     def __init__(self, paths: list[Path]):
         self._file = {}

@@ -27,7 +27,7 @@ from lib.errors import InputError
 from lib.examples import BYTE_OF_LETTER
 from lib.params import CACHE, Params, TextSource, write_if_changed
 from lib.seeds import tokenizer_sha256
-from lib.store import write_atomically, write_json
+from lib.store import alone, write_atomically, write_json
 from lib.text import Text, write_text
 
 PACKING = 1  # counts changes to how documents become blocks; part of what names a cached text
@@ -336,12 +336,14 @@ def token_file(params: Params) -> Path:
     A run remembers in outputs/<run>/text.json which commit of a dataset it reads and which file it made, so that it
     goes on with the same documents, and asks for neither tokeniser nor network once it has them.
     """
-    made = made_token_file(params)
-    if made is not None:
-        return made
-    source = params.text_source
-    if source is None:
+    if params.text_source is None:
         return params.text_path
+    with alone(parameters.OUTPUTS / CACHE / "text"):  # several processes, and several runs, may want the same text at once
+        return made_token_file(params) or _make(params, params.text_source)
+
+
+def _make(params: Params, source: TextSource) -> Path:
+    """The token file of documents, which is made, or was for another run."""
     record, asked = params.folder / "text.json", _asked(params, source)
     known = json.loads(record.read_text()) if record.exists() else {}
     if known.get("asked") != asked:

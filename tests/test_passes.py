@@ -13,7 +13,7 @@ from transformers import GPT2Config
 
 from lib.errors import InputError
 from lib.kernels.covariance import multiplies_panels
-from lib.passes import Plan, Setting, Shape, pack, pass_memory, release_order, shape_of, units_of
+from lib.passes import INT8_SUMS, Plan, Setting, Shape, pack, pass_memory, release_order, shape_of, units_of
 from lib.plan import GPUS, operations, published, seconds
 from lib.processes import Processes, shares
 
@@ -56,6 +56,13 @@ def test_a_resumed_plan_keeps_its_passes():
     again = pack(replace(SETTING, memory=60e9))
     assert len(again.passes) < len(begun.passes)
     assert Plan.resumed(again.setting, begun.as_json()).passes == begun.passes
+
+
+def test_8_bit_products_of_long_contexts_stay_within_their_sums():
+    for context, most in ((256, 16_384), (4096, 131_072)):
+        parts = pack(replace(SETTING, context=context, blocks=100_000, memory=200e9)).passes
+        assert {part.chunk * context for part in parts} <= {most, *range(most)} and max(part.chunk for part in parts) * context <= INT8_SUMS
+    assert pack(replace(SETTING, context=8192, blocks=100_000, memory=200e9)).passes[0].chunk * 8192 * 127**2 < 2**31
 
 
 def test_what_cannot_fit_is_refused():

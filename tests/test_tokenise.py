@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import threading
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,7 @@ from lib.documents import Part, parts
 from lib.errors import InputError
 from lib.params import TextSource
 from lib.seeds import tokenizer_sha256
-from lib.store import Run
+from lib.store import Run, alone
 from lib.text import file_sha256, read_text
 from lib.tokenise import Packer, Vocabulary, build, difference, token_bytes, vocabulary
 
@@ -382,3 +383,19 @@ def test_a_fault_of_the_hub_that_stays_is_one_sentence(hub, monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "offline" in refused()
+
+
+def test_only_one_makes_a_text_at_a_time(tmp_path):
+    order = []
+
+    def second():
+        with alone(tmp_path / "text"):
+            order.append("second")
+
+    with alone(tmp_path / "text"):
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        waiting.join(0.2)
+        order.append("first")
+    waiting.join(10)
+    assert order == ["first", "second"]
