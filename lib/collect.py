@@ -16,14 +16,17 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from tqdm import tqdm
 
-from lib.correlation import Covariance, compare
+from lib.correlation import Covariance, compare, products_at
 from lib.errors import InputError, told
 from lib.hub import weights_sha256
+from lib.kernels import native
 from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, Operands
 from lib.kernels.examples import TopExamples
+from lib.kernels.fused import SUMS
 from lib.kernels.grouped import GroupedMoments, Places
 from lib.kernels.histogram import Histogram
 from lib.kernels.moments import Moments
@@ -39,8 +42,11 @@ from lib.text_labels import group_sizes, run_groupings
 HISTOGRAM_EVERY = 8  # one batch in so many is counted into the histograms
 LOSS_BLOCKS = 256  # blocks on which each seed's loss is measured
 LOSS_LOGITS = 2**26  # logits computed at a time, at most
+LISTING_SECONDS = 120  # until all that other machines wrote must be seen
 SAVE_SECONDS = 180  # between two saves, for each gigabyte of state (and for less)
 SNAPSHOTS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # shares of the text after which best matches are recorded
+PART_SUMS = ("operand1", "post1", "post2")
+PARTS = 16  # of the text, after each of which the products with the first snapshot's best matches are recorded
 
 
 def _examples(_run: Run, _unit: Unit, scaling: dict[str, Tensor]) -> TopExamples:
@@ -159,7 +165,8 @@ class Pass:
         self.done |= saved.tensor("done")
         self.seconds = max(self.seconds, float(saved.tensor("seconds")))
         for prefix, accumulator in self.accumulators().items():
-            state = {name: saved.tensor(f"{prefix}/{name}").to(self.device) for name in accumulator.state_dict()}
+            # copied, or the sums would be the mapped file, which then stays on the disk until the pass ends
+            state = {name: saved.tensor(f"{prefix}/{name}").to(self.device, copy=True) for name in accumulator.state_dict()}
             if fresh:
                 accumulator.load_state_dict(state)
             else:
@@ -178,13 +185,24 @@ class Pass:
         )  # fmt: skip
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Best matches and one rotation's baseline on the tokens so far, averaged over compared seeds."""
+        """Best matches and one rotation's baseline on the tokens so far, averaged over compared seeds; and each match's partner."""
         moments = {name: reader.moments for name, reader in self.readers.items()}
         comparison = compare(self.covariance(), moments, self.run.params.random_seed, draws=1)
         return {
             "corr": comparison.corr.nanmean(1),  # (seeds, total)
             "baseline": comparison.baseline[0].nanmean(1),
+            "partner": comparison.partner,
             "tokens": torch.tensor(moments[self.names[0]].tokens),
+        }
+
+    def part(self, partner: Int[Tensor, "seeds seeds total"]) -> dict[str, Tensor]:
+        """What the correlations with these partners are computed from, on the tokens so far (`lib.sampling`)."""
+        moments = [self.readers[name].moments for name in self.names]
+        sums = [one.sums[:, [SUMS.index(name) for name in PART_SUMS]].movedim(1, 0).flatten(1) for one in moments]
+        return {
+            "products": products_at(self.covariance(), partner),
+            "sums": torch.stack(sums),  # (seeds, PART_SUMS, total)
+            "tokens": torch.tensor(moments[0].tokens),
         }
 
 
@@ -248,7 +266,7 @@ def collect(run: Run, grouped: bool = True, snapshots: tuple[float, ...] = SNAPS
         begun = _planned(run, setting)
         write_json(stats / "key.json", run.params.statistics_key | {"hashes": hashes})
         if not (stats / "pilot.safetensors").exists():
-            _first_look(run, setting.precision, device)
+            _first_look(run, begun["precision"], device)
     plan = Plan.resumed(setting, processes.agree(begun))
     stored, scalings = read_tensors(stats / "pilot.safetensors"), {}
     for key, tensor in stored.items():
@@ -271,7 +289,7 @@ def _planned(run: Run, setting: Setting) -> dict:
     if begun is None:
         begun = pack(setting).as_json()
         write_json(run.folder / "stats" / "plan.json", begun)
-    return begun
+    return {"precision": setting.precision} | begun  # a plan of older code did not say it
 
 
 def file_hashes(run: Run) -> dict[str, str]:
@@ -318,12 +336,28 @@ def _run_pass(work: Pass, processes: Processes, stats: Path, snapshots: tuple[fl
         write_tensors(mine, work.state_dict())
     processes.wait()
     if processes.first:
-        for path in sorted(stats.glob(f"{prefix}*.safetensors")):
-            if path != mine:
-                work.merge_state(TensorFiles([path]))
+        for path in _others(stats, prefix, mine, work.done):
+            work.merge_state(TensorFiles([path]))
         _finish(work, stats)
         for path in stats.glob(f"{prefix}*"):
             path.unlink()
+
+
+def _others(stats: Path, prefix: str, mine: Path, done: Tensor) -> list[Path]:
+    """The states of the other processes, once they hold each chunk that this one has not `done`, each once.
+
+    On a file system shared by machines a file that another one wrote may be seen late, or an older one of that name. InputError if
+    chunks are missing still.
+    """
+    waited = 0
+    while True:
+        paths = [path for path in sorted(stats.glob(f"{prefix}*.safetensors")) if path != mine]
+        if (sum(TensorFiles([path]).tensor("done").int() for path in paths) + done.int() == 1).all():
+            return paths
+        if waited == LISTING_SECONDS:
+            raise InputError(f"the processes' states in {stats} do not hold every part of the text once; run the same command again.")
+        time.sleep(1)
+        waited += 1
 
 
 def _advance(work: Pass, chunks: list[int], marks: list[int], processes: Processes, state: Path) -> None:
@@ -339,9 +373,12 @@ def _advance(work: Pass, chunks: list[int], marks: list[int], processes: Process
     ) as bar:  # fmt: skip
         for chunk in chunks:
             work.advance(chunk, bar)
-            before, now = chunk * size, (chunk + 1) * size
+            before, now = chunk * size, min((chunk + 1) * size, blocks)
             if any(before < mark <= now < blocks for mark in marks):
                 write_tensors(state.parent / f"snapshot-{now:06d}.safetensors", work.snapshot())
+            if marks and any(before < round(blocks * part / PARTS) <= now for part in range(1, PARTS + 1)):
+                first = min(state.parent.glob("snapshot-*.safetensors"))
+                write_tensors(state.parent / f"part-{now:06d}.safetensors", work.part(read_tensors(first)["partner"]))
             if time.monotonic() - saved > SAVE_SECONDS * max(1, gigabytes) and chunk != chunks[-1]:
                 write_tensors(state, work.state_dict())
                 saved = time.monotonic()
@@ -391,6 +428,7 @@ def _summary(run: Run, plan: Plan, device: torch.device, processes: int) -> dict
         "processes": processes,
         "device": device.type,
         "device_name": device_name(device),
+        "loops": "C++" if native.libraries() and device.type == "cpu" else "torch",
         "wall_seconds": round(seconds, 1),
         "tokens_per_second": round(read / max(seconds, 1e-9)),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -399,14 +437,14 @@ def _summary(run: Run, plan: Plan, device: torch.device, processes: int) -> dict
     }
 
 
-def load_accumulators(run: Run) -> tuple[Covariance, dict[str, Moments]]:
-    """The finished covariances, block by block from disk, and moments of a run, for the algebra that follows."""
+def load_accumulators(run: Run, device: torch.device | str = "cpu") -> tuple[Covariance, dict[str, Moments]]:
+    """The finished covariances, block by block from disk to the device, and moments of a run, for the algebra that follows."""
     stats = run.folder / "stats"
     stored = TensorFiles(sorted(stats.glob("moments-*.safetensors")))
     seeds, references = tuple(run.done["seeds"]), tuple(run.done["references"])
     moments = {}
     for name in seeds:
-        state = {key: stored.tensor(f"{name}.{key}") for key in ("sums", "tokens", "pre_scaling", "post_scaling")}
+        state = {key: stored.tensor(f"{name}.{key}").to(device) for key in ("sums", "tokens", "pre_scaling", "post_scaling")}
         moments[name] = Moments(state["pre_scaling"], state["post_scaling"])
         moments[name].load_state_dict(state)
     pair = TensorFiles(sorted(stats.glob("pair-*.safetensors")))
@@ -414,8 +452,8 @@ def load_accumulators(run: Run) -> tuple[Covariance, dict[str, Moments]]:
     pairs = sorted({(name.split(".")[0], name.split(".")[2]) for name in pair.names()})
     covariance = Covariance(
         seeds, tuple(pairs), references, run.done["layers"], run.done["neurons"],
-        pair=lambda a, layer, b, other: pair.part(f"{a}.{layer}.{b}.sums", other),
-        within=lambda seed, layer: within.part(f"{seed}.sums", layer),
+        pair=lambda a, layer, b, other: pair.part(f"{a}.{layer}.{b}.sums", other).to(device),
+        within=lambda seed, layer: within.part(f"{seed}.sums", layer).to(device),
     )  # fmt: skip
     return covariance, moments
 

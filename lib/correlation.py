@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lib.kernels.moments import Moments
@@ -85,6 +85,10 @@ class Matches:
         self.corr[rows] = torch.where(better, value, self.corr[rows])
         self.partner[rows] = torch.where(better, index, self.partner[rows])
 
+    def returned(self, back: "Matches") -> Bool[Tensor, "total"]:
+        """Whether a neuron's best match has that neuron as its own best match in `back`; never where they do not correlate."""
+        return (self.corr > 0) & (back.partner[self.partner] == torch.arange(len(self.partner)))
+
 
 def best_matches(covariance: Covariance, a: str, b: str, scales: dict[str, Scale]) -> tuple[Matches, Matches]:
     """Best match in b of each neuron of a (row maxima), and in a of each neuron of b (column maxima)."""
@@ -139,16 +143,32 @@ def block_baseline(sums: Float[Tensor, "a b"], a: Scale, b: Scale, turn: Float[T
     return rotated.amax(1) * a.inverse_deviation.to(wide)
 
 
+def products_at(covariance: Covariance, partner: Int[Tensor, "seeds seeds total"]) -> Float[Tensor, "seeds seeds total"]:
+    """Σ x y of every neuron of each reference with its partner (a flat index) in each other seed; NaN elsewhere."""
+    neurons, found = covariance.neurons, torch.full(partner.shape, torch.nan, dtype=torch.float64)
+    for a in covariance.references:
+        for b in (seed for seed in covariance.seeds if seed != a):
+            i, j = covariance.seeds.index(a), covariance.seeds.index(b)
+            for layer in range(covariance.layers):
+                own = slice(layer * neurons, (layer + 1) * neurons)
+                chosen, values = partner[i, j, own].long(), found[i, j, own]
+                for other in (chosen // neurons).unique().tolist():
+                    rows = (chosen // neurons == other).nonzero().squeeze(1)
+                    values[rows] = covariance.block(a, layer, b, other)[rows, chosen[rows] % neurons].double().cpu()
+    return found
+
+
 @dataclass
 class Comparison:
     """All best matches and baselines between seeds; first axis reference seed, second compared seed, both in order.
 
-    Arrays: corr, partner (seeds, seeds, total) and baseline (draws, seeds, seeds, total); the diagonal, and the rows of
-    seeds that are no reference, are NaN (−1).
+    Arrays: corr, partner, mutual (seeds, seeds, total) and baseline (draws, seeds, seeds, total); the diagonal, and the rows
+    of seeds that are no reference, are NaN (−1, False). `mutual` says whether a neuron is its partner's best match, too.
     """
 
     corr: Float[Tensor, "seeds seeds total"]
     partner: Int[Tensor, "seeds seeds total"]
+    mutual: Bool[Tensor, "seeds seeds total"]
     baseline: Float[Tensor, "draws seeds seeds total"]
 
 
@@ -161,18 +181,19 @@ def compare(
     shape = len(seeds), len(seeds), layers * neurons
     corr = torch.full(shape, torch.nan, dtype=torch.float64)
     partner = torch.full(shape, -1, dtype=torch.int64)
+    mutual = torch.zeros(shape, dtype=torch.bool)
     chance = torch.full((draws, *shape), torch.nan, dtype=torch.float64)
     for a, b in covariance.pairs:
         i, j = seeds.index(a), seeds.index(b)
         forward, backward = best_matches(covariance, a, b, scales)
-        for at, seed, matches in (((i, j), a, forward), ((j, i), b, backward)):
+        for at, seed, matches, back in (((i, j), a, forward, backward), ((j, i), b, backward, forward)):
             if seed in covariance.references:
-                corr[at], partner[at] = matches.corr, matches.partner
+                corr[at], partner[at], mutual[at] = matches.corr, matches.partner, matches.returned(back)
     for draw, b in progress([(draw, seed) for draw in range(draws) for seed in _compared(covariance)]):
         turns = rotations(layers, neurons, random_seed, seeds.index(b), draw)
         for other, rotation in enumerate(turns):
             _add_baseline(covariance, scales, (b, other), rotation, chance[draw, :, seeds.index(b)])
-    return Comparison(corr, partner, chance)
+    return Comparison(corr, partner, mutual, chance)
 
 
 def _compared(covariance: Covariance) -> list[str]:

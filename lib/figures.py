@@ -22,7 +22,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 from PIL import Image as Picture
 from PIL.PngImagePlugin import PngInfo
 
-from lib import universality
+from lib import matching, universality
 from lib.universality import PROPERTIES, PUBLISHED_MEDIANS, PUBLISHED_MODELS, PUBLISHED_SHARES, universal
 
 # Okabe and Ito's colours, told apart by readers with any colour vision
@@ -302,17 +302,70 @@ def layer_agreement(matrix: pd.DataFrame) -> Figure:
     return fig
 
 
-def references(shares: pd.DataFrame) -> Figure:
-    """Share of universal neurons with each seed as reference, and their mean."""
+def references(shares: pd.DataFrame, intervals: pd.DataFrame | None = None) -> Figure:
+    """Share of universal neurons with each seed as reference, with the interval of `sampling.share_intervals`, and their mean."""
     fig, axes = canvas(size=(NARROW, 3.2))
     axes.axhline(shares["share"].mean(), color=NEUTRAL, linestyle="--", linewidth=1, zorder=0, label="mean")
     bars = axes.bar(shares["seed"], shares["share"], color=COLOURS["universal"], width=0.6)
     axes.bar_label(bars, [f"{number:,}" for number in shares["universal"]], padding=3, label_type="edge",
                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
+    top = shares["share"].max()
+    if intervals is not None:
+        of_seed = intervals.set_index("seed").loc[shares["seed"]]
+        # beside the middle, where the number of neurons stands
+        axes.vlines(np.arange(len(shares)) + 0.2, of_seed["low"], of_seed["high"], color="black", linewidth=1.5, label="95 % interval")
+        top = max(top, of_seed["high"].max())
     axes.set(xlabel="reference seed", ylabel="universal neurons")
     axes.yaxis.set_major_formatter(PERCENT)
-    axes.set_ylim(0, max(1.25 * shares["share"].max(), 1e-3))
-    axes.legend(loc="upper right")
+    axes.set_ylim(0, max(1.35 * top, 1e-3))
+    axes.legend(loc="upper right", ncols=2)
+    return fig
+
+
+def partners(table: pd.DataFrame, found: pd.DataFrame, threshold: float) -> Figure:
+    """From `matching.partners` and `matching.cliques`: share of mutual matches and of neurons in a clique against the excess (left),
+    cliques by depth (right)."""
+    fig, (left, right) = canvas(1, 2)
+    rows = matching.by_excess(table, np.arange(-0.5, 1.05, 0.1).round(2))
+    left.plot(rows["excess"], rows["mutual"], "o-", color=CORRELATION, label="mutual best matches")
+    if len(found):
+        left.plot(rows["excess"], rows["in_clique"], "s-", color=EXCESS, label="neurons in a clique of all seeds")
+    left.axvline(threshold, color=NEUTRAL, linestyle="--", linewidth=1)
+    left.set(xlabel="excess correlation, in bins of 0.1", ylabel="share", ylim=(-0.02, 1.02))
+    left.yaxis.set_major_formatter(PERCENT)
+    left.legend(loc="upper left")
+    layers = int(table["layer"].max()) + 1
+    if len(found):
+        depths = matching.clique_depths(found, layers)
+        right.bar(depths["layer"], depths["same"], color=EXCESS, label="all in one layer")
+        right.bar(depths["layer"], depths["spread"], bottom=depths["same"], color="#bbbbbb", label="over several layers")
+        right.legend()
+    else:
+        note(right, "no clique of all seeds")
+    right.set(ylabel="cliques of all seeds")
+    right.yaxis.set_major_locator(MaxNLocator(integer=True))
+    layer_axis(right, layers)
+    right.set_xlabel("layer (mean over the clique, rounded)")
+    return fig
+
+
+def sampling(table: pd.DataFrame, neurons: pd.DataFrame, threshold: float) -> Figure:
+    """Best match against the correlation with the partner chosen on other text (left), standard error of the excess (right).
+
+    `table` has the reference's rows of `sampling`, in the order of `neurons`.
+    """
+    fig, (left, right) = canvas(1, 2, (WIDE, 4.0))
+    joined = neurons[["layer", "neuron", "mean_corr", "excess_corr"]].merge(table, on=["layer", "neuron"])
+    left.plot([0, 1], [0, 1], color=NEUTRAL, linewidth=1)
+    bins = np.linspace(0, joined["excess_se"].quantile(0.995), 60)
+    for name, group in _groups(joined, threshold).items():
+        left.scatter(group["mean_corr"], group["held_out_corr"], s=5, alpha=ALPHA[name], color=COLOURS[name], rasterized=True,
+                     linewidths=0, label=f"{name} ({len(group):,})")  # fmt: skip
+        right.hist(group["excess_se"].clip(upper=bins[-1]), bins, color=COLOURS[name], histtype="stepfilled", label=name)
+    left.set(xlabel="best match on all text", ylabel="partner chosen on one part,\nmeasured on the others")
+    left.legend(loc="upper left", markerscale=3)
+    right.set(xlabel="standard error of the excess", ylabel="neurons (log axis)", yscale="log")
+    right.legend()
     return fig
 
 

@@ -117,9 +117,10 @@ def pass_facts(done: dict) -> list[tuple[str, str]]:
         ("blocks × context", f"{done['blocks']:,} × {done['context']:,}"),
         ("precision of the products", str(done["precision"])),
         ("device", str(done.get("device_name", done["device"]))),
+        ("loops over activations", str(done.get("loops", "torch"))),
         ("wall time", f"{done['wall_seconds']:,.1f} s"),
         ("speed, summed over seeds", f"{done['tokens_per_second']:,.0f} tokens/s"),
-        ("peak memory", f"{done['peak_memory_bytes'] / 2**30:.2f} GiB"),
+        ("peak memory", f"{done['peak_memory_bytes'] / 1e9:.2f} GB"),
     ]
     return rows
 
@@ -206,6 +207,24 @@ def convergence(summary: pd.DataFrame, reference: str, candidates: int) -> Findi
     return Finding(title, text, f"{alt} {title}.")
 
 
+def sampling(table: pd.DataFrame, neurons: pd.DataFrame, intervals: pd.DataFrame | None, reference: str) -> Finding:
+    """From the reference's rows of `sampling` and `sampling.share_intervals`: is a best match more than luck of the text?"""
+    alt = "Scatter of the correlation on other text against the best match; histogram of the standard error of the excess."
+    if intervals is None or not len(table):
+        text = "This run recorded no parts of its text: that needs one process, one pass for all products, and enough text."
+        return Finding("No parts of the text to compare", text, alt)
+    own = intervals.set_index("seed").loc[reference]
+    title = f"With partners chosen on other text the mean match is {table['held_out_corr'].mean():.3f} instead of {neurons['mean_corr'].mean():.3f}"
+    text = (
+        f"The mean best match is {neurons['mean_corr'].mean():.4f} on all text; with the partner chosen on the first sixteenth and measured on the "
+        f"rest it is **{table['held_out_corr'].mean():.4f}**, and {percent(own['held_out'])} of the neurons are universal instead of "
+        f"{percent(own['share'])}. The standard error of a neuron's excess is **{table['excess_se'].median():.4f}** in the median and "
+        f"{table['excess_se'].quantile(0.99):.4f} at the 99th percentile. Blocks were drawn as if each were independent of the others; those of one "
+        "document are not, so true errors are somewhat larger."
+    )
+    return Finding(title, text, f"{alt} {title}.")
+
+
 # ---------------------------------------------------------------- chapter 3: universality
 
 
@@ -267,8 +286,9 @@ def layer_agreement(matrix: pd.DataFrame) -> Finding:
     )
 
 
-def references(shares: pd.DataFrame, threshold: float) -> Finding:
-    """From `universality.reference_shares`: does the choice of the reference seed matter?"""
+def references(shares: pd.DataFrame, threshold: float, intervals: pd.DataFrame | None = None) -> Finding:
+    """From `universality.reference_shares` and `sampling.share_intervals`: does the choice of the reference seed matter, or of the
+    text?"""
     low, high, mean = shares["share"].min(), shares["share"].max(), shares["share"].mean()
     title = f"With any seed as reference: {percent(low)} to {percent(high)} universal"
     text = (
@@ -279,7 +299,45 @@ def references(shares: pd.DataFrame, threshold: float) -> Finding:
     if not shares["universal"].any():
         title = f"No seed as reference has a universal neuron at {threshold:g}"
         text = f"Whichever of the {len(shares)} seeds is the reference, no neuron is universal at threshold {threshold:g}."
+    if intervals is not None:
+        own = intervals.loc[intervals["share"].idxmax()]
+        text += (
+            f" Another text of this kind would move the share less: its 95 % interval is {percent(own['low'])} to {percent(own['high'])} for seed "
+            f"{own['seed']} (black line)."
+            if (own["high"] - own["low"]) < high - low
+            else f" Another text of this kind may move the share as much: its 95 % interval is {percent(own['low'])} to "
+            f"{percent(own['high'])} for seed {own['seed']} (black line)."
+        )
     return Finding(title, text, f"Bar chart of the share of universal neurons with each seed as reference. {title}.")
+
+
+def partners(numbers: dict[str, float], seeds: int, threshold: float) -> Finding:
+    """From `matching.summary`: does another seed hold the same neuron, or a similar one? `seeds` is how many the run has."""
+    alt = "Share of mutual best matches and of neurons in a clique against the excess correlation; bar chart of cliques by layer."
+    found = int(numbers["cliques"])
+    title = f"{capital(count(found, 'set'))} of one neuron from each of {seeds} seeds that are all each other's best match"
+    text = f"**{percent(numbers['mutual'], 1)}** of best matches are mutual"
+    text += f", of the {count(numbers['universal'], 'universal neuron')} **{percent(numbers['mutual_universal'], 1)}**" if numbers["universal"] else ""
+    text += (
+        f". {capital(count(found, 'clique'))} of one neuron from every seed {'has' if found == 1 else 'have'} only mutual best matches"
+        if np.isfinite(numbers["one_layer"])
+        else ". No clique of one neuron from every seed is known (that needs every seed as reference)"
+    )
+    if found:
+        text += (
+            f", {percent(found / numbers['neurons'], 1)} of a seed's neurons; in {numbers['strong_cliques']:,} of them every two correlate above "
+            f"{threshold:g}, and {percent(numbers['one_layer'], 0)} lie in one layer"
+        )
+        text += f". Of the universal neurons {percent(numbers['in_clique_universal'], 1)} are in a clique" if numbers["universal"] else ""
+    text += ". "
+    if np.isfinite(numbers["assigned_corr"]):
+        text += (
+            f"With every neuron of a compared seed used only once, the mean match falls from {numbers['best_corr']:.3f} to "
+            f"{numbers['assigned_corr']:.3f}, and {count(numbers['universal_assigned'], 'neuron')} instead of {numbers['universal']:,} would be universal."
+        )
+    else:
+        text += "The one-to-one assignment is left out for models of this size: its time grows with the cube of the neurons."
+    return Finding(title, text, f"{alt} {title}.")
 
 
 def share_curve(neurons_all_seeds: pd.DataFrame, threshold: float) -> Finding:

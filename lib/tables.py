@@ -12,9 +12,13 @@ from tqdm import tqdm
 
 from lib.circuits import weight_properties
 from lib.collect import load_accumulators
-from lib.correlation import Comparison, compare
+from lib.correlation import Comparison, Covariance, Scale, compare
 from lib.errors import told
+from lib.kernels.moments import Moments
+from lib.matching import MOST, assignment, cliques
 from lib.params import read_params
+from lib.passes import device_of
+from lib.sampling import parts_of, sampled
 from lib.store import Run, read_tensors, write_json, write_table
 from lib.universality import reference_shares
 
@@ -37,7 +41,7 @@ def correlation_columns(comparison: Comparison, reference: int) -> dict[str, np.
 
 
 def match_table(comparison: Comparison, seeds: list[str], reference: int, layers: int, neurons: int) -> pd.DataFrame:
-    """Per neuron of the reference and compared seed: its best match, their correlation, the baseline."""
+    """Per neuron of the reference and compared seed: its best match, their correlation, the baseline, and whether the match is mutual."""
     parts = []
     for other, model in enumerate(seeds):
         if other == reference:
@@ -48,8 +52,39 @@ def match_table(comparison: Comparison, seeds: list[str], reference: int, layers
         part["match_layer"], part["match_neuron"] = partner // neurons, partner % neurons
         part["corr"] = comparison.corr[reference, other].numpy()
         part["baseline"] = comparison.baseline[:, reference, other].mean(0).numpy()
+        part["mutual"] = comparison.mutual[reference, other].numpy()
         parts.append(part)
     return pd.concat(parts, ignore_index=True)
+
+
+ASSIGNED = ["layer", "neuron", "model", "match_layer", "match_neuron", "corr"]
+
+
+def assignment_table(covariance: Covariance, moments: dict[str, Moments], reference: str) -> pd.DataFrame:
+    """Per neuron of the reference and compared seed: its partner when every neuron is used once; no row for models of more than
+    `lib.matching.MOST` neurons."""
+    others = [seed for seed in covariance.seeds if seed != reference]
+    layers, neurons = covariance.layers, covariance.neurons
+    if layers * neurons > MOST:
+        return pd.DataFrame(columns=ASSIGNED)
+    scales, parts = {seed: Scale.of(moments[seed]) for seed in covariance.seeds}, []
+    for model in tqdm(others, desc="one-to-one assignment", unit="seed", file=sys.stderr):
+        partner, corr = (found.numpy() for found in assignment(covariance, reference, model, scales))
+        part = neuron_index(layers, neurons).assign(model=model, match_layer=partner // neurons, match_neuron=partner % neurons, corr=corr)
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)[ASSIGNED]
+
+
+def sampling_table(run: Run, seeds: list[str]) -> pd.DataFrame:
+    """Per neuron of each reference: `held_out_corr` and the standard error `excess_se` of `lib.sampling`; no row without parts."""
+    parts = parts_of(run)
+    made = []
+    for seed in run.done["references"] if parts is not None else ():
+        found = sampled(parts, seeds.index(seed), run.params.random_seed)
+        part = neuron_index(run.done["layers"], run.done["neurons"])
+        part.insert(0, "seed", seed)
+        made.append(part.assign(held_out_corr=found.held_out_corr.numpy(), excess_se=found.error.numpy()))
+    return pd.concat(made, ignore_index=True) if made else pd.DataFrame(columns=["seed", "layer", "neuron", "held_out_corr", "excess_se"])
 
 
 def draw_table(comparison: Comparison, reference: int, layers: int, neurons: int) -> pd.DataFrame:
@@ -96,11 +131,11 @@ def neuron_table(run: Run, seed: str, moments, columns: dict[str, np.ndarray]) -
     weights = weight_properties(run.params.seed_source(seed))
     table = table.merge(weights, on=["layer", "neuron"], validate="one_to_one")
     for name, values in moments.pre_moments().items():
-        table[name] = values.flatten().numpy()
-    table["sparsity"] = moments.frequency().flatten().numpy()
+        table[name] = values.flatten().cpu().numpy()
+    table["sparsity"] = moments.frequency().flatten().cpu().numpy()
     mean, deviation = moments.activation_mean_and_deviation()
-    table["activation_mean"], table["activation_std"] = mean.flatten().numpy(), deviation.flatten().numpy()
-    table["dead"] = (deviation == 0).flatten().numpy()
+    table["activation_mean"], table["activation_std"] = mean.flatten().cpu().numpy(), deviation.flatten().cpu().numpy()
+    table["dead"] = (deviation == 0).flatten().cpu().numpy()
     return table
 
 
@@ -110,7 +145,8 @@ def tabulate(run: Run) -> None:
     made_with = {"reference": params.reference, "threshold": params.threshold, "rotations": params.rotations}
     if run.recorded("tables/done.json") == made_with:
         return
-    covariance, moments = load_accumulators(run)
+    (tables / "done.json").unlink(missing_ok=True)  # an interrupted change must not leave it beside half of the new tables
+    covariance, moments = load_accumulators(run, device_of(params))
     seeds, layers, neurons = covariance.seeds, covariance.layers, covariance.neurons
 
     def progress(steps):
@@ -136,6 +172,9 @@ def tabulate(run: Run) -> None:
     write_table(tables / "baseline_draws.parquet", made["baseline_draws"])
     write_table(tables / "references.parquet", reference_shares(made["neurons"], params.threshold))
     write_table(tables / "convergence.parquet", convergence_table(run, made, snapshot_table(run, seeds)))
+    write_table(tables / "cliques.parquet", cliques(made["matches"]))
+    write_table(tables / "assignments.parquet", assignment_table(covariance, moments, params.reference))
+    write_table(tables / "sampling.parquet", sampling_table(run, list(seeds)))
     write_table(tables / "text.parquet", text_table(run))
     write_json(tables / "done.json", made_with)
 

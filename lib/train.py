@@ -159,6 +159,7 @@ def stopping() -> bool:
 
 
 def catch_signals() -> None:
+    """From now on SIGTERM and SIGINT ask to stop instead of ending the process: `stopping`."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _ask_to_stop)
 
@@ -205,6 +206,7 @@ class Workers:
             self.idle.append(ours)
 
     def give(self, task: Task) -> None:
+        """Hands a task to an idle worker; there must be one."""
         connection = self.idle.pop(0)
         connection.send(task)
         self.busy[connection] = task.seed
@@ -225,6 +227,7 @@ class Workers:
         return found
 
     def close(self) -> None:
+        """Ends the workers, each after it has saved."""
         for process in self.processes:
             if process.is_alive():
                 process.terminate()  # SIGTERM: saves first
@@ -258,6 +261,7 @@ def ship_all(workers: Workers, names: list[str], decay: Decay, baseline: dict) -
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
+    """The command line; ends the process with a sentence for one that is not allowed."""
     parser = argparse.ArgumentParser(prog="python -m lib.train", description=__doc__.splitlines()[0])
     parser.add_argument("--all", action="store_true", help="train all five seeds")
     parser.add_argument("--seed", nargs="+", choices=SEEDS, default=[], help="train these seeds")
@@ -297,6 +301,7 @@ def locked(folder: Path) -> IO[str]:
 
 @told
 def main(arguments: list[str]) -> int:
+    """Command line (`--help`): 0 when all is trained, 2 for bad input, 143 when it was asked to stop."""
     options = parsed(arguments)
     catch_signals()
     paths = Paths(**{name: getattr(options, name) for name in asdict(Paths())})

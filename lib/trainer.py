@@ -56,6 +56,7 @@ class Recipe:
 
     @property
     def step_tokens(self) -> int:
+        """Tokens of a step."""
         return self.batch * self.shape.context
 
     def phase(self, step: int) -> Phase:
@@ -133,6 +134,7 @@ class Machine:
         return cls(device, torch.bfloat16 if bf16 else torch.float32, compiled, threads)
 
     def prepare(self) -> Kernels:
+        """Sets torch's threads and precision for this whole process; the kernels that training takes."""
         transformers_logging.disable_progress_bar()
         transformers_logging.set_verbosity_error()
         torch.set_num_threads(self.threads)
@@ -175,6 +177,7 @@ class SeedRun:
 
     @property
     def state_path(self) -> Path:
+        """Where the run's state lies once it was saved."""
         return self.folder / "state.safetensors"
 
     def train(self, until_step: int, stop: Callable[[], bool] = lambda: False) -> None:
@@ -227,6 +230,7 @@ class SeedRun:
         os.replace(fresh, self.state_path)
 
     def load(self) -> None:
+        """Goes on from the saved state; InputError where another recipe trained it."""
         with safe_open(self.state_path, "pt") as file:
             meta = file.metadata()
         self.step, self.begun = int(meta["step"]), int(meta.get("begun", 0))

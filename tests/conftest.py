@@ -6,6 +6,7 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -18,6 +19,7 @@ from lib.kernels.fused import fastest_layer_statistics, layer_statistics
 from lib.params import ROOT, Params
 from lib.store import Run
 from lib.tables import tabulate
+from lib.text import read_text
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: threads of one would only wait for those of another
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -61,6 +63,17 @@ def small_model(seed: int, layers: int = 2) -> GPT2LMHeadModel:
         activation_function="gelu_new", bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     return GPT2LMHeadModel(config).eval()
+
+
+def activations(folder: Path, blocks: int) -> np.ndarray:
+    """A plain transformers model's activations on the counted tokens of the shipped text's first blocks, (tokens, layers · neurons), fp64."""
+    model, text = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float64).eval(), read_text(TEXT).take(blocks * 256)
+    seen = []
+    for block in model.transformer.h:
+        block.mlp.act.register_forward_hook(lambda _m, _i, output: seen.append(output))
+    with torch.no_grad():
+        model(text.tokens)
+    return torch.cat([one[text.counted()] for one in seen], 1).numpy()
 
 
 def tables_of(run: Run) -> dict[str, pd.DataFrame]:

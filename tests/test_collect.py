@@ -19,7 +19,7 @@ from lib.collect import collect
 from lib.errors import InputError
 from lib.params import ROOT
 from lib.passes import Plan, pack, pass_memory, setting_of, shared_shape
-from lib.store import read_tensors, write_json
+from lib.store import read_tensors, write_json, write_tensors
 from lib.text_labels import group_sizes
 
 
@@ -115,7 +115,8 @@ def test_two_processes_one_of_them_killed_end_with_the_tables_of_one(make_run, s
     assert process.wait() == 0 and killed is not None and sorted(set(chunks)) == list(range(25))
     assert len(chunks) < 2 * 25  # it went on rather than started again
     again = tables_of(run)
-    whole["convergence"] = again["convergence"] = pd.DataFrame()  # a process alone sees no state of the whole midway
+    for name in ("convergence", "sampling"):  # a process alone sees no state of the whole midway
+        whole[name] = again[name] = pd.DataFrame()
     for name, table in whole.items():
         pd.testing.assert_frame_equal(again[name], table, check_exact=False, rtol=1e-12, atol=1e-12)
 
@@ -130,7 +131,8 @@ def test_several_passes_end_with_the_tables_of_one(make_run, seed_folders):
     run = make_run(seed_folders, run="parts", memory_gb=small)
     parts = tables_of(run)
     assert run.done["passes"] > 1
-    one["convergence"] = parts["convergence"] = pd.DataFrame()  # a pass alone has no matches of the whole midway
+    for name in ("convergence", "sampling"):  # a pass alone has no matches of the whole midway
+        one[name] = parts[name] = pd.DataFrame()
     for name, table in one.items():
         pd.testing.assert_frame_equal(parts[name], table, check_exact=True)
     with pytest.raises(InputError, match="memory_gb"):
@@ -149,10 +151,39 @@ def test_a_pass_for_grouped_moments_alone_finds_those_of_one_pass(make_run, seed
     planned = Plan.resumed(setting, json.loads((run.folder / "stats" / "plan.json").read_text())).passes
     assert len(planned) > 1 and planned[0].measured == set(run.params.seeds) and not planned[-1].measured
     for path in (whole.folder / "stats").glob("*-*.safetensors"):
-        if path.name.startswith("snapshot"):
+        if path.name.startswith(("snapshot", "part")):
             continue
         expected, found = read_tensors(path), read_tensors(run.folder / "stats" / path.name)
         torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_run_goes_on_in_the_precision_that_it_began_with(make_run, seed_folders, monkeypatch):
+    run = make_run(seed_folders, precision="auto")
+    with monkeypatch.context() as stopped:
+        stopped.setattr("lib.passes.fastest_precision", lambda device, tokens: "fp64")
+        stopped.setattr("lib.collect._run_pass", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            collect(run)
+    monkeypatch.setattr("lib.passes.fastest_precision", lambda device, tokens: "int8")
+    collect(run)
+    assert run.done["precision"] == "fp64"
+    assert next(iter(run.stats("pair").values())).dtype == "float64"
+
+
+def test_a_pass_is_not_complete_while_another_machine_s_state_is_not_seen(tmp_path, monkeypatch):
+    chunks = torch.tensor([[True, False, False], [False, True, False], [False, True, True]])
+    mine, other = (tmp_path / f"pass-00.state-{rank}.safetensors" for rank in range(2))
+    slept = []
+
+    def seen_late(seconds):
+        slept.append(seconds)
+        write_tensors(other, {"done": chunks[min(len(slept), 2)]})  # first an older state
+
+    monkeypatch.setattr("time.sleep", seen_late)
+    assert lib.collect._others(tmp_path, "pass-00.state-", mine, chunks[0]) == [other] and len(slept) == 2
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with pytest.raises(InputError, match="every part of the text once"):
+        lib.collect._others(tmp_path, "pass-00.state-", mine, chunks[1])
 
 
 def test_a_pass_leaves_no_memory_to_the_next(make_run, seed_folders, monkeypatch):

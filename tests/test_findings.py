@@ -107,4 +107,4 @@ def test_the_facts_of_the_pass():
         "tokens_per_second": 4567.8, "peak_memory_bytes": 3 * 2**29,
     }  # fmt: skip
     facts = dict(findings.pass_facts(done))
-    assert facts["tokens counted"] == "1,234,567" and facts["peak memory"] == "1.50 GiB" and facts["device"] == "cpu"
+    assert facts["tokens counted"] == "1,234,567" and facts["peak memory"] == "1.61 GB" and facts["device"] == "cpu"

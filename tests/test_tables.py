@@ -14,7 +14,7 @@ NEURON_COLUMNS = (
     "layer neuron max_corr mean_corr min_corr max_baseline min_baseline mean_baseline excess_corr w_in_norm input_bias "
     "w_out_norm in_out_sim l2_penalty mean var skew kurt vocab_mean vocab_var vocab_skew vocab_kurt sparsity"
 ).split()
-MATCH_COLUMNS = ["layer", "neuron", "model", "match_layer", "match_neuron", "corr", "baseline"]
+MATCH_COLUMNS = ["layer", "neuron", "model", "match_layer", "match_neuron", "corr", "baseline", "mutual"]
 
 
 @pytest.fixture

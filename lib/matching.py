@@ -1,0 +1,122 @@
+"""Neurons matched one to one: mutual best matches, one-to-one assignment, and cliques over all seeds (METHOD §7).
+
+A best match may be shared: several neurons of one seed can have the same partner in another. Two neurons that are each
+other's best match, a clique (one neuron of each seed, every two of them mutual), or an assignment in which every neuron is used
+once are stricter ways to say that another seed holds the same neuron.
+"""
+
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from lib.correlation import Covariance, Scale, correlations
+from lib.universality import universal
+
+MOST = 8192  # neurons of a model, up to which they are assigned one to one: time grows with the cube
+
+
+def assignment(
+    covariance: Covariance, a: str, b: str, scales: dict[str, Scale]
+) -> tuple[Int[Tensor, "total"], Float[Tensor, "total"]]:
+    """Partner (flat index) and correlation of each neuron of a, every neuron of b being used once, with the largest sum of
+    correlations."""
+    neurons, layers = covariance.neurons, range(covariance.layers)
+    corr = torch.cat([
+        torch.cat([
+            correlations(covariance.block(a, layer, b, other), scales[a].layer(layer, neurons), scales[b].layer(other, neurons)).float()
+            for other in layers
+        ], 1)
+        for layer in layers
+    ])  # fmt: skip
+    corr = corr.cpu()
+    partner = torch.from_numpy(linear_sum_assignment(corr.numpy(), maximize=True)[1])
+    return partner, corr[torch.arange(len(corr)), partner].double()
+
+
+def cliques(matches_all_seeds: pd.DataFrame) -> pd.DataFrame:
+    """One row per clique: columns layer_<seed> and neuron_<seed> for every seed, min_corr and mean_corr over its pairs.
+
+    `matches_all_seeds` has the rows of every seed as reference; where only some serve as reference there is none. A neuron is in
+    one clique at most. Sorted by min_corr, largest first.
+    """
+    seeds = sorted({*matches_all_seeds["seed"], *matches_all_seeds["model"]})
+    names = [f"{what}_{seed}" for seed in seeds for what in ("layer", "neuron")]
+    if len(seeds) < 2 or set(matches_all_seeds["seed"]) != set(seeds):
+        return pd.DataFrame(columns=[*names, "min_corr", "mean_corr"])
+    ordered = matches_all_seeds.sort_values(["layer", "neuron"], kind="stable")
+    size = int(ordered[["neuron", "match_neuron"]].max().max()) + 1
+    partner, mutual, corr = {}, {}, {}
+    for pair, frame in ordered.groupby(["seed", "model"]):
+        partner[pair] = (frame["match_layer"] * size + frame["match_neuron"]).to_numpy()
+        mutual[pair], corr[pair] = frame["mutual"].to_numpy(), frame["corr"].to_numpy()
+    first, *others = seeds
+    members = {first: np.arange(len(partner[first, others[0]]))} | {seed: partner[first, seed] for seed in others}
+    whole, between = np.ones(len(members[first]), dtype=bool), []
+    for a, b in combinations(seeds, 2):
+        own = members[a]
+        whole &= mutual[a, b][own] & (partner[a, b][own] == members[b])
+        between.append(corr[a, b][own])
+    found = {}
+    for seed in seeds:
+        found[f"layer_{seed}"], found[f"neuron_{seed}"] = members[seed][whole] // size, members[seed][whole] % size
+    between = np.stack(between)[:, whole]
+    found |= {"min_corr": between.min(0), "mean_corr": between.mean(0)}
+    return pd.DataFrame(found).sort_values("min_corr", ascending=False, ignore_index=True)
+
+
+def partners(
+    neurons: pd.DataFrame, matches: pd.DataFrame, found: pd.DataFrame, assignments: pd.DataFrame, reference: str
+) -> pd.DataFrame:
+    """Per neuron of the reference: layer, neuron, excess_corr, mean_corr, mutual (share of compared seeds in which the best match is
+    mutual), in_clique, assigned_corr and assigned_excess (means over compared seeds; NaN where nothing was assigned)."""
+    keys = ["layer", "neuron"]
+    table = neurons[[*keys, "excess_corr", "mean_corr", "mean_baseline"]]
+    table = table.merge(matches.groupby(keys)["mutual"].mean().reset_index(), on=keys)
+    own = found[[f"layer_{reference}", f"neuron_{reference}"]].set_axis(keys, axis=1).astype("int64").assign(in_clique=True)
+    table = table.merge(own, on=keys, how="left")
+    table["in_clique"] = table["in_clique"].notna()
+    assigned = assignments.groupby(keys)["corr"].mean().rename("assigned_corr").reset_index()
+    table = table.merge(assigned, on=keys, how="left")
+    table["assigned_excess"] = table["assigned_corr"] - table["mean_baseline"]
+    return table
+
+
+def by_excess(table: pd.DataFrame, edges: np.ndarray) -> pd.DataFrame:
+    """From `partners`: mean share of mutual matches and of neurons in a clique, by bins of excess between `edges`: excess (middle),
+    neurons, mutual, in_clique; bins without neurons are left out."""
+    bins = pd.cut(table["excess_corr"], edges)
+    rows = table.groupby(bins, observed=True).agg(neurons=("neuron", "size"), mutual=("mutual", "mean"), in_clique=("in_clique", "mean"))
+    rows.insert(0, "excess", [interval.mid for interval in rows.index])
+    return rows[rows["neurons"] > 0].reset_index(drop=True)
+
+
+def clique_depths(found: pd.DataFrame, layers: int) -> pd.DataFrame:
+    """Cliques by the mean layer of their neurons, rounded: columns layer, same (all in one layer), spread (over several)."""
+    depth = found[[name for name in found if name.startswith("layer_")]].astype("int64")
+    at, same = depth.mean(axis=1).round().astype(int), depth.nunique(axis=1) == 1
+    rows = pd.crosstab(at, same).reindex(index=range(layers), columns=[True, False], fill_value=0)
+    return rows.set_axis(["same", "spread"], axis=1).rename_axis("layer").reset_index()
+
+
+def summary(table: pd.DataFrame, found: pd.DataFrame, threshold: float) -> dict[str, float]:
+    """Numbers of the chapter's sentence, from `partners` and `cliques`; NaN for what there is nothing of."""
+    chosen = universal(table, threshold)
+    layers = found[[name for name in found if name.startswith("layer_")]]
+    return {
+        "neurons": len(table),
+        "universal": int(chosen.sum()),
+        "mutual": table["mutual"].mean(),
+        "mutual_universal": table.loc[chosen, "mutual"].mean(),
+        "cliques": len(found),
+        "strong_cliques": int((found["min_corr"] > threshold).sum()),
+        "in_clique_universal": table.loc[chosen, "in_clique"].mean(),
+        "one_layer": (layers.nunique(axis=1) == 1).mean() if len(found) else np.nan,
+        "best_corr": table["mean_corr"].mean(),
+        "assigned_corr": table["assigned_corr"].mean(),
+        "universal_assigned": int((table["assigned_excess"] > threshold).sum()),
+    }

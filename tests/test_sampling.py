@@ -1,0 +1,74 @@
+"""Correlations on text that did not choose the partner, and their errors, against plain models' activations."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import activations, tables_of
+
+from lib import findings, sampling
+
+BLOCKS, PARTS = 128, 16
+
+
+@pytest.fixture
+def run(make_run, seed_folders):
+    return make_run(seed_folders, token_budget=BLOCKS * 256)
+
+
+def test_parts_and_their_errors_equal_those_of_plain_activations(run, seed_folders):
+    made = tables_of(run)
+    flat = {name: activations(folder, BLOCKS) for name, folder in seed_folders.items()}
+    counted = run.text.counted().sum(1).view(PARTS, -1).sum(1).tolist()
+    of_part = {name: np.split(values, np.cumsum(counted)[:-1]) for name, values in flat.items()}
+    total = flat["a"].shape[1]
+    parts = sampling.parts_of(run)
+    found = sampling.sampled(parts, 0, run.params.random_seed)
+    assert parts.tokens.tolist() == counted[1:]
+    drawn = np.random.default_rng(run.params.random_seed).multinomial(PARTS - 1, np.full(PARTS - 1, 1 / (PARTS - 1)), size=sampling.DRAWS)
+    held_out, moved = 0, 0
+    for name in "bc":
+        chosen = np.corrcoef(of_part["a"][0].T, of_part[name][0].T)[:total, total:].argmax(1)
+
+        def correlations(counts, name=name, chosen=chosen):
+            own, other = (np.concatenate([part for part, n in zip(of_part[seed][1:], counts, strict=True) for _ in range(n)]) for seed in ("a", name))
+            other = other[:, chosen]
+            own, other = own - own.mean(0), other - other.mean(0)
+            return (own * other).mean(0) / np.sqrt((own**2).mean(0) * (other**2).mean(0))
+
+        whole = correlations(np.ones(PARTS - 1, dtype=int))
+        held_out = held_out + whole / 2
+        moved = moved + np.stack([correlations(counts) - whole for counts in drawn[:3]]) / 2
+    np.testing.assert_allclose(found.held_out_corr, held_out, atol=1e-5)
+    np.testing.assert_allclose(found.moved[:3], moved, atol=1e-5)
+    own = made["sampling"].query("seed == 'a'")
+    np.testing.assert_allclose(own["held_out_corr"], held_out, atol=1e-5)
+    np.testing.assert_allclose(own["excess_se"], found.moved.std(0), atol=1e-7)
+    assert (own["held_out_corr"].mean() < run.neurons["mean_corr"].mean()) and own["excess_se"].between(1e-4, 0.1).all()
+
+
+def test_intervals_hold_the_share_and_widen_with_the_errors():
+    moved = torch.randn(sampling.DRAWS, 2000, generator=torch.Generator().manual_seed(0))
+    excess = np.linspace(0, 1, 2000)
+    narrow, wide = (sampling.Sampled(torch.zeros(2000), scale * moved).share_interval(excess, 0.5) for scale in (0.01, 0.1))
+    assert 0.48 < wide[0] < narrow[0] <= 0.5 <= narrow[1] < wide[1] < 0.52
+    assert sampling.Sampled(torch.zeros(2000), 0 * moved).share_interval(excess, 0.5) == (0.5, 0.5)
+
+
+def test_the_table_of_intervals_and_its_sentence(run):
+    made = tables_of(run)
+    everyone = made["neurons_all_seeds"]
+    rows = sampling.share_intervals(run, everyone, 0.0)
+    assert rows["seed"].tolist() == ["a", "b", "c"] and (rows["low"] <= rows["high"]).all()
+    assert (rows["share"] - (everyone["excess_corr"] > 0).groupby(everyone["seed"]).mean().to_numpy()).abs().max() == 0
+    text = findings.sampling(made["sampling"].query("seed == 'b'"), run._of_reference("neurons_all_seeds"), rows, "b").text
+    assert "standard error" in text and "95 % interval" in findings.references(made["references"], 0.0, rows).text
+
+
+def test_a_run_with_too_little_text_says_so(make_run, seed_folders):
+    run = make_run(seed_folders)
+    made = tables_of(run)
+    assert sampling.share_intervals(run, made["neurons_all_seeds"], 0.5) is None
+    assert list(made["sampling"].columns) == ["seed", "layer", "neuron", "held_out_corr", "excess_se"] and not len(made["sampling"])
+    assert "no parts" in findings.sampling(made["sampling"], run.neurons, None, "a").text
+    assert isinstance(findings.references(made["references"], 0.5, None).text, str) and isinstance(made["sampling"], pd.DataFrame)
