@@ -18,6 +18,11 @@ from lib.family_summary import FAMILIES, TOP
 from lib.findings import Finding, capital, count, percent, signed
 from lib.universality import PUBLISHED_SOURCE
 
+NO_PROSE = (
+    "Syntax is labelled in English prose only, and none of the text is of a domain that `lib/domains.py` knows as such; a line there for each domain that is makes "
+    "the labels, with a new pass over the text."
+)
+
 
 def _listed(items: list[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
@@ -186,7 +191,8 @@ def examples_of(chosen: pd.DataFrame, family: str) -> Finding:
     words = FAMILIES[family]
     alt = f"Best neurons of the family {words}, with what they answer to."
     if chosen.empty:
-        return Finding(f"No label of the family {words} in this run", f"This run has no label of the family {words}, so no neuron is shown.", alt)
+        text = f"This run has no label of the family {words}, so no neuron is shown."
+        return Finding(f"No label of the family {words} in this run", f"{text} {NO_PROSE}" if family == "syntax" else text, alt)
     best = chosen.loc[chosen["score"].idxmax()]
     own = int(chosen["assigned"].sum())
     title = f"{capital(words)}: the best score is {best['score']:.2f}, for {best['label']}"

