@@ -31,6 +31,9 @@ PROPERTIES = {
     "vocab_kurt": "kurtosis of cos(w_out, W_U)",
 }
 
+OWN_LAYER = "A neuron's best match lies in its own layer more often than by chance"  # asked in chapters 3 and 6
+OWN_LAYER_PUBLISHED = "figure 2c shows the shares by pairs of layers"
+
 # Gurnee et al., arXiv 2401.12181: share of universal neurons (the published per-neuron tables),
 # correlation of activation frequency with cos(w_in, w_out) (figure 9) and median percentile of the universal
 # neurons within their own layer (figure 3). A median above 50 is published as "high", below as "low".
@@ -108,6 +111,12 @@ def layer_agreement(matches: pd.DataFrame) -> pd.DataFrame:
     found = matches[matches["corr"] > 0]
     counts = pd.crosstab(found["layer"], found["match_layer"]).reindex(index=layers, columns=layers, fill_value=0)
     return 100 * counts.div(counts.sum(axis=1).replace(0, np.nan), axis=0)
+
+
+def own_layer_excess(same_layer: pd.Series) -> float:
+    """From the share (0 to 1) of each layer's best matches that lie in the neuron's own layer, the diagonal of figure 2c:
+    their mean over layers less what chance would give, one over the number of layers. A layer without a match (NaN) is left out."""
+    return float(same_layer.mean() - 1 / len(same_layer))
 
 
 def layer_percentiles(neurons: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:

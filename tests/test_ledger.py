@@ -109,8 +109,7 @@ def expected(tables: dict[str, pd.DataFrame], threshold: float) -> dict[str, tup
     apart = []
     for seed in SEEDS:
         rows = m[m["seed"] == seed]
-        near = [(np.abs(rows.loc[rows["layer"] == layer, "match_layer"] - layer) <= 1).mean() for layer in range(LAYERS)]
-        apart.append(np.mean(near) - np.mean([abs(i - j) <= 1 for i in range(LAYERS) for j in range(LAYERS)]))
+        apart.append(np.mean([(rows.loc[rows["layer"] == layer, "match_layer"] == layer).mean() for layer in range(LAYERS)]) - 1 / LAYERS)
     found["depth"] = between(apart, 0)
     found["gap"] = np.nan, UNKNOWN
     if len(chosen) >= 10:
