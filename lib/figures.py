@@ -130,7 +130,7 @@ def _seed_colours(seeds: Sequence[str]) -> dict[str, str]:
 
 
 def losses(table: pd.DataFrame) -> Figure:
-    """Loss in nats per token by domain, one dot per seed; the mean over all text on top."""
+    """Loss in nats per token by domain, one dot per seed; the mean over all domains on top."""
     order = table[table["domain"] != "all"].groupby("domain")["loss"].mean().sort_values().index.tolist()
     order = (["all"] if (table["domain"] == "all").any() else []) + order
     fig, axes = canvas(size=(WIDE, 1.2 + 0.3 * len(order)))
@@ -139,7 +139,7 @@ def losses(table: pd.DataFrame) -> Figure:
         at = own["domain"].map(order.index) + 0.08 * (index - (len(colours) - 1) / 2)
         axes.plot(own["loss"], at, "o", color=colours[seed], markersize=5, label=seed)
     axes.set(xlabel="loss [nats per token]", ylabel="domain of text")
-    axes.set_yticks(range(len(order)), ["all text" if name == "all" else name for name in order])
+    axes.set_yticks(range(len(order)), ["all domains" if name == "all" else name for name in order])
     axes.invert_yaxis()
     axes.legend(title="seed", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return fig
