@@ -338,8 +338,8 @@ def share_curve(neurons_all_seeds: pd.DataFrame, threshold: float) -> Figure:
 
 
 def layers(shares: pd.DataFrame, reference: str) -> Figure:
-    """Universal neurons by layer: bars for the reference, dots for the other seeds as reference."""
-    fig, axes = canvas()
+    """Universal neurons by layer: bars for the reference, dots for the other seeds; on the right by depth, over the published models."""
+    fig, (axes, beside) = canvas(1, 2, width_ratios=(3, 2))
     own, rest = shares[shares["seed"] == reference], shares[shares["seed"] != reference]
     axes.bar(own["layer"], own["share"], color=COLOURS["universal"], width=0.7, label=f"reference {reference}")
     if len(rest):
@@ -351,6 +351,13 @@ def layers(shares: pd.DataFrame, reference: str) -> Figure:
     axes.set_ylim(0, max(1.3 * shares["share"].max(), 1e-3))
     layer_axis(axes, shares["layer"].nunique())
     axes.legend()
+    for model, theirs in universality.published_layer_shares().groupby("model", sort=False):
+        beside.plot(theirs["depth"], theirs["share"], MARKERS[model], linestyle="-", linewidth=1, markersize=3, color=NEUTRAL, alpha=0.45,
+                    label=f"published, {PUBLISHED_MODELS[model]}")  # fmt: skip
+    beside.plot((own["layer"] + 0.5) / len(own), own["share"], color=COLOURS["universal"], linewidth=2, label=f"reference {reference}")
+    beside.set(xlabel="relative depth", xlim=(0, 1), ylim=(0, None))
+    beside.yaxis.set_major_formatter(PERCENT)
+    beside.legend(fontsize="small")
     return fig
 
 

@@ -44,6 +44,12 @@ PUBLISHED_SHARES = pd.DataFrame(
     index=list(PUBLISHED_MODELS),
 )
 PUBLISHED_SHARES["share"] = PUBLISHED_SHARES["universal"] / PUBLISHED_SHARES["neurons"]
+# universal neurons of each layer, from the published per-neuron tables
+PUBLISHED_BY_LAYER = {
+    "pythia": (64, 14, 19, 5, 27, 34, 43, 39, 67, 50, 50, 53),
+    "small": (222, 244, 101, 110, 71, 72, 56, 112, 101, 142, 125, 177),
+    "medium": (132, 140, 44, 40, 40, 30, 23, 21, 26, 24, 25, 17, 36, 36, 57, 52, 53, 56, 49, 55, 46, 52, 61, 96),
+}
 PUBLISHED_MEDIANS = pd.DataFrame.from_dict(
     {
         "sparsity": (3, 24, 11),
@@ -94,6 +100,15 @@ def layer_shares(neurons: pd.DataFrame, threshold: float) -> pd.DataFrame:
         neurons=("neuron", "size"), universal=("universal", "sum"), share=("universal", "mean")
     )
     return rows.reset_index()
+
+
+def published_layer_shares() -> pd.DataFrame:
+    """One row per layer of each published model: model, layer, depth (middle of the layer, 0 to 1), universal, share (of the layer's neurons)."""
+    rows = []
+    for model, counts in PUBLISHED_BY_LAYER.items():
+        width = PUBLISHED_SHARES.loc[model, "neurons"] / len(counts)
+        rows += [(model, layer, (layer + 0.5) / len(counts), number, number / width) for layer, number in enumerate(counts)]
+    return pd.DataFrame(rows, columns=["model", "layer", "depth", "universal", "share"])
 
 
 def gap(neurons: pd.DataFrame) -> pd.Series:
