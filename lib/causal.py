@@ -17,7 +17,10 @@ VARIANTS = (TOTAL, FROZEN_SCALE, FIXED_FREQUENCY)
 
 
 def unigram_counts(text: Text) -> Int[Tensor, "vocabulary"]:
-    """How often each token occurs in the text; BOS, which is never predicted, does not."""
+    """How often each token occurs in the text after the first of each block: all that can come next, counted or not.
+
+    Line ends are among them, and so is BOS, between documents and where it fills the end of a block.
+    """
     return torch.bincount(text.tokens[:, 1:].flatten(), minlength=text.vocab_size)
 
 

@@ -1,4 +1,4 @@
-"""The paper's claims that the second half of chapter 5 tests: entropy, token-frequency and attention neurons."""
+"""The paper's claims, and two of arXiv 2406.16254, that the second half of chapter 5 tests: entropy, token-frequency and attention neurons."""
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,7 @@ from lib.universality import SIGNIFICANT
 
 CHAPTER = "05_weight_circuits"
 WEIGHTS, FIXED, ABLATED, PATHS, NORMS = "causal_weights", "fixed_activation", "mean_ablation", "query_paths", "value_norms"
+FOLLOW_UP = "arXiv 2406.16254"
 ANTIPODAL, STRONG = -0.5, 0.5  # cosine and correlation from which a claim is granted
 
 
@@ -40,7 +41,10 @@ def _beyond_controls(outcome: str, digits: int):
             return unmeasured("no candidate or no control")
         best, chance = own.loc[own[f"{outcome}_change"].idxmax()], controls[f"{outcome}_change"].abs().max()
         change, half = best[f"{outcome}_change"], 2 * best[f"{outcome}_error"]
-        here = f"{name_of(best)}: {signed(change, digits)} ± {half:.{digits}f} held at {best['value']:g}; controls up to {chance:.{digits}f} in size"
+        here = (
+            f"{name_of(best)}, the best of {count(len(own), 'candidate')}: {signed(change, digits)} ± {half:.{digits}f} held at {best['value']:g}; "
+            f"{count(len(controls), 'control')} up to {chance:.{digits}f} in size"
+        )
         return Measured(float(change), float(change - half), float(change + half), here, decided(change - half, change + half, chance))
 
     return measure
@@ -53,13 +57,17 @@ def _order(evidence: Evidence) -> Measured:
         return unmeasured("no candidate or no control")
     best, chance = own.loc[own["entropy_change"].idxmax()], controls["reciprocal_rank_change"].abs().median()
     change, half = abs(best["reciprocal_rank_change"]), 2 * best["reciprocal_rank_error"]
-    here = f"{name_of(best)}: {signed(best['reciprocal_rank_change'], 4)} ± {half:.4f}; median control {chance:.4f} in size"
+    here = (
+        f"{name_of(best)}, of {count(len(own), 'candidate')} the one that raises entropy most: {signed(best['reciprocal_rank_change'], 4)} ± {half:.4f}; "
+        f"median control {chance:.4f} in size"
+    )
     return Measured(float(change), float(change - half), float(change + half), here, decided(change - half, change + half, chance, above=False))
 
 
 def _antipodal(evidence: Evidence) -> Measured:
-    lowest = {seed: entropy_candidates(own)["partner_cos"].min() for seed, own in evidence.tables[WEIGHTS].groupby("seed", sort=False)}
-    return over_seeds(pd.Series(lowest, dtype=float), ANTIPODAL, False, signed)
+    cosines = {seed: entropy_candidates(own)["partner_cos"] for seed, own in evidence.tables[WEIGHTS].groupby("seed", sort=False)}
+    found = over_seeds(pd.Series({seed: own.min() for seed, own in cosines.items()}, dtype=float), ANTIPODAL, False, signed)
+    return found._replace(here=f"{found.here}; in each seed the lowest of {count(max(map(len, cosines.values())), 'candidate')}")
 
 
 def _more_taken(outcome: str, variant: str, group: str):
@@ -113,10 +121,10 @@ CLAIMS = (
     Claim("antipodal", f"An entropy neuron has an antipodal partner: a w_out with a cosine below {signed(ANTIPODAL, 1)}",
           "−0.89 (GPT2-medium L22.2882)", CHAPTER, "figure_07_entropy_candidates", (WEIGHTS,), _antipodal),
     Claim("entropy_through_scale", "Entropy neurons act through the final scale: freezing it takes away more than from controls",
-          "most of the effect (arXiv 2406.16254)", CHAPTER, "total_and_direct_effects", (ABLATED,), _more_taken("entropy", FROZEN_SCALE, "entropy")),
+          f"through the scale ({FOLLOW_UP})", CHAPTER, "total_and_direct_effects", (ABLATED,), _more_taken("entropy", FROZEN_SCALE, "entropy"), FOLLOW_UP),
     Claim("frequency_direction", "Token-frequency neurons act along the unigram direction: fixing it takes away more than from controls",
-          "most of the effect (arXiv 2406.16254)", CHAPTER, "total_and_direct_effects", (ABLATED,),
-          _more_taken("kl_unigram", FIXED_FREQUENCY, "frequency")),
+          f"along the direction of token frequency ({FOLLOW_UP})", CHAPTER, "total_and_direct_effects", (ABLATED,),
+          _more_taken("kl_unigram", FIXED_FREQUENCY, "frequency"), FOLLOW_UP),
     Claim("deactivation_bos", f"Cutting a deactivation neuron's path lowers attention to BOS the more it fires: ρ below {signed(-STRONG, 1)}",
           "−0.93 (GPT2-medium L4.3594 → L5H0)", CHAPTER, "figure_08bc_26_query_paths", (PATHS,), _path("bos_change_corr", -1)),
     Claim("deactivation_norm", f"Cutting it makes the head write more, the more the neuron fires: ρ with its output's norm above {signed(STRONG, 1)}",

@@ -82,10 +82,10 @@ def fixed_activation(table: pd.DataFrame) -> Finding:
         f"The largest change of entropy among the candidates is that of {name_of(largest)}, {signed(largest['entropy_change'], 4)} ± {largest['entropy_error']:.4f} (standard error over blocks); "
     )
     if len(beyond):
-        calm = int((beyond["loss_change"].abs() < others["loss_change"].abs().median()).sum())
+        calm = int((beyond["reciprocal_rank_change"].abs() < others["reciprocal_rank_change"].abs().median()).sum())
         text += (
-            f"**{count(len(beyond), 'candidate')}** {'goes' if len(beyond) == 1 else 'go'} beyond every control, {calm} of them with less change of loss than the controls' median, which "
-            "is what the paper's entropy neurons do."
+            f"**{count(len(beyond), 'candidate')}** {'goes' if len(beyond) == 1 else 'go'} beyond every control, {calm} of them with less change of the true token's "
+            "reciprocal rank than the controls' median: the paper's entropy neuron moves entropy and hardly the rank."
         )
     else:
         text += "**none goes beyond every control**, so that this run shows no clear entropy neuron."

@@ -1,4 +1,4 @@
-"""What a claim of the paper is, and how a run's measurement decides it; the chapters' claims stand in lib/*_claims.py.
+"""What a published claim is, and how a run's measurement decides it; the chapters' claims stand in lib/*_claims.py.
 
 A claim is decided by an interval: it holds if all of the interval lies on the claimed side of a bound, it does not
 hold if all of it lies on the other side, and this run cannot tell in between, or where there is nothing to measure.
@@ -19,6 +19,7 @@ from lib.universality import FEWEST, SIGNIFICANT, property_tests, universal
 
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot tell"
 VERDICTS = (HOLDS, FAILS, UNKNOWN)
+PAPER = "arXiv 2401.12181"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Measured(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """One claim: the paper's statement and value, the tables it is tested on, the figure that shows it, and the test."""
+    """One claim: the published statement and value, the tables it is tested on, the figure that shows it, the test, and whose claim it is."""
 
     name: str
     claim: str
@@ -65,6 +66,7 @@ class Claim(NamedTuple):
     figure: str  # name of the figure's file, without its ending
     needs: tuple[str, ...]
     measure: Callable[[Evidence], Measured]
+    source: str = PAPER
 
 
 def decided(low: float, high: float, bound: float, above: bool = True) -> str:

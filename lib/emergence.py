@@ -21,7 +21,7 @@ KEYS = ["seed", "layer", "neuron"]
 
 
 def bos_attention(pattern: Float[Tensor, "blocks heads context context"]) -> Float[Tensor, "heads"]:
-    """Mean attention to the first token from destinations in the second half of the context, as in chapter 5."""
+    """Mean attention to the first token from all positions in the second half of the context; chapter 5 takes the counted ones only."""
     return pattern[:, :, pattern.shape[-1] // 2 :, 0].mean(dim=(0, 2))
 
 

@@ -1,4 +1,4 @@
-"""The paper's and arXiv 2508.00903's claims as rows: what is claimed, what this run's seeds show at the end, and a verdict.
+"""The paper's and arXiv 2508.00903's claims, and questions of our own, as rows: what is claimed, what this run's seeds show at the end, a verdict.
 
 Every seed is asked by itself. A claim holds if it holds in all of them, does not hold if it does in none; when the seeds differ,
 or have too few universal neurons to ask, it cannot be told.
@@ -13,10 +13,23 @@ from scipy.stats import binom
 from lib.emergence import layer_persistence, persistence
 from lib.family_summary import FAMILIES
 from lib.findings import percent, signed
-from lib.universality import FEWEST, PUBLISHED_SHARES, SIGNIFICANT, layer_shares, reference_shares, universal
+from lib.universality import (
+    FEWEST,
+    OWN_LAYER,
+    OWN_LAYER_PUBLISHED,
+    PUBLISHED_SHARES,
+    SIGNIFICANT,
+    layer_shares,
+    own_layer_excess,
+    reference_shares,
+    universal,
+)
 from lib.vocabulary import PUBLISHED_CUTS, PUBLISHED_HIGH_KURTOSIS, QUANTILE
 
-PAPER, FOLLOWER, CIRCUITS = "arXiv 2401.12181", "arXiv 2508.00903", "arXiv 2209.11895"
+PAPER, FOLLOWER = "arXiv 2401.12181", "arXiv 2508.00903"
+OWN = "this report"  # asks what neither paper is known to state; a score that it takes from elsewhere is named
+OWN_PERSISTENCE, OWN_HEADS = f"{OWN}, on the persistence of {FOLLOWER}", f"{OWN}, with the score of arXiv 2209.11895"
+NOTHING = "—"
 VERDICTS = ("holds", "does not hold", "cannot tell")
 HALF = 0.5
 PAPER_FAMILIES = ("unigram", "alphabet", "token_class", "previous_token", "position", "syntax", "context")
@@ -62,12 +75,12 @@ def _universality(neurons: pd.DataFrame, layers: pd.DataFrame, threshold: float)
     shares = reference_shares(neurons, threshold)["share"]
     least = PUBLISHED_SHARES["share"].min()
     published = f"{percent(least)} to {percent(PUBLISHED_SHARES['share'].max())}"
-    same = layers.groupby("seed").apply(lambda own: np.average(own["same_layer"].fillna(0), weights=own["neurons"]), include_groups=False)
+    same = layers.groupby("seed")["same_layer"].agg(own_layer_excess)
     return [
         _row(f"At least {percent(least)} of the neurons are universal, the least published", PAPER, published, spread(shares, percent),
              verdict([bool(share >= least) for share in shares])),
-        _row("Most best matches lie in the neuron's own layer", PAPER, "the diagonal of figure 2c", spread(same, lambda value: percent(value, 1)),
-             verdict([bool(share > HALF) for share in same])),
+        _row(OWN_LAYER, PAPER, OWN_LAYER_PUBLISHED, f"{spread(same, lambda value: signed(100 * value, 1))} percentage points more",
+             verdict([bool(excess > 0) if np.isfinite(excess) else None for excess in same])),
     ]  # fmt: skip
 
 
@@ -115,7 +128,7 @@ def _circuits(layers: pd.DataFrame, heads: pd.DataFrame) -> list[dict]:
              verdict([None if not row.suppression + row.prediction else bool(row.suppression > row.prediction) for row in final.itertuples()])),
         _row("Some neurons of the last two layers write what the unembedding hardly reads (entropy neurons; more than chance)", PAPER,
              "figure 7", f"{spread(low, lambda v: f'{v:.1f}')} neurons, {float((asked * (1 - QUANTILE)).mean()):.1f} by chance", verdict([bool(one) for one in surprising])),
-        _row("Some heads rest on BOS: the best gives it more than half of its attention", PAPER, "figures 8 and 26", spread(bos),
+        _row("Some heads rest on BOS: the best gives it more than half of its attention", OWN, NOTHING, spread(bos),
              verdict([bool(score > HALF) for score in bos])),
     ]  # fmt: skip
 
@@ -168,13 +181,13 @@ def _training(neurons: pd.DataFrame, points: pd.DataFrame, threshold: float) -> 
     ends, inner = pooled(outer), pooled(~outer)
     inner = inner.reindex(ends.index)
     return [
-        _row("Universality grows in the second half of training", FOLLOWER, "three checkpoints of GPT2-small",
+        _row("Universality grows in the second half of training", OWN, NOTHING,
              f"from {spread(shares[0], percent)} to {spread(shares[1], percent)}",
              verdict([bool(after > before) for before, after in zip(*shares, strict=True)])),
-        _row("Most neurons that are universal halfway are so at the end, more than chance", FOLLOWER, "high persistence",
+        _row("Most neurons that are universal halfway are so at the end, more than chance", OWN_PERSISTENCE, NOTHING,
              f"{spread(kept['persistence'], percents)}, chance {spread(kept['chance'], percents)}",
              verdict([None if row.universal < FEWEST else bool(row.persistence > HALF and row.persistence > row.chance) for row in kept.itertuples()])),
-        _row("…and their best matches are the same neurons", FOLLOWER, "—", spread(kept["same_partner"], percents),
+        _row("…and their best matches are the same neurons", OWN, NOTHING, spread(kept["same_partner"], percents),
              verdict([None if not row.kept else bool(row.same_partner > HALF) for row in kept.itertuples()])),
         _row("Persistence is higher in the first and last layer than between", FOLLOWER, "highest in early and deep layers",
              f"{spread(ends, percents)} against {spread(inner, percents)}",
@@ -185,5 +198,5 @@ def _training(neurons: pd.DataFrame, points: pd.DataFrame, threshold: float) -> 
 def _heads(heads: pd.DataFrame) -> list[dict]:
     best = heads.groupby("seed")[["previous", "induction"]].max()
     named = {"previous": "Some head attends to the previous token with more than half of its attention", "induction": "Some head does induction with more than half of its attention"}
-    return [_row(claim, CIRCUITS, "in all models with two layers and more", spread(best[name]), verdict([bool(score > HALF) for score in best[name]]))
+    return [_row(claim, OWN_HEADS if name == "induction" else OWN, NOTHING, spread(best[name]), verdict([bool(score > HALF) for score in best[name]]))
             for name, claim in named.items()]  # fmt: skip

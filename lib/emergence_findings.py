@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from lib.emergence_claims import VERDICTS, spread
+from lib.emergence_claims import OWN, VERDICTS, spread
 from lib.emergence_figures import HEAD_SCORES, Timeline, short
 from lib.findings import Finding, capital, count, percent
 
@@ -33,10 +33,10 @@ def origin(record: dict, shipped: bool, present: dict[str, str | None]) -> str:
 
 
 def claims(table: pd.DataFrame) -> str:
-    """How many claims hold."""
-    number = table["verdict"].value_counts().reindex(VERDICTS, fill_value=0)
+    """How many claims hold, and how many of them nobody else made."""
+    number, own = table["verdict"].value_counts().reindex(VERDICTS, fill_value=0), int(table["source"].str.startswith(OWN).sum())
     return (
-        f"Of {count(len(table), 'claim')}, **{number['holds']}** hold in these seeds, **{number['does not hold']}** do not, and "
+        f"Of {count(len(table), 'claim')}, {own or 'none'} of them this report's own, **{number['holds']}** hold in these seeds, **{number['does not hold']}** do not, and "
         f"**{number['cannot tell']}** cannot be told: the seeds differ, or there are too few universal neurons to ask, or it was not measured."
     )
 

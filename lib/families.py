@@ -30,7 +30,10 @@ TOP_SHARE = 0.05  # the neurons of largest excess that are shown beside the univ
 # Gurnee et al., arXiv 2401.12181, section 4 and published tables: GPT2-medium's universal neurons
 PUBLISHED_UNIVERSAL, PUBLISHED_UNEXPLAINED, PUBLISHED_WELL_EXPLAINED = 1211, 283, 180
 PUBLISHED_LOW, PUBLISHED_HIGH = 0.05, 0.5  # scores below and from which the two counts are taken
-
+# and of universal neurons of its models (METHOD §5): best scores, layers (where it names the model, of how many), numbers
+PUBLISHED_BEST = {"unigram": ("the word “to”", 0.987), "syntax": ("negation", 0.629)}
+PUBLISHED_LAYERS = {"unigram": "mostly in layers 0 and 1", "previous_token": "layers 4 to 6 of 24", "position": "layers 0 to 2"}
+LETTERS, PUBLISHED_LETTERS, PUBLISHED_POSITION = 26, 18, 20
 
 Statistics = Sequence[Mapping[str, Tensor]]  # one seed's layers, each as `GroupedMoments.compact` gives it
 
@@ -70,7 +73,10 @@ def check_statistics(statistics: Statistics, sets: Sequence[LabelSet]) -> None:
     for one in sets:
         key = f"{one.grouping}.count"
         if key not in statistics[0]:
-            raise InputError(f"labels over '{one.grouping}' cannot be scored: the statistics have no such grouping.")
+            raise InputError(
+                f"labels over '{one.grouping}' cannot be scored: the statistics have no such grouping; they were made by an older "
+                "version, or before lib/domains.py named the text's domains; `make clean` deletes them."
+            )
         groups = statistics[0][key].shape[1]
         if one.member.shape[1] != groups:
             raise InputError(

@@ -1,14 +1,17 @@
 """The paper's claims that chapter 4 tests: how many neurons are explained, and at what depth each family sits.
 
 The paper counts among universal neurons; families are looked for among all neurons here, so that a run without a
-universal one can still place them. Depth is relative, since the models differ in their number of layers.
+universal one can still place them, and the rows say so. Depth is relative, since the models differ in their number of layers.
 """
 
 import pandas as pd
 
 from lib.claims import Claim, Evidence, Measured, over_seeds, share, unmeasured
 from lib.families import (
+    LETTERS,
     PUBLISHED_HIGH,
+    PUBLISHED_LAYERS,
+    PUBLISHED_LETTERS,
     PUBLISHED_LOW,
     PUBLISHED_UNEXPLAINED,
     PUBLISHED_UNIVERSAL,
@@ -20,9 +23,10 @@ from lib.universality import FEWEST, universal
 
 CHAPTER = "04_families"
 FAMILY, EVERYONE = "families", "neurons_all_seeds"
-LETTERS, PUBLISHED_LETTERS = 26, 18
+AMONG = ", among universal neurons"
 HALF = 0.5  # "most"
 SOME = 0.05  # "at least one in twenty"
+EARLY = 0.25  # the published layers 0 and 1, and 0 to 2, whose model is not named, lie in the first quarter of 12 layers as of 24
 
 
 def _universal_rows(evidence: Evidence) -> pd.DataFrame:
@@ -53,7 +57,7 @@ def _in_layers(family: str, depth: float):
             return unmeasured(f"{count(len(own), f'{FAMILIES[family]} neuron')} in all seeds, too few")
         early = (own["layer"] + 0.5) / layers <= depth  # a layer belongs to the part of the depth that its middle lies in
         found = over_seeds(early.groupby(own["seed"]).mean()[enough], HALF, True, lambda value: percent(value, 0))
-        return found._replace(here=f"{found.here}; {len(own):,} neurons")
+        return found._replace(here=f"{found.here}; {len(own):,} neurons, universal or not")
 
     return measure
 
@@ -63,7 +67,7 @@ def _letters(evidence: Evidence) -> Measured:
     own = table[table["family"] == "alphabet"]
     number = own.groupby("seed")["label"].nunique().reindex(table["seed"].unique(), fill_value=0).astype(float)
     found = over_seeds(number, LETTERS * HALF, True, lambda value: f"{value:.3g}")
-    return found._replace(here=f"letters: {found.here}")
+    return found._replace(here=f"letters: {found.here}, with neurons universal or not")
 
 
 def _syntax(evidence: Evidence) -> Measured:
@@ -75,10 +79,11 @@ def _syntax(evidence: Evidence) -> Measured:
         return unmeasured(f"{count(len(own), 'syntax neuron')} in all seeds, too few")
     largest = own.groupby("seed")["layer"].agg(lambda layer: layer.value_counts(normalize=True).iloc[0])
     found = over_seeds(largest[enough], HALF, False, lambda value: percent(value, 0))
-    return found._replace(here=f"fullest layer: {found.here}")
+    return found._replace(here=f"fullest layer: {found.here}; {len(own):,} neurons, universal or not")
 
 
-def _depth_claim(family: str, claim: str, published: str, depth: float) -> Claim:
+def _depth_claim(family: str, claim: str, depth: float) -> Claim:
+    published = f"{PUBLISHED_LAYERS[family].replace(' in ', ' ')}{AMONG}"
     return Claim(f"depth_{family}", claim, published, CHAPTER, "families_by_layer", (FAMILY,), _in_layers(family, depth))
 
 
@@ -89,11 +94,11 @@ CLAIMS = (
     Claim("well_explained", f"Of universal neurons at least one in twenty has a score of {PUBLISHED_HIGH:g} or more",
           f"about {PUBLISHED_WELL_EXPLAINED} of {PUBLISHED_UNIVERSAL:,}, {percent(PUBLISHED_WELL_EXPLAINED / PUBLISHED_UNIVERSAL, 1)} (GPT2-medium)",
           CHAPTER, "family_scores", (FAMILY, EVERYONE), _well),
-    _depth_claim("unigram", "Most neurons of one word sit in the first quarter of the layers", "mostly layers 0 and 1 (GPT2-medium)", 0.25),
+    _depth_claim("unigram", "Most neurons of one word sit in the first quarter of the layers", EARLY),
     Claim("letters", "Most letters of the alphabet have a neuron that answers to words beginning with it",
-          f"{PUBLISHED_LETTERS} of {LETTERS} letters", CHAPTER, "figure_17_letters", (FAMILY,), _letters),
-    _depth_claim("previous_token", "Most previous-token neurons sit in the first half of the layers", "layers 4 to 6 of 24", 0.5),
-    _depth_claim("position", "Most position neurons sit in the first quarter of the layers", "layers 0 to 2 of 24", 0.25),
-    Claim("syntax", "No layer stands out for syntax: none holds half of its neurons", "no layer stands out",
+          f"{PUBLISHED_LETTERS} of {LETTERS} letters{AMONG}", CHAPTER, "figure_17_letters", (FAMILY,), _letters),
+    _depth_claim("previous_token", "Most previous-token neurons sit in the first half of the layers", HALF),
+    _depth_claim("position", "Most position neurons sit in the first quarter of the layers", EARLY),
+    Claim("syntax", "No layer stands out for syntax: none holds half of its neurons", f"no layer stands out{AMONG}",
           CHAPTER, "families_by_layer", (FAMILY,), _syntax),
 )  # fmt: skip

@@ -7,8 +7,11 @@ import numpy as np
 import pandas as pd
 
 from lib.families import (
+    PUBLISHED_BEST,
     PUBLISHED_HIGH,
+    PUBLISHED_LAYERS,
     PUBLISHED_LOW,
+    PUBLISHED_POSITION,
     PUBLISHED_UNEXPLAINED,
     PUBLISHED_UNIVERSAL,
     PUBLISHED_WELL_EXPLAINED,
@@ -17,6 +20,15 @@ from lib.families import (
 from lib.family_summary import FAMILIES, TOP
 from lib.findings import Finding, capital, count, percent, signed
 from lib.universality import PUBLISHED_SOURCE
+
+PUBLISHED_DEPTHS = (
+    f"In the paper, which looks among universal neurons only, word neurons sit {PUBLISHED_LAYERS['unigram']}, position neurons in {PUBLISHED_LAYERS['position']} and "
+    f"previous-token neurons in {PUBLISHED_LAYERS['previous_token']}; no layer stands out for syntax neurons."
+)
+NO_PROSE = (
+    "Syntax is labelled in English prose only, and none of the text is of a domain that `lib/domains.py` knows as such; a line there for each domain that is makes "
+    "the labels, with a new pass over the text."
+)
 
 
 def _listed(items: list[str]) -> str:
@@ -123,7 +135,7 @@ def by_layer(everyone: pd.DataFrame) -> Finding:
             parts.append(f"{FAMILIES[name]} in layer {own.idxmax()} ({own.max():,} of {own.sum():,})")
     text = f"The share of explained neurons is largest in layer **{share.idxmax()}** ({percent(share.max(), 1)}) and smallest in layer {share.idxmin()} ({percent(share.min(), 1)}). "
     text += f"Each family has most neurons here: {_listed(parts)}. " if parts else ""
-    text += "In the paper's medium model word and letter neurons sit in layers 0 to 1 of 24, position neurons in 0 to 2 and previous-token neurons in 4 to 6."
+    text += PUBLISHED_DEPTHS
     return Finding(title, text, f"Stacked bars of families by layer, for all neurons and for those of largest excess. {title}.")
 
 
@@ -186,7 +198,8 @@ def examples_of(chosen: pd.DataFrame, family: str) -> Finding:
     words = FAMILIES[family]
     alt = f"Best neurons of the family {words}, with what they answer to."
     if chosen.empty:
-        return Finding(f"No label of the family {words} in this run", f"This run has no label of the family {words}, so no neuron is shown.", alt)
+        text = f"This run has no label of the family {words}, so no neuron is shown."
+        return Finding(f"No label of the family {words} in this run", f"{text} {NO_PROSE}" if family == "syntax" else text, alt)
     best = chosen.loc[chosen["score"].idxmax()]
     own = int(chosen["assigned"].sum())
     title = f"{capital(words)}: the best score is {best['score']:.2f}, for {best['label']}"
@@ -197,6 +210,9 @@ def examples_of(chosen: pd.DataFrame, family: str) -> Finding:
         text += f"{capital(count(own, 'neuron'))} of the {len(chosen)} shown belong to this family; the others are explained better by another, or no better than chance."
     else:
         text += "None of the neurons shown belongs to this family: another explains them better, or chance does as well. They are the nearest that this seed has."
+    if family in PUBLISHED_BEST:
+        label, score = PUBLISHED_BEST[family]
+        text += f" The paper's best neuron for *{label}* has {score:g}, not held out."
     return Finding(title if len(title) <= 95 else title[:94] + "…", text, f"{alt} {title}.")
 
 
@@ -226,6 +242,7 @@ def position(chosen: pd.DataFrame, rows: pd.DataFrame) -> Finding:
     text = (
         f"The largest mutual information of firing and position is **{best['position_information']:.4f} bits**, of layer {best['layer']} neuron {best['neuron']}; "
         f"the median neuron has {rows['position_information'].median():.4f}. {capital(count(number, 'neuron'))} of this seed "
-        f"{'are' if number > 1 else 'is'} explained best by position. The paper finds 20 position neurons in its small model, in layers 0 to 2."
+        f"{'is' if number == 1 else 'are'} explained best by position, universal or not. The paper, which looks among universal neurons only, finds {PUBLISHED_POSITION} position "
+        f"neurons in GPT2-small, and position neurons in {PUBLISHED_LAYERS['position']}."
     )
     return Finding(title, text, f"{alt} {title}.")

@@ -130,7 +130,7 @@ def _seed_colours(seeds: Sequence[str]) -> dict[str, str]:
 
 
 def losses(table: pd.DataFrame) -> Figure:
-    """Loss in nats per token by domain, one dot per seed; the mean over all text on top."""
+    """Loss in nats per token by domain, one dot per seed; the mean over all domains on top."""
     order = table[table["domain"] != "all"].groupby("domain")["loss"].mean().sort_values().index.tolist()
     order = (["all"] if (table["domain"] == "all").any() else []) + order
     fig, axes = canvas(size=(WIDE, 1.2 + 0.3 * len(order)))
@@ -139,7 +139,7 @@ def losses(table: pd.DataFrame) -> Figure:
         at = own["domain"].map(order.index) + 0.08 * (index - (len(colours) - 1) / 2)
         axes.plot(own["loss"], at, "o", color=colours[seed], markersize=5, label=seed)
     axes.set(xlabel="loss [nats per token]", ylabel="domain of text")
-    axes.set_yticks(range(len(order)), ["all text" if name == "all" else name for name in order])
+    axes.set_yticks(range(len(order)), ["all domains" if name == "all" else name for name in order])
     axes.invert_yaxis()
     axes.legend(title="seed", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return fig
@@ -391,8 +391,8 @@ def share_curve(neurons_all_seeds: pd.DataFrame, threshold: float) -> Figure:
 
 
 def layers(shares: pd.DataFrame, reference: str) -> Figure:
-    """Universal neurons by layer: bars for the reference, dots for the other seeds as reference."""
-    fig, axes = canvas()
+    """Universal neurons by layer: bars for the reference, dots for the other seeds; on the right by depth, over the published models."""
+    fig, (axes, beside) = canvas(1, 2, width_ratios=(3, 2))
     own, rest = shares[shares["seed"] == reference], shares[shares["seed"] != reference]
     axes.bar(own["layer"], own["share"], color=COLOURS["universal"], width=0.7, label=f"reference {reference}")
     if len(rest):
@@ -404,6 +404,13 @@ def layers(shares: pd.DataFrame, reference: str) -> Figure:
     axes.set_ylim(0, max(1.3 * shares["share"].max(), 1e-3))
     layer_axis(axes, shares["layer"].nunique())
     axes.legend()
+    for model, theirs in universality.published_layer_shares().groupby("model", sort=False):
+        beside.plot(theirs["depth"], theirs["share"], MARKERS[model], linestyle="-", linewidth=1, markersize=3, color=NEUTRAL, alpha=0.45,
+                    label=f"published, {PUBLISHED_MODELS[model]}")  # fmt: skip
+    beside.plot((own["layer"] + 0.5) / len(own), own["share"], color=COLOURS["universal"], linewidth=2, label=f"reference {reference}")
+    beside.set(xlabel="relative depth", xlim=(0, 1), ylim=(0, None))
+    beside.yaxis.set_major_formatter(PERCENT)
+    beside.legend(fontsize="small")
     return fig
 
 

@@ -360,9 +360,17 @@ def layers(shares: pd.DataFrame, reference: str) -> Finding:
     """From `universality.layer_shares` of all seeds: at which depth universal neurons sit."""
     own = shares[shares["seed"] == reference].set_index("layer")
     total = int(own["universal"].sum())
-    alt = "Bar chart of universal neurons in percent of each layer; dots are the other seeds as reference."
+    alt = "Bar chart of universal neurons in percent of each layer; dots are the other seeds as reference. Beside it lines by relative depth with those of the published models."
+    fullest = universality.published_layer_shares()
+    layers_of = fullest.groupby("model", sort=False)["layer"].max() + 1
+    fullest = fullest.loc[fullest.groupby("model", sort=False)["universal"].idxmax()]
+    published = (
+        "Published, at a threshold of 0.5, the fullest layer is "
+        + ", ".join(f"layer {row.layer} of {layers_of[row.model]} in {PUBLISHED_MODELS[row.model]} ({percent(row.share, 1)} of its neurons)" for row in fullest.itertuples())
+        + f" ({PUBLISHED_SOURCE})."
+    )
     if not total:
-        return Finding("No universal neuron in any layer", "No neuron of the reference is universal in any layer.", alt)
+        return Finding("No universal neuron in any layer", f"No neuron of the reference is universal in any layer. {published}", alt)
     top = own["universal"].idxmax()
     empty = int((own["universal"] == 0).sum())
     title = f"Layer {top} holds {percent(own['universal'].max() / total, 0)} of the universal neurons"
@@ -370,6 +378,7 @@ def layers(shares: pd.DataFrame, reference: str) -> Finding:
         f"Most universal neurons lie in layer {top}: **{own['universal'].max():,}** of {total:,}, "
         f"{percent(own['share'].max(), 1)} of that layer. "
         + (f"{capital(count(empty, 'layer'))} {'has' if empty == 1 else 'have'} none." if empty else "Every layer has some.")
+        + f" {published}"
     )
     return Finding(title, text, f"{alt} {title}.")
 

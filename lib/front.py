@@ -25,7 +25,7 @@ class RunClaims(NamedTuple):
 
 
 def claims_of(params: Params, folder: Path) -> RunClaims | None:
-    """The claims of the paper on whichever of the run's tables are there; None for a run without any of them."""
+    """The ledger's claims on whichever of the run's tables are there; None for a run without any of them."""
     files = {name: folder / "tables" / f"{name}.parquet" for name in ledger.NEEDED}
     tables = {name: pd.read_parquet(path) for name, path in files.items() if path.exists()}
     if not tables:

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from lib.domains import CODE, DOMAINS, LANGUAGES
 from lib.errors import InputError
 from lib.examples import BYTE_OF_LETTER, token_text
 from lib.text import Text
@@ -22,7 +23,6 @@ from lib.token_classes import TOKEN_CLASSES, TokenClass
 WORD_RATE = 3000 / 10_000_000  # a unigram word is more frequent than this (METHOD §5)
 WORD_VARIANTS = 3  # and has more variants by case and leading space than this
 POSITIONS = (2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
-LANGUAGES = {"de": "German", "es": "Spanish", "fr": "French", "it": "Italian", "nl": "Dutch", "pt": "Portuguese"}
 WORD_PLACES = ("as word", "word start", "word middle", "other")
 
 
@@ -150,21 +150,18 @@ def position_labels(context: int) -> LabelSet:
     return label_set("position", [(f"position < {edge}", "position", "position", position < edge) for edge in POSITIONS if edge < context])
 
 
-def domain_language(domain: str) -> str:
-    """`code` for a domain whose name says so, else the two letters in brackets at its end, else `en`."""
-    found = re.search(r"\((\w\w)\)$", domain)
-    return "code" if re.search(r"\bcode\b", domain) else found.group(1).lower() if found else "en"
-
-
 def domain_labels(domains: tuple[str, ...]) -> LabelSet:
-    """Each language, what is English prose, foreign language or code, and each domain that is not all of a language."""
-    language = np.array([domain_language(domain) for domain in domains])
+    """Each language, what is English, foreign language or code, and each domain that is not all of a language.
+
+    Languages are those of `lib.domains`; of a domain that it does not name none is known, and it carries no label of one.
+    """
+    language = np.array([DOMAINS[domain].language if domain in DOMAINS else "" for domain in domains])
     genre = np.array([re.sub(r" \(\w\w\)$", "", domain) for domain in domains])
-    rows = [("source code", "context", "language", language == "code"),
-            ("language other than English", "context", "language", ~np.isin(language, ["en", "code"])),
+    rows = [("source code", "context", "language", language == CODE),
+            ("language other than English", "context", "language", ~np.isin(language, ["en", CODE, ""])),
             ("natural language: English", "context", "language", language == "en")]
     rows += [(f"language: {LANGUAGES.get(one, one)}", "context", "language", language == one)
-             for one in sorted(set(language) - {"en", "code"})]
+             for one in sorted(set(language) - {"en", CODE, ""})]
     rows += [(f"genre: {one}", "context", "genre", genre == one) for one, count in sorted(Counter(genre).items()) if count > 1]
     rows += [(f"domain: {one}", "context", "domain", np.array(domains) == one) for one in domains]
     seen, kept = set(), []

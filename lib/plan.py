@@ -21,6 +21,7 @@ from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, Operands, symm
 from lib.kernels.examples import TopExamples
 from lib.kernels.fused import fastest_layer_statistics
 from lib.kernels.grouped import GroupedMoments, Places
+from lib.linguistics import has_to_be_read
 from lib.params import Params, read_params
 from lib.passes import Plan, Setting, Shape, device_of, pack, pass_memory, setting_of, shared_shape, work_memory
 from lib.processes import Processes
@@ -226,8 +227,9 @@ def lines(params: Params) -> list[str]:
     """The forecast of a run, one line a fact; InputError if it cannot fit."""
     device = device_of(params)
     shape = shared_shape(params)
-    known = made_token_file(params)  # of a text that is not tokenised yet only the large groupings can be told, and their sizes bounded
-    groups = group_sizes(Run(params)) if known else _certain_groups(shape, params.context, params.token_budget)
+    known = made_token_file(params)  # of a text that is not tokenised, or read by spaCy, yet only the large groupings can be told, and their sizes bounded
+    unread = bool(known) and has_to_be_read(Run(params))
+    groups = group_sizes(Run(params)) if known and not unread else _certain_groups(shape, params.context, params.token_budget)
     setting = setting_of(params, shape, device, Processes.on_this_machine(), groups)
     plan = pack(setting)
     told = [
@@ -249,6 +251,8 @@ def lines(params: Params) -> list[str]:
         f"operations: products {counted['products']:.3g}, forward {counted['forward']:.3g}",
         f"disk: {disk(plan) / 1e9:.2f} GB of statistics, and as much again for saved states",
     ]
+    if unread:
+        told.append("before the passes spaCy reads the English prose for labels of syntax, minutes per million tokens on one core, which the times leave out")
     places = [("this machine", plan, measured(setting, plan, params.seed_config(params.reference), device))]
     for gpu, peaks in GPUS.items():
         there = replace(setting, memory=0.9 * peaks["memory"], processes=1, precision="bf16", device="cuda")

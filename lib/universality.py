@@ -31,6 +31,9 @@ PROPERTIES = {
     "vocab_kurt": "kurtosis of cos(w_out, W_U)",
 }
 
+OWN_LAYER = "A neuron's best match lies in its own layer more often than by chance"  # asked in chapters 3 and 6
+OWN_LAYER_PUBLISHED = "figure 2c shows the shares by pairs of layers"
+
 # Gurnee et al., arXiv 2401.12181: share of universal neurons (the published per-neuron tables),
 # correlation of activation frequency with cos(w_in, w_out) (figure 9) and median percentile of the universal
 # neurons within their own layer (figure 3). A median above 50 is published as "high", below as "low".
@@ -41,6 +44,12 @@ PUBLISHED_SHARES = pd.DataFrame(
     index=list(PUBLISHED_MODELS),
 )
 PUBLISHED_SHARES["share"] = PUBLISHED_SHARES["universal"] / PUBLISHED_SHARES["neurons"]
+# universal neurons of each layer, from the published per-neuron tables
+PUBLISHED_BY_LAYER = {
+    "pythia": (64, 14, 19, 5, 27, 34, 43, 39, 67, 50, 50, 53),
+    "small": (222, 244, 101, 110, 71, 72, 56, 112, 101, 142, 125, 177),
+    "medium": (132, 140, 44, 40, 40, 30, 23, 21, 26, 24, 25, 17, 36, 36, 57, 52, 53, 56, 49, 55, 46, 52, 61, 96),
+}
 PUBLISHED_MEDIANS = pd.DataFrame.from_dict(
     {
         "sparsity": (3, 24, 11),
@@ -93,6 +102,15 @@ def layer_shares(neurons: pd.DataFrame, threshold: float) -> pd.DataFrame:
     return rows.reset_index()
 
 
+def published_layer_shares() -> pd.DataFrame:
+    """One row per layer of each published model: model, layer, depth (middle of the layer, 0 to 1), universal, share (of the layer's neurons)."""
+    rows = []
+    for model, counts in PUBLISHED_BY_LAYER.items():
+        width = PUBLISHED_SHARES.loc[model, "neurons"] / len(counts)
+        rows += [(model, layer, (layer + 0.5) / len(counts), number, number / width) for layer, number in enumerate(counts)]
+    return pd.DataFrame(rows, columns=["model", "layer", "depth", "universal", "share"])
+
+
 def gap(neurons: pd.DataFrame) -> pd.Series:
     """Figure 2b: largest minus smallest best-match correlation over the compared models, per neuron."""
     return neurons["max_corr"] - neurons["min_corr"]
@@ -108,6 +126,12 @@ def layer_agreement(matches: pd.DataFrame) -> pd.DataFrame:
     found = matches[matches["corr"] > 0]
     counts = pd.crosstab(found["layer"], found["match_layer"]).reindex(index=layers, columns=layers, fill_value=0)
     return 100 * counts.div(counts.sum(axis=1).replace(0, np.nan), axis=0)
+
+
+def own_layer_excess(same_layer: pd.Series) -> float:
+    """From the share (0 to 1) of each layer's best matches that lie in the neuron's own layer, the diagonal of figure 2c:
+    their mean over layers less what chance would give, one over the number of layers. A layer without a match (NaN) is left out."""
+    return float(same_layer.mean() - 1 / len(same_layer))
 
 
 def layer_percentiles(neurons: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:

@@ -39,15 +39,13 @@ def _excess(evidence: Evidence) -> Measured:
 
 
 def _depth(evidence: Evidence) -> Measured:
-    """Excess over chance of the share of matches at most one layer away, in percentage points, per seed as reference."""
-    near = {}
+    """`own_layer_excess` of each seed as reference."""
+    excess = {}
     for seed, matches in evidence.tables[MATCHES].groupby("seed", sort=False):
         matrix = universality.layer_agreement(matches)
-        within = np.abs(np.subtract.outer(matrix.index, matrix.columns)) <= 1
-        known = np.isfinite(matrix.to_numpy()).all(axis=1)
-        near[seed] = (np.where(within, matrix.to_numpy(), 0).sum(axis=1)[known].mean() - 100 * within.mean()) / 100
-    found = over_seeds(pd.Series(near, dtype=float), 0.0, True, lambda value: signed(100 * value, 1))
-    return found._replace(here=f"{found.here} percentage points more matches at most one layer away than by chance")
+        excess[seed] = universality.own_layer_excess(pd.Series(np.diag(matrix) / 100))
+    found = over_seeds(pd.Series(excess, dtype=float), 0.0, True, lambda value: signed(100 * value, 1))
+    return found._replace(here=f"{found.here} percentage points more matches in the own layer than by chance")
 
 
 def _gap(evidence: Evidence) -> Measured:
@@ -112,7 +110,7 @@ CLAIMS = (
           CHAPTER, "figure_02a_11_distributions", (EVERYONE,), _share),
     Claim("excess", "A neuron's best match is better than in a rotated basis", "mean excess above 0",
           CHAPTER, "figure_02a_11_distributions", (EVERYONE,), _excess),
-    Claim("depth", "A neuron's best match lies at a similar depth", "most on the diagonal (figure 2c)",
+    Claim("depth", universality.OWN_LAYER, universality.OWN_LAYER_PUBLISHED,
           CHAPTER, "figure_02c_layers", (MATCHES,), _depth),
     Claim("gap", "Seeds differ more on how well universal neurons match than on the others", "0.105 against 0.049 over all neurons (GPT2-medium)",
           CHAPTER, "figure_02b_gap", (EVERYONE, MATCHES), _gap),

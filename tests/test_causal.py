@@ -193,6 +193,15 @@ def test_a_neuron_that_is_its_own_match_has_the_same_effect(model, text):
     assert "−1.00" in opposite.title and "the same in **0 %**" in opposite.text
 
 
+def test_a_calm_candidate_is_one_that_leaves_the_rank_alone():
+    row = {"layer": 2, "variant": TOTAL, "value": 6.0, "tokens": 100, "scale_change": 0.0, "entropy_error": 0.01}
+    candidates = [row | {"group": "entropy", "neuron": index, "entropy_change": 1.0, "loss_change": loss, "reciprocal_rank_change": rank}
+                  for index, (loss, rank) in enumerate([(0.5, 0.001), (0.01, -0.2), (0.5, -0.001)])]  # fmt: skip
+    controls = [row | {"group": "control", "neuron": 10 + index, "entropy_change": 0.1, "loss_change": 0.1, "reciprocal_rank_change": 0.01} for index in range(4)]
+    text = causal_findings.fixed_activation(pd.DataFrame(candidates + controls)).text
+    assert "**3 candidates** go beyond every control, 2 of them with less change of the true token's reciprocal rank" in text
+
+
 def every_panel(model, text, planted: bool):
     """Every figure and finding of a real run on the small model, or of tables without a single row."""
     reading = effects.readout(model, COUNTS)

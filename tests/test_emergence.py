@@ -20,7 +20,7 @@ from lib.errors import InputError
 from lib.params import Params
 from lib.store import write_json, write_table
 from lib.text import read_text
-from lib.universality import layer_shares, reference_shares, universal
+from lib.universality import OWN_LAYER, layer_shares, reference_shares, universal
 
 STEPS = (1, 2)
 BORN = (1, 7)  # the planted neuron, (layer, index)
@@ -311,6 +311,11 @@ def test_every_figure_and_sentence_of_the_chapter_has_words_for_it(excess):
     assert not findings.appearance_table(appear, time).astype(str).eq("nan").any().any()
     told = claims.claims(tables, points, 0.5).set_index("claim")["verdict"]
     assert told.str.fullmatch("holds|does not hold|cannot tell").all()
+    sources = claims.claims(tables, points, 0.5).set_index("claim")["source"]
+    own = sources[sources.str.startswith(claims.OWN)]
+    assert any("rest on BOS" in claim for claim in own.index) and "Universality grows in the second half of training" in own.index
+    assert f", {len(own)} of them this report's own, **" in findings.claims(claims.claims(tables, points, 0.5))
+    assert told[OWN_LAYER] == "holds"  # 0.8 of the matches where a third would be by chance
     assert told["In the last layer suppression outnumbers prediction (calibrated cut)"] == "holds"
     universal_at_the_end = excess["final"] > 0.5
     assert told[told.index.str.startswith("At least")].iloc[0] == ("holds" if universal_at_the_end else "does not hold")

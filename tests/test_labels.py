@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from lib import labels
+from lib import domains, labels
 from lib.errors import InputError
 from lib.text import Text, read_text
 from lib.token_classes import TOKEN_CLASSES, TokenClass, looks, names, prefixes, suffixes, words
@@ -180,6 +180,32 @@ def test_domain_labels():
     assert carried["genre: scripture"] == [False, False, True, True, False]
     assert "domain: scripture (de)" not in carried, "it is the same label as the language"
     assert len(labels.domain_labels(("web",)).labels) == 0
+
+
+def test_domain_labels_of_the_pile_and_of_domains_that_nothing_is_known_of():
+    made = labels.domain_labels(("Github", "EuroParl", "Wikipedia (en)", "DM Mathematics", "our code (fr)"))
+    carried = {label: member.tolist() for label, member in zip(made.labels["label"], made.member, strict=True)}
+    assert carried["source code"] == [True, False, False, False, False]
+    assert carried["language other than English"] == [False, True, False, False, False]
+    assert carried["natural language: English"] == [False, False, True, True, False]
+    assert carried["domain: our code (fr)"] == [False, False, False, False, True], "a language is not guessed from a name"
+    assert set(carried) == {"source code", "language other than English", "natural language: English", "domain: our code (fr)",
+                            "domain: Wikipedia (en)", "domain: DM Mathematics"}  # fmt: skip
+
+
+def test_a_line_in_the_table_of_domains_gives_a_text_its_labels(monkeypatch):
+    monkeypatch.setitem(domains.DOMAINS, "forum", domains.Domain("nl"))
+    made = labels.domain_labels(("forum", "web"))
+    assert made.labels["label"].tolist() == ["language other than English"], "the others say the same of these two domains"
+    assert made.member.tolist() == [[True, False]]
+
+
+def test_every_domain_of_the_shipped_text_and_every_set_of_the_pile_is_known():
+    shipped, pile = set(read_text(TEXT).domains), set(domains.DOMAINS) - set(read_text(TEXT).domains)
+    assert shipped <= set(domains.DOMAINS) and len(pile) == 22
+    # data/linguistics.parquet was made of these
+    assert shipped & set(domains.ENGLISH_PROSE) == {"drama and verse", "encyclopedia", "fiction", "scripture (en)", "speeches", "technical docs"}
+    assert {domain.language for domain in domains.DOMAINS.values() if domain.prose} == {"en"}
 
 
 def test_word_places(tokenizer):

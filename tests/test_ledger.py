@@ -109,8 +109,7 @@ def expected(tables: dict[str, pd.DataFrame], threshold: float) -> dict[str, tup
     apart = []
     for seed in SEEDS:
         rows = m[m["seed"] == seed]
-        near = [(np.abs(rows.loc[rows["layer"] == layer, "match_layer"] - layer) <= 1).mean() for layer in range(LAYERS)]
-        apart.append(np.mean(near) - np.mean([abs(i - j) <= 1 for i in range(LAYERS) for j in range(LAYERS)]))
+        apart.append(np.mean([(rows.loc[rows["layer"] == layer, "match_layer"] == layer).mean() for layer in range(LAYERS)]) - 1 / LAYERS)
     found["depth"] = between(apart, 0)
     found["gap"] = np.nan, UNKNOWN
     if len(chosen) >= 10:
@@ -235,6 +234,25 @@ def test_claims_whose_tables_are_missing_stay_and_cannot_be_told():
     assert (table["here"] == "not measured in this run").all()
     assert len(answer.answer(Evidence({}, "a", 0.5), table)) == 5
     assert not any(one.name == other.name for one, other in combinations(ledger.CLAIMS, 2))
+
+
+def test_the_summary_says_whose_claims_they_are(case):
+    _, tables = case
+    table = ledger.ledger(Evidence(tables, "a", 0.5))
+    number = table["verdict"].value_counts().reindex(VERDICTS, fill_value=0)
+    assert set(table["name"][table["source"] != claims.PAPER]) == {"entropy_through_scale", "frequency_direction"}
+    start = f"Of {len(table)} testable claims, {len(table) - 2} of the paper and 2 of follow-up work (arXiv 2406.16254), {number[HOLDS]} hold"
+    assert ledger.summary(table).startswith(start)
+    own = table[table["source"] == claims.PAPER]
+    assert ledger.summary(own).startswith(f"Of {len(own)} testable claims of the paper ")
+
+
+def test_a_row_that_picks_the_best_says_of_how_many(case):
+    _, tables = case
+    here = ledger.ledger(Evidence(tables, "a", 0.5)).set_index("name")["here"]
+    assert all("the best of 6 candidates" in here[f"entropy_{outcome}"] and "20 controls" in here[f"entropy_{outcome}"] for outcome in ("scale", "entropy"))
+    assert "of 6 candidates the one" in here["entropy_order"] and "the lowest of 6 candidates" in here["antipodal"]
+    assert all("the best of 2 pairs" in here[f"deactivation_{outcome}"] for outcome in ("bos", "norm"))
 
 
 def test_the_answer_is_five_sentences_with_the_run_s_numbers(case):

@@ -194,14 +194,20 @@ def test_a_run_with_another_text_keeps_its_own(spoken, tmp_path, capsys, monkeyp
     path = tmp_path / "text.safetensors"
     path.write_bytes(b"another text")
     run = SimpleNamespace(text_path=path, text=text, tokenizer=tokenizer(), folder=tmp_path / "run")
+    assert linguistics.has_to_be_read(run)
     made = linguistics.run_linguistics(run)
     assert made.groups == grouping.groups and torch.equal(made.ids, grouping.ids), "the same again"
     monkeypatch.setattr(linguistics, "linguistics", None)
     assert torch.equal(linguistics.run_linguistics(run).ids, made.ids), "read, not made again"
+    assert not linguistics.has_to_be_read(run)
     run.text = replace(text, domains=("python code",))
     capsys.readouterr()
     assert linguistics.run_linguistics(run) is None
     assert capsys.readouterr().err.startswith("no linguistic labels: none of the text's domains")
+    run.text, asked = replace(text, domains=("forum",)), []
+    monkeypatch.setattr(linguistics, "ENGLISH_PROSE", ("speeches", "forum"))
+    monkeypatch.setattr(linguistics, "linguistics", lambda _text, _tokenizer, chosen: asked.append(chosen) or grouping)
+    assert linguistics.run_linguistics(run) and linguistics.run_linguistics(run) and asked == [("forum",)], "made for the domains that are prose, once"
 
 
 def test_topics_are_constant_over_documents_and_the_same_again():

@@ -25,6 +25,14 @@ def test_share_curve_counts_like_universal():
         assert universality.universal(neurons(excess_corr=excess), threshold).mean() == share
 
 
+def test_published_counts_by_layer_add_up_to_the_published_ones():
+    by_model = universality.published_layer_shares().groupby("model")
+    assert by_model["universal"].sum().to_dict() == universality.PUBLISHED_SHARES["universal"].to_dict()
+    assert by_model.size().to_dict() == {"pythia": 12, "small": 12, "medium": 24}
+    assert by_model["depth"].agg(["min", "max"]).loc["medium"].tolist() == [0.5 / 24, 23.5 / 24]
+    assert universality.published_layer_shares().set_index(["model", "layer"])["share"]["small", 1] == 244 / 3072
+
+
 def test_shares_by_reference_and_by_layer():
     table = pd.concat([
         neurons(excess_corr=[0.6, 0.2, 0.7, 0.1]).assign(seed="a", layer=[0, 0, 1, 1]),
