@@ -339,6 +339,7 @@ def partners(table: pd.DataFrame, found: pd.DataFrame, threshold: float) -> Figu
         depths = matching.clique_depths(found, layers)
         right.bar(depths["layer"], depths["same"], color=EXCESS, label="all in one layer")
         right.bar(depths["layer"], depths["spread"], bottom=depths["same"], color="#bbbbbb", label="over several layers")
+        right.set_ylim(0, 1.15 * (depths["same"] + depths["spread"]).max())
         right.legend()
     else:
         note(right, "no clique of all seeds")
