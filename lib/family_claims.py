@@ -67,7 +67,7 @@ def _letters(evidence: Evidence) -> Measured:
     own = table[table["family"] == "alphabet"]
     number = own.groupby("seed")["label"].nunique().reindex(table["seed"].unique(), fill_value=0).astype(float)
     found = over_seeds(number, LETTERS * HALF, True, lambda value: f"{value:.3g}")
-    return found._replace(here=f"letters: {found.here}, with neurons universal or not")
+    return found._replace(here=f"letters: {found.here}; of all neurons, universal or not")
 
 
 def _syntax(evidence: Evidence) -> Measured:
