@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pandas as pd
 from scipy.stats import binomtest
 
+from lib.errors import listed
 from lib.findings import Finding, capital, count, p_words, percent, signed
 from lib.universality import PUBLISHED_SOURCE, SIGNIFICANT
 from lib.vocabulary import PUBLISHED_CUTS, PUBLISHED_HIGH_KURTOSIS, ROLES, last_layers, role_counts
@@ -56,7 +57,7 @@ def skew_of_peaked(circuits: pd.DataFrame) -> Finding:
             continue
         by_layer = peaked.groupby("layer")["vocab_skew"]
         told = [f"{percent((skew < 0).mean(), 1)} of {len(skew):,} in layer {layer}" for layer, skew in by_layer]
-        parts.append(f"by the {name} cut the share with negative skew is {_listed(told)}")
+        parts.append(f"by the {name} cut the share with negative skew is {listed(told)}")
         shares.append((name, (peaked["vocab_skew"] < 0).mean()))
     title = "No neuron of the last layers passes either cut"
     if shares:
@@ -326,7 +327,3 @@ def property_agreement(table: pd.DataFrame, labels: dict[str, str]) -> Finding:
 def _range(values: pd.Series, digits: int = 2) -> str:
     low, high = f"{values.min():.{digits}f}", f"{values.max():.{digits}f}"
     return low if low == high else f"{low} to {high}"
-
-
-def _listed(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

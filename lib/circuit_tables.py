@@ -13,11 +13,11 @@ from torch.nn.functional import normalize
 
 from lib import circuits, labels, next_token, token_classes, vocabulary
 from lib.family_tables import statistics
+from lib.files import file_sha256
 from lib.labels import LabelSet, token_counts, token_labels
 from lib.next_token import class_sums, next_token_table, with_corrected_p
 from lib.seeds import load_model
 from lib.store import Run, write_json, write_table
-from lib.text import file_sha256
 from lib.vocabulary import PUBLISHED_CUTS, best_class, class_scores, null_cuts, random_directions
 
 SOURCES = (sys.modules[__name__], circuits, vocabulary, labels, token_classes)  # what makes roles.parquet

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from lib.correlation import Covariance, compare, products_at
 from lib.errors import InputError, told
+from lib.files import file_sha256
 from lib.hub import weights_sha256
 from lib.kernels import native
 from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, Operands
@@ -36,7 +37,6 @@ from lib.processes import Processes, shares
 from lib.reader import Dither, SeedReader, Seen, pilot
 from lib.seeds import Trunk, check_seed, load_model, mixed_precision, token_losses
 from lib.store import Run, TensorFiles, read_tensors, write_json, write_table, write_tensors
-from lib.text import file_sha256
 from lib.text_labels import group_sizes, run_groupings
 
 HISTOGRAM_EVERY = 8  # one batch in so many is counted into the histograms

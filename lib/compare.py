@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from lib.errors import InputError, told
+from lib.files import file_sha256
 from lib.params import read_params
 from lib.store import Run, write_json, write_table
-from lib.text import file_sha256
 from lib.universality import PROPERTIES, universal
 
 CORRELATIONS = {

@@ -19,7 +19,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from lib.corpus_sources import ARCHIVES, MB, Archive, Document, documents, hash_order, licences, size
 from lib.errors import InputError, told
-from lib.text import Text, file_sha256, write_text
+from lib.files import file_sha256
+from lib.text import Text, write_text
 
 END = "<|endoftext|>"
 VOCAB_SIZE = 8192

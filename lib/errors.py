@@ -1,7 +1,7 @@
 """The one error that users are meant to read: bad input, told in one sentence."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 
 
@@ -21,3 +21,9 @@ def told(main: Callable[..., int]) -> Callable[..., int]:
             return 2
 
     return command
+
+
+def listed(names: Iterable[str]) -> str:
+    """One, two and three."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last

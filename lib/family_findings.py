@@ -6,6 +6,7 @@ As in `lib.findings`, every number is computed, and there are words for the case
 import numpy as np
 import pandas as pd
 
+from lib.errors import listed
 from lib.families import (
     PUBLISHED_BEST,
     PUBLISHED_HIGH,
@@ -31,15 +32,11 @@ NO_PROSE = (
 )
 
 
-def _listed(items: list[str]) -> str:
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
-
-
 def labels(table: pd.DataFrame) -> str:
     """From `labels`: how many labels there are, by family, as a sentence."""
     by_family = table["family"].value_counts()
     parts = [f"{by_family[name]:,} of the family *{words}*" for name, words in FAMILIES.items() if name in by_family]
-    return f"Every neuron is scored on **{len(table):,} labels**: {_listed(parts)}."
+    return f"Every neuron is scored on **{len(table):,} labels**: {listed(parts)}."
 
 
 def family_counts(counts: pd.DataFrame, reference: str) -> Finding:
@@ -51,10 +48,10 @@ def family_counts(counts: pd.DataFrame, reference: str) -> Finding:
     largest = explained[explained > 0].sort_values(ascending=False)
     text = f"Of {total:,} neurons **{int(explained.sum()):,}** ({percent(share, 1)}) pass the level of chance. "
     if len(largest):
-        text += "The families are " + _listed([f"{FAMILIES[name]} ({number:,})" for name, number in largest.items()]) + ". "
+        text += "The families are " + listed([f"{FAMILIES[name]} ({number:,})" for name, number in largest.items()]) + ". "
     empty = [FAMILIES[name] for name, number in explained.items() if not number]
     if empty:
-        text += f"No neuron falls into {_listed(empty).replace(' and ', ' or ')}. "
+        text += f"No neuron falls into {listed(empty).replace(' and ', ' or ')}. "
     text += _group_sentence(named, TOP, f"the {named[TOP].sum():,} neurons of largest excess ({TOP})")
     universal = int(named["universal"].sum())
     text += _group_sentence(named, "universal", count(universal, "universal neuron")) if universal else "No neuron is universal at this run's threshold."
@@ -98,7 +95,7 @@ def scores(rows: pd.DataFrame, table: pd.DataFrame) -> Finding:
     lost = table[(table["chosen"] > 0) & (table["held_out"] == 0)]
     kept = table[table["chosen"] > 0]
     if len(lost):
-        text += f"On held-out text nothing is left of {_listed([f'{row.label} ({row.chosen})' for row in lost.itertuples()])}. "
+        text += f"On held-out text nothing is left of {listed([f'{row.label} ({row.chosen})' for row in lost.itertuples()])}. "
     elif len(kept):
         weakest = kept.loc[(kept["held_out"] / kept["chosen"]).idxmin()]
         text += f"No family vanishes on held-out text; the one that keeps least is {weakest['label']} ({weakest['held_out']:,} neurons pass chance there, {weakest['chosen']:,} on the half of the choice). "
@@ -134,7 +131,7 @@ def by_layer(everyone: pd.DataFrame) -> Finding:
         if own.sum():
             parts.append(f"{FAMILIES[name]} in layer {own.idxmax()} ({own.max():,} of {own.sum():,})")
     text = f"The share of explained neurons is largest in layer **{share.idxmax()}** ({percent(share.max(), 1)}) and smallest in layer {share.idxmin()} ({percent(share.min(), 1)}). "
-    text += f"Each family has most neurons here: {_listed(parts)}. " if parts else ""
+    text += f"Each family has most neurons here: {listed(parts)}. " if parts else ""
     text += PUBLISHED_DEPTHS
     return Finding(title, text, f"Stacked bars of families by layer, for all neurons and for those of largest excess. {title}.")
 

@@ -1,6 +1,5 @@
 """What the front page and the page of benchmarks show, from whichever tables, figures and records a run has."""
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +8,7 @@ import pandas as pd
 from lib import answer, ledger, pages
 from lib import params as parameters
 from lib.claims import Evidence
+from lib.files import read_json
 from lib.pages import Chapter, count, percent
 from lib.params import Params
 
@@ -52,7 +52,7 @@ def claims_page(claims: RunClaims | None, chapters: list[Chapter]) -> dict:
 
 def front_page(params: Params, folder: Path, provenance: dict) -> dict:
     """What the front page shows beside the chapters, computed from whichever of the run's tables are there."""
-    done = _read_json(folder / "stats" / "done.json")
+    done = read_json(folder / "stats" / "done.json")
     references = {row["seed"]: row for row in _read_rows(folder / "tables" / "references.parquet")}
     losses = {row["seed"]: row for row in _read_rows(folder / "tables" / "losses.parquet") if row["domain"] == "all"}
     shape = f" of {done['layers']} layers with {done['neurons']:,} neurons each" if "layers" in done else ""
@@ -73,7 +73,7 @@ def benchmarks_page(folder: Path | None = None) -> dict:
 
     A row that a machine has not measured has an empty cell there.
     """
-    records = {path.stem: _read_json(path) for path in sorted((folder or parameters.ROOT / "bench").glob("*.json"))}
+    records = {path.stem: read_json(path) for path in sorted((folder or parameters.ROOT / "bench").glob("*.json"))}
     groups: dict[str, dict[str, dict]] = {}
     for name, record in records.items():
         for row in record["rows"]:
@@ -125,7 +125,3 @@ def _read_rows(path: Path) -> list[dict]:
     if not path.exists():
         return []
     return pd.read_parquet(path).to_dict("records")
-
-
-def _read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from lib.errors import InputError
+from lib.files import file_sha256
 
 WAITS = (1, 2, 4)  # seconds before another attempt, after what may pass: 429, a broken server, a lost connection
 
@@ -46,7 +47,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 def weights_sha256(folder: Path) -> str | None:
     """SHA-256 of a model folder's weights: of the one file, or of the list of its shards' hashes; None without any."""
-    hashes = [_sha256(path) for path in weight_files(folder)]
+    hashes = [file_sha256(path) for path in weight_files(folder)]
     if len(hashes) < 2:
         return hashes[0] if hashes else None
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
@@ -169,17 +170,11 @@ def _is_damaged(path: Path) -> bool:
     if not path.is_symlink() or not content.is_file():
         return path.is_symlink()
     if re.fullmatch(r"[0-9a-f]{64}", content.name):
-        return _sha256(content) != content.name
+        return file_sha256(content) != content.name
     if _COMMIT.fullmatch(content.name):  # small files go by their git hash
         data = content.read_bytes()
         return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() != content.name
     return False
-
-
-def _sha256(path: Path) -> str:
-    from lib.text import file_sha256  # imports torch, which a run of cached statistics can do without
-
-    return file_sha256(path)
 
 
 # ---------------------------------------------------------------- what went wrong, in one sentence

@@ -5,9 +5,7 @@ Relative paths in a parameter file start at the repository's root, wherever the 
 """
 
 import difflib
-import errno
 import json
-import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +13,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from lib.errors import InputError
+from lib.errors import InputError, listed
+from lib.files import write_if_changed
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUTS = ROOT / "outputs"
@@ -157,7 +156,7 @@ class Params(BaseModel):
     def _agree(self) -> "Params":
         if self.reference not in self.seeds:
             raise InputError(
-                f"reference is {self.reference!r}, but must be the name of one of the seeds ({_listed(self.seeds)})"
+                f"reference is {self.reference!r}, but must be the name of one of the seeds ({listed(self.seeds)})"
             )
         if isinstance(self.revision, dict) and not set(self.revision) <= set(self.seeds):
             self._refuse("revision")
@@ -250,7 +249,7 @@ class Params(BaseModel):
         ]
         if differences:
             raise InputError(
-                f"outputs/{self.run} was made with {_listed(differences)}; choose another name with RUN=…, "
+                f"outputs/{self.run} was made with {listed(differences)}; choose another name with RUN=…, "
                 f"or delete it with `make clean RUN={self.run}`."
             )
 
@@ -277,21 +276,6 @@ def write_params(params: Params, path: Path) -> None:
 def write_statistics_key(params: Params, path: Path) -> None:
     """Writes the part of the parameters that the pass depends on, without touching a file that says the same."""
     write_if_changed(path, _as_yaml(params.statistics_key))
-
-
-def write_if_changed(path: Path, content: str) -> None:
-    """Writes a text file atomically unless it has this content already, so that its time tells a change to make."""
-    if path.exists() and path.read_text(encoding="utf-8") == content:
-        return
-    temporary = path.with_name(path.name + ".writing")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(content, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        why = "no space left on the disk" if error.errno == errno.ENOSPC else (error.strerror or str(error))
-        raise InputError(f"{path} cannot be written: {why}.") from error
 
 
 def _from_root(path: str) -> Path:
@@ -331,7 +315,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     except InputError as error:
         raise InputError(f"{path}, {error}.") from None
     if not isinstance(values, dict):
-        raise InputError(f"{path}: a parameter file holds lines `key: value`, with the keys {_listed(Params.model_fields)}.")
+        raise InputError(f"{path}: a parameter file holds lines `key: value`, with the keys {listed(Params.model_fields)}.")
     unnamed = next((key for key in values if not isinstance(key, str)), None)
     if unnamed is not None:
         raise InputError(f"{path}: {_unknown(unnamed, values[unnamed])}.")
@@ -353,15 +337,10 @@ def _sentence(error: ValidationError, values: dict[str, Any], model: type[BaseMo
 def _unknown(key: Any, value: Any, model: type[BaseModel] = Params, under: str = "") -> str:
     close = difflib.get_close_matches(str(key), model.model_fields, n=1)
     meant = f" (did you mean '{close[0]}'?)" if close else ""
-    return f"unknown key '{under}{key}' with value {_shown(value)}{meant}; allowed are {_listed(model.model_fields)}"
+    return f"unknown key '{under}{key}' with value {_shown(value)}{meant}; allowed are {listed(model.model_fields)}"
 
 
 def _shown(value: Any) -> str:
     """A value as its YAML, short enough for a sentence."""
     shown = json.dumps(value, ensure_ascii=False, default=str) if not isinstance(value, str) else repr(value)
     return shown if len(shown) <= 120 else shown[:117] + "…"
-
-
-def _listed(names) -> str:
-    names = list(names)
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

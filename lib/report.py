@@ -19,8 +19,9 @@ from pathlib import Path
 
 from lib import params as parameters
 from lib.errors import InputError, told
+from lib.files import file_sha256, read_json, write_if_changed
 from lib.hub import weight_files, weights_sha256
-from lib.params import Params, read_params, write_if_changed, write_params, write_statistics_key
+from lib.params import Params, read_params, write_params, write_statistics_key
 
 EXPLORER = "neurons.html"  # the page of single neurons, linked where there is one
 
@@ -60,10 +61,10 @@ def _refuse_missing_device(params: Params) -> None:
 def _refuse_other_inputs(params: Params) -> None:
     """Statistics are stale if a seed or the text has other contents than the pass read; only newer files are hashed."""
     record = params.folder / "stats" / "done.json"
-    done = _read_json(record)
+    done = read_json(record)
     _refuse_other_documents(params, bool(done))
     own = params.text_path
-    inputs = [([own], done.get("text_hash"), lambda: _file_sha256(own))] if own else []
+    inputs = [([own], done.get("text_hash"), lambda: file_sha256(own))] if own else []
     for name, expected in done.get("seed_hashes", {}).items():
         folder = params.seed_folder(name)
         if folder is not None:
@@ -91,16 +92,10 @@ def _refuse_other_documents(params: Params, used: bool) -> None:
         )
 
 
-def _file_sha256(path: Path) -> str:
-    from lib.text import file_sha256  # imports torch, which no other step of resolve needs
-
-    return file_sha256(path)
-
-
 def _forget_other_tables(params: Params) -> None:
     """A live notebook may have left tables of another threshold; without their record make writes them again."""
     record = params.folder / "tables" / "done.json"
-    if any(getattr(params, key, value) != value for key, value in _read_json(record).items()):
+    if any(getattr(params, key, value) != value for key, value in read_json(record).items()):
         record.unlink()
 
 
@@ -195,7 +190,7 @@ def _refuse_full_disk(name: str, message: str) -> None:
 
 def _where(partial: Path) -> str:
     """' in cell [n]' for the last code cell that was begun in a partial notebook, if one was."""
-    cells = [cell for cell in _read_json(partial).get("cells", []) if cell["cell_type"] == "code" and cell["source"]]
+    cells = [cell for cell in read_json(partial).get("cells", []) if cell["cell_type"] == "code" and cell["source"]]
     begun = sum(cell["metadata"].get("papermill", {}).get("status", "pending") != "pending" for cell in cells)
     return f" in cell [{begun}]" if begun else ""
 
@@ -268,7 +263,7 @@ def _seed_provenance(params: Params, name: str) -> dict[str, str | None]:
 
 def provenance_of(params: Params, folder: Path, notebooks: dict[str, float | None]) -> dict:
     """Where a report comes from: code, versions, seeds, text, device and times, as far as they are known."""
-    done = _read_json(folder / "stats" / "done.json")
+    done = read_json(folder / "stats" / "done.json")
     hashes = done.get("seed_hashes", {})
     commit = _git("rev-parse", "HEAD")
     return {
@@ -283,7 +278,7 @@ def provenance_of(params: Params, folder: Path, notebooks: dict[str, float | Non
         "seeds": {name: _seed_provenance(params, name) | {"sha256": hashes.get(name)} for name in params.seeds},
         "text": {
             "source": params.text_title,
-            "commit": _read_json(folder / "text.json").get("commit"),
+            "commit": read_json(folder / "text.json").get("commit"),
             "sha256": done.get("text_hash"),
             "tokens_counted": done.get("tokens_counted"),
         },
@@ -312,10 +307,6 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip()
-
-
-def _read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _without_colours(text: str) -> str:

@@ -24,10 +24,11 @@ from transformers.masking_utils import sdpa_mask
 from transformers.utils import logging as transformers_logging
 
 from lib.errors import InputError
+from lib.files import file_sha256
 from lib.hub import weight_files, what_is_missing
 from lib.kernels.forward import causal_attention, tanh_gelu
 from lib.kernels.native import keep_freed_memory
-from lib.text import Text, file_sha256
+from lib.text import Text
 
 # Modules of an MLP by the names that transformers give them.
 ACTIVATIONS = ("act", "act_fn")

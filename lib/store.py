@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lib.errors import InputError
-from lib.params import Params, read_params, write_if_changed
+from lib.files import write_if_changed
+from lib.params import Params, read_params
 from lib.text import Text, read_text
 
 

@@ -4,7 +4,6 @@ A token file is safetensors with `tokens` (blocks, context) uint16, or uint32 fo
 (blocks) uint8 and `document` (blocks) int32, and strings in its metadata. The first id of every block is BOS.
 """
 
-import hashlib
 import json
 import struct
 from dataclasses import dataclass, replace
@@ -171,9 +170,3 @@ def _check(path: Path, text: Text, context: int) -> None:
     if len(wrong):
         raise InputError(f"The token file {path} has {len(wrong)} blocks that do not start with BOS (id {text.bos_id}), "
                          f"the first being block {int(wrong[0])}.")
-
-
-def file_sha256(path: Path | str) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

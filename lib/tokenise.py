@@ -25,7 +25,8 @@ from lib import params as parameters
 from lib.documents import Part
 from lib.errors import InputError
 from lib.examples import BYTE_OF_LETTER
-from lib.params import CACHE, Params, TextSource, write_if_changed
+from lib.files import write_if_changed
+from lib.params import CACHE, Params, TextSource
 from lib.seeds import tokenizer_sha256
 from lib.store import alone, write_atomically, write_json
 from lib.text import Text, write_text

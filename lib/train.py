@@ -32,9 +32,10 @@ from transformers import GPT2LMHeadModel
 from lib.bigram import Bigram
 from lib.collect import device_name
 from lib.errors import InputError, told
+from lib.files import file_sha256
 from lib.gpt2 import token_losses
 from lib.seed_card import seeds_section, write_section
-from lib.text import Text, file_sha256, read_text
+from lib.text import Text, read_text
 from lib.trainer import Decay, Machine, Recipe, SeedRun, shipped_record, shipped_step, stored, stored_step
 
 SEEDS = {name: number for number, name in enumerate("abcde")}  # a seed's number draws its weights and its data order

@@ -27,7 +27,8 @@ from lib.corpus_sources import (
     unwikied,
 )
 from lib.errors import InputError
-from lib.text import file_sha256, read_text
+from lib.files import file_sha256
+from lib.text import read_text
 
 DATA = Path(__file__).parent.parent / "data"
 

@@ -9,11 +9,12 @@ from transformers import AutoTokenizer
 from lib import families
 from lib.correlation import rotations
 from lib.errors import InputError
+from lib.files import file_sha256
 from lib.kernels.grouped import GroupedMoments, Places
 from lib.labels import LabelSet, groupings, label_sets
 from lib.linguistics import linguistic_labels, read_linguistics
 from lib.params import ROOT
-from lib.text import file_sha256, read_text
+from lib.text import read_text
 from tests.conftest import TEXT, TOKENIZER
 
 BLOCKS, NEURONS = 400, 48

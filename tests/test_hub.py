@@ -15,11 +15,11 @@ from stand_ins import save_stand_in
 
 from lib.collect import collect
 from lib.errors import InputError
+from lib.files import file_sha256
 from lib.hub import fetch, fetch_config, needed_files, snapshot, weight_names
 from lib.params import ROOT, read_params
 from lib.passes import shape_of
 from lib.tables import tabulate
-from lib.text import file_sha256
 
 MODEL, REVISION = "EleutherAI/pythia-160m-seed1", "step143000"
 

@@ -13,9 +13,10 @@ from transformers import AutoTokenizer
 
 from lib import linguistics, topics
 from lib.corpus import packing_order
+from lib.files import file_sha256
 from lib.labels import token_bytes
 from lib.linguistics import SEPARATOR, aligned, linguistic_labels, passages, read_linguistics, write_linguistics
-from lib.text import Text, file_sha256, read_text
+from lib.text import Text, read_text
 from tests.conftest import TEXT, TOKENIZER
 
 AWKWARD = {

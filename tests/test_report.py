@@ -23,9 +23,9 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from lib import archive, example, pages, report, universality
 from lib.errors import InputError
+from lib.files import file_sha256
 from lib.params import ROOT, read_params
 from lib.store import write_table
-from lib.text import file_sha256
 from tests.test_params import is_sentence
 
 FIXTURES = ROOT / "tests" / "notebooks"

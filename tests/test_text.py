@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from lib.errors import InputError
-from lib.text import Text, counted_mask, file_sha256, read_text, write_text
+from lib.files import file_sha256
+from lib.text import Text, counted_mask, read_text, write_text
 
 DATA = Path(__file__).parent.parent / "data"
 

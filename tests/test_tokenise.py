@@ -19,10 +19,11 @@ from lib import documents, tokenise
 from lib.corpus import newline_ids
 from lib.documents import Part, parts
 from lib.errors import InputError
+from lib.files import file_sha256
 from lib.params import TextSource
 from lib.seeds import tokenizer_sha256
 from lib.store import Run, alone
-from lib.text import file_sha256, read_text
+from lib.text import read_text
 from lib.tokenise import Packer, Vocabulary, build, difference, token_bytes, vocabulary
 
 WORDS = ("the", "of", " universal", "neurons", "Schrödinger", "東京", "🙂", "x==y:", "\n\n", "  ", "1,234", "isn't")

@@ -18,9 +18,10 @@ from transformers import GPT2LMHeadModel
 
 from lib.bigram import Bigram
 from lib.errors import InputError
+from lib.files import file_sha256
 from lib.gpt2 import Kernels, Shape, new_model, token_losses, training_loss
 from lib.seed_card import seeds_section
-from lib.text import file_sha256, read_text
+from lib.text import read_text
 from lib.train import check_loss, evenly_spaced
 from lib.trainer import (
     PART_BLOCKS,
