@@ -76,5 +76,5 @@ def _what_for(evidence: Evidence, table: pd.DataFrame) -> str:
     holds = causal[causal["verdict"] == HOLDS]
     told = causal[causal["verdict"] != UNKNOWN]
     if "roles" in evidence.tables and len(told):
-        text += f"; of {count(len(causal), 'claim')} on entropy, token-frequency and attention neurons, {len(holds)} {'holds' if len(holds) == 1 else 'hold'}"
+        text += f"; of {count(len(causal), 'claim')} on what neurons change when the model runs, {len(holds)} {'holds' if len(holds) == 1 else 'hold'}"
     return f"{text}."

@@ -134,7 +134,7 @@ def _cut(model: Processed, trace: Trace, pair: PathAblation) -> dict[str, Tensor
     bos, norm = head_output(model, read, read, pair.head_layer, pair.head)
     cut = read - contribution(model, trace.middle, pair)
     bos_after, norm_after = head_output(model, cut, read, pair.head_layer, pair.head)
-    activation = model.neuron_activation(trace.middle[pair.layer], pair.layer, pair.neuron)
+    activation = model.neuron_activations(trace.middle[pair.layer], pair.layer, [pair.neuron])[..., 0]
     return {"activation": activation, "bos": bos, "norm": norm, "bos_change": bos_after - bos, "norm_change": norm_after - norm}
 
 

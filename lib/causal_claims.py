@@ -1,10 +1,10 @@
-"""The paper's claims, and two of arXiv 2406.16254, that the second half of chapter 5 tests: entropy, token-frequency and attention neurons."""
+"""The claims that the second half of chapter 5 tests, the paper's and those of follow-up work: entropy, token-frequency and attention neurons; sets of universal ones."""
 
 import numpy as np
 import pandas as pd
 from scipy.stats import mannwhitneyu
 
-from lib import attention
+from lib import ablation, attention
 from lib.causal_findings import RESTING, at_top, name_of, share_taken
 from lib.claims import (
     Claim,
@@ -19,11 +19,11 @@ from lib.claims import (
 from lib.effects import FIXED_FREQUENCY, FROZEN_SCALE
 from lib.entropy import entropy_candidates
 from lib.findings import count, p_words, signed, signed_percent
-from lib.universality import SIGNIFICANT
+from lib.universality import FEWEST, SIGNIFICANT
 
 CHAPTER = "05_weight_circuits"
-WEIGHTS, FIXED, ABLATED, PATHS, NORMS = "causal_weights", "fixed_activation", "mean_ablation", "query_paths", "value_norms"
-FOLLOW_UP = "arXiv 2406.16254"
+WEIGHTS, FIXED, ABLATED, PATHS, NORMS, SETS = "causal_weights", "fixed_activation", "mean_ablation", "query_paths", "value_norms", "ablations"
+FOLLOW_UP, PERSISTENCE = "arXiv 2406.16254", "arXiv 2508.00903"
 ANTIPODAL, STRONG = -0.5, 0.5  # cosine and correlation from which a claim is granted
 
 
@@ -111,6 +111,39 @@ def _resting(evidence: Evidence) -> Measured:
     return Measured(float(ratio.median()), low, high, here, decided(low, high, RESTING))
 
 
+def _mean_ablated(evidence: Evidence) -> tuple[pd.DataFrame, pd.DataFrame, Measured | None]:
+    """The layers' universal neurons and their most universal ones beside random sets, and why nothing is claimed, if nothing is."""
+    compared = ablation.comparisons(evidence.tables[SETS]).query("kind == 'mean'")
+    own, most = (compared[compared["group"] == group] for group in ablation.CHOSEN)
+    number = int(own["neurons"].sum())
+    return own, most, None if number >= FEWEST else unmeasured(f"{count(number, 'universal neuron')} with random ones to compare, too few")
+
+
+def _more_than_random(evidence: Evidence) -> Measured:
+    own, _, too_few = _mean_ablated(evidence)
+    if too_few:
+        return too_few
+    found = ablation.ranking(own, "loss_change")
+    here = f"more than {found.below:g} of {found.draws} random sets, in {count(len(own), 'layer')} ({p_words(found.p_value)})"
+    return Measured(found.share, np.nan, np.nan, here, decided(found.share, found.share, 0.5) if found.p_value < SIGNIFICANT else "cannot tell")
+
+
+def _first_layer_most(evidence: Evidence) -> Measured:
+    own, most, too_few = _mean_ablated(evidence)
+    found = None if too_few else ablation.first_layer(own)
+    if found is None:
+        return too_few or unmeasured("universal neurons in the first layer and another are needed")
+    if not np.isfinite(found.half):
+        return unmeasured("one block of text gives no standard error")
+    low, high = found.difference - found.half, found.difference + found.half
+    here = (f"beyond random sets {signed(found.excess, 4)} nats in layer 0, at most {signed(found.other_excess, 4)} in another (layer {found.other}): "
+            f"difference {signed(found.difference, 4)} ± {found.half:.4f}")  # fmt: skip
+    beside = ablation.first_layer(most)
+    if beside:
+        here += f"; of each layer's {ablation.MOST} {signed(beside.difference, 4)} ± {beside.half:.4f}"
+    return Measured(found.difference, low, high, here, decided(low, high, 0.0))
+
+
 CLAIMS = (
     Claim("entropy_scale", "An entropy neuron held high raises the final LayerNorm scale more than any control moves it",
           "0.68 → 0.83 (GPT2-medium L23.945 at 6)", CHAPTER, "figure_07_25_fixed_activation", (FIXED,), _beyond_controls("scale", 4)),
@@ -131,4 +164,8 @@ CLAIMS = (
           "+0.89 (GPT2-medium L4.3594 → L5H0)", CHAPTER, "figure_08bc_26_query_paths", (PATHS,), _path("norm_change_corr", 1)),
     Claim("bos_resting", f"BOS is a resting place: other tokens' ‖W_O v‖ is more than {RESTING:g} times that of BOS in the median head",
           "19.4 times (GPT2-medium)", CHAPTER, "bos_value_norms", (NORMS,), _resting),
+    Claim("ablation_universal", "Ablating a layer's universal neurons raises the loss more than ablating as many random neurons of the layer",
+          f"changes predictions ({PERSISTENCE})", CHAPTER, "ablation_of_universal_neurons", (SETS,), _more_than_random, PERSISTENCE),
+    Claim("ablation_first_layer", "Ablating the first layer's universal neurons raises the loss most, beyond what random neurons of a layer do",
+          f"hurts most ({PERSISTENCE})", CHAPTER, "ablation_of_universal_neurons", (SETS,), _first_layer_most, PERSISTENCE),
 )  # fmt: skip

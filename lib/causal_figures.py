@@ -1,4 +1,4 @@
-"""Figures of chapter 05's causal runs: entropy, token-frequency and attention neurons and what changing them does.
+"""Figures of chapter 05's causal runs: entropy, token-frequency and attention neurons, sets of universal ones, and what changing them does.
 
 From the tables of lib/causal_tables.py; theme and helpers are those of lib/figures.py.
 """
@@ -9,11 +9,25 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from lib.causal_findings import name_of
+from lib.ablation import CHOSEN, KINDS, RANDOM
+from lib.causal_findings import SETS, name_of
 from lib.effects import FIXED_FREQUENCY, FROZEN_SCALE, TOTAL
-from lib.figures import BASELINE, CORRELATION, EXCESS, NEUTRAL, PLAIN, SEED_COLOURS, WIDE, canvas, layer_axis, note
+from lib.figures import (
+    BASELINE,
+    COLOURS,
+    CORRELATION,
+    EXCESS,
+    NEUTRAL,
+    PLAIN,
+    SEED_COLOURS,
+    WIDE,
+    canvas,
+    layer_axis,
+    note,
+)
 
 GROUP_COLOURS = {"control": "#999999", "entropy": "#D55E00", "frequency": "#0072B2"}
+SET_MARKERS, HELD_AT = {"mean": "o", "zero": "D"}, {"mean": "their means", "zero": "zero"}
 OUTCOME_LABELS = {
     "scale": "final LayerNorm scale", "entropy": "entropy [nats]", "loss": "loss [nats]", "reciprocal_rank": "reciprocal rank",
 }  # fmt: skip
@@ -170,4 +184,42 @@ def query_paths(rows: pd.DataFrame) -> Figure:
         note(grid[0, 0], "no head reads a neuron")
     grid[0, 0].set_ylabel("change of attention\nto BOS")
     grid[1, 0].set_ylabel("change of ‖W_O z‖")
+    return fig
+
+
+def importance(table: pd.DataFrame) -> Figure:
+    """Change of loss and KL by layer, a column a kind of set: the set over the grey random sets of its size; means left, zeros right of the layer.
+
+    Effects differ by orders of magnitude between layers, so the axes are logarithmic, that of the loss linear below the median random set.
+    """
+    fig, grid = canvas(2, len(CHOSEN), (WIDE, 6), sharex=True, sharey="row")
+    layers = int(table["layer"].max()) + 1 if len(table) else 1
+    sizes = table.loc[(table["loss_change"] != 0) & (table["group"] == RANDOM), "loss_change"].abs()
+    if len(sizes):
+        grid[0, 0].set_yscale("symlog", linthresh=10 ** np.floor(np.log10(sizes.median())))
+    if (table["kl"] > 0).any():
+        grid[1, 0].set_yscale("log")
+    for axes, label in zip(grid[:, 0], ("change of loss [nats]", "KL(unchanged ‖ ablated)\n[nats]"), strict=True):
+        axes.set_ylabel(label)
+        axes.yaxis.set_major_formatter(PLAIN)
+    for column, group in zip(grid.T, CHOSEN, strict=True):
+        own = table[table["group"] == group]
+        others = table[table["group"] == RANDOM].merge(own[["kind", "layer", "neurons"]])  # of the same size
+        for kind, offset in zip(KINDS, (-0.17, 0.17), strict=True):
+            drawn, chosen = others[others["kind"] == kind], own[own["kind"] == kind]
+            jitter = 0.02 * (drawn["draw"] - drawn["draw"].mean())
+            for axes, outcome in zip(column, ("loss_change", "kl"), strict=True):
+                axes.plot(drawn["layer"] + offset + jitter, drawn[outcome], SET_MARKERS[kind], color=GROUP_COLOURS["control"], markersize=4, alpha=0.7, markeredgewidth=0,
+                          label=f"random, held at {HELD_AT[kind]}")  # fmt: skip
+                axes.errorbar(chosen["layer"] + offset, chosen[outcome], chosen[f"{outcome}_error"], fmt=SET_MARKERS[kind], color=COLOURS["universal"], markersize=6,
+                              markeredgecolor="black", markeredgewidth=0.5, linewidth=1, label=f"the set, held at {HELD_AT[kind]}")  # fmt: skip
+        column[0].set_title(SETS[group])
+        if own.empty:
+            for axes in column:
+                note(axes, "no set to ablate")
+        layer_axis(column[1], layers)
+    for axes in grid[0]:
+        axes.axhline(0, color=NEUTRAL, linewidth=1)
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     return fig

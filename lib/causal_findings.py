@@ -7,9 +7,11 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
+from lib.ablation import CHOSEN, DRAWS, MOST, UNIVERSAL, Ranking, first_layer, ranking
 from lib.effects import FIXED_FREQUENCY, FROZEN_SCALE, TOTAL
 from lib.entropy import NullSpace
-from lib.findings import Finding, capital, count, percent, signed, signed_percent
+from lib.findings import Finding, capital, count, p_words, percent, signed, signed_percent
+from lib.universality import SIGNIFICANT
 
 GROUPS = ("entropy", "frequency", "control")
 SHALLOW = 0.1  # a null space is told as one if its largest singular value is below this share of the median
@@ -234,3 +236,73 @@ def query_paths(summary: pd.DataFrame) -> Finding:
     if not as_told.any():
         text += " **No pair of this run is a clear attention (de)activation neuron.**"
     return Finding(title, text, f"{alt} {title}.")
+
+
+SETS = {UNIVERSAL: "universal neurons", MOST: f"the {MOST.removeprefix('top ')} of largest excess"}
+
+
+def _against_random(found: Ranking) -> str:
+    return f"above **{found.below:g} of {found.draws}** random sets ({p_words(found.p_value)})"
+
+
+def _more(found: Ranking) -> bool:
+    return found.p_value < SIGNIFICANT and found.share > 0.5
+
+
+def _importance_title(group: str, found: Ranking) -> str:
+    sets = f"{found.below:g} of {found.draws} random sets"
+    if found.p_value >= SIGNIFICANT:
+        return f"Ablating {SETS[group]} is not clearly unlike random ones: above {sets}"
+    return f"Ablating {SETS[group]} costs more loss than {sets} do" if _more(found) else f"Ablating {SETS[group]} costs less loss: more than only {sets}"
+
+
+def _first_layer(held: pd.DataFrame) -> str:
+    found = first_layer(held)
+    if found is None:
+        return ""
+    sure = "clearly" if abs(found.difference) > found.half else "not clearly"
+    where = "above that of every other layer" if found.difference > 0 else f"below that of layer {found.other}"
+    half = f" ± {found.half:.4f}" if np.isfinite(found.half) else ""  # one block of text gives no error
+    return (
+        f" The first layer's excess over random sets, {signed(found.excess, 4)} nats, is {sure} {where}: the others reach {signed(found.other_excess, 4)}, and the difference is "
+        f"{signed(found.difference, 4)}{half}."
+    )
+
+
+def importance(compared: pd.DataFrame) -> Finding:
+    """From `ablation.comparisons`: do a layer's universal neurons matter more than random ones, and where most?"""
+    alt = "Dot plots by layer of the change of loss and of the KL divergence when sets of neurons are ablated, universal ones over grey random ones."
+    told, titles = [], []
+    for group in CHOSEN:
+        own = compared[compared["group"] == group]
+        held, zero = own[own["kind"] == "mean"], own[own["kind"] == "zero"]
+        if held.empty:
+            told.append(f"**Not compared:** {SETS[group]}; there are none, or too few others in their layer.")
+            continue
+        loss, kl = ranking(held, "loss_change"), ranking(held, "kl")
+        titles.append(_importance_title(group, loss))
+        few, many = held["neurons"].min(), held["neurons"].max()
+        power = (held["residual_power"] / held["residual_power_random"]).median()
+        told.append(
+            f"**{capital(SETS[group])}**, {few if few == many else f'{few} to {many}'} in each of {count(len(held), 'layer')}: held at their means they change the loss by {_told(held['loss_change'])} nats, "
+            f"as many random neurons on average by {_told(held['loss_change_random'])}. Over all layers they are {_against_random(loss)} in loss and {_against_random(kl)} in KL; held at zero, {_against_random(ranking(zero, 'loss_change'))} in loss. "
+            f"In the median layer their ablation has **{power:.2f}** times the power of the random sets'; per unit of it they are {_against_random(ranking(held, 'kl_per_power'))} in KL.{_first_layer(held)}"
+        )
+    told.append(
+        f"In arXiv 2508.00903, on GPT2-small, ablating the first layer's universal neurons hurts most. With {DRAWS} draws no single layer's p-value can be below {1 / (DRAWS + 1):.2f}, so that only the layers together are tested; "
+        "and the test is on this text alone: a set of few neurons, each of which seldom fires, may rank otherwise on another."
+    )
+    title = titles[0] if titles else "No set of universal neurons to ablate beside random ones"
+    return Finding(title, "\n\n".join(told), f"{alt} {title}.")
+
+
+def importance_table(compared: pd.DataFrame) -> pd.DataFrame:
+    """The mean ablations of `ablation.comparisons` as a reader's table: one row per set and layer, numbers as text."""
+    held = compared[compared["kind"] == "mean"].sort_values(["group", "layer"], ascending=[False, True])
+    columns = {"set": held["group"], "layer": held["layer"], "neurons": held["neurons"]}
+    for outcome, label, digits in (("loss_change", "Δloss [nats]", 4), ("kl", "KL [nats]", 4), ("residual_power", "power", 2)):
+        columns[label] = [signed(value, digits).removeprefix("+") for value in held[outcome]]
+        columns[f"{label}, random"] = [f"{signed(row[f'{outcome}_random'], digits).removeprefix('+')} ± {row[f'{outcome}_spread']:.{digits}f}" for row in held.to_dict("records")]
+    for outcome, label in {"loss_change": "Δloss", "kl": "KL", "kl_per_power": "KL per power"}.items():
+        columns[f"random below in {label}"] = [f"{below} of {draws}" for below, draws in zip(held[f"{outcome}_below"], held["draws"], strict=True)]
+    return pd.DataFrame(columns)

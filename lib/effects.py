@@ -59,16 +59,9 @@ class Effects:
     changed: Float[Tensor, "blocks neurons values variants outcomes"]
 
     def table(self) -> pd.DataFrame:
-        """One row per neuron, value and variant: each outcome's mean, its change and the change's standard error.
-
-        The standard error is that of a ratio of sums over blocks, since tokens of one block are not independent.
-        """
-        total, blocks = self.tokens.sum(), len(self.tokens)
-        before = self.unchanged.sum(0) / total
-        difference = self.changed - self.unchanged[:, None, None, None]
-        change = difference.sum(0) / total  # (neurons, values, variants, outcomes)
-        residual = difference - self.tokens[:, None, None, None, None] * change
-        error = (residual.square().sum(0) * blocks / max(1, blocks - 1)).sqrt() / total
+        """One row per neuron, value and variant: each outcome's mean, its change and the change's standard error."""
+        before = self.unchanged.sum(0) / self.tokens.sum()
+        change, error = mean_and_error(self.changed - self.unchanged[:, None, None, None], self.tokens)  # (neurons, values, variants, outcomes)
         rows = []
         for n, (layer, neuron) in enumerate(self.neurons):
             for g in range(self.values.shape[1]):
@@ -77,9 +70,28 @@ class Effects:
                     for index, outcome in enumerate(OUTCOMES):
                         row[outcome] = float(before[index] + change[n, g, v, index])
                         row[f"{outcome}_change"] = float(change[n, g, v, index])
-                        row[f"{outcome}_error"] = float(error[n, g, v, index]) if blocks > 1 else float("nan")
+                        row[f"{outcome}_error"] = float(error[n, g, v, index])
                     rows.append(row)
         return pd.DataFrame(rows)
+
+
+def mean_and_error(sums: Float[Tensor, "blocks *shape"], tokens: Float[Tensor, "blocks"]) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
+    """Means over tokens, from sums over each block's, and their standard errors (NaN with a single block).
+
+    The standard error is that of a ratio of sums over blocks, since tokens of one block are not independent.
+    """
+    total, blocks = tokens.sum(), len(tokens)
+    mean = sums.sum(0) / total
+    residual = sums - tokens.view(-1, *[1] * mean.dim()) * mean
+    correction = blocks / (blocks - 1) if blocks > 1 else float("nan")
+    return mean, (residual.square().sum(0) * correction).sqrt() / total
+
+
+def predicting(counted: Bool[Tensor, "blocks context"]) -> Bool[Tensor, "blocks context"]:
+    """The counted positions that have a next token to predict: all but the last of a block."""
+    measured = counted.clone()
+    measured[:, -1] = False
+    return measured
 
 
 @torch.no_grad()
@@ -99,8 +111,7 @@ def effects(
     values = torch.tensor([list(fixed[neuron]) for neuron in neurons], dtype=torch.float32).view(len(neurons), -1)
     sums = torch.zeros(len(tokens), len(neurons), values.shape[1], len(variants), len(OUTCOMES), dtype=torch.float64)
     unchanged = torch.zeros(len(tokens), len(OUTCOMES), dtype=torch.float64)
-    measured = counted.clone()
-    measured[:, -1] = False
+    measured = predicting(counted)
     predictions = _Predictions(model, reading, neurons, values, variants)
     for start in progress(range(0, len(tokens), BLOCKS)):
         part = slice(start, start + BLOCKS)
@@ -130,9 +141,8 @@ class _Predictions:
         final, target = trace.final[measured], tokens.roll(-1, 1)[measured]
         block = measured.nonzero()[:, 0]
         last = len(self.model.blocks) - 1
-        active = [self.model.neuron_activation(trace.middle[last][measured], *self.neurons[index]) for index in self.late]
-        moved = [self.values[index] - activation[:, None] for index, activation in zip(self.late, active, strict=True)]
-        moved = torch.stack(moved, 1) if moved else final.new_zeros(len(final), 0, self.values.shape[1])
+        active = self.model.neuron_activations(trace.middle[last][measured], last, [self.neurons[index][1] for index in self.late])
+        moved = self.values[self.late] - active[..., None]  # (tokens, late neurons, values)
         shifts = {}  # neuron -> change of the final residual stream at each value, (tokens, values, d_model)
         for index in self.early:
             changed = [run(self.model, tokens, [Fix(*self.neurons[index], value)], trace).final[measured] for value in self.values[index].tolist()]

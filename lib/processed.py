@@ -6,7 +6,7 @@ tensors and computes the same function in a fraction of the bridge's time. GPT-2
 attention before the MLP) and GPT-NeoX style ones (rotary positions, both side by side) are supported.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,10 +75,10 @@ class Processed:
         centred = residual - residual.mean(-1, keepdim=True)  # several times faster than torch.var
         return (centred.square().mean(-1) + self.eps).sqrt()
 
-    def neuron_activation(self, residual: Float[Tensor, "*rows d_model"], layer: int, neuron: int) -> Float[Tensor, "*rows"]:
-        """Activation of one neuron, from the residual stream that its layer's MLP reads."""
+    def neuron_activations(self, residual: Float[Tensor, "*rows d_model"], layer: int, neurons: Sequence[int]) -> Float[Tensor, "*rows neurons"]:
+        """Activations of some of a layer's neurons, from the residual stream that its MLP reads."""
         block = self.blocks[layer]
-        return self.activation(self.normalise(residual) @ block.w_in[:, neuron] + block.b_in[neuron])
+        return self.activation(self.normalise(residual) @ block.w_in[:, neurons] + block.b_in[neurons])
 
     def mlp(self, residual: Float[Tensor, "*rows d_model"], layer: int) -> Float[Tensor, "*rows d_model"]:
         """What a layer's MLP writes."""

@@ -45,6 +45,7 @@ def everything(root: Path) -> Run:
         ablated = causal_tables.mean_ablations(run, grouped)
         causal_tables.fixed_activations(run, grouped)
         causal_tables.query_paths(run, own)
+        causal_tables.ablations(run)
         circuit_tables.write_circuits(run, circuit_tables.role_table(run), weights, causal.effect_columns(ablated))
         report.render(run.folder)
     return run

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from lib import attention, causal, causal_figures, causal_findings, effects, entropy
+from lib import ablation, attention, causal, causal_figures, causal_findings, effects, entropy
 from lib.effects import FIXED_FREQUENCY, FROZEN_SCALE, TOTAL
 from lib.interventions import PathAblation, run
 from lib.processed import Block, Processed
@@ -224,8 +224,10 @@ def every_panel(model, text, planted: bool):
     paths = [PathAblation(*map(int, pair)) for pair in pairs[["layer", "neuron", "attention_head_layer", "attention_head"]].to_numpy()]
     rows = attention.query_path_ablations(model, *text, paths).merge(pairs[["layer", "neuron", "attention_score", "role"]], on=["layer", "neuron"])
     matched = with_matched_effects(ablated)
+    neurons = means.assign(dead=False, excess_corr=np.where(means["neuron"] < means["layer"], 0.9, means["neuron"] / NEURONS - 0.9))
+    sets = ablation.ablations(model, text, ablation.neuron_sets(neurons, 0.5, 0), torch.full((LAYERS, NEURONS), 0.1))
     if not planted:
-        chosen, swept, ablated, rows, matched = (table.head(0) for table in (chosen, swept, ablated, rows, matched))
+        chosen, swept, ablated, rows, matched, sets = (table.head(0) for table in (chosen, swept, ablated, rows, matched, sets))
         weights = weights.assign(entropy_score=np.nan, attention_score=np.nan, attention_deviations=np.nan)
     chance, norms, space = causal.random_scores(model, 0, 0), attention.value_norms(model, text[0]), entropy.null_space(model.unembedding)
     summary = attention.ablation_summary(rows)
@@ -237,6 +239,7 @@ def every_panel(model, text, planted: bool):
         (causal_figures.attention_scores(weights, chance), causal_findings.attention_scores(weights, chance)),
         (causal_figures.value_norms(norms), causal_findings.value_norms(norms)),
         (causal_figures.query_paths(rows), causal_findings.query_paths(summary)),
+        (causal_figures.importance(sets), causal_findings.importance(ablation.comparisons(sets))),
     )
 
 

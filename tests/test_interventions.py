@@ -10,7 +10,7 @@ from lib.attention import query_path_ablations, value_norms
 from lib.circuits import processed_model
 from lib.effects import FIXED_FREQUENCY, FROZEN_SCALE, OUTCOMES, TOTAL
 from lib.errors import InputError
-from lib.interventions import Fix, FreezeFinalScale, PathAblation, Scale, mean_ablation, run, zero_ablation
+from lib.interventions import Fix, FreezeFinalScale, PathAblation, Scale, run
 from lib.kernels import predictions
 from lib.processed import processed
 
@@ -120,8 +120,8 @@ CASES = {
     "fix": [Fix(1, 3, 2.5)],
     "fix in the last layer": [Fix(LAST, 3, 2.5)],
     "scale": [Scale(0, 5, -2.0)],
-    "zero ablation": [zero_ablation(1, 7)],
-    "mean ablation": [mean_ablation(0, 7, 0.31)],
+    "zero ablation": [Fix(1, 7, 0.0)],
+    "a set in each of two layers": [Fix(layer, neuron, 0.1 * neuron) for layer in (0, 1) for neuron in (31, 7, 12, 8)],
     "two layers, and one neuron twice": [Fix(0, 2, 1.5), Scale(2, 4, 3.0), Scale(0, 2, -1.0), Scale(2, 4, -1.0)],
     "path into q": [PathAblation(0, 4, 1, 1, "q")],
     "path into k": [PathAblation(0, 4, 2, 0, "k")],

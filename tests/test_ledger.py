@@ -70,7 +70,14 @@ def make_tables(random_seed: int, universal: bool, planted: bool = False) -> dic
     if planted:
         paths["bos_change"], paths["norm_change"] = -paths["activation"] + 0.1 * paths["bos_change"], paths["activation"] + 0.1 * paths["norm_change"]
     norms = pd.DataFrame({"layer": 0, "head": range(24), "ratio": random.uniform(15, 20, 24) if planted else random.uniform(0.5, 1.5, 24)})
-    return {"neurons_all_seeds": neurons, "matches_all_seeds": pd.concat(matches), "families": families, "roles": roles, "next_token": next_token,
+    sets = pd.DataFrame({"draw": range(10)}).assign(group="random")
+    sets = pd.concat([sets, pd.DataFrame({"draw": 0, "group": ["universal", "top 5 %"]})]).merge(pd.DataFrame({"layer": range(LAYERS)}), how="cross")
+    sets = sets.merge(pd.DataFrame({"kind": ["mean", "zero"]}), how="cross").assign(neurons=3 if universal else 1)
+    for outcome in ("loss_change", "kl", "residual_power"):
+        sets[outcome], sets[f"{outcome}_error"] = random.normal(0, 1, len(sets)), 0.1
+        if planted:
+            sets.loc[sets["group"] != "random", outcome] += sets["layer"].map({0: 20, LAYERS - 1: -10}).fillna(10)  # in the last layer the other way round
+    return {"ablations": sets, "neurons_all_seeds": neurons, "matches_all_seeds": pd.concat(matches), "families": families, "roles": roles, "next_token": next_token,
             "fixed_activation": fixed, "mean_ablation": ablated, "causal_weights": weights, "query_paths": paths, "value_norms": norms}  # fmt: skip
 
 
@@ -195,6 +202,22 @@ def expected(tables: dict[str, pd.DataFrame], threshold: float) -> dict[str, tup
         r = max((np.corrcoef(own["activation"], own[column])[0, 1] for _, own in q[q["role"] == "deactivation"].groupby("layer")), key=lambda r: sign * r)
         ends = np.tanh(np.arctanh(sign * r) + np.array([-1, 1]) * Z / np.sqrt(50 - 3))
         found[name] = r, HOLDS if ends[0] > 0.5 else FAILS if ends[1] <= 0.5 else UNKNOWN
+    held = [row for row in tables["ablations"].to_dict("records") if row["kind"] == "mean"]
+    found["ablation_universal"] = found["ablation_first_layer"] = np.nan, UNKNOWN
+    if held[0]["neurons"] * LAYERS >= 10:
+        drawn = [[row["loss_change"] for row in held if row["group"] == "random" and row["layer"] == layer] for layer in range(LAYERS)]
+        ours = [row["loss_change"] for layer in range(LAYERS) for row in held if row["group"] == "universal" and row["layer"] == layer]
+        below = sum(other < own for own, others in zip(ours, drawn, strict=True) for other in others)
+        ways = [1]  # in which 0 to 10 from each layer add up
+        for _ in range(LAYERS):
+            ways = [sum(ways[total - rank] for rank in range(11) if 0 <= total - rank < len(ways)) for total in range(len(ways) + 10)]
+        p = 2 * min(sum(ways[below:]), sum(ways[: below + 1])) / 11**LAYERS
+        found["ablation_universal"] = below / 60, UNKNOWN if p >= 0.05 else HOLDS if below > 30 else FAILS
+        excess = [value - np.mean(others) for value, others in zip(ours, drawn, strict=True)]
+        error = [np.sqrt(2 * 0.1**2 + np.var(others, ddof=1) / 10) for others in drawn]
+        best = 1 + int(np.argmax(excess[1:]))
+        value, half = excess[0] - excess[best], stats.norm.ppf(1 - 0.05 / 10) * np.hypot(error[0], error[best])  # 95 % of two sides, one in five others
+        found["ablation_first_layer"] = value, HOLDS if value - half > 0 else FAILS if value + half <= 0 else UNKNOWN
     ratio = sorted(tables["value_norms"]["ratio"])
     # of 24 heads the 7th smallest and the 7th largest: fewer than 7 of 24 fair coins come up heads with chance 1.1 %
     found["bos_resting"] = np.median(ratio), HOLDS if ratio[6] > 2 else FAILS if ratio[-7] <= 2 else UNKNOWN

@@ -1,0 +1,196 @@
+"""What a model loses without a layer's universal neurons: sets of neurons ablated together, beside random sets of the layer.
+
+From per-neuron tables to sets, from sets to changes of the prediction, and from these to how a set ranks among random
+ones. METHOD §7, causal importance (arXiv 2508.00903).
+"""
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from scipy.stats import norm
+from torch import Tensor
+
+from lib.effects import BLOCKS, TILE, mean_and_error, predicting
+from lib.interventions import Fix, run
+from lib.kernels.predictions import product_dtype
+from lib.processed import Processed
+from lib.roles import TOP
+from lib.universality import SIGNIFICANT, universal
+
+UNIVERSAL, MOST, RANDOM = "universal", f"top {100 * TOP:g} %", "random"
+CHOSEN = (UNIVERSAL, MOST)
+KINDS = ("mean", "zero")
+OUTCOMES = ("loss_change", "kl", "residual_power")
+COMPARED = (*OUTCOMES, "kl_per_power")
+DRAWS = 10
+HELD = 2**27  # logits of the unchanged run that are kept at once, half a gigabyte
+
+
+class NeuronSet(NamedTuple):
+    """Neurons of one layer that are ablated together; `draw` counts the random sets of one size."""
+
+    layer: int
+    group: str  # UNIVERSAL, MOST or RANDOM
+    draw: int
+    neurons: tuple[int, ...]
+
+
+def neuron_sets(neurons: pd.DataFrame, threshold: float, random_seed: int) -> list[NeuronSet]:
+    """For each layer its universal neurons, the TOP of its neurons with the largest excess, and DRAWS random sets as large as each.
+
+    `neurons` has layer, neuron, excess_corr and dead. Small models have few universal neurons in a layer; the second set,
+    5 % as in the rest of the report, is there whatever the threshold. Random sets are drawn from the layer's live neurons that are in neither;
+    sets of two sizes share their draws, the smaller being the beginning of the larger. A set of more than half as many neurons as there
+    are to draw from is left out, since its random sets would be much the same.
+    """
+    random, sets = np.random.default_rng(random_seed), []
+    for layer, own in neurons.groupby("layer"):
+        live = own[~own["dead"]]
+        most = live.nlargest(max(1, round(TOP * len(own))), "excess_corr")
+        chosen = {UNIVERSAL: live.loc[universal(live, threshold), "neuron"], MOST: most["neuron"]}
+        rest = np.setdiff1d(live["neuron"], pd.concat(chosen.values()))
+        orders = [random.permutation(rest) for _ in range(DRAWS)]
+        chosen = {group: members for group, members in chosen.items() if 0 < 2 * len(members) <= len(rest)}
+        sets += [NeuronSet(int(layer), group, 0, tuple(members.sort_values().tolist())) for group, members in chosen.items()]
+        for size in sorted({len(members) for members in chosen.values()}):
+            sets += [NeuronSet(int(layer), RANDOM, draw, tuple(order[:size].tolist())) for draw, order in enumerate(orders)]
+    return sets
+
+
+class _Predictions:
+    """The unchanged run's predictions on some tokens, and how far others are from them."""
+
+    def __init__(self, model: Processed, final: Float[Tensor, "tokens d_model"], target: Int[Tensor, "tokens"]):
+        self.model, self.target, self.normalised = model, target, model.normalise(final)
+        self.logits = torch.addmm(model.unembedding_bias, self.normalised, model.unembedding)
+        self.coarse = model.unembedding.to(product_dtype(len(model.unembedding_bias), model.unembedding.dtype))
+        self.loss = F.cross_entropy(self.logits, target, reduction="none")
+        expected = [logits.softmax(-1) @ model.unembedding.T for logits in self.logits.split(TILE)]
+        self.beyond = model.unembedding.T[target] - torch.cat(expected)  # the target's unembedding less the expected one
+
+    def changes(self, final: Float[Tensor, "tokens d_model"]) -> tuple[Float[Tensor, "tokens"], Float[Tensor, "tokens"]]:
+        """Change of the loss, and KL(unchanged ‖ changed), in nats.
+
+        With p the unchanged and q the changed prediction, l their logits and t the target, KL = Σ p (log p − log q) is
+        Δloss + Δl(t) − Σ p Δl; and since logits are linear in the normalised residual stream, so is Δl.
+        """
+        moved = self.model.normalise(final) - self.normalised
+        parts = zip(self.logits.split(TILE), moved.to(self.coarse.dtype).split(TILE), self.target.split(TILE), strict=True)
+        loss = torch.cat([F.cross_entropy(logits + rows @ self.coarse, target, reduction="none") for logits, rows, target in parts]) - self.loss
+        return loss, loss + (moved * self.beyond).sum(-1)
+
+
+@torch.no_grad()
+def ablations(
+    model: Processed, blocks: tuple[Int[Tensor, "blocks context"], Bool[Tensor, "blocks context"]], sets: Sequence[NeuronSet],
+    means: Float[Tensor, "layers neurons"], progress: Callable = lambda chunks: chunks,
+) -> pd.DataFrame:  # fmt: skip
+    """One row per set and kind: all its neurons held at their `means`, or at zero, in one run.
+
+    `blocks` is tokens and the mask of those that count. Columns layer, group, draw, neurons (how many), kind, tokens; means over counted
+    tokens of the change of loss, of KL(unchanged ‖ ablated), both in nats, and of the squared length of what the ablation adds to the
+    residual stream behind its layer, which is large for loud neurons (`loss_change`, `kl`, `residual_power`), each with its standard
+    error over blocks (`_error`).
+    """
+    tokens, counted = blocks
+    measured = predicting(counted)
+    cases = [(one, kind) for one in sets for kind in KINDS]
+    sums = torch.zeros(len(tokens), len(cases), len(OUTCOMES), dtype=torch.float64)
+    step = max(1, min(BLOCKS, HELD // (tokens.shape[1] * model.unembedding.shape[1])))
+    for start in progress(range(0, len(tokens), step)):
+        part, some = tokens[start : start + step], measured[start : start + step]
+        block = start + some.nonzero()[:, 0]
+        unchanged = run(model, part)
+        predictions = _Predictions(model, unchanged.final[some], part.roll(-1, 1)[some])
+        for index, (one, kind) in enumerate(cases):
+            held = means[one.layer].tolist() if kind == "mean" else [0.0] * means.shape[1]
+            ablated = run(model, part, [Fix(one.layer, neuron, held[neuron]) for neuron in one.neurons], unchanged)
+            added = (ablated.before[one.layer + 1] - unchanged.before[one.layer + 1])[some]
+            found = torch.stack([*predictions.changes(ablated.final[some]), added.square().sum(-1)], 1)
+            sums[:, index].index_add_(0, block, found.double())
+    number = measured.sum(1).double()
+    mean, error = mean_and_error(sums, number)
+    table = pd.DataFrame([one._replace(neurons=len(one.neurons))._asdict() | {"kind": kind, "tokens": int(number.sum())} for one, kind in cases],
+                         columns=[*NeuronSet._fields, "kind", "tokens"])  # fmt: skip
+    for index, outcome in enumerate(OUTCOMES):
+        table[outcome], table[f"{outcome}_error"] = mean[:, index].numpy(), error[:, index].numpy()
+    return table
+
+
+def comparisons(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per kind, group of CHOSEN and layer: the set beside the random ones of its layer and size.
+
+    Columns kind, group, layer, neurons, draws and for each of COMPARED: its value, `_random` (mean over draws), `_spread` (their standard
+    deviation), and how many draws are `_below` and `_level` with the set. To first order KL grows with the square of a disturbance;
+    `kl_per_power`, KL over `residual_power`, tells sets that matter from sets that are only loud. `loss_change_excess` is the change of loss less
+    `loss_change_random`; its `_error` adds those of the text, for the set and for the random ones, and that of the draws as if they were
+    independent, which overstates it: all sets are measured on the same text.
+    """
+    keys, rows = ["kind", "layer", "neurons"], []
+    table = table.assign(kl_per_power=np.where(table["residual_power"] > 0, table["kl"] / table["residual_power"], 0.0))
+    drawn = dict(list(table[table["group"] == RANDOM].groupby(keys)))
+    for own in table[table["group"].isin(CHOSEN)].to_dict("records"):
+        others = drawn[tuple(own[key] for key in keys)]
+        row = {name: own[name] for name in ("kind", "group", "layer", "neurons")} | {"draws": len(others)}
+        for outcome in COMPARED:
+            value, random = own[outcome], others[outcome]
+            row |= {outcome: value, f"{outcome}_random": random.mean(), f"{outcome}_spread": random.std(),
+                    f"{outcome}_below": int((random < value).sum()), f"{outcome}_level": int((random == value).sum())}  # fmt: skip
+        row["loss_change_excess"] = own["loss_change"] - row["loss_change_random"]
+        errors = own["loss_change_error"], others["loss_change_error"].mean(), row["loss_change_spread"] / np.sqrt(len(others))
+        rows.append(row | {"loss_change_excess_error": np.sqrt(np.square(errors).sum())})
+    names = [outcome + ending for outcome in COMPARED for ending in ("", "_random", "_spread", "_below", "_level")]
+    return pd.DataFrame(rows, columns=["kind", "group", "layer", "neurons", "draws", *names, "loss_change_excess", "loss_change_excess_error"])
+
+
+class Ranking(NamedTuple):
+    """How the sets of several layers rank among their random sets, all layers together."""
+
+    below: float  # random sets with a smaller outcome, ties counted half
+    draws: int
+    p_value: float  # two-sided
+
+    @property
+    def share(self) -> float:
+        """Share of the random sets that are below; chance is a half."""
+        return self.below / self.draws
+
+
+def ranking(compared: pd.DataFrame, outcome: str) -> Ranking:
+    """Do the sets of `compared` (rows of `comparisons`, one kind and group) have a larger outcome than random ones?
+
+    Were a set one more random one of its layer, any number of draws from none to all would be below it with equal chance. The sum
+    over layers is tested against its exact distribution, ties taken against the claim in both directions.
+    """
+    below, level = int(compared[f"{outcome}_below"].sum()), int(compared[f"{outcome}_level"].sum())
+    chance = reduce(np.convolve, [np.full(draws + 1, 1 / (draws + 1)) for draws in compared["draws"]], np.ones(1))
+    high, low = chance[below:].sum(), chance[: below + level + 1].sum()
+    return Ranking(below + level / 2, int(compared["draws"].sum()), float(min(1.0, 2 * min(high, low))))
+
+
+class FirstLayer(NamedTuple):
+    """The first layer's set against that of the other layer whose loss changes most beyond its random sets."""
+
+    excess: float
+    other: int  # its layer
+    other_excess: float
+    difference: float
+    half: float  # of its 95 % interval, wider for as many layers as the other was chosen from
+
+
+def first_layer(compared: pd.DataFrame) -> FirstLayer | None:
+    """Does the first layer's set raise the loss most? `compared` as in `ranking`; None without that layer or any other."""
+    rows = compared.set_index("layer")
+    others = rows.drop(index=0, errors="ignore")
+    if 0 not in rows.index or others.empty:
+        return None
+    first, other = rows.loc[0], others.loc[others["loss_change_excess"].idxmax()]
+    half = norm.isf(SIGNIFICANT / 2 / len(others)) * np.hypot(first["loss_change_excess_error"], other["loss_change_excess_error"])
+    difference = first["loss_change_excess"] - other["loss_change_excess"]
+    return FirstLayer(float(first["loss_change_excess"]), int(other.name), float(other["loss_change_excess"]), float(difference), float(half))
