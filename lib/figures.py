@@ -42,7 +42,7 @@ sns.set_theme(
     font_scale=0.9,
     rc={
         "figure.dpi": 100,
-        "savefig.dpi": 130,
+        "savefig.dpi": 110,
         "savefig.bbox": "tight",
         "pdf.fonttype": 42,  # text stays text in the PDF and in the SVG
         "svg.fonttype": "none",
