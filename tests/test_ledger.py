@@ -263,8 +263,8 @@ def test_the_summary_says_whose_claims_they_are(case):
     _, tables = case
     table = ledger.ledger(Evidence(tables, "a", 0.5))
     number = table["verdict"].value_counts().reindex(VERDICTS, fill_value=0)
-    assert set(table["name"][table["source"] != claims.PAPER]) == {"entropy_through_scale", "frequency_direction"}
-    start = f"Of {len(table)} testable claims, {len(table) - 2} of the paper and 2 of follow-up work (arXiv 2406.16254), {number[HOLDS]} hold"
+    assert set(table["name"][table["source"] != claims.PAPER]) == {"entropy_through_scale", "frequency_direction", "ablation_universal", "ablation_first_layer"}
+    start = f"Of {len(table)} testable claims, {len(table) - 4} of the paper and 4 of follow-up work (arXiv 2406.16254, arXiv 2508.00903), {number[HOLDS]} hold"
     assert ledger.summary(table).startswith(start)
     own = table[table["source"] == claims.PAPER]
     assert ledger.summary(own).startswith(f"Of {len(own)} testable claims of the paper ")
