@@ -63,7 +63,6 @@ def test_8_bit_products_of_long_contexts_stay_within_their_sums():
     for context, blocks in ((256, 64), (2048, 64), (4096, 32), (8192, 16)):
         parts = pack(replace(small, context=context)).passes
         assert {part.chunk for part in parts} == {blocks} and blocks * context <= INT8_SUMS and INT8_SUMS * 127**2 <= 2**31
-        assert {part.chunk for part in pack(replace(small, context=context, precision="fp32")).passes} == {64}
 
 
 def test_what_cannot_fit_is_refused():
