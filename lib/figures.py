@@ -42,7 +42,7 @@ sns.set_theme(
     font_scale=0.9,
     rc={
         "figure.dpi": 100,
-        "savefig.dpi": 110,
+        "savefig.dpi": 130,
         "savefig.bbox": "tight",
         "pdf.fonttype": 42,  # text stays text in the PDF and in the SVG
         "svg.fonttype": "none",
@@ -366,6 +366,7 @@ def sampling(table: pd.DataFrame, neurons: pd.DataFrame, threshold: float) -> Fi
     left.set(xlabel="best match on all text", ylabel="partner chosen on one part,\nmeasured on the others")
     left.legend(loc="upper left", markerscale=3)
     right.set(xlabel="standard error of the excess", ylabel="neurons (log axis)", yscale="log")
+    right.xaxis.set_major_locator(MaxNLocator(5))
     right.legend()
     return fig
 

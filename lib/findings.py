@@ -217,8 +217,8 @@ def sampling(table: pd.DataFrame, neurons: pd.DataFrame, intervals: pd.DataFrame
     title = f"With partners chosen on other text the mean match is {table['held_out_corr'].mean():.3f} instead of {neurons['mean_corr'].mean():.3f}"
     text = (
         f"The mean best match is {neurons['mean_corr'].mean():.4f} on all text; with the partner chosen on the first sixteenth and measured on the "
-        f"rest it is **{table['held_out_corr'].mean():.4f}**, and {percent(own['held_out'])} of the neurons are universal instead of "
-        f"{percent(own['share'])}. The standard error of a neuron's excess is **{table['excess_se'].median():.4f}** in the median and "
+        f"rest it is **{table['held_out_corr'].mean():.4f}**, and {percent(own['held_out'])} of the neurons are universal by it, "
+        f"{percent(own['share'])} by the best match. The standard error of a neuron's excess is **{table['excess_se'].median():.4f}** in the median and "
         f"{table['excess_se'].quantile(0.99):.4f} at the 99th percentile. Blocks were drawn as if each were independent of the others; those of one "
         "document are not, so true errors are somewhat larger."
     )

@@ -130,7 +130,7 @@ def test_the_gallery_saves_and_displays_with_the_description(tmp_path, monkeypat
     data, described = displayed[0]._repr_mimebundle_()
     assert described["image/png"]["alt"] == "Line through two points."
     pixels = matplotlib.image.imread(tmp_path / "figures" / "line.png").shape[1]
-    assert described["image/png"]["width"] == pytest.approx(pixels / 1.1, abs=1)
+    assert described["image/png"]["width"] == pytest.approx(pixels / 1.3, abs=1)
     assert fig.get_suptitle() == "A line goes up"
 
 
