@@ -376,9 +376,10 @@ def _advance(work: Pass, chunks: list[int], marks: list[int], processes: Process
             before, now = chunk * size, min((chunk + 1) * size, blocks)
             if any(before < mark <= now < blocks for mark in marks):
                 write_tensors(state.parent / f"snapshot-{now:06d}.safetensors", work.snapshot())
-            first = min(state.parent.glob("snapshot-*.safetensors"), default=None) if marks else None
-            if first and any(before < round(blocks * part / PARTS) <= now for part in range(1, PARTS + 1)):
-                write_tensors(state.parent / f"part-{now:06d}.safetensors", work.part(read_tensors(first)["partner"]))
+            if marks and any(before < round(blocks * part / PARTS) <= now for part in range(1, PARTS + 1)):
+                first = min(state.parent.glob("snapshot-*.safetensors"), default=None)  # none where the text is a few blocks
+                if first:
+                    write_tensors(state.parent / f"part-{now:06d}.safetensors", work.part(read_tensors(first)["partner"]))
             if time.monotonic() - saved > SAVE_SECONDS * max(1, gigabytes) and chunk != chunks[-1]:
                 write_tensors(state, work.state_dict())
                 saved = time.monotonic()

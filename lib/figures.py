@@ -342,7 +342,7 @@ def partners(table: pd.DataFrame, found: pd.DataFrame, threshold: float) -> Figu
         right.set_ylim(0, 1.15 * (depths["same"] + depths["spread"]).max())
         right.legend()
     else:
-        note(right, "no clique of all seeds")
+        note(right, "no clique of all seeds is known")
     right.set(ylabel="cliques of all seeds")
     right.yaxis.set_major_locator(MaxNLocator(integer=True))
     layer_axis(right, layers)

@@ -207,18 +207,19 @@ def convergence(summary: pd.DataFrame, reference: str, candidates: int) -> Findi
     return Finding(title, text, f"{alt} {title}.")
 
 
-def sampling(table: pd.DataFrame, neurons: pd.DataFrame, intervals: pd.DataFrame | None, reference: str) -> Finding:
-    """From the reference's rows of `sampling` and `sampling.share_intervals`: is a best match more than luck of the text?"""
+def sampling(table: pd.DataFrame, neurons: pd.DataFrame, threshold: float) -> Finding:
+    """From the reference's rows of `sampling`, and `neurons`: is a best match more than luck of the text?"""
     alt = "Scatter of the correlation on other text against the best match; histogram of the standard error of the excess."
-    if intervals is None or not len(table):
+    if not len(table):
         text = "This run recorded no parts of its text: that needs one process, one pass for all products, and enough text."
         return Finding("No parts of the text to compare", text, alt)
-    own = intervals.set_index("seed").loc[reference]
+    baseline = neurons[["layer", "neuron", "mean_baseline"]].merge(table, on=["layer", "neuron"])
+    held_out = (baseline["held_out_corr"] - baseline["mean_baseline"] > threshold).mean()
     title = f"With partners chosen on other text the mean match is {table['held_out_corr'].mean():.3f} instead of {neurons['mean_corr'].mean():.3f}"
     text = (
-        f"The mean best match is {neurons['mean_corr'].mean():.4f} on all text; with the partner chosen on the first sixteenth and measured on the "
-        f"rest it is **{table['held_out_corr'].mean():.4f}**, and {percent(own['held_out'])} of the neurons are universal by it, "
-        f"{percent(own['share'])} by the best match. The standard error of a neuron's excess is **{table['excess_se'].median():.4f}** in the median and "
+        f"The mean best match is {neurons['mean_corr'].mean():.4f} on all text; with the partner chosen on the first part of it and measured on the "
+        f"rest it is **{table['held_out_corr'].mean():.4f}**, and {percent(held_out)} of the neurons are universal by it, "
+        f"{percent(universal(neurons, threshold).mean())} by the best match. The standard error of a neuron's excess is **{table['excess_se'].median():.4f}** in the median and "
         f"{table['excess_se'].quantile(0.99):.4f} at the 99th percentile. Blocks were drawn as if each were independent of the others; those of one "
         "document are not, so true errors are somewhat larger."
     )
@@ -301,26 +302,29 @@ def references(shares: pd.DataFrame, threshold: float, intervals: pd.DataFrame |
         text = f"Whichever of the {len(shares)} seeds is the reference, no neuron is universal at threshold {threshold:g}."
     if intervals is not None:
         own = intervals.loc[intervals["share"].idxmax()]
+        moves = "would move the share less" if own["high"] - own["low"] < high - low else "may move the share as much"
         text += (
-            f" Another text of this kind would move the share less: its 95 % interval is {percent(own['low'])} to {percent(own['high'])} for seed "
+            f" Another text of this kind {moves}: its 95 % interval is {percent(own['low'])} to {percent(own['high'])} for seed "
             f"{own['seed']} (black line)."
-            if (own["high"] - own["low"]) < high - low
-            else f" Another text of this kind may move the share as much: its 95 % interval is {percent(own['low'])} to "
-            f"{percent(own['high'])} for seed {own['seed']} (black line)."
         )
     return Finding(title, text, f"Bar chart of the share of universal neurons with each seed as reference. {title}.")
 
 
-def partners(numbers: dict[str, float], seeds: int, threshold: float) -> Finding:
-    """From `matching.summary`: does another seed hold the same neuron, or a similar one? `seeds` is how many the run has."""
+def partners(numbers: dict[str, float], seeds: int, references: int, threshold: float) -> Finding:
+    """From `matching.summary`: does another seed hold the same neuron, or a similar one?
+
+    `seeds` is how many the run has, `references` how many of them serve as reference: cliques are looked for where all do.
+    """
     alt = "Share of mutual best matches and of neurons in a clique against the excess correlation; bar chart of cliques by layer."
     found = int(numbers["cliques"])
     title = f"{capital(count(found, 'set'))} of one neuron from each of {seeds} seeds that are all each other's best match"
+    if references < seeds:
+        title = f"{percent(numbers['mutual'], 1)} of best matches are mutual"
     text = f"**{percent(numbers['mutual'], 1)}** of best matches are mutual"
     text += f", of the {count(numbers['universal'], 'universal neuron')} **{percent(numbers['mutual_universal'], 1)}**" if numbers["universal"] else ""
     text += (
-        f". {capital(count(found, 'clique'))} of one neuron from every seed {'has' if found == 1 else 'have'} only mutual best matches"
-        if np.isfinite(numbers["one_layer"])
+        f". {capital(count(found, 'clique'))} of one neuron from every seed {'has' if found <= 1 else 'have'} only mutual best matches"
+        if references == seeds
         else ". No clique of one neuron from every seed is known (that needs every seed as reference)"
     )
     if found:
@@ -333,7 +337,7 @@ def partners(numbers: dict[str, float], seeds: int, threshold: float) -> Finding
     if np.isfinite(numbers["assigned_corr"]):
         text += (
             f"With every neuron of a compared seed used only once, the mean match falls from {numbers['best_corr']:.3f} to "
-            f"{numbers['assigned_corr']:.3f}, and {count(numbers['universal_assigned'], 'neuron')} instead of {numbers['universal']:,} would be universal."
+            f"{numbers['assigned_corr']:.3f}; {numbers['universal']:,} of {numbers['neurons']:,} neurons are universal by the best match, {numbers['universal_assigned']:,} by this one."
         )
     else:
         text += "The one-to-one assignment is left out for models of this size: its time grows with the cube of the neurons."

@@ -92,12 +92,17 @@ def by_excess(table: pd.DataFrame, edges: np.ndarray) -> pd.DataFrame:
     bins = pd.cut(table["excess_corr"], edges)
     rows = table.groupby(bins, observed=True).agg(neurons=("neuron", "size"), mutual=("mutual", "mean"), in_clique=("in_clique", "mean"))
     rows.insert(0, "excess", [interval.mid for interval in rows.index])
-    return rows[rows["neurons"] > 0].reset_index(drop=True)
+    return rows.reset_index(drop=True)
+
+
+def _layers(found: pd.DataFrame) -> pd.DataFrame:
+    """Each clique's layers, a column for each seed."""
+    return found[[name for name in found if name.startswith("layer_")]].astype("int64")
 
 
 def clique_depths(found: pd.DataFrame, layers: int) -> pd.DataFrame:
     """Cliques by the mean layer of their neurons, rounded: columns layer, same (all in one layer), spread (over several)."""
-    depth = found[[name for name in found if name.startswith("layer_")]].astype("int64")
+    depth = _layers(found)
     at, same = depth.mean(axis=1).round().astype(int), depth.nunique(axis=1) == 1
     rows = pd.crosstab(at, same).reindex(index=range(layers), columns=[True, False], fill_value=0)
     return rows.set_axis(["same", "spread"], axis=1).rename_axis("layer").reset_index()
@@ -106,7 +111,6 @@ def clique_depths(found: pd.DataFrame, layers: int) -> pd.DataFrame:
 def summary(table: pd.DataFrame, found: pd.DataFrame, threshold: float) -> dict[str, float]:
     """Numbers of the chapter's sentence, from `partners` and `cliques`; NaN for what there is nothing of."""
     chosen = universal(table, threshold)
-    layers = found[[name for name in found if name.startswith("layer_")]]
     return {
         "neurons": len(table),
         "universal": int(chosen.sum()),
@@ -115,7 +119,7 @@ def summary(table: pd.DataFrame, found: pd.DataFrame, threshold: float) -> dict[
         "cliques": len(found),
         "strong_cliques": int((found["min_corr"] > threshold).sum()),
         "in_clique_universal": table.loc[chosen, "in_clique"].mean(),
-        "one_layer": (layers.nunique(axis=1) == 1).mean() if len(found) else np.nan,
+        "one_layer": (_layers(found).nunique(axis=1) == 1).mean() if len(found) else np.nan,
         "best_corr": table["mean_corr"].mean(),
         "assigned_corr": table["assigned_corr"].mean(),
         "universal_assigned": int((table["assigned_excess"] > threshold).sum()),

@@ -101,8 +101,7 @@ def sampled(parts: Parts, reference: int, random_seed: int) -> Sampled:
 
 
 def share_intervals(run: Run, neurons_all_seeds: pd.DataFrame, threshold: float) -> pd.DataFrame | None:
-    """One row per seed as reference: seed, share universal, low, high (95 %), held_out (share universal by the correlations on
-    the parts that did not choose the partner); None without parts."""
+    """One row per seed as reference: seed, share universal, low, high (95 %); None without parts."""
     parts = parts_of(run)
     if parts is None:
         return None
@@ -110,17 +109,5 @@ def share_intervals(run: Run, neurons_all_seeds: pd.DataFrame, threshold: float)
     for seed, own in neurons_all_seeds.groupby("seed", sort=False):
         found = sampled(parts, seeds.index(seed), run.params.random_seed)
         low, high = found.share_interval(own["excess_corr"], threshold)
-        held_out = found.held_out_corr.numpy() - own["mean_baseline"].to_numpy()
-        rows.append(
-            {
-                "seed": seed,
-                "share": universal(own, threshold).mean(),
-                "low": low,
-                "high": high,
-                "held_out": (held_out > threshold).mean(),
-                "chosen_corr": own["mean_corr"].mean(),
-                "held_out_corr": float(found.held_out_corr.mean()),
-                "error": float(found.error.median()),
-            }
-        )
+        rows.append({"seed": seed, "share": universal(own, threshold).mean(), "low": low, "high": high})
     return pd.DataFrame(rows)

@@ -93,7 +93,7 @@ def test_one_reference_knows_mutual_matches_but_no_cliques(make_run, seed_folder
     numbers = matching.summary(
         matching.partners(alone["neurons"], alone["matches"], alone["cliques"], alone["assignments"], "a"), alone["cliques"], 0.5
     )
-    assert "needs every seed as reference" in findings.partners(numbers, 3, 0.5).text
+    assert "needs every seed as reference" in findings.partners(numbers, 3, 1, 0.5).text
 
 
 def test_large_models_are_not_assigned(make_run, seed_folders, monkeypatch):
@@ -101,8 +101,9 @@ def test_large_models_are_not_assigned(make_run, seed_folders, monkeypatch):
     made = tables_of(make_run(seed_folders))
     assert len(made["assignments"]) == 0
     table = matching.partners(made["neurons"], made["matches"], made["cliques"], made["assignments"], "a")
-    assert table["assigned_corr"].isna().all()
-    assert "left out" in findings.partners(matching.summary(table, made["cliques"], 0.5), 3, 0.5).text
+    assert table["assigned_corr"].isna().all() and not len(made["cliques"])
+    text = findings.partners(matching.summary(table, made["cliques"], 0.5), 3, 3, 0.5).text
+    assert "left out" in text and "No clique of one neuron from every seed has" in text and "every seed as reference" not in text
 
 
 def test_bins_of_excess():
