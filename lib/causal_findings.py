@@ -297,12 +297,15 @@ def importance(compared: pd.DataFrame) -> Finding:
 
 
 def importance_table(compared: pd.DataFrame) -> pd.DataFrame:
-    """The mean ablations of `ablation.comparisons` as a reader's table: one row per set and layer, numbers as text."""
+    """The mean ablations of `ablation.comparisons` as a reader's table: one row per set and layer, numbers as text.
+
+    The columns "random" are means over random sets, the last ones say how many of these lie below the set.
+    """
     held = compared[compared["kind"] == "mean"].sort_values(["group", "layer"], ascending=[False, True])
     columns = {"set": held["group"], "layer": held["layer"], "neurons": held["neurons"]}
     for outcome, label, digits in (("loss_change", "Δloss [nats]", 4), ("kl", "KL [nats]", 4), ("residual_power", "power", 2)):
-        columns[label] = [signed(value, digits).removeprefix("+") for value in held[outcome]]
-        columns[f"{label}, random"] = [f"{signed(row[f'{outcome}_random'], digits).removeprefix('+')} ± {row[f'{outcome}_spread']:.{digits}f}" for row in held.to_dict("records")]
+        for name, source in ((label, outcome), (f"{label}, random", f"{outcome}_random")):
+            columns[name] = [signed(value, digits).removeprefix("+") for value in held[source]]
     for outcome, label in {"loss_change": "Δloss", "kl": "KL", "kl_per_power": "KL per power"}.items():
-        columns[f"random below in {label}"] = [f"{below} of {draws}" for below, draws in zip(held[f"{outcome}_below"], held["draws"], strict=True)]
+        columns[f"of {DRAWS} below in {label}"] = held[f"{outcome}_below"]
     return pd.DataFrame(columns)

@@ -265,9 +265,9 @@ def universal_roles(shares: dict[str, pd.DataFrame], threshold: float, top: floa
             (more if row["top_share"] > row["expected"] else less).append(role)
     title = "No role is more or less universal than its depth explains"
     if more or less:
-        said = [f"more {' and '.join(more)}"] if more else []
-        said += [f"fewer {' and '.join(less)}"] if less else []
-        title = f"Most universal neurons: {', '.join(said)} than expected at their depth"
+        said = [f"more {listed(more)}"] if more else []
+        said += [f"fewer {listed(less)}"] if less else []
+        title = f"The most universal neurons: {', '.join(said)} than expected at their depth"
     text = f"By the calibrated cuts and at threshold {threshold:g}, over the seeds that serve as reference, universal are: {'; '.join(parts)}."
     return Finding(title, text, f"{alt} {title}.")
 

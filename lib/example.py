@@ -1,7 +1,7 @@
 """Makes the example report that the repository holds from a finished run: `make example`, or `python -m lib.example outputs/<run>`.
 
-Readers get the pages, the executed notebooks, the small tables, the figures that README.md shows, and screenshots of the front page
-and of a neuron's page; the rest, which every run writes, would weigh on every clone.
+Readers get the pages, one executed notebook to read where pages of HTML are not shown, the small tables, the figures that README.md
+shows, and screenshots of the front page and of a neuron's page; the rest, which every run writes, would weigh on every clone.
 """
 
 import os
@@ -19,7 +19,8 @@ from lib.params import OUTPUTS, ROOT, read_params
 from lib.store import Run
 
 HOME = OUTPUTS / "example"
-LARGEST_TABLE = 100_000  # bytes
+NOTEBOOK = "03_universality.ipynb"  # the chapter that answers the report's question; the others hold what their pages show
+LARGEST_TABLE = 50_000  # bytes
 WINDOW = {"width": 1280, "height": 1120}
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
          "--disable-sync")  # fmt: skip
@@ -45,7 +46,7 @@ def headless(purpose: str):
 
 def chosen(folder: Path, shown: set[str]) -> list[Path]:
     """The files of a finished run that are kept, relative to its folder; `shown` are the names of the figures wanted."""
-    kept = [path.relative_to(folder) for path in contents(folder)] + [path.relative_to(folder) for path in folder.glob("notebooks/*.ipynb")]
+    kept = [path.relative_to(folder) for path in contents(folder)] + [path.relative_to(folder) for path in folder.glob(f"notebooks/{NOTEBOOK}")]
 
     def wanted(path: Path) -> bool:
         if path.parts[0] == "figures":

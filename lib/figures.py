@@ -375,7 +375,7 @@ def sampling(table: pd.DataFrame, neurons: pd.DataFrame, threshold: float) -> Fi
         right.hist(group["excess_se"].clip(upper=bins[-1]), bins, color=COLOURS[name], histtype="stepfilled", label=name)
     left.set(xlabel="best match on all text", ylabel="partner chosen on one part,\nmeasured on the others")
     left.legend(loc="upper left", markerscale=3)
-    right.set(xlabel="standard error of the excess", ylabel="neurons (log axis)", yscale="log")
+    right.set(xlabel="standard error of the excess\n(last bin: all larger ones too)", ylabel="neurons (log axis)", yscale="log")
     right.xaxis.set_major_locator(MaxNLocator(5))
     right.legend()
     return fig

@@ -220,8 +220,8 @@ def sampling(table: pd.DataFrame, neurons: pd.DataFrame, threshold: float) -> Fi
         f"The mean best match is {neurons['mean_corr'].mean():.4f} on all text; with the partner chosen on the first part of it and measured on the "
         f"rest it is **{table['held_out_corr'].mean():.4f}**, and {percent(held_out)} of the neurons are universal by it, "
         f"{percent(universal(neurons, threshold).mean())} by the best match. The standard error of a neuron's excess is **{table['excess_se'].median():.4f}** in the median and "
-        f"{table['excess_se'].quantile(0.99):.4f} at the 99th percentile. Blocks were drawn as if each were independent of the others; those of one "
-        "document are not, so true errors are somewhat larger."
+        f"{table['excess_se'].quantile(0.99):.4f} at the 99th percentile. Parts were drawn as if each were independent of the others; where "
+        "they share documents they are not, and true errors are somewhat larger."
     )
     return Finding(title, text, f"{alt} {title}.")
 
