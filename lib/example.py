@@ -15,12 +15,13 @@ from PIL import Image
 
 from lib.archive import contents
 from lib.errors import InputError, told
+from lib.figures import in_few_colours
 from lib.params import OUTPUTS, ROOT, read_params
 from lib.store import Run
 
 HOME = OUTPUTS / "example"
 NOTEBOOK = "03_universality.ipynb"  # the chapter that answers the report's question; the others hold what their pages show
-LARGEST_TABLE = 50_000  # bytes
+LARGEST_TABLE = 20_000  # bytes
 WINDOW = {"width": 1280, "height": 1120}
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
          "--disable-sync")  # fmt: skip
@@ -67,7 +68,7 @@ def screenshots(folder: Path, neuron: str, into: Path) -> None:
             tab.goto(f"{(folder / 'report').resolve().as_uri()}/{page}")
             tab.wait_for_timeout(1500)  # the explorer's data load when they are asked for
             tab.screenshot(path=into / f"{name}.png")
-            Image.open(into / f"{name}.png").convert("RGB").quantize(256).save(into / f"{name}.png", optimize=True)
+            in_few_colours(Image.open(into / f"{name}.png")).save(into / f"{name}.png", optimize=True)
 
 
 @told

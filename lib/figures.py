@@ -72,7 +72,7 @@ def gallery(folder: Path) -> Callable[[Figure, str, str, str], None]:
                 axis.set_ticklabels([_typeset(label) for label in labels])
         fig.suptitle(_typeset(title, "mathbf"), x=0.01, ha="left", fontsize="large", fontweight="bold")
         folder.mkdir(parents=True, exist_ok=True)
-        png = _in_few_colours(fig, alt)
+        png = _as_png(fig, alt)
         (folder / f"{name}.png").write_bytes(png)
         fig.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
         fig.savefig(folder / f"{name}.svg", metadata={"Date": None, "Title": title, "Description": alt})
@@ -88,23 +88,26 @@ def _typeset(text: str, face: str = "mathit") -> str:
     return SYMBOL.sub(rf"$\\{face}{{\1}}_{{\\mathrm{{\2}}}}$", text)
 
 
-def _in_few_colours(fig: Figure, alt: str) -> bytes:
-    """The figure as PNG, with `alt` as its Description; a palette makes it, and the pages that hold it, a third as large.
+def in_few_colours(picture: Picture.Image) -> Picture.Image:
+    """The picture in the first palette in which at most one pixel in a thousand is off by more than 12 of 255 in any channel, or in
+    the last; it makes a PNG, and the pages that hold it, a third as large."""
+    whole = picture.convert("RGB")
+    for colours, method in PALETTES:
+        reduced = whole.quantize(colours, method, dither=Picture.Dither.NONE)
+        off = np.abs(np.asarray(whole, dtype=np.int16) - np.asarray(reduced.convert("RGB"), dtype=np.int16)).max(-1)
+        if (off > 12).mean() <= 1e-3:
+            break
+    return reduced
 
-    The palette is the first in which at most one pixel in a thousand is off by more than 12 of 255 in any channel, or the last.
-    """
+
+def _as_png(fig: Figure, alt: str) -> bytes:
+    """The figure as PNG, with `alt` as its Description."""
     about = PngInfo()
     about.add_itxt("Description", alt)
     with BytesIO() as drawn, BytesIO() as packed:
         fig.savefig(drawn, format="png")
         picture = Picture.open(drawn)
-        whole = picture.convert("RGB")
-        for colours, method in PALETTES:
-            reduced = whole.quantize(colours, method, dither=Picture.Dither.NONE)
-            off = np.abs(np.asarray(whole, dtype=np.int16) - np.asarray(reduced.convert("RGB"), dtype=np.int16)).max(-1)
-            if (off > 12).mean() <= 1e-3:
-                break
-        reduced.save(packed, "png", optimize=True, pnginfo=about, dpi=picture.info["dpi"])
+        in_few_colours(picture).save(packed, "png", optimize=True, pnginfo=about, dpi=picture.info["dpi"])
         return packed.getvalue()
 
 
