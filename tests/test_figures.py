@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image as Picture
+from PIL import ImageDraw
 
 from lib import figures, universality
 from lib.circuits import READING_COLUMNS
@@ -132,6 +134,22 @@ def test_the_gallery_saves_and_displays_with_the_description(tmp_path, monkeypat
     pixels = matplotlib.image.imread(tmp_path / "figures" / "line.png").shape[1]
     assert described["image/png"]["width"] == pytest.approx(pixels / 1.3, abs=1)
     assert fig.get_suptitle() == "A line goes up"
+
+
+def test_pictures_keep_their_colours_in_a_small_palette():
+    def off(picture: Picture.Image) -> tuple[int, int]:
+        """Largest difference in any channel, and how many colours are left."""
+        reduced = figures.in_few_colours(picture)
+        kept = reduced.convert("RGB")
+        return int(np.abs(np.asarray(picture, dtype=int) - np.asarray(kept, dtype=int)).max()), len(kept.getcolors())
+
+    lines = Picture.new("RGB", (300, 200), "white")
+    for number, colour in enumerate(figures.SEED_COLOURS):  # one thin line each, a small part of the picture
+        ImageDraw.Draw(lines).line([(10, 20 * number + 10), (30, 20 * number + 10)], colour)
+    assert off(lines) == (0, len(figures.SEED_COLOURS) + 1)
+    steps = np.linspace(0, 255, 256, dtype=np.uint8)
+    scale = Picture.fromarray(np.stack(np.broadcast_arrays(steps, steps[:, None], steps[::-1]), -1))  # as many colours as pixels
+    assert off(scale)[1] == 128
 
 
 def test_labels_break_outside_brackets():
