@@ -68,7 +68,7 @@ def _layers(evidence: Evidence) -> Measured:
     if shares.groupby("seed")["universal"].sum().max() < FEWEST:
         return unmeasured(f"fewer than {FEWEST} universal neurons in every seed")
     found = over_seeds(by_seed, 0.999, True, lambda value: percent(value, 0))
-    return found._replace(here=f"of the layers, {found.here}")
+    return found._replace(here=f"share of layers: {found.here}")
 
 
 def _frequency_cosine(evidence: Evidence) -> Measured:
