@@ -63,7 +63,7 @@ def _what(evidence: Evidence) -> str:
     text = f"**{percent(explained['all'].sum() / len(rows), 0)}** of seed {evidence.reference}'s neurons respond to something that we can name better than random directions do"
     if len(largest):
         text += ", most often to " + " and to ".join(f"{row['label']} ({row['all']:,})" for _, row in largest.iterrows())
-    return f"{text}; of the {family_summary.TOP.removeprefix('top ')} best matched ones {percent(explained[f'{family_summary.TOP} share'].sum(), 0)} do."
+    return f"{text}; of the {family_summary.TOP.removeprefix('top ')} with the largest excess {percent(explained[f'{family_summary.TOP} share'].sum(), 0)} do."
 
 
 def _what_for(evidence: Evidence, table: pd.DataFrame) -> str:
@@ -72,7 +72,7 @@ def _what_for(evidence: Evidence, table: pd.DataFrame) -> str:
         text = f"By their weights **{roles['prediction']:,.0f}** neurons of a seed raise a few tokens (prediction) and {roles['suppression']:,.0f} lower a few (suppression)"
     else:
         text = "What neurons do was not measured in this run"
-    causal = table[table["name"].isin([claim.name for claim in ledger.CAUSAL])]
+    causal = table[table["name"].isin([claim.name for claim in ledger.INTERVENTIONS])]
     holds = causal[causal["verdict"] == HOLDS]
     told = causal[causal["verdict"] != UNKNOWN]
     if "roles" in evidence.tables and len(told):

@@ -20,7 +20,7 @@ FOLDERS = ("report", "figures", "tables")  # pages link to figures and tables
 
 def contents(folder: Path) -> list[Path]:
     """The files of a run that are shared, sorted; InputError if the run is not finished."""
-    missing = [name for name in (*FILES, "report/index.html") if not (folder / name).is_file()]
+    missing = [name for name in (*FILES, "report/index.html", "tables/done.json") if not (folder / name).is_file()]
     if not missing and not any((folder / "tables").glob("*.parquet")):
         missing = ["tables/*.parquet"]
     if (folder / "unfinished").exists() or missing:

@@ -126,6 +126,9 @@ def query_path_ablations(
             found = _cut(model, trace, pair)
             part = pd.DataFrame({name: values[some].numpy() for name, values in found.items()})
             parts.append(part.assign(layer=pair.layer, neuron=pair.neuron, head_layer=pair.head_layer, head=pair.head))
+    if not parts:  # no pair: a model of one layer has no later head
+        names = ["activation", "bos", "norm", "bos_change", "norm_change", "layer", "neuron", "head_layer", "head"]
+        return pd.DataFrame({name: pd.Series(dtype="float64" if place < 5 else "int64") for place, name in enumerate(names)})
     return pd.concat(parts, ignore_index=True)
 
 

@@ -2,10 +2,9 @@
 
 import numpy as np
 import pandas as pd
-from scipy.stats import mannwhitneyu
 
 from lib import ablation, attention
-from lib.causal_findings import RESTING, at_top, name_of, share_taken
+from lib.causal_findings import RESTING, at_top, name_of, taken
 from lib.claims import (
     Claim,
     Evidence,
@@ -23,6 +22,7 @@ from lib.universality import FEWEST, SIGNIFICANT
 
 CHAPTER = "05_weight_circuits"
 WEIGHTS, FIXED, ABLATED, PATHS, NORMS, SETS = "causal_weights", "fixed_activation", "mean_ablation", "query_paths", "value_norms", "ablations"
+INTERVENTIONS = {FIXED, ABLATED, PATHS, SETS}
 FOLLOW_UP, PERSISTENCE = "arXiv 2406.16254", "arXiv 2508.00903"
 ANTIPODAL, STRONG = -0.5, 0.5  # cosine and correlation from which a claim is granted
 
@@ -74,15 +74,11 @@ def _more_taken(outcome: str, variant: str, group: str):
     """Does a variant take away more of an effect from candidates than from controls? Mann–Whitney over neurons."""
 
     def measure(evidence: Evidence) -> Measured:
-        taken = share_taken(evidence.tables[ABLATED], outcome, variant).dropna()
-        ours, others = (taken[taken.index.get_level_values("group") == name] for name in (group, "control"))
-        if not len(ours) or not len(others):
+        found = taken(evidence.tables[ABLATED], outcome, variant, group)
+        if found is None:
             return unmeasured("no candidate or no control with an effect")
-        test = mannwhitneyu(ours, others)
-        delta = 2 * test.statistic / (len(ours) * len(others)) - 1
-        here = f"{signed_percent(ours.median())} of the median candidate's effect, {signed_percent(others.median())} of the median control's ({p_words(test.pvalue)})"
-        sure = test.pvalue < SIGNIFICANT
-        return Measured(float(delta), np.nan, np.nan, here, decided(delta, delta, 0.0) if sure else "cannot tell")
+        here = f"{signed_percent(found.ours)} of the median candidate's effect, {signed_percent(found.others)} of the median control's ({p_words(found.p_value)})"
+        return Measured(float(found.delta), np.nan, np.nan, here, decided(found.delta, found.delta, 0.0) if found.p_value < SIGNIFICANT else "cannot tell")
 
     return measure
 

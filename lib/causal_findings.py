@@ -3,9 +3,11 @@
 As in lib/findings.py every number is computed; where an effect is not there, the sentence says so.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
+from scipy.stats import mannwhitneyu, spearmanr
 
 from lib.ablation import CHOSEN, DRAWS, MOST, UNIVERSAL, Ranking, first_layer, ranking
 from lib.effects import FIXED_FREQUENCY, FROZEN_SCALE, TOTAL
@@ -90,7 +92,10 @@ def fixed_activation(table: pd.DataFrame) -> Finding:
             "reciprocal rank than the controls' median: the paper's entropy neuron moves entropy and hardly the rank."
         )
     else:
-        text += "**none goes beyond every control**, so that this run shows no clear entropy neuron."
+        lowest = own.loc[own["entropy_change"].idxmin()]
+        lower = lowest["entropy_change"] < min(0, others["entropy_change"].min())
+        text += "**none changes it more than every control does**, so that this run shows no clear entropy neuron."
+        text += f" ({name_of(lowest)} lowers it more than any control does.)" if lower else ""
     return Finding(title, text, f"{alt} {title}.")
 
 
@@ -107,8 +112,32 @@ def share_taken(table: pd.DataFrame, outcome: str, variant: str) -> pd.Series:
     return 1 - wide[variant] / total
 
 
-def _median_taken(table: pd.DataFrame, outcome: str, variant: str) -> pd.Series:
-    return share_taken(table, outcome, variant).groupby("group").median()
+class Taken(NamedTuple):
+    """Shares of an effect that a variant takes away: the medians of candidates and controls, and Mann–Whitney's test between them."""
+
+    ours: float
+    others: float
+    delta: float  # Cliff's
+    p_value: float
+
+
+def taken(table: pd.DataFrame, outcome: str, variant: str, group: str) -> Taken | None:
+    """Of the candidates in `group` beside the controls; None where none of either has an effect."""
+    shares = share_taken(table, outcome, variant).dropna()
+    ours, others = (shares[shares.index.get_level_values("group") == name] for name in (group, "control"))
+    if not len(ours) or not len(others):
+        return None
+    test = mannwhitneyu(ours, others)
+    return Taken(ours.median(), others.median(), 2 * test.statistic / (len(ours) * len(others)) - 1, test.pvalue)
+
+
+def _acting(found: Taken | None, where: str) -> str:
+    """Do candidates act along `where` more than other neurons do?"""
+    if found is None:
+        return f"whether the candidates act {where} more than other neurons do cannot be said"
+    if found.p_value >= SIGNIFICANT:
+        return f"this run cannot tell whether the candidates act {where} more than other neurons do ({p_words(found.p_value)})"
+    return f"the candidates act {where} {'more' if found.delta > 0 else 'less'} than other neurons do ({p_words(found.p_value)})"
 
 
 def mean_ablation(table: pd.DataFrame) -> Finding:
@@ -116,22 +145,21 @@ def mean_ablation(table: pd.DataFrame) -> Finding:
     alt = "Scatter plots of mean-ablation effects: total against direct with the final scale frozen, and with the frequency direction fixed."
     if table.empty:
         return Finding("No neuron to ablate", "There are too few neurons in the last layers for candidates and controls.", alt)
-    scale, frequency = _median_taken(table, "entropy", FROZEN_SCALE), _median_taken(table, "kl_unigram", FIXED_FREQUENCY)
+    scale, frequency = (share_taken(table, *what).groupby("group").median() for what in (("entropy", FROZEN_SCALE), ("kl_unigram", FIXED_FREQUENCY)))
     through = {group: signed_percent(scale.get(group, np.nan)) for group in ("entropy", "control")}
     along = {group: signed_percent(frequency.get(group, np.nan)) for group in ("frequency", "control")}
     entropy, unigram = _largest(table, "entropy"), _largest(table, "kl_unigram")
-    taken = through["entropy"] if scale.get("entropy", np.nan) > 0 else "nothing"
-    title = f"Freezing the final scale takes away {taken} of the median candidate's effect on entropy"
+    gone = through["entropy"] if scale.get("entropy", np.nan) > 0 else "nothing"
+    title = f"Freezing the final scale takes away {gone} of the median candidate's effect on entropy"
     if through["entropy"] == "undefined":
         title = "No candidate's mean ablation changes entropy"
-    more = scale.get("entropy", np.nan) > scale.get("control", np.nan)
-    further = frequency.get("frequency", np.nan) > frequency.get("control", np.nan)
     tokens = int(table["tokens"].iloc[0])
     text = (
         f"On {tokens:,} tokens, freezing the final scale takes away **{through['entropy']}** of the median entropy candidate's effect on entropy and **{through['control']}** of the median control's: "
-        f"the candidates act {'more' if more else 'no more'} through the scale than other neurons do. The largest effects are small, {entropy['entropy']} nats among the candidates and "
+        f"{_acting(taken(table, 'entropy', FROZEN_SCALE, 'entropy'), 'through the scale')}. The largest effects are {entropy['entropy']} nats among the candidates and "
         f"{entropy['control']} among the controls. Putting the logits' projection on the frequency direction back takes away **{along['frequency']}** of the median token-frequency "
-        f"candidate's effect on KL(prediction ‖ unigram) and **{along['control']}** of the median control's: they act {'more' if further else 'no more'} along the frequency direction. "
+        f"candidate's effect on KL(prediction ‖ unigram) and **{along['control']}** of the median control's: "
+        f"{_acting(taken(table, 'kl_unigram', FIXED_FREQUENCY, 'frequency'), 'along the frequency direction')}. "
         f"The largest change of that divergence is {unigram['frequency']} nats among the candidates, {unigram['control']} among the controls."
     )
     if any(share.startswith("−") for share in (*through.values(), *along.values())):

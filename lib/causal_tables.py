@@ -1,24 +1,25 @@
 """The tables of chapter 05's causal runs: made once for the reference seed and kept with the run."""
 
 import sys
+from hashlib import sha256
 
 import pandas as pd
 import torch
 from tqdm import tqdm
 
-from lib import ablation, attention, causal, effects, entropy, interventions, processed
+from lib import ablation, attention, causal, circuits, effects, entropy, interventions, processed
 from lib.causal import VARIANTS, at_mean, at_values, sample_blocks, unigram_counts
 from lib.circuit_tables import kept
 from lib.errors import InputError
 from lib.findings import capital
 from lib.interventions import PathAblation
-from lib.kernels import predictions
+from lib.kernels import forward, predictions
 from lib.store import Run
 
 TOKENS = 12_288  # positions of text that effects are measured on, at most
 SHARE = 8  # and at most one in so many of the run's
 PART = 4  # one in so many of these for the matches in other seeds, and for the many sets that are ablated
-SOURCES = (sys.modules[__name__], attention, causal, effects, entropy, interventions, predictions, processed)
+SOURCES = (sys.modules[__name__], attention, causal, circuits, effects, entropy, forward, interventions, predictions, processed)
 
 
 def positions(run: Run) -> int:
@@ -138,7 +139,7 @@ def ablations(run: Run) -> pd.DataFrame:
         blocks = sample_blocks(run.text, positions(run) // PART)
         return ablation.ablations(model_of(run, run.params.reference), blocks, sets, means, _progress("ablated sets"))
 
-    chosen = {f"{one.group}, layer {one.layer}": one.neurons for one in sets if one.group != ablation.RANDOM}
+    chosen = {"sets": sha256(repr(sets).encode()).hexdigest()}
     return kept(run, "ablations", (*SOURCES, ablation), _made_from(run, chosen), make)
 
 

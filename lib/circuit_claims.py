@@ -29,6 +29,8 @@ def _share_of(counts: pd.DataFrame, part: pd.Series, whole: pd.Series, noun: str
 
 def _rise(evidence: Evidence) -> Measured:
     counts = _counts(evidence)
+    if counts["layer"].max() == 0:
+        return unmeasured("the models have one layer")
     deep = counts["layer"] >= (counts["layer"].max() + 1) / 2
     return _share_of(counts, counts["prediction"].where(deep, 0), counts["prediction"], "prediction neuron")
 

@@ -133,8 +133,9 @@ def chosen_for_next_token(table: pd.DataFrame, number: int = CHOSEN) -> pd.DataF
 
 @torch.no_grad()
 def logit_effects(run: Run, seed: str, chosen: pd.DataFrame) -> np.ndarray:
-    """cos(w_out, W_U[:, v]) of the chosen neurons (rows with layer and neuron), shape (neurons, vocabulary)."""
+    """cos(w_out, W_U[:, v]) of the chosen neurons (rows with layer and neuron) for the text's tokens v, shape (neurons, vocabulary)."""
     w_out, unit_unembedding = weights_of(run, seed)
+    unit_unembedding = unit_unembedding[:, : run.text.vocab_size]  # without those of a padded embedding
     if chosen.empty:
         return np.zeros((0, unit_unembedding.shape[1]), dtype=np.float32)
     rows = torch.stack([w_out[row.layer][row.neuron] for row in chosen.itertuples()])

@@ -1,7 +1,8 @@
 """What a published claim is, and how a run's measurement decides it; the chapters' claims stand in lib/*_claims.py.
 
 A claim is decided by an interval: it holds if all of the interval lies on the claimed side of a bound, it does not
-hold if all of it lies on the other side, and this run cannot tell in between, or where there is nothing to measure.
+hold if all of it lies on the other side, and this run cannot tell in between, or where there is nothing to measure. Where a test
+decides instead, the value's side counts if its p-value is below 0.05, and there is no interval.
 """
 
 from collections.abc import Callable, Mapping

@@ -215,10 +215,12 @@ def losses(name: str, model, text) -> list[dict]:
     tokens, domain = text.tokens[:LOSS_BLOCKS], text.domain[:LOSS_BLOCKS]
     size = min(BATCH[model.device.type], max(1, LOSS_LOGITS // (text.context * text.vocab_size)))
     found = torch.cat([token_losses(model, part.to(model.device)).cpu() for part in tokens.split(size)]).double()
-    rows = [{"seed": name, "domain": "all", "loss": float(found.mean()), "tokens": found.numel()}]
-    for index in domain.unique().tolist():
-        own = found[domain == index]
-        rows.append({"seed": name, "domain": text.domains[index], "loss": float(own.mean()), "tokens": own.numel()})
+    predicted = tokens[:, 1:] != text.bos_id  # BOS begins the next document or fills the end of a block
+    rows = []
+    for index, title in [(None, "all"), *((index, text.domains[index]) for index in domain.unique().tolist())]:
+        own = found[predicted] if index is None else found[domain == index][predicted[domain == index]]
+        if len(own):
+            rows.append({"seed": name, "domain": title, "loss": float(own.mean()), "tokens": len(own)})
     return rows
 
 
@@ -257,10 +259,10 @@ def collect(run: Run, grouped: bool = True, snapshots: tuple[float, ...] = SNAPS
     _refuse_other_files(run, hashes)
     if complete:
         return
-    device = device_of(run.params)
+    device, shape = device_of(run.params), shared_shape(run.params)
     processes, begun = Processes(), None
     groups = tuple(map(tuple, processes.agree(group_sizes(run) if processes.first and grouped else ())))
-    setting = setting_of(run.params, shared_shape(run.params), device, Processes.on_this_machine(), groups)
+    setting = setting_of(run.params, shape, device, Processes.on_this_machine(), groups)
     if processes.first:
         check(run)
         begun = _planned(run, setting)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -40,7 +41,11 @@ class Readout:
 
 
 def readout(model: Processed, counts: Int[Tensor, "vocabulary"]) -> Readout:
-    """The readout of a model, with token counts of a text as unigram frequencies (one added to each count)."""
+    """The readout of a model, with token counts of a text as unigram frequencies (one added to each count).
+
+    A model whose embedding is padded has more tokens than the text's tokeniser; those are counted 0 times.
+    """
+    counts = F.pad(counts, (0, model.unembedding.shape[1] - len(counts)))
     log_unigram = ((counts + 1.0) / (counts + 1.0).sum()).log().float()
     direction = log_unigram - log_unigram.mean()
     direction = direction / direction.norm().clamp(min=1e-12)  # a text of equally frequent tokens has no direction

@@ -78,6 +78,8 @@ def points(params: Params, steps: list[int] | None = None, beside: int = 0) -> l
         raise InputError(f"no {what} that all of the seeds {', '.join(names)} have: they are looked for as {places}{has}.")
     chosen = [found[step] for step in (log_spaced(found) if steps is None else sorted(set(steps)))]
     chosen += [own] if own else []
+    if not chosen:
+        raise InputError("models on the Hub have no point of their own beside their checkpoints; name some with STEPS, or leave it out.")
     if len(chosen) + beside < 2:
         raise InputError(f"there is one checkpoint only, of step {chosen[0].step}; what changes while training needs two or more.")
     # a stable sort: seeds that do not tell their tokens stay last

@@ -122,7 +122,7 @@ def _circuits(layers: pd.DataFrame, heads: pd.DataFrame) -> list[dict]:
              verdict([bool(number > 0) for number in peaked])),
         _row("Prediction neurons (calibrated cut) are more frequent in the second half of the depth", PAPER, "figure 6",
              f"{spread(prediction['late'], lambda v: f'{v:.1f}')} against {spread(prediction['early'], lambda v: f'{v:.1f}')} neurons",
-             verdict([None if not row.early + row.late else bool(row.late > row.early) for row in prediction.itertuples()])),
+             verdict([None if depth < 2 or not row.early + row.late else bool(row.late > row.early) for row in prediction.itertuples()])),
         _row("In the last layer suppression outnumbers prediction (calibrated cut)", PAPER, "figure 6",
              f"{spread(final['suppression'], lambda v: f'{v:.1f}')} against {spread(final['prediction'], lambda v: f'{v:.1f}')} neurons",
              verdict([None if not row.suppression + row.prediction else bool(row.suppression > row.prediction) for row in final.itertuples()])),

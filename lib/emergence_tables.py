@@ -23,6 +23,7 @@ from lib.collect import collect
 from lib.emergence_checkpoints import Point, lacks_tokeniser, link_seed, points
 from lib.errors import InputError, told
 from lib.family_summary import FAMILIES, with_excess
+from lib.files import file_sha256
 from lib.hub import weight_files, weights_sha256
 from lib.params import Params, read_params
 from lib.seeds import load_model
@@ -81,7 +82,7 @@ def measured_point(params: Params, point: Point, tokens: int, folder: Path) -> d
     own = Run(point_params(params, point, tokens))
     asked = own.params.statistics_key | {"rotations": own.params.rotations, "threshold": own.params.threshold}
     record = _read(folder / "made.json")
-    if record.get("asked") == asked and not _changed(point, record, folder / "made.json"):
+    if record.get("asked") == asked and record.get("text_sha256") == file_sha256(own.text_path) and not _changed(point, record, folder / "made.json"):
         return record
     for name, source in point.sources.items() if not point.revisions else ():
         if lacks_tokeniser(source):

@@ -71,6 +71,18 @@ def screenshots(folder: Path, neuron: str, into: Path) -> None:
             in_few_colours(Image.open(into / f"{name}.png")).save(into / f"{name}.png", optimize=True)
 
 
+REDUCED = '<p style="color: var(--soft); font-size: .9rem">This is the example that the repository keeps: its large tables, most figures as files and the data of the neuron explorer are left out. <code>make report</code> writes all of them.</p>'
+
+
+def say_what_is_missing(page: Path) -> None:
+    """Tells a page's readers that the example is reduced, and takes away its links to tables that are not there."""
+    def link(found: re.Match) -> str:
+        return found[0] if (page.parent / found[1]).exists() else found[2]
+
+    text = re.sub(r'<a href="(\.\./tables/[^"]+)">([^<]+)</a>', link, page.read_text())
+    page.write_text(text.replace("</h1>", f"</h1>\n{REDUCED}", 1))
+
+
 @told
 def main(arguments: list[str] | None = None) -> int:
     """Command line: the folder of a run."""
@@ -87,6 +99,8 @@ def main(arguments: list[str] | None = None) -> int:
     for path in files:
         (HOME / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / path, HOME / path)
+    for page in (HOME / "report").glob("*.html"):
+        say_what_is_missing(page)
     screenshots(folder, f"{run.params.reference}/{best['layer']:.0f}/{best['neuron']:.0f}", HOME / "screenshots")
     print(f"Example: {HOME}")
     return 0

@@ -153,7 +153,7 @@ def logit_tokens(run: Run, shown: dict[str, Int[np.ndarray, "rows"]]) -> pd.Data
         parts = []
         for seed, rows in shown.items():
             w_out, unembedding = weights_of(run, seed)
-            found = extreme_tokens(torch.cat(w_out)[torch.from_numpy(rows)], unembedding)
+            found = extreme_tokens(torch.cat(w_out)[torch.from_numpy(rows)], unembedding[:, : run.text.vocab_size])
             table = pd.DataFrame({"seed": seed, "layer": rows // width, "neuron": rows % width})
             parts.append(table.assign(**{name: list(values) for name, values in found.items()}))
         return pd.concat(parts, ignore_index=True)

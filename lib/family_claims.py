@@ -4,9 +4,11 @@ The paper counts among universal neurons; families are looked for among all neur
 universal one can still place them, and the rows say so. Depth is relative, since the models differ in their number of layers.
 """
 
+import math
+
 import pandas as pd
 
-from lib.claims import Claim, Evidence, Measured, over_seeds, share, unmeasured
+from lib.claims import Claim, Evidence, Measured, decided, over_seeds, share, unmeasured
 from lib.families import (
     LETTERS,
     PUBLISHED_HIGH,
@@ -45,7 +47,10 @@ def _well(evidence: Evidence) -> Measured:
 
 
 def _in_layers(family: str, depth: float):
-    """Per seed the share of a family's neurons that lie above a relative depth, of seeds with enough of them."""
+    """Per seed the share of a family's neurons that lie above a relative depth, of seeds with enough of them.
+
+    Where the depth cuts a layer in two, the share lies between that of the layers wholly above it and that with the cut layer too.
+    """
 
     def measure(evidence: Evidence) -> Measured:
         table = evidence.tables[FAMILY]
@@ -55,9 +60,11 @@ def _in_layers(family: str, depth: float):
         enough = number[number >= FEWEST].index
         if not len(enough):
             return unmeasured(f"{count(len(own), f'{FAMILIES[family]} neuron')} in all seeds, too few")
-        early = (own["layer"] + 0.5) / layers <= depth  # a layer belongs to the part of the depth that its middle lies in
-        found = over_seeds(early.groupby(own["seed"]).mean()[enough], HALF, True, lambda value: percent(value, 0))
-        return found._replace(here=f"{found.here}; {len(own):,} neurons, universal or not")
+        ends = sorted({math.floor(layers * depth), math.ceil(layers * depth)})
+        found = [over_seeds((own["layer"] < end).groupby(own["seed"]).mean()[enough], HALF, True, lambda value: percent(value, 0)) for end in ends]
+        told = [f"{'no whole layer' if end == 0 else 'layer 0' if end == 1 else f'layers 0 to {end - 1}'}: {one.here}" for end, one in zip(ends, found, strict=True)]
+        here = f"in {', in '.join(told)}; of {len(own):,} neurons in {layers} layers, universal or not"
+        return Measured(found[0].value, found[0].low, found[-1].high, here, decided(found[0].low, found[-1].high, HALF))
 
     return measure
 

@@ -224,7 +224,7 @@ def by_word_place(chosen: pd.DataFrame, statistics, groups: tuple[str, ...]) -> 
             tokens = int(own["word_place.count"].sum(0).numpy()[member].sum())
             rows.append({"layer": row.layer, "neuron": row.neuron, "label": row.label, "place": place, "mean": mean,
                          "spread": spread, "tokens": tokens})  # fmt: skip
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["layer", "neuron", "label", "place", "mean", "spread", "tokens"])
 
 
 def near_duplicates(rows: pd.DataFrame) -> pd.DataFrame:
@@ -261,6 +261,8 @@ def by_letter(chosen: pd.DataFrame, statistics, sets: list[LabelSet]) -> pd.Data
 
 def by_domain(chosen: pd.DataFrame, statistics, domains: tuple[str, ...]) -> pd.DataFrame:
     """Context neurons (rows) by domain (columns): mean activation minus the neuron's own mean, in deviations."""
+    if chosen.empty:
+        return pd.DataFrame(columns=list(domains))
     table = pd.DataFrame(by_group(chosen, statistics, "domain"), columns=list(domains)).dropna(axis=1)
     for index, row in enumerate(chosen.itertuples()):
         own = statistics[int(row.layer)]

@@ -115,6 +115,7 @@ def pass_facts(done: dict) -> list[tuple[str, str]]:
     rows = [
         ("tokens counted", f"{done['tokens_counted']:,}"),
         ("blocks × context", f"{done['blocks']:,} × {done['context']:,}"),
+        ("passes over the text", str(done.get("passes", 1))),
         ("precision of the products", str(done["precision"])),
         ("device", str(done.get("device_name", done["device"]))),
         ("loops over activations", str(done.get("loops", "torch"))),
@@ -379,7 +380,7 @@ def layers(shares: pd.DataFrame, reference: str) -> Finding:
     empty = int((own["universal"] == 0).sum())
     title = f"Layer {top} holds {percent(own['universal'].max() / total, 0)} of the universal neurons"
     text = (
-        f"Most universal neurons lie in layer {top}: **{own['universal'].max():,}** of {total:,}, "
+        f"The layer with most universal neurons is {top}: **{own['universal'].max():,}** of {total:,}, "
         f"{percent(own['share'].max(), 1)} of that layer. "
         + (f"{capital(count(empty, 'layer'))} {'has' if empty == 1 else 'have'} none." if empty else "Every layer has some.")
         + f" {published}"

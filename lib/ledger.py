@@ -1,4 +1,4 @@
-"""The ledger: every testable claim of the paper, and some of follow-up work, as one row, measured on a run's tables and decided.
+"""The ledger: each testable claim of the paper's that chapters 3 to 5 measure, and some of follow-up work, as one row, decided on a run's tables.
 
 The claims stand beside the chapters that own them (lib/*_claims.py); a claim whose tables a run does not have stays in
 the ledger, as one that this run cannot tell.
@@ -10,8 +10,8 @@ from lib import causal_claims, circuit_claims, family_claims, universality_claim
 from lib.claims import PAPER, VERDICTS, Claim, Evidence, unmeasured
 from lib.findings import count
 
-CAUSAL: tuple[Claim, ...] = causal_claims.CLAIMS
-CLAIMS: tuple[Claim, ...] = (*universality_claims.CLAIMS, *family_claims.CLAIMS, *circuit_claims.CLAIMS, *CAUSAL)
+CLAIMS: tuple[Claim, ...] = (*universality_claims.CLAIMS, *family_claims.CLAIMS, *circuit_claims.CLAIMS, *causal_claims.CLAIMS)
+INTERVENTIONS = tuple(claim for claim in CLAIMS if set(claim.needs) & causal_claims.INTERVENTIONS)  # what neurons change when the model runs
 NEEDED = tuple(dict.fromkeys(name for claim in CLAIMS for name in claim.needs))
 
 

@@ -203,7 +203,7 @@ def linguistic_labels(groups: tuple[str, ...]) -> LabelSet:
 def write_linguistics(path: Path, grouping: Grouping, text_sha256: str) -> None:
     """Writes a grouping as one dictionary column of Parquet, a row per token of the text, null for −1."""
     ids = grouping.ids.flatten().numpy()
-    column = pa.DictionaryArray.from_arrays(pa.array(ids, mask=ids < 0), pa.array(grouping.groups))
+    column = pa.DictionaryArray.from_arrays(pa.array(ids, mask=ids < 0), pa.array(grouping.groups, pa.string()))
     metadata = {"text_sha256": text_sha256, "shape": json.dumps(list(grouping.ids.shape)), "kinds": json.dumps(KINDS)}
     table = pa.table({"signature": column}).replace_schema_metadata(metadata)
     write_atomically(path, lambda temporary: pq.write_table(
@@ -244,7 +244,9 @@ def has_to_be_read(run: Run) -> bool:
 
 
 def _prose(run: Run) -> tuple[str, ...]:
-    return tuple(sorted(set(run.text.domains) & set(ENGLISH_PROSE)))
+    """The domains of English prose that the run's blocks hold."""
+    there = {run.text.domains[index] for index in run.text.domain.unique().tolist()}
+    return tuple(sorted(there & set(ENGLISH_PROSE)))
 
 
 def _own_key(run: Run) -> str:

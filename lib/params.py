@@ -100,7 +100,7 @@ class Params(BaseModel):
         description="the path of a token file or of .jsonl, .jsonl.zst, .txt or .parquet files, or a mapping with the keys "
         "dataset and split, or files (README.md, \"Text\")",
     )
-    context: int = Field(ge=2, description="a whole number of tokens, 2 or more")
+    context: int = Field(ge=3, description="a whole number of tokens, 3 or more")
     token_budget: int = Field(description="a whole number of tokens, at least one context")
     random_seed: int = Field(0, ge=0, lt=2**31, description="a whole number from 0 to 2147483647")
     rotations: int = Field(5, ge=1, le=1000, description="a whole number from 1 to 1000")

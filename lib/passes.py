@@ -299,8 +299,14 @@ def shape_of(source: str) -> Shape:
 
 
 def shared_shape(params: Params) -> Shape:
-    """The shape of all seeds; InputError where they differ."""
-    shapes = {name: shape_of(params.seed_config(name)) for name in sorted(params.seeds)}
+    """The shape of all seeds; InputError where a config cannot be read or they differ."""
+    from lib.seeds import read_config
+
+    shapes = {}
+    for name in sorted(params.seeds):
+        folder = params.seed_config(name)
+        read_config(name, Path(folder))
+        shapes[name] = shape_of(folder)
     if len(set(shapes.values())) > 1:
         told = {name: (shape.layers, shape.neurons) for name, shape in shapes.items()}
         raise InputError(f"the seeds differ in shape (layers, neurons a layer): {told}; they must be the same model.")

@@ -16,7 +16,7 @@ import torch
 
 from lib.collect import SNAPSHOTS
 from lib.correlation import haar_rotation
-from lib.errors import told
+from lib.errors import InputError, told
 from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, Operands, symmetric_share
 from lib.kernels.examples import TopExamples
 from lib.kernels.fused import fastest_layer_statistics
@@ -254,9 +254,14 @@ def lines(params: Params) -> list[str]:
     if unread:
         told.append("before the passes spaCy reads the English prose for labels of syntax, minutes per million tokens on one core, which the times leave out")
     places = [("this machine", plan, measured(setting, plan, params.seed_config(params.reference), device))]
+    lacking = []
     for gpu, peaks in GPUS.items():
         there = replace(setting, memory=0.9 * peaks["memory"], processes=1, precision="bf16", device="cuda")
-        there_plan = pack(there)
+        try:
+            there_plan = pack(there)
+        except InputError:  # names a limit of memory that nobody has set
+            lacking.append(f"does not fit into the memory of one {gpu}")
+            continue
         speeds = replace(published(there, gpu), rotation=places[0][2].rotation)  # rotations are drawn on the CPU, here as there
         places.append((f"one {gpu} with this machine's CPU, bf16, {PRODUCT_SHARE:.0%} of its published peak", there_plan, speeds))
     for place, planned, speeds in places:
@@ -265,7 +270,7 @@ def lines(params: Params) -> list[str]:
             f"time on {place}: passes {parts['passes']:,.0f} s ({len(planned.passes)}), tables {parts['tables']:,.0f} s, "
             f"together {sum(parts.values()) / 60:,.1f} min"
         )
-    return told
+    return told + lacking
 
 
 @told

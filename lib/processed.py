@@ -133,10 +133,11 @@ def processed(model: str | Path | TransformerBridge) -> Processed:
     bridge = processed_model(model)
     config, original = bridge.cfg, bridge.original_model.config
     kind = config.positional_embedding_type
-    if kind not in ("standard", "rotary") or config.act_fn not in ACTIVATIONS:
+    gated = getattr(bridge.blocks[0].mlp, "gate", None) is not None
+    if gated or kind not in ("standard", "rotary") or config.act_fn not in ACTIVATIONS:
         raise InputError(
             f"interventions need a model of GPT-2's or GPT-NeoX's kind (learned or rotary positions, one of the activations "
-            f"{', '.join(ACTIVATIONS)}), but this one is {original.model_type} with {kind} positions and {config.act_fn}."
+            f"{', '.join(ACTIVATIONS)}), but this one is {original.model_type} with {kind} positions and {'a gated ' if gated else ''}{config.act_fn}."
         )
     rotary = None
     if kind == "rotary":

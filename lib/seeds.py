@@ -38,6 +38,16 @@ ATTENTIONS = ("attn", "attention", "self_attn")  # of a block, by the same three
 TOKENIZER_PARTS = ("model", "normalizer", "pre_tokenizer", "added_tokens")
 
 
+def read_config(name: str, folder: Path):
+    """A seed's config; InputError where there is none or it cannot be read."""
+    if not (folder / "config.json").is_file():
+        raise InputError(f"seed '{name}': {folder} has no {what_is_missing(())}.")
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (ValueError, OSError, json.JSONDecodeError) as error:
+        raise InputError(f"seed '{name}': {folder}/config.json cannot be read ({_first_line(error)}).") from error
+
+
 def check_seed(name: str, folder: Path, text: Text, context: int) -> None:
     """Refuses a seed folder that cannot be used with this text, before any work is done.
 
@@ -47,10 +57,7 @@ def check_seed(name: str, folder: Path, text: Text, context: int) -> None:
     missing = what_is_missing({path.name for path in folder.iterdir()} if folder.is_dir() else set())
     if missing:
         raise InputError(f"seed '{name}': {folder} has no {missing}.")
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (ValueError, OSError, json.JSONDecodeError) as error:
-        raise InputError(f"seed '{name}': {folder}/config.json cannot be read ({_first_line(error)}).") from error
+    config = read_config(name, folder)
     for path in weight_files(folder):
         try:
             broken = next((key for key, tensor in _tensors(path) if not _is_finite(tensor)), None)

@@ -24,21 +24,24 @@ from lib.text import Text, read_text
 def write_atomically(path: Path, write) -> None:
     """Calls write(temporary path) and renames: the file at `path` is the old or the new one, never half of it.
 
-    A full disk raises InputError; what was there before stays.
+    A full disk, or a place where nothing can be written, raises InputError; what was there before stays.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".writing")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         os.replace(temporary, path)
     except Exception as error:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():
+            temporary.unlink()
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
         if full:
             raise InputError(
                 f"no space left on the disk while writing {path}; free some and run the same command again, "
                 "it goes on from the last saved state."
             ) from error
+        if isinstance(error, OSError):
+            raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
         raise
 
 

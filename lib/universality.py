@@ -130,8 +130,8 @@ def layer_agreement(matches: pd.DataFrame) -> pd.DataFrame:
 
 def own_layer_excess(same_layer: pd.Series) -> float:
     """From the share (0 to 1) of each layer's best matches that lie in the neuron's own layer, the diagonal of figure 2c:
-    their mean over layers less what chance would give, one over the number of layers. A layer without a match (NaN) is left out."""
-    return float(same_layer.mean() - 1 / len(same_layer))
+    their mean over layers less what chance would give, one over the number of layers. A layer without a match (NaN) is left out; NaN for models of one layer."""
+    return float(same_layer.mean() - 1 / len(same_layer)) if len(same_layer) > 1 else np.nan
 
 
 def layer_percentiles(neurons: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
 ROLES = ("prediction", "suppression", "partition")
 NO_ROLE = "none"
@@ -77,9 +77,10 @@ def class_scores(
     With β the class's share of the vocabulary, 1 − [(1−β) σ²₀ + β σ²₁] / σ² = β (1−β) (μ₁ − μ₀)² / σ², and a class
     mean of cosines is the cosine's product with the class's mean unembedding: no value per token is needed.
     `variance` is that of the cosines over the vocabulary. Score and effect are 0 where the class holds no token or
-    every token, and the score where the neuron writes nothing.
+    every token, and the score where the neuron writes nothing. Tokens with which an embedding is padded are in no class.
     """
     inside = torch.from_numpy(member).to(unit_unembedding)  # (labels, vocabulary)
+    inside = pad(inside, (0, unit_unembedding.shape[1] - inside.shape[1]))
     tokens = inside.shape[1]
     number = inside.sum(dim=1)  # (labels)
     sums = inside @ unit_unembedding.T  # (labels, d_model)

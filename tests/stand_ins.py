@@ -31,9 +31,9 @@ def crfm_model(seed: int) -> GPT2LMHeadModel:
 
 
 def neox_model(seed: int) -> GPTNeoXForCausalLM:
-    """Pythia's architecture: parallel attention and MLP, rotary positions, exact GELU, untied embeddings."""
+    """Pythia's architecture: parallel attention and MLP, rotary positions, exact GELU, untied embeddings, padded beyond the tokeniser."""
     torch.manual_seed(seed)
-    config = GPTNeoXConfig(**SHAPE, num_attention_heads=2, intermediate_size=48, rotary_pct=0.25)
+    config = GPTNeoXConfig(**SHAPE | {"vocab_size": 8320}, num_attention_heads=2, intermediate_size=48, rotary_pct=0.25)
     return _moved(GPTNeoXForCausalLM(config))
 
 

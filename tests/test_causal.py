@@ -254,3 +254,9 @@ def test_every_figure_and_finding_with_and_without_rows(model, text, planted):
                 assert words and "nan" not in words.replace("**", " ").split(), finding
             assert len(finding.title) <= 95 and not finding.title.endswith("."), finding.title
             assert finding.text.endswith((".", "**")) and finding.alt.endswith("."), finding
+
+
+def test_a_model_without_a_pair_has_no_path_to_cut(model, text):
+    rows = attention.query_path_ablations(model, *text, [])
+    merged = rows.merge(pd.DataFrame({"layer": [0], "neuron": [1], "role": ["activation"]}), on=["layer", "neuron"])
+    assert rows.empty and "bos_change" in merged and attention.ablation_summary(merged).empty

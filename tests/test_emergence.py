@@ -250,6 +250,14 @@ def test_no_checkpoints_is_one_sentence(make_run, seed_folders, params):
         emergence_checkpoints.points(params, [1, 3])
 
 
+def test_hub_models_without_a_checkpoint_asked_for_is_one_sentence(make_run, hub, trained):
+    for name in "ab":
+        hub.add("models", f"EleutherAI/pythia-{name}", trained / name, revision="step1")
+    params = make_run({name: f"EleutherAI/pythia-{name}" for name in "ab"}).params
+    with pytest.raises(InputError, match="no point of their own"):
+        emergence_checkpoints.points(params, [], beside=13)
+
+
 def test_revisions_of_a_hub_model(make_run, hub, trained):
     for name in "ab":
         for revision in ("step1", "step512", "notes", *(["step4"] if name == "a" else [])):

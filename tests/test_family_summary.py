@@ -163,3 +163,8 @@ def test_every_figure_draws_and_every_sentence_is_whole(case, threshold):
         assert len(finding.title) <= 95 and not finding.title.endswith("."), finding.title
         assert finding.text.endswith(".") and finding.alt.endswith("."), finding
     assert ("No neuron is universal" in findings[0].text) == (threshold == 2)
+
+
+def test_no_chosen_neuron_gives_empty_tables():
+    nobody = pd.DataFrame({"layer": [], "neuron": [], "label": []})
+    assert {"mean", "place"} <= set(family_summary.by_word_place(nobody, [], ())) and family_summary.by_domain(nobody, [], ("x", "y")).shape == (0, 2)

@@ -13,6 +13,8 @@ import pyarrow
 import pytest
 from stand_ins import save_stand_in
 
+from lib.causal_tables import weight_table
+from lib.circuit_tables import logit_effects, role_table
 from lib.collect import collect
 from lib.errors import InputError
 from lib.files import file_sha256
@@ -203,6 +205,9 @@ def test_a_study_runs_on_stand_ins_and_a_second_time_without_a_request(hub, tmp_
     neurons = run.table("neurons")
     assert len(neurons) == 96 and neurons.notna().all(axis=None)
     assert set(run.done["seed_hashes"]) == set(params.seeds) and set(run.text.domains) == {"set 0", "set 1", "set 2"}
+    roles, weights = role_table(run), weight_table(run)  # also where an embedding is padded beyond the text's tokens
+    assert len(roles) == len(weights) == 96 * len(params.seeds)
+    assert logit_effects(run, run.params.reference, roles.head(2)).shape == (2, run.text.vocab_size)
     hub.heal()
     (run.folder / "stats" / "done.json").unlink()
     (run.folder / "tables" / "done.json").unlink()

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
+from conftest import save_seed
+from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lib import effects
 from lib.attention import query_path_ablations, value_norms
@@ -300,3 +301,11 @@ def test_rounding_changes_to_bf16_leaves_no_trace_in_the_means():
     error = (rounded - exact)[:, :2]  # loss and entropy
     assert (error.std(0) < 2**-6 * (exact - before)[:, :2].std(0)).all()  # small on one token
     assert (error.mean(0).abs() < 4 * error.std(0) / rows**0.5).all()  # and without a sign
+
+
+def test_a_gated_mlp_with_a_known_activation_is_refused_in_one_sentence(tmp_path):
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=8192, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                         intermediate_size=48, max_position_embeddings=64, hidden_act="gelu", bos_token_id=0, eos_token_id=0)  # fmt: skip
+    with pytest.raises(InputError, match="a gated gelu"):
+        processed(save_seed(LlamaForCausalLM(config), tmp_path / "gated"))

@@ -157,9 +157,11 @@ def expected(tables: dict[str, pd.DataFrame], threshold: float) -> dict[str, tup
     scores = np.array([score for key, score in zip(keys, f["score"], strict=True) if key[0] == "a" and excess[key] > threshold])
     found["unexplained"] = proportion((scores < 0.05).sum(), len(scores), 0.5, above=False)
     found["well_explained"] = proportion((scores >= 0.5).sum(), len(scores), 0.05)
-    for family, layers in {"unigram": (0, 1), "position": (0, 1), "previous_token": (0, 1, 2)}.items():  # of six
+    for family, (whole, cut) in {"unigram": ([0], [0, 1]), "position": ([0], [0, 1]), "previous_token": ([0, 1, 2], [0, 1, 2])}.items():  # of six
         part = [f[(f["family"] == family) & (f["seed"] == seed)]["layer"] for seed in SEEDS]
-        found[f"depth_{family}"] = between((layer.isin(layers).mean() for layer in part if len(layer) >= 10), 0.5)
+        least, most = ([layer.isin(layers).mean() for layer in part if len(layer) >= 10] for layers in (whole, cut))
+        verdict = UNKNOWN if not least else HOLDS if min(least) > 0.5 else FAILS if max(most) <= 0.5 else UNKNOWN
+        found[f"depth_{family}"] = np.mean(least) if least else np.nan, verdict
     found["letters"] = between((len(set(f[(f["family"] == "alphabet") & (f["seed"] == seed)]["label"])) for seed in SEEDS), 13)
     part = [f[(f["family"] == "syntax") & (f["seed"] == seed)]["layer"].to_numpy() for seed in SEEDS]
     found["syntax"] = between((np.bincount(layer).max() / len(layer) for layer in part if len(layer) >= 10), 0.5, above=False)

@@ -15,7 +15,15 @@ from lib import linguistics, topics
 from lib.corpus import packing_order
 from lib.files import file_sha256
 from lib.labels import token_bytes
-from lib.linguistics import SEPARATOR, aligned, linguistic_labels, passages, read_linguistics, write_linguistics
+from lib.linguistics import (
+    SEPARATOR,
+    Grouping,
+    aligned,
+    linguistic_labels,
+    passages,
+    read_linguistics,
+    write_linguistics,
+)
 from lib.text import Text, read_text
 from tests.conftest import TEXT, TOKENIZER
 
@@ -170,6 +178,13 @@ def test_file_round_trip_and_refusal_of_another_text(spoken, tmp_path):
     back = read_linguistics(tmp_path / "x.parquet", "abc")
     assert back.groups == grouping.groups and torch.equal(back.ids, grouping.ids)
     assert read_linguistics(tmp_path / "x.parquet", "abd") is None and read_linguistics(tmp_path / "y.parquet", "abc") is None
+
+
+def test_a_text_in_which_nothing_is_labelled_round_trips(tmp_path):
+    nothing = Grouping("linguistics", (), torch.full((2, 3), -1, dtype=torch.int32))
+    write_linguistics(tmp_path / "x.parquet", nothing, "abc")
+    back = read_linguistics(tmp_path / "x.parquet", "abc")
+    assert back.groups == () and torch.equal(back.ids, nothing.ids)
 
 
 def test_shipped_file_belongs_to_the_shipped_text():

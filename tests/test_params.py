@@ -72,7 +72,7 @@ WRONG = {
     "reference not among the seeds": ({"reference": "z"}, ["reference", "'z'", "a, b and c"]),
     "missing key": ({"text": ...}, ["text", "missing", "token file"]),
     "no rotation": ({"rotations": 0}, ["rotations", "0", "from 1"]),
-    "context of one": ({"context": 1}, ["context", "2 or more"]),
+    "context of one": ({"context": 1}, ["context", "3 or more"]),
     "budget below one context": ({"token_budget": 255}, ["token_budget", "255", "256"]),
     "negative seed": ({"random_seed": -1}, ["random_seed", "-1", "from 0"]),
     "threshold above one": ({"threshold": 1.5}, ["threshold", "1.5", "0 to 1"]),

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config
 
+from lib import plan
 from lib.errors import InputError
 from lib.kernels.covariance import multiplies_panels
 from lib.passes import INT8_SUMS, Plan, Setting, Shape, pack, pass_memory, release_order, shape_of, units_of
@@ -131,3 +132,9 @@ def test_processes_started_again_do_not_read_what_dead_ones_left(monkeypatch):
         assert Processes().agree(content) == content
         second.join(timeout=20)
         assert heard == [content]
+
+
+def test_a_gpu_that_is_too_small_is_told_after_the_rest(monkeypatch, make_run, seed_folders):
+    monkeypatch.setattr(plan, "GPUS", {"small": GPUS["H100"] | {"memory": 1e6}, "H100": GPUS["H100"]})
+    told = plan.lines(make_run(seed_folders).params)
+    assert told[-1] == "does not fit into the memory of one small" and "time on one H100" in told[-2]

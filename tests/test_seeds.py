@@ -13,7 +13,9 @@ from torch.nn.functional import gelu, silu
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import BloomConfig, BloomForCausalLM
 
+from lib import plan
 from lib.circuits import READING_COLUMNS, weight_properties
+from lib.collect import collect, losses
 from lib.errors import InputError
 from lib.seeds import Trunk, check_seed, load_model, tokenizer_sha256
 from lib.text import read_text
@@ -239,3 +241,29 @@ def test_weight_properties_of_pythias_architecture_are_folded_by_hand(tmp_path):
 def test_a_gated_neuron_has_no_single_reading_vector(tmp_path):
     table = weight_properties(save_seed(llama_model(1), tmp_path / "seed"))
     assert table[READING_COLUMNS].isna().all(axis=None) and table.drop(columns=READING_COLUMNS).notna().all(axis=None)
+
+
+@pytest.mark.parametrize("content, told", [(None, "has no config"), ("{", "cannot be read"), ("{}", "cannot be read")])
+def test_a_config_that_is_not_there_or_broken_is_told_before_the_text_is_read(tmp_path, make_run, seed_folders, content, told):
+    folder = tmp_path / "broken"
+    if content is not None:
+        folder.mkdir()
+        (folder / "config.json").write_text(content)
+    run = make_run({"a": seed_folders["a"], "b": folder})
+    for call in (lambda: collect(run), lambda: plan.lines(run.params)):
+        with pytest.raises(InputError, match=f"^seed 'b': .*{told}") as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+def test_the_loss_leaves_out_what_fills_blocks(seed_folders):
+    model, text = load_model(seed_folders["a"]), read_text(TEXT).take(3 * 256)
+    tokens = text.tokens.clone()
+    tokens[1:, 100:] = text.bos_id
+    rows = losses("a", model, replace(text, tokens=tokens))
+    with torch.no_grad():
+        logits = model(tokens).logits[:, :-1].double().log_softmax(-1)
+    target = tokens[:, 1:]
+    own = -logits.gather(-1, target[..., None])[..., 0][target != text.bos_id]
+    assert rows[0]["domain"] == "all" and rows[0]["tokens"] == len(own)
+    assert rows[0]["loss"] == pytest.approx(own.mean().item(), rel=1e-5)

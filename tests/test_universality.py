@@ -154,3 +154,7 @@ def test_published_shares():
     assert (100 * universality.PUBLISHED_SHARES["share"]).round(2).to_dict() == {
         "pythia": 1.26, "small": 4.16, "medium": 1.23,
     }  # fmt: skip
+
+
+def test_one_layer_has_no_excess_of_its_own():
+    assert np.isnan(universality.own_layer_excess(pd.Series([1.0]))) and universality.own_layer_excess(pd.Series([1.0, 0.5])) == 0.25
