@@ -40,7 +40,7 @@ def _beyond_chance(evidence: Evidence) -> str:
     near = ((found["layer"] - found["match_layer"]).abs() <= 1).mean()
     return (
         f"A neuron's best match in another seed correlates **{own['mean_corr'].mean():.2f}** on average, where a randomly rotated basis gives "
-        f"{own['mean_baseline'].mean():.2f}, and {percent(near, 0)} of the matches lie in the same layer or the next."
+        f"{own['mean_baseline'].mean():.2f}, and {percent(near, 0)} of the matches lie in the same layer or one beside it."
     )
 
 
