@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 LEVELS = 9  # steps of shading
-VISIBLE = str.maketrans({"\n": "⏎", "\r": "␍", "\t": "⇥", "\ufeff": "⟨U+FEFF⟩", "\u200b": "⟨U+200B⟩"})
+VISIBLE = str.maketrans({chr(code): f"⟨{code:02X}⟩" for code in (*range(32), 127)} | {"\n": "⏎", "\r": "␍", "\t": "⇥", "\ufeff": "⟨U+FEFF⟩", "\u200b": "⟨U+200B⟩"})
 
 STYLE = (
     "<style>.neuron-text{display:block;background:#fff;color:#111;font:13px/1.7 ui-monospace,Menlo,Consolas,monospace;"
@@ -44,7 +44,7 @@ BYTE_OF_LETTER = _byte_of_letter()
 
 
 def token_text(tokenizer, token: int) -> str:
-    """One token as a reader can see it: line ends and tabs as signs, bytes that are no whole character as ⟨E2 80⟩."""
+    """One token as a reader can see it: line ends and tabs as signs, bytes that are no whole character, and control characters, as ⟨E2 80⟩."""
     text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
     if "\ufffd" in text:
         letters = tokenizer.convert_ids_to_tokens(token)

@@ -51,6 +51,7 @@ def test_tokens_are_readable(tokenizer):
 
     assert shown("a\n\t b") == ["a", "⏎", "⇥", " ", "b"]
     assert shown("é") == ["⟨C3⟩", "⟨A9⟩"]
+    assert shown("\x00\x17") == ["⟨00⟩", "⟨17⟩"]
 
 
 def test_the_example_shows_its_window_with_the_token_underlined_and_shaded(examples):
