@@ -6,12 +6,15 @@ The same run gives the same bytes.
 
 import gzip
 import io
+import json
 import sys
 import tarfile
 from hashlib import sha256
 from pathlib import Path
 
-from lib.errors import InputError, told
+import yaml
+
+from lib.errors import InputError, listed, told
 from lib.store import write_atomically
 
 FILES = ("params.yaml", "provenance.json")
@@ -20,9 +23,13 @@ FOLDERS = ("report", "figures", "tables")  # pages link to figures and tables
 
 def contents(folder: Path) -> list[Path]:
     """The files of a run that are shared, sorted; InputError if the run is not finished."""
-    missing = [name for name in (*FILES, "report/index.html", "tables/done.json") if not (folder / name).is_file()]
+    missing = [name for name in (*FILES, "report/index.html") if not (folder / name).is_file()]
     if not missing and not any((folder / "tables").glob("*.parquet")):
         missing = ["tables/*.parquet"]
+    if not missing:
+        made, asked = json.loads((folder / "provenance.json").read_text())["parameters"], yaml.safe_load((folder / "params.yaml").read_text())
+        other = sorted(name for name in made if name in asked and made[name] != asked[name])
+        missing = [f"report for its params.yaml: {listed(other)} differed when it was made"] if other else []
     if (folder / "unfinished").exists() or missing:
         why = f"it has no {missing[0]}" if missing else f"a notebook stopped and lies in {folder / 'unfinished'}"
         raise InputError(f"the run in {folder} is not finished ({why}); `make report RUN={folder.name}` finishes it.")

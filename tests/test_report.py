@@ -289,14 +289,34 @@ def test_archive_holds_the_report_and_sums_that_are_right(complete, capsys):
 def test_the_example_keeps_what_readers_need_and_stays_small(complete):
     for name, size in (("figures/shown.png", 9), ("figures/hidden.png", 9), ("figures/shown.svg", 9), ("tables/large.parquet", example.LARGEST_TABLE + 1),
                        ("tables/small.parquet", 9), ("report/neurons/explorer.js", 9), ("report/neurons/seed.a.0.js", 9), ("notebooks/01.ipynb", 9),
-                       ("stats/pair.safetensors", 9)):  # fmt: skip
+                       (f"notebooks/{example.NOTEBOOK}", 9), ("stats/pair.safetensors", 9)):  # fmt: skip
         (complete / name).parent.mkdir(parents=True, exist_ok=True)
         (complete / name).write_bytes(b"x" * size)
     kept = {path.as_posix() for path in example.chosen(complete, {"shown.png"})}
     assert {"params.yaml", "provenance.json", "report/index.html", "figures/shown.png", "tables/small.parquet",
-            "report/neurons/explorer.js", "notebooks/01.ipynb"} <= kept  # fmt: skip
-    assert not {"figures/hidden.png", "figures/shown.svg", "tables/large.parquet", "report/neurons/seed.a.0.js"} & kept
+            "report/neurons/explorer.js", f"notebooks/{example.NOTEBOOK}"} <= kept  # fmt: skip
+    assert not {"notebooks/01.ipynb", "figures/hidden.png", "figures/shown.svg", "tables/large.parquet", "report/neurons/seed.a.0.js"} & kept
     assert not any(name.startswith("stats") for name in kept)
+
+
+def test_the_example_says_what_it_lacks_and_links_to_nothing_that_it_lacks(tmp_path):
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "here.parquet").touch()
+    page = tmp_path / "report" / "index.html"
+    page.parent.mkdir()
+    links = [f'<a href="../tables/{name}.parquet">{name}.parquet</a>' for name in ("here", "gone")]
+    page.write_text(f'<h1>Title</h1>{links[0]}{links[1]}<a data-gzip="H4sI" href="../figures/x.svg">SVG</a><a href="../figures/x.png">PNG</a>')
+    example.say_what_is_missing(page)
+    assert page.read_text() == f'<h1>Title</h1>\n{example.REDUCED}{links[0]}gone.parquet<a href="../figures/x.png">PNG</a>'
+
+
+def test_archive_of_a_report_made_with_other_parameters_is_refused(complete, capsys):
+    params = complete / "params.yaml"
+    before = params.read_text()
+    params.write_text(before.replace("threshold: 0.5", "threshold: 0.25"))
+    assert archive.main([str(complete)]) == 2
+    params.write_text(before)
+    assert "is not finished (it has no report for its params.yaml: threshold differed when it was made)" in capsys.readouterr().err
 
 
 def test_archive_of_an_unfinished_run_is_one_sentence(folder, capsys):
