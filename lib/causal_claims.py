@@ -75,7 +75,7 @@ def _more_taken(outcome: str, variant: str, group: str):
 
     def measure(evidence: Evidence) -> Measured:
         found = taken(evidence.tables[ABLATED], outcome, variant, group)
-        if found is None:
+        if np.isnan(found.p_value):
             return unmeasured("no candidate or no control with an effect")
         here = f"{signed_percent(found.ours)} of the median candidate's effect, {signed_percent(found.others)} of the median control's ({p_words(found.p_value)})"
         return Measured(float(found.delta), np.nan, np.nan, here, decided(found.delta, found.delta, 0.0) if found.p_value < SIGNIFICANT else "cannot tell")

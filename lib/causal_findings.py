@@ -113,7 +113,10 @@ def share_taken(table: pd.DataFrame, outcome: str, variant: str) -> pd.Series:
 
 
 class Taken(NamedTuple):
-    """Shares of an effect that a variant takes away: the medians of candidates and controls, and Mann–Whitney's test between them."""
+    """Shares of an effect that a variant takes away: the medians of candidates and controls, and Mann–Whitney's test between them.
+
+    NaN where none of a group has an effect.
+    """
 
     ours: float
     others: float
@@ -121,19 +124,19 @@ class Taken(NamedTuple):
     p_value: float
 
 
-def taken(table: pd.DataFrame, outcome: str, variant: str, group: str) -> Taken | None:
-    """Of the candidates in `group` beside the controls; None where none of either has an effect."""
+def taken(table: pd.DataFrame, outcome: str, variant: str, group: str) -> Taken:
+    """Of the candidates in `group` beside the controls."""
     shares = share_taken(table, outcome, variant).dropna()
     ours, others = (shares[shares.index.get_level_values("group") == name] for name in (group, "control"))
     if not len(ours) or not len(others):
-        return None
+        return Taken(ours.median(), others.median(), np.nan, np.nan)
     test = mannwhitneyu(ours, others)
     return Taken(ours.median(), others.median(), 2 * test.statistic / (len(ours) * len(others)) - 1, test.pvalue)
 
 
-def _acting(found: Taken | None, where: str) -> str:
+def _acting(found: Taken, where: str) -> str:
     """Do candidates act along `where` more than other neurons do?"""
-    if found is None:
+    if np.isnan(found.p_value):
         return f"whether the candidates act {where} more than other neurons do cannot be said"
     if found.p_value >= SIGNIFICANT:
         return f"this run cannot tell whether the candidates act {where} more than other neurons do ({p_words(found.p_value)})"
@@ -145,21 +148,21 @@ def mean_ablation(table: pd.DataFrame) -> Finding:
     alt = "Scatter plots of mean-ablation effects: total against direct with the final scale frozen, and with the frequency direction fixed."
     if table.empty:
         return Finding("No neuron to ablate", "There are too few neurons in the last layers for candidates and controls.", alt)
-    scale, frequency = (share_taken(table, *what).groupby("group").median() for what in (("entropy", FROZEN_SCALE), ("kl_unigram", FIXED_FREQUENCY)))
-    through = {group: signed_percent(scale.get(group, np.nan)) for group in ("entropy", "control")}
-    along = {group: signed_percent(frequency.get(group, np.nan)) for group in ("frequency", "control")}
+    scale, frequency = taken(table, "entropy", FROZEN_SCALE, "entropy"), taken(table, "kl_unigram", FIXED_FREQUENCY, "frequency")
+    through = {"entropy": signed_percent(scale.ours), "control": signed_percent(scale.others)}
+    along = {"frequency": signed_percent(frequency.ours), "control": signed_percent(frequency.others)}
     entropy, unigram = _largest(table, "entropy"), _largest(table, "kl_unigram")
-    gone = through["entropy"] if scale.get("entropy", np.nan) > 0 else "nothing"
+    gone = through["entropy"] if scale.ours > 0 else "nothing"
     title = f"Freezing the final scale takes away {gone} of the median candidate's effect on entropy"
     if through["entropy"] == "undefined":
         title = "No candidate's mean ablation changes entropy"
     tokens = int(table["tokens"].iloc[0])
     text = (
         f"On {tokens:,} tokens, freezing the final scale takes away **{through['entropy']}** of the median entropy candidate's effect on entropy and **{through['control']}** of the median control's: "
-        f"{_acting(taken(table, 'entropy', FROZEN_SCALE, 'entropy'), 'through the scale')}. The largest effects are {entropy['entropy']} nats among the candidates and "
+        f"{_acting(scale, 'through the scale')}. The largest effects are {entropy['entropy']} nats among the candidates and "
         f"{entropy['control']} among the controls. Putting the logits' projection on the frequency direction back takes away **{along['frequency']}** of the median token-frequency "
         f"candidate's effect on KL(prediction ‖ unigram) and **{along['control']}** of the median control's: "
-        f"{_acting(taken(table, 'kl_unigram', FIXED_FREQUENCY, 'frequency'), 'along the frequency direction')}. "
+        f"{_acting(frequency, 'along the frequency direction')}. "
         f"The largest change of that divergence is {unigram['frequency']} nats among the candidates, {unigram['control']} among the controls."
     )
     if any(share.startswith("−") for share in (*through.values(), *along.values())):
