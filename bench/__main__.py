@@ -18,7 +18,7 @@ from lib.store import write_json
 
 TOKENS = 300_000  # of the comparison
 PUBLISHED_TOKENS = 8192  # of them the published way reads so many (its pass is linear in tokens)
-PRECISION_TOKENS = 102_400  # about the fewest at which int8 is the default
+PRECISION_TOKENS = 51_200  # about the fewest at which int8 is the default
 SCALING_TOKENS = 32_768
 FORWARD_BATCHES = 4
 ROUNDS = 3

@@ -15,7 +15,7 @@ from lib.kernels import native
 
 OPERAND_DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 
-INT8_TOKENS = 100_000
+INT8_TOKENS = 50_000
 
 
 def fastest_precision(device: torch.device, tokens: int) -> str:
