@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from lib.errors import InputError, listed, told
-from lib.store import write_atomically
+from lib.files import write_atomically
 
 FILES = ("params.yaml", "provenance.json")
 FOLDERS = ("report", "figures", "tables")  # pages link to figures and tables

@@ -113,7 +113,7 @@ def query_path_ablations(
 ) -> pd.DataFrame:
     """One row per pair and counted destination in the second half of the context: what cutting the path changes.
 
-    `activation` is the neuron's, `bos` the head's attention to BOS and `norm` its ‖W_O z‖ in the unchanged run, `bos_change`
+    `block` is the destination's, its number among `tokens`; `activation` is the neuron's, `bos` the head's attention to BOS and `norm` its ‖W_O z‖ in the unchanged run, `bos_change`
     and `norm_change` ablated minus unchanged. Only the query at the destination loses the neuron's contribution; since a query
     serves one destination alone, cutting it everywhere and reading each destination is the same as one cut at a time.
     """
@@ -125,9 +125,10 @@ def query_path_ablations(
         for pair in pairs:
             found = _cut(model, trace, pair)
             part = pd.DataFrame({name: values[some].numpy() for name, values in found.items()})
+            part["block"] = start + some.nonzero()[:, 0].numpy()
             parts.append(part.assign(layer=pair.layer, neuron=pair.neuron, head_layer=pair.head_layer, head=pair.head))
     if not parts:  # no pair: a model of one layer has no later head
-        names = ["activation", "bos", "norm", "bos_change", "norm_change", "layer", "neuron", "head_layer", "head"]
+        names = ["activation", "bos", "norm", "bos_change", "norm_change", "block", "layer", "neuron", "head_layer", "head"]
         return pd.DataFrame({name: pd.Series(dtype="float64" if place < 5 else "int64") for place, name in enumerate(names)})
     return pd.concat(parts, ignore_index=True)
 
@@ -144,7 +145,8 @@ def _cut(model: Processed, trace: Trace, pair: PathAblation) -> dict[str, Tensor
 def ablation_summary(rows: pd.DataFrame) -> pd.DataFrame:
     """Per pair: role, destinations, mean attention to BOS and ‖W_O z‖, mean changes, and their correlations with the activation.
 
-    A correlation with a quantity that does not vary is NaN.
+    `<change>_corr_error` is the standard error of artanh of the correlation, from leaving out one block of text at a time, since
+    tokens of one block are not independent. A correlation with a quantity that does not vary is NaN.
     """
     summary = []
     for (layer, neuron, head_layer, head), own in rows.groupby(["layer", "neuron", "head_layer", "head"], sort=False):
@@ -153,5 +155,17 @@ def ablation_summary(rows: pd.DataFrame) -> pd.DataFrame:
         for name in ("bos_change", "norm_change"):
             varies = len(own) > 2 and own["activation"].std() > 0 and own[name].std() > 0
             row[f"{name}_corr"] = np.corrcoef(own["activation"], own[name])[0, 1] if varies else np.nan
+            row[f"{name}_corr_error"] = _correlation_error(own["activation"], own[name], own["block"]) if varies else np.nan
         summary.append(row)
     return pd.DataFrame(summary)
+
+
+def _correlation_error(x: pd.Series, y: pd.Series, block: pd.Series) -> float:
+    """The jackknife's standard error of artanh of the correlation of x and y, a block left out at a time; NaN for one block."""
+    x, y = x - x.mean(), y - y.mean()
+    by_block = pd.DataFrame({"n": 1.0, "x": x, "y": y, "xx": x * x, "yy": y * y, "xy": x * y}).astype(float).groupby(block.to_numpy()).sum()
+    left = by_block.sum() - by_block  # sums of all blocks but one
+    covariance, *variances = (left[a + b] / left["n"] - left[a] * left[b] / left["n"] ** 2 for a, b in ("xy", "xx", "yy"))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        z = np.arctanh((covariance / np.sqrt(variances[0] * variances[1])).to_numpy())
+    return float(np.sqrt((len(z) - 1) * z.var())) if len(z) > 1 else np.nan

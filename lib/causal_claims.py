@@ -2,14 +2,16 @@
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from lib import ablation, attention
 from lib.causal_findings import RESTING, at_top, name_of, taken
 from lib.claims import (
+    HOLDS,
+    UNKNOWN,
     Claim,
     Evidence,
     Measured,
-    correlation_interval,
     decided,
     median_interval,
     over_seeds,
@@ -33,7 +35,11 @@ def _groups(evidence: Evidence) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _beyond_controls(outcome: str, digits: int):
-    """The candidate that raises an outcome most, less the control that changes it most, with two standard errors."""
+    """The candidate that raises an outcome most against the control that changes it most, with two standard errors.
+
+    Among all of them a candidate is likely enough to come first by chance, so that more candidates must go beyond every control than
+    a random order would put there.
+    """
 
     def measure(evidence: Evidence) -> Measured:
         own, controls = _groups(evidence)
@@ -41,27 +47,36 @@ def _beyond_controls(outcome: str, digits: int):
             return unmeasured("no candidate or no control")
         best, chance = own.loc[own[f"{outcome}_change"].idxmax()], controls[f"{outcome}_change"].abs().max()
         change, half = best[f"{outcome}_change"], 2 * best[f"{outcome}_error"]
+        beyond = int((own[f"{outcome}_change"] > chance).sum())
+        p_value = float(np.prod([(len(own) - first) / (len(own) + len(controls) - first) for first in range(beyond)]))
         here = (
             f"{name_of(best)}, the best of {count(len(own), 'candidate')}: {signed(change, digits)} ± {half:.{digits}f} held at {best['value']:g}; "
-            f"{count(len(controls), 'control')} up to {chance:.{digits}f} in size"
+            f"{count(len(controls), 'control')} up to {chance:.{digits}f} in size, {beyond} of the candidates beyond all of them ({p_words(p_value)} in a random order)"
         )
-        return Measured(float(change), float(change - half), float(change + half), here, decided(change - half, change + half, chance))
+        told = decided(change - half, change + half, chance)
+        return Measured(float(change), float(change - half), float(change + half), here, UNKNOWN if told == HOLDS and p_value >= SIGNIFICANT else told)
 
     return measure
 
 
 def _order(evidence: Evidence) -> Measured:
-    """Change of reciprocal rank of the candidate of largest entropy change, in size, against the median control's."""
+    """Change of reciprocal rank of the candidate of largest entropy change, in size, against the median control's.
+
+    Half of all controls are below their median, so that it must also be less than nearly all controls'.
+    """
     own, controls = _groups(evidence)
     if own.empty or controls.empty:
         return unmeasured("no candidate or no control")
     best, chance = own.loc[own["entropy_change"].idxmax()], controls["reciprocal_rank_change"].abs().median()
     change, half = abs(best["reciprocal_rank_change"]), 2 * best["reciprocal_rank_error"]
+    less = int((controls["reciprocal_rank_change"].abs() <= change).sum())
     here = (
         f"{name_of(best)}, of {count(len(own), 'candidate')} the one that raises entropy most: {signed(best['reciprocal_rank_change'], 4)} ± {half:.4f}; "
-        f"median control {chance:.4f} in size"
+        f"median control {chance:.4f} in size, {less} of {len(controls)} no larger than it"
     )
-    return Measured(float(change), float(change - half), float(change + half), here, decided(change - half, change + half, chance, above=False))
+    told = decided(change - half, change + half, chance, above=False)
+    rare = (less + 1) / (len(controls) + 1) < SIGNIFICANT
+    return Measured(float(change), float(change - half), float(change + half), here, UNKNOWN if told == HOLDS and not rare else told)
 
 
 def _antipodal(evidence: Evidence) -> Measured:
@@ -93,7 +108,8 @@ def _path(outcome: str, sign: int):
         if pairs.empty:
             return unmeasured("no pair of neuron and head with an effect")
         best = pairs.loc[(sign * pairs[outcome]).idxmax()]
-        low, high = correlation_interval(best[outcome], int(best["destinations"]))
+        half = norm.isf(SIGNIFICANT / 2) * best[f"{outcome}_error"]
+        low, high = np.tanh(np.arctanh(best[outcome]) - half), np.tanh(np.arctanh(best[outcome]) + half)
         here = f"{name_of(best)} → L{int(best['head_layer'])}H{int(best['head'])}: {signed(best[outcome])} ({signed(low)} to {signed(high)}), the best of {count(len(pairs), 'pair')}"
         return Measured(float(best[outcome]), low, high, here, decided(low, high, sign * STRONG, above=sign > 0))
 

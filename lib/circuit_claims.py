@@ -5,8 +5,9 @@ Roles are by the calibrated cuts, since a small model may have no neuron beyond 
 
 import pandas as pd
 
-from lib.claims import Claim, Evidence, Measured, over_seeds, share, unmeasured
+from lib.claims import Claim, Evidence, Measured, over_seeds, unmeasured
 from lib.findings import count, percent, signed
+from lib.next_token import above_layer, tested
 from lib.universality import FEWEST
 from lib.vocabulary import PUBLISHED_HIGH_KURTOSIS, role_counts
 
@@ -14,58 +15,74 @@ CHAPTER = "05_weight_circuits"
 ROLE, NEXT = "roles", "next_token"
 
 
-def _counts(evidence: Evidence) -> pd.DataFrame:
-    return role_counts(evidence.tables[ROLE], "role_calibrated")
+def _counts(evidence: Evidence, column: str = "role_calibrated") -> pd.DataFrame:
+    """Neurons of each role by seed and layer, as `up` (prediction) and `down` (suppression), and how deep the layer lies."""
+    counts = role_counts(evidence.tables[ROLE], column).rename(columns={"prediction": "up", "suppression": "down"})
+    layers = counts["layer"].max() + 1
+    return counts.assign(deep=counts["layer"] >= layers / 2, last=counts["layer"] == layers - 1)
 
 
-def _share_of(counts: pd.DataFrame, part: pd.Series, whole: pd.Series, noun: str) -> Measured:
-    """Per seed the share of `part` in `whole` (counts by seed and layer), against a half; seeds with none are left out."""
-    sums = pd.DataFrame({"seed": counts["seed"], "part": part, "whole": whole}).groupby("seed", sort=False).sum()
-    if sums["whole"].sum() < FEWEST:
-        return unmeasured(f"{count(sums['whole'].sum(), noun)} in all seeds, too few")
-    found = over_seeds(sums["part"] / sums["whole"].where(sums["whole"] > 0), 0.5, True, lambda value: percent(value, 0))
-    return found._replace(here=f"{found.here}; {count(sums['whole'].sum(), noun)}")
+def _share_of(evidence: Evidence, part: str, whole: str) -> Measured:
+    """Per seed the sum of `part` over that of `whole`, expressions of `_counts`' columns, against a half; seeds with none are left out."""
+
+    def sums(column: str) -> pd.DataFrame:
+        counts = _counts(evidence, column)
+        return pd.DataFrame({"seed": counts["seed"], "part": counts.eval(part), "whole": counts.eval(whole)}).groupby("seed", sort=False).sum()
+
+    ours, published = sums("role_calibrated"), int(sums("role_published")["whole"].sum())
+    beyond = f"{count(ours['whole'].sum(), 'neuron')} beyond the calibrated cut, {published:,} beyond the paper's"
+    if ours["whole"].sum() < FEWEST:
+        return unmeasured(f"{beyond} in all seeds, too few")
+    found = over_seeds(ours["part"] / ours["whole"].where(ours["whole"] > 0), 0.5, True, lambda value: percent(value, 0))
+    return found._replace(here=f"{found.here}; {beyond}")
 
 
 def _rise(evidence: Evidence) -> Measured:
-    counts = _counts(evidence)
-    if counts["layer"].max() == 0:
+    if _counts(evidence)["layer"].max() == 0:
         return unmeasured("the models have one layer")
-    deep = counts["layer"] >= (counts["layer"].max() + 1) / 2
-    return _share_of(counts, counts["prediction"].where(deep, 0), counts["prediction"], "prediction neuron")
+    return _share_of(evidence, "up * deep", "up")
 
 
 def _switch(evidence: Evidence) -> Measured:
-    counts = _counts(evidence)
-    last = counts[counts["layer"] == counts["layer"].max()]
-    return _share_of(last, last["suppression"], last["suppression"] + last["prediction"], "high-kurtosis neuron")
+    return _share_of(evidence, "down * last", "(up + down) * last")
 
 
 def _before(evidence: Evidence) -> Measured:
-    counts = _counts(evidence)
-    layers = counts["layer"].max() + 1
-    late = counts[(counts["layer"] >= layers / 2) & (counts["layer"] < layers - 1)]
-    return _share_of(late, late["prediction"], late["suppression"] + late["prediction"], "high-kurtosis neuron")
+    return _share_of(evidence, "up * deep * (1 - last)", "(up + down) * deep * (1 - last)")
 
 
 def _grow(evidence: Evidence) -> Measured:
     """Per seed the difference of peaked neurons between the last layer and the one before it."""
-    counts = _counts(evidence).assign(peaked=lambda rows: rows["prediction"] + rows["suppression"])
-    last = counts["layer"].max()
-    by_layer = counts.pivot(index="seed", columns="layer", values="peaked")
+    last = _counts(evidence)["layer"].max()
     if last < 1:
         return unmeasured("the models have one layer")
-    if by_layer[[last - 1, last]].to_numpy().sum() < FEWEST:
-        return unmeasured("fewer than ten neurons of high kurtosis in the last two layers of all seeds")
-    found = over_seeds(by_layer[last] - by_layer[last - 1], 0.0, True, lambda value: f"{value:+.3g}".replace("-", "−"))
-    return found._replace(here=f"last layer less the one before: {found.here}")
+
+    def peaked(column: str) -> pd.DataFrame:
+        counts = _counts(evidence, column)
+        return counts.assign(peaked=counts["up"] + counts["down"]).pivot(index="seed", columns="layer", values="peaked")[[last - 1, last]]
+
+    ours, published = peaked("role_calibrated"), peaked("role_published")
+    if ours.to_numpy().sum() < FEWEST:
+        return unmeasured("fewer than ten neurons beyond the calibrated cut in the last two layers of all seeds")
+    found = over_seeds(ours[last] - ours[last - 1], 0.0, True, _more)
+    theirs = (published[last] - published[last - 1]).mean()
+    return found._replace(here=f"last layer less the one before: {found.here} beyond the calibrated cut; {_more(theirs)} beyond the paper's")
+
+
+def _more(value: float) -> str:
+    return f"{value:+.3g}".replace("-", "−")
 
 
 def _fire(evidence: Evidence) -> Measured:
-    table = evidence.tables[NEXT]
-    own = table[(table["role"] == "suppression") & table["effect"].notna()]
-    found = share((own["effect"] > 0).sum(), len(own), 0.5, True, "suppression neuron")
-    return found if own.empty else found._replace(here=f"{found.here}, median effect {signed(own['effect'].median())}")
+    """Per seed the share of suppression neurons that go beyond the median of their layer on the same split, against a half.
+
+    Seeds have one vote each, since what is universal recurs from seed to seed.
+    """
+    own = tested(evidence.tables[NEXT], "suppression")
+    if len(own) < FEWEST:
+        return unmeasured(f"{count(len(own), 'suppression neuron')} with a class that explains more than chance, too few")
+    found = over_seeds(above_layer(own), 0.5, True, lambda value: percent(value, 0))
+    return found._replace(here=f"more than the median of their layer: {found.here}; {count(len(own), 'suppression neuron')}, median effect {signed(own['effect'].median())}")
 
 
 _KURTOSIS = ", ".join(f"{number:g}" for number in PUBLISHED_HIGH_KURTOSIS.values())
@@ -73,11 +90,11 @@ _KURTOSIS = ", ".join(f"{number:g}" for number in PUBLISHED_HIGH_KURTOSIS.values
 CLAIMS = (
     Claim("prediction_rise", "Prediction neurons rise after mid-depth: most lie in the second half of the layers", "after mid-depth (figure 6)",
           CHAPTER, "roles_by_layer", (ROLE,), _rise),
-    Claim("kurtosis_growth", "Neurons of high kurtosis over the vocabulary become more up to the last layer",
+    Claim("kurtosis_growth", "Neurons of high kurtosis over the vocabulary (calibrated cut) become more up to the last layer",
           f"{_KURTOSIS} a seed in layers 20 to 23 (GPT2-medium)", CHAPTER, "figure_06ab_moments", (ROLE,), _grow),
-    Claim("skew_before", "Between mid-depth and the last layer most neurons of high kurtosis have positive skew: prediction", "positive (figure 6)",
+    Claim("skew_before", "Between mid-depth and the last layer most neurons of high kurtosis (calibrated cut) have positive skew: prediction", "positive (figure 6)",
           CHAPTER, "roles_by_layer", (ROLE,), _before),
-    Claim("suppression_switch", "In the last layer most neurons of high kurtosis have negative skew: prediction gives way to suppression", "an abrupt switch (figure 6)",
+    Claim("suppression_switch", "In the last layer most neurons of high kurtosis (calibrated cut) have negative skew: prediction gives way to suppression", "an abrupt switch (figure 6)",
           CHAPTER, "figure_06c_skew", (ROLE,), _switch),
     Claim("suppression_fires", "Suppression neurons fire more when the next token is one that they lower", "fire more (figure 24)",
           CHAPTER, "figure_24_next_token", (NEXT,), _fire),

@@ -7,11 +7,11 @@ import re
 from collections.abc import Sequence
 
 import pandas as pd
-from scipy.stats import binomtest
 
 from lib.errors import listed
 from lib.findings import Finding, capital, count, p_words, percent, signed
-from lib.universality import PUBLISHED_SOURCE, SIGNIFICANT
+from lib.next_token import above_layer, tested
+from lib.universality import FEWEST, PUBLISHED_SOURCE, SIGNIFICANT
 from lib.vocabulary import PUBLISHED_CUTS, PUBLISHED_HIGH_KURTOSIS, ROLES, last_layers, role_counts
 
 
@@ -90,7 +90,9 @@ def roles_by_layer(circuits: pd.DataFrame) -> Finding:
     late = at_end["suppression"] / max(1e-9, at_end["prediction"] + at_end["suppression"])
     own = counts[counts["layer"] == last]
     led = int((own["suppression"] > own["prediction"]).sum())
-    if led == len(own):
+    if not len(rest):
+        title = "One layer: no depth at which prediction gives way to suppression"
+    elif led == len(own):
         title = f"Suppression takes over in the last layer: {at_end['suppression']:.3g} against {at_end['prediction']:.3g} neurons a seed"
         seen = "is seen"
     elif led:
@@ -98,6 +100,9 @@ def roles_by_layer(circuits: pd.DataFrame) -> Finding:
         seen = f"is seen in {led} of {len(own)} seeds, which is no rule,"
     else:
         title, seen = "No switch from prediction to suppression in the last layer", "is not seen"
+    if not len(rest):
+        text += f"The models' one layer has **{at_end['prediction']:.1f}** prediction and **{at_end['suppression']:.1f}** suppression neurons a seed by the calibrated cuts."
+        return Finding(title, text, f"{alt} {title}.")
     text += (
         f"By the calibrated cuts prediction neurons are most frequent in layer {top} (**{mean['prediction'].max():.1f}** a seed), and the "
         f"last layer has **{at_end['prediction']:.1f}** prediction and **{at_end['suppression']:.1f}** suppression neurons a seed. "
@@ -211,38 +216,32 @@ def next_token(table: pd.DataFrame, tokens: int) -> Finding:
     alt = "Dot plots of mean activation and effect by whether the next token is in the neuron's class, one row a neuron."
     told = []
     for role, verb in (("suppression", "lower"), ("prediction", "raise")):
-        own = table[(table["role"] == role) & table["effect"].notna()]
+        own = tested(table, role)
         if own.empty:
-            told.append(f"There is no {role} neuron to test.")
+            told.append(f"There is no {role} neuron with a class that explains more than chance to test.")
             continue
         sure = own["p_corrected"] < SIGNIFICANT
         more, less = int((sure & (own["effect"] > 0)).sum()), int((sure & (own["effect"] < 0)).sum())
-        positive = int((own["effect"] > 0).sum())
-        p_value = binomtest(positive, len(own)).pvalue
-        above = int((own["percentile"] > 95).sum())
-        chance = int((own["label_score"] <= own["null_score"]).sum())
+        above, far = int((own["percentile"] > 50).sum()), int((own["percentile"] > 95).sum())
         told.append(
             f"Of the **{count(len(own), f'{role} neuron')}** tested, **{more}** fire more when the next token is in the class that they {verb} most "
             f"and {less} fire less (corrected p below {SIGNIFICANT:g}); the median effect is **{signed(own['effect'].median())}** standard "
-            f"deviations, and the sign is positive for {positive} ({p_words(p_value)} in a sign test). On the same split {above} of them exceed 95 % of "
-            "the other neurons of their layer."
-            + (f" For {chance} of them the class explains no more than chance does." if chance else "")
+            f"deviations. On the same split a class moves whole layers: {above} of them exceed the median of the other neurons of their layer, and {far} exceed 95 % of them."
         )
-    own = table[(table["role"] == "suppression") & table["effect"].notna()]
+    own = tested(table, "suppression")
     if own.empty:
         title, verdict = "No suppression neuron to test the paper's claim on", "**The paper's claim cannot be tested in this run.**"
     else:
-        positive = int((own["effect"] > 0).sum())
-        sure = binomtest(positive, len(own)).pvalue < SIGNIFICANT
-        holds = sure and positive > len(own) / 2
-        title = f"{positive} of {count(len(own), 'suppression neuron')} fire more before a token of the class that they lower"
+        above, by_seed = int((own["percentile"] > 50).sum()), above_layer(own)
+        enough, more, less = len(own) >= FEWEST, (by_seed > 0.5).all(), (by_seed <= 0.5).all()
+        title = f"{above} of {count(len(own), 'suppression neuron')} fire more before their class than the median of their layer"
         verdict = (
-            "**The paper's claim that suppression neurons fire more when the next token is in their class holds.**"
-            if holds
-            else "**The opposite of the paper's claim holds: they fire less.**"
-            if sure
+            "**The paper's claim that suppression neurons fire more when the next token is in their class holds in every seed.**"
+            if enough and more
+            else "**The paper's claim that suppression neurons fire more when the next token is in their class holds in no seed.**"
+            if enough and less
             else "**Whether suppression neurons fire more when the next token is in their class, as the paper says, this run cannot tell: "
-            "the signs are mixed or the neurons too few.**"
+            "the seeds disagree or the neurons are too few.**"
         )
     text = f"Measured on {tokens:,} positions. {' '.join(told)} {verdict}"
     return Finding(title, text, f"{alt} {title}.")
@@ -259,7 +258,7 @@ def universal_roles(shares: dict[str, pd.DataFrame], threshold: float, top: floa
             continue
         parts.append(
             f"**{row['universal']:,.0f}** of {count(row['neurons'], f'{role} neuron')} ({percent(row['share'])}) and {percent(row['top_share'], 1)} among the "
-            f"{100 * top:g} % of largest excess, where {percent(row['expected'], 1)} is expected at their depth ({p_words(row['p_corrected'])})"
+            f"{100 * top:g} % of largest excess, where {percent(row['expected'], 1)} is expected at their depth ({p_words(row['p_corrected'])}, the largest of the seeds' own)"
         )
         if row["p_corrected"] < SIGNIFICANT:
             (more if row["top_share"] > row["expected"] else less).append(role)

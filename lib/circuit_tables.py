@@ -120,14 +120,15 @@ def write_circuits(run: Run, table: pd.DataFrame, weights: pd.DataFrame, effects
 
 
 def chosen_for_next_token(table: pd.DataFrame, number: int = CHOSEN) -> pd.DataFrame:
-    """The `number` suppression and as many prediction neurons of largest kurtosis over all seeds, by the calibrated cuts.
+    """The `number` suppression and as many prediction neurons of largest kurtosis over all seeds, by the calibrated cuts, of those
+    whose class explains more than chance.
 
     `label` is the class that the suppression neuron lowers, or the prediction neuron raises, most clearly.
     """
     chosen = []
     for role in ("suppression", "prediction"):
         own = vocabulary.of_role(table, role)
-        chosen.append(own[own["label_score"] > 0].nlargest(number, "vocab_kurt"))
+        chosen.append(own[own["label_score"] > own["null_score"]].nlargest(number, "vocab_kurt"))
     return pd.concat(chosen, ignore_index=True)[["seed", "layer", "neuron", "role", "vocab_kurt", "label", "label_score", "null_score"]]
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
+from scipy.stats import binom
 from torch import Tensor, nn
 
-from lib.universality import universal
+from lib.universality import SIGNIFICANT, universal
 from lib.vocabulary import PUBLISHED_CUTS, QUANTILE, Cuts, null_cuts, roles
 
 HEAD_BLOCKS = 8  # blocks of text, and as many of random tokens, on which heads are scored
@@ -245,13 +246,14 @@ def _from_here_on(above: pd.Series) -> str | None:
 def indicators(heads: pd.DataFrame, layers: pd.DataFrame, shares: pd.DataFrame) -> dict[str, tuple[pd.Series, float]]:
     """What `appearances` is asked about, with the bars: conventions, stated in the table.
 
-    A head counts that gives a third of its attention; a number of neurons that is more than the one in a thousand that
-    random directions reach; one neuron in a hundred universal.
+    A head counts that gives a third of its attention; a number of neurons that one in a thousand random directions would reach in
+    no seed, with 95 % probability; one neuron in a hundred universal.
     """
     keys = ["seed", "point"]
     best = heads.groupby(keys, sort=False)[["previous", "induction", "bos"]].max()
     total = layers.groupby(keys, sort=False)[["neurons", "prediction", "suppression", "peaked_positive", "peaked_negative", "low_variance"]].sum()
-    chance = float(total["neurons"].max()) * (1 - QUANTILE)
+    seeds = total.index.get_level_values("seed").nunique()
+    chance = float(binom.ppf(1 - SIGNIFICANT / seeds, total["neurons"].max(), 1 - QUANTILE))
     return {
         "a previous-token head": (best["previous"], 1 / 3),
         "an induction head": (best["induction"], 1 / 3),

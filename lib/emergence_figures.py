@@ -165,7 +165,7 @@ def births_and_deaths(changes: pd.DataFrame, kept: pd.DataFrame, time: Timeline)
 def early_and_late(groups: pd.DataFrame, kinds: pd.DataFrame, layers: int, kind: str) -> Figure:
     """Where the early and the late universal neurons of the end sit, and what they are.
 
-    `groups`: rows seed, layer, when (early, late); `kinds`: rows when, kind, share; `kind` names what they are.
+    `groups`: rows seed, layer, when (early, late); `kinds`: rows when, kind, share, of; `kind` names what they are.
     """
     fig, (left, right) = canvas(1, 2, (WIDE + 1, 4))
     below = np.zeros(layers)
@@ -185,8 +185,11 @@ def early_and_late(groups: pd.DataFrame, kinds: pd.DataFrame, layers: int, kind:
         return fig
     wide = kinds.pivot(index="kind", columns="when", values="share").reindex(columns=list(WHEN)).fillna(0)
     wide = wide.loc[wide.max(axis=1).sort_values().index]
+    number = kinds.groupby("when")["of"].first()
     for index, when in enumerate(WHEN):
-        right.barh(np.arange(len(wide)) + 0.4 * (0.5 - index), wide[when], 0.38, color=WHEN[when], label=when)
+        label = f"{when}, {number.get(when, 0):,} neurons"
+        right.barh(np.arange(len(wide)) + 0.4 * (0.5 - index), wide[when], 0.38, color=WHEN[when], label=label)
+    right.legend(title=None if number.sum() == len(groups) else "of the reference seed")
     right.set_yticks(range(len(wide)), [str(name).replace("_", " ") for name in wide.index])
     right.set(xlabel="share of the early, or late, universal neurons", ylabel=kind)
     right.xaxis.set_major_formatter(PERCENT)

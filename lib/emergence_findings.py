@@ -146,7 +146,12 @@ def early_and_late(groups: pd.DataFrame, kinds: pd.DataFrame, boundary: str | No
         shown = shown.fillna(0)
         gap = shown["early"] - shown["late"]
         name = gap.abs().idxmax()
-        text += f" By {kind} they differ most in *{name}*: {percent(shown.loc[name, 'early'], 1)} of the early and {percent(shown.loc[name, 'late'], 1)} of the late ones."
+        early, late = kinds.groupby("when")["of"].first().reindex(["early", "late"], fill_value=0)
+        whose = "these" if early + late == len(groups) else "those whose " + kind + " is known, the reference seed's,"
+        text += (
+            f" By {kind} {whose} differ most in *{name}*: {percent(shown.loc[name, 'early'], 1)} of {early:,} early "
+            f"and {percent(shown.loc[name, 'late'], 1)} of {late:,} late ones."
+        )
     return Finding(title, text, f"{alt} {title}.")
 
 
@@ -188,8 +193,9 @@ def heads_at_the_end(heads: pd.DataFrame) -> Finding:
 
 
 def kinds_of(groups: pd.DataFrame, kinds: pd.Series, name: Callable[[str], str] = str) -> pd.DataFrame:
-    """Share of each kind among the early and among the late: when, kind, share; `kinds` is aligned with `groups`."""
+    """Share of each kind among the early and among the late: when, kind, share, and of how many neurons (`of`); `kinds` is aligned with `groups`."""
     known = groups.assign(kind=kinds.map(name))
     known = known[known["kind"].notna()]
     shares = known.groupby("when")["kind"].value_counts(normalize=True).rename("share")
-    return shares.reset_index() if len(known) else pd.DataFrame(columns=["when", "kind", "share"])
+    number = known["when"].value_counts().rename("of")
+    return shares.reset_index().merge(number, on="when") if len(known) else pd.DataFrame(columns=["when", "kind", "share", "of"])

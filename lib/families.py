@@ -221,7 +221,8 @@ def assign(
     `family` is that of the best held-out score, or "unexplained" where that does not pass the level of the neuron's
     layer (`chance`); `best_family` and `label` are given in either case. `labelled_score` and `difference` as in
     `Scores`. The runner-up is the best label of another family. `score_<family>` and `label_<family>` are the
-    held-out score and the label chosen within each family.
+    held-out score and the label chosen within each family. `first_family` is that of the best score on the half that chooses,
+    `first_score`, and `first_held_out` what that family's label scores on the other half.
     """
     total = choice.score.shape[1]
     neurons = total // len(level)
@@ -247,6 +248,9 @@ def assign(
         table["runner_up_family"], table["runner_up_label"] = names[second], labels["label"].to_numpy()[runner]
         table["runner_up_score"] = choice.score[second, everyone]
         table["near_tie"] = (score > chance) & (table["runner_up_score"] >= NEAR_TIE * score)
+    before = choice.chosen_score.argmax(axis=0)
+    table["first_family"], table["first_score"] = names[before], choice.chosen_score[before, everyone]
+    table["first_held_out"] = choice.score[before, everyone]
     for index, name in enumerate(choice.families):
         table[f"score_{name}"], table[f"label_{name}"] = choice.score[index], labels["label"].to_numpy()[choice.label[index]]
     return table

@@ -86,19 +86,20 @@ def published(table: pd.DataFrame) -> str:
 def scores(rows: pd.DataFrame, table: pd.DataFrame) -> Finding:
     """From one seed's families and `family_summary.held_out`: do scores hold on text that did not choose the label?"""
     passed = rows[rows["family"] != UNEXPLAINED]
-    gap, own = rows["gap"].median(), passed["gap"].median()
+    gap, own, first = rows["gap"].median(), passed["gap"].median(), (rows["first_score"] - rows["first_held_out"]).median()
     title = f"Held-out scores differ from those of the choice by {signed(gap, 3)} in the median"
     text = (
         f"The median gap between the score on the half that chose the label and on the held-out half is **{signed(gap, 4)}** over all "
-        f"{len(rows):,} neurons" + (f" and {signed(own, 4)} over the explained ones" if len(passed) else "") + ". "
+        f"{len(rows):,} neurons" + (f" and {signed(own, 4)} over the explained ones" if len(passed) else "")
+        + f"; where the family is chosen on the first half, too, not by the best held-out score, it is {signed(first, 4)}. "
     )
     lost = table[(table["chosen"] > 0) & (table["held_out"] == 0)]
     kept = table[table["chosen"] > 0]
     if len(lost):
-        text += f"On held-out text nothing is left of {listed([f'{row.label} ({row.chosen})' for row in lost.itertuples()])}. "
+        text += f"With label and family chosen on one half, nothing is left on the other of {listed([f'{row.label} ({row.chosen})' for row in lost.itertuples()])}. "
     elif len(kept):
         weakest = kept.loc[(kept["held_out"] / kept["chosen"]).idxmin()]
-        text += f"No family vanishes on held-out text; the one that keeps least is {weakest['label']} ({weakest['held_out']:,} neurons pass chance there, {weakest['chosen']:,} on the half of the choice). "
+        text += f"With label and family chosen on one half, no family vanishes on the other; the one that keeps least is {weakest['label']} ({weakest['held_out']:,} of the {weakest['chosen']:,} neurons that pass chance where they were chosen pass it there). "
     ties = int(rows["near_tie"].sum()) if "near_tie" in rows else 0
     if len(passed):
         text += f"For {ties:,} of {len(passed):,} explained neurons a label of another family comes within a tenth of the best score, so their family is a near-tie. "
@@ -167,11 +168,14 @@ def seeds(shares: pd.DataFrame) -> Finding:
     return Finding(title, text.strip(), f"Dots of the share of neurons in each family, one per seed. {title}.")
 
 
-def agreement(table: pd.DataFrame) -> Finding:
-    """From `family_summary.agreement`: do matched neurons of two seeds answer to the same thing?"""
+def agreement(table: pd.DataFrame, references: int) -> Finding:
+    """From `family_summary.agreement`: do matched neurons of two seeds answer to the same thing? `references` are the seeds that have families."""
     named = table.set_index("pairs_of")
     first = named.iloc[0]
     alt = "Bars of the share of matched pairs across seeds with the same family and label, with the share expected by chance."
+    if references < 2:
+        text = "Families are computed for seeds that serve as reference, here for one, so that those of matched neurons cannot be compared; `compare: all` asks it."
+        return Finding("One seed has families: none to compare them with", text, alt)
     if not first["pairs"]:
         return Finding("No explained neuron has a match", "There is no pair of matched neurons with an explained one.", alt)
     title = f"{percent(first['same_label'], 0)} of matched pairs share their label, {percent(first['chance_label'], 0)} would by chance"

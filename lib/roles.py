@@ -29,9 +29,10 @@ def universal_shares(neurons: pd.DataFrame, column: str, threshold: float) -> pd
     """One row per role in `column`: how many of its neurons are universal and how many are among the most universal.
 
     `neurons` has one row per neuron of every seed: seed, layer, excess_corr and the column. `expected` is the share of
-    most universal neurons that a random choice of as many neurons from each seed's layer has; `p_value` is that of
-    the Cochran–Mantel–Haenszel test over seeds and layers, two-sided, and `p_corrected` Holm's over roles. Shares
-    of a role that no neuron has are NaN.
+    most universal neurons that a random choice of as many neurons from each seed's layer has; `p_value` is the largest of the
+    seeds' own two-sided Cochran–Mantel–Haenszel tests over layers, and 1 where seeds point in different directions: what is
+    universal recurs from seed to seed, so that seeds are no samples to be pooled. `p_corrected` is Holm's over roles. Shares of a role that
+    no neuron has are NaN.
     """
     flagged = neurons.assign(universal=universal(neurons, threshold), top=most_universal(neurons))
     rows = []
@@ -41,8 +42,10 @@ def universal_shares(neurons: pd.DataFrame, column: str, threshold: float) -> pd
         counts = strata.agg(n=("own", "size"), own=("own", "sum"), top=("top", "sum"), both=("both", "sum")).astype(float)
         mean = counts["own"] * counts["top"] / counts["n"]
         variance = mean * (1 - counts["own"] / counts["n"]) * (counts["n"] - counts["top"]) / (counts["n"] - 1).clip(lower=1)
-        number, spread = int(own.sum()), np.sqrt(variance.sum())
-        z = (counts["both"].sum() - mean.sum()) / spread if spread > 0 else np.nan
+        number = int(own.sum())
+        by_seed = pd.DataFrame({"beyond": counts["both"] - mean, "variance": variance}).groupby("seed").sum().query("variance > 0")
+        z = (by_seed["beyond"] / by_seed["variance"] ** 0.5).to_numpy()
+        p_value = np.nan if not len(z) else 2 * norm.sf(np.abs(z).min()) if (z > 0).all() or (z < 0).all() else 1.0
         rows.append(
             {
                 "role": role,
@@ -52,7 +55,7 @@ def universal_shares(neurons: pd.DataFrame, column: str, threshold: float) -> pd
                 "top": int(counts["both"].sum()),
                 "top_share": counts["both"].sum() / number if number else np.nan,
                 "expected": mean.sum() / number if number else np.nan,
-                "p_value": 2 * norm.sf(abs(z)),
+                "p_value": p_value,
             }
         )
     table = pd.DataFrame(rows)

@@ -1,10 +1,8 @@
 """Where a run's files lie and how they are read and written; nothing else touches outputs/<run>."""
 
 import contextlib
-import errno
 import fcntl
 import json
-import os
 from functools import cached_property
 from pathlib import Path
 
@@ -16,33 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lib.errors import InputError
-from lib.files import write_if_changed
+from lib.files import write_atomically, write_if_changed
 from lib.params import Params, read_params
 from lib.text import Text, read_text
-
-
-def write_atomically(path: Path, write) -> None:
-    """Calls write(temporary path) and renames: the file at `path` is the old or the new one, never half of it.
-
-    A full disk, or a place where nothing can be written, raises InputError; what was there before stays.
-    """
-    temporary = path.with_name(path.name + ".writing")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        os.replace(temporary, path)
-    except Exception as error:
-        if temporary.exists():
-            temporary.unlink()
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        if full:
-            raise InputError(
-                f"no space left on the disk while writing {path}; free some and run the same command again, "
-                "it goes on from the last saved state."
-            ) from error
-        if isinstance(error, OSError):
-            raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
-        raise
 
 
 @contextlib.contextmanager

@@ -25,10 +25,10 @@ from lib import params as parameters
 from lib.documents import Part
 from lib.errors import InputError
 from lib.examples import BYTE_OF_LETTER
-from lib.files import write_if_changed
+from lib.files import write_atomically, write_if_changed
 from lib.params import CACHE, Params, TextSource
 from lib.seeds import tokenizer_sha256
-from lib.store import alone, write_atomically, write_json
+from lib.store import alone, write_json
 from lib.text import Text, write_text
 
 PACKING = 1  # counts changes to how documents become blocks; part of what names a cached text

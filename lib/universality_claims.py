@@ -54,7 +54,7 @@ def _gap(evidence: Evidence) -> Measured:
         return unmeasured(f"{count(len(chosen), 'universal neuron')}, too few to compare")
     gaps = universality.gap(own)
     ours, others = gaps.loc[chosen.index], gaps.drop(chosen.index)
-    if not len(others) or evidence.tables[MATCHES]["model"].nunique() < 3:  # each reference is compared with two
+    if not len(others) or evidence.own(MATCHES)["model"].nunique() < 2:
         return unmeasured("needs two compared seeds and neurons that are not universal")
     apart = ours.mean() - others.mean()
     half = norm.isf(SIGNIFICANT / 2) * np.sqrt(ours.var() / len(ours) + others.var() / len(others))

@@ -117,12 +117,21 @@ def test_the_switch_and_the_counts_are_told_as_they_are():
 
 
 @pytest.mark.parametrize(
-    ("effects", "verdict"), [([1] * 9, "class holds."), ([-1] * 9, "opposite"), ([1, -1] * 4, "cannot tell"), ([], "cannot be tested")]
+    ("percentiles", "verdict"),
+    [([90] * 12, "holds in every seed."), ([40] * 12, "holds in no seed."), ([90] * 6 + [40] * 6, "cannot tell"), ([90] * 9, "cannot tell"), ([], "cannot be tested")],
 )
-def test_the_claim_about_suppression_neurons_is_judged_by_the_signs(effects, verdict):
-    table = pd.DataFrame({"role": "suppression", "effect": np.array(effects, dtype=float)})
-    table = table.assign(p_corrected=0.01, percentile=50.0, label_score=0.2, null_score=0.1)
+def test_the_claim_about_suppression_neurons_is_judged_seed_by_seed_against_their_layers(percentiles, verdict):
+    table = pd.DataFrame({"role": "suppression", "percentile": np.array(percentiles, dtype=float)})
+    table = table.assign(effect=-0.1, p_corrected=0.01, label_score=0.2, null_score=0.1, seed=["a" if row < 6 else "b" for row in range(len(table))])
     assert verdict in circuit_findings.next_token(table, 1000).text
+    by_chance = table.assign(label_score=0.1)
+    assert "cannot be tested" in circuit_findings.next_token(by_chance, 1000).text
+
+
+def test_a_model_of_one_layer_has_no_switch():
+    table = made_up("many").query("layer == 0")
+    found = circuit_findings.roles_by_layer(table)
+    assert found.title.startswith("One layer") and "switch" not in found.text and "second half" not in found.text
 
 
 def test_tables_of_words_wrap_to_the_left_and_escape_what_the_text_holds():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lib import family_figures, family_findings, family_summary
-from lib.families import UNEXPLAINED
+from lib.families import UNEXPLAINED, Choice, Scores, assign
 from lib.family_summary import FAMILIES, TOP
 from lib.labels import LabelSet
 
@@ -27,6 +27,7 @@ def families_table(case: str = "some") -> pd.DataFrame:
         table["family"] = np.where((score > 0.3) & (case != "none"), family, UNEXPLAINED)
         table["best_family"], table["label"], table["kind"] = family, [f"word “{name}”" for name in family], "kind"
         table["chosen_score"], table["score"], table["gap"] = score + 0.01, score, 0.01
+        table["first_family"], table["first_score"], table["first_held_out"] = family, score + 0.01, score
         table["chance"], table["labelled_score"], table["difference"] = 0.3, score, 1.0
         table["runner_up_family"], table["runner_up_label"], table["runner_up_score"] = "syntax", "x", score / 2
         table["near_tie"] = False
@@ -147,7 +148,8 @@ def test_every_figure_draws_and_every_sentence_is_whole(case, threshold):
         family_findings.by_excess(own),
         family_findings.seeds(shares),
         family_findings.seeds(shares.head(1)),
-        family_findings.agreement(agreement),
+        family_findings.agreement(agreement, 2),
+        family_findings.agreement(family_summary.agreement(family_summary.matched_pairs(own, matches_table())), 1),
         family_findings.examples_of(chosen, "unigram"),
         family_findings.examples_of(none, "unigram"),
         family_findings.position(positions, own),
@@ -168,3 +170,16 @@ def test_every_figure_draws_and_every_sentence_is_whole(case, threshold):
 def test_no_chosen_neuron_gives_empty_tables():
     nobody = pd.DataFrame({"layer": [], "neuron": [], "label": []})
     assert {"mean", "place"} <= set(family_summary.by_word_place(nobody, [], ())) and family_summary.by_domain(nobody, [], ("x", "y")).shape == (0, 2)
+
+
+def test_a_family_that_does_not_hold_is_told_though_its_neurons_go_to_another():
+    """Topic wins on the half that chooses and is nothing on the other, where token class takes the neurons over."""
+    names = np.array(["topic", "token_class"])
+    before, after = np.array([[0.3] * 100, [0.1] * 100]), np.array([[0.01] * 100, [0.1] * 100])
+    choice = Choice(tuple(names), np.zeros((2, 100), dtype=int), before, after)
+    labels = pd.DataFrame({"label": ["x"], "kind": ["token"]})
+    table = assign(choice, np.array([0.05]), labels, Scores(torch.zeros(2, 1, 100), torch.zeros(1, 100), torch.zeros(1, 100)))
+    assert (table["family"] == "token_class").all()
+    held = family_summary.held_out(table).set_index("family")
+    assert held.loc["topic", ["chosen", "held_out"]].tolist() == [100, 0] and held.loc["topic", "median_gap"] == pytest.approx(0.29)
+    assert "nothing is left on the other of topic (100)" in family_findings.scores(table, family_summary.held_out(table)).text

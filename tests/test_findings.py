@@ -44,6 +44,7 @@ def findings_of(neurons: pd.DataFrame, threshold: float) -> list[findings.Findin
         findings.gap(neurons, threshold, 1),
         findings.layer_agreement(universality.layer_agreement(matches_table())),
         findings.references(universality.reference_shares(everyone, threshold), threshold),
+        findings.references(universality.reference_shares(everyone[everyone["seed"] == everyone["seed"].iloc[0]], threshold), threshold),
         findings.share_curve(everyone, threshold),
         findings.layers(universality.layer_shares(everyone, threshold), "a"),
         findings.properties(tests, number),

@@ -41,19 +41,21 @@ def make_tables(random_seed: int, universal: bool, planted: bool = False) -> dic
     names = ["unigram", "alphabet", "previous_token", "position", "syntax", "unexplained"]
     families = index.assign(family=random.choice(names, size), label=[f"starts with {chr(97 + n)}" for n in random.integers(0, 26, size)],
                             score=random.choice([0.01, 0.2, 0.7], size))  # fmt: skip
-    roles = index.assign(role_calibrated=random.choice(["prediction", "suppression", "partition", "none"], size, p=[0.2, 0.1, 0.1, 0.6]))
+    roles = index.assign(role_published="none", role_calibrated=random.choice(["prediction", "suppression", "partition", "none"], size, p=[0.2, 0.1, 0.1, 0.6]))
     if planted:
         families.loc[families["neuron"] < 2, "score"] = 0.7
         by_layer = {0: ["unigram", "position"], 2: ["previous_token"]}
         families["family"] = [random.choice(by_layer.get(layer, ["alphabet", "syntax", "unexplained"])) for layer in families["layer"]]
         roles["role_calibrated"] = np.where(roles["layer"] == LAYERS - 1, "suppression", np.where(roles["layer"] >= 3, "prediction", "none"))
         roles.loc[(roles["layer"] == LAYERS - 2) & (roles["neuron"] > 20), "role_calibrated"] = "none"
-    next_token = pd.DataFrame({"role": ["suppression"] * 12 + ["prediction"] * 3, "effect": [*random.normal(2 if planted else 0, 0.5, 14), np.nan]})
+    next_token = pd.DataFrame({"seed": [*"aabbccaabbcc"] + ["a"] * 3, "role": ["suppression"] * 12 + ["prediction"] * 3, "effect": [*random.normal(size=14), np.nan],
+                               "percentile": random.uniform(60 if planted else 0, 100, 15), "label_score": 0.2, "null_score": 0.1})  # fmt: skip
     groups = ["entropy"] * 6 + ["control"] * 20
     fixed = pd.DataFrame({"layer": 5, "neuron": range(26), "group": groups, "variant": "total"}).merge(pd.DataFrame({"value": [0.0, 6.0]}), how="cross")
     for outcome in ("scale", "entropy", "loss", "reciprocal_rank"):
         fixed[f"{outcome}_change"], fixed[f"{outcome}_error"] = random.normal(0, 0.01, len(fixed)), 0.001
     if planted:
+        fixed.loc[(fixed["neuron"] == 2) & (fixed["value"] == 6), ["scale_change", "entropy_change"]] = 0.9
         fixed.loc[(fixed["neuron"] == 3) & (fixed["value"] == 6), ["scale_change", "entropy_change", "reciprocal_rank_change", "reciprocal_rank_error"]] = 1, 1, 0, 1e-6
     ablated = pd.DataFrame({"layer": 5, "neuron": range(32), "group": ["entropy"] * 6 + ["frequency"] * 6 + ["control"] * 20})
     ablated = ablated.merge(pd.DataFrame({"variant": ["total", "frozen scale", "fixed frequency"]}), how="cross")
@@ -65,7 +67,7 @@ def make_tables(random_seed: int, universal: bool, planted: bool = False) -> dic
     weights = index.assign(entropy=random.random(size) < 0.1, entropy_score=np.where(index["layer"] >= 4, random.random(size), np.nan),
                            partner_cos=random.uniform(-0.9 if planted else -0.4, -0.6 if planted else -0.1, size))  # fmt: skip
     paths = pd.DataFrame({"layer": np.repeat([1, 2, 3], 50), "neuron": 7, "head_layer": 4, "head": 0, "activation": random.normal(size=150),
-                          "bos": 0.5, "norm": 1.0, "role": np.repeat(["deactivation", "deactivation", "activation"], 50)})  # fmt: skip
+                          "bos": 0.5, "norm": 1.0, "block": np.tile(np.repeat(range(10), 5), 3), "role": np.repeat(["deactivation", "deactivation", "activation"], 50)})  # fmt: skip
     paths["bos_change"], paths["norm_change"] = random.normal(size=150), random.normal(size=150)
     if planted:
         paths["bos_change"], paths["norm_change"] = -paths["activation"] + 0.1 * paths["bos_change"], paths["activation"] + 0.1 * paths["norm_change"]
@@ -174,8 +176,8 @@ def expected(tables: dict[str, pd.DataFrame], threshold: float) -> dict[str, tup
     found["kurtosis_growth"] = between((up[-1] + down[-1] - up[-2] - down[-2] for up, down in zip(p, s, strict=True)), 0)
     found["skew_before"] = between((up[3:-1].sum() / (up + down)[3:-1].sum() for up, down in zip(p, s, strict=True)), 0.5)
     found["suppression_switch"] = between((down[-1] / (up + down)[-1] for up, down in zip(p, s, strict=True)), 0.5)
-    effect = [row["effect"] for row in tables["next_token"].to_dict("records") if row["role"] == "suppression" and row["effect"] == row["effect"]]
-    found["suppression_fires"] = proportion(sum(e > 0 for e in effect), len(effect), 0.5)
+    t = tables["next_token"].to_dict("records")
+    found["suppression_fires"] = between((np.mean([row["percentile"] > 50 for row in t if row["role"] == "suppression" and row["seed"] == seed]) for seed in SEEDS), 0.5)
 
     top = [row for row in tables["fixed_activation"].to_dict("records") if row["value"] == 6]
     candidates, controls = ([row for row in top if row["group"] == group] for group in ("entropy", "control"))
@@ -183,9 +185,11 @@ def expected(tables: dict[str, pd.DataFrame], threshold: float) -> dict[str, tup
         best = max(candidates, key=lambda row: row[f"{outcome}_change"])
         bar = max(abs(row[f"{outcome}_change"]) for row in controls)
         value, error = best[f"{outcome}_change"], best[f"{outcome}_error"]
-        found[f"entropy_{outcome}"] = value, HOLDS if value - 2 * error > bar else FAILS if value + 2 * error <= bar else UNKNOWN
+        two = sum(row[f"{outcome}_change"] > bar for row in candidates) > 1  # of 26 in a random order two come first with 6 · 5 / (26 · 25) = 4.6 %, one with 23 %
+        found[f"entropy_{outcome}"] = value, HOLDS if two and value - 2 * error > bar else FAILS if value + 2 * error <= bar else UNKNOWN
+    least = min(abs(row["reciprocal_rank_change"]) for row in controls)
     value, error, bar = abs(best["reciprocal_rank_change"]), best["reciprocal_rank_error"], np.median([abs(row["reciprocal_rank_change"]) for row in controls])
-    found["entropy_order"] = value, HOLDS if value + 2 * error < bar else FAILS if value - 2 * error >= bar else UNKNOWN
+    found["entropy_order"] = value, HOLDS if value < least and value + 2 * error < bar else FAILS if value - 2 * error >= bar else UNKNOWN
     lowest = []
     for seed in SEEDS:
         rows = [row for row in tables["causal_weights"].to_dict("records") if row["seed"] == seed and row["layer"] >= 4]
@@ -201,8 +205,11 @@ def expected(tables: dict[str, pd.DataFrame], threshold: float) -> dict[str, tup
         found[name] = delta, UNKNOWN if not sure else HOLDS if delta > 0 else FAILS
     q = tables["query_paths"]
     for name, column, sign in (("deactivation_bos", "bos_change", -1), ("deactivation_norm", "norm_change", 1)):
-        r = max((np.corrcoef(own["activation"], own[column])[0, 1] for _, own in q[q["role"] == "deactivation"].groupby("layer")), key=lambda r: sign * r)
-        ends = np.tanh(np.arctanh(sign * r) + np.array([-1, 1]) * Z / np.sqrt(50 - 3))
+        pairs = {layer: np.corrcoef(own["activation"], own[column])[0, 1] for layer, own in q[q["role"] == "deactivation"].groupby("layer")}
+        layer = max(pairs, key=lambda layer: sign * pairs[layer])
+        r, own = pairs[layer], q[q["layer"] == layer]
+        left = np.arctanh([np.corrcoef(own["activation"][own["block"] != b], own[column][own["block"] != b])[0, 1] for b in range(10)])
+        ends = np.tanh(np.arctanh(sign * r) + np.array([-1, 1]) * Z * np.sqrt(9 * left.var()))
         found[name] = r, HOLDS if ends[0] > 0.5 else FAILS if ends[1] <= 0.5 else UNKNOWN
     held = [row for row in tables["ablations"].to_dict("records") if row["kind"] == "mean"]
     found["ablation_universal"] = found["ablation_first_layer"] = np.nan, UNKNOWN
