@@ -6,12 +6,14 @@ summary in done.json. `python -m lib.collect outputs/<run>/params.yaml`, or with
 `torchrun --nproc-per-node=K -m lib.collect outputs/<run>/params.yaml`.
 """
 
+import contextlib
 import copy
 import platform
 import resource
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -32,11 +34,11 @@ from lib.kernels.grouped import GroupedMoments, Places
 from lib.kernels.histogram import Histogram
 from lib.kernels.moments import Moments
 from lib.params import read_params
-from lib.passes import BATCH, PassPlan, Plan, Setting, Unit, device_of, pack, release_order, setting_of, shared_shape
+from lib.passes import BATCH, PassPlan, Plan, Setting, Unit, device_of, pack, pass_memory, release_order, setting_of, shared_shape
 from lib.processes import Processes, shares
 from lib.reader import Dither, SeedReader, Seen, pilot
-from lib.seeds import Trunk, check_seed, load_model, mixed_precision, token_losses
-from lib.store import Run, TensorFiles, read_tensors, write_json, write_table, write_tensors
+from lib.seeds import Trunk, check_seed, check_weights, load_model, mixed_precision, token_losses
+from lib.store import Run, TensorFiles, alone, read_tensors, write_json, write_table, write_tensors
 from lib.text_labels import group_sizes, run_groupings
 
 HISTOGRAM_EVERY = 8  # one batch in so many is counted into the histograms
@@ -220,6 +222,7 @@ def losses(name: str, model, text) -> list[dict]:
     for index, title in [(None, "all"), *((index, text.domains[index]) for index in domain.unique().tolist())]:
         own = found[predicted] if index is None else found[domain == index][predicted[domain == index]]
         if len(own):
+            title = f"{title} (domain)" if title == "all" and index is not None else title
             rows.append({"seed": name, "domain": title, "loss": float(own.mean()), "tokens": len(own)})
     return rows
 
@@ -253,14 +256,25 @@ def collect(run: Run, grouped: bool = True, snapshots: tuple[float, ...] = SNAPS
     stats = run.folder / "stats"
     run.params.refuse_other_statistics()
     complete = (stats / "done.json").exists()
-    for name in sorted(run.params.seeds):  # what a pass reads is checked first; what it has read is told by its hash
-        run.params.seed_source(name) if complete else run.params.fetch_seed(name)
+    for name in sorted(run.params.seeds):  # what a pass reads is checked first, before the text is made; what it has read is told by its hash
+        if complete:
+            run.params.seed_source(name)
+        else:
+            check_weights(name, Path(run.params.fetch_seed(name)))
     hashes = file_hashes(run)
     _refuse_other_files(run, hashes)
     if complete:
         return
+    processes = Processes()
+    with contextlib.ExitStack() as held:
+        if processes.first:
+            held.enter_context(alone(stats, f"another process is working on {run.folder}; wait until it ends, or stop it, and run the same command again."))
+        _collect(run, processes, hashes, grouped, snapshots)
+
+
+def _collect(run: Run, processes: Processes, hashes: dict[str, str], grouped: bool, snapshots: tuple[float, ...]) -> None:
+    stats, begun = run.folder / "stats", None
     device, shape = device_of(run.params), shared_shape(run.params)
-    processes, begun = Processes(), None
     groups = tuple(map(tuple, processes.agree(group_sizes(run) if processes.first and grouped else ())))
     setting = setting_of(run.params, shape, device, Processes.on_this_machine(), groups)
     if processes.first:
@@ -286,12 +300,22 @@ def collect(run: Run, grouped: bool = True, snapshots: tuple[float, ...] = SNAPS
 
 
 def _planned(run: Run, setting: Setting) -> dict:
-    """The plan that this run began with, or a new one, as JSON; InputError if it cannot fit."""
-    begun = run.recorded("stats/plan.json")
-    if begun is None:
+    """The plan that this run began with, or a new one where no pass has saved anything yet, as JSON; InputError if it cannot fit."""
+    begun = {"precision": setting.precision} | (run.recorded("stats/plan.json") or {})  # a plan of older code did not say it
+    setting = replace(setting, precision=begun["precision"])  # the pilot's scales are its
+    if "passes" not in begun or not any((run.folder / "stats").glob("pass-*")):
         begun = pack(setting).as_json()
         write_json(run.folder / "stats" / "plan.json", begun)
-    return {"precision": setting.precision} | begun  # a plan of older code did not say it
+    elif run.params.memory_gb != "auto":
+        plan = Plan.resumed(setting, begun)
+        left = [part for number, part in enumerate(plan.passes) if not run.recorded(f"stats/pass-{number:02d}.json")]
+        need = max((pass_memory(setting, part) for part in left), default=0)
+        if need > setting.memory:
+            raise InputError(
+                f"memory_gb allows {setting.memory / 1e9:.1f} GB a process, but this run began with passes of up to {need / 1e9:.1f} GB; "
+                f"give it as much, or `make clean RUN={run.params.run}` and begin anew."
+            )
+    return begun
 
 
 def file_hashes(run: Run) -> dict[str, str]:

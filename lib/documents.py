@@ -71,6 +71,8 @@ def _document(row: dict[str, Any], source: TextSource, domain: str, where: Calla
     text = _value(row, source.field, where)
     if not isinstance(text, str | None):
         raise InputError(f"{where()}: field '{source.field}' is {type(text).__name__}, where text is needed.")
+    if text and not text.isascii():  # half of a pair of surrogates, as JSON may hold, is no character
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if source.domain is not None:
         value = _value(row, source.domain, where)
         domain = UNKNOWN if value in (None, "") else str(value)

@@ -82,11 +82,12 @@ def measured_point(params: Params, point: Point, tokens: int, folder: Path) -> d
     own = Run(point_params(params, point, tokens))
     asked = own.params.statistics_key | {"rotations": own.params.rotations, "threshold": own.params.threshold}
     record = _read(folder / "made.json")
-    if record.get("asked") == asked and record.get("text_sha256") == file_sha256(own.text_path) and not _changed(point, record, folder / "made.json"):
-        return record
     for name, source in point.sources.items() if not point.revisions else ():
         if lacks_tokeniser(source):
             link_seed(Path(source), params.seed_folder(name), own.folder / "seeds" / name)
+    if record.get("asked") == asked and record.get("text_sha256") == file_sha256(own.text_path) and not _changed(point, record, folder / "made.json"):
+        _tidy(own.folder)
+        return record
     key = own.folder / "stats" / "key.json"
     if _read(key) and any(_read(key).get(name) != value for name, value in own.params.statistics_key.items()):
         shutil.rmtree(own.folder / "stats")  # begun with another budget
@@ -103,8 +104,19 @@ def measured_point(params: Params, point: Point, tokens: int, folder: Path) -> d
         "seconds": round(time.monotonic() - started),
     }  # fmt: skip
     write_json(folder / "made.json", record)
-    shutil.rmtree(own.folder)
+    _tidy(own.folder)
     return record
+
+
+def _tidy(folder: Path) -> None:
+    """Leaves of a point's run only text.json, by which the next call finds its text."""
+    for path in folder.iterdir() if folder.exists() else ():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "text.json":
+            path.unlink()
+    if folder.exists() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _changed(point: Point, record: dict, made: Path) -> bool:

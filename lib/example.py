@@ -96,6 +96,8 @@ def main(arguments: list[str] | None = None) -> int:
     files = chosen(folder, shown)
     run = Run(read_params(folder / "params.yaml"))
     best = run.neurons.nlargest(1, "excess_corr").iloc[0]
+    if folder.resolve() == HOME.resolve():
+        raise InputError(f"the example is a reduced copy of another run, and would replace {folder}; name another RUN.")
     shutil.rmtree(HOME, ignore_errors=True)
     for path in files:
         (HOME / path).parent.mkdir(parents=True, exist_ok=True)

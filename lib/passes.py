@@ -350,15 +350,29 @@ def free_memory(device: torch.device) -> float:
     """Bytes that a run may take on a GPU, or on this machine (or in its control group, where that is less)."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    limit = Path("/sys/fs/cgroup/memory.max")
-    allowed = limit.read_text().strip() if limit.exists() else "max"
     info = Path("/proc/meminfo")
     if info.exists():
         lines = dict(line.split(":", 1) for line in info.read_text().splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024
     else:
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
-    return min(free, float(allowed)) if allowed != "max" else free
+    return min([free, *_group_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+
+
+def _group_limits(groups: Path, root: Path) -> list[float]:
+    """Limits in bytes of this process's control groups, as Slurm or a container sets them: those of its own group and of all above it."""
+    found = []
+    for line in groups.read_text().splitlines() if groups.exists() else ():
+        _, controllers, own = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top, name = (root / "memory", "memory.limit_in_bytes") if controllers else (root, "memory.max")
+        place = top / own.lstrip("/")
+        for folder in (place, *place.parents):
+            limit = folder / name
+            if folder.is_relative_to(top) and limit.is_file() and (allowed := limit.read_text().strip()) != "max":
+                found.append(float(allowed))
+    return found
 
 
 def device_of(params: Params) -> torch.device:

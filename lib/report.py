@@ -4,6 +4,7 @@
 """
 
 import argparse
+import contextlib
 import errno
 import json
 import logging
@@ -119,7 +120,7 @@ def execute(notebook: Path, params_file: Path) -> Path:
     log = partial.with_suffix(".log")
     for folder in (executed.parent, partial.parent):
         folder.mkdir(parents=True, exist_ok=True)
-    log.unlink(missing_ok=True)
+    log.write_text("", encoding="utf-8")  # so that no other chapter, ending now, takes the folder for empty
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it would say is in the sentence that we raise
     started = time.monotonic()
     try:
@@ -144,12 +145,14 @@ def execute(notebook: Path, params_file: Path) -> Path:
             f"(partial notebook: {partial}, traceback: {log})"
         ) from None
     except (DeadKernelError, RuntimeError) as error:
+        log.unlink()
         raise NotebookError(
             f"the kernel of {notebook.name} died{_where(partial)}, most likely killed for want of memory "
             f"(partial notebook: {partial}); {_one_line(error)}"
         ) from None
     os.replace(partial, executed)
-    if not any(partial.parent.iterdir()):
+    log.unlink()
+    with contextlib.suppress(OSError):  # another chapter's lies there
         partial.parent.rmdir()
     print(f"{notebook.name}: done in {time.monotonic() - started:.0f} s", file=sys.stderr)
     return executed

@@ -10,6 +10,7 @@ its pre-activation.
 import hashlib
 import json
 import weakref
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -34,6 +35,8 @@ from lib.text import Text
 ACTIVATIONS = ("act", "act_fn")
 WRITERS = ("c_proj", "dense_4h_to_h", "down_proj")  # GPT-2, GPT-NeoX, Llama
 ATTENTIONS = ("attn", "attention", "self_attn")  # of a block, by the same three
+# Buffers that old files hold and no model reads: causal masks, whose "minus infinity" is infinite in half precision.
+MASKS = tuple(f".{attention}.{mask}" for attention in ATTENTIONS for mask in ("bias", "masked_bias"))
 # What of a tokeniser decides which ids a text gets; padding, truncation and decoding do not.
 TOKENIZER_PARTS = ("model", "normalizer", "pre_tokenizer", "added_tokens")
 
@@ -58,15 +61,7 @@ def check_seed(name: str, folder: Path, text: Text, context: int) -> None:
     if missing:
         raise InputError(f"seed '{name}': {folder} has no {missing}.")
     config = read_config(name, folder)
-    for path in weight_files(folder):
-        try:
-            broken = next((key for key, tensor in _tensors(path) if not _is_finite(tensor)), None)
-        except Exception as error:  # each reader has its own for each way in which a file can be broken
-            raise InputError(
-                f"seed '{name}': {path} is truncated or corrupt ({_first_line(error)}); copy it again."
-            ) from error
-        if broken:
-            raise InputError(f"seed '{name}': {path} has NaN or infinite values in '{broken}'.")
+    check_weights(name, folder)
     if config.vocab_size < text.vocab_size:  # more is a padded embedding, as Pythia's
         raise InputError(
             f"seed '{name}' has a vocabulary of {config.vocab_size} tokens but the text was made with {text.vocab_size}; "
@@ -82,6 +77,19 @@ def check_seed(name: str, folder: Path, text: Text, context: int) -> None:
         raise InputError(f"context is {context} but seed '{name}' was made for at most {longest} positions.")
 
 
+def check_weights(name: str, folder: Path) -> None:
+    """Refuses a seed whose weights are truncated, corrupt, NaN or infinite: InputError in one sentence."""
+    for path in weight_files(folder):
+        try:
+            broken = next((key for key, tensor in _tensors(path) if not key.endswith(MASKS) and not _is_finite(tensor)), None)
+        except Exception as error:  # each reader has its own for each way in which a file can be broken
+            raise InputError(
+                f"seed '{name}': {path} is truncated or corrupt ({_first_line(error)}); copy it again."
+            ) from error
+        if broken:
+            raise InputError(f"seed '{name}': {path} has NaN or infinite values in '{broken}'.")
+
+
 def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     """Names and tensors of a weight file. PyTorch's own format is read without running anything that it pickles."""
     if path.suffix == ".safetensors":
@@ -89,7 +97,8 @@ def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
             for key in weights.keys():
                 yield key, weights.get_tensor(key)
     else:
-        yield from torch.load(path, map_location="cpu", weights_only=True, mmap=True).items()
+        mapped = zipfile.is_zipfile(path)  # files of before torch 1.6 are none, and cannot be mapped
+        yield from torch.load(path, map_location="cpu", weights_only=True, mmap=mapped).items()
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -20,11 +20,15 @@ from lib.text import Text, read_text
 
 
 @contextlib.contextmanager
-def alone(folder: Path):
-    """Waits until no other process is in a block of this kind for the same folder; a process that dies leaves it."""
+def alone(folder: Path, busy: str | None = None):
+    """Waits until no other process is in a block of this kind for the same folder, or raises InputError with the sentence `busy`; a
+    process that dies leaves it."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError as error:
+            raise InputError(busy) from error
         yield
 
 

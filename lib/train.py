@@ -315,6 +315,15 @@ def main(arguments: list[str]) -> int:
     stage = max(1, STAGE_TOKENS[machine.device] // recipe.step_tokens)
 
     lock = locked(paths.out)  # kept open, and so held, until the process ends
+    steps = {name: stored_step(paths.out / name) or (shipped_step(shipped_record(paths.start / name)) if paths.start else 0) for name in names}
+    furthest = max(steps.values())
+    if options.tokens is None and not (options.export and furthest):
+        raise InputError("Give --tokens, how many each seed shall read in the constant phase; it can be left out only with "
+                         "--export where some were trained already.")
+    until_step = furthest if options.tokens is None else math.ceil(options.tokens / recipe.step_tokens)
+    if options.export and furthest > until_step:
+        raise InputError(f"A seed has been trained to step {furthest:,} ({furthest * recipe.step_tokens:,} tokens) already, so that it cannot be shipped as of step "
+                         f"{until_step:,}; give at least as many --tokens, none, or another --out.")
     train, held_out = read_text(paths.train_text), read_text(paths.held_out_text)
     for text in (train, held_out):
         if (text.vocab_size, text.context) != (recipe.shape.vocab_size, recipe.shape.context):
@@ -323,12 +332,6 @@ def main(arguments: list[str]) -> int:
     if train.tokenizer_sha256 != held_out.tokenizer_sha256:
         raise InputError(f"{paths.train_text} and {paths.held_out_text} were made with different tokenisers.")
 
-    steps = {name: stored_step(paths.out / name) or (shipped_step(shipped_record(paths.start / name)) if paths.start else 0) for name in names}
-    furthest = max(steps.values())
-    if options.tokens is None and not (options.export and furthest):
-        raise InputError("Give --tokens, how many each seed shall read in the constant phase; it can be left out only with "
-                         "--export where some were trained already.")
-    until_step = furthest if options.tokens is None else math.ceil(options.tokens / recipe.step_tokens)
     print(f"seeds {' '.join(names)} to step {until_step} on {len(train.tokens)} blocks: {count} processes × "
           f"{machine.threads} threads, {machine.device}, {machine.dtype}, pid {os.getpid()} in {lock.name}", flush=True)
     workers = Workers(count, paths, recipe, machine, options.held_out_blocks)

@@ -19,7 +19,7 @@ from lib.collect import collect
 from lib.errors import InputError
 from lib.params import ROOT
 from lib.passes import Plan, pack, pass_memory, setting_of, shared_shape
-from lib.store import read_tensors, write_json, write_tensors
+from lib.store import Run, alone, read_tensors, write_json, write_tensors
 from lib.text_labels import group_sizes
 
 
@@ -226,6 +226,36 @@ def test_the_same_run_twice_gives_identical_tables(make_run, seed_folders):
     first, second = (tables_of(make_run(seed_folders, run=name, precision="auto")) for name in ("first", "second"))
     for name, table in first.items():
         pd.testing.assert_frame_equal(second[name], table, check_exact=True)
+
+
+def test_a_second_process_on_the_same_run_is_told_so(make_run, seed_folders):
+    run = make_run(seed_folders)
+    with alone(run.folder / "stats"), pytest.raises(InputError, match="another process is working on .*; wait until it ends"):
+        collect(run)
+    collect(run)
+
+
+def test_less_memory_is_heeded_until_a_pass_has_saved_something(make_run, seed_folders, monkeypatch):
+    """After a kill for want of memory a lower memory_gb gives more passes; once passes are under way it is refused, not ignored."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    run = make_run(seed_folders)
+    with monkeypatch.context() as patch:
+        patch.setattr("lib.collect._run_pass", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            collect(run)
+    setting = setting_of(run.params, shared_shape(run.params), torch.device("cpu"))
+    alone_pass = pack(setting).passes[0]
+    pairs = sum(unit.memory for unit in alone_pass.units if unit.kind == "pair")
+    less = Run(run.params.model_copy(update={"memory_gb": (pass_memory(setting, alone_pass) - 0.7 * pairs) / 1e9}))
+    (run.folder / "stats" / "pass-00.state-0.safetensors").touch()
+    with pytest.raises(InputError, match="memory_gb allows .* but this run began with passes of up to .*make clean RUN="):
+        collect(less)
+    (run.folder / "stats" / "pass-00.state-0.safetensors").unlink()
+    collect(less)
+    assert less.done["passes"] > 1
 
 
 def test_a_run_made_with_other_parameters_is_refused_and_left_alone(make_run, seed_folders):

@@ -14,7 +14,7 @@ from transformers import GPT2Config
 from lib import plan
 from lib.errors import InputError
 from lib.kernels.covariance import multiplies_panels
-from lib.passes import INT8_SUMS, Plan, Setting, Shape, pack, pass_memory, release_order, shape_of, units_of
+from lib.passes import INT8_SUMS, Plan, Setting, Shape, _group_limits, pack, pass_memory, release_order, shape_of, units_of
 from lib.plan import GPUS, operations, published, seconds
 from lib.processes import Processes, shares
 
@@ -138,3 +138,16 @@ def test_a_gpu_that_is_too_small_is_told_after_the_rest(monkeypatch, make_run, s
     monkeypatch.setattr(plan, "GPUS", {"small": GPUS["H100"] | {"memory": 1e6}, "H100": GPUS["H100"]})
     told = plan.lines(make_run(seed_folders).params)
     assert told[-1] == "does not fit into the memory of one small" and "time on one H100" in told[-2]
+
+
+def test_the_limits_of_control_groups_above_this_process_are_seen(tmp_path):
+    """As Slurm sets them (version 2, in a group above the own), and containers of old hosts (version 1)."""
+    groups, root = tmp_path / "cgroup", tmp_path / "fs"
+    for place, limit in (("job/memory.max", "8000"), ("job/step/memory.max", "max"), ("memory/box/memory.limit_in_bytes", "5000"), ("other/memory.max", "1")):
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        (root / place).write_text(limit + "\n")
+    groups.write_text("0::/job/step\n")
+    assert _group_limits(groups, root) == [8000]
+    groups.write_text("5:cpu,cpuacct:/box\n4:memory:/box\n")
+    assert _group_limits(groups, root) == [5000]
+    assert _group_limits(tmp_path / "none", root) == []

@@ -129,6 +129,9 @@ def test_weights_in_pytorchs_format(tmp_path, text):
     check_seed("a", folder, text, 256)
     torch.testing.assert_close(load_model(folder).state_dict(), small_model(0).state_dict())
     path = folder / "pytorch_model.bin"
+    torch.save(torch.load(path), path, _use_new_zipfile_serialization=False)  # as before torch 1.6
+    check_seed("a", folder, text, 256)
+    torch.save(torch.load(path), path)
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
     refuses(folder, text, "pytorch_model.bin is truncated or corrupt")
@@ -136,6 +139,19 @@ def test_weights_in_pytorchs_format(tmp_path, text):
     weights["transformer.h.0.mlp.c_fc.bias"][0] = torch.inf
     torch.save(weights, path)
     refuses(folder, text, "NaN or infinite values in 'transformer.h.0.mlp.c_fc.bias'")
+
+
+def test_masks_that_are_infinite_in_half_precision_are_no_weights(tmp_path, text):
+    """Pythia's files hold each layer's mask value −1e9 in fp16; no model reads it."""
+    folder = save_seed(neox_model(0).half(), tmp_path / "seed")
+    masks = {f"gpt_neox.layers.{layer}.attention.{name}": torch.tensor(-torch.inf).half() for layer in range(2) for name in ("bias", "masked_bias")}
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | masks, folder / "model.safetensors", {"format": "pt"})
+    check_seed("a", folder, text, 256)
+    load_model(folder)
+    weights["gpt_neox.layers.1.attention.dense.bias"][0] = torch.inf
+    save_file(weights | masks, folder / "model.safetensors", {"format": "pt"})
+    refuses(folder, text, "NaN or infinite values in 'gpt_neox.layers.1.attention.dense.bias'")
 
 
 def test_a_weight_that_is_missing_is_not_drawn_at_random(folder):

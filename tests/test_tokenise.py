@@ -193,6 +193,12 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path):
         ]
 
 
+def test_half_a_surrogate_pair_is_replaced(tmp_path):
+    """JSON may hold half an emoji, which no tokeniser takes."""
+    (tmp_path / "text.jsonl").write_text('{"text": "cut \\ud83d"}\n{"text": "whole \\ud83d\\ude00"}\n')
+    assert [part.text for part in texts_of(tmp_path / "text.jsonl")] == ["cut \ufffd", "whole \U0001f600"]
+
+
 def test_folders_take_turns_and_name_the_domain(tmp_path):
     for folder, number in (("law", 3), ("news", 2)):
         (tmp_path / folder).mkdir()

@@ -22,7 +22,7 @@ from lib.files import file_sha256
 from lib.gpt2 import Kernels, Shape, new_model, token_losses, training_loss
 from lib.seed_card import seeds_section
 from lib.text import read_text
-from lib.train import check_loss, evenly_spaced
+from lib.train import check_loss, evenly_spaced, main
 from lib.trainer import (
     PART_BLOCKS,
     Decay,
@@ -243,6 +243,14 @@ def test_training_goes_on_from_a_shipped_model(tmp_path):
     (shipped / "training.json").unlink()
     with pytest.raises(InputError, match="training.json"):
         started("none")
+
+
+def test_seeds_trained_further_are_not_shipped_as_of_an_earlier_step(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("lib.train.stored_step", lambda folder: 5000)
+    monkeypatch.setattr("lib.train.catch_signals", lambda: None)
+    assert main(["--seed", "a", "--tokens", "100000", "--export", "--out", str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert "trained to step 5,000 (327,680,000 tokens) already" in told and "shipped as of step 2;" in told
 
 
 def test_another_recipe_is_refused(tmp_path):

@@ -30,7 +30,7 @@ def causal_attention(
         one.dtype == torch.float32 and not one.is_cuda and one.stride(3) == 1 and one.shape == q.shape and not _needs_gradient(one)
         for one in (q, k, v)
     )
-    if not plain or q.shape[3] != HEAD or not native.libraries():
+    if not plain or q.shape[3] != HEAD or native.function("attention_float") is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale).transpose(1, 2)
     texts, heads, tokens, _ = q.shape
     strides = torch.tensor([one.stride()[:3] for one in (q, k, v)])
