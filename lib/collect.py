@@ -34,7 +34,19 @@ from lib.kernels.grouped import GroupedMoments, Places
 from lib.kernels.histogram import Histogram
 from lib.kernels.moments import Moments
 from lib.params import read_params
-from lib.passes import BATCH, PassPlan, Plan, Setting, Unit, device_of, pack, pass_memory, release_order, setting_of, shared_shape
+from lib.passes import (
+    BATCH,
+    PassPlan,
+    Plan,
+    Setting,
+    Unit,
+    device_of,
+    pack,
+    pass_memory,
+    release_order,
+    setting_of,
+    shared_shape,
+)
 from lib.processes import Processes, shares
 from lib.reader import Dither, SeedReader, Seen, pilot
 from lib.seeds import Trunk, check_seed, check_weights, load_model, mixed_precision, token_losses

@@ -76,7 +76,7 @@ def token_bytes(tokenizer) -> list[bytes]:
         elif all(letter in BYTE_OF_LETTER for letter in letters):
             pieces.append(bytes(BYTE_OF_LETTER[letter] for letter in letters))
         else:
-            raise InputError(f"the tokeniser is not a byte-level BPE (its token {token} is {letters!r}), and labels can only be made for one.")
+            raise InputError(f"the tokeniser is not a byte-level BPE (its token {token} is {letters!r}), which the text's labels need.")
     return pieces
 
 

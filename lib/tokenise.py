@@ -24,8 +24,8 @@ from lib import documents
 from lib import params as parameters
 from lib.documents import Part
 from lib.errors import InputError
-from lib.examples import BYTE_OF_LETTER
 from lib.files import write_atomically, write_if_changed
+from lib.labels import token_bytes
 from lib.params import CACHE, Params, TextSource
 from lib.seeds import tokenizer_sha256
 from lib.store import alone, write_json
@@ -48,7 +48,7 @@ class Vocabulary:
 
     tokenizer: Tokenizer
     bos_id: int
-    pieces: tuple[bytes, ...]  # what each token stands for
+    pieces: tuple[bytes, ...]  # what each token stands for, nothing for special ones
 
     @property
     def dtype(self) -> type[np.unsignedinteger]:
@@ -70,7 +70,7 @@ class Vocabulary:
 
 
 def vocabulary(tokenizer) -> Vocabulary:
-    """From a fast tokeniser of transformers; InputError if no token can stand at the start of a block."""
+    """From a fast tokeniser of transformers; InputError if no token can stand at the start of a block, or if it is no byte-level BPE."""
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if bos is None:
         raise InputError("the seeds' tokeniser has neither a BOS nor an EOS token, one of which must begin each block.")
@@ -78,27 +78,8 @@ def vocabulary(tokenizer) -> Vocabulary:
     backend.no_padding()
     backend.no_truncation()
     backend.encode_special_tokens = True  # a document that spells a special token out does not contain one
-    return Vocabulary(backend, bos, token_bytes(backend))
-
-
-def token_bytes(tokenizer: Tokenizer) -> tuple[bytes, ...]:
-    """The bytes that each id stands for: of byte-level tokens, of ▁ for a blank and <0x41> for a byte, or as written."""
-    described = json.loads(tokenizer.to_str())
-    byte_level = any("ByteLevel" in json.dumps(described[part]) for part in ("pre_tokenizer", "decoder"))
-    added = {token: content.content for token, content in tokenizer.get_added_tokens_decoder().items()}
-    names = {token: name for name, token in tokenizer.get_vocab(with_added_tokens=True).items()}
-
-    def of(token: int) -> bytes:
-        name = names.get(token, "")
-        if token in added:
-            return added[token].encode()
-        if byte_level and all(letter in BYTE_OF_LETTER for letter in name):
-            return bytes(BYTE_OF_LETTER[letter] for letter in name)
-        if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
-            return bytes([int(name[3:5], 16)])
-        return name.replace("▁", " ").encode()
-
-    return tuple(of(token) for token in range(max(names, default=-1) + 1))
+    pieces = token_bytes(tokenizer)
+    return Vocabulary(backend, bos, (*pieces, *[b""] * (max(tokenizer.get_vocab().values()) + 1 - len(pieces))))
 
 
 def shared_tokenizer(params: Params):

@@ -14,7 +14,18 @@ from transformers import GPT2Config
 from lib import plan
 from lib.errors import InputError
 from lib.kernels.covariance import multiplies_panels
-from lib.passes import INT8_SUMS, Plan, Setting, Shape, _group_limits, pack, pass_memory, release_order, shape_of, units_of
+from lib.passes import (
+    INT8_SUMS,
+    Plan,
+    Setting,
+    Shape,
+    _group_limits,
+    pack,
+    pass_memory,
+    release_order,
+    shape_of,
+    units_of,
+)
 from lib.plan import GPUS, operations, published, seconds
 from lib.processes import Processes, shares
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import SHIPPED, TOKENIZER, permuted_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models
+from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lib import documents, tokenise
@@ -24,7 +24,7 @@ from lib.params import TextSource
 from lib.seeds import tokenizer_sha256
 from lib.store import Run, alone
 from lib.text import read_text
-from lib.tokenise import Packer, Vocabulary, build, difference, token_bytes, vocabulary
+from lib.tokenise import Packer, Vocabulary, build, difference, vocabulary
 
 WORDS = ("the", "of", " universal", "neurons", "Schrödinger", "東京", "🙂", "x==y:", "\n\n", "  ", "1,234", "isn't")
 
@@ -86,11 +86,10 @@ def test_what_a_byte_level_token_stands_for(shipped):
     assert inside.sum() >= 64 and not (inside & begins).any()  # continuation bytes of UTF-8
 
 
-def test_what_a_sentencepiece_token_stands_for():
-    tokens = ["<s>", "<0xE6>", "<0x0A>", "▁the", "re", "<0x>"]
+def test_a_tokeniser_that_is_no_byte_level_bpe_is_refused_before_the_text_is_read():
+    tokens = ["<s>", "<0xE6>", "▁the", "re"]
     tokenizer = Tokenizer(models.BPE({token: place for place, token in enumerate(tokens)}, []))
-    tokenizer.decoder = decoders.ByteFallback()
-    assert token_bytes(tokenizer) == (b"<s>", b"\xe6", b"\n", b" the", b"re", b"<0x>")
+    assert "not a byte-level BPE (its token 2 is '▁the')" in sentence(vocabulary, PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>"))
 
 
 def test_a_special_token_spelt_out_in_a_document_is_only_text(shipped):
