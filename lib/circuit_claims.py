@@ -5,9 +5,9 @@ Roles are by the calibrated cuts, since a small model may have no neuron beyond 
 
 import pandas as pd
 
-from lib.claims import Claim, Evidence, Measured, over_seeds, unmeasured
+from lib.claims import FAILS, HOLDS, UNKNOWN, Claim, Evidence, Measured, over_seeds, unmeasured
 from lib.findings import count, percent, signed
-from lib.next_token import above_layer, tested
+from lib.next_token import above_layer, fire_more, tested
 from lib.universality import FEWEST
 from lib.vocabulary import PUBLISHED_HIGH_KURTOSIS, role_counts
 
@@ -74,7 +74,7 @@ def _more(value: float) -> str:
 
 
 def _fire(evidence: Evidence) -> Measured:
-    """Per seed the share of suppression neurons that go beyond the median of their layer on the same split, against a half.
+    """Per seed the share of suppression neurons that go beyond the median of their layer on the same split, against a half (`fire_more`).
 
     Seeds have one vote each, since what is universal recurs from seed to seed.
     """
@@ -82,7 +82,8 @@ def _fire(evidence: Evidence) -> Measured:
     if len(own) < FEWEST:
         return unmeasured(f"{count(len(own), 'suppression neuron')} with a class that explains more than chance, too few")
     found = over_seeds(above_layer(own), 0.5, True, lambda value: percent(value, 0))
-    return found._replace(here=f"more than the median of their layer: {found.here}; {count(len(own), 'suppression neuron')}, median effect {signed(own['effect'].median())}")
+    here = f"more than the median of their layer: {found.here}; {count(len(own), 'suppression neuron')}, median effect {signed(own['effect'].median())}"
+    return found._replace(here=here, verdict={True: HOLDS, False: FAILS, None: UNKNOWN}[fire_more(own)])
 
 
 _KURTOSIS = ", ".join(f"{number:g}" for number in PUBLISHED_HIGH_KURTOSIS.values())

@@ -179,7 +179,7 @@ def next_token(table: pd.DataFrame) -> Figure:
     fig, (left, right) = canvas(1, 2, (WIDE + 1, 1.6 + 0.27 * max(4, len(rows))), sharey=True)
     if not len(rows):
         for axes in (left, right):
-            note(axes, "no suppression or prediction neuron")
+            note(axes, "no suppression or prediction neuron\nwhose class explains more than chance")
     for axes in (left, right):
         axes.axvline(0, color=NEUTRAL, linewidth=1)
     right.hlines(rows.index, rows["layer_low"], rows["layer_high"], color="#cccccc", linewidth=6, zorder=1,

@@ -10,8 +10,8 @@ import pandas as pd
 
 from lib.errors import listed
 from lib.findings import Finding, capital, count, p_words, percent, signed
-from lib.next_token import above_layer, tested
-from lib.universality import FEWEST, PUBLISHED_SOURCE, SIGNIFICANT
+from lib.next_token import fire_more, tested
+from lib.universality import PUBLISHED_SOURCE, SIGNIFICANT
 from lib.vocabulary import PUBLISHED_CUTS, PUBLISHED_HIGH_KURTOSIS, ROLES, last_layers, role_counts
 
 
@@ -224,22 +224,21 @@ def next_token(table: pd.DataFrame, tokens: int) -> Finding:
         more, less = int((sure & (own["effect"] > 0)).sum()), int((sure & (own["effect"] < 0)).sum())
         above, far = int((own["percentile"] > 50).sum()), int((own["percentile"] > 95).sum())
         told.append(
-            f"Of the **{count(len(own), f'{role} neuron')}** tested, **{more}** fire more when the next token is in the class that they {verb} most "
-            f"and {less} fire less (corrected p below {SIGNIFICANT:g}); the median effect is **{signed(own['effect'].median())}** standard "
-            f"deviations. On the same split a class moves whole layers: {above} of them exceed the median of the other neurons of their layer, and {far} exceed 95 % of them."
+            f"Of the **{count(len(own), f'{role} neuron')}** tested, **{more}** {'fires' if more == 1 else 'fire'} more when the next token is in the class that they {verb} most "
+            f"and {less} {'fires' if less == 1 else 'fire'} less (corrected p below {SIGNIFICANT:g}); the median effect is **{signed(own['effect'].median())}** standard "
+            f"deviations. On the same split a class moves whole layers: above the median of the other neurons of their layer lie {above}, above 95 % of them {far}."
         )
     own = tested(table, "suppression")
     if own.empty:
         title, verdict = "No suppression neuron to test the paper's claim on", "**The paper's claim cannot be tested in this run.**"
     else:
-        above, by_seed = int((own["percentile"] > 50).sum()), above_layer(own)
-        enough, more, less = len(own) >= FEWEST, (by_seed > 0.5).all(), (by_seed <= 0.5).all()
+        above, more, seeds = int((own["percentile"] > 50).sum()), fire_more(own), count(own["seed"].nunique(), "seed")
         title = f"{above} of {count(len(own), 'suppression neuron')} fire more before their class than the median of their layer"
         verdict = (
-            "**The paper's claim that suppression neurons fire more when the next token is in their class holds in every seed.**"
-            if enough and more
-            else "**The paper's claim that suppression neurons fire more when the next token is in their class holds in no seed.**"
-            if enough and less
+            f"**The paper's claim that suppression neurons fire more when the next token is in their class holds in each of the {seeds} that have one.**"
+            if more
+            else f"**The paper's claim that suppression neurons fire more when the next token is in their class holds in none of the {seeds} that have one.**"
+            if more is False
             else "**Whether suppression neurons fire more when the next token is in their class, as the paper says, this run cannot tell: "
             "the seeds disagree or the neurons are too few.**"
         )
@@ -258,7 +257,7 @@ def universal_roles(shares: dict[str, pd.DataFrame], threshold: float, top: floa
             continue
         parts.append(
             f"**{row['universal']:,.0f}** of {count(row['neurons'], f'{role} neuron')} ({percent(row['share'])}) and {percent(row['top_share'], 1)} among the "
-            f"{100 * top:g} % of largest excess, where {percent(row['expected'], 1)} is expected at their depth ({p_words(row['p_corrected'])}, the largest of the seeds' own)"
+            f"{100 * top:g} % of largest excess, where {percent(row['expected'], 1)} is expected at their depth ({_seeds_agree(row)})"
         )
         if row["p_corrected"] < SIGNIFICANT:
             (more if row["top_share"] > row["expected"] else less).append(role)
@@ -269,6 +268,13 @@ def universal_roles(shares: dict[str, pd.DataFrame], threshold: float, top: floa
         title = f"The most universal neurons: {', '.join(said)} than expected at their depth"
     text = f"By the calibrated cuts and at threshold {threshold:g}, over the seeds that serve as reference, universal are: {'; '.join(parts)}."
     return Finding(title, text, f"{alt} {title}.")
+
+
+def _seeds_agree(row: pd.Series) -> str:
+    """The p-value of a row of `roles.universal_shares`, and whose it is."""
+    if not row["agree"]:
+        return "seeds point in different directions"
+    return p_words(row["p_corrected"]) + (f", the largest of the {row['seeds']} seeds that have one" if row["seeds"] > 1 else "")
 
 
 def match_agreement(table: pd.DataFrame) -> Finding:

@@ -281,7 +281,8 @@ def collect(run: Run, grouped: bool = True, snapshots: tuple[float, ...] = SNAPS
     with contextlib.ExitStack() as held:
         if processes.first:
             held.enter_context(alone(stats, f"another process is working on {run.folder}; wait until it ends, or stop it, and run the same command again."))
-        _collect(run, processes, hashes, grouped, snapshots)
+        if not processes.agree((stats / "done.json").exists()):  # another process may have ended it meanwhile
+            _collect(run, processes, hashes, grouped, snapshots)
 
 
 def _collect(run: Run, processes: Processes, hashes: dict[str, str], grouped: bool, snapshots: tuple[float, ...]) -> None:
@@ -315,16 +316,20 @@ def _planned(run: Run, setting: Setting) -> dict:
     """The plan that this run began with, or a new one where no pass has saved anything yet, as JSON; InputError if it cannot fit."""
     begun = {"precision": setting.precision} | (run.recorded("stats/plan.json") or {})  # a plan of older code did not say it
     setting = replace(setting, precision=begun["precision"])  # the pilot's scales are its
-    if "passes" not in begun or not any((run.folder / "stats").glob("pass-*")):
+    stats = run.folder / "stats"
+    if "passes" not in begun or not any([*stats.glob("pass-*.json"), *stats.glob("pass-*.safetensors")]):
+        for pattern in ("snapshot-*", "part-*", "pass-*"):  # of passes of which nothing else is left
+            for path in stats.glob(pattern):
+                path.unlink()
         begun = pack(setting).as_json()
         write_json(run.folder / "stats" / "plan.json", begun)
     elif run.params.memory_gb != "auto":
         plan = Plan.resumed(setting, begun)
         left = [part for number, part in enumerate(plan.passes) if not run.recorded(f"stats/pass-{number:02d}.json")]
         need = max((pass_memory(setting, part) for part in left), default=0)
-        if need > setting.memory:
+        if need > run.params.memory_gb * 1e9:
             raise InputError(
-                f"memory_gb allows {setting.memory / 1e9:.1f} GB a process, but this run began with passes of up to {need / 1e9:.1f} GB; "
+                f"memory_gb allows {run.params.memory_gb:g} GB, but this run began with passes of up to {need / 1e9:.1f} GB a process; "
                 f"give it as much, or `make clean RUN={run.params.run}` and begin anew."
             )
     return begun

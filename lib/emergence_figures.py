@@ -28,6 +28,7 @@ from lib.figures import (
     layer_axis,
     note,
 )
+from lib.findings import count
 from lib.vocabulary import PUBLISHED_CUTS
 
 HEAD_SCORES = {"bos": "attention to BOS", "previous": "attention to the previous token", "induction": "induction score"}
@@ -187,7 +188,7 @@ def early_and_late(groups: pd.DataFrame, kinds: pd.DataFrame, layers: int, kind:
     wide = wide.loc[wide.max(axis=1).sort_values().index]
     number = kinds.groupby("when")["of"].first()
     for index, when in enumerate(WHEN):
-        label = f"{when}, {number.get(when, 0):,} neurons"
+        label = f"{when}, {count(number.get(when, 0), 'neuron')}"
         right.barh(np.arange(len(wide)) + 0.4 * (0.5 - index), wide[when], 0.38, color=WHEN[when], label=label)
     right.legend(title=None if number.sum() == len(groups) else "of the reference seed")
     right.set_yticks(range(len(wide)), [str(name).replace("_", " ") for name in wide.index])

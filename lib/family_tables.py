@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lib import families as scoring
 from lib.correlation import Scale, rotated_deviation, rotations
 from lib.errors import InputError
 from lib.families import Rotation, label_table, seed_families
 from lib.family_summary import matched_pairs, with_excess
+from lib.files import file_sha256
 from lib.labels import Grouping, LabelSet
 from lib.store import Run, TensorFiles, write_json, write_table
 from lib.text_labels import run_groupings, run_label_sets
@@ -79,8 +81,8 @@ def labels_digest(sets: Sequence[LabelSet]) -> str:
 
 
 def tabulate_families(run: Run, sets: list[LabelSet]) -> None:
-    """Writes the tables of families unless they are there for exactly these labels; needs the statistics, not a model."""
-    made_with = {"labels": labels_digest(sets)}
+    """Writes the tables of families unless they are there for exactly these labels and this code; needs the statistics, not a model."""
+    made_with = {"labels": labels_digest(sets), "code": file_sha256(scoring.__file__)}
     if run.recorded("tables/families.json") == made_with:
         return
     tables, families, chances = run.folder / "tables", [], []
@@ -91,6 +93,7 @@ def tabulate_families(run: Run, sets: list[LabelSet]) -> None:
         chance.insert(0, "seed", seed)
         families.append(table)
         chances.append(chance)
+    (tables / "families.json").unlink(missing_ok=True)
     write_table(tables / "families.parquet", pd.concat(families, ignore_index=True))
     write_table(tables / "family_chance.parquet", pd.concat(chances, ignore_index=True))
     write_table(tables / "labels.parquet", label_table(sets, own[0]))

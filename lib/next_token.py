@@ -11,9 +11,10 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from scipy.stats import ttest_ind_from_stats
+from statsmodels.stats.proportion import proportion_confint
 from torch import Tensor
 
-from lib.universality import holm
+from lib.universality import FEWEST, SIGNIFICANT, holm
 
 GROUPING = "next_token"
 DIFFERENCES = ("mean_in", "mean_out", "std_in", "std_out", "effect", "p_value")
@@ -114,6 +115,18 @@ def tested(table: pd.DataFrame, role: str) -> pd.DataFrame:
 def above_layer(rows: pd.DataFrame) -> pd.Series:
     """Per seed the share of neurons whose effect is beyond the median of the other neurons of their layer on the same split."""
     return (rows["percentile"] > 50).groupby(rows["seed"], sort=False).mean()
+
+
+def fire_more(rows: pd.DataFrame) -> bool | None:
+    """Whether neurons go beyond the median of their layer: in each seed that has one most do, and of all together more than half, by
+    Wilson's 95 % interval; None where seeds or interval do not tell, or there are too few."""
+    by_seed, number = above_layer(rows), len(rows)
+    if number < FEWEST:
+        return None
+    low, high = proportion_confint(int((rows["percentile"] > 50).sum()), number, alpha=SIGNIFICANT, method="wilson")
+    if (by_seed > 0.5).all() and low > 0.5:
+        return True
+    return False if (by_seed < 0.5).all() and high < 0.5 else None
 
 
 def with_corrected_p(table: pd.DataFrame) -> pd.DataFrame:

@@ -251,8 +251,8 @@ def lines(params: Params) -> list[str]:
         f"operations: products {counted['products']:.3g}, forward {counted['forward']:.3g}",
         f"disk: {disk(plan) / 1e9:.2f} GB of statistics, and as much again for saved states",
     ]
-    if not known:
-        told.append("the text is not tokenised yet, so that the sizes of the labels' groupings are bounds: passes, disk and time may come out smaller")
+    if not known or unread:
+        told.append("the text is not made ready yet, so that of the labels' groupings only the large ones are counted, by bounds: passes, disk and time may come out otherwise")
     if unread:
         told.append("before the passes spaCy reads the English prose for labels of syntax, minutes per million tokens on one core, which the times leave out")
     places = [("this machine", plan, measured(setting, plan, params.seed_config(params.reference), device))]

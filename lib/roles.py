@@ -30,9 +30,9 @@ def universal_shares(neurons: pd.DataFrame, column: str, threshold: float) -> pd
 
     `neurons` has one row per neuron of every seed: seed, layer, excess_corr and the column. `expected` is the share of
     most universal neurons that a random choice of as many neurons from each seed's layer has; `p_value` is the largest of the
-    seeds' own two-sided Cochran–Mantel–Haenszel tests over layers, and 1 where seeds point in different directions: what is
-    universal recurs from seed to seed, so that seeds are no samples to be pooled. `p_corrected` is Holm's over roles. Shares of a role that
-    no neuron has are NaN.
+    own two-sided Cochran–Mantel–Haenszel tests of the `seeds` that have such neurons, over layers, and 1 where these do not `agree` in
+    direction: what is universal recurs from seed to seed, so that seeds are no samples to be pooled. `p_corrected` is Holm's over roles.
+    Shares of a role that no neuron has are NaN.
     """
     flagged = neurons.assign(universal=universal(neurons, threshold), top=most_universal(neurons))
     rows = []
@@ -45,7 +45,8 @@ def universal_shares(neurons: pd.DataFrame, column: str, threshold: float) -> pd
         number = int(own.sum())
         by_seed = pd.DataFrame({"beyond": counts["both"] - mean, "variance": variance}).groupby("seed").sum().query("variance > 0")
         z = (by_seed["beyond"] / by_seed["variance"] ** 0.5).to_numpy()
-        p_value = np.nan if not len(z) else 2 * norm.sf(np.abs(z).min()) if (z > 0).all() or (z < 0).all() else 1.0
+        agree = (z > 0).all() or (z < 0).all()
+        p_value = np.nan if not len(z) else 2 * norm.sf(np.abs(z).min()) if agree else 1.0
         rows.append(
             {
                 "role": role,
@@ -56,6 +57,8 @@ def universal_shares(neurons: pd.DataFrame, column: str, threshold: float) -> pd
                 "top_share": counts["both"].sum() / number if number else np.nan,
                 "expected": mean.sum() / number if number else np.nan,
                 "p_value": p_value,
+                "seeds": len(z),
+                "agree": bool(agree),
             }
         )
     table = pd.DataFrame(rows)

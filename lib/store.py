@@ -1,6 +1,7 @@
 """Where a run's files lie and how they are read and written; nothing else touches outputs/<run>."""
 
 import contextlib
+import errno
 import fcntl
 import json
 from functools import cached_property
@@ -22,13 +23,16 @@ from lib.text import Text, read_text
 @contextlib.contextmanager
 def alone(folder: Path, busy: str | None = None):
     """Waits until no other process is in a block of this kind for the same folder, or raises InputError with the sentence `busy`; a
-    process that dies leaves it."""
+    process that dies leaves it. With `busy`, file systems that cannot lock are let pass."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
         except BlockingIOError as error:
             raise InputError(busy) from error
+        except OSError as error:
+            if not busy or error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
         yield
 
 

@@ -118,7 +118,8 @@ def test_the_switch_and_the_counts_are_told_as_they_are():
 
 @pytest.mark.parametrize(
     ("percentiles", "verdict"),
-    [([90] * 12, "holds in every seed."), ([40] * 12, "holds in no seed."), ([90] * 6 + [40] * 6, "cannot tell"), ([90] * 9, "cannot tell"), ([], "cannot be tested")],
+    [([90] * 12, "holds in each of the 2 seeds"), ([40] * 12, "holds in none of the 2 seeds"), ([90] * 6 + [40] * 6, "cannot tell"), ([90] * 9, "cannot tell"),
+     ([40, 90, 90, 90, 40, 90] * 2, "cannot tell"), ([], "cannot be tested")],
 )
 def test_the_claim_about_suppression_neurons_is_judged_seed_by_seed_against_their_layers(percentiles, verdict):
     table = pd.DataFrame({"role": "suppression", "percentile": np.array(percentiles, dtype=float)})

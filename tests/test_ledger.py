@@ -177,7 +177,9 @@ def expected(tables: dict[str, pd.DataFrame], threshold: float) -> dict[str, tup
     found["skew_before"] = between((up[3:-1].sum() / (up + down)[3:-1].sum() for up, down in zip(p, s, strict=True)), 0.5)
     found["suppression_switch"] = between((down[-1] / (up + down)[-1] for up, down in zip(p, s, strict=True)), 0.5)
     t = tables["next_token"].to_dict("records")
-    found["suppression_fires"] = between((np.mean([row["percentile"] > 50 for row in t if row["role"] == "suppression" and row["seed"] == seed]) for seed in SEEDS), 0.5)
+    votes = [[row["percentile"] > 50 for row in t if row["role"] == "suppression" and row["seed"] == seed] for seed in SEEDS]
+    value, verdict = between(map(np.mean, votes), 0.5)
+    found["suppression_fires"] = value, verdict if proportion(sum(map(sum, votes)), 12, 0.5)[1] == verdict else UNKNOWN
 
     top = [row for row in tables["fixed_activation"].to_dict("records") if row["value"] == 6]
     candidates, controls = ([row for row in top if row["group"] == group] for group in ("entropy", "control"))
