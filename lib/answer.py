@@ -68,10 +68,12 @@ def _what(evidence: Evidence) -> str:
 
 def _what_for(evidence: Evidence, table: pd.DataFrame) -> str:
     if "roles" in evidence.tables:
-        ours, published = (role_counts(evidence.tables["roles"], f"role_{cut}").groupby("seed")[list(ROLES)].sum().mean() for cut in ("calibrated", "published"))
+        roles = evidence.tables["roles"]
+        ours, published, learned = (role_counts(roles, f"role_{cut}").groupby("seed")[list(ROLES)].sum().mean() for cut in ("calibrated", "published", "learned"))
         text = (
             f"By their weights **{ours['prediction']:,.0f}** neurons of a seed raise some tokens (prediction) and {ours['suppression']:,.0f} lower some (suppression) more "
             f"sharply than 99.9 % of random directions would, by the paper's cut {published['prediction']:,.0f} and {published['suppression']:,.0f}"
+            + (f", and {learned['prediction']:,.0f} and {learned['suppression']:,.0f} if tokens that were never learned are left out" if roles["unlearned"].any() else "")
         )
     else:
         text = "What neurons do was not measured in this run"

@@ -50,33 +50,35 @@ def attention_scores(
 
 
 def score_columns(w_out: Float[Tensor, "neurons d_model"], directions: Float[Tensor, "layers heads d_model"]) -> pd.DataFrame:
-    """One row per neuron: `attention_score`, its h of largest size, `attention_head_layer` and `attention_head`,
-    and `attention_deviations`, h in standard deviations of a random unit vector's for that head.
+    """One row per neuron: `attention_score`, its h for the head `attention_head_layer`, `attention_head` for which it is largest in
+    size in standard deviations of a random unit vector's, and `attention_deviations`, h in these. Heads' BOS keys differ in length, so that
+    only deviations compare from head to head.
 
     The last layer's neurons, which no head reads, have NaN and head −1.
     """
     scores = attention_scores(w_out, directions)
     neurons, layers, heads = scores.shape
     flat = scores.nan_to_num(0.0).flatten(1)
-    best = flat.abs().argmax(1)
+    spreads = (directions.norm(dim=-1) / (directions.shape[-1] - 1) ** 0.5).flatten().clamp(min=1e-30)
+    best = (flat / spreads).abs().argmax(1)
     reached = (~scores.isnan()).flatten(1).any(1).numpy()
     value = flat.gather(1, best[:, None])[:, 0].double().numpy()
-    spread = (directions.norm(dim=-1) / (directions.shape[-1] - 1) ** 0.5).flatten()[best].double().numpy()
+    spread = spreads[best].double().numpy()
     per_layer = neurons // layers
     return pd.DataFrame({
         "layer": np.arange(neurons) // per_layer, "neuron": np.arange(neurons) % per_layer,
         "attention_score": np.where(reached, value, np.nan),
         "attention_head_layer": np.where(reached, best.numpy() // heads, -1),
         "attention_head": np.where(reached, best.numpy() % heads, -1),
-        "attention_deviations": np.where(reached, value / np.maximum(spread, 1e-30), np.nan),
+        "attention_deviations": np.where(reached, value / spread, np.nan),
     })  # fmt: skip
 
 
 def top_pairs(columns: pd.DataFrame, number: int = PAIRS) -> pd.DataFrame:
-    """The pairs of neuron and head with the largest h (they deactivate the head) and the lowest (they activate it)."""
-    reached = columns[columns["attention_score"].notna()]
-    most = reached.nlargest(number, "attention_score")
-    least = reached.drop(index=most.index).nsmallest(number, "attention_score")
+    """The pairs of neuron and head with the largest h in deviations (they deactivate the head) and the lowest (they activate it)."""
+    reached = columns[columns["attention_deviations"].notna()]
+    most = reached.nlargest(number, "attention_deviations")
+    least = reached.drop(index=most.index).nsmallest(number, "attention_deviations")
     return pd.concat([most.assign(role="deactivation"), least.assign(role="activation")])
 
 

@@ -19,7 +19,7 @@ from lib.claims import (
 )
 from lib.effects import FIXED_FREQUENCY, FROZEN_SCALE
 from lib.entropy import entropy_candidates
-from lib.findings import count, p_words, signed, signed_percent
+from lib.findings import count, p_words, percent, signed, signed_percent
 from lib.universality import FEWEST, SIGNIFICANT
 
 CHAPTER = "05_weight_circuits"
@@ -27,6 +27,7 @@ WEIGHTS, FIXED, ABLATED, PATHS, NORMS, SETS = "causal_weights", "fixed_activatio
 INTERVENTIONS = {FIXED, ABLATED, PATHS, SETS}
 FOLLOW_UP, PERSISTENCE = "arXiv 2406.16254", "arXiv 2508.00903"
 ANTIPODAL, STRONG = -0.5, 0.5  # cosine and correlation from which a claim is granted
+ATTENDED = 0.1  # of a head's attention to BOS, below which it has none to lose
 
 
 def _groups(evidence: Evidence) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -107,6 +108,9 @@ def _path(outcome: str, sign: int):
         pairs = pairs[pairs[outcome].notna()] if len(pairs) else pairs
         if pairs.empty:
             return unmeasured("no pair of neuron and head with an effect")
+        pairs = pairs[pairs["bos"] >= ATTENDED]
+        if pairs.empty:
+            return unmeasured(f"none of the pairs' heads gives BOS {percent(ATTENDED, 0)} of its attention, which could be lowered")
         best = pairs.loc[(sign * pairs[outcome]).idxmax()]
         half = norm.isf(SIGNIFICANT / 2) * best[f"{outcome}_error"]
         low, high = np.tanh(np.arctanh(best[outcome]) - half), np.tanh(np.arctanh(best[outcome]) + half)

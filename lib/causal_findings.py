@@ -42,8 +42,8 @@ def entropy_selection(weights: pd.DataFrame, chosen: pd.DataFrame, space: NullSp
         f"{'' if chosen['entropy'].all() else ', of which ' + str(int(chosen['entropy'].sum())) + ' satisfy it'}. "
         f"The first, {name_of(best)}, has norm {best['w_out_norm']:.2f} and logit variance {best['vocab_var']:.2e}, where the layers' medians are "
         f"{late['w_out_norm'].median():.2f} and {late['vocab_var'].median():.2e}; the neuron most opposite to it is {partner} with cosine {signed(best['partner_cos'])}. "
-        f"On average the candidates have **{percent((chosen['null_share'] ** 2).mean(), 1)}** of their squared norm in the bottom {count(k, 'direction')} of $W_U$, the last "
-        f"layers' neurons {percent((late['null_share'] ** 2).mean(), 1)} and a random direction {percent(space.chance**2, 1)}. "
+        f"The share $\\rho(k)$ of their norm in the bottom {count(k, 'direction')} of $W_U$ is **{chosen['null_share'].mean():.2f}** for the candidates on average, {late['null_share'].mean():.2f} for "
+        f"the last layers' neurons and {space.chance:.2f} for a random direction. "
     )
     if space.depth < SHALLOW:
         text += f"These directions are a null space: the unembedding reads the largest of them with {percent(space.depth, 1)} of its median singular value."
@@ -219,7 +219,7 @@ def attention_scores(weights: pd.DataFrame, chance: pd.DataFrame) -> Finding:
     random_largest = chance["attention_deviations"].abs().max()
     beyond = reached[reached["attention_deviations"].abs() > random_largest]
     title = f"{capital(count(len(beyond), 'neuron'))} {'is' if len(beyond) <= 1 else 'are'} aligned with a later head's BOS key beyond chance"
-    high, low = reached.loc[reached["attention_score"].idxmax()], reached.loc[reached["attention_score"].idxmin()]
+    high, low = reached.loc[reached["attention_deviations"].idxmax()], reached.loc[reached["attention_deviations"].idxmin()]
     text = (
         f"Of {len(reached):,} neurons that a later head reads, **{len(beyond):,}** ({percent(len(beyond) / len(reached), 1)}) have a best score larger in size than the largest of as many random vectors, {random_largest:.1f} standard "
         f"deviations. The highest is that of {name_of(high)} for L{int(high['attention_head_layer'])}H{int(high['attention_head'])}, {signed(high['attention_score'], 3)} or {signed(high['attention_deviations'], 1)} standard deviations (more attention to BOS, the "

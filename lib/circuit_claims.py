@@ -23,7 +23,10 @@ def _counts(evidence: Evidence, column: str = "role_calibrated") -> pd.DataFrame
 
 
 def _share_of(evidence: Evidence, part: str, whole: str) -> Measured:
-    """Per seed the sum of `part` over that of `whole`, expressions of `_counts`' columns, against a half; seeds with none are left out."""
+    """Per seed the sum of `part` over that of `whole`, expressions of `_counts`' columns, against a half; seeds with none are left out.
+
+    Undecided where it hangs on tokens that the models have not learned.
+    """
 
     def sums(column: str) -> pd.DataFrame:
         counts = _counts(evidence, column)
@@ -33,8 +36,15 @@ def _share_of(evidence: Evidence, part: str, whole: str) -> Measured:
     beyond = f"{count(ours['whole'].sum(), 'neuron')} beyond the calibrated cut, {published:,} beyond the paper's"
     if ours["whole"].sum() < FEWEST:
         return unmeasured(f"{beyond} in all seeds, too few")
-    found = over_seeds(ours["part"] / ours["whole"].where(ours["whole"] > 0), 0.5, True, lambda value: percent(value, 0))
-    return found._replace(here=f"{found.here}; {beyond}")
+    found, learned = (over_seeds(of["part"] / of["whole"].where(of["whole"] > 0), 0.5, True, lambda value: percent(value, 0)) for of in (ours, sums("role_learned")))
+    return _robust(found, learned, f"{found.here}; {beyond}")
+
+
+def _robust(found: Measured, learned: Measured, here: str) -> Measured:
+    """What is found over all tokens, undecided where it is not so `learned`, over the tokens that models have learned."""
+    if learned.here != found.here:
+        here += f"; without tokens that were never learned {learned.here}"
+    return found._replace(here=here, verdict=found.verdict if found.verdict == learned.verdict else UNKNOWN)
 
 
 def _rise(evidence: Evidence) -> Measured:
@@ -64,9 +74,9 @@ def _grow(evidence: Evidence) -> Measured:
     ours, published = peaked("role_calibrated"), peaked("role_published")
     if ours.to_numpy().sum() < FEWEST:
         return unmeasured("fewer than ten neurons beyond the calibrated cut in the last two layers of all seeds")
-    found = over_seeds(ours[last] - ours[last - 1], 0.0, True, _more)
+    found, learned = (over_seeds(of[last] - of[last - 1], 0.0, True, _more) for of in (ours, peaked("role_learned")))
     theirs = (published[last] - published[last - 1]).mean()
-    return found._replace(here=f"last layer less the one before: {found.here} beyond the calibrated cut; {_more(theirs)} beyond the paper's")
+    return _robust(found, learned, f"last layer less the one before: {found.here} beyond the calibrated cut; {_more(theirs)} beyond the paper's")
 
 
 def _more(value: float) -> str:

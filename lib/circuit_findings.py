@@ -40,6 +40,14 @@ def moments_by_layer(circuits: pd.DataFrame) -> Finding:
         if below
         else "the published variance cut is stricter than chance needs in at least one seed."
     )
+    if circuits["unlearned"].any():
+        left = int((circuits["learned_kurt"] > PUBLISHED_CUTS.kurtosis).sum())
+        sharp = [int(role_counts(circuits, column)[["prediction", "suppression"]].to_numpy().sum()) for column in ("role_calibrated", "role_learned")]
+        text += (
+            f" **Some of this is about tokens that were never learned**: the unembeddings of {_range(circuits['unlearned'], 0)} tokens of a seed point the way of bytes that UTF-8 does not have, so that one "
+            f"direction moves them all. Without them {left:,} of the {published:,} neurons beyond the published kurtosis cut {'is' if left == 1 else 'are'} left, and {sharp[1]:,} prediction and "
+            f"suppression neurons by cuts calibrated anew instead of {sharp[0]:,}."
+        )
     alt = "Line plots of percentiles of kurtosis, skew and variance of logit effects by layer, with both cuts."
     return Finding(title, text, f"{alt} {title}.")
 

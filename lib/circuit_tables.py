@@ -4,7 +4,7 @@ A table is made again when the seeds, the parameters that it depends on or the c
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -50,20 +50,26 @@ def weights_of(run: Run, seed: str) -> tuple[list[torch.Tensor], torch.Tensor]:
 
 
 @torch.no_grad()
-def seed_roles(w_out, unit_unembedding, classes: LabelSet, random_seed: int) -> pd.DataFrame:
+def seed_roles(w_out, unit_unembedding, classes: LabelSet, random_seed: int, pieces: Sequence[bytes] = ()) -> pd.DataFrame:
     """One row per neuron of one seed: moments of its logit effects, roles by both cuts, token classes.
 
     Columns: layer, neuron; vocab_mean, vocab_var, vocab_skew, vocab_kurt; skew_sign; role_published,
     role_calibrated; raised, raised_score, lowered, lowered_score: the class that explains most of the variance (METHOD
     §5) among those with higher, and with lower logit effects than the other tokens; label, label_family,
     label_score: the better of the two, without a name if its score is no more than chance; and for the seed as a whole
-    null_kurt, null_var, null_score: what one random direction in a thousand exceeds.
+    null_kurt, null_var, null_score: what one random direction in a thousand exceeds. `learned_kurt`, `learned_skew` and role_learned are
+    the kurtosis, the skew and the role by calibrated cuts over the tokens that are not `vocabulary.unlearned`, of which there are `unlearned`
+    (`pieces` are the tokens' bytes).
     """
     directions = random_directions(vocabulary.DIRECTIONS, len(unit_unembedding), random_seed)
     null = circuits.vocabulary_moments(directions, unit_unembedding)
     cuts = null_cuts(null)
     null_score = class_scores(directions, unit_unembedding, null["vocab_var"], classes.member).score.amax(dim=1)
     score_cut = float(np.quantile(null_score.numpy(), vocabulary.QUANTILE))
+
+    learned = ~vocabulary.unlearned(unit_unembedding, pieces)
+    known = unit_unembedding[:, learned]
+    known_cuts = cuts if learned.all() else null_cuts(circuits.vocabulary_moments(directions, known))
 
     frames = []
     for layer, writes in enumerate(w_out):
@@ -72,6 +78,10 @@ def seed_roles(w_out, unit_unembedding, classes: LabelSet, random_seed: int) -> 
         frame = pd.DataFrame({name: values.numpy() for name, values in moments.items()})
         frame.insert(0, "layer", layer)
         frame.insert(1, "neuron", range(len(frame)))
+        of_known = moments if learned.all() else circuits.vocabulary_moments(writes, known)
+        of_known = pd.DataFrame({name: values.numpy() for name, values in of_known.items()})
+        frame["learned_kurt"], frame["learned_skew"] = of_known["vocab_kurt"], of_known["vocab_skew"]
+        frame["role_learned"] = vocabulary.roles(of_known, known_cuts)
         best = {name: best_class(scores, sign) for name, sign in (("raised", 1), ("lowered", -1))}
         for name, (index, score) in best.items():
             frame[name], frame[f"{name}_score"] = classes.labels["label"].to_numpy()[index], score
@@ -85,17 +95,17 @@ def seed_roles(w_out, unit_unembedding, classes: LabelSet, random_seed: int) -> 
     table["role_published"] = vocabulary.roles(table, PUBLISHED_CUTS)
     table["role_calibrated"] = vocabulary.roles(table, cuts)
     table["skew_sign"] = np.sign(table["vocab_skew"])
-    return table.assign(null_kurt=cuts.kurtosis, null_var=cuts.variance, null_score=score_cut)
+    return table.assign(null_kurt=cuts.kurtosis, null_var=cuts.variance, null_score=score_cut, unlearned=int((~learned).sum()))
 
 
 def role_table(run: Run) -> pd.DataFrame:
     """roles.parquet: `seed_roles` of every seed, with a column seed in front."""
 
     def make() -> pd.DataFrame:
-        classes = label_set(run)
+        classes, pieces = label_set(run), labels.token_bytes(run.tokenizer)
         parts = []
         for seed in sorted(run.params.seeds):
-            part = seed_roles(*weights_of(run, seed), classes, run.params.random_seed)
+            part = seed_roles(*weights_of(run, seed), classes, run.params.random_seed, pieces)
             part.insert(0, "seed", seed)
             parts.append(part)
         return pd.concat(parts, ignore_index=True)

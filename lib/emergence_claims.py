@@ -117,7 +117,7 @@ def _circuits(layers: pd.DataFrame, heads: pd.DataFrame) -> list[dict]:
     surprising = binom.sf(low - 1, asked, 1 - QUANTILE) < SIGNIFICANT
     bos = heads.groupby("seed")["bos"].max()
     return [
-        _row(f"Some neurons act on few tokens: W_U kurtosis above {PUBLISHED_CUTS.kurtosis:g}", PAPER,
+        _row(f"Some neurons have W_U kurtosis above {PUBLISHED_CUTS.kurtosis:g} (over all tokens; chapter 5 says how many have it without tokens that were never learned)", PAPER,
              f"{sum(PUBLISHED_HIGH_KURTOSIS.values()):,.0f} in the last four layers of GPT2-medium", f"{spread(peaked, lambda v: f'{v:.1f}')} neurons",
              verdict([bool(number > 0) for number in peaked])),
         _row("Prediction neurons (calibrated cut) are more frequent in the second half of the depth", PAPER, "figure 6",

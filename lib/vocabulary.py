@@ -19,6 +19,8 @@ ROLES = ("prediction", "suppression", "partition")
 NO_ROLE = "none"
 DIRECTIONS = 10_000  # random directions of the null
 QUANTILE = 0.999  # of the null, above which a value is more than chance
+NOT_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
+ONE_WAY = 0.8  # cosine with the mean unembedding of such bytes from which a token counts as one of which nothing was learned
 
 
 class Cuts(NamedTuple):
@@ -57,6 +59,18 @@ def roles(neurons: pd.DataFrame, cuts: Cuts) -> pd.Series:
         NO_ROLE,
     )
     return pd.Series(named, neurons.index)
+
+
+def unlearned(unit_unembedding: Float[Tensor, "d_model vocabulary"], pieces: Sequence[bytes]) -> Bool[Tensor, "vocabulary"]:
+    """The tokens of which a model has learned nothing but that they do not come: their unembeddings all point one way.
+
+    The way is that of the bytes that UTF-8 does not have, which a byte-level BPE has tokens for and no text contains; `pieces` are the
+    bytes of each token. None, where a vocabulary has no such bytes, or the model has not learned to make them unlikely.
+    """
+    never = [token for token, piece in enumerate(pieces) if len(piece) == 1 and piece[0] in NOT_IN_UTF8]
+    if not never:
+        return torch.zeros(unit_unembedding.shape[1], dtype=torch.bool)
+    return normalize(unit_unembedding[:, never].mean(dim=1), dim=0) @ unit_unembedding > ONE_WAY
 
 
 class ClassScores(NamedTuple):

@@ -31,6 +31,7 @@ def made_up(case: str) -> pd.DataFrame:
     table["null_kurt"], table["null_var"], table["null_score"] = 3.4, 0.005, 0.1
     table["role_published"] = vocabulary.roles(table, vocabulary.PUBLISHED_CUTS)
     table["role_calibrated"] = vocabulary.roles(table, vocabulary.Cuts(3.4, 0.005))
+    table["learned_kurt"], table["role_learned"], table["unlearned"] = table["vocab_kurt"] - 2, table["role_calibrated"], 7
     table["skew_sign"] = np.sign(table["vocab_skew"])
     for side in ("raised", "lowered"):
         table[side] = generator.choice(["digits", "ends with -ing", "all capitals"], total)

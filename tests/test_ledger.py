@@ -48,6 +48,7 @@ def make_tables(random_seed: int, universal: bool, planted: bool = False) -> dic
         families["family"] = [random.choice(by_layer.get(layer, ["alphabet", "syntax", "unexplained"])) for layer in families["layer"]]
         roles["role_calibrated"] = np.where(roles["layer"] == LAYERS - 1, "suppression", np.where(roles["layer"] >= 3, "prediction", "none"))
         roles.loc[(roles["layer"] == LAYERS - 2) & (roles["neuron"] > 20), "role_calibrated"] = "none"
+    roles = roles.assign(role_learned=roles["role_calibrated"], unlearned=2)
     next_token = pd.DataFrame({"seed": [*"aabbccaabbcc"] + ["a"] * 3, "role": ["suppression"] * 12 + ["prediction"] * 3, "effect": [*random.normal(size=14), np.nan],
                                "percentile": random.uniform(60 if planted else 0, 100, 15), "label_score": 0.2, "null_score": 0.1})  # fmt: skip
     groups = ["entropy"] * 6 + ["control"] * 20
@@ -305,3 +306,13 @@ def test_the_answer_is_five_sentences_with_the_run_s_numbers(case):
 )  # fmt: skip
 def test_decided(low, high, bound, above, verdict):
     assert claims.decided(low, high, bound, above) == verdict
+
+
+def test_claims_about_roles_that_hang_on_tokens_never_learned_cannot_be_told():
+    tables = make_tables(*CASES["planted"])
+    told = ledger.ledger(Evidence(tables, "a", 0.5)).set_index("name")
+    tables["roles"] = tables["roles"].assign(role_learned=tables["roles"]["role_calibrated"].replace({"suppression": "prediction"}))
+    again = ledger.ledger(Evidence(tables, "a", 0.5)).set_index("name")
+    assert told.loc["suppression_switch", "verdict"] == HOLDS and again.loc["suppression_switch", "verdict"] == UNKNOWN
+    assert "without tokens that were never learned 0 %" in again.loc["suppression_switch", "here"]
+    assert (told["verdict"] != again["verdict"]).sum() == 1

@@ -225,3 +225,24 @@ def test_processed_and_raw_activations_of_the_trunk_are_those_split_by_the_next_
     with torch.no_grad():
         _, cache = processed_model(run.params.seed_source("a")).run_with_cache(tokens)
     torch.testing.assert_close(seen[1], cache["blocks.1.mlp.hook_post"], rtol=0, atol=1e-4)
+
+
+def test_tokens_that_were_never_learned_point_one_way_and_are_left_out():
+    """Bytes that UTF-8 has not, and two tokens that were as rare, share a direction; a neuron along it is sharp by them alone."""
+    generator = torch.Generator().manual_seed(0)
+    pieces = [bytes([byte]) for byte in range(256)] + [b"word"] * 744
+    unembedding = torch.randn(32, 1000, generator=generator)
+    way = torch.randn(32, generator=generator)
+    rare = [*vocabulary.NOT_IN_UTF8, 300, 301]
+    unembedding[:, rare] = way[:, None] + 0.1 * torch.randn(32, len(rare), generator=generator)
+    unit = unembedding / unembedding.norm(dim=0)
+    assert vocabulary.unlearned(unit, pieces).nonzero()[:, 0].tolist() == sorted(rare)
+    assert not vocabulary.unlearned(unit, [b"word"] * 1000).any() and not vocabulary.unlearned(unit, []).any()
+    untrained = torch.nn.functional.normalize(torch.randn(32, 1000, generator=generator), dim=0)
+    assert not vocabulary.unlearned(untrained, pieces).any()
+    classes = LabelSet("token", pd.DataFrame({"label": ["x"], "family": ["token_class"], "kind": ["k"]}), np.arange(1000)[None] < 500)
+    table = circuit_tables.seed_roles([torch.stack([way, torch.randn(32, generator=generator)])], unit, classes, 0, pieces)
+    assert table["role_calibrated"].tolist() == ["prediction", "none"] and table["role_learned"].tolist() == ["none", "none"]
+    assert (table["unlearned"] == len(rare)).all() and table.loc[0, "learned_kurt"] < 3.5 < table.loc[0, "vocab_kurt"]
+    cosine = (torch.nn.functional.normalize(way, dim=0) @ unit)[~vocabulary.unlearned(unit, pieces)].double().numpy()
+    assert table.loc[0, "learned_kurt"] == pytest.approx(((cosine - cosine.mean()) ** 4).mean() / cosine.var() ** 2, rel=1e-4)
