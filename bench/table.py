@@ -73,7 +73,7 @@ def _whole(found: dict) -> list[Row]:
         Row(group, "published algorithm", f"{_time(theirs)} ({how}), {tokens / theirs:,.0f} tokens/s"),
         Row(group, "ours", f"{_time(ours['seconds'])} (measured, {ours['precision']}), {tokens / ours['seconds']:,.0f} "
             f"tokens/s; of it {_time(ours['fixed_seconds'])} loading, pilot and algebra"),
-        Row(group, "is the published pass linear in tokens? seconds a thousand tokens, one pair",
+        Row(group, "is the published pass linear in tokens? seconds a thousand tokens, one pair (the first holds what starting up takes)",
             f"{_per_thousand(once)} on {once['tokens']:,} tokens, {_per_thousand(twice)} on {twice['tokens']:,}"),
         Row(group, "largest difference of max correlation and of baseline, same tokens and rotations",
             f"{found['difference']['corr']:.1e} and {found['difference']['baseline']:.1e} on "

@@ -158,6 +158,8 @@ def value_norms(table: pd.DataFrame) -> Figure:
     dots = axes.scatter(table["others"], table["bos"], c=table["layer"], cmap="viridis", s=30, edgecolors="black", linewidths=0.4)
     low, high = table[["bos", "others"]].min().min(), table[["bos", "others"]].max().max()
     axes.plot([low, high], [low, high], color=NEUTRAL, linewidth=1, linestyle="--", label="equal")
+    if low > 0:
+        axes.set(xscale="log", yscale="log")
     axes.set(xlabel="‖W_O v‖, mean over other tokens", ylabel="‖W_O v‖ of BOS")
     fig.colorbar(dots, ax=axes, label="layer", ticks=sorted(table["layer"].unique()))
     axes.legend(loc="upper left")

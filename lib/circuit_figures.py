@@ -91,10 +91,12 @@ def skew_of_peaked(circuits: pd.DataFrame) -> Figure:
             axes.stairs(counts.mean(0), edges, color=CORRELATION, linewidth=1.5, label="mean over seeds")
             axes.set_ylim(bottom=0)
             axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-            axes.legend(fontsize="x-small", loc="upper left")
         row[0].set_ylabel("neurons")
     for axes in grid[-1]:
         axes.set_xlabel("skew of cos(w_out, W_U)")
+    handles = {label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if handles:
+        fig.legend(handles.values(), handles, loc="outside lower center", ncols=2, frameon=False)
     return fig
 
 

@@ -66,11 +66,11 @@ def skew_of_peaked(circuits: pd.DataFrame) -> Finding:
         by_layer = peaked.groupby("layer")["vocab_skew"]
         told = [f"{percent((skew < 0).mean(), 1)} of {len(skew):,} in layer {layer}" for layer, skew in by_layer]
         parts.append(f"by the {name} cut the share with negative skew is {listed(told)}")
-        shares.append((name, (peaked["vocab_skew"] < 0).mean()))
+        shares.append((name, [f"{(skew < 0).sum():,} of {len(skew):,} in layer {layer}" for layer, skew in by_layer]))
     title = "No neuron of the last layers passes either cut"
     if shares:
-        name, share = shares[0]
-        title = f"{percent(share, 1)} of the high-kurtosis neurons of the last layers have negative skew ({name} cut)"
+        name, told = shares[0]
+        title = f"Negative skew at high kurtosis ({name} cut): {', '.join(told[-2:])}"
     counts = ", ".join(f"{number:g} in layer {layer}" for layer, number in PUBLISHED_HIGH_KURTOSIS.items())
     text = (
         f"{capital('; '.join(parts))}. In the paper's GPT2-medium, with 24 layers, the mean number of neurons above its cut is {counts} "
@@ -273,7 +273,7 @@ def universal_roles(shares: dict[str, pd.DataFrame], threshold: float, top: floa
     if more or less:
         said = [f"more {listed(more)}"] if more else []
         said += [f"fewer {listed(less)}"] if less else []
-        title = f"The most universal neurons: {', '.join(said)} than expected at their depth"
+        title = f"The most universal neurons: {', '.join(said)} than expected at their depth (calibrated cuts)"
     text = f"By the calibrated cuts and at threshold {threshold:g}, over the seeds that serve as reference, universal are: {'; '.join(parts)}."
     return Finding(title, text, f"{alt} {title}.")
 

@@ -16,6 +16,7 @@ from lib.vocabulary import PUBLISHED_CUTS, QUANTILE, Cuts, null_cuts, roles
 
 HEAD_BLOCKS = 8  # blocks of text, and as many of random tokens, on which heads are scored
 KEYS = ["seed", "layer", "neuron"]
+HALF = 0.5  # of its attention: what a head must give to count as one of a kind
 
 
 # ---------------------------------------------------------------- heads
@@ -246,7 +247,7 @@ def _from_here_on(above: pd.Series) -> str | None:
 def indicators(heads: pd.DataFrame, layers: pd.DataFrame, shares: pd.DataFrame) -> dict[str, tuple[pd.Series, float]]:
     """What `appearances` is asked about, with the bars: conventions, stated in the table.
 
-    A head counts that gives a third of its attention; a number of neurons that one in a thousand random directions would reach in
+    A head counts that gives half of its attention; a number of neurons that one in a thousand random directions would reach in
     no seed, with 95 % probability; one neuron in a hundred universal.
     """
     keys = ["seed", "point"]
@@ -255,9 +256,9 @@ def indicators(heads: pd.DataFrame, layers: pd.DataFrame, shares: pd.DataFrame) 
     seeds = total.index.get_level_values("seed").nunique()
     chance = float(binom.ppf(1 - SIGNIFICANT / seeds, total["neurons"].max(), 1 - QUANTILE))
     return {
-        "a previous-token head": (best["previous"], 1 / 3),
-        "an induction head": (best["induction"], 1 / 3),
-        "a head that attends to BOS": (best["bos"], 1 / 3),
+        "a previous-token head": (best["previous"], HALF),
+        "an induction head": (best["induction"], HALF),
+        "a head that attends to BOS": (best["bos"], HALF),
         "neurons with W_U kurtosis above the calibrated cut": (total["prediction"] + total["suppression"], chance),
         f"neurons with W_U kurtosis above {PUBLISHED_CUTS.kurtosis:g}": (total["peaked_positive"] + total["peaked_negative"], 0.0),
         "neurons with a logit variance below the null's": (total["low_variance"], chance),

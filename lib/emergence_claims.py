@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binom
 
-from lib.emergence import layer_persistence, persistence
+from lib.emergence import HALF, layer_persistence, persistence
 from lib.family_summary import FAMILIES
 from lib.findings import percent, signed
 from lib.universality import (
@@ -31,7 +31,6 @@ OWN = "this report"  # asks what neither paper is known to state; a score that i
 OWN_PERSISTENCE, OWN_HEADS = f"{OWN}, on the persistence of {FOLLOWER}", f"{OWN}, with the score of arXiv 2209.11895"
 NOTHING = "—"
 VERDICTS = ("holds", "does not hold", "cannot tell")
-HALF = 0.5
 PAPER_FAMILIES = ("unigram", "alphabet", "token_class", "previous_token", "position", "syntax", "context")
 
 

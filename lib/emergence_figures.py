@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from lib.circuit_figures import ROLE_COLOURS
+from lib.emergence import HALF
 from lib.figures import (
     BASELINE,
     COLOURS,
@@ -204,6 +205,7 @@ def circuits_appear(heads: pd.DataFrame, layers: pd.DataFrame, time: Timeline) -
     best = heads.groupby(["point", "seed"], sort=False)[list(HEAD_SCORES)].max().reset_index()
     for axes, (name, label) in zip(grid[0], HEAD_SCORES.items(), strict=True):
         _over_seeds(axes, best, name, time, CORRELATION)
+        axes.axhline(HALF, color=NEUTRAL, linestyle=":", linewidth=1)
         axes.set(title=label, ylim=(-0.02, 1.02))
         axes.set_ylabel("best head of a seed" if name == "bos" else "")
     total = layers.groupby(["point", "seed"], sort=False)[["prediction", "suppression", "peaked_positive", "peaked_negative", "low_variance"]].sum()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
+from lib.emergence import HALF
 from lib.emergence_claims import OWN, VERDICTS, spread
 from lib.emergence_figures import HEAD_SCORES, Timeline, short
 from lib.findings import Finding, capital, count, percent
@@ -158,7 +159,7 @@ def early_and_late(groups: pd.DataFrame, kinds: pd.DataFrame, boundary: str | No
 def appearance_table(table: pd.DataFrame, time: Timeline) -> pd.DataFrame:
     """`emergence.appearances` as a reader's table."""
     return pd.DataFrame({
-        "indicator": table["indicator"], "above": [f"{bar:.3g}" for bar in table["bar"]],
+        "indicator": table["indicator"], "bar": [f"{bar:.3g}" for bar in table["bar"]],
         "in some seed from": ["–" if pd.isna(point) else _moment(point, time) for point in table["any_first"]],
         "in all seeds from": ["–" if pd.isna(point) else _moment(point, time) for point in table["first"]],
         "at the end, mean (range over seeds)": [
@@ -176,6 +177,9 @@ def circuits_appear(table: pd.DataFrame, time: Timeline) -> Finding:
     text = f"In all seeds there {'is' if len(parts) == 1 else 'are'}, up to the end: {'; '.join(parts)}." if parts else "No indicator stays above its bar in all seeds."
     if len(missing):
         text += f" Not in all seeds at the end: {'; '.join(missing['indicator'])}."
+    text += (
+        f" The bars: a head gives {percent(HALF, 0)} of its attention; neurons are more than random directions would be in any seed, and beyond the published cut any; one neuron in a hundred is universal."
+    )
     return Finding(title, text, f"Six line charts of indicators against training, range over seeds shaded. {title}.")
 
 

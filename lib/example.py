@@ -71,15 +71,17 @@ def screenshots(folder: Path, neuron: str, into: Path) -> None:
             in_few_colours(Image.open(into / f"{name}.png")).save(into / f"{name}.png", optimize=True)
 
 
-REDUCED = '<p style="color: var(--soft); font-size: .9rem">This is the example that the repository keeps: its large tables, the figures as SVG and the data of the neuron explorer are left out. <code>make report</code> writes all of them.</p>'
+REDUCED = '<p style="color: var(--soft); font-size: .9rem">This is the example that the repository keeps: its large tables, most figures as files, all as SVG, and the data of the neuron explorer are left out. <code>make report</code> writes all of them.</p>'
 
 
 def say_what_is_missing(page: Path) -> None:
-    """Tells a page's readers that the example is reduced, and takes away the figures' SVG that it holds and its links to tables that are not there."""
+    """Tells a page's readers that the example is reduced, and takes away the figures' SVG that it holds and its links to tables and figures that are not there."""
     def link(found: re.Match) -> str:
         return found[0] if (page.parent / found[1]).exists() else found[2]
 
     text = re.sub(r'<a href="(\.\./tables/[^"]+)">([^<]+)</a>', link, page.read_text())
+    figure = re.compile(r'<a [^>]*href="(\.\./figures/[^"]+)"[^>]*>PNG</a>\s*')
+    text = figure.sub(lambda found: found[0] if (page.parent / found[1]).exists() else "", text)
     text = re.sub(r'<a [^>]*data-gzip="[^"]*"[^>]*>SVG</a>\s*', "", text)
     page.write_text(text.replace("</h1>", f"</h1>\n{REDUCED}", 1))
 

@@ -8,7 +8,7 @@ import math
 
 import pandas as pd
 
-from lib.claims import Claim, Evidence, Measured, decided, over_seeds, share, unmeasured
+from lib.claims import UNKNOWN, Claim, Evidence, Measured, decided, over_seeds, share, unmeasured
 from lib.families import (
     LETTERS,
     PUBLISHED_HIGH,
@@ -49,13 +49,21 @@ def _well(evidence: Evidence) -> Measured:
 def _in_layers(family: str, depth: float):
     """Per seed the share of a family's neurons that lie above a relative depth, of seeds with enough of them.
 
-    Where the depth cuts a layer in two, the share lies between that of the layers wholly above it and that with the cut layer too.
+    Where the depth cuts a layer in two, the share lies between that of the layers wholly above it and that with the cut layer too. Random
+    directions of some layers score higher than those of others, and so does the level of chance; a claim about depth must hold with one
+    level for all layers, too, the highest of the seed.
     """
 
     def measure(evidence: Evidence) -> Measured:
         table = evidence.tables[FAMILY]
-        layers = table["layer"].max() + 1
-        own = table[table["family"] == family]
+        found = of(table, table["family"] == family)
+        highest = table.groupby("seed")["chance"].transform("max")
+        same = of(table, (table["family"] == family) & (table["score"] > highest))
+        here = f"{found.here}; with layers' highest level of chance for all ({highest.max():.2f}): {same.here}"
+        return found._replace(here=here, verdict=found.verdict if found.verdict == same.verdict else UNKNOWN)
+
+    def of(table: pd.DataFrame, chosen: pd.Series) -> Measured:
+        layers, own = table["layer"].max() + 1, table[chosen]
         number = own.groupby("seed").size()
         enough = number[number >= FEWEST].index
         if not len(enough):

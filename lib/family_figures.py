@@ -80,7 +80,9 @@ def scores(rows: pd.DataFrame, threshold: float) -> Figure:
     left.legend()
     right.plot([0, 1], [0, 1], color=NEUTRAL, linewidth=1)
     order = rows.sort_values("family", key=lambda family: family != UNEXPLAINED, kind="stable")
-    right.scatter(order["chosen_score"], order["score"], s=5, c=order["family"].map(COLOURS), linewidths=0, rasterized=True)
+    for name, own in order.groupby("family", sort=False):
+        right.scatter(own["chosen_score"], own["score"], s=5, color=COLOURS[name], linewidths=0, rasterized=True, label=FAMILIES[name])
+    fig.legend(*right.get_legend_handles_labels(), loc="outside right center", frameon=False, markerscale=3)
     right.set(xlabel="score where the label was chosen", ylabel="score on held-out text", xlim=(0, 1), ylim=(0, 1))
     return fig
 
@@ -92,7 +94,8 @@ def chance(rows: pd.DataFrame, levels: pd.DataFrame) -> Figure:
     for column, label, marker in (("chance", "95 % of rotated neurons are below", "_"), ("median", "median rotated neuron", ".")):
         axes.plot(levels["layer"], levels[column], marker, markersize=24 if marker == "_" else 10, markeredgewidth=2,
                   color="#E69F00", label=label, linestyle="none")  # fmt: skip
-    axes.set(xlabel="layer", ylabel="best score on held-out text", ylim=(0, 1))
+    top = max(rows.groupby("layer")["score"].quantile(0.95).max(), levels["chance"].max())
+    axes.set(xlabel="layer", ylabel="best score on held-out text", ylim=(0, max(0.05, 1.35 * top)))
     axes.legend(loc="upper right")
     return fig
 

@@ -118,6 +118,9 @@ def chance(rows: pd.DataFrame, levels: pd.DataFrame) -> Finding:
         f"(layer {levels.loc[levels['chance'].idxmin(), 'layer']}) and **{high:.3f}** (layer {levels.loc[levels['chance'].idxmax(), 'layer']}); "
         f"{percent((rows['family'] != UNEXPLAINED).mean(), 1)} of the neurons are above it, where chance alone would put 5 %."
     )
+    behind = levels.set_index("layer")["median"] > rows.groupby("layer")["score"].median()
+    if behind.any():
+        text += f" In {listed([f'layer {layer}' for layer in behind.index[behind]])} the median neuron scores less than the median random direction."
     return Finding(title, text, f"Box plots of best held-out scores by layer with the scores of rotated neurons. {title}.")
 
 

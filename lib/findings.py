@@ -120,7 +120,7 @@ def pass_facts(done: dict) -> list[tuple[str, str]]:
         ("device", str(done.get("device_name", done["device"]))),
         ("loops over activations", str(done.get("loops", "torch"))),
         ("wall time", f"{done['wall_seconds']:,.1f} s"),
-        ("speed, summed over seeds", f"{done['tokens_per_second']:,.0f} tokens/s"),
+        ("speed, each reading of a seed counted", f"{done['tokens_per_second']:,.0f} tokens/s"),
         ("peak memory", f"{done['peak_memory_bytes'] / 1e9:.2f} GB"),
     ]
     return rows
@@ -311,7 +311,8 @@ def references(shares: pd.DataFrame, threshold: float, intervals: pd.DataFrame |
         text += f" On other text of this kind it would lie within {percent(own['low'])} to {percent(own['high'])} (95 % interval, black line)."
     elif intervals is not None:
         own = intervals.loc[intervals["share"].idxmax()]
-        moves = "would move the share less" if own["high"] - own["low"] < high - low else "may move the share as much"
+        ratio = (own["high"] - own["low"]) / max(high - low, 1e-9)
+        moves = "would move the share less" if ratio < 0.5 else "may move the share more" if ratio > 2 else "may move the share about as much"
         text += (
             f" Another text of this kind {moves}: its 95 % interval is {percent(own['low'])} to {percent(own['high'])} for seed "
             f"{own['seed']} (black line)."

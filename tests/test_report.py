@@ -302,10 +302,12 @@ def test_the_example_keeps_what_readers_need_and_stays_small(complete):
 def test_the_example_says_what_it_lacks_and_links_to_nothing_that_it_lacks(tmp_path):
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "here.parquet").touch()
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "x.png").touch()
     page = tmp_path / "report" / "index.html"
     page.parent.mkdir()
     links = [f'<a href="../tables/{name}.parquet">{name}.parquet</a>' for name in ("here", "gone")]
-    page.write_text(f'<h1>Title</h1>{links[0]}{links[1]}<a data-gzip="H4sI" href="../figures/x.svg">SVG</a><a href="../figures/x.png">PNG</a>')
+    page.write_text(f'<h1>Title</h1>{links[0]}{links[1]}<a data-gzip="H4sI" href="../figures/x.svg">SVG</a><a href="../figures/x.png">PNG</a><a href="../figures/gone.png" download>PNG</a>')
     example.say_what_is_missing(page)
     assert page.read_text() == f'<h1>Title</h1>\n{example.REDUCED}{links[0]}gone.parquet<a href="../figures/x.png">PNG</a>'
 
