@@ -42,12 +42,17 @@ def moments_by_layer(circuits: pd.DataFrame) -> Figure:
     )
     for axes, (column, name, quantiles, null, published) in zip(grid, panels, strict=True):
         table = layer_quantiles(circuits, column, quantiles)
+        labelled: list[float] = []
         shades = SHADES if null else (SHADES[4], SHADES[2], SHADES[0], SHADES[2], SHADES[4])
         for quantile, shade in zip(quantiles, shades, strict=True):
             rows = table[table["quantile"] == quantile]
             axes.fill_between(rows["layer"], rows["low"], rows["high"], color=shade, alpha=0.3, linewidth=0)
             axes.plot(rows["layer"], rows["mean"], color=shade, marker="o", markersize=3)
-            axes.annotate(f"{100 * quantile:g}", (rows["layer"].iloc[0], rows["mean"].iloc[0]), (-5, 0),
+            place = rows["mean"].iloc[0]
+            if null and any(abs(np.log(place / other)) < 0.04 for other in labelled):
+                continue  # one label would lie on the other
+            labelled.append(place)
+            axes.annotate(f"{100 * quantile:g}", (rows["layer"].iloc[0], place), (-5, 0),
                           textcoords="offset points", va="center", ha="right", fontsize="x-small", color=NEUTRAL)  # fmt: skip
         if null:
             axes.axhline(published, color=NEUTRAL, linestyle=":", label="published cut")
@@ -197,6 +202,9 @@ def next_token(table: pd.DataFrame) -> Figure:
     left.invert_yaxis()
     left.set(xlabel="mean activation", ylabel="token class · seed, layer.neuron")
     right.set(xlabel="difference in standard deviations (Cohen's d)")
+    if rows["effect"].abs().max() > 5:  # the smaller ones, whose sign is asked for, would be dots on the line
+        right.set_xscale("symlog", linthresh=1)
+        right.xaxis.set_major_formatter(PLAIN)
     handles, labels = (left_part + right_part for left_part, right_part in
                        zip(left.get_legend_handles_labels(), right.get_legend_handles_labels(), strict=True))  # fmt: skip
     if len(rows):

@@ -178,7 +178,7 @@ def circuits_appear(table: pd.DataFrame, time: Timeline) -> Finding:
     if len(missing):
         text += f" Not in all seeds at the end: {'; '.join(missing['indicator'])}."
     text += (
-        f" The bars: a head gives {percent(HALF, 0)} of its attention; neurons are more than random directions would be in any seed, and beyond the published cut any; one neuron in a hundred is universal."
+        f" The bars: a head gives {percent(HALF, 0)} of its attention; a count of neurons is more than random directions would reach in any of the seeds, by the published cut any at all; one neuron in a hundred is universal."
     )
     return Finding(title, text, f"Six line charts of indicators against training, range over seeds shaded. {title}.")
 
