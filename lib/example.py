@@ -54,6 +54,8 @@ def chosen(folder: Path, shown: set[str]) -> list[Path]:
             return path.name in shown
         if path.parts[0] == "tables":
             return path.suffix == ".parquet" and (folder / path).stat().st_size <= LARGEST_TABLE
+        if path.parts[:2] == ("report", "data"):
+            return path.suffix == ".csv"
         return path.parts[:2] != ("report", "neurons") or path.name == "explorer.js"
 
     return sorted(filter(wanted, kept))
@@ -71,7 +73,7 @@ def screenshots(folder: Path, neuron: str, into: Path) -> None:
             in_few_colours(Image.open(into / f"{name}.png")).save(into / f"{name}.png", optimize=True)
 
 
-REDUCED = '<p style="color: var(--soft); font-size: .9rem">This is the example that the repository keeps: its large tables, most figures as files, all as SVG, and the data of the neuron explorer are left out. <code>make report</code> writes all of them.</p>'
+REDUCED = '<p style="color: var(--soft); font-size: .9rem">This is the example that the repository keeps: its large tables, tables of pages as Parquet, most figures as files, all as SVG, and the data of the neuron explorer are left out. <code>make report</code> writes all of them.</p>'
 
 
 def say_what_is_missing(page: Path) -> None:
@@ -80,8 +82,8 @@ def say_what_is_missing(page: Path) -> None:
         return found[0] if (page.parent / found[1]).exists() else found[2]
 
     text = re.sub(r'<a href="(\.\./tables/[^"]+)">([^<]+)</a>', link, page.read_text())
-    figure = re.compile(r'<a [^>]*href="(\.\./figures/[^"]+)"[^>]*>PNG</a>\s*')
-    text = figure.sub(lambda found: found[0] if (page.parent / found[1]).exists() else "", text)
+    saved = re.compile(r'<a [^>]*href="((?:\.\./figures|data)/[^"]+)"[^>]*>(?:PNG|Parquet)</a>\s*')
+    text = saved.sub(lambda found: found[0] if (page.parent / found[1]).exists() else "", text)
     text = re.sub(r'<a [^>]*data-gzip="[^"]*"[^>]*>SVG</a>\s*', "", text)
     page.write_text(text.replace("</h1>", f"</h1>\n{REDUCED}", 1))
 

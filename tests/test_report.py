@@ -288,14 +288,14 @@ def test_archive_holds_the_report_and_sums_that_are_right(complete, capsys):
 
 def test_the_example_keeps_what_readers_need_and_stays_small(complete):
     for name, size in (("figures/shown.png", 9), ("figures/hidden.png", 9), ("figures/shown.svg", 9), ("tables/large.parquet", example.LARGEST_TABLE + 1),
-                       ("tables/small.parquet", 9), ("report/neurons/explorer.js", 9), ("report/neurons/seed.a.0.js", 9), ("notebooks/01.ipynb", 9),
+                       ("tables/small.parquet", 9), ("report/data/1.parquet", 9), ("report/data/1.csv", 9), ("report/neurons/explorer.js", 9), ("report/neurons/seed.a.0.js", 9), ("notebooks/01.ipynb", 9),
                        (f"notebooks/{example.NOTEBOOK}", 9), ("stats/pair.safetensors", 9)):  # fmt: skip
         (complete / name).parent.mkdir(parents=True, exist_ok=True)
         (complete / name).write_bytes(b"x" * size)
     kept = {path.as_posix() for path in example.chosen(complete, {"shown.png"})}
     assert {"params.yaml", "provenance.json", "report/index.html", "figures/shown.png", "tables/small.parquet",
-            "report/neurons/explorer.js", f"notebooks/{example.NOTEBOOK}"} <= kept  # fmt: skip
-    assert not {"notebooks/01.ipynb", "figures/hidden.png", "figures/shown.svg", "tables/large.parquet", "report/neurons/seed.a.0.js"} & kept
+            "report/data/1.csv", "report/neurons/explorer.js", f"notebooks/{example.NOTEBOOK}"} <= kept  # fmt: skip
+    assert not {"notebooks/01.ipynb", "figures/hidden.png", "figures/shown.svg", "tables/large.parquet", "report/data/1.parquet", "report/neurons/seed.a.0.js"} & kept
     assert not any(name.startswith("stats") for name in kept)
 
 
@@ -307,7 +307,7 @@ def test_the_example_says_what_it_lacks_and_links_to_nothing_that_it_lacks(tmp_p
     page = tmp_path / "report" / "index.html"
     page.parent.mkdir()
     links = [f'<a href="../tables/{name}.parquet">{name}.parquet</a>' for name in ("here", "gone")]
-    page.write_text(f'<h1>Title</h1>{links[0]}{links[1]}<a data-gzip="H4sI" href="../figures/x.svg">SVG</a><a href="../figures/x.png">PNG</a><a href="../figures/gone.png" download>PNG</a>')
+    page.write_text(f'<h1>Title</h1>{links[0]}{links[1]}<a data-gzip="H4sI" href="../figures/x.svg">SVG</a><a href="../figures/x.png">PNG</a><a href="../figures/gone.png" download>PNG</a><a href="data/x.parquet">Parquet</a>')
     example.say_what_is_missing(page)
     assert page.read_text() == f'<h1>Title</h1>\n{example.REDUCED}{links[0]}gone.parquet<a href="../figures/x.png">PNG</a>'
 
