@@ -119,7 +119,10 @@ def matched_ablation(table: pd.DataFrame) -> Figure:
                       linewidth=0.8, alpha=0.7, color=GROUP_COLOURS[group], label={"control": "controls", "entropy": "entropy candidates"}[group])  # fmt: skip
     axes.axhline(0, color=NEUTRAL, linewidth=1)
     axes.axvline(0, color=NEUTRAL, linewidth=1)
-    axes.locator_params(nbins=5)
+    typical = table[["reference_change", "entropy_change"]].abs().median().max()
+    if typical > 0:  # few large effects would press the others onto a point
+        axes.set_xscale("symlog", linthresh=2 * typical)
+        axes.set_yscale("symlog", linthresh=2 * typical)
     axes.set(xlabel="change of entropy, neuron of the reference seed [nats]", ylabel="change of entropy,\nbest match in another seed [nats]")
     if table.empty:
         note(axes, "no match to ablate")

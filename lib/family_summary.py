@@ -247,7 +247,7 @@ def by_group(chosen: pd.DataFrame, statistics, grouping: str) -> np.ndarray:
 
 
 def by_letter(chosen: pd.DataFrame, statistics, sets: list[LabelSet]) -> pd.DataFrame:
-    """Alphabet neurons (rows, `L<layer>.<neuron>`) by first letter (columns): mean activation minus the neuron's own mean, in deviations."""
+    """Alphabet neurons (rows, with their letter and its score) by first letter (columns): mean activation minus the neuron's own mean, in deviations."""
     token = next(one for one in sets if one.grouping == "token")
     alphabet = token.labels["family"] == "alphabet"
     letters = token.labels.loc[alphabet, "label"].str[-1]
@@ -255,7 +255,7 @@ def by_letter(chosen: pd.DataFrame, statistics, sets: list[LabelSet]) -> pd.Data
     for row in chosen.itertuples():
         own = statistics[int(row.layer)]
         means = [mean_and_spread(own, "token", member, int(row.neuron))[0] for member in token.member[alphabet.to_numpy()]]
-        rows[f"L{row.layer}.{row.neuron}"] = (np.array(means) - float(own["mean"][int(row.neuron)])) / float(own["deviation"][int(row.neuron)])
+        rows[f"L{row.layer}.{row.neuron} “{row.label[-1]}” {row.score:.2f}"] = (np.array(means) - float(own["mean"][int(row.neuron)])) / float(own["deviation"][int(row.neuron)])
     return pd.DataFrame.from_dict(rows, orient="index", columns=list(letters))
 
 
