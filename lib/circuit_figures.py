@@ -204,6 +204,7 @@ def next_token(table: pd.DataFrame) -> Figure:
     right.set(xlabel="difference in standard deviations (Cohen's d)")
     if rows["effect"].abs().max() > 5:  # the smaller ones, whose sign is asked for, would be dots on the line
         right.set_xscale("symlog", linthresh=1)
+        right.margins(x=0.08)
         right.xaxis.set_major_formatter(PLAIN)
     handles, labels = (left_part + right_part for left_part, right_part in
                        zip(left.get_legend_handles_labels(), right.get_legend_handles_labels(), strict=True))  # fmt: skip
