@@ -260,3 +260,31 @@ def test_a_model_without_a_pair_has_no_path_to_cut(model, text):
     rows = attention.query_path_ablations(model, *text, [])
     merged = rows.merge(pd.DataFrame({"layer": [0], "neuron": [1], "role": ["activation"]}), on=["layer", "neuron"])
     assert rows.empty and "bos_change" in merged and attention.ablation_summary(merged).empty
+
+
+def test_heads_compare_in_deviations_not_by_the_length_of_their_keys():
+    """A neuron a little along the long key of one head, and wholly along the short key of another, belongs to the second."""
+    long, short = torch.zeros(2, 16)
+    long[0], short[1] = 20.0, 0.5
+    directions = torch.stack([torch.stack([long, short])] * 2)  # both heads of two layers
+    w_out = torch.zeros(2, 16)
+    w_out[0, :2] = torch.tensor([0.3, 1.0])
+    w_out[1, 0] = 1.0
+    row = attention.score_columns(w_out, directions).iloc[0]
+    unit = w_out[0] / w_out[0].norm()
+    assert (row["attention_head_layer"], row["attention_head"]) == (1, 1) and float(unit @ long) > float(unit @ short)
+    assert row["attention_score"] == pytest.approx(float(unit @ short)) and row["attention_deviations"] == pytest.approx(float(unit[1]) * 15**0.5)
+
+
+def test_the_error_of_a_correlation_leaves_out_a_block_at_a_time():
+    generator = np.random.default_rng(0)
+    block = np.repeat(range(7), [3, 9, 4, 8, 5, 6, 7])
+    x = generator.normal(size=len(block)) + block
+    rows = pd.DataFrame({"activation": x, "bos_change": 0.5 * x + generator.normal(size=len(block)), "norm_change": 1.0, "bos": 0.5, "norm": 1.0, "block": block,
+                         "layer": 0, "neuron": 1, "head_layer": 1, "head": 0, "role": "deactivation"})  # fmt: skip
+    summary = attention.ablation_summary(rows).iloc[0]
+    left = [np.arctanh(np.corrcoef(rows["activation"][block != one], rows["bos_change"][block != one])[0, 1]) for one in range(7)]
+    assert summary["bos_change_corr_error"] == pytest.approx(np.sqrt(6 / 7 * ((left - np.mean(left)) ** 2).sum()))
+    assert np.isnan(summary["norm_change_corr_error"])
+    alone = attention.ablation_summary(rows.assign(block=0)).iloc[0]
+    assert np.isnan(alone["bos_change_corr_error"]) and np.isfinite(alone["bos_change_corr"])

@@ -320,3 +320,21 @@ def test_claims_about_roles_that_hang_on_tokens_never_learned_cannot_be_told():
     assert told.loc["suppression_switch", "verdict"] == HOLDS and again.loc["suppression_switch", "verdict"] == UNKNOWN
     assert "without tokens that were never learned 0 %" in again.loc["suppression_switch", "here"]
     assert (told["verdict"] != again["verdict"]).sum() == 1
+
+
+def test_one_candidate_before_all_controls_may_be_chance():
+    tables = make_tables(*CASES["planted"])
+    held = tables["fixed_activation"]
+    assert ledger.ledger(Evidence(tables, "a", 0.5)).set_index("name").loc["entropy_scale", "verdict"] == HOLDS
+    held.loc[held["neuron"] == 2, "scale_change"] = 0.0
+    row = ledger.ledger(Evidence(tables, "a", 0.5)).set_index("name").loc["entropy_scale"]
+    assert row["verdict"] == UNKNOWN and "1 of the candidates beyond all of them (p = 0.23 in a random order)" in row["here"]
+
+
+def test_a_claim_about_depth_that_hangs_on_the_layers_levels_of_chance_cannot_be_told():
+    """Weak neurons pass only where the level of chance is low, in the late layers; the strong ones are all in the first."""
+    early = pd.DataFrame({"layer": 0, "neuron": range(30), "score": 0.9})
+    late = pd.DataFrame({"layer": 5, "neuron": range(60), "score": 0.1})
+    table = pd.concat([part.assign(seed=seed, family="unigram", label="x", chance=np.where(part["layer"] == 0, 0.2, 0.05)) for seed in SEEDS for part in (early, late)])
+    told = ledger.ledger(Evidence({"families": table}, "a", 0.5)).set_index("name").loc["depth_unigram"]
+    assert told["verdict"] == UNKNOWN and "33 %" in told["here"] and "level of chance for all (0.20): in layer 0: 100 %" in told["here"]
