@@ -5,7 +5,7 @@ Roles are by the calibrated cuts, since a small model may have no neuron beyond 
 
 import pandas as pd
 
-from lib.claims import FAILS, HOLDS, UNKNOWN, Claim, Evidence, Measured, over_seeds, unmeasured
+from lib.claims import FAILS, HOLDS, UNKNOWN, Claim, Evidence, Measured, agreed, over_seeds, unmeasured
 from lib.findings import count, percent, signed
 from lib.next_token import above_layer, fire_more, tested
 from lib.universality import FEWEST
@@ -44,7 +44,7 @@ def _robust(found: Measured, learned: Measured, here: str) -> Measured:
     """What is found over all tokens, undecided where it is not so `learned`, over the tokens that models have learned."""
     if learned.here != found.here:
         here += f"; without tokens that were never learned {learned.here}"
-    return found._replace(here=here, verdict=found.verdict if found.verdict == learned.verdict else UNKNOWN)
+    return agreed(found, learned, here)
 
 
 def _rise(evidence: Evidence) -> Measured:

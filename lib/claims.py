@@ -79,6 +79,11 @@ def decided(low: float, high: float, bound: float, above: bool = True) -> str:
     return HOLDS if low > bound else FAILS if high <= bound else UNKNOWN
 
 
+def agreed(found: Measured, other: Measured, here: str) -> Measured:
+    """What is found, told as `here`; undecided where another way of asking has another verdict."""
+    return found._replace(here=here, verdict=found.verdict if found.verdict == other.verdict else UNKNOWN)
+
+
 def unmeasured(why: str) -> Measured:
     """Nothing to measure: this run cannot tell, and `why`."""
     return Measured(np.nan, np.nan, np.nan, why, UNKNOWN)

@@ -8,7 +8,7 @@ import math
 
 import pandas as pd
 
-from lib.claims import UNKNOWN, Claim, Evidence, Measured, decided, over_seeds, share, unmeasured
+from lib.claims import Claim, Evidence, Measured, agreed, decided, over_seeds, share, unmeasured
 from lib.families import (
     LETTERS,
     PUBLISHED_HIGH,
@@ -59,8 +59,7 @@ def _in_layers(family: str, depth: float):
         found = of(table, table["family"] == family)
         highest = table.groupby("seed")["chance"].transform("max")
         same = of(table, (table["family"] == family) & (table["score"] > highest))
-        here = f"{found.here}; with layers' highest level of chance for all ({highest.max():.2f}): {same.here}"
-        return found._replace(here=here, verdict=found.verdict if found.verdict == same.verdict else UNKNOWN)
+        return agreed(found, same, f"{found.here}; with layers' highest level of chance for all ({highest.max():.2f}): {same.here}")
 
     def of(table: pd.DataFrame, chosen: pd.Series) -> Measured:
         layers, own = table["layer"].max() + 1, table[chosen]

@@ -11,10 +11,10 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from scipy.stats import ttest_ind_from_stats
-from statsmodels.stats.proportion import proportion_confint
 from torch import Tensor
 
-from lib.universality import FEWEST, SIGNIFICANT, holm
+from lib.claims import FAILS, HOLDS, share
+from lib.universality import holm
 
 GROUPING = "next_token"
 DIFFERENCES = ("mean_in", "mean_out", "std_in", "std_out", "effect", "p_value")
@@ -120,13 +120,10 @@ def above_layer(rows: pd.DataFrame) -> pd.Series:
 def fire_more(rows: pd.DataFrame) -> bool | None:
     """Whether neurons go beyond the median of their layer: in each seed that has one most do, and of all together more than half, by
     Wilson's 95 % interval; None where seeds or interval do not tell, or there are too few."""
-    by_seed, number = above_layer(rows), len(rows)
-    if number < FEWEST:
-        return None
-    low, high = proportion_confint(int((rows["percentile"] > 50).sum()), number, alpha=SIGNIFICANT, method="wilson")
-    if (by_seed > 0.5).all() and low > 0.5:
+    by_seed, pooled = above_layer(rows), share((rows["percentile"] > 50).sum(), len(rows), 0.5, True, "neuron").verdict
+    if (by_seed > 0.5).all() and pooled == HOLDS:
         return True
-    return False if (by_seed < 0.5).all() and high < 0.5 else None
+    return False if (by_seed < 0.5).all() and pooled == FAILS else None
 
 
 def with_corrected_p(table: pd.DataFrame) -> pd.DataFrame:

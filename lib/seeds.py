@@ -52,16 +52,15 @@ def read_config(name: str, folder: Path):
 
 
 def check_seed(name: str, folder: Path, text: Text, context: int) -> None:
-    """Refuses a seed folder that cannot be used with this text, before any work is done.
+    """Refuses a seed folder that cannot be used with this text, before any work is done; `check_weights` reads its weights.
 
-    Raises InputError with one sentence for: no folder, no config, no weights, truncated or corrupt weights, NaN or
-    infinite weights, another vocabulary or tokeniser than the text's, a context longer than the model's.
+    Raises InputError with one sentence for: no folder, no config, no weights, another vocabulary or tokeniser than the text's, a
+    context longer than the model's.
     """
     missing = what_is_missing({path.name for path in folder.iterdir()} if folder.is_dir() else set())
     if missing:
         raise InputError(f"seed '{name}': {folder} has no {missing}.")
     config = read_config(name, folder)
-    check_weights(name, folder)
     if config.vocab_size < text.vocab_size:  # more is a padded embedding, as Pythia's
         raise InputError(
             f"seed '{name}' has a vocabulary of {config.vocab_size} tokens but the text was made with {text.vocab_size}; "

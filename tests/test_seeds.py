@@ -13,11 +13,11 @@ from torch.nn.functional import gelu, silu
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import BloomConfig, BloomForCausalLM
 
-from lib import plan
+from lib import plan, seeds
 from lib.circuits import READING_COLUMNS, weight_properties
 from lib.collect import collect, losses
 from lib.errors import InputError
-from lib.seeds import Trunk, check_seed, load_model, tokenizer_sha256
+from lib.seeds import Trunk, check_weights, load_model, tokenizer_sha256
 from lib.text import read_text
 
 
@@ -29,6 +29,12 @@ def text():
 @pytest.fixture
 def folder(tmp_path, seed_folders):
     return shutil.copytree(seed_folders["a"], tmp_path / "seed")
+
+
+def check_seed(name, folder, text, context):
+    """All that is asked of a seed before a pass."""
+    seeds.check_seed(name, folder, text, context)
+    check_weights(name, folder)
 
 
 def refuses(folder, text, words, context=256):
