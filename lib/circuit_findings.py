@@ -273,7 +273,7 @@ def universal_roles(shares: dict[str, pd.DataFrame], threshold: float, top: floa
     if more or less:
         said = [f"more {listed(more)}"] if more else []
         said += [f"fewer {listed(less)}"] if less else []
-        title = f"The most universal neurons: {', '.join(said)} than expected at their depth (calibrated cuts)"
+        title = f"The most universal: {', '.join(said)} than depth explains"
     text = f"By the calibrated cuts and at threshold {threshold:g}, over the seeds that serve as reference, universal are: {'; '.join(parts)}."
     return Finding(title, text, f"{alt} {title}.")
 
