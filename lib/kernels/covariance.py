@@ -144,9 +144,8 @@ PANEL, GROUP = 32, 8  # COLUMNS and GROUP in products.cpp
 
 
 def multiplies_panels(neurons: int) -> bool:
-    """Whether products.cpp multiplies 8-bit operands of so many neurons here, and faster than torch: not where torch has
-    matrix units (AMX) for them."""
-    return neurons % native.LANES == 0 and native.function("products_int8") is not None and not torch.cpu._is_amx_tile_supported()
+    """Whether products.cpp multiplies 8-bit operands of so many neurons here, which it does faster than torch."""
+    return neurons % native.LANES == 0 and native.function("products_int8") is not None
 
 
 WIDE = {"cpu": 64e6, "cuda": 1e9}  # bytes of one product, at most: of one layer with as many layers as fit, since wide ones are faster

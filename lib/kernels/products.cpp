@@ -2,7 +2,8 @@
 //
 // Operands lie in panels of COLUMNS neurons, in the order in which `vpdpbusd` reads them: (panels, tokens / 4, COLUMNS, 4).
 // The instruction multiplies unsigned by signed bytes: 128 is added to the left ones, and 128 times the sum of the right
-// ones taken off.
+// ones taken off. Matrix units (AMX) read right operands in the same order, 16 neurons and 64 tokens at a time, and left ones
+// by neuron; they multiply signed bytes.
 
 #ifdef __AVX512VNNI__
 
@@ -12,6 +13,11 @@
 #include <cstdint>
 #include <cstring>
 #include <vector>
+
+#ifdef __AMX_INT8__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace {
 
@@ -59,35 +65,131 @@ inline void arranged(const int8_t* panel, int64_t steps, int32_t* made) {
     }
 }
 
-struct Memory {
-  std::vector<int32_t> sums, left, offset;
+// Memory from the start of a cache line on, which tiles and vectors read faster; it is kept from one call to the next.
+template <class T>
+struct Lines {
+  std::vector<T> held;
+  T* at(int64_t size) {
+    if (int64_t(held.size()) < size + 64) held.resize(size + 64);
+    return (T*)(((uintptr_t)held.data() + 63) / 64 * 64);
+  }
 };
 
-// `count` right panels against the left panels from 0 to `stop`: sums (stop · COLUMNS, count · COLUMNS) in `memory`.
-void product(const int8_t* left, const int8_t* right, int64_t stop, int64_t count, int64_t steps, int64_t stride, Memory& memory) {
+struct Memory {
+  Lines<int32_t> all_sums, all_left, all_offsets;
+  int32_t *sums, *left, *offset;
+};
+
+// `count` right panels against `rows` left ones, all `steps` long and `stride` bytes apart: sums (rows · COLUMNS, count · COLUMNS)
+// in `memory`, and what is to be taken off them in `offset`.
+void product(const int8_t* left, const int8_t* right, int64_t rows, int64_t count, int64_t steps, int64_t stride, Memory& memory) {
   const int64_t width = count * COLUMNS;
-  std::fill_n(memory.sums.begin(), stop * COLUMNS * width, 0);
-  std::fill_n(memory.offset.begin(), width, 0);
   const __m512i all = _mm512_set1_epi8(1);
   for (int64_t first = 0; first < steps; first += DEPTH) {
     const int64_t depth = std::min(DEPTH, steps - first);
     for (int64_t p = 0; p < count; p++)
       for (int v = 0; v < 2; v++) {
         const int8_t* own = right + p * stride + first * STEP + 64 * v;
-        __m512i total = _mm512_loadu_si512(memory.offset.data() + p * COLUMNS + 16 * v);
+        __m512i total = _mm512_loadu_si512(memory.offset + p * COLUMNS + 16 * v);
         for (int64_t k = 0; k < depth; k++) total = _mm512_dpbusd_epi32(total, all, _mm512_loadu_si512(own + k * STEP));
-        _mm512_storeu_si512(memory.offset.data() + p * COLUMNS + 16 * v, total);
+        _mm512_storeu_si512(memory.offset + p * COLUMNS + 16 * v, total);
       }
-    for (int64_t panel = 0; panel < stop; panel++) {
-      arranged(left + panel * stride + first * STEP, depth, memory.left.data());
-      const int8_t* next = left + std::min(panel + 1, stop - 1) * stride + first * STEP;
+    for (int64_t panel = 0; panel < rows; panel++) {
+      arranged(left + panel * stride + first * STEP, depth, memory.left);
+      const int8_t* next = left + std::min(panel + 1, rows - 1) * stride + first * STEP;
       for (int64_t p = 0; p < count; p++)
         for (int64_t group = 0; group < COLUMNS / ROWS; group++)
-          tile(memory.left.data() + group * depth * ROWS, right + p * stride + first * STEP, depth,
-               memory.sums.data() + (panel * COLUMNS + group * ROWS) * width + p * COLUMNS, width, next + group * depth * STEP / 4);
+          tile(memory.left + group * depth * ROWS, right + p * stride + first * STEP, depth,
+               memory.sums + (panel * COLUMNS + group * ROWS) * width + p * COLUMNS, width, next + group * depth * STEP / 4);
     }
   }
 }
+
+// Sixteen sums of row m from column c on, as `product` leaves them.
+inline const int32_t* by_rows(const Memory& memory, int64_t m, int64_t c, int64_t count) { return memory.sums + m * count * COLUMNS + c; }
+
+#ifdef __AMX_INT8__
+
+constexpr int64_t TILE = 16;  // rows of a tile, each of 64 bytes: left neurons, or right steps; also sums in a row
+constexpr int64_t TILE_BYTES = 64 * TILE, TILE_SUMS = TILE * TILE;
+constexpr int64_t DEEP = 8;  // tiles of steps, as DEPTH: shorter, since right panels pass through the first cache faster
+
+// Whether the system lets this process use the matrix units (ARCH_REQ_XCOMP_PERM for XTILEDATA).
+bool matrix_units() {
+  static const bool granted = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+  return granted;
+}
+
+// All eight tiles whole, for this thread. GCC 12's intrinsic does not say that it reads all of the configuration.
+void configure_tiles() {
+  struct { uint8_t palette = 1, start = 0, reserved[14] = {}; uint16_t bytes[16] = {}; uint8_t rows[16] = {}; } tiles;
+  for (int t = 0; t < 8; t++) tiles.bytes[t] = 64, tiles.rows[t] = TILE;
+  asm volatile("ldtilecfg %0" : : "m"(tiles) : "memory");
+}
+
+// The first step of a tile: the last two overlap where `steps` is no multiple of TILE.
+inline int64_t start_of(int64_t tile, int64_t steps) { return std::min(tile * TILE, steps - TILE); }
+
+// A left panel as (tiles of steps, 2, 16 neurons, 16 steps, 4); of steps that two tiles hold the second has zeros.
+void by_neuron(const int8_t* panel, int64_t steps, int8_t* made) {
+  for (int64_t tile = 0; tile * TILE < steps; tile++) {
+    const int64_t start = start_of(tile, steps), twice = tile * TILE - start;
+    for (int64_t half = 0; half < 2; half++, made += TILE_BYTES) {
+      int32_t in[TILE][TILE], out[TILE][TILE];
+      for (int k = 0; k < TILE; k++) std::memcpy(in[k], panel + (start + k) * STEP + 64 * half, 64);
+      for (int n = 0; n < TILE; n++)
+        for (int k = 0; k < TILE; k++) out[n][k] = k < twice ? 0 : in[k][n];
+      std::memcpy(made, out, TILE_BYTES);
+    }
+  }
+}
+
+// Adds a left panel (from `by_neuron`) times a right one to four tiles of sums, for `depth` tiles of steps from `first` on, and
+// has what follows brought nearer: a part of the next left panel, and the next sums.
+inline void tiles(const int8_t* left, const int8_t* right, int64_t first, int64_t depth, int64_t steps, int32_t* sums, const int8_t* next) {
+  asm volatile("" : : : "memory");  // GCC 12's loads of tiles do not say that they read memory
+  _tile_loadd(0, sums, 64);
+  _tile_loadd(1, sums + TILE_SUMS, 64);
+  _tile_loadd(2, sums + 2 * TILE_SUMS, 64);
+  _tile_loadd(3, sums + 3 * TILE_SUMS, 64);
+  for (int64_t tile = 0; tile < depth; tile++) {
+    const int8_t *a = left + 2 * (first + tile) * TILE_BYTES, *b = right + start_of(first + tile, steps) * STEP;
+    for (int64_t i = 0; i < 4; i++) _mm_prefetch((const char*)next + 64 * (4 * tile + i), _MM_HINT_T1);
+    for (int64_t i = 0; i < 8; i++) _mm_prefetch((const char*)(sums + 4 * TILE_SUMS) + 64 * (8 * tile + i), _MM_HINT_T0);
+    _tile_loadd(4, a, 64);
+    _tile_loadd(6, b, STEP);
+    _tile_dpbssd(0, 4, 6);
+    _tile_loadd(7, b + 64, STEP);
+    _tile_dpbssd(1, 4, 7);
+    _tile_loadd(5, a + TILE_BYTES, 64);
+    _tile_dpbssd(2, 5, 6);
+    _tile_dpbssd(3, 5, 7);
+  }
+  _tile_stored(0, sums, 64);
+  _tile_stored(1, sums + TILE_SUMS, 64);
+  _tile_stored(2, sums + 2 * TILE_SUMS, 64);
+  _tile_stored(3, sums + 3 * TILE_SUMS, 64);
+}
+
+// As `product`, with left panels from `by_neuron`, and sums as (rows, count, 2, 2, 16, 16).
+void product_of_tiles(const int8_t* left, const int8_t* right, int64_t rows, int64_t count, int64_t steps, int64_t stride, Memory& memory) {
+  const int64_t n_tiles = (steps + TILE - 1) / TILE, bytes = 2 * TILE_BYTES;
+  for (int64_t first = 0; first < n_tiles; first += DEEP) {
+    const int64_t depth = std::min(DEEP, n_tiles - first);
+    for (int64_t panel = 0; panel < rows; panel++)
+      for (int64_t p = 0; p < count; p++) {
+        const int8_t* next = left + (std::min(panel + 1, rows - 1) * n_tiles + first) * bytes + p * depth * 256;
+        tiles(left + panel * n_tiles * bytes, right + p * stride, first, depth, steps, memory.sums + 4 * TILE_SUMS * (panel * count + p), next);
+      }
+  }
+}
+
+// As `by_rows`, of `product_of_tiles`.
+inline const int32_t* by_tiles(const Memory& memory, int64_t m, int64_t c, int64_t count) {
+  return memory.sums + (m / COLUMNS * count + c / COLUMNS) * 4 * TILE_SUMS + (m % COLUMNS / TILE * 2 + c % COLUMNS / TILE) * TILE_SUMS + m % TILE * TILE;
+}
+
+#endif
 
 }  // namespace
 
@@ -96,27 +198,56 @@ void product(const int8_t* left, const int8_t* right, int64_t stop, int64_t coun
 // below the diagonal is that above it.
 extern "C" void products_int8(const int8_t* left, const int8_t* right, int64_t panels, int64_t layers, int64_t steps, int64_t stride,
                               int64_t own, float* sums) {
-  const int64_t groups = (panels + GROUP - 1) / GROUP, neurons = panels * COLUMNS;
+  const int64_t neurons = panels * COLUMNS;
+  auto multiplied = product;
+  auto found = by_rows;
+  int64_t together = panels, apart = stride;  // left panels of a task, and bytes between them
+#ifdef __AMX_INT8__
+  static thread_local Lines<int8_t> ordered;
+  const bool tiled = steps >= TILE && matrix_units();
+  if (tiled) {
+    together = 16, apart = (steps + TILE - 1) / TILE * 2 * TILE_BYTES;
+    multiplied = product_of_tiles, found = by_tiles;
+    int8_t* made = ordered.at(panels * apart);
+#pragma omp parallel for schedule(static)
+    for (int64_t panel = 0; panel < panels; panel++) by_neuron(left + panel * stride, steps, made + panel * apart);
+    left = made;
+  }
+#endif
+  const int64_t groups = (panels + GROUP - 1) / GROUP, parts = (panels + together - 1) / together;
 #pragma omp parallel
   {
-    Memory memory;
-    memory.sums.resize(neurons * GROUP * COLUMNS), memory.left.resize(DEPTH * COLUMNS), memory.offset.resize(GROUP * COLUMNS);
+#ifdef __AMX_INT8__
+    if (tiled) configure_tiles();
+#endif
+    static thread_local Memory memory;
+    memory.left = memory.all_left.at(DEPTH * COLUMNS);
+    memory.sums = memory.all_sums.at(std::min(together, panels) * GROUP * COLUMNS * COLUMNS);
+    memory.offset = memory.all_offsets.at(GROUP * COLUMNS);
 #pragma omp for schedule(dynamic)
-    for (int64_t task = 0; task < layers * groups; task++) {
-      const int64_t layer = task / groups, first = (groups - 1 - task % groups) * GROUP, count = std::min(GROUP, panels - first);
-      const int64_t stop = own ? first + count : panels, width = count * COLUMNS;
-      product(left, right + (layer * panels + first) * stride, stop, count, steps, stride, memory);
+    for (int64_t task = 0; task < layers * groups * parts; task++) {
+      const int64_t layer = task / parts / groups, first = (groups - 1 - task / parts % groups) * GROUP;
+      const int64_t begin = task % parts * together, count = std::min(GROUP, panels - first), width = count * COLUMNS;
+      const int64_t rows = std::min(begin + together, own ? first + count : panels) - begin;
+      if (rows <= 0) continue;
+      std::fill_n(memory.sums, rows * COLUMNS * width, 0), std::fill_n(memory.offset, width, 0);
+      multiplied(left + begin * apart, right + (layer * panels + first) * stride, rows, count, steps, stride, memory);
       float* target = sums + layer * neurons * neurons;
-      for (int64_t m = 0; m < stop * COLUMNS; m++) {
-        const int32_t* made = memory.sums.data() + m * width;
-        float* row = target + m * neurons + first * COLUMNS;
-        for (int64_t c = 0; c < width; c++) row[c] += float(less(made[c], memory.offset[c]));
-      }
+      for (int64_t m = 0; m < rows * COLUMNS; m++)
+        for (int64_t c = 0; c < width; c += 16) {
+          const int32_t* made = found(memory, m, c, count);
+          float* row = target + (begin * COLUMNS + m) * neurons + first * COLUMNS + c;
+          for (int64_t i = 0; i < 16; i++) row[i] += float(less(made[i], memory.offset[c + i]));
+        }
       if (!own) continue;
-      for (int64_t c = 0; c < width; c++)  // the part above the diagonal, mirrored
-        for (int64_t m = 0; m < first * COLUMNS; m++)
-          target[(first * COLUMNS + c) * neurons + m] += float(less(memory.sums[m * width + c], memory.offset[c]));
+      for (int64_t c = 0; c < width; c += 16)  // the part above the diagonal, mirrored
+        for (int64_t i = 0; i < 16; i++)
+          for (int64_t m = 0; m < std::min(rows, first - begin) * COLUMNS; m++)
+            target[(first * COLUMNS + c + i) * neurons + begin * COLUMNS + m] += float(less(found(memory, m, c, count)[i], memory.offset[c + i]));
     }
+#ifdef __AMX_INT8__
+    if (tiled) _tile_release();
+#endif
   }
 }
 
