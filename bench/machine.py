@@ -26,9 +26,9 @@ def this_device() -> torch.device:
 
 
 def file_stem(device: torch.device) -> str:
-    """`cpu`, or a GPU's model in small letters (`h200`)."""
+    """`cpu`, `cpu-amx` where it has matrix units, or a GPU's model in small letters (`h200`)."""
     if device.type == "cpu":
-        return "cpu"
+        return "cpu-amx" if torch.cpu._is_amx_tile_supported() else "cpu"
     words = re.sub(r"[^a-z0-9]+", " ", torch.cuda.get_device_name(device).lower()).split()
     return next((word for word in words if re.fullmatch(r"[a-z]+\d+[a-z]*", word)), "-".join(words))
 

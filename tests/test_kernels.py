@@ -379,7 +379,8 @@ def test_native_statistics_equal_plain_ones(dtype, tokens, panels):
 
 
 @pytest.mark.skipif(native.function("products_int8") is None, reason="no compiler, or no AVX-512 VNNI")
-@pytest.mark.parametrize(("tokens", "neurons"), [(4, 64), (1400, 320)])  # the second in more than one step and group of panels
+@pytest.mark.parametrize(("tokens", "neurons"), [(4, 64), (1400, 320), (200, 640)])
+# the second in more than one step and group of panels, the third in more than one part of left ones
 def test_products_of_panels_are_exact(tokens, neurons):
     generator = torch.Generator().manual_seed(tokens)
     left, right = torch.randint(-127, 128, (2, tokens, 2, neurons), dtype=torch.int8, generator=generator)
