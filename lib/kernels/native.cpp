@@ -2,6 +2,8 @@
 // `layer_statistics` of fused.py for 8-bit operands, the sums by group of grouped.py, histograms and examples.
 // All read their activations once and in order.
 
+#include <omp.h>
+
 #include <limits>
 
 #include "vectors.h"
@@ -91,24 +93,32 @@ void grouped(const T* post, const float* scaling, const int64_t* order, const in
              const int64_t* group, int64_t rows, int64_t even, int64_t size, int64_t neurons, float* sum, float* square,
              double* total, float* active) {
   const Floats zero = {}, one = zero + 1;
+  const int64_t pieces = neurons / (WIDTH * LANES), threads = std::min<int64_t>(pieces, omp_get_max_threads());
 #pragma omp parallel for schedule(static)
-  for (int64_t n = 0; n < neurons; n += WIDTH * LANES) {
-    Floats shift[WIDTH], scale[WIDTH];
-    for (int w = 0; w < WIDTH; w++) shift[w] = load(scaling + n + w * LANES), scale[w] = load(scaling + neurons + n + w * LANES);
+  for (int64_t thread = 0; thread < threads; thread++) {  // each takes a stretch of every row, and reads and adds it in one go
+    const int64_t begin = pieces * thread / threads * WIDTH * LANES, stop = pieces * (thread + 1) / threads * WIDTH * LANES;
     for (int64_t r = 0; r < rows; r++) {
-      Floats x1[WIDTH] = {}, x2[WIDTH] = {}, above[WIDTH] = {};
-      for (const int64_t* token = order + first[r]; token < order + first[r] + number[r]; token++) {
-        for (int w = 0; w < WIDTH; w++) {
-          const Floats value = widened(post + *token * neurons + n + w * LANES), x = (value - shift[w]) * scale[w];
-          x1[w] += x, x2[w] += x * x, above[w] += value > zero ? one : zero;
+      const int64_t next = group[std::min(r + 1, rows - 1)];
+      for (int64_t n = begin; n < stop; n += WIDTH * LANES) {
+        for (int w = 0; w < WIDTH; w++) {  // wherever in memory the next row's sums lie
+          __builtin_prefetch(sum + next * neurons + n + w * LANES, 1);
+          __builtin_prefetch(square + next % size * neurons + n + w * LANES, 1);
         }
-      }
-      for (int w = 0; w < WIDTH; w++) {
-        const int64_t at = n + w * LANES;
-        increase(sum + group[r] * neurons + at, x1[w]);
-        increase(square + group[r] % size * neurons + at, x2[w]);
-        if (active) increase(active + group[r] * neurons + at, above[w]);
-        for (int k = 0; k < LANES; k++) total[(r >= even) * neurons + at + k] += x2[w][k];
+        Floats x1[WIDTH] = {}, x2[WIDTH] = {}, above[WIDTH] = {};
+        for (const int64_t* token = order + first[r]; token < order + first[r] + number[r]; token++) {
+          for (int w = 0; w < WIDTH; w++) {
+            const int64_t at = n + w * LANES;
+            const Floats value = widened(post + *token * neurons + at), x = (value - load(scaling + at)) * load(scaling + neurons + at);
+            x1[w] += x, x2[w] += x * x, above[w] += value > zero ? one : zero;
+          }
+        }
+        for (int w = 0; w < WIDTH; w++) {
+          const int64_t at = n + w * LANES;
+          increase(sum + group[r] * neurons + at, x1[w]);
+          increase(square + group[r] % size * neurons + at, x2[w]);
+          if (active) increase(active + group[r] * neurons + at, above[w]);
+          for (int k = 0; k < LANES; k++) total[(r >= even) * neurons + at + k] += x2[w][k];
+        }
       }
     }
   }

@@ -237,6 +237,7 @@ extern "C" void products_int8(const int8_t* left, const int8_t* right, int64_t p
         for (int64_t c = 0; c < width; c += 16) {
           const int32_t* made = found(memory, m, c, count);
           float* row = target + (begin * COLUMNS + m) * neurons + first * COLUMNS + c;
+          __builtin_prefetch(row + 4 * neurons, 1);
           for (int64_t i = 0; i < 16; i++) row[i] += float(less(made[i], memory.offset[c + i]));
         }
       if (!own) continue;
