@@ -232,14 +232,18 @@ def test_mixed_precision_adds_little_noise(tmp_path, text, model):
 def test_the_trunk_yields_the_bridges_activations(tmp_path, text, model):
     folder = SHIPPED / "a" if model == "shipped" else save_seed(ARCHITECTURES[model](2), tmp_path / "seed")
     tokens = text.tokens[:4]
-    seen = {}
-    Trunk(load_model(folder)).run(tokens, lambda layer, pre, post: seen.update({layer: (pre, post)}))
-    bridge = TransformerBridge.boot_transformers(str(folder), device="cpu")
+    seen = {dtype: {} for dtype in (torch.float64, torch.float32)}
+    for dtype, own in seen.items():
+        Trunk(load_model(folder, dtype)).run(tokens, lambda layer, pre, post, own=own: own.update({layer: (pre.double(), post.double())}))
+    bridge = TransformerBridge.boot_transformers(str(folder), device="cpu", dtype=torch.float64)
     _, cache = bridge.run_with_cache(tokens)
-    assert len(seen) == bridge.cfg.n_layers
-    for layer, (pre, post) in seen.items():  # fp32 leaves either side up to 9e-5 from fp64
-        torch.testing.assert_close(pre, cache[f"blocks.{layer}.mlp.hook_pre"], atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(post, cache[f"blocks.{layer}.mlp.hook_post"], atol=1e-4, rtol=1e-4)
+    assert all(len(own) == bridge.cfg.n_layers for own in seen.values())
+    for layer in range(bridge.cfg.n_layers):
+        for place, name in enumerate(("hook_pre", "hook_post")):
+            wanted = cache[f"blocks.{layer}.mlp.{name}"]
+            assert wanted.dtype == torch.float64
+            torch.testing.assert_close(seen[torch.float64][layer][place], wanted, atol=2e-5, rtol=1e-4)
+            torch.testing.assert_close(seen[torch.float32][layer][place], wanted, atol=1e-4, rtol=1e-4)  # fp32's own rounding
 
 
 def test_weight_properties_of_pythias_architecture_are_folded_by_hand(tmp_path):

@@ -75,14 +75,14 @@ struct Lines {
   }
 };
 
+// What one thread works in: the sums of its task, a part of a left panel in order, and what is to be taken off the sums.
 struct Memory {
-  Lines<int32_t> all_sums, all_left, all_offsets;
   int32_t *sums, *left, *offset;
 };
 
 // `count` right panels against `rows` left ones, all `steps` long and `stride` bytes apart: sums (rows · COLUMNS, count · COLUMNS)
 // in `memory`, and what is to be taken off them in `offset`.
-void product(const int8_t* left, const int8_t* right, int64_t rows, int64_t count, int64_t steps, int64_t stride, Memory& memory) {
+void product(const int8_t* left, const int8_t* right, int64_t rows, int64_t count, int64_t steps, int64_t stride, const Memory& memory) {
   const int64_t width = count * COLUMNS;
   const __m512i all = _mm512_set1_epi8(1);
   for (int64_t first = 0; first < steps; first += DEPTH) {
@@ -172,7 +172,7 @@ inline void tiles(const int8_t* left, const int8_t* right, int64_t first, int64_
 }
 
 // As `product`, with left panels from `by_neuron`, and sums as (rows, count, 2, 2, 16, 16).
-void product_of_tiles(const int8_t* left, const int8_t* right, int64_t rows, int64_t count, int64_t steps, int64_t stride, Memory& memory) {
+void product_of_tiles(const int8_t* left, const int8_t* right, int64_t rows, int64_t count, int64_t steps, int64_t stride, const Memory& memory) {
   const int64_t n_tiles = (steps + TILE - 1) / TILE, bytes = 2 * TILE_BYTES;
   for (int64_t first = 0; first < n_tiles; first += DEEP) {
     const int64_t depth = std::min(DEEP, n_tiles - first);
@@ -220,10 +220,8 @@ extern "C" void products_int8(const int8_t* left, const int8_t* right, int64_t p
 #ifdef __AMX_INT8__
     if (tiled) configure_tiles();
 #endif
-    static thread_local Memory memory;
-    memory.left = memory.all_left.at(DEPTH * COLUMNS);
-    memory.sums = memory.all_sums.at(std::min(together, panels) * GROUP * COLUMNS * COLUMNS);
-    memory.offset = memory.all_offsets.at(GROUP * COLUMNS);
+    static thread_local Lines<int32_t> all_sums, all_left, all_offsets;
+    const Memory memory = {all_sums.at(std::min(together, panels) * GROUP * COLUMNS * COLUMNS), all_left.at(DEPTH * COLUMNS), all_offsets.at(GROUP * COLUMNS)};
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < layers * groups * parts; task++) {
       const int64_t layer = task / parts / groups, first = (groups - 1 - task / parts % groups) * GROUP;
@@ -237,7 +235,7 @@ extern "C" void products_int8(const int8_t* left, const int8_t* right, int64_t p
         for (int64_t c = 0; c < width; c += 16) {
           const int32_t* made = found(memory, m, c, count);
           float* row = target + (begin * COLUMNS + m) * neurons + first * COLUMNS + c;
-          __builtin_prefetch(row + 4 * neurons, 1);
+          __builtin_prefetch(row + 4 * neurons, 1);  // each row is another page
           for (int64_t i = 0; i < 16; i++) row[i] += float(less(made[i], memory.offset[c + i]));
         }
       if (!own) continue;
