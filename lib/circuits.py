@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 # What one vector w_in defines; a gated neuron reads through two (gate and up), so these are left empty for it.
 READING_COLUMNS = ["w_in_norm", "input_bias", "in_out_sim", "l2_penalty", "max_cos_in"]
-CHUNK = 2**25  # largest number of elements of one temporary matrix: 128 MB in fp32
+CHUNK = 2**20  # largest number of elements of one temporary matrix: 4 MB in fp32, which caches hold
 
 
 def processed_model(model: str | Path | TransformerBridge) -> TransformerBridge:

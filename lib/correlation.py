@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lib.kernels.forward import affine
 from lib.kernels.moments import Moments
 
 
@@ -137,10 +138,10 @@ def block_baseline(sums: Float[Tensor, "a b"], a: Scale, b: Scale, turn: Float[T
     cov(x, R y) = C Rᵀ (METHOD §2); `turn` comes from `scaled_rotation`, in the type of `sums`.
     """
     wide = sums.dtype
-    offset = turn @ b.mean.to(wide)  # mean of the rotated neuron, scaled
-    rotated = sums @ turn.T / a.tokens - torch.outer(a.mean.to(wide), offset)
+    centred = torch.addr(sums, a.mean.to(wide), b.mean.to(wide), alpha=-a.tokens)
+    rotated = affine(centred.contiguous(), turn.T, centred.new_zeros(len(turn)))
     # the neuron's own scale is not negative, so it can wait until after the maximum
-    return rotated.amax(1) * a.inverse_deviation.to(wide)
+    return rotated.amax(1) * (a.inverse_deviation / a.tokens).to(wide)
 
 
 def products_at(covariance: Covariance, partner: Int[Tensor, "seeds seeds total"]) -> Float[Tensor, "seeds seeds total"]:

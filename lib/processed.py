@@ -18,7 +18,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from lib.circuits import processed_model
 from lib.errors import InputError
-from lib.kernels.forward import causal_attention, tanh_gelu
+from lib.kernels.forward import affine, causal_attention, tanh_gelu
 
 ACTIVATIONS = {
     "gelu_new": tanh_gelu,
@@ -83,12 +83,12 @@ class Processed:
     def mlp(self, residual: Float[Tensor, "*rows d_model"], layer: int) -> Float[Tensor, "*rows d_model"]:
         """What a layer's MLP writes."""
         block = self.blocks[layer]
-        return _affine(self.activation(_affine(self.normalise(residual), block.w_in, block.b_in)), block.w_out, block.b_out)
+        return affine(self.activation(affine(self.normalise(residual), block.w_in, block.b_in)), block.w_out, block.b_out)
 
     def heads(self, residual: Float[Tensor, "blocks context d_model"], layer: int) -> Float[Tensor, "3 blocks heads context d_head"]:
         """Queries, keys and values of a layer's heads, from the residual stream before the layer."""
         block = self.blocks[layer]
-        flat = _affine(self.normalise(residual), block.qkv.flatten(1), block.qkv_bias.flatten())  # (blocks, context, 3·heads·d_head)
+        flat = affine(self.normalise(residual), block.qkv.flatten(1), block.qkv_bias.flatten())  # (blocks, context, 3·heads·d_head)
         query, key, value = flat.unflatten(-1, block.qkv.shape[1:]).permute(2, 0, 3, 1, 4)
         return torch.stack([self.turn(query), self.turn(key), value])
 
@@ -121,7 +121,7 @@ class Processed:
         """What a layer's attention writes, from queries, keys and values."""
         block = self.blocks[layer]
         z = causal_attention(*qkv, scale=block.attention_scale)
-        return _affine(z.flatten(2), block.out.flatten(0, 1), block.out_bias)
+        return affine(z.flatten(2), block.out.flatten(0, 1), block.out_bias)
 
 
 @torch.no_grad()
@@ -163,11 +163,6 @@ def processed(model: str | Path | TransformerBridge) -> Processed:
         eps=config.eps, activation=ACTIVATIONS[config.act_fn],
         rotary=rotary, parallel=bool(getattr(config, "parallel_attn_mlp", False)),
     )  # fmt: skip
-
-
-def _affine(x: Float[Tensor, "*rows a"], weight: Float[Tensor, "a b"], bias: Float[Tensor, "b"]) -> Float[Tensor, "*rows b"]:
-    """x · weight + bias in one operation, a quarter faster than in two."""
-    return torch.addmm(bias, x.flatten(0, -2), weight).view(*x.shape[:-1], -1)
 
 
 def _plain(weight: Tensor) -> Tensor:

@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from lib.errors import InputError
 from lib.files import file_sha256
 from lib.hub import weight_files, what_is_missing
-from lib.kernels.forward import causal_attention, tanh_gelu
+from lib.kernels.forward import affine, causal_attention, tanh_gelu
 from lib.kernels.native import keep_freed_memory
 from lib.text import Text
 
@@ -147,6 +148,7 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> nn.Mod
     return model.eval().requires_grad_(False)
 
 
+LOGITS = 128  # tokens whose logits are held at once, so that they stay in the processor's cache
 ATTENTION = "trunk"  # what the attention below is called in transformers
 
 
@@ -167,6 +169,25 @@ class _TanhGELU(nn.Module):
         return tanh_gelu(x)
 
 
+class _Affine(nn.Module):
+    """A Conv1D or Linear by `lib.kernels.forward.affine`."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.weight = module.weight if isinstance(module, Conv1D) else module.weight.T  # (in, out)
+        self.bias = torch.zeros(self.weight.shape[1], device=self.weight.device) if module.bias is None else module.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return affine(x, self.weight, self.bias)
+
+
+def _with_own_maps(module: nn.Module) -> None:
+    """Has a module's own affine maps computed by ours."""
+    for name, one in list(module.named_children()):
+        if isinstance(one, Conv1D | nn.Linear):
+            setattr(module, name, _Affine(one))
+
+
 class _AllSeen(Exception):
     """Raised by the last layer's hook, since nothing after it is needed."""
 
@@ -179,11 +200,11 @@ def mixed_precision(precision: str) -> bool:
 def _without_autocast(module: nn.Module) -> None:
     """Makes a module compute in the type of its weights, also where autocast is on around it."""
     forward, reference = type(module).forward, weakref.ref(module)  # a model that held itself would stay in memory after its pass
+    device = next(module.parameters()).device.type
 
     def whole(*arguments, **named):
-        own = reference()
-        with torch.autocast(next(own.parameters()).device.type, enabled=False):
-            return forward(own, *arguments, **named)
+        with torch.autocast(device, enabled=False):
+            return forward(reference(), *arguments, **named)
 
     module.forward = whole
 
@@ -210,7 +231,10 @@ class Trunk:
             if type(getattr(mlp, act)).__name__ == "NewGELUActivation":
                 setattr(mlp, act, _TanhGELU())
             if mixed:
-                _without_autocast(next(getattr(block, name) for name in ATTENTIONS if hasattr(block, name)))
+                attention = next(getattr(block, name) for name in ATTENTIONS if hasattr(block, name))
+                _without_autocast(attention)
+                for module in (attention, mlp):
+                    _with_own_maps(module)
             self.activations.append(getattr(mlp, act))
             self.writers.append(getattr(mlp, writer))
         if not self.writers or len(self.writers) < model.config.num_hidden_layers:
@@ -257,10 +281,11 @@ class Trunk:
 @torch.inference_mode()
 def token_losses(model: nn.Module, tokens: Int[Tensor, "blocks context"]) -> Float[Tensor, "blocks context-1"]:
     """Cross-entropy in nats of each token given the ones before it in its block."""
-    logits = model(tokens, use_cache=False).logits[:, :-1].float()  # (blocks, context − 1, vocabulary)
-    return nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(
-        len(tokens), -1
-    )
+    hidden = model.base_model(tokens, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)  # (blocks · (context − 1), d_model)
+    read, target = model.get_output_embeddings(), tokens[:, 1:].flatten()
+    parts = zip(hidden.split(LOGITS), target.split(LOGITS), strict=True)
+    found = [nn.functional.cross_entropy(read(rows).float(), own, reduction="none") for rows, own in parts]
+    return torch.cat(found).view(len(tokens), -1)
 
 
 def _first_line(error: Exception) -> str:

@@ -5,6 +5,7 @@ per-neuron tables. Every seed serves as reference; `neurons.parquet` and `matche
 """
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -57,6 +58,7 @@ def match_table(comparison: Comparison, seeds: list[str], reference: int, layers
     return pd.concat(parts, ignore_index=True)
 
 
+ASSIGNED_AT_ONCE = 2  # seeds; each takes 8 bytes a correlation
 ASSIGNED = ["layer", "neuron", "model", "match_layer", "match_neuron", "corr"]
 
 
@@ -68,10 +70,12 @@ def assignment_table(covariance: Covariance, moments: dict[str, Moments], refere
     if layers * neurons > MOST:
         return pd.DataFrame(columns=ASSIGNED)
     scales, parts = {seed: Scale.of(moments[seed]) for seed in covariance.seeds}, []
-    for model in tqdm(others, desc="one-to-one assignment", unit="seed", file=sys.stderr):
-        partner, corr = (found.numpy() for found in assignment(covariance, reference, model, scales))
-        part = neuron_index(layers, neurons).assign(model=model, match_layer=partner // neurons, match_neuron=partner % neurons, corr=corr)
-        parts.append(part)
+    with ThreadPoolExecutor(ASSIGNED_AT_ONCE) as threads:  # each keeps one core busy
+        made = threads.map(lambda model: assignment(covariance, reference, model, scales), others)
+        for model, found in zip(others, tqdm(made, desc="one-to-one assignment", total=len(others), unit="seed", file=sys.stderr), strict=True):
+            partner, corr = (one.numpy() for one in found)
+            part = neuron_index(layers, neurons).assign(model=model, match_layer=partner // neurons, match_neuron=partner % neurons, corr=corr)
+            parts.append(part)
     return pd.concat(parts, ignore_index=True)[ASSIGNED]
 
 

@@ -1,10 +1,17 @@
-// The steps of a GPT-2's forward pass on a CPU that torch leaves slow: gelu_new, and causal attention of one head size.
+// The steps of a GPT-2's forward pass on a CPU that torch leaves slow: gelu_new, causal attention of one head size, and, on matrix
+// units (AMX), affine maps.
 
 #include <limits>
 #include <numeric>
 #include <vector>
 
+#include "tiles.h"
 #include "vectors.h"
+
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
+#define MATRIX_UNITS
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -87,7 +94,151 @@ void head(const float* q, const float* k, const float* v, const int64_t* strides
   }
 }
 
+#ifdef MATRIX_UNITS
+
+constexpr int64_t SIDE = 16, STEP = 32;  // rows of a tile, and columns of a sum; numbers that are multiplied in one step
+constexpr int64_t TILE = SIDE * STEP;  // numbers of a tile of bf16
+constexpr int64_t BLOCKS = 4;  // times 2 · SIDE rows in one task
+constexpr int64_t WEIGHTS = 2 << 17;  // numbers of the weights that a task keeps in the second cache
+
+inline __m512i widened_bits(__m256bh half) { return _mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)half), 16); }
+
+// bf16 numbers of two times sixteen floats, and of what they lack.
+inline __m512i high_of(__m512 first, __m512 second) { return (__m512i)_mm512_cvtne2ps_pbh(second, first); }
+inline __m512 lacking(__m512 x) { return x - (__m512)widened_bits(_mm512_cvtneps_pbh(x)); }
+
+inline __m512 sixteen(const float* from, int64_t apart) {
+  if (apart == 1) return _mm512_loadu_ps(from);
+  const __m512i places = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32(int(apart)));
+  return _mm512_i32gather_ps(places, from, 4);
+}
+
+// 2 · SIDE columns of the weights as tiles (depth / STEP, 2, TILE) for the right side, two rows' numbers side by side: `high`, and in
+// `low` what these lack. Whether that is anything.
+bool right_tiles(const float* weight, int64_t depth, int64_t row, int64_t column, uint16_t* high, uint16_t* low) {
+  __m512i any = _mm512_setzero_si512();
+  for (int64_t k = 0; k < depth; k += STEP)
+    for (int64_t half = 0; half < 2; half++)
+      for (int64_t pair = 0; pair < STEP; pair += 2, high += STEP, low += STEP) {
+        const float* from = weight + (k + pair) * row + half * SIDE * column;
+        const __m512 a = sixteen(from, column), b = sixteen(from + row, column);
+        const auto side_by_side = [](__m512 a, __m512 b) {
+          return _mm512_or_si512(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(a)), widened_bits(_mm512_cvtneps_pbh(b)));
+        };
+        const __m512i rest = side_by_side(lacking(a), lacking(b));
+        _mm512_storeu_si512(high, side_by_side(a, b)), _mm512_storeu_si512(low, rest);
+        any = _mm512_or_si512(any, _mm512_slli_epi16(rest, 1));  // but for the sign
+      }
+  return _mm512_test_epi32_mask(any, any) != 0;
+}
+
+// 2 · SIDE rows, zeros beyond `rows`, as tiles (depth / STEP, 2, TILE) for the left side; `low` as above, or null.
+void left_tiles(const float* x, int64_t rows, int64_t depth, uint16_t* high, uint16_t* low) {
+  for (int64_t r = 0; r < 2 * SIDE; r++)
+    for (int64_t k = 0; k < depth; k += STEP) {
+      const int64_t at = 2 * k * SIDE + r * STEP;
+      const __m512 a = r < rows ? _mm512_loadu_ps(x + r * depth + k) : _mm512_setzero_ps();
+      const __m512 b = r < rows ? _mm512_loadu_ps(x + r * depth + k + SIDE) : _mm512_setzero_ps();
+      _mm512_storeu_si512(high + at, high_of(a, b));
+      if (low) _mm512_storeu_si512(low + at, high_of(lacking(a), lacking(b)));
+    }
+}
+
+void left_tiles(const uint16_t* x, int64_t rows, int64_t depth, uint16_t* high, uint16_t*) {
+  for (int64_t r = 0; r < 2 * SIDE; r++)
+    for (int64_t k = 0; k < depth; k += STEP)
+      _mm512_storeu_si512(high + 2 * k * SIDE + r * STEP, r < rows ? _mm512_loadu_si512(x + r * depth + k) : _mm512_setzero_si512());
+}
+
+// left · right in four tiles of sums (2, 2, SIDE, SIDE); what is null is left out.
+inline void product_of_tiles(const uint16_t* left, const uint16_t* left_low, const uint16_t* right, const uint16_t* right_low, int64_t depth, float* sums) {
+  asm volatile("" : : : "memory");  // GCC 12's loads of tiles do not say that they read memory
+  _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+  const auto add = [] {
+    _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+  };
+  for (int64_t at = 0; at < depth * 2 * SIDE; at += 2 * TILE) {
+    _tile_loadd(4, left + at, 64); _tile_loadd(5, left + at + TILE, 64);
+    if (right_low) {
+      _tile_loadd(6, right_low + at, 64); _tile_loadd(7, right_low + at + TILE, 64);
+      add();
+    }
+    _tile_loadd(6, right + at, 64); _tile_loadd(7, right + at + TILE, 64);
+    add();
+    if (left_low) {
+      _tile_loadd(4, left_low + at, 64); _tile_loadd(5, left_low + at + TILE, 64);
+      add();
+    }
+  }
+  _tile_stored(0, sums, 64); _tile_stored(1, sums + SIDE * SIDE, 64);
+  _tile_stored(2, sums + 2 * SIDE * SIDE, 64); _tile_stored(3, sums + 3 * SIDE * SIDE, 64);
+}
+
+// Sums and bias as some rows and 2 · SIDE columns of `out`.
+template <class T>
+void written(const float* sums, const float* bias, int64_t rows, int64_t columns, T* out) {
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t half = 0; half < 2; half++)
+      narrow(out + r * columns + half * SIDE, load(sums + ((r / SIDE * 2 + half) * SIDE + r % SIDE) * SIDE) + load(bias + half * SIDE));
+}
+
+// x · weight + bias: with bf16 numbers, or, where `exact`, with two of them for each float, which leaves an error of 2⁻¹⁶.
+template <class From, class To>
+void affine(const From* x, const float* weight, const float* bias, int64_t rows, int64_t depth, int64_t columns, int64_t row, int64_t column,
+            bool exact, To* out) {
+  constexpr int64_t WIDE = 2 * SIDE;
+  static thread_local Lines<uint16_t> all_right;
+  uint16_t *high = all_right.at(2 * depth * columns), *low = high + depth * columns;
+  bool any = false;
+#pragma omp parallel for schedule(static) reduction(|| : any)
+  for (int64_t c = 0; c < columns; c += WIDE) any |= right_tiles(weight + c * column, depth, row, column, high + c * depth, low + c * depth);
+  if (!any || !exact) low = nullptr;
+  const int64_t together = std::max(WIDE, WEIGHTS / depth / WIDE * WIDE);
+#pragma omp parallel
+  {
+    configure_tiles();
+    static thread_local Lines<uint16_t> all_left;
+    uint16_t* left = all_left.at(2 * BLOCKS * WIDE * depth);
+    uint16_t* left_low = exact ? left + BLOCKS * WIDE * depth : nullptr;
+    alignas(64) float sums[WIDE * WIDE];
+#pragma omp for schedule(dynamic)
+    for (int64_t first = 0; first < rows; first += BLOCKS * WIDE) {
+      const int64_t stop = std::min(rows, first + BLOCKS * WIDE);
+      for (int64_t r = first; r < stop; r += WIDE)
+        left_tiles(x + r * depth, stop - r, depth, left + (r - first) * depth, exact ? left_low + (r - first) * depth : nullptr);
+      for (int64_t begin = 0; begin < columns; begin += together)
+        for (int64_t r = first; r < stop; r += WIDE)
+          for (int64_t c = begin; c < std::min(columns, begin + together); c += WIDE) {
+            const int64_t at = (r - first) * depth;
+            product_of_tiles(left + at, exact ? left_low + at : nullptr, high + c * depth, low ? low + c * depth : nullptr, depth, sums);
+            written(sums, bias + c, std::min(WIDE, stop - r), columns, out + r * columns + c);
+          }
+    }
+    _tile_release();
+  }
+}
+
+#endif
+
 }  // namespace
+
+#ifdef MATRIX_UNITS
+
+// x (rows, depth) and out (rows, columns), contiguous; weight (depth, columns) with these strides. depth and columns are multiples of 32.
+extern "C" int64_t affine_there() { return matrix_units(); }
+extern "C" void affine_float(const float* x, const float* weight, const float* bias, int64_t rows, int64_t depth, int64_t columns,
+                             int64_t row, int64_t column, int64_t exact, void* out) {
+  if (exact)
+    affine(x, weight, bias, rows, depth, columns, row, column, true, (float*)out);
+  else
+    affine(x, weight, bias, rows, depth, columns, row, column, false, (uint16_t*)out);
+}
+extern "C" void affine_bfloat16(const uint16_t* x, const float* weight, const float* bias, int64_t rows, int64_t depth, int64_t columns,
+                                int64_t row, int64_t column, int64_t, void* out) {
+  affine(x, weight, bias, rows, depth, columns, row, column, false, (uint16_t*)out);
+}
+
+#endif
 
 extern "C" void gelu_float(const float* from, float* to, int64_t count) { gelu(from, to, count); }
 extern "C" void gelu_bfloat16(const uint16_t* from, uint16_t* to, int64_t count) { gelu(from, to, count); }

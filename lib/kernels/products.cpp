@@ -9,15 +9,7 @@
 
 #include <immintrin.h>
 
-#include <algorithm>
-#include <cstdint>
-#include <cstring>
-#include <vector>
-
-#ifdef __AMX_INT8__
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
+#include "tiles.h"
 
 namespace {
 
@@ -65,16 +57,6 @@ inline void arranged(const int8_t* panel, int64_t steps, int32_t* made) {
     }
 }
 
-// Memory from the start of a cache line on, which tiles and vectors read faster; it is kept from one call to the next.
-template <class T>
-struct Lines {
-  std::vector<T> held;
-  T* at(int64_t size) {
-    if (int64_t(held.size()) < size + 64) held.resize(size + 64);
-    return (T*)(((uintptr_t)held.data() + 63) / 64 * 64);
-  }
-};
-
 // What one thread works in: the sums of its task, a part of a left panel in order, and what is to be taken off the sums.
 struct Memory {
   int32_t *sums, *left, *offset;
@@ -113,19 +95,6 @@ inline const int32_t* by_rows(const Memory& memory, int64_t m, int64_t c, int64_
 constexpr int64_t TILE = 16;  // rows of a tile, each of 64 bytes: left neurons, or right steps; also sums in a row
 constexpr int64_t TILE_BYTES = 64 * TILE, TILE_SUMS = TILE * TILE;
 constexpr int64_t DEEP = 8;  // tiles of steps, as DEPTH: shorter, since right panels pass through the first cache faster
-
-// Whether the system lets this process use the matrix units (ARCH_REQ_XCOMP_PERM for XTILEDATA).
-bool matrix_units() {
-  static const bool granted = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
-  return granted;
-}
-
-// All eight tiles whole, for this thread. GCC 12's intrinsic does not say that it reads all of the configuration.
-void configure_tiles() {
-  struct { uint8_t palette = 1, start = 0, reserved[14] = {}; uint16_t bytes[16] = {}; uint8_t rows[16] = {}; } tiles;
-  for (int t = 0; t < 8; t++) tiles.bytes[t] = 64, tiles.rows[t] = TILE;
-  asm volatile("ldtilecfg %0" : : "m"(tiles) : "memory");
-}
 
 // The first step of a tile: the last two overlap where `steps` is no multiple of TILE.
 inline int64_t start_of(int64_t tile, int64_t steps) { return std::min(tile * TILE, steps - TILE); }
