@@ -30,7 +30,9 @@ endif
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 OUT := outputs/$(RUN)
-CHAPTERS := $(sort $(wildcard notebooks/*.ipynb))
+# The longest chapter first: the others are done meanwhile.
+LONGEST := $(wildcard notebooks/05_weight_circuits.ipynb)
+CHAPTERS := $(LONGEST) $(filter-out $(LONGEST),$(sort $(wildcard notebooks/*.ipynb)))
 EXECUTED := $(CHAPTERS:notebooks/%=$(OUT)/notebooks/%)
 # A published table that `make compare` has laid beside the run's own adds a page.
 EXECUTED += $(patsubst %,$(OUT)/notebooks/published.ipynb,$(wildcard $(OUT)/tables/published.parquet))

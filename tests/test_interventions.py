@@ -12,7 +12,7 @@ from lib.circuits import processed_model
 from lib.effects import FIXED_FREQUENCY, FROZEN_SCALE, OUTCOMES, TOTAL
 from lib.errors import InputError
 from lib.interventions import Fix, FreezeFinalScale, PathAblation, Scale, run
-from lib.kernels import predictions
+from lib.kernels import native, predictions
 from lib.processed import processed
 
 LAYERS, VOCABULARY, HEADS, NEURONS, CONTEXT = 3, 97, 2, 40, 12
@@ -210,11 +210,10 @@ def by_numpy(logits, scale, target, frequency=None, reference=None):
     ], -1)  # fmt: skip
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_every_effect_equals_the_whole_model_with_hooks(bridge, model, tokens, monkeypatch, compiled):
-    if compiled:
-        monkeypatch.setattr(predictions, "COMPILED_VOCABULARY", 1)
-        monkeypatch.setattr(effects, "product_dtype", lambda vocabulary, dtype: dtype)
+@pytest.mark.parametrize("loops", [True, False])
+def test_every_effect_equals_the_whole_model_with_hooks(bridge, model, tokens, monkeypatch, loops):
+    if not loops:
+        monkeypatch.setattr(native, "function", lambda name: None)
     counted = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(3)) < 0.6
     reading = effects.readout(model, COUNTS)
     frequency = np.log(COUNTS.double().numpy() + 1)
@@ -265,8 +264,11 @@ def test_the_standard_error_is_that_of_independent_blocks():
     assert found["loss_error"] == pytest.approx(bootstrap.std(), rel=0.05)
 
 
-@pytest.mark.parametrize("vocabulary", [200, 2000])  # as it stands, compiled
-def test_prediction_statistics_equal_a_plain_softmax_in_fp64_however_far_the_logits_move(vocabulary):
+@pytest.mark.parametrize("vocabulary", [7, 200, 2000, 2003])
+@pytest.mark.parametrize("loops", [True, False])
+def test_prediction_statistics_equal_a_plain_softmax_in_fp64_however_far_the_logits_move(vocabulary, loops, monkeypatch):
+    if not loops:
+        monkeypatch.setattr(native, "function", lambda name: None)
     generator = torch.Generator().manual_seed(0)
     products, effects, constants = (torch.randn(rows, vocabulary, generator=generator) for rows in (7, 3, 3))
     constants[2] = constants[2].log_softmax(0)

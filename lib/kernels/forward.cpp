@@ -19,19 +19,6 @@ constexpr int64_t HEAD = 64;  // numbers in a query, key or value
 constexpr int64_t ROWS = 6;  // queries at a time
 constexpr int64_t WIDE = LANES == 16 ? 4 : 2;  // vectors at a time: their sums for all rows stay in registers
 
-// eˣ within two units of the last digit; for x beyond ±87 that of ±87.
-inline Floats exponential(Floats x) {
-  const Floats zero = {}, limit = zero + 87.0f;
-  x = x > limit ? limit : x < -limit ? -limit : x;
-  const Floats magic = zero + 0x1.8p23f;  // adding it rounds to a whole number
-  const Floats whole = (x * 1.44269504f + magic) - magic;
-  const Floats r = (x - whole * 0.693145752f) - whole * 1.42860677e-6f;
-  Floats series = zero + 1.98412698e-4f;
-  for (const float term : {1.38888889e-3f, 8.33333333e-3f, 4.16666667e-2f, 1.66666667e-1f, 0.5f, 1.0f, 1.0f}) series = series * r + term;
-  const Ints power = (__builtin_convertvector(whole, Ints) + 127) << 23;
-  return series * (Floats)power;
-}
-
 template <class T>
 void gelu(const T* from, T* to, int64_t count) {
 #pragma omp parallel for schedule(static)

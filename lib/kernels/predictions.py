@@ -1,24 +1,23 @@
 """What the next-token distribution becomes when the final residual stream is moved: many cases in one fused pass.
 
 Logits are linear in the residual stream up to the LayerNorm scale, so that a moved distribution needs no product with the
-whole unembedding, only a pass over the vocabulary. torch.compile turns the two functions below into vectorised
-loops that keep nothing of size cases × vocabulary; run eagerly they give the same numbers, more slowly.
+whole unembedding, only a pass over the vocabulary. A loop in native.cpp keeps nothing of size cases × vocabulary; where there is
+no compiler, torch gives the same numbers, more slowly.
 """
 
-import warnings
-from functools import cache
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lib.kernels import native
+
 STATISTICS = ("loss", "entropy", "kl_unigram", "reciprocal_rank")
 PIECE = 2**24  # logits in one pass
-COMPILED_VOCABULARY = 1024  # below, compiling takes longer than it saves
+LARGE = 1024  # tokens of a vocabulary, from which products with it are worth rounding
 ROUNDING = 1e-5
 FAR = 1e9  # a sum of exponentials from which the logit that they are relative to is too far below the largest
-LOG2_E = 1.4426950408889634
 
 
 class Cases(NamedTuple):
@@ -37,16 +36,16 @@ def logits_of(products, effects, cases, bias, frequency) -> Float[Tensor, "cases
     return moved * cases.scaling[:, None] + bias + cases.along[:, None] * frequency
 
 
-def largest_logit(products, effects, cases, bias, frequency) -> Float[Tensor, "cases"]:
-    """The largest logit of each case."""
-    return logits_of(products, effects, cases, bias, frequency).amax(1)
-
-
-def weighted_sums(products, effects, cases, constants, origin, own):
+def weighted_sums(products, effects, cases, constants, origin, own) -> tuple[Float[Tensor, "cases"], ...]:
     """Per case, with l the logits less `origin`: Σ eˡ, Σ eˡ l, Σ eˡ log unigram, and how many l are above `own`."""
+    alike = all(one.dtype == torch.float32 and one.is_contiguous() for one in (products, constants))
+    if alike and effects.is_contiguous() and effects.dtype in native.SUFFIXES and native.function("predicted_float") is not None:
+        made, fields = torch.empty(4, len(cases.row)), [field.contiguous() for field in (*cases, origin, own)]
+        native.call("predicted", effects, products, *fields, constants, len(cases.row), products.shape[1], made)
+        return tuple(made)
     bias, frequency, log_unigram = constants
     shifted = logits_of(products, effects, cases, bias, frequency) - origin[:, None]
-    weight = torch.exp2(shifted * LOG2_E)  # unlike exp, fused into all four sums by the compiler
+    weight = shifted.exp()
     above = (shifted > own[:, None]).to(shifted.dtype)
     return weight.sum(1), (weight * shifted).sum(1), (weight * log_unigram).sum(1), above.sum(1)
 
@@ -65,7 +64,6 @@ def prediction_statistics(
     probabilities.
     """
     bias, frequency, _ = constants
-    largest_of, sums_of = _fastest() if products.shape[1] >= COMPILED_VOCABULARY else (largest_logit, weighted_sums)
     likely = products.argmax(1)
     step = max(1, PIECE // products.shape[1])
     parts = []
@@ -79,35 +77,17 @@ def prediction_statistics(
         # exponentials are taken relative to a logit that is near the largest, which saves looking for that one;
         # the target must not count as above itself should the two ways of rounding differ
         own, origin = logit(target[piece.row]), logit(likely[piece.row])
-        sums = sums_of(products, effects, piece, constants, origin, own - origin + ROUNDING)
+        sums = weighted_sums(products, effects, piece, constants, origin, own - origin + ROUNDING)
         far = (~(sums[0] < FAR)).nonzero()[:, 0]
         if len(far):
             rest = Cases(*(field[far] for field in piece))
-            origin[far] = largest_of(products, effects, rest, bias, frequency)
-            again = sums_of(products, effects, rest, constants, origin[far], (own - origin)[far] + ROUNDING)
+            origin[far] = logits_of(products, effects, rest, bias, frequency).amax(1)
+            again = weighted_sums(products, effects, rest, constants, origin[far], (own - origin)[far] + ROUNDING)
             sums = tuple(total.index_copy(0, far, new) for total, new in zip(sums, again, strict=True))
         total, weighted, unigram, above = sums
         entropy = total.log() - weighted / total
         parts.append(torch.stack([total.log() - (own - origin), entropy, -entropy - unigram / total, 1 / (1 + above)], 1))
     return torch.cat(parts)
-
-
-@cache
-def _fastest():
-    """Both loops compiled where a compiler is at hand, else as they stand (with a warning)."""
-    # sums of one expression stay one loop only if the compiler may not store its intermediate values
-    options = {"realize_reads_threshold": 64, "realize_opcount_threshold": 1000}
-    compiled = tuple(torch.compile(loop, dynamic=True, options=options) for loop in (largest_logit, weighted_sums))
-    rows, values, index = torch.zeros(3, 64), torch.ones(5), torch.zeros(5, dtype=torch.long)
-    cases = Cases(index, index, values, values, values)
-    try:
-        compiled[0](rows, rows, cases, rows[0], rows[1])
-        compiled[1](rows, rows, cases, rows, values, values)
-    except Exception as error:  # torch.compile raises many kinds; each means the same: no working compiler here
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        warnings.warn(f"torch.compile does not work here ({reason}); predictions are compared uncompiled and slower", stacklevel=2)
-        return largest_logit, weighted_sums
-    return compiled
 
 
 def product_dtype(vocabulary: int, dtype: torch.dtype) -> torch.dtype:
@@ -117,4 +97,4 @@ def product_dtype(vocabulary: int, dtype: torch.dtype) -> torch.dtype:
     no trace in a mean over thousands of tokens (tests/test_interventions.py).
     """
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if fast and vocabulary >= COMPILED_VOCABULARY and dtype == torch.float32 else dtype
+    return torch.bfloat16 if fast and vocabulary >= LARGE and dtype == torch.float32 else dtype
