@@ -21,7 +21,7 @@ from lib.text import Text
 
 PILOT = 64  # blocks that fix shifts and scales
 REACH, REACH_TOKENS = 12.0, 50_000  # int8 operands cover the pilot's range, but on so many tokens not more standard deviations each way
-GROWTH, MARGIN = 4.0, 1.5  # on more tokens they reach farther, at most so many times as far and so far beyond the pilot's range
+GROWTH, MARGIN = 4.0, 2.0  # on more tokens they reach farther, at most so many times as far and so far beyond the pilot's range
 ROWS = 16  # operands have a multiple of so many rows, the last ones 0 where need be: products of 8-bit numbers ask for it on a GPU
 PILOT_NAMES = ("pre_scaling", "post_scaling", "low", "high", "post_standard")
 
