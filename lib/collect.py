@@ -55,6 +55,7 @@ from lib.text_labels import group_sizes, run_groupings
 
 HISTOGRAM_EVERY = 8  # one batch in so many is counted into the histograms
 LOSS_BLOCKS = 256  # blocks on which each seed's loss is measured
+LOSS_LOGITS = 2**22  # logits computed at a time, at most: what is freed of more goes back to the system, and is slow to get again
 LISTING_SECONDS = 120  # until all that other machines wrote must be seen
 SAVE_SECONDS = 180  # between two saves, for each gigabyte of state (and for less)
 SNAPSHOTS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # shares of the text after which best matches are recorded
@@ -226,8 +227,8 @@ def _model(run: Run, name: str, device: torch.device):
 def losses(name: str, model, text) -> list[dict]:
     """One seed's loss in nats per token on the first blocks of the text, over all and by domain."""
     tokens, domain = text.tokens[:LOSS_BLOCKS], text.domain[:LOSS_BLOCKS]
-    parts = tokens.split(BATCH[model.device.type])
-    found = torch.cat([token_losses(model, part.to(model.device)).cpu() for part in parts]).double()
+    size = min(BATCH[model.device.type], max(1, LOSS_LOGITS // (text.context * text.vocab_size)))
+    found = torch.cat([token_losses(model, part.to(model.device)).cpu() for part in tokens.split(size)]).double()
     predicted = tokens[:, 1:] != text.bos_id  # BOS begins the next document or fills the end of a block
     rows = []
     for index, title in [(None, "all"), *((index, text.domains[index]) for index in domain.unique().tolist())]:
@@ -243,7 +244,7 @@ def _first_look(run: Run, precision: str, device: torch.device) -> None:
     rows, scalings = [], {}
     for name in tqdm(sorted(run.params.seeds), desc="losses and ranges", unit="seed"):
         model = _model(run, name, device)
-        trunk = Trunk(model, mixed_precision(precision))  # which gives the model its fast GELU
+        trunk = Trunk(model, mixed_precision(precision))  # which gives the model its fast steps
         rows += losses(name, model, run.text)
         found = pilot(name, trunk, run.text, precision, device)
         scalings |= {f"{name}.{key}": tensor for key, tensor in found.items()}

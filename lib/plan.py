@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from lib.collect import SNAPSHOTS
-from lib.correlation import haar_rotation
+from lib.correlation import Scale, block_baseline, haar_rotation
 from lib.errors import InputError, told
 from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, Operands, symmetric_share
 from lib.kernels.examples import TopExamples
@@ -121,7 +121,8 @@ def measured(setting: Setting, plan: Plan, source: str, device: torch.device) ->
     wide = sums.sums.dtype
     block, turn = sums.sums[0], torch.randn(n, n, dtype=wide, device=device)
     ones = torch.ones(n, dtype=wide, device=device)
-    rotated = _timed(lambda: (block @ turn.T - torch.outer(ones, ones)).amax(1), device, 3)
+    scale = Scale(ones, ones, ones, 1)
+    rotated = _timed(lambda: block_baseline(block, scale, scale, turn), device, 3)
     matched = _timed(
         lambda: [((block * ones[:, None] - torch.outer(ones, ones)) * ones).max(axis) for axis in (1, 0)], device, 3
     )

@@ -95,7 +95,7 @@ class Processed:
     def one_head(self, residual: Float[Tensor, "blocks context d_model"], layer: int, kind: int, head: int) -> Float[Tensor, "blocks context d_head"]:
         """One head's queries (kind 0), keys (1) or values (2)."""
         block = self.blocks[layer]
-        vectors = self.normalise(residual) @ block.qkv[:, kind, head] + block.qkv_bias[kind, head]
+        vectors = affine(self.normalise(residual), block.qkv[:, kind, head], block.qkv_bias[kind, head])
         return vectors if kind == 2 else self.turn(vectors)
 
     def turn(self, vectors: Float[Tensor, "*heads context d_head"]) -> Float[Tensor, "*heads context d_head"]:

@@ -1,6 +1,6 @@
 """Seed models: from a Hugging Face folder to a trunk that yields every layer's MLP activations.
 
-The trunk is the plain transformers model, with the attention and gelu_new of `lib.kernels.forward`, stopped before the last
+The trunk is the plain transformers model, with the attention, gelu_new and affine maps of `lib.kernels.forward`, stopped before the last
 MLP writes; no logits are computed. The input of the activation function is the pre-activation, the input of the projection that writes to
 the residual stream the activation (TransformerLens `hook_pre` and `hook_post`). In GPT-2 and GPT-NeoX the second is the
 activation function's output. In a gated MLP (Llama) it is act(gate) · up: that product is the neuron, and the gate
@@ -148,7 +148,6 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> nn.Mod
     return model.eval().requires_grad_(False)
 
 
-LOGITS = 128  # tokens whose logits are held at once, so that they stay in the processor's cache
 ATTENTION = "trunk"  # what the attention below is called in transformers
 
 
@@ -174,17 +173,17 @@ class _Affine(nn.Module):
 
     def __init__(self, module: nn.Module):
         super().__init__()
-        self.weight = module.weight if isinstance(module, Conv1D) else module.weight.T  # (in, out)
-        self.bias = torch.zeros(self.weight.shape[1], device=self.weight.device) if module.bias is None else module.bias
+        self.weight, self.by_row = module.weight, isinstance(module, Conv1D)  # (in, out) then, else (out, in)
+        self.bias = module.weight.new_zeros(module.weight.shape[self.by_row]) if module.bias is None else module.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        return affine(x, self.weight, self.bias)
+        return affine(x, self.weight if self.by_row else self.weight.T, self.bias)
 
 
 def _with_own_maps(module: nn.Module) -> None:
     """Has a module's own affine maps computed by ours."""
     for name, one in list(module.named_children()):
-        if isinstance(one, Conv1D | nn.Linear):
+        if type(one) in (Conv1D, nn.Linear):
             setattr(module, name, _Affine(one))
 
 
@@ -200,11 +199,11 @@ def mixed_precision(precision: str) -> bool:
 def _without_autocast(module: nn.Module) -> None:
     """Makes a module compute in the type of its weights, also where autocast is on around it."""
     forward, reference = type(module).forward, weakref.ref(module)  # a model that held itself would stay in memory after its pass
-    device = next(module.parameters()).device.type
 
     def whole(*arguments, **named):
-        with torch.autocast(device, enabled=False):
-            return forward(reference(), *arguments, **named)
+        own = reference()
+        with torch.autocast(next(own.parameters()).device.type, enabled=False):
+            return forward(own, *arguments, **named)
 
     module.forward = whole
 
@@ -212,7 +211,7 @@ def _without_autocast(module: nn.Module) -> None:
 class Trunk:
     """One seed model in fp32, run no further than its last MLP activation.
 
-    `mixed` multiplies in bf16 in the MLPs only. Attention in bf16 would add noise of a thousandth of the variance and more to
+    `mixed` multiplies in bf16 in the MLPs only; attention stays exact (to 2⁻¹⁶ where matrix units take its maps). Attention in bf16 would add noise of a thousandth of the variance and more to
     most neurons behind a sharp head (its logits are large and cancel), which moves correlations by up to 2e-3; mixed,
     the noise stays below 4e-4 on the shipped seed a.
     """
@@ -281,11 +280,10 @@ class Trunk:
 @torch.inference_mode()
 def token_losses(model: nn.Module, tokens: Int[Tensor, "blocks context"]) -> Float[Tensor, "blocks context-1"]:
     """Cross-entropy in nats of each token given the ones before it in its block."""
-    hidden = model.base_model(tokens, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)  # (blocks · (context − 1), d_model)
-    read, target = model.get_output_embeddings(), tokens[:, 1:].flatten()
-    parts = zip(hidden.split(LOGITS), target.split(LOGITS), strict=True)
-    found = [nn.functional.cross_entropy(read(rows).float(), own, reduction="none") for rows, own in parts]
-    return torch.cat(found).view(len(tokens), -1)
+    logits = model(tokens, use_cache=False).logits[:, :-1].float()  # (blocks, context − 1, vocabulary)
+    return nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(
+        len(tokens), -1
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -58,7 +58,7 @@ def match_table(comparison: Comparison, seeds: list[str], reference: int, layers
     return pd.concat(parts, ignore_index=True)
 
 
-ASSIGNED_AT_ONCE = 2  # seeds; each takes 8 bytes a correlation
+ASSIGNED_AT_ONCE = 2  # seeds; each takes some 20 bytes a correlation
 ASSIGNED = ["layer", "neuron", "model", "match_layer", "match_neuron", "corr"]
 
 

@@ -69,7 +69,7 @@ def test_causal_attention_gives_gradients():
 ON_MATRIX_UNITS = native.function("affine_float") is not None and bool(native.function("affine_there")())
 
 
-@pytest.mark.parametrize(("rows", "depth", "columns"), [(FEW, 64, 32), (301, 192, 96), (513, 1024, 64)])
+@pytest.mark.parametrize(("rows", "depth", "columns"), [(FEW, 64, 32), (301, 192, 96), (513, 1024, 64), (300, 1024, 544)])
 @pytest.mark.parametrize("weights", ["bf16", "fp32", "transposed"])
 def test_affine_equals_numpy(rows, depth, columns, weights):
     generator = torch.Generator().manual_seed(rows)

@@ -265,13 +265,14 @@ def test_the_standard_error_is_that_of_independent_blocks():
 
 
 @pytest.mark.parametrize("vocabulary", [7, 200, 2000, 2003])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("loops", [True, False])
-def test_prediction_statistics_equal_a_plain_softmax_in_fp64_however_far_the_logits_move(vocabulary, loops, monkeypatch):
+def test_prediction_statistics_equal_a_plain_softmax_in_fp64_however_far_the_logits_move(vocabulary, dtype, loops, monkeypatch):
     if not loops:
         monkeypatch.setattr(native, "function", lambda name: None)
     generator = torch.Generator().manual_seed(0)
     products, effects, constants = (torch.randn(rows, vocabulary, generator=generator) for rows in (7, 3, 3))
-    constants[2] = constants[2].log_softmax(0)
+    constants[2], effects = constants[2].log_softmax(0), effects.to(dtype)
     target = torch.randint(0, vocabulary, (7,), generator=generator)
     row, effect = torch.arange(42) % 7, torch.arange(42) % 3
     moved = torch.tensor([0.0, 1.0, -5.0, 30.0, -300.0, 3e4]).repeat_interleave(7)

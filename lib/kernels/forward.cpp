@@ -101,19 +101,21 @@ inline __m512 sixteen(const float* from, int64_t apart) {
 }
 
 // 2 · SIDE columns of the weights as tiles (depth / STEP, 2, TILE) for the right side, two rows' numbers side by side: `high`, and in
-// `low` what these lack. Whether that is anything.
+// `low`, unless null, what these lack. Whether that is anything.
 bool right_tiles(const float* weight, int64_t depth, int64_t row, int64_t column, uint16_t* high, uint16_t* low) {
   __m512i any = _mm512_setzero_si512();
   for (int64_t k = 0; k < depth; k += STEP)
     for (int64_t half = 0; half < 2; half++)
-      for (int64_t pair = 0; pair < STEP; pair += 2, high += STEP, low += STEP) {
+      for (int64_t pair = 0; pair < STEP; pair += 2, high += STEP) {
         const float* from = weight + (k + pair) * row + half * SIDE * column;
         const __m512 a = sixteen(from, column), b = sixteen(from + row, column);
         const auto side_by_side = [](__m512 a, __m512 b) {
           return _mm512_or_si512(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(a)), widened_bits(_mm512_cvtneps_pbh(b)));
         };
+        _mm512_storeu_si512(high, side_by_side(a, b));
+        if (!low) continue;
         const __m512i rest = side_by_side(lacking(a), lacking(b));
-        _mm512_storeu_si512(high, side_by_side(a, b)), _mm512_storeu_si512(low, rest);
+        _mm512_storeu_si512(low, rest), low += STEP;
         any = _mm512_or_si512(any, _mm512_slli_epi16(rest, 1));  // but for the sign
       }
   return _mm512_test_epi32_mask(any, any) != 0;
@@ -175,11 +177,12 @@ void affine(const From* x, const float* weight, const float* bias, int64_t rows,
             bool exact, To* out) {
   constexpr int64_t WIDE = 2 * SIDE;
   static thread_local Lines<uint16_t> all_right;
-  uint16_t *high = all_right.at(2 * depth * columns), *low = high + depth * columns;
+  uint16_t* high = all_right.at((exact ? 2 : 1) * depth * columns);
+  uint16_t* low = exact ? high + depth * columns : nullptr;
   bool any = false;
 #pragma omp parallel for schedule(static) reduction(|| : any)
-  for (int64_t c = 0; c < columns; c += WIDE) any |= right_tiles(weight + c * column, depth, row, column, high + c * depth, low + c * depth);
-  if (!any || !exact) low = nullptr;
+  for (int64_t c = 0; c < columns; c += WIDE) any |= right_tiles(weight + c * column, depth, row, column, high + c * depth, low ? low + c * depth : nullptr);
+  if (!any) low = nullptr;
   const int64_t together = std::max(WIDE, WEIGHTS / depth / WIDE * WIDE);
 #pragma omp parallel
   {

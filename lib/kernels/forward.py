@@ -8,7 +8,7 @@ from torch import Tensor
 from lib.kernels import native
 
 HEAD = 64  # HEAD in forward.cpp
-WIDE = 32  # numbers of rows and columns of a weight must be multiples of it for matrix units
+WIDE = 32  # matrix units take weights whose number of columns is a multiple of it
 FEW = 256  # rows, below which bringing the weight into the order of matrix units is not worth it
 
 
@@ -49,7 +49,7 @@ def affine(x: Float[Tensor, "*rows a"], weight: Float[Tensor, "a b"], bias: Floa
     """
     (depth, columns), flat = weight.shape, x.reshape(-1, x.shape[-1])
     exact = not torch.is_autocast_enabled(x.device.type)
-    plain = all(one.dtype == torch.float32 and not one.is_cuda for one in (weight, bias)) and not any(map(_needs_gradient, (x, weight, bias)))
+    plain = flat.shape[1] == depth and all(one.dtype == torch.float32 and not one.is_cuda for one in (weight, bias)) and not any(map(_needs_gradient, (x, weight, bias)))
     if not plain or len(flat) < FEW or columns % WIDE or exact and x.dtype != torch.float32 or not _on_matrix_units("affine", flat):
         return torch.addmm(bias, flat, weight).view(*x.shape[:-1], columns)
     made = torch.empty(len(flat), columns, dtype=torch.float32 if exact else torch.bfloat16)

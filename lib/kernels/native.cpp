@@ -147,7 +147,7 @@ void histogram(const T* pre, const uint8_t* counted, const float* low, const flo
 // less `origin`; constants are bias, frequency and log unigram (3, vocabulary), made (4, cases).
 template <class T>
 void predicted(const T* effects, const float* products, const int64_t* row, const int64_t* effect, const float* moved, const float* scaling,
-          const float* along, const float* origin, const float* own, const float* constants, int64_t cases, int64_t vocabulary, float* made) {
+               const float* along, const float* origin, const float* own, const float* constants, int64_t cases, int64_t vocabulary, float* made) {
   const int64_t whole = vocabulary / LANES * LANES, left = vocabulary - whole;
   const Floats zero = {};
 #pragma omp parallel for schedule(static)
