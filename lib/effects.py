@@ -160,19 +160,20 @@ class _Predictions:
         rows, values = len(final), self.values.shape[1]
         products = final @ self.reading.unembedding
         everything = torch.empty(rows, len(self.neurons), values, len(self.variants), len(OUTCOMES), dtype=torch.float64)
+        likely = products.argmax(1)
         nothing = self.late_effects.new_zeros(1, products.shape[1])
         base = self.model.scale(final)[:, None], (final @ self.along)[:, None]  # scale and projection, (rows, 1)
-        unchanged = self._statistics(target, products, nothing, base, base, torch.zeros(rows, 1, dtype=torch.long), (TOTAL,))
+        unchanged = self._statistics(target, likely, products, nothing, base, base, torch.zeros(rows, 1, dtype=torch.long), (TOTAL,))
         if self.late:
             which = torch.arange(len(self.late)).repeat_interleave(values).expand(rows, -1)
             after = self._along_directions(final, moved)
-            found = self._statistics(target, products, self.late_effects, base, after, which, self.variants, moved.flatten(1))
+            found = self._statistics(target, likely, products, self.late_effects, base, after, which, self.variants, moved.flatten(1))
             everything[:, self.late] = found.view(rows, len(self.late), values, len(self.variants), -1)
         for index, shift in shifts.items():  # (rows, values, d_model)
             change = (shift.to(self.dtype) @ self.coarse).flatten(0, 1)
             after = self.model.scale(final[:, None] + shift), (final[:, None] + shift) @ self.along
             which = torch.arange(rows * values).view(rows, values)
-            everything[:, index] = self._statistics(target, products, change, base, after, which, self.variants)
+            everything[:, index] = self._statistics(target, likely, products, change, base, after, which, self.variants)
         return unchanged[:, 0, 0], everything
 
     def _along_directions(self, final, moved) -> tuple[Tensor, Tensor]:
@@ -183,7 +184,7 @@ class _Predictions:
         projection = (final @ self.along)[:, None, None] + moved * (self.directions @ self.along)[:, None]
         return (variance.clamp(min=0) + self.model.eps).sqrt().flatten(1), projection.flatten(1)
 
-    def _statistics(self, target, products, effects, base, after, effect, variants, moved=None) -> Tensor:
+    def _statistics(self, target, likely, products, effects, base, after, effect, variants, moved=None) -> Tensor:
         """OUTCOMES (rows, cases, variants, outcomes); `base` and `after` are scale and projection, (rows, 1) and (rows, cases)."""
         rows, cases = effect.shape
         scale, before = after[0], base[0].expand(rows, cases)
@@ -195,5 +196,5 @@ class _Predictions:
         found = prediction_statistics(products, effects, Cases(
             row[:, None, None].expand(shape).flatten(), effect[..., None].expand(shape).flatten(),
             moved[..., None].expand(shape).flatten(), 1 / scales.flatten(), along.flatten(),
-        ), self.reading.constants, target)  # fmt: skip
+        ), self.reading.constants, target, likely)  # fmt: skip
         return torch.cat([found.view(*shape, -1), scales[..., None]], -1).double()

@@ -278,7 +278,7 @@ def test_prediction_statistics_equal_a_plain_softmax_in_fp64_however_far_the_log
     moved = torch.tensor([0.0, 1.0, -5.0, 30.0, -300.0, 3e4]).repeat_interleave(7)
     scaling, along = torch.rand(42, generator=generator) + 0.5, torch.randn(42, generator=generator)
     cases = predictions.Cases(row, effect, moved, scaling, along)
-    found = predictions.prediction_statistics(products, effects, cases, constants, target)
+    found = predictions.prediction_statistics(products, effects, cases, constants, target, products.argmax(1))
     logits = (products.double()[row] + moved.double()[:, None] * effects.double()[effect]) * scaling.double()[:, None]
     logits = logits + constants[0].double() + along.double()[:, None] * constants[1].double()
     log_p, own = logits.log_softmax(1), logits.gather(1, target[row][:, None])
@@ -296,10 +296,10 @@ def test_rounding_changes_to_bf16_leaves_no_trace_in_the_means():
     cases = predictions.Cases(torch.arange(rows), torch.arange(rows), one, one, 0 * one)
     constants, target = torch.zeros(3, vocabulary), torch.randint(0, vocabulary, (rows,), generator=generator)
     exact, rounded = (
-        predictions.prediction_statistics(products, change.to(dtype) @ weight.to(dtype), cases, constants, target)
+        predictions.prediction_statistics(products, change.to(dtype) @ weight.to(dtype), cases, constants, target, target)
         for dtype in (torch.float32, torch.bfloat16)
     )
-    before = predictions.prediction_statistics(products, change @ weight, cases._replace(moved=0 * one), constants, target)
+    before = predictions.prediction_statistics(products, change @ weight, cases._replace(moved=0 * one), constants, target, target)
     assert (exact - before).mean(0)[:2].abs().min() > 1e-2
     error = (rounded - exact)[:, :2]  # loss and entropy
     assert (error.std(0) < 2**-6 * (exact - before)[:, :2].std(0)).all()  # small on one token

@@ -1,5 +1,5 @@
-// The steps of a GPT-2's forward pass on a CPU that torch leaves slow: gelu_new, causal attention of one head size, and, on matrix
-// units (AMX), affine maps.
+// The steps of a GPT-2's forward pass on a CPU that torch leaves slow: gelu_new, causal attention of one head size, on matrix
+// units (AMX) affine maps, and what predictions become when residual streams are changed.
 
 #include <limits>
 #include <numeric>
@@ -18,6 +18,19 @@ namespace {
 constexpr int64_t HEAD = 64;  // numbers in a query, key or value
 constexpr int64_t ROWS = 6;  // queries at a time
 constexpr int64_t WIDE = LANES == 16 ? 4 : 2;  // vectors at a time: their sums for all rows stay in registers
+
+// eˣ within two units of the last digit; for x beyond ±87 that of ±87.
+inline Floats exponential(Floats x) {
+  const Floats zero = {}, limit = zero + 87.0f;
+  x = x > limit ? limit : x < -limit ? -limit : x;
+  const Floats magic = zero + 0x1.8p23f;  // adding it rounds to a whole number
+  const Floats whole = (x * 1.44269504f + magic) - magic;
+  const Floats r = (x - whole * 0.693145752f) - whole * 1.42860677e-6f;
+  Floats series = zero + 1.98412698e-4f;
+  for (const float term : {1.38888889e-3f, 8.33333333e-3f, 4.16666667e-2f, 1.66666667e-1f, 0.5f, 1.0f, 1.0f}) series = series * r + term;
+  const Ints power = (__builtin_convertvector(whole, Ints) + 127) << 23;
+  return series * (Floats)power;
+}
 
 template <class T>
 void gelu(const T* from, T* to, int64_t count) {
@@ -78,6 +91,43 @@ void head(const float* q, const float* k, const float* v, const int64_t* strides
     product_of(HEAD, rows, v, stop, strides[2], made, HEAD);
     for (int64_t t = first; t < stop; t++)
       for (int64_t d = 0; d < HEAD; d++) out[t * out_stride + d] = made[(t - first) * HEAD + d] / total[t - first];
+  }
+}
+
+// Kept from being multiplied and added to in one step: predictions.py, which rounds in between, must find the same logits.
+inline Floats rounded(Floats x) {
+  asm("" : "+x"(x));
+  return x;
+}
+
+// `weighted_sums` of predictions.py: the logits of case c are (products[row] + moved · effects[effect]) · scaling + bias + along · frequency,
+// less `origin`; constants are bias, frequency and log unigram (3, vocabulary), made (4, cases).
+template <class T>
+void predicted(const T* effects, const float* products, const int64_t* row, const int64_t* effect, const float* moved, const float* scaling,
+               const float* along, const float* origin, const float* own, const float* constants, int64_t cases, int64_t vocabulary, float* made) {
+  const int64_t whole = vocabulary / LANES * LANES, left = vocabulary - whole;
+  const Floats zero = {};
+#pragma omp parallel for schedule(static)
+  for (int64_t c = 0; c < cases; c++) {
+    Floats found[4] = {};
+    const auto add = [&](const float* product, const T* change, const float* bias, const float* frequency, const float* unigram, Floats weight) {
+      const Floats shifted = load(product) + rounded(moved[c] * widened(change));
+      const Floats logit = rounded(shifted * scaling[c]) + load(bias) + rounded(along[c] * load(frequency)) - origin[c];
+      const Floats likely = exponential(logit) * weight;
+      found[0] += likely, found[1] += likely * logit, found[2] += likely * load(unigram), found[3] += logit > own[c] ? weight : zero;
+    };
+    const float *product = products + row[c] * vocabulary, *bias = constants, *frequency = bias + vocabulary, *unigram = frequency + vocabulary;
+    const T* change = effects + effect[c] * vocabulary;
+    for (int64_t n = 0; n < whole; n += LANES) add(product + n, change + n, bias + n, frequency + n, unigram + n, zero + 1);
+    if (left) {  // the same on copies that are long enough
+      float rest[5][LANES] = {};
+      T moves[LANES] = {};
+      std::memcpy(moves, change + whole, left * sizeof(T)), std::fill(rest[4], rest[4] + left, 1.0f);
+      const float* from[4] = {product, bias, frequency, unigram};
+      for (int i = 0; i < 4; i++) std::memcpy(rest[i], from[i] + whole, left * sizeof(float));
+      add(rest[0], moves, rest[1], rest[2], rest[3], load(rest[4]));
+    }
+    for (int i = 0; i < 4; i++) made[i * cases + c] = std::accumulate((float*)&found[i], (float*)&found[i] + LANES, 0.0f);
   }
 }
 
@@ -232,6 +282,18 @@ extern "C" void affine_bfloat16(const uint16_t* x, const float* weight, const fl
 
 extern "C" void gelu_float(const float* from, float* to, int64_t count) { gelu(from, to, count); }
 extern "C" void gelu_bfloat16(const uint16_t* from, uint16_t* to, int64_t count) { gelu(from, to, count); }
+
+extern "C" void predicted_float(const float* effects, const float* products, const int64_t* row, const int64_t* effect,
+                                const float* moved, const float* scaling, const float* along, const float* origin, const float* own,
+                                const float* constants, int64_t cases, int64_t vocabulary, float* made) {
+  predicted(effects, products, row, effect, moved, scaling, along, origin, own, constants, cases, vocabulary, made);
+}
+
+extern "C" void predicted_bfloat16(const uint16_t* effects, const float* products, const int64_t* row, const int64_t* effect,
+                                   const float* moved, const float* scaling, const float* along, const float* origin, const float* own,
+                                   const float* constants, int64_t cases, int64_t vocabulary, float* made) {
+  predicted(effects, products, row, effect, moved, scaling, along, origin, own, constants, cases, vocabulary, made);
+}
 
 // q, k, v (texts, heads, tokens, HEAD), each with its three strides; out (texts, tokens, heads, HEAD), contiguous.
 extern "C" void attention_float(const float* q, const float* k, const float* v, const int64_t* strides, int64_t texts,

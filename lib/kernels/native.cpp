@@ -1,11 +1,10 @@
 // The elementwise loops of the pass on a CPU, which torch's own operations leave several times slower:
 // `layer_statistics` of fused.py for 8-bit operands, the sums by group of grouped.py, histograms and examples.
-// All read their activations once and in order. And the sums over the vocabulary of predictions.py.
+// All read their activations once and in order.
 
 #include <omp.h>
 
 #include <limits>
-#include <numeric>
 
 #include "vectors.h"
 
@@ -143,36 +142,6 @@ void histogram(const T* pre, const uint8_t* counted, const float* low, const flo
   }
 }
 
-// `weighted_sums` of predictions.py: the logits of case c are (products[row] + moved · effects[effect]) · scaling + bias + along · frequency,
-// less `origin`; constants are bias, frequency and log unigram (3, vocabulary), made (4, cases).
-template <class T>
-void predicted(const T* effects, const float* products, const int64_t* row, const int64_t* effect, const float* moved, const float* scaling,
-               const float* along, const float* origin, const float* own, const float* constants, int64_t cases, int64_t vocabulary, float* made) {
-  const int64_t whole = vocabulary / LANES * LANES, left = vocabulary - whole;
-  const Floats zero = {};
-#pragma omp parallel for schedule(static)
-  for (int64_t c = 0; c < cases; c++) {
-    Floats found[4] = {};
-    const auto add = [&](const float* product, const T* change, const float* bias, const float* frequency, const float* unigram, Floats weight) {
-      const Floats logit = (load(product) + moved[c] * widened(change)) * scaling[c] + load(bias) + along[c] * load(frequency) - origin[c];
-      const Floats likely = exponential(logit) * weight;
-      found[0] += likely, found[1] += likely * logit, found[2] += likely * load(unigram), found[3] += logit > own[c] ? weight : zero;
-    };
-    const float *product = products + row[c] * vocabulary, *bias = constants, *frequency = bias + vocabulary, *unigram = frequency + vocabulary;
-    const T* change = effects + effect[c] * vocabulary;
-    for (int64_t n = 0; n < whole; n += LANES) add(product + n, change + n, bias + n, frequency + n, unigram + n, zero + 1);
-    if (left) {  // the same on copies that are long enough
-      float rest[5][LANES] = {};
-      T moves[LANES] = {};
-      std::memcpy(moves, change + whole, left * sizeof(T)), std::fill(rest[4], rest[4] + left, 1.0f);
-      const float* from[4] = {product, bias, frequency, unigram};
-      for (int i = 0; i < 4; i++) std::memcpy(rest[i], from[i] + whole, left * sizeof(float));
-      add(rest[0], moves, rest[1], rest[2], rest[3], load(rest[4]));
-    }
-    for (int i = 0; i < 4; i++) made[i * cases + c] = std::accumulate((float*)&found[i], (float*)&found[i] + LANES, 0.0f);
-  }
-}
-
 #ifdef __FLT16_MANT_DIG__  // compilers that know half precision
 
 // One neuron's examples, highest first: arrays of `k`, and windows (k, 2 · radius + 1) of activations around them.
@@ -274,18 +243,6 @@ extern "C" void histogram_float(const float* pre, const uint8_t* counted, const 
 extern "C" void histogram_bfloat16(const uint16_t* pre, const uint8_t* counted, const float* low, const float* width,
                                    int64_t tokens, int64_t neurons, int64_t bins, int64_t* counts) {
   histogram(pre, counted, low, width, tokens, neurons, bins, counts);
-}
-
-extern "C" void predicted_float(const float* effects, const float* products, const int64_t* row, const int64_t* effect,
-                                const float* moved, const float* scaling, const float* along, const float* origin, const float* own,
-                                const float* constants, int64_t cases, int64_t vocabulary, float* made) {
-  predicted(effects, products, row, effect, moved, scaling, along, origin, own, constants, cases, vocabulary, made);
-}
-
-extern "C" void predicted_bfloat16(const uint16_t* effects, const float* products, const int64_t* row, const int64_t* effect,
-                                   const float* moved, const float* scaling, const float* along, const float* origin, const float* own,
-                                   const float* constants, int64_t cases, int64_t vocabulary, float* made) {
-  predicted(effects, products, row, effect, moved, scaling, along, origin, own, constants, cases, vocabulary, made);
 }
 
 #ifdef __FLT16_MANT_DIG__

@@ -1,7 +1,7 @@
 """What the next-token distribution becomes when the final residual stream is moved: many cases in one fused pass.
 
 Logits are linear in the residual stream up to the LayerNorm scale, so that a moved distribution needs no product with the
-whole unembedding, only a pass over the vocabulary. A loop in native.cpp keeps nothing of size cases × vocabulary; where there is
+whole unembedding, only a pass over the vocabulary. A loop in forward.cpp keeps nothing of size cases × vocabulary; where there is
 no compiler, torch gives the same numbers, more slowly.
 """
 
@@ -57,15 +57,15 @@ def prediction_statistics(
     cases: Cases,
     constants: Float[Tensor, "3 vocabulary"],
     target: Int[Tensor, "tokens"],
+    likely: Int[Tensor, "tokens"],
 ) -> Float[Tensor, "cases statistics"]:
     """STATISTICS of each case: loss, entropy and KL(case ‖ unigram) in nats, and 1 / rank of the target token.
 
     `products` is the unchanged residual stream times W_U, before LayerNorm's division, and `effects` holds changes of it;
     the rows of `constants` are the unembedding's bias, a direction in logit space (`frequency`) and the log unigram
-    probabilities.
+    probabilities. `likely` is each token's likely prediction, unchanged: whatever it is, results are the same, and quicker if its logits are large.
     """
     bias, frequency, _ = constants
-    likely = products.argmax(1)
     step = max(1, PIECE // products.shape[1])
     parts = []
     for start in range(0, len(cases.row), step):

@@ -51,16 +51,3 @@ inline void narrow(uint16_t* to, Floats values) {  // to the nearest bf16, to th
   const auto bits = (Vector<uint32_t>)values;
   store(to, __builtin_convertvector((bits + 0x7fff + (bits >> 16 & 1)) >> 16, Vector<uint16_t>));
 }
-
-// eˣ within two units of the last digit; for x beyond ±87 that of ±87.
-inline Floats exponential(Floats x) {
-  const Floats zero = {}, limit = zero + 87.0f;
-  x = x > limit ? limit : x < -limit ? -limit : x;
-  const Floats magic = zero + 0x1.8p23f;  // adding it rounds to a whole number
-  const Floats whole = (x * 1.44269504f + magic) - magic;
-  const Floats r = (x - whole * 0.693145752f) - whole * 1.42860677e-6f;
-  Floats series = zero + 1.98412698e-4f;
-  for (const float term : {1.38888889e-3f, 8.33333333e-3f, 4.16666667e-2f, 1.66666667e-1f, 0.5f, 1.0f, 1.0f}) series = series * r + term;
-  const Ints power = (__builtin_convertvector(whole, Ints) + 127) << 23;
-  return series * (Floats)power;
-}
