@@ -6,26 +6,32 @@ computes the same next-token distribution before and after (logits move by one c
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformer_lens.model_bridge import TransformerBridge
 from transformers.utils import logging as transformers_logging
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 # What one vector w_in defines; a gated neuron reads through two (gate and up), so these are left empty for it.
 READING_COLUMNS = ["w_in_norm", "input_bias", "in_out_sim", "l2_penalty", "max_cos_in"]
 CHUNK = 2**20  # largest number of elements of one temporary matrix: 4 MB in fp32, which caches hold
 
 
-def processed_model(model: str | Path | TransformerBridge) -> TransformerBridge:
+def processed_model(model: "str | Path | TransformerBridge") -> "TransformerBridge":
     """A model folder or Hub id, loaded with processed weights; a bridge that is already processed passes through.
 
     It is on the CPU also where there is a GPU, to which TransformerLens would move it: tables are made from it.
     Raises ValueError for a bridge with raw weights: processing it here would change the caller's model.
     """
+    # takes seconds, which chapters that only read tables need not wait
+    from transformer_lens.model_bridge import TransformerBridge
+
     if isinstance(model, TransformerBridge):
         if not model.compatibility_mode:
             raise ValueError("The model has raw weights: call enable_compatibility_mode() on it first.")
@@ -37,7 +43,7 @@ def processed_model(model: str | Path | TransformerBridge) -> TransformerBridge:
 
 
 @torch.no_grad()
-def weight_properties(model: str | Path | TransformerBridge) -> pd.DataFrame:
+def weight_properties(model: "str | Path | TransformerBridge") -> pd.DataFrame:
     """One row per neuron: what its processed weights say about it (METHOD §4).
 
     Columns: `layer, neuron`; `w_in_norm`, `input_bias`, `w_out_norm`; `in_out_sim` = cos(w_in, w_out);

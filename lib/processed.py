@@ -9,16 +9,19 @@ attention before the MLP) and GPT-NeoX style ones (rotary positions, both side b
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
 from lib.circuits import processed_model
 from lib.errors import InputError
 from lib.kernels.forward import affine, causal_attention, tanh_gelu
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 ACTIVATIONS = {
     "gelu_new": tanh_gelu,
@@ -125,7 +128,7 @@ class Processed:
 
 
 @torch.no_grad()
-def processed(model: str | Path | TransformerBridge) -> Processed:
+def processed(model: "str | Path | TransformerBridge") -> Processed:
     """The processed weights of a model folder, Hub id or processed bridge.
 
     Raises InputError for a model of another kind than GPT-2's and GPT-NeoX's.
