@@ -211,9 +211,9 @@ def _without_autocast(module: nn.Module) -> None:
 class Trunk:
     """One seed model in fp32, run no further than its last MLP activation.
 
-    `mixed` multiplies in bf16 in the MLPs only; attention stays exact (to 2⁻¹⁶ where matrix units take its maps). Attention in bf16 would add noise of a thousandth of the variance and more to
-    most neurons behind a sharp head (its logits are large and cancel), which moves correlations by up to 2e-3; mixed,
-    the noise stays below 4e-4 on the shipped seed a.
+    `mixed` multiplies in bf16 in the MLPs only; attention stays exact (to 2⁻¹⁶ where matrix units take its maps). In bf16 it would add
+    noise of a thousandth of the variance and more to most neurons behind a sharp head (its logits are large and cancel), which moves
+    correlations by up to 2e-3; mixed, the noise stays below 4e-4 on the shipped seed a.
     """
 
     def __init__(self, model: nn.Module, mixed: bool = False):

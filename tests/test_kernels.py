@@ -24,7 +24,7 @@ from lib.kernels.fused import (
 from lib.kernels.histogram import Histogram
 from lib.kernels.moments import Moments
 from lib.kernels.native import LANES
-from lib.reader import MARGIN, REACH, REACH_TOKENS, _int8_scaling, _Range
+from lib.reader import REACH, REACH_TOKENS, _int8_scaling, _Range
 
 LAYERS, NEURONS = 2, 5
 needs_compiler = pytest.mark.skipif(not native.libraries(), reason="no C++ compiler")
@@ -211,7 +211,7 @@ def test_int8_steps_grow_with_the_root_of_the_tokens():
     half = {tokens: INT8_LIMIT / _int8_scaling(seen, tokens)[1] for tokens in (1000, REACH_TOKENS, 4 * REACH_TOKENS, 10**9)}
     deviation, span = float(seen.deviation[0]), float(seen.high[1] - seen.low[1])
     low = float(seen.low[0])
-    for tokens, growth, margin in ((1000, 1, 1), (REACH_TOKENS, 1, 1), (4 * REACH_TOKENS, 2, min(2, MARGIN)), (10**9, 4, MARGIN)):
+    for tokens, growth, margin in ((1000, 1, 1), (REACH_TOKENS, 1, 1), (4 * REACH_TOKENS, 2, 2), (10**9, 4, 2)):
         high = float(seen.mean[0]) + growth * REACH * deviation
         assert half[tokens].tolist() == pytest.approx([margin * (high - low) / 2, margin * span / 2], rel=1e-5)
 

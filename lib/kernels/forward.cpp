@@ -221,11 +221,11 @@ void written(const float* sums, const float* bias, int64_t rows, int64_t columns
       narrow(out + r * columns + half * SIDE, load(sums + ((r / SIDE * 2 + half) * SIDE + r % SIDE) * SIDE) + load(bias + half * SIDE));
 }
 
-// x · weight + bias: with bf16 numbers, or, where `exact`, with two of them for each float, which leaves an error of 2⁻¹⁶.
+// x · weight + bias: to bf16 with bf16 numbers, or to float with two of them for each float, which leaves an error of 2⁻¹⁶.
 template <class From, class To>
-void affine(const From* x, const float* weight, const float* bias, int64_t rows, int64_t depth, int64_t columns, int64_t row, int64_t column,
-            bool exact, To* out) {
+void affine(const From* x, const float* weight, const float* bias, int64_t rows, int64_t depth, int64_t columns, int64_t row, int64_t column, To* out) {
   constexpr int64_t WIDE = 2 * SIDE;
+  constexpr bool exact = sizeof(To) == sizeof(float);
   static thread_local Lines<uint16_t> all_right;
   uint16_t* high = all_right.at((exact ? 2 : 1) * depth * columns);
   uint16_t* low = exact ? high + depth * columns : nullptr;
@@ -269,13 +269,13 @@ extern "C" int64_t affine_there() { return matrix_units(); }
 extern "C" void affine_float(const float* x, const float* weight, const float* bias, int64_t rows, int64_t depth, int64_t columns,
                              int64_t row, int64_t column, int64_t exact, void* out) {
   if (exact)
-    affine(x, weight, bias, rows, depth, columns, row, column, true, (float*)out);
+    affine(x, weight, bias, rows, depth, columns, row, column, (float*)out);
   else
-    affine(x, weight, bias, rows, depth, columns, row, column, false, (uint16_t*)out);
+    affine(x, weight, bias, rows, depth, columns, row, column, (uint16_t*)out);
 }
 extern "C" void affine_bfloat16(const uint16_t* x, const float* weight, const float* bias, int64_t rows, int64_t depth, int64_t columns,
                                 int64_t row, int64_t column, int64_t, void* out) {
-  affine(x, weight, bias, rows, depth, columns, row, column, false, (uint16_t*)out);
+  affine(x, weight, bias, rows, depth, columns, row, column, (uint16_t*)out);
 }
 
 #endif

@@ -49,16 +49,17 @@ def affine(x: Float[Tensor, "*rows a"], weight: Float[Tensor, "a b"], bias: Floa
     """
     (depth, columns), flat = weight.shape, x.reshape(-1, x.shape[-1])
     exact = not torch.is_autocast_enabled(x.device.type)
-    plain = flat.shape[1] == depth and all(one.dtype == torch.float32 and not one.is_cuda for one in (weight, bias)) and not any(map(_needs_gradient, (x, weight, bias)))
-    if not plain or len(flat) < FEW or columns % WIDE or exact and x.dtype != torch.float32 or not _on_matrix_units("affine", flat):
+    plain = all(one.dtype == torch.float32 and not one.is_cuda for one in (weight, bias)) and not any(map(_needs_gradient, (x, weight, bias)))
+    fits = flat.shape[1] == depth and columns % WIDE == 0 and (x.dtype == torch.float32 or not exact)
+    if not plain or not fits or len(flat) < FEW or not _on_matrix_units(flat):
         return torch.addmm(bias, flat, weight).view(*x.shape[:-1], columns)
     made = torch.empty(len(flat), columns, dtype=torch.float32 if exact else torch.bfloat16)
     native.call("affine", flat, weight, bias.contiguous(), len(flat), depth, columns, *weight.stride(), int(exact), made)
     return made.view(*x.shape[:-1], columns)
 
 
-def _on_matrix_units(name: str, x: Tensor) -> bool:
-    return native.takes(name, x) and bool(native.function(f"{name}_there")())
+def _on_matrix_units(x: Tensor) -> bool:
+    return native.takes("affine", x) and bool(native.function("affine_there")())
 
 
 def _needs_gradient(x: Tensor) -> bool:
