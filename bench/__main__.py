@@ -53,7 +53,7 @@ def measure(device, parts: list[str], given: argparse.Namespace) -> Iterator[tup
             "sizes": [compare_at(*shape, device, default, given.tokens, 1 if shape is SHAPES[-1] else ROUNDS) for shape in SHAPES],
         },
         "peak": lambda: [share_of_peak(*SHAPES[1], device, precision, given.tokens, ROUNDS) for precision in kernels],
-        "elementwise": lambda: elementwise(device, ROUNDS),
+        "elementwise": lambda: elementwise(device, default, ROUNDS),
         "forward": lambda: forward_rates(device, FORWARD_BATCHES * BATCH[device.type], ROUNDS),
         "precision": lambda: errors_of_precisions(device, given.precision_tokens, ("int8", "bf16", "fp32")),
         "scaling": lambda: {

@@ -12,7 +12,7 @@ from lib.collect import Pass
 from lib.correlation import Comparison, Covariance, compare
 from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, symmetric_share
 from lib.params import ROOT, Params
-from lib.passes import BATCH, CHUNK, device_of, pack, setting_of, shared_shape
+from lib.passes import CHUNK, batch_blocks, device_of, pack, setting_of, shared_shape
 from lib.reader import Dither, SeedReader, pilot
 from lib.seeds import Trunk, load_model, mixed_precision
 from lib.store import Run
@@ -22,9 +22,9 @@ RANDOM_SEED = 0
 CONTEXT = 256
 
 
-def rows(device: torch.device) -> int:
+def rows(device: torch.device, neurons: int) -> int:
     """Tokens in a forward pass."""
-    return BATCH[device.type] * CONTEXT
+    return batch_blocks(device.type, CONTEXT, neurons) * CONTEXT
 
 
 def chunk_tokens(device: torch.device) -> int:
@@ -142,7 +142,7 @@ class Statistics:
             name: SeedReader(name, own, pilot(name, own, self.text, precision, self.device), self.layers, precision)
             for name, own in given.items()
         }
-        self.dither = Dither(RANDOM_SEED, len(given), (rows(self.device), self.neurons), self.device)
+        self.dither = Dither(RANDOM_SEED, len(given), (rows(self.device, self.neurons), self.neurons), self.device)
 
         def products() -> LayerProducts:
             return LayerProducts(self.layers, self.neurons, self.dtype, self.device)

@@ -6,18 +6,20 @@ import torch
 from torch.nn.functional import gelu
 
 from bench import published
-from bench.engine import RANDOM_SEED, Given, Statistics, chunk_tokens, rows
+from bench.engine import CONTEXT, RANDOM_SEED, Given, Statistics, chunk_tokens, rows
 from bench.machine import gemm_peak, interleaved, median, seconds
 from lib.correlation import rotations
+from lib.kernels.covariance import OPERAND_DTYPES
 from lib.kernels.fused import compiled_layer_statistics, layer_statistics, native_layer_statistics
+from lib.passes import BATCH
 
 SHAPES = ((3, 512), (6, 1024), (12, 1024))  # layers, neurons a layer
-BATCHES = 4  # batches of distinct tokens of activations, which the published way adds at a time
+BATCHES = 4  # times the least tokens of a forward pass: distinct tokens of activations, which the published way adds at a time
 
 
 def synthetic(layers: int, neurons: int, device: torch.device) -> dict[str, Given]:
     """Two seeds' activations of a few batches: neurons that mix 64 shared features, some of them alike in both seeds."""
-    generator, tokens = torch.Generator().manual_seed(RANDOM_SEED), BATCHES * rows(device)
+    generator, tokens = torch.Generator().manual_seed(RANDOM_SEED), BATCHES * BATCH[device.type] * CONTEXT
     features = torch.randn(tokens, 64, generator=generator)
     given = {}
     for name in ("a", "b"):
@@ -43,7 +45,7 @@ def compare_at(layers: int, neurons: int, device: torch.device, precision: str, 
         plain.update(a, b)
         rotated.update(a, published.rotate(b, turn))
 
-    ours.stream(rows(device))  # compiles
+    ours.stream(rows(device, neurons))  # compiles
     with torch.inference_mode():
         work = {"published": published_stream, "ours": partial(ours.stream, chunk_tokens(device))}
         stream = interleaved(device, work, rounds)
@@ -73,7 +75,7 @@ def share_of_peak(layers: int, neurons: int, device: torch.device, precision: st
     """Rate of the covariance kernel, preparing operands included, against the peak of the same type of product."""
     given = synthetic(layers, neurons, device)
     ours = Statistics(given, precision, tokens)
-    ours.stream(rows(device))
+    ours.stream(rows(device, neurons))
     peak, rate = [], []
     for _ in range(rounds):
         peak.append(gemm_peak(device, ours.dtype))
@@ -82,13 +84,13 @@ def share_of_peak(layers: int, neurons: int, device: torch.device, precision: st
     return {"precision": precision, "neurons": layers * neurons, "peak": median(peak), "rate": median(rate)}
 
 
-def elementwise(device: torch.device, rounds: int) -> dict[str, float]:
-    """Seconds a value of one layer's sums and 8-bit operands, in bf16: the expression as it stands, compiled, and in C++."""
-    generator, (_, neurons), tokens = torch.Generator().manual_seed(RANDOM_SEED), SHAPES[1], rows(device)
+def elementwise(device: torch.device, precision: str, rounds: int) -> dict[str, float]:
+    """Seconds a value of one layer's sums and operands, activations in bf16: the expression as it stands, compiled, and our loop."""
+    generator, (_, neurons), tokens = torch.Generator().manual_seed(RANDOM_SEED), SHAPES[1], rows(device, SHAPES[1][1])
     pre = torch.randn(tokens, neurons, generator=generator)
     scaling = torch.stack([torch.zeros(neurons), torch.full((neurons,), 20.0)])
     given = pre.bfloat16(), gelu(pre, approximate="tanh").bfloat16(), torch.ones(tokens, 1), scaling, scaling, pre.abs() % 1
-    given = *(one.to(device) for one in given), torch.empty(tokens, neurons, dtype=torch.int8, device=device)
+    given = *(one.to(device) for one in given), torch.empty(tokens, neurons, dtype=OPERAND_DTYPES[precision], device=device)
     kernels = {"plain": layer_statistics, "compiled": compiled_layer_statistics()}
     if native_layer_statistics(*given) is not None:
         kernels["native"] = native_layer_statistics

@@ -40,6 +40,7 @@ from lib.passes import (
     Plan,
     Setting,
     Unit,
+    batch_blocks,
     device_of,
     pack,
     pass_memory,
@@ -77,7 +78,8 @@ def _feed_examples(examples: TopExamples, seen: Seen) -> None:
 
 
 def _feed_histogram(histogram: Histogram, seen: Seen) -> None:
-    if int(seen.blocks[0]) // BATCH[seen.pre.device.type] % HISTOGRAM_EVERY == 0:
+    size = batch_blocks(seen.pre.device.type, *seen.shape[1:])
+    if int(seen.blocks[0]) // size % HISTOGRAM_EVERY == 0:
         histogram.update(seen.layer, seen.pre, seen.counted)
 
 

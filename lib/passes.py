@@ -21,7 +21,8 @@ from lib.kernels.covariance import OPERAND_DTYPES, fastest_precision, layers_at_
 from lib.kernels.grouped import memory_bytes
 from lib.params import Params
 
-BATCH = {"cpu": 8, "cuda": 32}  # blocks in one forward pass
+BATCH = {"cpu": 8, "cuda": 32}  # blocks in one forward pass, at least
+MANY, NARROW = 128, 2**25  # blocks in one on a GPU, at most, and activations of a layer up to which it has more than the least
 CHUNK = {"cpu": 64, "cuda": 128}  # blocks in one covariance product, at most
 OPERANDS = 640e6  # bytes of operands in one covariance product, at most; on a GPU a tenth of its memory
 BASE = 0.7e9  # bytes that Python and its libraries take
@@ -92,7 +93,7 @@ class Setting:
     @property
     def batch(self) -> int:
         """Blocks in one forward pass."""
-        return BATCH[self.device]
+        return batch_blocks(self.device, self.context, self.shape.neurons)
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
@@ -121,6 +122,15 @@ class Setting:
     def model_bytes(self) -> int:
         """Bytes of one seed's weights as they run."""
         return self.shape.parameters * 4
+
+
+def batch_blocks(device: str, context: int, neurons: int) -> int:
+    """Blocks in one forward pass through layers of so many neurons, on a GPU a power of two.
+
+    There launching a narrow layer's kernels takes longer than they run: for the shipped seeds, in batches of 32 blocks, four times.
+    """
+    fitting = NARROW // (context * neurons) if device == "cuda" else 0
+    return max(BATCH[device], min(MANY, 1 << fitting.bit_length() >> 1))
 
 
 def units_of(setting: Setting) -> list[Unit]:
@@ -329,7 +339,7 @@ def setting_of(
     precision = params.precision
     if precision == "auto":
         precision = fastest_precision(device, blocks * params.context)
-    if precision == "int8" and BATCH[device.type] * params.context > INT8_SUMS:
+    if precision == "int8" and batch_blocks(device.type, params.context, shape.neurons) * params.context > INT8_SUMS:
         precision = "fp32"  # a single batch could pass what 8-bit products are summed in
     memory = free_memory(device) * SHARE if params.memory_gb == "auto" else params.memory_gb * 1e9
     return Setting(

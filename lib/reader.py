@@ -15,7 +15,7 @@ from lib.errors import InputError
 from lib.kernels.covariance import OPERAND_DTYPES, Clipped, Operands
 from lib.kernels.fused import INT8_LIMIT, SUMS, clipped_entries, fastest_layer_statistics
 from lib.kernels.moments import Moments
-from lib.passes import BATCH
+from lib.passes import BATCH, batch_blocks
 from lib.seeds import Trunk
 from lib.text import Text
 
@@ -61,9 +61,10 @@ def pilot(name: str, trunk: Trunk, text: Text, precision: str, device: torch.dev
 
         trunk.run(tokens[start : start + size].to(device), visit)
     made: dict[str, list[Tensor]] = {key: [] for key in PILOT_NAMES}
-    for layer in range(len(ranges) // 2):
+    layers = range(len(ranges) // 2)
+    refuse_nan(name, torch.stack([ranges["pre", layer].mean + ranges["post", layer].mean for layer in layers]))
+    for layer in layers:
         pre, post = ranges["pre", layer], ranges["post", layer]
-        refuse_nan(name, layer, pre.mean + post.mean)
         deviation = _floored(pre.deviation)
         made["pre_scaling"].append(torch.stack([pre.mean, 1 / deviation]))
         made["low"].append(pre.low - deviation / 2)
@@ -126,11 +127,11 @@ def _floored(scale: Tensor) -> Tensor:
     return scale.clamp(min=max(float(scale.median()) / 100, 1e-6))
 
 
-def refuse_nan(name: str, layer: int, sums: Tensor) -> None:
+def refuse_nan(name: str, sums: Float[Tensor, "layers ... neurons"]) -> None:
     """InputError naming the first neuron whose sums are not finite."""
     broken = (~sums.isfinite()).nonzero()
     if len(broken):
-        neuron = int(broken[0, -1])
+        layer, neuron = int(broken[0, 0]), int(broken[0, -1])
         raise InputError(
             f"seed '{name}', layer {layer}, neuron {neuron}: its activation is NaN or infinite on this text, so no "
             "correlation with it is defined; check the model's weights."
@@ -177,24 +178,24 @@ class SeedReader:
 
         `dither` gives the uniform numbers of a batch by its number in the text.
         """
-        size, neurons = BATCH[self.device.type], self.moments.post_scaling.shape[-1]
+        neurons = self.moments.post_scaling.shape[-1]
+        size = batch_blocks(self.device.type, text.context, neurons)
         rows, batches = size * text.context, blocks.split(size)
         used, layers = len(batches) * rows, self.depth if self.measured else 0
         made = Operands.empty(-(-used // ROWS) * ROWS, layers, neurons, self.dtype, self.device)
         made.in_order(used).zero_()
         entries: list[list[tuple]] = [[] for _ in range(layers)]
         for first, batch in zip(range(0, used, rows), batches, strict=True):
-            self._batch(text, batch, dither(int(batch[0]) // size), made.in_order(first, first + rows), entries, first)
-        for layer in range(layers):
-            refuse_nan(self.name, layer, self.moments.sums[layer])
+            self._batch(text, batch, size, dither(int(batch[0]) // size), made.in_order(first, first + rows), entries, first)
+        refuse_nan(self.name, self.moments.sums[:layers])
         return Operands(made.values, [Clipped(*map(torch.cat, zip(*own, strict=True))) if own else None for own in entries])
 
-    def _batch(self, text: Text, batch: Tensor, noise: Tensor, values: Tensor, clipped: list, first: int) -> None:
-        """One batch, writing its operands into `values` (`Operands.in_order`), whose first token is number `first` of the chunk, and what is clipped of them into `clipped`."""
-        tokens, mask = (one.to(self.device) for one in _padded(text, batch, BATCH[self.device.type]))
-        flat = mask.flatten()
+    def _batch(self, text: Text, batch: Tensor, size: int, noise: Tensor, values: Tensor, clipped: list, first: int) -> None:
+        """One batch, filled up to `size` blocks, writing its operands into `values` (`Operands.in_order`), whose first token is number `first` of the chunk, and what is clipped of them into `clipped`."""
+        tokens, mask = _padded(text, batch, size)
+        self.moments.count(int(mask.sum()))
+        tokens, flat = tokens.to(self.device), mask.flatten().to(self.device)
         weights, used = flat.float()[:, None], len(batch) * text.context  # padding comes last
-        self.moments.count(int(flat.sum()))
 
         def measure(layer: int, pre: Tensor, post: Tensor) -> None:
             scalings = self.moments.pre_scaling[layer], self.moments.post_scaling[layer]

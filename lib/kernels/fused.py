@@ -1,8 +1,8 @@
 """The elementwise work of the pass: one layer's activations of a batch of tokens become sums and a matrix operand.
 
 Everything that touches each activation once is one expression here, so that torch.compile fuses it (C++ on CPU, Triton
-on CUDA). Run eagerly it gives the same numbers, some twenty times more slowly; the 8-bit operands of a CPU, whose
-products are so fast that this work counts, have a loop of their own in native.cpp.
+on CUDA). Run eagerly it gives the same numbers, some twenty times more slowly. Where products are so fast that this work
+counts it has loops of its own: native.cpp for the 8-bit operands of a CPU, triton_loops.py for those of a GPU.
 """
 
 import warnings
@@ -18,6 +18,7 @@ from lib.kernels.covariance import PANEL
 
 SUMS = ("pre1", "pre2", "pre3", "pre4", "active", "post1", "post2", "operand1", "clipped")
 INT8_LIMIT = 127
+GPU_TYPES = (torch.float32, torch.bfloat16)  # of activations and operands that triton_loops.py takes
 
 
 def layer_statistics(
@@ -76,7 +77,9 @@ NATIVE_ROWS = 256  # ROWS in native.cpp
 
 
 def native_layer_statistics(pre, post, counted, pre_scaling, post_scaling, dither, operand) -> Float[Tensor, "sums neurons"] | None:
-    """`layer_statistics` by native.cpp, or None, with nothing done, for what it does not take."""
+    """`layer_statistics` by native.cpp or, on a GPU, triton_loops.py; None, with nothing done, for what neither takes."""
+    if pre.is_cuda:
+        return _on_gpu(pre, post, counted, pre_scaling, post_scaling, operand)
     (tokens, neurons), others = pre.shape, (counted, pre_scaling, post_scaling, dither)
     panels, stride = operand.dim() == 4, operand.stride(2 if operand.dim() == 4 else 0)
     plain = all(one.dtype == torch.float32 and one.is_contiguous() for one in others)
@@ -86,6 +89,27 @@ def native_layer_statistics(pre, post, counted, pre_scaling, post_scaling, dithe
     partial = torch.empty(-(-tokens // NATIVE_ROWS), len(SUMS), neurons)
     native.call("statistics", pre, post, *others, tokens, neurons, int(panels), stride, partial, operand)
     return partial.sum(0)
+
+
+def _on_gpu(pre, post, *others_and_operand: Tensor) -> Float[Tensor, "sums neurons"] | None:
+    *others, operand = others_and_operand
+    plain = all(one.dtype == torch.float32 and one.is_contiguous() for one in others) and operand.stride(1) == 1
+    plain &= all(one.dtype in GPU_TYPES and one.is_contiguous() for one in (pre, post)) and operand.dtype in GPU_TYPES
+    loop = _gpu_loop() if plain else None
+    return loop and loop(pre, post, *others, operand, len(SUMS))
+
+
+@cache
+def _gpu_loop() -> Callable | None:
+    """The loop of triton_loops.py where a first call of it succeeds: Triton has to be there, with a compiler, and know the GPU."""
+    try:
+        from lib.kernels.triton_loops import layer_statistics as loop
+
+        one = torch.ones(2, 2, device="cuda")
+        loop(one, one, one[:, :1].contiguous(), one, one, torch.empty_like(one), len(SUMS))
+    except Exception:  # it raises many kinds; torch.compile is asked next, and tells if nothing works
+        return None
+    return loop
 
 
 @cache
@@ -98,8 +122,8 @@ def compiled_layer_statistics() -> Callable:
 
 @cache
 def fastest_layer_statistics() -> Callable:
-    """`layer_statistics` in native.cpp or compiled, where the first call shows that a compiler is at hand, else as it stands
-    (with a warning)."""
+    """`layer_statistics` by a loop of our own or compiled, where the first call shows that a compiler is at hand, else as it
+    stands (with a warning)."""
     chosen = []
 
     def statistics(*arguments):
