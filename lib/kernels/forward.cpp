@@ -258,6 +258,141 @@ void affine(const From* x, const float* weight, const float* bias, int64_t rows,
   }
 }
 
+constexpr int64_t PARTS = 3;  // bf16 numbers whose sum is a float, to its last digit
+constexpr int64_t PART = 2 * SIDE * HEAD;  // numbers of 2 · SIDE queries or keys, as tiles (HEAD / STEP, 2, TILE)
+
+// `rows` rows, `apart` numbers apart, and zeros up to 2 · SIDE, as PARTS times PART numbers for the left side.
+void parts(const float* x, int64_t apart, int64_t rows, uint16_t* made) {
+  for (int64_t r = 0; r < 2 * SIDE; r++)
+    for (int64_t k = 0; k < HEAD; k += STEP) {
+      __m512 a = r < rows ? _mm512_loadu_ps(x + r * apart + k) : _mm512_setzero_ps();
+      __m512 b = r < rows ? _mm512_loadu_ps(x + r * apart + k + SIDE) : _mm512_setzero_ps();
+      for (int64_t part = 0; part < PARTS; part++, a = lacking(a), b = lacking(b))
+        _mm512_storeu_si512(made + part * PART + 2 * k * SIDE + r * STEP, high_of(a, b));
+    }
+}
+
+// A tile for the left side as one for the right side: pairs of numbers change places across its diagonal.
+void turned(const uint16_t* from, uint16_t* to) {
+  __m512i rows[SIDE];
+  const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+#pragma GCC unroll 16
+  for (int i = 0; i < SIDE; i++) rows[i] = _mm512_loadu_si512(from + i * STEP);
+#pragma GCC unroll 4
+  for (int s = 1; s < SIDE; s *= 2) {  // squares of s rows and s pairs, two and two
+    const __m512i apart = _mm512_set1_epi32(s), other = _mm512_set1_epi32(SIDE);
+    const __mmask16 later = _mm512_test_epi32_mask(lane, apart);
+    const __m512i upper = _mm512_mask_add_epi32(lane, later, _mm512_sub_epi32(lane, apart), other);
+    const __m512i lower = _mm512_mask_add_epi32(_mm512_add_epi32(lane, apart), later, lane, other);
+#pragma GCC unroll 16
+    for (int i = 0; i < SIDE; i++)
+      if (!(i & s)) {
+        const __m512i a = rows[i], b = rows[i + s];
+        rows[i] = _mm512_permutex2var_epi32(a, upper, b), rows[i + s] = _mm512_permutex2var_epi32(a, lower, b);
+      }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < SIDE; i++) _mm512_storeu_si512(to + i * STEP, rows[i]);
+}
+
+// 2 · SIDE queries times as many keys, both in PARTS, but for the parts that are beyond a float's digits, in four tiles of scores.
+inline void scores_of_tiles(const uint16_t* queries, const uint16_t* keys, float* scores) {
+  asm volatile("" : : : "memory");
+  _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+  for (int64_t sum = PARTS - 1; sum >= 0; sum--)  // the small ones first
+    for (int64_t part = 0; part <= sum; part++)
+      for (int64_t at = 0; at < PART; at += 2 * TILE) {
+        const uint16_t *left = queries + part * PART + at, *right = keys + (sum - part) * PART + at;
+        _tile_loadd(4, left, 64); _tile_loadd(6, right, 64); _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, right + TILE, 64); _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, left + TILE, 64); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+      }
+  _tile_stored(0, scores, 64); _tile_stored(1, scores + SIDE * SIDE, 64);
+  _tile_stored(2, scores + 2 * SIDE * SIDE, 64); _tile_stored(3, scores + 3 * SIDE * SIDE, 64);
+}
+
+// eˣ for x up to 0, within two units of the last digit; for x below −70 that of −70, which is nothing beside the highest weight, 1,
+// and leaves no number too small to be normal, which processors are slow with.
+inline __m512 weight_of(__m512 x) {
+  x = _mm512_max_ps(x, _mm512_set1_ps(-70.0f));
+  const __m512 whole = _mm512_roundscale_ps(x * 1.44269504f, 0), r = (x - whole * 0.693145752f) - whole * 1.42860677e-6f;
+  __m512 series = _mm512_set1_ps(1.38888889e-3f);
+  for (const float term : {8.33333333e-3f, 4.16666667e-2f, 1.66666667e-1f, 0.5f, 1.0f, 1.0f}) series = series * r + term;
+  return _mm512_scalef_ps(series, whole);
+}
+
+// Row r of `count` sets of four tiles (2, 2, SIDE, SIDE) of scores becomes weights eˣ, x being scale · (score − the highest), for
+// keys up to number `last`, 0 for later ones: as two bf16 numbers each, in tiles for the left side. Their sum.
+float weighted(const float* scores, int64_t r, int64_t count, int64_t last, float scale, uint16_t* high, uint16_t* low) {
+  constexpr int64_t SET = 4 * SIDE * SIDE, HALF = SIDE * SIDE;
+  const float* row = scores + (r / SIDE * 2 * SIDE + r % SIDE) * SIDE;
+  const int64_t whole = (last + 1) / (2 * SIDE);  // sets without a later key
+  const uint32_t seen = (uint64_t(1) << (last + 1) % (2 * SIDE)) - 1;  // of the set after them
+  const __mmask16 first = seen, second = seen >> SIDE;
+  __m512 highest = _mm512_set1_ps(-std::numeric_limits<float>::max()), sum = _mm512_setzero_ps();
+  for (int64_t c = 0; c < whole; c++)
+    highest = _mm512_max_ps(highest, _mm512_max_ps(_mm512_loadu_ps(row + c * SET), _mm512_loadu_ps(row + c * SET + HALF)));
+  if (whole < count) {
+    highest = _mm512_mask_max_ps(highest, first, highest, _mm512_loadu_ps(row + whole * SET));
+    highest = _mm512_mask_max_ps(highest, second, highest, _mm512_loadu_ps(row + whole * SET + HALF));
+  }
+  const __m512 peak = _mm512_set1_ps(_mm512_reduce_max_ps(highest));
+  const auto write = [&](int64_t c, __mmask16 first, __mmask16 second) {
+    const __m512 a = _mm512_maskz_mov_ps(first, weight_of((_mm512_loadu_ps(row + c * SET) - peak) * scale));
+    const __m512 b = _mm512_maskz_mov_ps(second, weight_of((_mm512_loadu_ps(row + c * SET + HALF) - peak) * scale));
+    sum += a + b;
+    _mm512_storeu_si512(high + 2 * c * TILE + r * STEP, high_of(a, b));
+    _mm512_storeu_si512(low + 2 * c * TILE + r * STEP, high_of(lacking(a), lacking(b)));
+  };
+  for (int64_t c = 0; c < whole; c++) write(c, -1, -1);
+  if (whole < count) write(whole, first, second);
+  return _mm512_reduce_add_ps(sum);
+}
+
+// What a thread works in, for `blocks` times 2 · SIDE tokens of a head.
+struct Held {
+  Lines<uint16_t> keys, values, queries, weights;
+  Lines<float> padded, scores;
+};
+
+// As `head`: scores to a float's last digit, weights and values to 2⁻¹⁷.
+void head_of_tiles(const float* q, const float* k, const float* v, const int64_t* strides, int64_t tokens, float scale, Held& held, float* out,
+                   int64_t out_stride) {
+  constexpr int64_t WIDE = 2 * SIDE;
+  const int64_t blocks = (tokens + WIDE - 1) / WIDE, size = blocks * WIDE * HEAD;
+  uint16_t *queries = held.queries.at(PARTS * PART), *keys = held.keys.at(PARTS * size);
+  uint16_t *values = held.values.at(2 * size), *high = held.weights.at(2 * blocks * WIDE * WIDE), *low = high + blocks * WIDE * WIDE;
+  float* scores = held.scores.at(blocks * WIDE * WIDE);
+  int64_t apart = strides[2];
+  if (tokens % WIDE) {
+    float* padded = held.padded.at(size);
+    for (int64_t t = 0; t < tokens; t++) std::memcpy(padded + t * HEAD, v + t * apart, HEAD * sizeof(float));
+    std::fill(padded + tokens * HEAD, padded + size, 0.0f);
+    v = padded, apart = HEAD;
+  }
+  for (int64_t half = 0; half < HEAD / WIDE; half++)
+    right_tiles(v + half * WIDE, blocks * WIDE, apart, 1, values + half * size / 2, values + size + half * size / 2);
+  for (int64_t block = 0; block < blocks; block++) {
+    parts(k + block * WIDE * strides[1], strides[1], tokens - block * WIDE, queries);
+    for (int64_t at = 0; at < PARTS * PART; at += TILE) turned(queries + at, keys + block * PARTS * PART + at);
+  }
+  for (int64_t block = 0; block < blocks; block++) {
+    const int64_t first = block * WIDE, rows = std::min(WIDE, tokens - first);
+    parts(q + first * strides[0], strides[0], rows, queries);
+    for (int64_t c = 0; c <= block; c++) scores_of_tiles(queries, keys + c * PARTS * PART, scores + c * WIDE * WIDE);
+    float total[WIDE];
+    for (int64_t r = 0; r < WIDE; r++) total[r] = weighted(scores, r, block + 1, first + r, scale, high, low);
+    for (int64_t half = 0; half < HEAD / WIDE; half++) {
+      alignas(64) float sums[WIDE * WIDE];
+      const uint16_t* own = values + half * size / 2;
+      product_of_tiles(high, low, own, own + size, (block + 1) * WIDE, sums);
+      for (int64_t r = 0; r < rows; r++)
+        for (int64_t n = 0; n < 2; n++)
+          store(out + (first + r) * out_stride + half * WIDE + n * SIDE, load(sums + ((r / SIDE * 2 + n) * SIDE + r % SIDE) * SIDE) / total[r]);
+    }
+  }
+}
+
 #endif
 
 }  // namespace
@@ -300,15 +435,33 @@ extern "C" void attention_float(const float* q, const float* k, const float* v, 
                                 int64_t heads, int64_t tokens, float scale, float* out) {
   const int64_t rows[3] = {strides[2], strides[5], strides[8]};
   const int64_t stride = (tokens + LANES - 1) / LANES * LANES + LANES;  // no power of two, whose rows would share few places of a cache
+  bool tiled = false;
+#ifdef MATRIX_UNITS
+  tiled = matrix_units();
+#endif
 #pragma omp parallel
   {
-    std::vector<float> keys(HEAD * stride), weights(ROWS * stride);
+    std::vector<float> keys(tiled ? 0 : HEAD * stride), weights(tiled ? 0 : ROWS * stride);
+#ifdef MATRIX_UNITS
+    static thread_local Held held;
+    if (tiled) configure_tiles();
+#endif
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < texts * heads; i++) {
       const int64_t text = i / heads, own = i % heads;
-      head(q + text * strides[0] + own * strides[1], k + text * strides[3] + own * strides[4],
-           v + text * strides[6] + own * strides[7], rows, tokens, stride, scale, keys.data(), weights.data(),
-           out + (text * tokens * heads + own) * HEAD, heads * HEAD);
+      const float *queries = q + text * strides[0] + own * strides[1], *seen = k + text * strides[3] + own * strides[4];
+      const float* values = v + text * strides[6] + own * strides[7];
+      float* made = out + (text * tokens * heads + own) * HEAD;
+#ifdef MATRIX_UNITS
+      if (tiled) {
+        head_of_tiles(queries, seen, values, rows, tokens, scale, held, made, heads * HEAD);
+        continue;
+      }
+#endif
+      head(queries, seen, values, rows, tokens, stride, scale, keys.data(), weights.data(), made, heads * HEAD);
     }
+#ifdef MATRIX_UNITS
+    if (tiled) _tile_release();
+#endif
   }
 }

@@ -96,6 +96,8 @@ constexpr int64_t TILE = 16;  // rows of a tile, each of 64 bytes: left neurons,
 constexpr int64_t TILE_BYTES = 64 * TILE, TILE_SUMS = TILE * TILE;
 constexpr int64_t DEEP = 8;  // tiles of steps, as DEPTH: shorter, since right panels pass through the first cache faster
 
+constexpr int64_t TOGETHER = 16;  // left panels of a task
+
 // The first step of a tile: the last two overlap where `steps` is no multiple of TILE.
 inline int64_t start_of(int64_t tile, int64_t steps) { return std::min(tile * TILE, steps - TILE); }
 
@@ -114,8 +116,9 @@ void by_neuron(const int8_t* panel, int64_t steps, int8_t* made) {
 }
 
 // Adds a left panel (from `by_neuron`) times a right one to four tiles of sums, for `depth` tiles of steps from `first` on, and
-// has what follows brought nearer: a part of the next left panel, and the next sums.
-inline void tiles(const int8_t* left, const int8_t* right, int64_t first, int64_t depth, int64_t steps, int32_t* sums, const int8_t* next) {
+// has what follows brought nearer: a part of the next left panel, of the next steps of the right ones, and the next sums.
+inline void tiles(const int8_t* left, const int8_t* right, int64_t first, int64_t depth, int64_t steps, int32_t* sums, const int8_t* next,
+                  const int8_t* later) {
   asm volatile("" : : : "memory");  // GCC 12's loads of tiles do not say that they read memory
   _tile_loadd(0, sums, 64);
   _tile_loadd(1, sums + TILE_SUMS, 64);
@@ -124,6 +127,7 @@ inline void tiles(const int8_t* left, const int8_t* right, int64_t first, int64_
   for (int64_t tile = 0; tile < depth; tile++) {
     const int8_t *a = left + 2 * (first + tile) * TILE_BYTES, *b = right + start_of(first + tile, steps) * STEP;
     for (int64_t i = 0; i < 4; i++) _mm_prefetch((const char*)next + 64 * (4 * tile + i), _MM_HINT_T1);
+    for (int64_t i = 0; i < 2; i++) _mm_prefetch((const char*)later + 64 * (2 * tile + i), _MM_HINT_T1);
     for (int64_t i = 0; i < 8; i++) _mm_prefetch((const char*)(sums + 4 * TILE_SUMS) + 64 * (8 * tile + i), _MM_HINT_T0);
     _tile_loadd(4, a, 64);
     _tile_loadd(6, b, STEP);
@@ -142,13 +146,15 @@ inline void tiles(const int8_t* left, const int8_t* right, int64_t first, int64_
 
 // As `product`, with left panels from `by_neuron`, and sums as (rows, count, 2, 2, 16, 16).
 void product_of_tiles(const int8_t* left, const int8_t* right, int64_t rows, int64_t count, int64_t steps, int64_t stride, const Memory& memory) {
-  const int64_t n_tiles = (steps + TILE - 1) / TILE, bytes = 2 * TILE_BYTES;
+  const int64_t n_tiles = (steps + TILE - 1) / TILE, bytes = 2 * TILE_BYTES, apart = n_tiles * bytes;
   for (int64_t first = 0; first < n_tiles; first += DEEP) {
-    const int64_t depth = std::min(DEEP, n_tiles - first);
+    const int64_t depth = std::min(DEEP, n_tiles - first), ahead = std::min(first + DEEP, n_tiles - 1);
     for (int64_t panel = 0; panel < rows; panel++)
       for (int64_t p = 0; p < count; p++) {
-        const int8_t* next = left + (std::min(panel + 1, rows - 1) * n_tiles + first) * bytes + p * depth * 256;
-        tiles(left + panel * n_tiles * bytes, right + p * stride, first, depth, steps, memory.sums + 4 * TILE_SUMS * (panel * count + p), next);
+        const int64_t call = panel * count + p;  // TOGETHER of them bring one right panel's next steps, in equal parts
+        const int8_t* next = left + (panel + 1 < rows ? (panel + 1) * apart + first * bytes : ahead * bytes) + p * depth * 256;
+        const int8_t* later = right + call / TOGETHER % count * stride + start_of(ahead, steps) * STEP + call % TOGETHER * depth * 128;
+        tiles(left + panel * apart, right + p * stride, first, depth, steps, memory.sums + 4 * TILE_SUMS * call, next, later);
       }
   }
 }
@@ -175,7 +181,7 @@ extern "C" void products_int8(const int8_t* left, const int8_t* right, int64_t p
   static thread_local Lines<int8_t> ordered;
   const bool tiled = steps >= TILE && matrix_units();
   if (tiled) {
-    together = 16, apart = (steps + TILE - 1) / TILE * 2 * TILE_BYTES;
+    together = TOGETHER, apart = (steps + TILE - 1) / TILE * 2 * TILE_BYTES;
     multiplied = product_of_tiles, found = by_tiles;
     int8_t* made = ordered.at(panels * apart);
 #pragma omp parallel for schedule(static)
