@@ -11,14 +11,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from scipy.stats import norm
 from torch import Tensor
 
 from lib.effects import BLOCKS, TILE, mean_and_error, predicting
 from lib.interventions import Fix, run
-from lib.kernels.predictions import product_dtype
+from lib.kernels.predictions import Cases, prediction_statistics, product_dtype
 from lib.processed import Processed
 from lib.roles import TOP
 from lib.universality import SIGNIFICANT, universal
@@ -70,7 +69,8 @@ class _Predictions:
         self.model, self.target, self.normalised = model, target, model.normalise(final)
         self.logits = torch.addmm(model.unembedding_bias, self.normalised, model.unembedding)
         self.coarse = model.unembedding.to(product_dtype(len(model.unembedding_bias), model.unembedding.dtype))
-        self.loss = F.cross_entropy(self.logits, target, reduction="none")
+        self.likely = self.logits.argmax(1)
+        self.loss = self._losses(torch.zeros_like(self.normalised))
         expected = [logits.softmax(-1) @ model.unembedding.T for logits in self.logits.split(TILE)]
         self.beyond = model.unembedding.T[target] - torch.cat(expected)  # the target's unembedding less the expected one
 
@@ -81,9 +81,17 @@ class _Predictions:
         Δloss + Δl(t) − Σ p Δl; and since logits are linear in the normalised residual stream, so is Δl.
         """
         moved = self.model.normalise(final) - self.normalised
-        parts = zip(self.logits.split(TILE), moved.to(self.coarse.dtype).split(TILE), self.target.split(TILE), strict=True)
-        loss = torch.cat([F.cross_entropy(logits + rows @ self.coarse, target, reduction="none") for logits, rows, target in parts]) - self.loss
+        loss = self._losses(moved) - self.loss
         return loss, loss + (moved * self.beyond).sum(-1)
+
+    def _losses(self, moved: Float[Tensor, "tokens d_model"]) -> Float[Tensor, "tokens"]:
+        """Each token's loss where its normalised residual stream is moved."""
+        nothing, parts = self.logits.new_zeros(3, self.logits.shape[1]), []
+        for rows, logits, target, likely in zip(*(x.split(TILE) for x in (moved, self.logits, self.target, self.likely)), strict=True):
+            each, one = torch.arange(len(rows)), torch.ones(len(rows))
+            cases = Cases(each, each, one, one, torch.zeros(len(rows)))
+            parts.append(prediction_statistics(logits, rows.to(self.coarse.dtype) @ self.coarse, cases, nothing, target, likely)[:, 0])
+        return torch.cat(parts)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from test_train import RECIPE, small_tokens
 
 from lib.circuits import processed_model
 from lib.gpt2 import Kernels
-from lib.kernels.fused import fastest_layer_statistics, layer_statistics
+from lib.kernels.fused import fastest_layer_statistics, layer_statistics, native_layer_statistics
 from lib.store import read_tensors
 from lib.text_labels import group_sizes
 from lib.trainer import Machine, SeedRun
@@ -52,14 +52,16 @@ def test_a_pass_has_the_tables_of_the_cpu(make_run, seed_folders, monkeypatch, p
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 def test_the_fused_kernel_gives_what_its_expression_gives(dtype):
     generator = torch.Generator().manual_seed(0)
-    pre, dither = (torch.randn(64, 96, generator=generator).cuda() for _ in range(2))
-    counted = (torch.rand(64, 1, generator=generator) > 0.2).float().cuda()
-    scaling = torch.stack([torch.zeros(96), torch.full((96,), 40.0)]).cuda()
+    tokens, neurons = 600, 200  # several programs of the loop in Triton each way, the last ones not full
+    pre, dither = (torch.randn(tokens, neurons, generator=generator).cuda() for _ in range(2))
+    counted = (torch.rand(tokens, 1, generator=generator) > 0.2).float().cuda()
+    scaling = torch.stack([torch.zeros(neurons), torch.full((neurons,), 40.0)]).cuda()
     given = pre, torch.nn.functional.gelu(pre), counted, scaling, scaling, dither.abs() % 1
     operands = [torch.empty_like(pre, dtype=dtype) for _ in range(2)]
     sums = [kernel(*given, operand) for kernel, operand in zip((fastest_layer_statistics(), layer_statistics), operands, strict=True)]
     for compiled, plain in (sums, operands):
         torch.testing.assert_close(compiled.float(), plain.float(), rtol=1e-4, atol=1e-2)
+    assert (native_layer_statistics(*given, operands[0]) is None) == (dtype == torch.int8)  # which torch.compile takes
 
 
 def test_training_steps_are_those_of_the_cpu(tmp_path):

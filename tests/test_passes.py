@@ -20,6 +20,7 @@ from lib.passes import (
     Setting,
     Shape,
     _group_limits,
+    batch_blocks,
     pack,
     pass_memory,
     release_order,
@@ -75,6 +76,13 @@ def test_8_bit_products_of_long_contexts_stay_within_their_sums():
     for context, blocks in ((256, 64), (2048, 64), (4096, 32), (8192, 16)):
         parts = pack(replace(small, context=context)).passes
         assert {part.chunk for part in parts} == {blocks} and blocks * context <= INT8_SUMS and INT8_SUMS * 127**2 <= 2**31
+
+
+@pytest.mark.parametrize(("device", "context", "neurons", "blocks"), [
+    ("cpu", 256, 64, 8), ("cuda", 256, 64, 128), ("cuda", 256, 1024, 128), ("cuda", 256, 1025, 64), ("cuda", 256, 3072, 32), ("cuda", 1024, 16384, 32),
+])  # fmt: skip
+def test_narrow_layers_go_in_larger_batches_through_a_gpu(device, context, neurons, blocks):
+    assert batch_blocks(device, context, neurons) == blocks
 
 
 def test_what_cannot_fit_is_refused():
