@@ -5,6 +5,7 @@ A table is made again when the seeds, the parameters that it depends on or the c
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -37,6 +38,7 @@ def kept(run: Run, name: str, modules, depends_on: dict, make: Callable[[], pd.D
     return run.table(name)
 
 
+@cache
 def label_set(run: Run) -> LabelSet:
     """Classes of tokens over the run's vocabulary, and the words that are frequent in its text."""
     return token_labels(run.tokenizer, token_counts(run.text), run.text.vocab_size)
