@@ -53,6 +53,14 @@ def test_causal_attention_equals_numpy(tokens, spread):
     np.testing.assert_allclose(causal_attention(q.contiguous(), k, v.contiguous(), 0.1), want, rtol=1e-4, atol=error)
 
 
+def test_causal_attention_hides_no_nan():
+    q, k, v = torch.randn(3, 1, 2, 40, HEAD, generator=torch.Generator().manual_seed(0))
+    q[0, 1, 7, 3] = torch.nan
+    assert causal_attention(q, k, v, 0.1).isnan().any(-1).nonzero().tolist() == [[0, 7, 1]]
+    k[0, 0, 35] = torch.inf
+    assert causal_attention(q, k, v, 0.1)[0, 35:, 0].isnan().any(-1).all()
+
+
 @pytest.mark.parametrize(("size", "dtype"), [(8, torch.float32), (HEAD, torch.float64)])
 def test_causal_attention_of_other_heads_equals_numpy(size, dtype):
     q, k, v = torch.randn(3, 2, 3, 9, size, generator=torch.Generator().manual_seed(0), dtype=dtype)

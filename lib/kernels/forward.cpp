@@ -1,5 +1,5 @@
-// The steps of a GPT-2's forward pass on a CPU that torch leaves slow: gelu_new, causal attention of one head size, on matrix
-// units (AMX) affine maps, and what predictions become when residual streams are changed.
+// The steps of a GPT-2's forward pass on a CPU that torch leaves slow: gelu_new, causal attention of one head size, affine maps where
+// matrix units (AMX) are there to take them, and what predictions become when residual streams are changed.
 
 #include <limits>
 #include <numeric>
@@ -314,7 +314,7 @@ inline void scores_of_tiles(const uint16_t* queries, const uint16_t* keys, float
 // eˣ for x up to 0, within two units of the last digit; for x below −70 that of −70, which is nothing beside the highest weight, 1,
 // and leaves no number too small to be normal, which processors are slow with.
 inline __m512 weight_of(__m512 x) {
-  x = _mm512_max_ps(x, _mm512_set1_ps(-70.0f));
+  x = _mm512_max_ps(_mm512_set1_ps(-70.0f), x);  // the second where either is NaN
   const __m512 whole = _mm512_roundscale_ps(x * 1.44269504f, 0), r = (x - whole * 0.693145752f) - whole * 1.42860677e-6f;
   __m512 series = _mm512_set1_ps(1.38888889e-3f);
   for (const float term : {8.33333333e-3f, 4.16666667e-2f, 1.66666667e-1f, 0.5f, 1.0f, 1.0f}) series = series * r + term;
