@@ -22,9 +22,9 @@ RANDOM_SEED = 0
 CONTEXT = 256
 
 
-def rows(device: torch.device, neurons: int) -> int:
-    """Tokens in a forward pass."""
-    return batch_blocks(device.type, CONTEXT, neurons) * CONTEXT
+def rows(device: torch.device, neurons: int, tokens: int) -> int:
+    """Tokens in a forward pass, of a text of so many."""
+    return batch_blocks(device.type, CONTEXT, neurons, tokens // CONTEXT) * CONTEXT
 
 
 def chunk_tokens(device: torch.device) -> int:
@@ -142,7 +142,7 @@ class Statistics:
             name: SeedReader(name, own, pilot(name, own, self.text, precision, self.device), self.layers, precision)
             for name, own in given.items()
         }
-        self.dither = Dither(RANDOM_SEED, len(given), (rows(self.device, self.neurons), self.neurons), self.device)
+        self.dither = Dither(RANDOM_SEED, len(given), (rows(self.device, self.neurons, self.text.tokens.numel()), self.neurons), self.device)
 
         def products() -> LayerProducts:
             return LayerProducts(self.layers, self.neurons, self.dtype, self.device)

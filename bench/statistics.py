@@ -45,7 +45,7 @@ def compare_at(layers: int, neurons: int, device: torch.device, precision: str, 
         plain.update(a, b)
         rotated.update(a, published.rotate(b, turn))
 
-    ours.stream(rows(device, neurons))  # compiles
+    ours.stream(rows(device, neurons, tokens))  # compiles
     with torch.inference_mode():
         work = {"published": published_stream, "ours": partial(ours.stream, chunk_tokens(device))}
         stream = interleaved(device, work, rounds)
@@ -75,7 +75,7 @@ def share_of_peak(layers: int, neurons: int, device: torch.device, precision: st
     """Rate of the covariance kernel, preparing operands included, against the peak of the same type of product."""
     given = synthetic(layers, neurons, device)
     ours = Statistics(given, precision, tokens)
-    ours.stream(rows(device, neurons))
+    ours.stream(rows(device, neurons, tokens))
     peak, rate = [], []
     for _ in range(rounds):
         peak.append(gemm_peak(device, ours.dtype))
@@ -86,7 +86,7 @@ def share_of_peak(layers: int, neurons: int, device: torch.device, precision: st
 
 def elementwise(device: torch.device, precision: str, rounds: int) -> dict[str, float]:
     """Seconds a value of one layer's sums and operands, activations in bf16: the expression as it stands, compiled, and our loop."""
-    generator, (_, neurons), tokens = torch.Generator().manual_seed(RANDOM_SEED), SHAPES[1], rows(device, SHAPES[1][1])
+    generator, (_, neurons), tokens = torch.Generator().manual_seed(RANDOM_SEED), SHAPES[1], chunk_tokens(device)
     pre = torch.randn(tokens, neurons, generator=generator)
     scaling = torch.stack([torch.zeros(neurons), torch.full((neurons,), 20.0)])
     given = pre.bfloat16(), gelu(pre, approximate="tanh").bfloat16(), torch.ones(tokens, 1), scaling, scaling, pre.abs() % 1

@@ -129,7 +129,7 @@ def matched_ablations(run: Run, ablated: pd.DataFrame) -> pd.DataFrame:
 def ablations(run: Run) -> pd.DataFrame:
     """ablations.parquet: every layer's universal neurons, and its most universal ones, ablated together, beside random sets.
 
-    `ablation.ablations` of the reference seed on 3,072 positions at most: 264 runs, 77 seconds of one core for the shipped seeds.
+    `ablation.ablations` of the reference seed on 3,072 positions at most: 264 runs for the shipped seeds.
     """
     neurons = run.neurons
     sets = ablation.neuron_sets(neurons, run.params.threshold, run.params.random_seed)

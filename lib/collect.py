@@ -29,7 +29,7 @@ from lib.hub import weights_sha256
 from lib.kernels import native
 from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, Operands
 from lib.kernels.examples import TopExamples
-from lib.kernels.fused import SUMS
+from lib.kernels.fused import GPU_TYPES, SUMS, gpu_loop
 from lib.kernels.grouped import GroupedMoments, Places
 from lib.kernels.histogram import Histogram
 from lib.kernels.moments import Moments
@@ -40,7 +40,6 @@ from lib.passes import (
     Plan,
     Setting,
     Unit,
-    batch_blocks,
     device_of,
     pack,
     pass_memory,
@@ -78,8 +77,7 @@ def _feed_examples(examples: TopExamples, seen: Seen) -> None:
 
 
 def _feed_histogram(histogram: Histogram, seen: Seen) -> None:
-    size = batch_blocks(seen.pre.device.type, *seen.shape[1:])
-    if int(seen.blocks[0]) // size % HISTOGRAM_EVERY == 0:
+    if seen.batch % HISTOGRAM_EVERY == 0:
         histogram.update(seen.layer, seen.pre, seen.counted)
 
 
@@ -474,13 +472,20 @@ def _summary(run: Run, plan: Plan, device: torch.device, processes: int) -> dict
         "processes": processes,
         "device": device.type,
         "device_name": device_name(device),
-        "loops": "C++" if native.libraries() and device.type == "cpu" else "torch",
+        "loops": _loops(device, setting.precision),
         "wall_seconds": round(seconds, 1),
         "tokens_per_second": round(read / max(seconds, 1e-9)),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "seed_hashes": {name: hashes[f"seed {name}"] for name in setting.seeds if f"seed {name}" in hashes},
         "text_hash": hashes["text"],
     }
+
+
+def _loops(device: torch.device, precision: str) -> str:
+    """What the loops over activations ran in."""
+    if device.type == "cuda":
+        return "Triton" if OPERAND_DTYPES[precision] in GPU_TYPES and gpu_loop(device) else "torch"
+    return "C++" if native.libraries() else "torch"
 
 
 def load_accumulators(run: Run, device: torch.device | str = "cpu") -> tuple[Covariance, dict[str, Moments]]:

@@ -93,7 +93,7 @@ class Setting:
     @property
     def batch(self) -> int:
         """Blocks in one forward pass."""
-        return batch_blocks(self.device, self.context, self.shape.neurons)
+        return batch_blocks(self.device, self.context, self.shape.neurons, self.blocks)
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
@@ -124,12 +124,13 @@ class Setting:
         return self.shape.parameters * 4
 
 
-def batch_blocks(device: str, context: int, neurons: int) -> int:
-    """Blocks in one forward pass through layers of so many neurons, on a GPU a power of two.
+def batch_blocks(device: str, context: int, neurons: int, blocks: int) -> int:
+    """Blocks in one forward pass through layers of so many neurons, of a text of so many `blocks`, on a GPU a power of two.
 
     There launching a narrow layer's kernels takes longer than they run: for the shipped seeds, in batches of 32 blocks, four times.
+    A short text still has sixteen batches where the least allows it.
     """
-    fitting = NARROW // (context * neurons) if device == "cuda" else 0
+    fitting = min(NARROW // (context * neurons), blocks // 16) if device == "cuda" else 0
     return max(BATCH[device], min(MANY, 1 << fitting.bit_length() >> 1))
 
 
@@ -215,7 +216,8 @@ def work_memory(setting: Setting, passing: PassPlan) -> float:
     """Bytes of a pass beyond weights and accumulators: libraries, operands, and the activations of a batch."""
     shape, tokens = setting.shape, setting.batch * setting.context
     depths = passing.depths(shape.layers)
-    operands = _most_operands(passing, depths) * shape.neurons * setting.operand_bytes * passing.chunk * setting.context
+    whole = -(-passing.chunk // setting.batch) * setting.batch  # a plan that was begun on another device may not have whole batches
+    operands = _most_operands(passing, depths) * shape.neurons * setting.operand_bytes * whole * setting.context
     # a batch's attention and residual in the trunk; pre, post and scratch of one layer; the dither
     scratch = 12 if setting.groups else 8  # grouped moments: x, x², activity and sums by row
     batch = tokens * (12 * shape.width + scratch * shape.neurons) * 4
@@ -264,7 +266,7 @@ def _with_chunk(setting: Setting, units: tuple[Unit, ...]) -> PassPlan:
     fitting = int(limit // block) // batch * batch if block else most
     if setting.precision == "int8":
         most = min(most, INT8_SUMS // setting.context // batch * batch)
-    # at least sixteen chunks in the text, for snapshots and for sharing among processes
+    # at least sixteen chunks in the text, unless it is short, for snapshots and for sharing among processes
     return PassPlan(units, max(batch, min(most, fitting, setting.blocks // 16 // batch * batch)))
 
 
@@ -339,7 +341,7 @@ def setting_of(
     precision = params.precision
     if precision == "auto":
         precision = fastest_precision(device, blocks * params.context)
-    if precision == "int8" and batch_blocks(device.type, params.context, shape.neurons) * params.context > INT8_SUMS:
+    if precision == "int8" and batch_blocks(device.type, params.context, shape.neurons, blocks) * params.context > INT8_SUMS:
         precision = "fp32"  # a single batch could pass what 8-bit products are summed in
     memory = free_memory(device) * SHARE if params.memory_gb == "auto" else params.memory_gb * 1e9
     return Setting(

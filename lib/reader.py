@@ -35,6 +35,7 @@ class Seen:
     post: Float[Tensor, "tokens neurons"]
     counted: Bool[Tensor, "tokens"]
     blocks: Int[Tensor, "blocks"]  # their numbers in the text
+    batch: int  # the batch's
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -179,7 +180,7 @@ class SeedReader:
         `dither` gives the uniform numbers of a batch by its number in the text.
         """
         neurons = self.moments.post_scaling.shape[-1]
-        size = batch_blocks(self.device.type, text.context, neurons)
+        size = batch_blocks(self.device.type, text.context, neurons, len(text.tokens))
         rows, batches = size * text.context, blocks.split(size)
         used, layers = len(batches) * rows, self.depth if self.measured else 0
         made = Operands.empty(-(-used // ROWS) * ROWS, layers, neurons, self.dtype, self.device)
@@ -211,7 +212,7 @@ class SeedReader:
             pre, post = pre.flatten(0, 1), post.flatten(0, 1)  # (tokens, neurons)
             if self.measured:
                 measure(layer, pre, post)
-            seen = Seen(layer, pre[:used], post[:used], flat[:used], batch)
+            seen = Seen(layer, pre[:used], post[:used], flat[:used], batch, int(batch[0]) // size)
             for feed in self.feeds:
                 feed(seen)
 

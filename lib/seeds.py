@@ -12,6 +12,7 @@ import json
 import weakref
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -148,17 +149,19 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> nn.Mod
     return model.eval().requires_grad_(False)
 
 
-ATTENTION = "trunk"  # what the attention below is called in transformers
+ATTENTION, EXACT_ATTENTION = "trunk", "exact trunk"  # what the attention below is called in transformers
 
 
-def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None, **others):
+def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None, exact: bool = False, **others):
     if attention_mask is not None or query.shape != key.shape:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
-    return causal_attention(query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling), None
+    return causal_attention(query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling, exact), None
 
 
 AttentionInterface.register(ATTENTION, _attention)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)  # none, where a token sees itself and those before it
+AttentionInterface.register(EXACT_ATTENTION, partial(_attention, exact=True))
+for name in (ATTENTION, EXACT_ATTENTION):
+    AttentionMaskInterface.register(name, sdpa_mask)  # none, where a token sees itself and those before it
 
 
 class _TanhGELU(nn.Module):
@@ -211,14 +214,14 @@ def _without_autocast(module: nn.Module) -> None:
 class Trunk:
     """One seed model in fp32, run no further than its last MLP activation.
 
-    `mixed` multiplies in bf16 in the MLPs only; attention stays exact (to 2⁻¹⁶ where matrix units take its maps). In bf16 it would add
+    `mixed` multiplies in bf16 in the MLPs only; attention stays exact (to 2⁻¹⁶ where matrix units take its maps and weights; without `mixed` they take nothing). In bf16 it would add
     noise of a thousandth of the variance and more to most neurons behind a sharp head (its logits are large and cancel), which moves
     correlations by up to 2e-3; mixed, the noise stays below 4e-4 on the shipped seed a.
     """
 
     def __init__(self, model: nn.Module, mixed: bool = False):
         keep_freed_memory()
-        model.set_attn_implementation(ATTENTION)
+        model.set_attn_implementation(ATTENTION if mixed else EXACT_ATTENTION)
         self.base, self.mixed = model.base_model, mixed
         self.activations: list[nn.Module] = []  # a layer's activation function
         self.writers: list[nn.Module] = []  # its projection to the residual stream

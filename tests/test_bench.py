@@ -27,7 +27,7 @@ def test_published_algorithm_and_ours_agree_on_whole_runs(make_run, seed_folders
 def test_statistics_alone_agree_with_the_published_sums(precision, tolerance, monkeypatch):
     monkeypatch.setattr("lib.reader.fastest_layer_statistics", lambda: layer_statistics)
     torch.manual_seed(0)
-    rows = engine.rows(torch.device("cpu"), 24)
+    rows = engine.rows(torch.device("cpu"), 24, 2048)
     features = torch.randn(rows, 8)
     pre = {name: [features @ torch.randn(8, 24) + torch.randn(rows, 24) for _ in range(2)] for name in "ab"}
     given = {name: engine.Given(own, [gelu(x, approximate="tanh") for x in own]) for name, own in pre.items()}

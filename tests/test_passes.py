@@ -78,11 +78,12 @@ def test_8_bit_products_of_long_contexts_stay_within_their_sums():
         assert {part.chunk for part in parts} == {blocks} and blocks * context <= INT8_SUMS and INT8_SUMS * 127**2 <= 2**31
 
 
-@pytest.mark.parametrize(("device", "context", "neurons", "blocks"), [
-    ("cpu", 256, 64, 8), ("cuda", 256, 64, 128), ("cuda", 256, 1024, 128), ("cuda", 256, 1025, 64), ("cuda", 256, 3072, 32), ("cuda", 1024, 16384, 32),
+@pytest.mark.parametrize(("device", "context", "neurons", "text", "blocks"), [
+    ("cpu", 256, 64, 4000, 8), ("cuda", 256, 64, 4000, 128), ("cuda", 256, 1024, 4000, 128), ("cuda", 256, 1025, 4000, 64),
+    ("cuda", 256, 3072, 4000, 32), ("cuda", 1024, 16384, 4000, 32), ("cuda", 256, 64, 1171, 64), ("cuda", 256, 64, 200, 32),
 ])  # fmt: skip
-def test_narrow_layers_go_in_larger_batches_through_a_gpu(device, context, neurons, blocks):
-    assert batch_blocks(device, context, neurons) == blocks
+def test_narrow_layers_go_in_larger_batches_through_a_gpu(device, context, neurons, text, blocks):
+    assert batch_blocks(device, context, neurons, text) == blocks
 
 
 def test_what_cannot_fit_is_refused():

@@ -349,7 +349,7 @@ float weighted(const float* scores, int64_t r, int64_t count, int64_t last, floa
   return _mm512_reduce_add_ps(sum);
 }
 
-// What a thread works in, for `blocks` times 2 · SIDE tokens of a head.
+// What a thread works in, for one head.
 struct Held {
   Lines<uint16_t> keys, values, queries, weights;
   Lines<float> padded, scores;
@@ -430,14 +430,14 @@ extern "C" void predicted_bfloat16(const uint16_t* effects, const float* product
   predicted(effects, products, row, effect, moved, scaling, along, origin, own, constants, cases, vocabulary, made);
 }
 
-// q, k, v (texts, heads, tokens, HEAD), each with its three strides; out (texts, tokens, heads, HEAD), contiguous.
+// `exact` does without matrix units. q, k, v (texts, heads, tokens, HEAD), each with its three strides; out (texts, tokens, heads, HEAD), contiguous.
 extern "C" void attention_float(const float* q, const float* k, const float* v, const int64_t* strides, int64_t texts,
-                                int64_t heads, int64_t tokens, float scale, float* out) {
+                                int64_t heads, int64_t tokens, float scale, int64_t exact, float* out) {
   const int64_t rows[3] = {strides[2], strides[5], strides[8]};
   const int64_t stride = (tokens + LANES - 1) / LANES * LANES + LANES;  // no power of two, whose rows would share few places of a cache
   bool tiled = false;
 #ifdef MATRIX_UNITS
-  tiled = matrix_units();
+  tiled = !exact && matrix_units();
 #endif
 #pragma omp parallel
   {

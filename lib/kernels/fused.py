@@ -2,7 +2,7 @@
 
 Everything that touches each activation once is one expression here, so that torch.compile fuses it (C++ on CPU, Triton
 on CUDA). Run eagerly it gives the same numbers, some twenty times more slowly. Where products are so fast that this work
-counts it has loops of its own: native.cpp for the 8-bit operands of a CPU, triton_loops.py for those of a GPU.
+counts it has loops of its own: native.cpp for the 8-bit operands of a CPU, triton_loops.py for the fp32 and bf16 ones of a GPU.
 """
 
 import warnings
@@ -95,19 +95,20 @@ def _on_gpu(pre, post, *others_and_operand: Tensor) -> Float[Tensor, "sums neuro
     *others, operand = others_and_operand
     plain = all(one.dtype == torch.float32 and one.is_contiguous() for one in others) and operand.stride(1) == 1
     plain &= all(one.dtype in GPU_TYPES and one.is_contiguous() for one in (pre, post)) and operand.dtype in GPU_TYPES
-    loop = _gpu_loop() if plain else None
+    loop = gpu_loop(pre.device) if plain else None
     return loop and loop(pre, post, *others, operand, len(SUMS))
 
 
 @cache
-def _gpu_loop() -> Callable | None:
+def gpu_loop(device: torch.device) -> Callable | None:
     """The loop of triton_loops.py where a first call of it succeeds: Triton has to be there, with a compiler, and know the GPU."""
     try:
         from lib.kernels.triton_loops import layer_statistics as loop
 
-        one = torch.ones(2, 2, device="cuda")
+        one = torch.ones(2, 2, device=device)
         loop(one, one, one[:, :1].contiguous(), one, one, torch.empty_like(one), len(SUMS))
-    except Exception:  # it raises many kinds; torch.compile is asked next, and tells if nothing works
+    except Exception as error:  # it raises many kinds
+        warnings.warn(f"the loop in Triton does not work here ({type(error).__name__}); torch.compile does its work, more slowly", stacklevel=2)
         return None
     return loop
 

@@ -88,7 +88,7 @@ def prediction_statistics(
         total, weighted, unigram, above = sums
         entropy = total.log() - weighted / total
         parts.append(torch.stack([total.log() - (own - origin), entropy, -entropy - unigram / total, 1 / (1 + above)], 1))
-    return torch.cat(parts)
+    return torch.cat(parts) if parts else products.new_empty(0, len(STATISTICS))
 
 
 def product_dtype(vocabulary: int, dtype: torch.dtype) -> torch.dtype:
