@@ -37,9 +37,9 @@ EXECUTED := $(CHAPTERS:notebooks/%=$(OUT)/notebooks/%)
 # A published table that `make compare` has laid beside the run's own adds a page.
 EXECUTED += $(patsubst %,$(OUT)/notebooks/published.ipynb,$(wildcard $(OUT)/tables/published.parquet))
 # What makes the pages, and what makes the seeds, the text, the archive and the explorer notebook, does not change what a chapter computes.
-PAGES := lib/report.py lib/pages.py $(wildcard lib/front.py lib/answer.py lib/ledger.py lib/claims.py lib/*_claims.py lib/explorer*.py lib/report_template/* bench/*.json)
-SHIPPING := lib/corpus.py lib/corpus_sources.py lib/bigram.py lib/train.py lib/trainer.py lib/gpt2.py lib/seed_card.py lib/archive.py lib/example.py lib/lab.py lib/lab_widgets.py
-LIBRARY := $(filter-out $(PAGES) $(SHIPPING),$(wildcard lib/*.py lib/kernels/*.py lib/kernels/*.cpp lib/kernels/*.h))
+PAGES := $(wildcard lib/report.py lib/pages.py lib/front.py lib/answer.py lib/ledger.py lib/claims.py lib/*_claims.py lib/explorer*.py lib/report_template/* lib/report/* lib/report/templates/* lib/display/claims.py lib/chapters/*/claims.py bench/*.json)
+SHIPPING := $(wildcard lib/corpus.py lib/corpus_sources.py lib/bigram.py lib/train.py lib/trainer.py lib/gpt2.py lib/seed_card.py lib/archive.py lib/example.py lib/lab.py lib/lab_widgets.py lib/lab/*.py lib/training/*.py)
+LIBRARY := $(filter-out $(PAGES) $(SHIPPING),$(wildcard lib/*.py lib/*/*.py lib/chapters/*/*.py lib/kernels/*.cpp lib/kernels/*.h))
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -106,7 +106,7 @@ $(OUT)/stats/done.json: $(OUT)/statistics.yaml
 	@$(PY) -m lib.collect $(OUT)/params.yaml
 	@touch $@
 
-$(OUT)/tables/done.json: $(OUT)/stats/done.json $(OUT)/params.yaml lib/tables.py lib/correlation.py lib/circuits.py lib/matching.py lib/sampling.py lib/universality.py
+$(OUT)/tables/done.json: $(OUT)/stats/done.json $(OUT)/params.yaml $(wildcard lib/tables.py lib/correlation.py lib/circuits.py lib/matching.py lib/sampling.py lib/universality.py lib/kernels/correlation.py lib/models/weights.py lib/chapters/universality/tables.py lib/chapters/universality/matching.py lib/chapters/universality/uncertainty.py lib/chapters/universality/properties.py)
 	@$(if $(filter-out $(OUT)/params.yaml,$?),rm -f $@)
 	@$(PY) -m lib.tables $(OUT)/params.yaml
 	@touch $@

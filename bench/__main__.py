@@ -11,8 +11,8 @@ from bench.precision import errors_of_precisions
 from bench.scaling import SEEDS, scaling
 from bench.statistics import SHAPES, compare_at, elementwise, share_of_peak
 from bench.whole import measured
+from lib.base.params import ROOT
 from lib.kernels.covariance import fastest_precision
-from lib.params import ROOT
 from lib.passes import BATCH
 from lib.store import write_json
 

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lib.base.params import ROOT, Params
 from lib.collect import Pass
 from lib.correlation import Comparison, Covariance, compare
 from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, symmetric_share
-from lib.params import ROOT, Params
 from lib.passes import CHUNK, batch_blocks, device_of, pack, setting_of, shared_shape
 from lib.reader import Dither, SeedReader, pilot
 from lib.seeds import Trunk, load_model, mixed_precision

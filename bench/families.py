@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from lib.base.params import ROOT, read_params
 from lib.families import Rotation, seed_families
 from lib.kernels.grouped import GroupedMoments, Places
-from lib.params import ROOT, read_params
 from lib.passes import BATCH
 from lib.store import Run
 from lib.text_labels import run_groupings, run_label_sets

@@ -11,9 +11,9 @@ from functools import partial
 
 import torch
 
+from lib.base.params import ROOT
 from lib.collect import device_name
 from lib.kernels.covariance import product
-from lib.params import ROOT
 
 # (rows, columns, summed) of products whose best rate counts as the peak: square ones, and a chunk of many tokens
 SHAPES = {"cpu": ((2048, 2048, 2048), (3072, 3072, 8192)), "cuda": ((8192, 8192, 8192), (16384, 16384, 8192))}

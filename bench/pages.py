@@ -9,9 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-from lib.errors import InputError, told
+from lib.base.errors import InputError, told
+from lib.base.params import read_params
 from lib.example import WINDOW, headless
-from lib.params import read_params
 
 ROUNDS = 5
 PAINTED = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"

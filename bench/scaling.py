@@ -7,7 +7,7 @@ import sys
 import time
 
 from bench.engine import shipped_run
-from lib.params import ROOT, write_params
+from lib.base.params import ROOT, write_params
 from lib.store import Run
 
 SEEDS = ("a", "b", "c", "d", "e")

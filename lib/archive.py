@@ -14,8 +14,8 @@ from pathlib import Path
 
 import yaml
 
-from lib.errors import InputError, listed, told
-from lib.files import write_atomically
+from lib.base.errors import InputError, listed, told
+from lib.base.files import write_atomically
 
 FILES = ("params.yaml", "provenance.json")
 FOLDERS = ("report", "figures", "tables")  # pages link to figures and tables

@@ -8,9 +8,9 @@ import torch
 from tqdm import tqdm
 
 from lib import ablation, attention, causal, circuits, effects, entropy, interventions, processed
+from lib.base.errors import InputError
 from lib.causal import VARIANTS, at_mean, at_values, sample_blocks, unigram_counts
 from lib.circuit_tables import kept
-from lib.errors import InputError
 from lib.findings import capital
 from lib.interventions import PathAblation
 from lib.kernels import forward, predictions

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from lib.errors import listed
+from lib.base.errors import listed
 from lib.findings import Finding, capital, count, p_words, percent, signed
 from lib.next_token import fire_more, tested
 from lib.universality import PUBLISHED_SOURCE, SIGNIFICANT

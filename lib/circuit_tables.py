@@ -13,8 +13,8 @@ import torch
 from torch.nn.functional import normalize
 
 from lib import circuits, labels, next_token, token_classes, vocabulary
+from lib.base.files import file_sha256
 from lib.family_tables import statistics
-from lib.files import file_sha256
 from lib.labels import LabelSet, token_counts, token_labels
 from lib.next_token import class_sums, next_token_table, with_corrected_p
 from lib.seeds import load_model

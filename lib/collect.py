@@ -22,10 +22,11 @@ from jaxtyping import Int
 from torch import Tensor
 from tqdm import tqdm
 
+from lib.base.errors import InputError, told
+from lib.base.files import file_sha256
+from lib.base.hub import weights_sha256
+from lib.base.params import read_params
 from lib.correlation import Covariance, compare, products_at
-from lib.errors import InputError, told
-from lib.files import file_sha256
-from lib.hub import weights_sha256
 from lib.kernels import native
 from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, Operands
 from lib.kernels.examples import TopExamples
@@ -33,7 +34,6 @@ from lib.kernels.fused import GPU_TYPES, SUMS, gpu_loop
 from lib.kernels.grouped import GroupedMoments, Places
 from lib.kernels.histogram import Histogram
 from lib.kernels.moments import Moments
-from lib.params import read_params
 from lib.passes import (
     BATCH,
     PassPlan,

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lib.errors import InputError, told
-from lib.files import file_sha256
-from lib.params import read_params
+from lib.base.errors import InputError, told
+from lib.base.files import file_sha256
+from lib.base.params import read_params
 from lib.store import Run, write_json, write_table
 from lib.universality import PROPERTIES, universal
 

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from lib.base.errors import InputError, told
+from lib.base.files import file_sha256
 from lib.corpus_sources import ARCHIVES, MB, Archive, Document, documents, hash_order, licences, size
-from lib.errors import InputError, told
-from lib.files import file_sha256
 from lib.text import Text, write_text
 
 END = "<|endoftext|>"

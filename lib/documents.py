@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import pyarrow
 import pyarrow.parquet
 
-from lib.errors import InputError
-from lib.params import TextSource
+from lib.base.errors import InputError
+from lib.base.params import TextSource
 
 ENDINGS = (".jsonl", ".jsonl.zst", ".txt", ".parquet")
 PART = 2**18  # characters after which a part of a document ends with its line
@@ -235,7 +235,7 @@ def _of_dataset(source: TextSource, commit: str | None, first: int) -> Iterator[
 def _hub_sentence(error: Exception, source: TextSource) -> str:
     from huggingface_hub import constants
 
-    from lib.hub import sentence
+    from lib.base.hub import sentence
 
     shown = f"the dataset '{source.dataset}'"
     if constants.is_offline_mode():

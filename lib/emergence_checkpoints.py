@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lib import params as parameters
-from lib.errors import InputError
-from lib.hub import sentence, what_is_missing
-from lib.params import Params
+from lib.base import params as parameters
+from lib.base.errors import InputError
+from lib.base.hub import sentence, what_is_missing
+from lib.base.params import Params
 
 MOST = 13  # points of one run, log-spaced; all powers of two up to 4,096
 _STEP = re.compile(r"(?:checkpoint-|step)(\d+)")

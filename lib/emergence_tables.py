@@ -17,15 +17,15 @@ import pandas as pd
 import torch
 
 from lib import circuits, emergence, emergence_findings, vocabulary
-from lib import params as parameters
+from lib.base import params as parameters
+from lib.base.errors import InputError, told
+from lib.base.files import file_sha256
+from lib.base.hub import weight_files, weights_sha256
+from lib.base.params import Params, read_params
 from lib.circuit_tables import weights_of
 from lib.collect import collect
 from lib.emergence_checkpoints import Point, lacks_tokeniser, link_seed, points
-from lib.errors import InputError, told
 from lib.family_summary import FAMILIES, with_excess
-from lib.files import file_sha256
-from lib.hub import weight_files, weights_sha256
-from lib.params import Params, read_params
 from lib.seeds import load_model
 from lib.store import Run, write_json, write_table
 from lib.tables import tabulate

@@ -14,9 +14,9 @@ from pathlib import Path
 from PIL import Image
 
 from lib.archive import contents
-from lib.errors import InputError, told
+from lib.base.errors import InputError, told
+from lib.base.params import OUTPUTS, ROOT, read_params
 from lib.figures import in_few_colours
-from lib.params import OUTPUTS, ROOT, read_params
 from lib.store import Run
 
 HOME = OUTPUTS / "example"

@@ -15,8 +15,8 @@ from jaxtyping import Int
 from safetensors.numpy import save
 
 from lib import explorer
+from lib.base.files import file_sha256, write_atomically, write_if_changed
 from lib.explorer import PLAIN, WORDS
-from lib.files import file_sha256, write_atomically, write_if_changed
 from lib.pages import TEMPLATES, page
 from lib.store import Run, write_json
 from lib.universality import layer_percentiles

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
-from lib.errors import InputError
+from lib.base.errors import InputError
 from lib.labels import LabelSet
 
 UNEXPLAINED = "unexplained"

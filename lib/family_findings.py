@@ -6,7 +6,7 @@ As in `lib.findings`, every number is computed, and there are words for the case
 import numpy as np
 import pandas as pd
 
-from lib.errors import listed
+from lib.base.errors import listed
 from lib.families import (
     PUBLISHED_BEST,
     PUBLISHED_HIGH,

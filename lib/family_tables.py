@@ -16,11 +16,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lib import families as scoring
+from lib.base.errors import InputError
+from lib.base.files import file_sha256
 from lib.correlation import Scale, rotated_deviation, rotations
-from lib.errors import InputError
 from lib.families import Rotation, label_table, seed_families
 from lib.family_summary import matched_pairs, with_excess
-from lib.files import file_sha256
 from lib.labels import Grouping, LabelSet
 from lib.store import Run, TensorFiles, write_json, write_table
 from lib.text_labels import run_groupings, run_label_sets

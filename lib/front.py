@@ -6,11 +6,11 @@ from typing import NamedTuple
 import pandas as pd
 
 from lib import answer, ledger, pages
-from lib import params as parameters
+from lib.base import params as parameters
+from lib.base.files import read_json
+from lib.base.params import Params
 from lib.claims import Evidence
-from lib.files import read_json
 from lib.pages import Chapter, count, percent
-from lib.params import Params
 
 # The front page shows the first of these that the run has drawn, or else its first figure.
 HEADLINE_FIGURES = ("universality_scatter", "figure_02a_11_distributions")

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lib.errors import InputError
+from lib.base.errors import InputError
 from lib.processed import Processed
 
 INPUTS = ("q", "k", "v")

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lib.errors import InputError
+from lib.base.errors import InputError
 from lib.examples import LEVELS, STYLE, token_text
 from lib.families import EVEN, FEWEST_TOKENS, ODD, variance_reduction
 from lib.figures import COLOURS, NEUTRAL, PERCENT, layer_axis

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from mistune import html as markdown
 
 from lib import lab
-from lib.errors import InputError
+from lib.base.errors import InputError
 from lib.family_tables import statistics
 from lib.labels import occurring, token_strings
 from lib.seeds import Trunk, load_model

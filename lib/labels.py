@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from lib.base.errors import InputError
 from lib.domains import CODE, DOMAINS, LANGUAGES
-from lib.errors import InputError
 from lib.examples import BYTE_OF_LETTER, token_text
 from lib.text import Text
 from lib.token_classes import TOKEN_CLASSES, TokenClass

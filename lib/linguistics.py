@@ -19,10 +19,10 @@ import torch
 from jaxtyping import Int
 from tqdm import tqdm
 
+from lib.base.errors import InputError
+from lib.base.files import file_sha256, write_atomically
 from lib.corpus import packing_order
 from lib.domains import ENGLISH_PROSE
-from lib.errors import InputError
-from lib.files import file_sha256, write_atomically
 from lib.labels import Grouping, LabelSet, label_set, token_bytes
 from lib.store import Run
 from lib.text import Text, read_text

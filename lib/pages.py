@@ -22,7 +22,7 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath, MathInlineParser
 from PIL import Image
 
-from lib.errors import InputError
+from lib.base.errors import InputError
 from lib.figures import SYMBOL
 
 TEMPLATES = Path(__file__).parent / "report_template"

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
-from lib.errors import InputError
+from lib.base.errors import InputError
+from lib.base.params import Params
 from lib.kernels.covariance import OPERAND_DTYPES, fastest_precision, layers_at_once
 from lib.kernels.grouped import memory_bytes
-from lib.params import Params
 
 BATCH = {"cpu": 8, "cuda": 32}  # blocks in one forward pass, at least
 MANY, NARROW = 128, 2**25  # blocks in one on a GPU, at most, and activations of a layer up to which it has more than the least

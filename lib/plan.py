@@ -14,15 +14,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from lib.base.errors import InputError, told
+from lib.base.params import Params, read_params
 from lib.collect import SNAPSHOTS
 from lib.correlation import Scale, block_baseline, haar_rotation
-from lib.errors import InputError, told
 from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, Operands, symmetric_share
 from lib.kernels.examples import TopExamples
 from lib.kernels.fused import fastest_layer_statistics
 from lib.kernels.grouped import GroupedMoments, Places
 from lib.linguistics import has_to_be_read
-from lib.params import Params, read_params
 from lib.passes import Plan, Setting, Shape, device_of, pack, pass_memory, setting_of, shared_shape, work_memory
 from lib.processes import Processes
 from lib.seeds import Trunk, mixed_precision

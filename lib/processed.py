@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lib.base.errors import InputError
 from lib.circuits import processed_model
-from lib.errors import InputError
 from lib.kernels.forward import affine, causal_attention, tanh_gelu
 
 if TYPE_CHECKING:

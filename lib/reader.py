@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lib.errors import InputError
+from lib.base.errors import InputError
 from lib.kernels.covariance import OPERAND_DTYPES, Clipped, Operands
 from lib.kernels.fused import INT8_LIMIT, SUMS, clipped_entries, fastest_layer_statistics
 from lib.kernels.moments import Moments

@@ -18,11 +18,11 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from lib import params as parameters
-from lib.errors import InputError, told
-from lib.files import file_sha256, read_json, write_if_changed
-from lib.hub import weight_files, weights_sha256
-from lib.params import Params, read_params, write_params, write_statistics_key
+from lib.base import params as parameters
+from lib.base.errors import InputError, told
+from lib.base.files import file_sha256, read_json, write_if_changed
+from lib.base.hub import weight_files, weights_sha256
+from lib.base.params import Params, read_params, write_params, write_statistics_key
 
 EXPLORER = "neurons.html"  # the page of single neurons, linked where there is one
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from lib.files import file_sha256
+from lib.base.files import file_sha256
 
 HEADING = "## Seeds\n"
 

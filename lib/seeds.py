@@ -26,9 +26,9 @@ from transformers.masking_utils import sdpa_mask
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
-from lib.errors import InputError
-from lib.files import file_sha256
-from lib.hub import weight_files, what_is_missing
+from lib.base.errors import InputError
+from lib.base.files import file_sha256
+from lib.base.hub import weight_files, what_is_missing
 from lib.kernels.forward import affine, causal_attention, tanh_gelu
 from lib.kernels.native import keep_freed_memory
 from lib.text import Text

@@ -14,9 +14,9 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lib.errors import InputError
-from lib.files import write_atomically, write_if_changed
-from lib.params import Params, read_params
+from lib.base.errors import InputError
+from lib.base.files import write_atomically, write_if_changed
+from lib.base.params import Params, read_params
 from lib.text import Text, read_text
 
 

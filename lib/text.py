@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lib.errors import InputError
+from lib.base.errors import InputError
 
 METADATA = ("domains", "tokenizer_sha256", "vocab_size", "bos_id", "newline_ids", "context")
 

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from string import ascii_lowercase
 
-from lib.errors import InputError
+from lib.base.errors import InputError
 
 
 @dataclass(frozen=True)

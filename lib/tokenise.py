@@ -21,12 +21,12 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from lib import documents
-from lib import params as parameters
+from lib.base import params as parameters
+from lib.base.errors import InputError
+from lib.base.files import write_atomically, write_if_changed
+from lib.base.params import CACHE, Params, TextSource
 from lib.documents import Part
-from lib.errors import InputError
-from lib.files import write_atomically, write_if_changed
 from lib.labels import token_bytes
-from lib.params import CACHE, Params, TextSource
 from lib.seeds import tokenizer_sha256
 from lib.store import alone, write_json
 from lib.text import Text, write_text

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel
 from transformers.utils import logging as transformers_logging
 
-from lib.errors import InputError
+from lib.base.errors import InputError
 from lib.gpt2 import Kernels, Shape, new_model, training_loss
 
 SAVE_SECONDS = 180  # at most this much work is lost by a kill

@@ -13,10 +13,10 @@ import torch
 from local_hub import LocalHub
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from lib.base.params import ROOT, Params
 from lib.collect import collect
 from lib.example import QUIET, chromium
 from lib.kernels.fused import fastest_layer_statistics, layer_statistics
-from lib.params import ROOT, Params
 from lib.store import Run
 from lib.tables import tabulate
 from lib.text import read_text
@@ -146,7 +146,7 @@ def _uncompiled_if_small(pre, *arguments):
 @pytest.fixture
 def make_run(tmp_path, monkeypatch):
     """make_run(seeds, **parameters): a run that writes below the test's temporary folder."""
-    monkeypatch.setattr("lib.params.OUTPUTS", tmp_path / "outputs")
+    monkeypatch.setattr("lib.base.params.OUTPUTS", tmp_path / "outputs")
     # small models run uncompiled: the same expression (test_kernels compares them) without a compilation per shape
     monkeypatch.setattr("lib.reader.fastest_layer_statistics", lambda: _uncompiled_if_small)
 

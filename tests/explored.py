@@ -7,9 +7,9 @@ from conftest import TEXT, permuted, save_seed, small_model
 
 from lib import causal, causal_tables, circuit_tables, report
 from lib import collect as collecting
+from lib.base.params import Params, write_params
 from lib.family_tables import open_families
 from lib.kernels.fused import layer_statistics
-from lib.params import Params, write_params
 from lib.store import Run
 from lib.tables import tabulate
 from lib.text_labels import group_sizes
@@ -17,7 +17,7 @@ from lib.text_labels import group_sizes
 
 def made_run(folder: Path, seeds: dict[str, Path], patch, groups=lambda run: (), **changes) -> Run:
     """A run through all its passes and first tables, with its outputs below `folder`."""
-    patch.setattr("lib.params.OUTPUTS", folder)
+    patch.setattr("lib.base.params.OUTPUTS", folder)
     patch.setattr("lib.reader.fastest_layer_statistics", lambda: layer_statistics)
     patch.setattr(collecting, "group_sizes", groups)
     values = dict(

@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 from local_hub import LocalHub  # noqa: E402
 from stand_ins import save_stand_in  # noqa: E402
 
-from lib.params import Params, read_params  # noqa: E402
+from lib.base.params import Params, read_params  # noqa: E402
 from lib.tokenise import vocabulary  # noqa: E402
 
 # run: architecture of its stand-ins, and how much of their weights is a seed's own

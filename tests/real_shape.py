@@ -22,8 +22,8 @@ from hub_report import ROOT, pile
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from lib.base.params import Params, read_params
 from lib.examples import BYTE_OF_LETTER
-from lib.params import Params, read_params
 
 RUN, TOKENS = "gpt2-shape", 20480
 END = "<|endoftext|>"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from lib import params  # noqa: E402
+from lib.base import params  # noqa: E402
 
 _, module, *arguments = sys.argv[1:] if sys.argv[1] == "-m" else ["", "none"]
 

@@ -21,8 +21,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from test_ledger import make_tables
 
 from lib import figures, findings, pages, report, universality
+from lib.base.params import ROOT
 from lib.examples import gallery_html, neuron_table_html
-from lib.params import ROOT
 from lib.store import write_table
 
 pytestmark = needs_browser

@@ -15,9 +15,9 @@ import torch
 from conftest import permuted, save_seed, small_model, tables_of
 
 import lib.collect
+from lib.base.errors import InputError
+from lib.base.params import ROOT
 from lib.collect import collect
-from lib.errors import InputError
-from lib.params import ROOT
 from lib.passes import Plan, pack, pass_memory, setting_of, shared_shape
 from lib.store import Run, alone, read_tensors, write_json, write_tensors
 from lib.text_labels import group_sizes
@@ -48,7 +48,7 @@ import os, sys, time
 from pathlib import Path
 import lib.collect, lib.params, lib.reader
 from lib.kernels.fused import layer_statistics
-lib.params.OUTPUTS = Path(sys.argv[2])
+lib.base.params.OUTPUTS = Path(sys.argv[2])
 lib.collect.SAVE_SECONDS = 0
 lib.reader.fastest_layer_statistics = lambda: layer_statistics
 if "RANK" in os.environ:
@@ -59,7 +59,7 @@ def slow(self, chunk, bar):
     os.write(1, f"{os.getpid()} {chunk}\\n".encode())  # in one piece, whoever else writes
     time.sleep(0.05)
 lib.collect.Pass.advance = slow
-lib.collect.collect(lib.collect.Run(lib.params.read_params(sys.argv[1])))
+lib.collect.collect(lib.collect.Run(lib.base.params.read_params(sys.argv[1])))
 """
 
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import SHIPPED
 
 from lib import compare, compare_figures, compare_findings
-from lib.errors import InputError
+from lib.base.errors import InputError
 from lib.store import write_table
 
 LAYERS, NEURONS, THRESHOLD = 3, 100, 0.5

@@ -15,19 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib import corpus
-from lib.corpus_sources import (
-    ARCHIVES,
-    Archive,
-    Document,
-    capped,
-    plain,
-    sqlite_files,
-    unique,
-    untagged,
-    unwikied,
-)
-from lib.errors import InputError
-from lib.files import file_sha256
+from lib.base.errors import InputError
+from lib.base.files import file_sha256
+from lib.corpus_sources import ARCHIVES, Archive, Document, capped, plain, sqlite_files, unique, untagged, unwikied
 from lib.text import read_text
 
 DATA = Path(__file__).parent.parent / "data"

@@ -15,9 +15,9 @@ from lib import emergence, emergence_checkpoints, emergence_tables
 from lib import emergence_claims as claims
 from lib import emergence_figures as figures
 from lib import emergence_findings as findings
+from lib.base.errors import InputError
+from lib.base.params import Params
 from lib.emergence_tables import Emergence, open_chapter, tabulate_emergence
-from lib.errors import InputError
-from lib.params import Params
 from lib.store import write_json, write_table
 from lib.text import read_text
 from lib.universality import OWN_LAYER, layer_shares, reference_shares, universal
@@ -339,7 +339,7 @@ def test_verdicts():
 
 def test_shipped_tables_are_for_shipped_seeds_and_own_ones_come_first(params, make_run, monkeypatch, tmp_path):
     run = make_run({name: params.seed_folder(name) for name in "abc"})
-    monkeypatch.setattr("lib.params.ROOT", tmp_path)
+    monkeypatch.setattr("lib.base.params.ROOT", tmp_path)
     assert open_chapter(run) is None  # no checkpoint tables: one sentence in the chapter
     tables, points = history({"checkpoint-1": 0.0, "final": 0.9})
     record = {"points": [{"label": row.point, "step": row.step, "tokens": row.tokens, "seeds": {}} for row in points.itertuples()]}

@@ -13,8 +13,8 @@ from stand_ins import llama_model
 
 from bench import pages
 from lib import explorer, explorer_files, report
+from lib.base.params import Params
 from lib.circuits import processed_model
-from lib.params import Params
 from lib.store import Run
 
 
@@ -103,7 +103,7 @@ def test_a_page_without_room_keeps_the_most_universal_neurons_and_best_matches()
 
 
 def test_data_are_written_again_only_when_tables_changed(complete, monkeypatch):
-    monkeypatch.setattr("lib.params.OUTPUTS", complete.folder.parent)
+    monkeypatch.setattr("lib.base.params.OUTPUTS", complete.folder.parent)
     folder = complete.folder / "report" / "neurons"
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     report.render(complete.folder)
@@ -294,7 +294,7 @@ def test_a_run_of_gated_models_without_chapters_and_without_room(tmp_path, brows
 
 
 def test_a_run_without_statistics_has_no_explorer(tmp_path, monkeypatch):
-    monkeypatch.setattr("lib.params.OUTPUTS", tmp_path)
+    monkeypatch.setattr("lib.base.params.OUTPUTS", tmp_path)
     params = Params(run="bare", seeds={"a": "x/a", "b": "x/b"}, reference="a", text=str(TEXT), context=256, token_budget=512)
     assert not explorer.can_explore(Run(params))
 

@@ -7,13 +7,13 @@ import torch
 from transformers import AutoTokenizer
 
 from lib import families
+from lib.base.errors import InputError
+from lib.base.files import file_sha256
+from lib.base.params import ROOT
 from lib.correlation import rotations
-from lib.errors import InputError
-from lib.files import file_sha256
 from lib.kernels.grouped import GroupedMoments, Places
 from lib.labels import LabelSet, groupings, label_sets
 from lib.linguistics import linguistic_labels, read_linguistics
-from lib.params import ROOT
 from lib.text import read_text
 from tests.conftest import TEXT, TOKENIZER
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lib import collect as collecting
-from lib.errors import InputError
+from lib.base.errors import InputError
 from lib.family_tables import SeedStatistics, open_families
 from lib.labels import occurring
 from lib.seeds import Trunk, load_model

@@ -13,13 +13,13 @@ import pyarrow
 import pytest
 from stand_ins import save_stand_in
 
+from lib.base.errors import InputError
+from lib.base.files import file_sha256
+from lib.base.hub import fetch, fetch_config, needed_files, snapshot, weight_names
+from lib.base.params import ROOT, read_params
 from lib.causal_tables import weight_table
 from lib.circuit_tables import logit_effects, role_table
 from lib.collect import collect
-from lib.errors import InputError
-from lib.files import file_sha256
-from lib.hub import fetch, fetch_config, needed_files, snapshot, weight_names
-from lib.params import ROOT, read_params
 from lib.passes import shape_of
 from lib.tables import tabulate
 
@@ -144,7 +144,7 @@ def test_without_network_or_offline_only_the_cache_is_used(served, folder, monke
 
 def test_a_download_killed_midway_is_not_used_and_goes_on(served, folder, tmp_path):
     served.fail("slow", "/storage/")
-    code = f"from lib.hub import fetch; fetch('a', {MODEL!r}, {REVISION!r})"
+    code = f"from lib.base.hub import fetch; fetch('a', {MODEL!r}, {REVISION!r})"
     environment = os.environ | {"HF_ENDPOINT": served.url, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60

@@ -8,9 +8,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForC
 
 from lib import effects
 from lib.attention import query_path_ablations, value_norms
+from lib.base.errors import InputError
 from lib.circuits import processed_model
 from lib.effects import FIXED_FREQUENCY, FROZEN_SCALE, OUTCOMES, TOTAL
-from lib.errors import InputError
 from lib.interventions import Fix, FreezeFinalScale, PathAblation, Scale, run
 from lib.kernels import native, predictions
 from lib.processed import processed

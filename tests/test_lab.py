@@ -18,9 +18,9 @@ from conftest import needs_browser
 from nbclient import NotebookClient
 
 from lib import lab
-from lib.errors import InputError
+from lib.base.errors import InputError
+from lib.base.params import ROOT
 from lib.lab_widgets import LabelPanel, TextPanel, ThresholdPanel
-from lib.params import ROOT
 from lib.seeds import Trunk, load_model
 from tests.test_params import is_sentence
 
@@ -138,7 +138,7 @@ def notebook(complete):
     notebook = nbformat.read(ROOT / "notebooks" / "optional" / "explorer.ipynb", as_version=4)
     cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
     outputs, params_file = str(complete.folder.parent), str(complete.folder / "params.yaml")
-    cell.source += f"\nimport lib.params, pathlib\nlib.params.OUTPUTS = pathlib.Path({outputs!r})\nparams_file = {params_file!r}"
+    cell.source += f"\nimport lib.base.params, pathlib\nlib.params.OUTPUTS = pathlib.Path({outputs!r})\nparams_file = {params_file!r}"
     return notebook
 
 

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoTokenizer
 
 from lib import domains, labels
-from lib.errors import InputError
+from lib.base.errors import InputError
 from lib.text import Text, read_text
 from lib.token_classes import TOKEN_CLASSES, TokenClass, looks, names, prefixes, suffixes, words
 from tests.conftest import TEXT, TOKENIZER

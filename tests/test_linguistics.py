@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from lib import linguistics, topics
+from lib.base.files import file_sha256
 from lib.corpus import packing_order
-from lib.files import file_sha256
 from lib.labels import token_bytes
 from lib.linguistics import (
     SEPARATOR,

@@ -7,9 +7,9 @@ import re
 import pytest
 import yaml
 
-from lib import params as parameters
-from lib.errors import InputError
-from lib.params import ROOT, STATISTICS_KEYS, Params, read_params, write_params
+from lib.base import params as parameters
+from lib.base.errors import InputError
+from lib.base.params import ROOT, STATISTICS_KEYS, Params, read_params, write_params
 
 GOOD = {
     "run": "test",

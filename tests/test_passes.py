@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import GPT2Config
 
 from lib import plan
-from lib.errors import InputError
+from lib.base.errors import InputError
 from lib.kernels.covariance import multiplies_panels
 from lib.passes import (
     INT8_SUMS,

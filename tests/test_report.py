@@ -22,9 +22,9 @@ from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from lib import archive, example, pages, report, universality
-from lib.errors import InputError
-from lib.files import file_sha256
-from lib.params import ROOT, read_params
+from lib.base.errors import InputError
+from lib.base.files import file_sha256
+from lib.base.params import ROOT, read_params
 from lib.store import write_table
 from tests.test_params import is_sentence
 
@@ -37,7 +37,7 @@ PIXEL = (  # a transparent PNG of one pixel
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
     """outputs/smoke below a temporary folder, with resolved parameters."""
-    monkeypatch.setattr("lib.params.OUTPUTS", tmp_path)
+    monkeypatch.setattr("lib.base.params.OUTPUTS", tmp_path)
     report.resolve(ROOT / "params" / "smoke.yaml", "smoke")
     return tmp_path / "smoke"
 
@@ -83,7 +83,7 @@ def test_resolve_refuses_a_folder_of_other_statistics_and_leaves_it_alone(folder
 
 
 def test_resolve_notices_a_text_that_changed_since_the_pass(tmp_path, monkeypatch):
-    monkeypatch.setattr("lib.params.OUTPUTS", tmp_path)
+    monkeypatch.setattr("lib.base.params.OUTPUTS", tmp_path)
     text, file = tmp_path / "text.safetensors", tmp_path / "p.yaml"
     text.write_bytes(b"before")
     values = yaml.safe_load((ROOT / "params" / "smoke.yaml").read_text()) | {"text": str(text)}

@@ -14,9 +14,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import BloomConfig, BloomForCausalLM
 
 from lib import plan, seeds
+from lib.base.errors import InputError
 from lib.circuits import READING_COLUMNS, weight_properties
 from lib.collect import collect, losses
-from lib.errors import InputError
 from lib.seeds import Trunk, check_weights, load_model, tokenizer_sha256
 from lib.text import read_text
 

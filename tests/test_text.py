@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lib.errors import InputError
-from lib.files import file_sha256
+from lib.base.errors import InputError
+from lib.base.files import file_sha256
 from lib.text import Text, counted_mask, read_text, write_text
 
 DATA = Path(__file__).parent.parent / "data"

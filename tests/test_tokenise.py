@@ -16,11 +16,11 @@ from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lib import documents, tokenise
+from lib.base.errors import InputError
+from lib.base.files import file_sha256
+from lib.base.params import TextSource
 from lib.corpus import newline_ids
 from lib.documents import Part, parts
-from lib.errors import InputError
-from lib.files import file_sha256
-from lib.params import TextSource
 from lib.seeds import tokenizer_sha256
 from lib.store import Run, alone
 from lib.text import read_text

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel
 
+from lib.base.errors import InputError
+from lib.base.files import file_sha256
 from lib.bigram import Bigram
-from lib.errors import InputError
-from lib.files import file_sha256
 from lib.gpt2 import Kernels, Shape, new_model, token_losses, training_loss
 from lib.seed_card import seeds_section
 from lib.text import read_text

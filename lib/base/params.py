@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from lib.errors import InputError, listed
-from lib.files import write_if_changed
+from lib.base.errors import InputError, listed
+from lib.base.files import write_if_changed
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 OUTPUTS = ROOT / "outputs"
 
 # What the pass over the text depends on; everything else is algebra on its statistics.
@@ -206,7 +206,7 @@ class Params(BaseModel):
         """A seed's folder, that of a Hub seed being in the Hub's cache; None where it has not been downloaded."""
         if not self.is_on_hub(name):
             return _from_root(self.seeds[name])
-        from lib.hub import snapshot  # needs huggingface_hub, which a run of local seeds does not
+        from lib.base.hub import snapshot  # needs huggingface_hub, which a run of local seeds does not
 
         return snapshot(self.seeds[name], self.revision_of(name))
 
@@ -214,7 +214,7 @@ class Params(BaseModel):
         """A seed's folder, in which a Hub seed was checked against the Hub's hashes, downloaded first if need be."""
         if not self.is_on_hub(name):
             return _from_root(self.seeds[name])
-        from lib.hub import fetch
+        from lib.base.hub import fetch
 
         return fetch(name, self.seeds[name], self.revision_of(name))
 
@@ -222,7 +222,7 @@ class Params(BaseModel):
         """A folder that has at least a seed's config, all that a plan needs."""
         if not self.is_on_hub(name):
             return str(_from_root(self.seeds[name]))
-        from lib.hub import fetch_config
+        from lib.base.hub import fetch_config
 
         return str(fetch_config(name, self.seeds[name], self.revision_of(name)))
 

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from lib.errors import InputError
+from lib.base.errors import InputError
 
 
 def read_json(path: Path) -> dict:

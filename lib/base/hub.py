@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from lib.errors import InputError
-from lib.files import file_sha256
+from lib.base.errors import InputError
+from lib.base.files import file_sha256
 
 WAITS = (1, 2, 4)  # seconds before another attempt, after what may pass: 429, a broken server, a lost connection
 
