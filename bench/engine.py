@@ -16,7 +16,7 @@ from lib.passes import CHUNK, batch_blocks, device_of, pack, setting_of, shared_
 from lib.reader import Dither, SeedReader, pilot
 from lib.seeds import Trunk, load_model, mixed_precision
 from lib.store import Run
-from lib.text import Text
+from lib.text.blocks import Text
 
 RANDOM_SEED = 0
 CONTEXT = 256

@@ -10,7 +10,7 @@ from torch import Tensor
 from lib import attention, entropy
 from lib.effects import FIXED_FREQUENCY, FROZEN_SCALE, TOTAL, Readout
 from lib.processed import Processed
-from lib.text import Text
+from lib.text.blocks import Text
 from lib.vocabulary import random_directions
 
 VARIANTS = (TOTAL, FROZEN_SCALE, FIXED_FREQUENCY)

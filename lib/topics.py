@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lib.labels import Grouping, LabelSet, label_set, token_bytes
-from lib.text import Text
+from lib.text.blocks import Text
 
 COMPONENTS = 63
 LEAST_DOCUMENTS = 3  # a topic with fewer is given up, its documents go to their next strongest

@@ -48,7 +48,7 @@ from lib.bigram import Bigram
 from lib.collect import device_name
 from lib.gpt2 import token_losses
 from lib.seed_card import seeds_section, write_section
-from lib.text import Text, read_text
+from lib.text.blocks import Text, read_text
 from lib.trainer import Decay, Machine, Recipe, SeedRun, shipped_record, shipped_step, stored, stored_step
 
 SEEDS = {name: number for number, name in enumerate("abcde")}  # a seed's number draws its weights and its data order

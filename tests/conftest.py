@@ -19,7 +19,7 @@ from lib.example import QUIET, chromium
 from lib.kernels.fused import fastest_layer_statistics, layer_statistics
 from lib.store import Run
 from lib.tables import tabulate
-from lib.text import read_text
+from lib.text.blocks import read_text
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: threads of one would only wait for those of another
     os.environ["OMP_NUM_THREADS"] = "1"

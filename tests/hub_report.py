@@ -32,7 +32,7 @@ from local_hub import LocalHub  # noqa: E402
 from stand_ins import save_stand_in  # noqa: E402
 
 from lib.base.params import Params, read_params  # noqa: E402
-from lib.tokenise import vocabulary  # noqa: E402
+from lib.text.tokenise import vocabulary  # noqa: E402
 
 # run: architecture of its stand-ins, and how much of their weights is a seed's own
 STUDIES = {"gpt2-small": ("crfm", 0.15), "gpt2-medium": ("crfm", 1.0), "pythia-160m": ("neox", 0.15), "llama": ("llama", 0.15)}
@@ -87,7 +87,7 @@ def pile(params: Params, tokens: int) -> dict[str, bytes]:
     """The files of a dataset in the shape of monology/pile-uncopyrighted, which declares no splits: shipped text, read back."""
     from transformers import AutoTokenizer
 
-    from lib.text import read_text
+    from lib.text.blocks import read_text
 
     text, tokenizer = read_text(ROOT / "data" / "tokens.safetensors"), AutoTokenizer.from_pretrained(ROOT / "data" / "tokenizer")
     bos = vocabulary(tokenizer).bos_id

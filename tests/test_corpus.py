@@ -18,7 +18,7 @@ from lib import corpus
 from lib.base.errors import InputError
 from lib.base.files import file_sha256
 from lib.corpus_sources import ARCHIVES, Archive, Document, capped, plain, sqlite_files, unique, untagged, unwikied
-from lib.text import read_text
+from lib.text.blocks import read_text
 
 DATA = Path(__file__).parent.parent / "data"
 

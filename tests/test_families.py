@@ -14,7 +14,7 @@ from lib.correlation import rotations
 from lib.kernels.grouped import GroupedMoments, Places
 from lib.labels import LabelSet, groupings, label_sets
 from lib.linguistics import linguistic_labels, read_linguistics
-from lib.text import read_text
+from lib.text.blocks import read_text
 from tests.conftest import TEXT, TOKENIZER
 
 BLOCKS, NEURONS = 400, 48

@@ -155,7 +155,7 @@ def test_every_figure_draws_and_every_sentence_is_whole(case, threshold):
         family_findings.position(positions, own),
         family_findings.examples_of(none, "syntax"),
     ]
-    assert "lib/domains.py" in findings[-1].text and "lib/domains.py" not in family_findings.examples_of(none, "unigram").text
+    assert "lib/text/domains.py" in findings[-1].text and "lib/text/domains.py" not in family_findings.examples_of(none, "unigram").text
     assert "The paper's best neuron for *the word “to”* has 0.987" in family_findings.examples_of(chosen.assign(assigned=True), "unigram").text or chosen.empty
     sentences = [family_findings.published(family_summary.published_comparison(own, threshold)),
                  family_findings.duplicates(family_summary.near_duplicates(own), places)]  # fmt: skip

@@ -5,9 +5,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from lib import domains, labels
+from lib import labels
 from lib.base.errors import InputError
-from lib.text import Text, read_text
+from lib.text import domains
+from lib.text.blocks import Text, read_text
 from lib.token_classes import TOKEN_CLASSES, TokenClass, looks, names, prefixes, suffixes, words
 from tests.conftest import TEXT, TOKENIZER
 

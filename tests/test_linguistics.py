@@ -24,7 +24,7 @@ from lib.linguistics import (
     read_linguistics,
     write_linguistics,
 )
-from lib.text import Text, read_text
+from lib.text.blocks import Text, read_text
 from tests.conftest import TEXT, TOKENIZER
 
 AWKWARD = {

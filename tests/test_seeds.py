@@ -18,7 +18,7 @@ from lib.base.errors import InputError
 from lib.circuits import READING_COLUMNS, weight_properties
 from lib.collect import collect, losses
 from lib.seeds import Trunk, check_weights, load_model, tokenizer_sha256
-from lib.text import read_text
+from lib.text.blocks import read_text
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from lib.base.errors import InputError
 from lib.base.files import file_sha256
-from lib.text import Text, counted_mask, read_text, write_text
+from lib.text.blocks import Text, counted_mask, read_text, write_text
 
 DATA = Path(__file__).parent.parent / "data"
 

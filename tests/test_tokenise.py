@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from lib import documents, tokenise
 from lib.base.errors import InputError
 from lib.base.files import file_sha256
 from lib.base.params import TextSource
 from lib.corpus import newline_ids
-from lib.documents import Part, parts
 from lib.seeds import tokenizer_sha256
 from lib.store import Run, alone
-from lib.text import read_text
-from lib.tokenise import Packer, Vocabulary, build, difference, vocabulary
+from lib.text import documents, tokenise
+from lib.text.blocks import read_text
+from lib.text.documents import Part, parts
+from lib.text.tokenise import Packer, Vocabulary, build, difference, vocabulary
 
 WORDS = ("the", "of", " universal", "neurons", "Schrödinger", "東京", "🙂", "x==y:", "\n\n", "  ", "1,234", "isn't")
 

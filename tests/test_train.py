@@ -21,7 +21,7 @@ from lib.base.files import file_sha256
 from lib.bigram import Bigram
 from lib.gpt2 import Kernels, Shape, new_model, token_losses, training_loss
 from lib.seed_card import seeds_section
-from lib.text import read_text
+from lib.text.blocks import read_text
 from lib.train import check_loss, evenly_spaced, main
 from lib.trainer import (
     PART_BLOCKS,

@@ -20,16 +20,16 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from lib import documents
 from lib.base import params as parameters
 from lib.base.errors import InputError
 from lib.base.files import write_atomically, write_if_changed
 from lib.base.params import CACHE, Params, TextSource
-from lib.documents import Part
 from lib.labels import token_bytes
 from lib.seeds import tokenizer_sha256
 from lib.store import alone, write_json
-from lib.text import Text, write_text
+from lib.text import documents
+from lib.text.blocks import Text, write_text
+from lib.text.documents import Part
 
 PACKING = 1  # counts changes to how documents become blocks; part of what names a cached text
 REACH = 16  # tokens before the end of a block among which a word may begin
