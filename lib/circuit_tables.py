@@ -12,10 +12,11 @@ import pandas as pd
 import torch
 from torch.nn.functional import normalize
 
-from lib import circuits, labels, next_token, token_classes, vocabulary
+from lib import circuits, next_token, vocabulary
 from lib.base.files import file_sha256
 from lib.family_tables import statistics
-from lib.labels import LabelSet, token_counts, token_labels
+from lib.labels import labels, token_classes
+from lib.labels.labels import LabelSet, token_counts, token_labels
 from lib.next_token import class_sums, next_token_table, with_corrected_p
 from lib.seeds import load_model
 from lib.store import Run, write_json, write_table

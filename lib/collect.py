@@ -34,6 +34,7 @@ from lib.kernels.fused import GPU_TYPES, SUMS, gpu_loop
 from lib.kernels.grouped import GroupedMoments, Places
 from lib.kernels.histogram import Histogram
 from lib.kernels.moments import Moments
+from lib.labels.groupings import group_sizes, run_groupings
 from lib.passes import (
     BATCH,
     PassPlan,
@@ -51,7 +52,6 @@ from lib.processes import Processes, shares
 from lib.reader import Dither, SeedReader, Seen, pilot
 from lib.seeds import Trunk, check_seed, check_weights, load_model, mixed_precision, token_losses
 from lib.store import Run, TensorFiles, alone, read_tensors, write_json, write_table, write_tensors
-from lib.text_labels import group_sizes, run_groupings
 
 HISTOGRAM_EVERY = 8  # one batch in so many is counted into the histograms
 LOSS_BLOCKS = 256  # blocks on which each seed's loss is measured

@@ -17,7 +17,7 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from lib.base.errors import InputError
-from lib.labels import LabelSet
+from lib.labels.labels import LabelSet
 
 UNEXPLAINED = "unexplained"
 ALL_TOKENS = "token"  # the grouping in which every counted token has a group

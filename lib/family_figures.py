@@ -13,7 +13,7 @@ from lib.examples import STYLE, Examples
 from lib.families import PUBLISHED_HIGH, PUBLISHED_LOW, UNEXPLAINED
 from lib.family_summary import FAMILIES, TOP, groups_of
 from lib.figures import CORRELATION, HEIGHT, NEUTRAL, PERCENT, SEED_COLOURS, WIDE, canvas, note
-from lib.labels import WORD_PLACES
+from lib.labels.labels import WORD_PLACES
 
 COLOURS = dict(zip(FAMILIES, (*SEED_COLOURS[:-1], "#882255", "#000000", "#d0d0d0"), strict=True))
 GROUP_COLOURS = {"all": "#999999", TOP: CORRELATION, "universal": "#D55E00"}

@@ -10,7 +10,7 @@ import pandas as pd
 from torch import Tensor
 
 from lib.families import PUBLISHED_HIGH, PUBLISHED_LOW, TOP_SHARE, UNEXPLAINED
-from lib.labels import WORD_PLACES, LabelSet
+from lib.labels.labels import WORD_PLACES, LabelSet
 
 FAMILIES = {  # in the order of figures and tables, with the words that stand for them
     "unigram": "one word",

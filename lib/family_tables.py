@@ -21,10 +21,10 @@ from lib.base.files import file_sha256
 from lib.correlation import Scale, rotated_deviation, rotations
 from lib.families import Rotation, label_table, seed_families
 from lib.family_summary import matched_pairs, with_excess
-from lib.labels import Grouping, LabelSet
+from lib.labels.groupings import run_groupings, run_label_sets
+from lib.labels.labels import Grouping, LabelSet
+from lib.labels.token_classes import TOKEN_CLASSES, TokenClass
 from lib.store import Run, TensorFiles, write_json, write_table
-from lib.text_labels import run_groupings, run_label_sets
-from lib.token_classes import TOKEN_CLASSES, TokenClass
 
 ROTATION_DRAW = 1_000  # a rotation of its own, none of chapter 2's
 

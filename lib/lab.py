@@ -19,8 +19,8 @@ from lib.examples import LEVELS, STYLE, token_text
 from lib.families import EVEN, FEWEST_TOKENS, ODD, variance_reduction
 from lib.figures import COLOURS, NEUTRAL, PERCENT, layer_axis
 from lib.findings import count, percent
+from lib.labels.token_classes import looks, words
 from lib.seeds import Trunk
-from lib.token_classes import looks, words
 from lib.universality import layer_shares, share_curve, universal
 
 GRID = np.linspace(0, 1, 201)  # thresholds of the curve

@@ -16,7 +16,7 @@ from mistune import html as markdown
 from lib import lab
 from lib.base.errors import InputError
 from lib.family_tables import statistics
-from lib.labels import occurring, token_strings
+from lib.labels.labels import occurring, token_strings
 from lib.seeds import Trunk, load_model
 from lib.store import Run, TensorFiles
 

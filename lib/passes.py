@@ -334,7 +334,7 @@ def setting_of(
 ) -> Setting:
     """What the plan of a run depends on, on this device; `processes` share the memory of this machine.
 
-    `groups` are the names and sizes of the groupings of `lib.text_labels`; without them no grouped moments are planned.
+    `groups` are the names and sizes of the groupings of `lib.labels.groupings`; without them no grouped moments are planned.
     They are planned for the references, layer by layer, since those of one layer of a large model take gigabytes.
     """
     blocks = params.token_budget // params.context

@@ -22,13 +22,13 @@ from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, Operands, symm
 from lib.kernels.examples import TopExamples
 from lib.kernels.fused import fastest_layer_statistics
 from lib.kernels.grouped import GroupedMoments, Places
-from lib.linguistics import has_to_be_read
+from lib.labels.groupings import group_sizes
+from lib.labels.syntax import has_to_be_read
 from lib.passes import Plan, Setting, Shape, device_of, pack, pass_memory, setting_of, shared_shape, work_memory
 from lib.processes import Processes
 from lib.seeds import Trunk, mixed_precision
 from lib.store import Run
 from lib.text.tokenise import made_token_file
-from lib.text_labels import group_sizes
 
 # Published dense peaks without sparsity (NVIDIA data sheets, SXM), memory and its bandwidth; the shares of them that a run is taken to reach.
 GPUS = {

@@ -10,9 +10,9 @@ from lib import collect as collecting
 from lib.base.params import Params, write_params
 from lib.family_tables import open_families
 from lib.kernels.fused import layer_statistics
+from lib.labels.groupings import group_sizes
 from lib.store import Run
 from lib.tables import tabulate
-from lib.text_labels import group_sizes
 
 
 def made_run(folder: Path, seeds: dict[str, Path], patch, groups=lambda run: (), **changes) -> Run:

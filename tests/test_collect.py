@@ -18,9 +18,9 @@ import lib.collect
 from lib.base.errors import InputError
 from lib.base.params import ROOT
 from lib.collect import collect
+from lib.labels.groupings import group_sizes
 from lib.passes import Plan, pack, pass_memory, setting_of, shared_shape
 from lib.store import Run, alone, read_tensors, write_json, write_tensors
-from lib.text_labels import group_sizes
 
 
 @pytest.mark.parametrize("precision", ["fp64", "int8"])

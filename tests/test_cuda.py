@@ -10,8 +10,8 @@ from test_train import RECIPE, small_tokens
 from lib.circuits import processed_model
 from lib.gpt2 import Kernels
 from lib.kernels.fused import fastest_layer_statistics, layer_statistics, native_layer_statistics
+from lib.labels.groupings import group_sizes
 from lib.store import read_tensors
-from lib.text_labels import group_sizes
 from lib.trainer import Machine, SeedRun
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

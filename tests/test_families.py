@@ -12,8 +12,8 @@ from lib.base.files import file_sha256
 from lib.base.params import ROOT
 from lib.correlation import rotations
 from lib.kernels.grouped import GroupedMoments, Places
-from lib.labels import LabelSet, groupings, label_sets
-from lib.linguistics import linguistic_labels, read_linguistics
+from lib.labels.labels import LabelSet, groupings, label_sets
+from lib.labels.syntax import linguistic_labels, read_linguistics
 from lib.text.blocks import read_text
 from tests.conftest import TEXT, TOKENIZER
 

@@ -10,7 +10,7 @@ import torch
 from lib import family_figures, family_findings, family_summary
 from lib.families import UNEXPLAINED, Choice, Scores, assign
 from lib.family_summary import FAMILIES, TOP
-from lib.labels import LabelSet
+from lib.labels.labels import LabelSet
 
 LAYERS, WIDTH = 3, 20
 

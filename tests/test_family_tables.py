@@ -8,11 +8,11 @@ import torch
 from lib import collect as collecting
 from lib.base.errors import InputError
 from lib.family_tables import SeedStatistics, open_families
-from lib.labels import occurring
+from lib.labels.groupings import group_sizes
+from lib.labels.labels import occurring
+from lib.labels.token_classes import looks
 from lib.seeds import Trunk, load_model
 from lib.tables import tabulate
-from lib.text_labels import group_sizes
-from lib.token_classes import looks
 
 
 def direct_activations(run, seed: str, layer: int) -> torch.Tensor:

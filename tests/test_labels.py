@@ -5,11 +5,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from lib import labels
 from lib.base.errors import InputError
+from lib.labels import labels
+from lib.labels.token_classes import TOKEN_CLASSES, TokenClass, looks, names, prefixes, suffixes, words
 from lib.text import domains
 from lib.text.blocks import Text, read_text
-from lib.token_classes import TOKEN_CLASSES, TokenClass, looks, names, prefixes, suffixes, words
 from tests.conftest import TEXT, TOKENIZER
 
 # label: tokens that carry it / tokens that do not

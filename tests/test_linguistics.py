@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from lib import linguistics, topics
 from lib.base.files import file_sha256
 from lib.corpus import packing_order
-from lib.labels import token_bytes
-from lib.linguistics import (
+from lib.labels import syntax, topics
+from lib.labels.labels import token_bytes
+from lib.labels.syntax import (
     SEPARATOR,
     Grouping,
     aligned,
@@ -61,7 +61,7 @@ def cut_bytes(string: str) -> list[bytes]:
 def assert_no_drift(pieces: list[bytes]) -> None:
     """Against an oracle that counts bytes of prefixes: each token's span is one that shares most of its bytes."""
     string = b"".join(pieces).decode("utf-8", "surrogateescape")
-    spans = [(word.idx, word.idx + len(word)) for word in splitter()(linguistics._readable(string)) if not word.is_space]
+    spans = [(word.idx, word.idx + len(word)) for word in splitter()(syntax._readable(string)) if not word.is_space]
     found = aligned(pieces, string, spans)
 
     def byte(character: int) -> int:
@@ -91,7 +91,7 @@ def test_no_drift_when_a_passage_starts_and_ends_inside_a_character():
     pieces = [b"\x98\x80", b" w", b"or", b"d \xf0\x9f", b"\x98", b"\x80.", b" \xc3"]
     assert_no_drift(pieces)
     string = b"".join(pieces).decode("utf-8", "surrogateescape")
-    assert [string[a] for a in np.unique(linguistics.character_of_byte(string))] == list(string)
+    assert [string[a] for a in np.unique(syntax.character_of_byte(string))] == list(string)
     assert aligned(pieces, string, [(3, 7), (8, 9), (9, 10)]).tolist() == [-1, 0, 0, 1, 1, 1, -1]
 
 
@@ -125,9 +125,9 @@ SPEECH = ("The old captain had not seen three white whales in London. She wrote 
 
 
 @pytest.fixture(scope="module")
-def spoken() -> tuple[Text, linguistics.Grouping]:
+def spoken() -> tuple[Text, syntax.Grouping]:
     text = text_of(SPEECH, "Where is Anna?\n\nHere.")
-    return text, linguistics.linguistics(text, tokenizer())
+    return text, syntax.linguistics(text, tokenizer())
 
 
 def test_passages_join_blocks_in_the_order_before_shuffling():
@@ -188,10 +188,10 @@ def test_a_text_in_which_nothing_is_labelled_round_trips(tmp_path):
 
 
 def test_shipped_file_belongs_to_the_shipped_text():
-    grouping = read_linguistics(TEXT.with_name(linguistics.FILE), file_sha256(TEXT))
+    grouping = read_linguistics(TEXT.with_name(syntax.FILE), file_sha256(TEXT))
     text = read_text(TEXT)
     assert grouping is not None and grouping.ids.shape == text.tokens.shape
-    english = torch.tensor([domain in linguistics.ENGLISH_PROSE for domain in text.domains])[text.domain]
+    english = torch.tensor([domain in syntax.ENGLISH_PROSE for domain in text.domains])[text.domain]
     assert (grouping.ids[~english] == -1).all() and (grouping.ids[:, 0] == -1).all()
     assert (grouping.ids[english][text.counted()[english]] >= 0).float().mean() > 0.97
     pieces = token_bytes(tokenizer())
@@ -210,20 +210,20 @@ def test_a_run_with_another_text_keeps_its_own(spoken, tmp_path, capsys, monkeyp
     path = tmp_path / "text.safetensors"
     path.write_bytes(b"another text")
     run = SimpleNamespace(text_path=path, text=text, tokenizer=tokenizer(), folder=tmp_path / "run")
-    assert linguistics.has_to_be_read(run)
-    made = linguistics.run_linguistics(run)
+    assert syntax.has_to_be_read(run)
+    made = syntax.run_linguistics(run)
     assert made.groups == grouping.groups and torch.equal(made.ids, grouping.ids), "the same again"
-    monkeypatch.setattr(linguistics, "linguistics", None)
-    assert torch.equal(linguistics.run_linguistics(run).ids, made.ids), "read, not made again"
-    assert not linguistics.has_to_be_read(run)
+    monkeypatch.setattr(syntax, "linguistics", None)
+    assert torch.equal(syntax.run_linguistics(run).ids, made.ids), "read, not made again"
+    assert not syntax.has_to_be_read(run)
     run.text = replace(text, domains=("python code",))
     capsys.readouterr()
-    assert linguistics.run_linguistics(run) is None
+    assert syntax.run_linguistics(run) is None
     assert capsys.readouterr().err.startswith("no linguistic labels: none of the text's domains")
     run.text, asked = replace(text, domains=("forum",)), []
-    monkeypatch.setattr(linguistics, "ENGLISH_PROSE", ("speeches", "forum"))
-    monkeypatch.setattr(linguistics, "linguistics", lambda _text, _tokenizer, chosen: asked.append(chosen) or grouping)
-    assert linguistics.run_linguistics(run) and linguistics.run_linguistics(run) and asked == [("forum",)], "made for the domains that are prose, once"
+    monkeypatch.setattr(syntax, "ENGLISH_PROSE", ("speeches", "forum"))
+    monkeypatch.setattr(syntax, "linguistics", lambda _text, _tokenizer, chosen: asked.append(chosen) or grouping)
+    assert syntax.run_linguistics(run) and syntax.run_linguistics(run) and asked == [("forum",)], "made for the domains that are prose, once"
 
 
 def test_topics_are_constant_over_documents_and_the_same_again():

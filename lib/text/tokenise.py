@@ -24,7 +24,7 @@ from lib.base import params as parameters
 from lib.base.errors import InputError
 from lib.base.files import write_atomically, write_if_changed
 from lib.base.params import CACHE, Params, TextSource
-from lib.labels import token_bytes
+from lib.labels.labels import token_bytes
 from lib.seeds import tokenizer_sha256
 from lib.store import alone, write_json
 from lib.text import documents

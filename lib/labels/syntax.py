@@ -1,7 +1,7 @@
 """Linguistic labels: spaCy's reading of the English prose, aligned to model tokens by exact character offsets (METHOD §5, §8.5).
 
 Every token gets a signature, the tuple of all its linguistic values; moments are grouped by signature once and each
-label is a choice of signatures. `python -m lib.linguistics` writes the shipped file; `run_linguistics` finds a run's own.
+label is a choice of signatures. `python -m lib.labels.syntax` writes the shipped file; `run_linguistics` finds a run's own.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from tqdm import tqdm
 from lib.base.errors import InputError
 from lib.base.files import file_sha256, write_atomically
 from lib.corpus import packing_order
-from lib.labels import Grouping, LabelSet, label_set, token_bytes
+from lib.labels.labels import Grouping, LabelSet, label_set, token_bytes
 from lib.store import Run
 from lib.text.blocks import Text, read_text
 from lib.text.domains import ENGLISH_PROSE

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from lib.base.errors import InputError
 from lib.examples import BYTE_OF_LETTER, token_text
+from lib.labels.token_classes import TOKEN_CLASSES, TokenClass
 from lib.text.blocks import Text
 from lib.text.domains import CODE, DOMAINS, LANGUAGES
-from lib.token_classes import TOKEN_CLASSES, TokenClass
 
 WORD_RATE = 3000 / 10_000_000  # a unigram word is more frequent than this (METHOD §5)
 WORD_VARIANTS = 3  # and has more variants by case and leading space than this
@@ -117,7 +117,7 @@ def unigram_classes(texts: list[str], counts: Int[np.ndarray, "vocabulary"]) -> 
 
 def token_labels(tokenizer, counts: Int[np.ndarray, "vocabulary"] | None = None, vocab_size: int = 0,
                  classes: tuple[TokenClass, ...] = TOKEN_CLASSES) -> LabelSet:
-    """Labels of the current token: the classes of lib/token_classes.py, and unigram words if `counts` of the tokens are given.
+    """Labels of the current token: the classes of lib/labels/token_classes.py, and unigram words if `counts` of the tokens are given.
 
     `vocab_size` above the tokeniser's own adds groups that carry no label, for models whose vocabulary is padded.
     """

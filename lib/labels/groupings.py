@@ -2,16 +2,16 @@
 
 import torch
 
-from lib import labels, linguistics, topics
-from lib.labels import WORD_PLACES, Grouping, LabelSet
+from lib.labels import labels, syntax, topics
+from lib.labels.labels import WORD_PLACES, Grouping, LabelSet
+from lib.labels.token_classes import TOKEN_CLASSES, TokenClass
 from lib.store import Run
-from lib.token_classes import TOKEN_CLASSES, TokenClass
 
 
 def run_groupings(run: Run) -> dict[str, Grouping]:
     """Every grouping of the run's text that has a group at all; `token`, in which every token has one, comes first."""
     made = labels.groupings(run.text, run.tokenizer)
-    for extra in (linguistics.run_linguistics(run), topics.topics(run.text, run.tokenizer), word_place(run)):
+    for extra in (syntax.run_linguistics(run), topics.topics(run.text, run.tokenizer), word_place(run)):
         if extra is not None and extra.groups:
             made[extra.name] = extra
     return made
@@ -23,7 +23,7 @@ def group_sizes(run: Run) -> tuple[tuple[str, int], ...]:
 
 
 def word_place(run: Run) -> Grouping:
-    """Frequent words by where their tokens stand: groups `word|place`, places as `lib.labels.WORD_PLACES` (figures 15, 16)."""
+    """Frequent words by where their tokens stand: groups `word|place`, places as `lib.labels.labels.WORD_PLACES` (figures 15, 16)."""
     words = labels.unigram_classes(labels.token_strings(run.tokenizer), labels.token_counts(run.text))
     word_of_token = torch.full((run.text.vocab_size,), -1, dtype=torch.int32)
     for index, tokens in enumerate(words.values()):
@@ -37,7 +37,7 @@ def word_place(run: Run) -> Grouping:
 def run_label_sets(run: Run, groupings: dict[str, Grouping], classes: tuple[TokenClass, ...] = TOKEN_CLASSES) -> list[LabelSet]:
     """The labels over a run's groupings; `classes` is the table of token classes."""
     sets = labels.label_sets(run.text, run.tokenizer, classes)
-    for name, of_groups in (("linguistics", linguistics.linguistic_labels), ("topic", topics.topic_labels)):
+    for name, of_groups in (("linguistics", syntax.linguistic_labels), ("topic", topics.topic_labels)):
         if name in groupings:
             sets.append(of_groups(groupings[name].groups))
     return [one for one in sets if len(one.labels)]

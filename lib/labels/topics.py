@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lib.labels import Grouping, LabelSet, label_set, token_bytes
+from lib.labels.labels import Grouping, LabelSet, label_set, token_bytes
 from lib.text.blocks import Text
 
 COMPONENTS = 63
