@@ -12,9 +12,9 @@ from lib.base.params import ROOT, Params
 from lib.collect import Pass
 from lib.correlation import Comparison, Covariance, compare
 from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, symmetric_share
+from lib.models.trunk import Trunk, load_model, mixed_precision
 from lib.passes import CHUNK, batch_blocks, device_of, pack, setting_of, shared_shape
 from lib.reader import Dither, SeedReader, pilot
-from lib.seeds import Trunk, load_model, mixed_precision
 from lib.store import Run
 from lib.text.blocks import Text
 
@@ -113,7 +113,7 @@ class Given:
     post: list[Float[Tensor, "tokens neurons"]]
 
     def run(self, tokens: Int[Tensor, "blocks context"], visit: Callable, layers: int | None = None) -> None:
-        """Calls visit(layer, pre, post) as `lib.seeds.Trunk` does."""
+        """Calls visit(layer, pre, post) as `lib.models.trunk.Trunk` does."""
         start, given = (int(tokens[0, 0]) - 1) * CONTEXT, len(self.pre[0])
         stop = start + tokens.numel()
         part = slice(start, stop) if stop <= given else torch.arange(start, stop, device=tokens.device) % given

@@ -20,7 +20,7 @@ from bench import engine, published
 from bench.machine import seconds, this_device
 from lib.base.params import ROOT
 from lib.correlation import rotations
-from lib.seeds import load_model
+from lib.models.trunk import load_model
 from lib.store import Run, read_tensors, write_tensors
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from lib.effects import BLOCKS, TILE, mean_and_error, predicting
 from lib.interventions import Fix, run
 from lib.kernels.predictions import Cases, prediction_statistics, product_dtype
-from lib.processed import Processed
+from lib.models.processed import Processed
 from lib.roles import TOP
 from lib.universality import SIGNIFICANT, universal
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from lib.interventions import PathAblation, Trace, contribution, run
-from lib.processed import Processed
+from lib.models.processed import Processed
 
 PAIRS = 2  # of either sign
 BLOCKS = 8  # blocks in one forward pass

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lib import attention, entropy
 from lib.effects import FIXED_FREQUENCY, FROZEN_SCALE, TOTAL, Readout
-from lib.processed import Processed
+from lib.models.processed import Processed
 from lib.text.blocks import Text
 from lib.vocabulary import random_directions
 

@@ -7,19 +7,20 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from lib import ablation, attention, causal, circuits, effects, entropy, interventions, processed
+from lib import ablation, attention, causal, effects, entropy, interventions
 from lib.base.errors import InputError
 from lib.causal import VARIANTS, at_mean, at_values, sample_blocks, unigram_counts
 from lib.circuit_tables import kept
 from lib.findings import capital
 from lib.interventions import PathAblation
 from lib.kernels import forward, predictions
+from lib.models import processed, weights
 from lib.store import Run
 
 TOKENS = 12_288  # positions of text that effects are measured on, at most
 SHARE = 8  # and at most one in so many of the run's
 PART = 4  # one in so many of these for the matches in other seeds, and for the many sets that are ablated
-SOURCES = (sys.modules[__name__], attention, causal, circuits, effects, entropy, forward, interventions, predictions, processed)
+SOURCES = (sys.modules[__name__], attention, causal, weights, effects, entropy, forward, interventions, predictions, processed)
 
 
 def positions(run: Run) -> int:

@@ -12,13 +12,14 @@ import pandas as pd
 import torch
 from torch.nn.functional import normalize
 
-from lib import circuits, next_token, vocabulary
+from lib import next_token, vocabulary
 from lib.base.files import file_sha256
 from lib.family_tables import statistics
 from lib.labels import labels, token_classes
 from lib.labels.labels import LabelSet, token_counts, token_labels
+from lib.models import weights as circuits
+from lib.models.trunk import load_model
 from lib.next_token import class_sums, next_token_table, with_corrected_p
-from lib.seeds import load_model
 from lib.store import Run, write_json, write_table
 from lib.vocabulary import PUBLISHED_CUTS, best_class, class_scores, null_cuts, random_directions
 

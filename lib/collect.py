@@ -35,6 +35,7 @@ from lib.kernels.grouped import GroupedMoments, Places
 from lib.kernels.histogram import Histogram
 from lib.kernels.moments import Moments
 from lib.labels.groupings import group_sizes, run_groupings
+from lib.models.trunk import Trunk, check_seed, check_weights, load_model, mixed_precision, token_losses
 from lib.passes import (
     BATCH,
     PassPlan,
@@ -50,7 +51,6 @@ from lib.passes import (
 )
 from lib.processes import Processes, shares
 from lib.reader import Dither, SeedReader, Seen, pilot
-from lib.seeds import Trunk, check_seed, check_weights, load_model, mixed_precision, token_losses
 from lib.store import Run, TensorFiles, alone, read_tensors, write_json, write_table, write_tensors
 
 HISTOGRAM_EVERY = 8  # one batch in so many is counted into the histograms

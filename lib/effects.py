@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lib.interventions import Fix, run
 from lib.kernels.predictions import STATISTICS, Cases, prediction_statistics, product_dtype
-from lib.processed import Processed
+from lib.models.processed import Processed
 
 OUTCOMES = (*STATISTICS, "scale")
 TOTAL, FROZEN_SCALE, FIXED_FREQUENCY = "total", "frozen scale", "fixed frequency"

@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from lib import circuits, emergence, emergence_findings, vocabulary
+from lib import emergence, emergence_findings, vocabulary
 from lib.base import params as parameters
 from lib.base.errors import InputError, told
 from lib.base.files import file_sha256
@@ -26,7 +26,8 @@ from lib.circuit_tables import weights_of
 from lib.collect import collect
 from lib.emergence_checkpoints import Point, lacks_tokeniser, link_seed, points
 from lib.family_summary import FAMILIES, with_excess
-from lib.seeds import load_model
+from lib.models import weights
+from lib.models.trunk import load_model
 from lib.store import Run, write_json, write_table
 from lib.tables import tabulate
 from lib.universality import frequency_cosine_correlation, property_tests, reference_shares
@@ -63,7 +64,7 @@ def measure(run: Run) -> dict[str, pd.DataFrame]:
     for seed, own in neurons.groupby("seed", sort=False):
         _, unembedding = weights_of(run, seed)
         directions = vocabulary.random_directions(vocabulary.DIRECTIONS, len(unembedding), run.params.random_seed)
-        null = circuits.vocabulary_moments(directions, unembedding)
+        null = weights.vocabulary_moments(directions, unembedding)
         cuts[seed] = vocabulary.null_cuts(null)
         found = {
             "seeds": reference_shares(own, threshold).assign(frequency_cosine=frequency_cosine_correlation(own)),

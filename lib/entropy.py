@@ -13,9 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lib.circuits import CHUNK
 from lib.effects import Readout
-from lib.processed import Processed
+from lib.models.processed import Processed
+from lib.models.weights import CHUNK
 
 LAST_LAYERS = 2
 CANDIDATES = 6
@@ -79,7 +79,7 @@ def frequency_share(w_out: Float[Tensor, "neurons d_model"], reading: Readout) -
 
 
 def logit_variance(w_out: Float[Tensor, "neurons d_model"], unembedding: Float[Tensor, "d_model vocabulary"]) -> Float[Tensor, "neurons"]:
-    """Variance over the vocabulary of cos(w_out, W_U[:, v]), as `lib.circuits.vocabulary_moments` has it; 0 for a neuron that writes nothing.
+    """Variance over the vocabulary of cos(w_out, W_U[:, v]), as `lib.models.weights.vocabulary_moments` has it; 0 for a neuron that writes nothing.
 
     A quadratic form in the covariance of the unembedding's unit columns, so that no neuron meets every token.
     """

@@ -14,10 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lib import circuits
 from lib.circuit_tables import kept, weights_of
 from lib.examples import token_text
 from lib.family_summary import FAMILIES
+from lib.models import weights
 from lib.store import Run
 from lib.tables import neuron_index
 from lib.universality import PROPERTIES
@@ -136,7 +136,7 @@ def extreme_tokens(
     """
     number = min(number, unit_unembedding.shape[1])
     parts: dict[str, list[Tensor]] = {name: [] for name in ("promoted", "promoted_cos", "suppressed", "suppressed_cos")}
-    for some in normalize(w_out, dim=1).split(max(1, circuits.CHUNK // unit_unembedding.shape[1])):
+    for some in normalize(w_out, dim=1).split(max(1, weights.CHUNK // unit_unembedding.shape[1])):
         cosine = some @ unit_unembedding  # (neurons, vocabulary)
         for name, largest in (("promoted", True), ("suppressed", False)):
             values, tokens = cosine.topk(number, dim=1, largest=largest)
@@ -159,7 +159,7 @@ def logit_tokens(run: Run, shown: dict[str, Int[np.ndarray, "rows"]]) -> pd.Data
         return pd.concat(parts, ignore_index=True)
 
     depends_on = {"number": LOGIT_TOKENS, "rows": {seed: [len(rows), int(rows.sum())] for seed, rows in shown.items()}}
-    return kept(run, "logit_tokens", (sys.modules[__name__], circuits), depends_on, make)
+    return kept(run, "logit_tokens", (sys.modules[__name__], weights), depends_on, make)
 
 
 # ---------------------------------------------------------------- strongest examples and matches

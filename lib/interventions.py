@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lib.base.errors import InputError
-from lib.processed import Processed
+from lib.models.processed import Processed
 
 INPUTS = ("q", "k", "v")
 

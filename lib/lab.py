@@ -20,7 +20,7 @@ from lib.families import EVEN, FEWEST_TOKENS, ODD, variance_reduction
 from lib.figures import COLOURS, NEUTRAL, PERCENT, layer_axis
 from lib.findings import count, percent
 from lib.labels.token_classes import looks, words
-from lib.seeds import Trunk
+from lib.models.trunk import Trunk
 from lib.universality import layer_shares, share_curve, universal
 
 GRID = np.linspace(0, 1, 201)  # thresholds of the curve

@@ -17,7 +17,7 @@ from lib import lab
 from lib.base.errors import InputError
 from lib.family_tables import statistics
 from lib.labels.labels import occurring, token_strings
-from lib.seeds import Trunk, load_model
+from lib.models.trunk import Trunk, load_model
 from lib.store import Run, TensorFiles
 
 SHOWN = 15  # neurons that a label's table lists

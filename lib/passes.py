@@ -312,7 +312,7 @@ def shape_of(source: str) -> Shape:
 
 def shared_shape(params: Params) -> Shape:
     """The shape of all seeds; InputError where a config cannot be read or they differ."""
-    from lib.seeds import read_config
+    from lib.models.trunk import read_config
 
     shapes = {}
     for name in sorted(params.seeds):

@@ -24,9 +24,9 @@ from lib.kernels.fused import fastest_layer_statistics
 from lib.kernels.grouped import GroupedMoments, Places
 from lib.labels.groupings import group_sizes
 from lib.labels.syntax import has_to_be_read
+from lib.models.trunk import Trunk, mixed_precision
 from lib.passes import Plan, Setting, Shape, device_of, pack, pass_memory, setting_of, shared_shape, work_memory
 from lib.processes import Processes
-from lib.seeds import Trunk, mixed_precision
 from lib.store import Run
 from lib.text.tokenise import made_token_file
 

@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 from lib.base.errors import told
 from lib.base.params import read_params
-from lib.circuits import weight_properties
 from lib.collect import load_accumulators
 from lib.correlation import Comparison, Covariance, Scale, compare
 from lib.kernels.moments import Moments
 from lib.matching import MOST, assignment, cliques
+from lib.models.weights import weight_properties
 from lib.passes import device_of
 from lib.sampling import parts_of, sampled
 from lib.store import Run, read_tensors, write_json, write_table

@@ -14,7 +14,7 @@ from lib import ablation, causal_findings, ledger
 from lib.ablation import MOST, RANDOM, UNIVERSAL, NeuronSet
 from lib.claims import UNKNOWN, Evidence
 from lib.interventions import Fix, run
-from lib.processed import processed
+from lib.models.processed import processed
 
 VOCABULARY, WIDTH = 97, 40
 

@@ -11,7 +11,7 @@ from bench import engine, published, table, whole
 from lib import front
 from lib.correlation import rotations
 from lib.kernels.fused import layer_statistics
-from lib.seeds import load_model
+from lib.models.trunk import load_model
 
 
 def test_published_algorithm_and_ours_agree_on_whole_runs(make_run, seed_folders):

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from lib import ablation, attention, causal, causal_figures, causal_findings, effects, entropy
 from lib.effects import FIXED_FREQUENCY, FROZEN_SCALE, TOTAL
 from lib.interventions import PathAblation, run
-from lib.processed import Block, Processed
+from lib.models.processed import Block, Processed
 
 LAYERS, HEADS, D_MODEL, D_HEAD, NEURONS, VOCABULARY, CONTEXT = 3, 2, 64, 32, 60, 300, 16
 

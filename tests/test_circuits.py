@@ -7,7 +7,7 @@ from scipy import stats
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lib import circuits
+from lib.models import weights
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def table(folder):
-    return circuits.weight_properties(folder)
+    return weights.weight_properties(folder)
 
 
 def by_hand(folder):
@@ -79,30 +79,30 @@ def test_processing_leaves_the_next_token_distribution_alone(folder):
     tokens = torch.randint(0, 97, (2, 12), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         raw = GPT2LMHeadModel.from_pretrained(folder).eval()(tokens).logits
-        processed = circuits.processed_model(folder)(tokens)
+        processed = weights.processed_model(folder)(tokens)
     moved = processed - raw
     assert moved.abs().max() > 1e-3  # centring did something
     torch.testing.assert_close(moved, moved.mean(dim=-1, keepdim=True).expand_as(moved), rtol=0, atol=1e-4)
 
 
 def test_chunks_do_not_change_the_result(folder, table, monkeypatch):
-    monkeypatch.setattr(circuits, "CHUNK", 97 * 7)
-    np.testing.assert_allclose(circuits.weight_properties(folder), table, rtol=1e-5, atol=1e-6)
+    monkeypatch.setattr(weights, "CHUNK", 97 * 7)
+    np.testing.assert_allclose(weights.weight_properties(folder), table, rtol=1e-5, atol=1e-6)
 
 
 def test_a_raw_bridge_is_refused_and_a_processed_one_used_as_it_is(folder, table):
     bridge = TransformerBridge.boot_transformers(str(folder))
     with pytest.raises(ValueError, match="enable_compatibility_mode"):
-        circuits.weight_properties(bridge)
+        weights.weight_properties(bridge)
     bridge.enable_compatibility_mode()
-    np.testing.assert_allclose(circuits.weight_properties(bridge), table)
+    np.testing.assert_allclose(weights.weight_properties(bridge), table)
 
 
 def test_a_neuron_that_writes_nothing_has_cosine_zero_and_no_shape():
     unit = torch.nn.functional.normalize(torch.randn(4, 9, generator=torch.Generator().manual_seed(0)), dim=0)
-    moments = circuits.vocabulary_moments(torch.zeros(1, 4), unit)
+    moments = weights.vocabulary_moments(torch.zeros(1, 4), unit)
     assert moments["vocab_mean"] == 0 and moments["vocab_var"] == 0
     assert moments["vocab_skew"].isnan() and moments["vocab_kurt"].isnan()
-    assert circuits.largest_cosine(torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]])).tolist() == pytest.approx(
+    assert weights.largest_cosine(torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]])).tolist() == pytest.approx(
         [0.5**0.5, 0.0, 0.5**0.5]
     )

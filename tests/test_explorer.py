@@ -14,7 +14,7 @@ from stand_ins import llama_model
 from bench import pages
 from lib import explorer, explorer_files, report
 from lib.base.params import Params
-from lib.circuits import processed_model
+from lib.models.weights import processed_model
 from lib.store import Run
 
 

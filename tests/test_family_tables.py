@@ -11,7 +11,7 @@ from lib.family_tables import SeedStatistics, open_families
 from lib.labels.groupings import group_sizes
 from lib.labels.labels import occurring
 from lib.labels.token_classes import looks
-from lib.seeds import Trunk, load_model
+from lib.models.trunk import Trunk, load_model
 from lib.tables import tabulate
 
 

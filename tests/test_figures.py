@@ -11,7 +11,7 @@ from PIL import Image as Picture
 from PIL import ImageDraw
 
 from lib import figures, universality
-from lib.circuits import READING_COLUMNS
+from lib.models.weights import READING_COLUMNS
 
 LAYERS, WIDTH = 4, 20
 

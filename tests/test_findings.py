@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from lib import findings, universality
-from lib.circuits import READING_COLUMNS
+from lib.models.weights import READING_COLUMNS
 from tests.test_figures import convergence_table, losses_table, made_up, matches_table
 
 EVERY_CASE = pytest.mark.parametrize("threshold", [-1, 0.5, 0.93, 2], ids=["all", "some", "few", "none"])

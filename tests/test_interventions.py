@@ -9,11 +9,11 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForC
 from lib import effects
 from lib.attention import query_path_ablations, value_norms
 from lib.base.errors import InputError
-from lib.circuits import processed_model
 from lib.effects import FIXED_FREQUENCY, FROZEN_SCALE, OUTCOMES, TOTAL
 from lib.interventions import Fix, FreezeFinalScale, PathAblation, Scale, run
 from lib.kernels import native, predictions
-from lib.processed import processed
+from lib.models.processed import processed
+from lib.models.weights import processed_model
 
 LAYERS, VOCABULARY, HEADS, NEURONS, CONTEXT = 3, 97, 2, 40, 12
 LAST = LAYERS - 1

@@ -21,7 +21,7 @@ from lib import lab
 from lib.base.errors import InputError
 from lib.base.params import ROOT
 from lib.lab_widgets import LabelPanel, TextPanel, ThresholdPanel
-from lib.seeds import Trunk, load_model
+from lib.models.trunk import Trunk, load_model
 from tests.test_params import is_sentence
 
 TEXTS = ["the", " The", " then", "42", " 1999", "\n", " a"]

@@ -434,7 +434,7 @@ def make(tmp_path):
     for name in ("Makefile", "requirements.txt", "constraints.txt", "params"):
         (shutil.copytree if name == "params" else shutil.copy)(ROOT / name, tmp_path / name)
     for name in ("notebooks/01_one.ipynb", "notebooks/02_two.ipynb", "notebooks/optional/published.ipynb", "lib/tables.py", "lib/correlation.py",
-                 "lib/circuits.py", "lib/matching.py", "lib/sampling.py", "lib/universality.py", "lib/collect.py", "lib/figures.py",
+                 "lib/models/weights.py", "lib/matching.py", "lib/sampling.py", "lib/universality.py", "lib/collect.py", "lib/figures.py",
                  "lib/report.py", "lib/pages.py", "lib/kernels/loops.cpp"):  # fmt: skip
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text("")

@@ -13,11 +13,12 @@ from torch.nn.functional import gelu, silu
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import BloomConfig, BloomForCausalLM
 
-from lib import plan, seeds
+from lib import plan
 from lib.base.errors import InputError
-from lib.circuits import READING_COLUMNS, weight_properties
 from lib.collect import collect, losses
-from lib.seeds import Trunk, check_weights, load_model, tokenizer_sha256
+from lib.models import trunk as seeds
+from lib.models.trunk import Trunk, check_weights, load_model, tokenizer_sha256
+from lib.models.weights import READING_COLUMNS, weight_properties
 from lib.text.blocks import read_text
 
 

@@ -10,12 +10,12 @@ from scipy import stats
 from transformers import GPT2LMHeadModel
 
 from lib import circuit_tables, vocabulary
-from lib.circuits import processed_model
 from lib.kernels.grouped import GroupedMoments, Places
 from lib.labels import labels
 from lib.labels.labels import LabelSet
+from lib.models.trunk import Trunk, load_model
+from lib.models.weights import processed_model
 from lib.next_token import GROUPING
-from lib.seeds import Trunk, load_model
 from lib.store import write_json, write_tensors
 from tests.conftest import save_seed, small_model
 

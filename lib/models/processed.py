@@ -17,8 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lib.base.errors import InputError
-from lib.circuits import processed_model
 from lib.kernels.forward import affine, causal_attention, tanh_gelu
+from lib.models.weights import processed_model
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
