@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lib.base.params import ROOT, Params
 from lib.collect import Pass
-from lib.correlation import Comparison, Covariance, compare
+from lib.kernels.correlation import Comparison, Covariance, compare
 from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, symmetric_share
 from lib.models.trunk import Trunk, load_model, mixed_precision
 from lib.passes import CHUNK, batch_blocks, device_of, pack, setting_of, shared_shape

@@ -8,7 +8,7 @@ from torch.nn.functional import gelu
 from bench import published
 from bench.engine import CONTEXT, RANDOM_SEED, Given, Statistics, chunk_tokens, rows
 from bench.machine import gemm_peak, interleaved, median, seconds
-from lib.correlation import rotations
+from lib.kernels.correlation import rotations
 from lib.kernels.covariance import OPERAND_DTYPES
 from lib.kernels.fused import compiled_layer_statistics, layer_statistics, native_layer_statistics
 from lib.passes import BATCH

@@ -19,7 +19,7 @@ from torch import Tensor
 from bench import engine, published
 from bench.machine import seconds, this_device
 from lib.base.params import ROOT
-from lib.correlation import rotations
+from lib.kernels.correlation import rotations
 from lib.models.trunk import load_model
 from lib.store import Run, read_tensors, write_tensors
 

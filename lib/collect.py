@@ -26,8 +26,8 @@ from lib.base.errors import InputError, told
 from lib.base.files import file_sha256
 from lib.base.hub import weights_sha256
 from lib.base.params import read_params
-from lib.correlation import Covariance, compare, products_at
 from lib.kernels import native
+from lib.kernels.correlation import Covariance, compare, products_at
 from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, Operands
 from lib.kernels.examples import TopExamples
 from lib.kernels.fused import GPU_TYPES, SUMS, gpu_loop

@@ -18,9 +18,9 @@ from tqdm import tqdm
 from lib import families as scoring
 from lib.base.errors import InputError
 from lib.base.files import file_sha256
-from lib.correlation import Scale, rotated_deviation, rotations
 from lib.families import Rotation, label_table, seed_families
 from lib.family_summary import matched_pairs, with_excess
+from lib.kernels.correlation import Scale, rotated_deviation, rotations
 from lib.labels.groupings import run_groupings, run_label_sets
 from lib.labels.labels import Grouping, LabelSet
 from lib.labels.token_classes import TOKEN_CLASSES, TokenClass

@@ -17,7 +17,7 @@ import torch
 from lib.base.errors import InputError, told
 from lib.base.params import Params, read_params
 from lib.collect import SNAPSHOTS
-from lib.correlation import Scale, block_baseline, haar_rotation
+from lib.kernels.correlation import Scale, block_baseline, haar_rotation
 from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, Operands, symmetric_share
 from lib.kernels.examples import TopExamples
 from lib.kernels.fused import fastest_layer_statistics

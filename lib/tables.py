@@ -14,7 +14,7 @@ from tqdm import tqdm
 from lib.base.errors import told
 from lib.base.params import read_params
 from lib.collect import load_accumulators
-from lib.correlation import Comparison, Covariance, Scale, compare
+from lib.kernels.correlation import Comparison, Covariance, Scale, compare
 from lib.kernels.moments import Moments
 from lib.matching import MOST, assignment, cliques
 from lib.models.weights import weight_properties

@@ -9,7 +9,7 @@ from torch.nn.functional import gelu
 
 from bench import engine, published, table, whole
 from lib import front
-from lib.correlation import rotations
+from lib.kernels.correlation import rotations
 from lib.kernels.fused import layer_statistics
 from lib.models.trunk import load_model
 

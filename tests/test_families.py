@@ -10,7 +10,7 @@ from lib import families
 from lib.base.errors import InputError
 from lib.base.files import file_sha256
 from lib.base.params import ROOT
-from lib.correlation import rotations
+from lib.kernels.correlation import rotations
 from lib.kernels.grouped import GroupedMoments, Places
 from lib.labels.labels import LabelSet, groupings, label_sets
 from lib.labels.syntax import linguistic_labels, read_linguistics

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from lib.correlation import Covariance, Scale, best_matches, compare, haar_rotation, rotations
 from lib.kernels import native
+from lib.kernels.correlation import Covariance, Scale, best_matches, compare, haar_rotation, rotations
 from lib.kernels.covariance import OPERAND_DTYPES, PANEL, Clipped, LayerProducts, Operands
 from lib.kernels.examples import TopExamples
 from lib.kernels.fused import (

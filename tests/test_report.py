@@ -433,7 +433,7 @@ def make(tmp_path):
     """make(*arguments) in a small copy of the repository whose Python only writes down which steps ran."""
     for name in ("Makefile", "requirements.txt", "constraints.txt", "params"):
         (shutil.copytree if name == "params" else shutil.copy)(ROOT / name, tmp_path / name)
-    for name in ("notebooks/01_one.ipynb", "notebooks/02_two.ipynb", "notebooks/optional/published.ipynb", "lib/tables.py", "lib/correlation.py",
+    for name in ("notebooks/01_one.ipynb", "notebooks/02_two.ipynb", "notebooks/optional/published.ipynb", "lib/tables.py", "lib/kernels/correlation.py",
                  "lib/models/weights.py", "lib/matching.py", "lib/sampling.py", "lib/universality.py", "lib/collect.py", "lib/figures.py",
                  "lib/report.py", "lib/pages.py", "lib/kernels/loops.cpp"):  # fmt: skip
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
