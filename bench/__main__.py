@@ -14,7 +14,7 @@ from bench.whole import measured
 from lib.base.params import ROOT
 from lib.kernels.covariance import fastest_precision
 from lib.passes import BATCH
-from lib.store import write_json
+from lib.run import write_json
 
 TOKENS = 300_000  # of the comparison
 PUBLISHED_TOKENS = 8192  # of them the published way reads so many (its pass is linear in tokens)

@@ -15,7 +15,7 @@ from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, symmetric_shar
 from lib.models.trunk import Trunk, load_model, mixed_precision
 from lib.passes import CHUNK, batch_blocks, device_of, pack, setting_of, shared_shape
 from lib.reader import Dither, SeedReader, pilot
-from lib.store import Run
+from lib.run import Run
 from lib.text.blocks import Text
 
 RANDOM_SEED = 0

@@ -17,7 +17,7 @@ from lib.families import Rotation, seed_families
 from lib.kernels.grouped import GroupedMoments, Places
 from lib.labels.groupings import run_groupings, run_label_sets
 from lib.passes import BATCH
-from lib.store import Run
+from lib.run import Run
 
 LAYERS, NEURONS, SEEDS = 6, 1024, 5
 SAMPLE = 40  # pairs of neuron and label that the published way is timed on

@@ -8,7 +8,7 @@ import time
 
 from bench.engine import shipped_run
 from lib.base.params import ROOT, write_params
-from lib.store import Run
+from lib.run import Run
 
 SEEDS = ("a", "b", "c", "d", "e")
 

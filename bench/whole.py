@@ -21,7 +21,7 @@ from bench.machine import seconds, this_device
 from lib.base.params import ROOT
 from lib.kernels.correlation import rotations
 from lib.models.trunk import load_model
-from lib.store import Run, read_tensors, write_tensors
+from lib.run import Run, read_tensors, write_tensors
 
 
 def published_way(run: Run) -> tuple[dict[str, Tensor], dict]:

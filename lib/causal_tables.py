@@ -15,7 +15,7 @@ from lib.findings import capital
 from lib.interventions import PathAblation
 from lib.kernels import forward, predictions
 from lib.models import processed, weights
-from lib.store import Run
+from lib.run import Run
 
 TOKENS = 12_288  # positions of text that effects are measured on, at most
 SHARE = 8  # and at most one in so many of the run's

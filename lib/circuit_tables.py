@@ -20,7 +20,7 @@ from lib.labels.labels import LabelSet, token_counts, token_labels
 from lib.models import weights as circuits
 from lib.models.trunk import load_model
 from lib.next_token import class_sums, next_token_table, with_corrected_p
-from lib.store import Run, write_json, write_table
+from lib.run import Run, write_json, write_table
 from lib.vocabulary import PUBLISHED_CUTS, best_class, class_scores, null_cuts, random_directions
 
 SOURCES = (sys.modules[__name__], circuits, vocabulary, labels, token_classes)  # what makes roles.parquet

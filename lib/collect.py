@@ -51,7 +51,7 @@ from lib.passes import (
 )
 from lib.processes import Processes, shares
 from lib.reader import Dither, SeedReader, Seen, pilot
-from lib.store import Run, TensorFiles, alone, read_tensors, write_json, write_table, write_tensors
+from lib.run import Run, TensorFiles, alone, read_tensors, write_json, write_table, write_tensors
 
 HISTOGRAM_EVERY = 8  # one batch in so many is counted into the histograms
 LOSS_BLOCKS = 256  # blocks on which each seed's loss is measured

@@ -15,7 +15,7 @@ import pandas as pd
 from lib.base.errors import InputError, told
 from lib.base.files import file_sha256
 from lib.base.params import read_params
-from lib.store import Run, write_json, write_table
+from lib.run import Run, write_json, write_table
 from lib.universality import PROPERTIES, universal
 
 CORRELATIONS = {

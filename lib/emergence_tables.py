@@ -28,7 +28,7 @@ from lib.emergence_checkpoints import Point, lacks_tokeniser, link_seed, points
 from lib.family_summary import FAMILIES, with_excess
 from lib.models import weights
 from lib.models.trunk import load_model
-from lib.store import Run, write_json, write_table
+from lib.run import Run, write_json, write_table
 from lib.tables import tabulate
 from lib.universality import frequency_cosine_correlation, property_tests, reference_shares
 

@@ -17,7 +17,7 @@ from lib.archive import contents
 from lib.base.errors import InputError, told
 from lib.base.params import OUTPUTS, ROOT, read_params
 from lib.figures import in_few_colours
-from lib.store import Run
+from lib.run import Run
 
 HOME = OUTPUTS / "example"
 NOTEBOOK = "03_universality.ipynb"  # the chapter that answers the report's question; the others hold what their pages show

@@ -18,7 +18,7 @@ from lib.circuit_tables import kept, weights_of
 from lib.examples import token_text
 from lib.family_summary import FAMILIES
 from lib.models import weights
-from lib.store import Run
+from lib.run import Run
 from lib.tables import neuron_index
 from lib.universality import PROPERTIES
 

@@ -18,7 +18,7 @@ from lib import explorer
 from lib.base.files import file_sha256, write_atomically, write_if_changed
 from lib.explorer import PLAIN, WORDS
 from lib.pages import TEMPLATES, page
-from lib.store import Run, write_json
+from lib.run import Run, write_json
 from lib.universality import layer_percentiles
 
 PAGE, FOLDER = "neurons.html", "neurons"

@@ -24,7 +24,7 @@ from lib.kernels.correlation import Scale, rotated_deviation, rotations
 from lib.labels.groupings import run_groupings, run_label_sets
 from lib.labels.labels import Grouping, LabelSet
 from lib.labels.token_classes import TOKEN_CLASSES, TokenClass
-from lib.store import Run, TensorFiles, write_json, write_table
+from lib.run import Run, TensorFiles, write_json, write_table
 
 ROTATION_DRAW = 1_000  # a rotation of its own, none of chapter 2's
 

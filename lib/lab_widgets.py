@@ -18,7 +18,7 @@ from lib.base.errors import InputError
 from lib.family_tables import statistics
 from lib.labels.labels import occurring, token_strings
 from lib.models.trunk import Trunk, load_model
-from lib.store import Run, TensorFiles
+from lib.run import Run, TensorFiles
 
 SHOWN = 15  # neurons that a label's table lists
 GROUPINGS = {"the token itself": "token", "the token before": "previous_token", "the token after": "next_token"}

@@ -27,7 +27,7 @@ from lib.labels.syntax import has_to_be_read
 from lib.models.trunk import Trunk, mixed_precision
 from lib.passes import Plan, Setting, Shape, device_of, pack, pass_memory, setting_of, shared_shape, work_memory
 from lib.processes import Processes
-from lib.store import Run
+from lib.run import Run
 from lib.text.tokenise import made_token_file
 
 # Published dense peaks without sparsity (NVIDIA data sheets, SXM), memory and its bandwidth; the shares of them that a run is taken to reach.

@@ -213,7 +213,7 @@ def render(folder: Path) -> Path:
     from lib import front, pages
     from lib.explorer import can_explore
     from lib.explorer_files import write_explorer
-    from lib.store import Run, write_table, write_tables_shown
+    from lib.run import Run, write_table, write_tables_shown
 
     params = read_params(folder / "params.yaml")
     report = folder / "report"

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lib.store import Run, read_tensors
+from lib.run import Run, read_tensors
 from lib.universality import universal
 
 DRAWS = 400  # bootstrap draws

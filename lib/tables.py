@@ -19,8 +19,8 @@ from lib.kernels.moments import Moments
 from lib.matching import MOST, assignment, cliques
 from lib.models.weights import weight_properties
 from lib.passes import device_of
+from lib.run import Run, read_tensors, write_json, write_table
 from lib.sampling import parts_of, sampled
-from lib.store import Run, read_tensors, write_json, write_table
 from lib.universality import reference_shares
 
 CORRELATION_COLUMNS = ("max_corr", "mean_corr", "min_corr", "max_baseline", "mean_baseline", "min_baseline")

@@ -17,7 +17,7 @@ from lib.base.params import ROOT, Params
 from lib.collect import collect
 from lib.example import QUIET, chromium
 from lib.kernels.fused import fastest_layer_statistics, layer_statistics
-from lib.store import Run
+from lib.run import Run
 from lib.tables import tabulate
 from lib.text.blocks import read_text
 

@@ -11,7 +11,7 @@ from lib.base.params import Params, write_params
 from lib.family_tables import open_families
 from lib.kernels.fused import layer_statistics
 from lib.labels.groupings import group_sizes
-from lib.store import Run
+from lib.run import Run
 from lib.tables import tabulate
 
 

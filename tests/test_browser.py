@@ -23,7 +23,7 @@ from test_ledger import make_tables
 from lib import figures, findings, pages, report, universality
 from lib.base.params import ROOT
 from lib.examples import gallery_html, neuron_table_html
-from lib.store import write_table
+from lib.run import write_table
 
 pytestmark = needs_browser
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}

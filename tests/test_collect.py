@@ -20,7 +20,7 @@ from lib.base.params import ROOT
 from lib.collect import collect
 from lib.labels.groupings import group_sizes
 from lib.passes import Plan, pack, pass_memory, setting_of, shared_shape
-from lib.store import Run, alone, read_tensors, write_json, write_tensors
+from lib.run import Run, alone, read_tensors, write_json, write_tensors
 
 
 @pytest.mark.parametrize("precision", ["fp64", "int8"])

@@ -9,7 +9,7 @@ from conftest import SHIPPED
 
 from lib import compare, compare_figures, compare_findings
 from lib.base.errors import InputError
-from lib.store import write_table
+from lib.run import write_table
 
 LAYERS, NEURONS, THRESHOLD = 3, 100, 0.5
 

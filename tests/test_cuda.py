@@ -11,7 +11,7 @@ from lib.gpt2 import Kernels
 from lib.kernels.fused import fastest_layer_statistics, layer_statistics, native_layer_statistics
 from lib.labels.groupings import group_sizes
 from lib.models.weights import processed_model
-from lib.store import read_tensors
+from lib.run import read_tensors
 from lib.trainer import Machine, SeedRun
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

@@ -18,7 +18,7 @@ from lib import emergence_findings as findings
 from lib.base.errors import InputError
 from lib.base.params import Params
 from lib.emergence_tables import Emergence, open_chapter, tabulate_emergence
-from lib.store import write_json, write_table
+from lib.run import write_json, write_table
 from lib.text.blocks import read_text
 from lib.universality import OWN_LAYER, layer_shares, reference_shares, universal
 

@@ -15,7 +15,7 @@ from bench import pages
 from lib import explorer, explorer_files, report
 from lib.base.params import Params
 from lib.models.weights import processed_model
-from lib.store import Run
+from lib.run import Run
 
 
 class Explorer:

@@ -25,7 +25,7 @@ from lib import archive, example, pages, report, universality
 from lib.base.errors import InputError
 from lib.base.files import file_sha256
 from lib.base.params import ROOT, read_params
-from lib.store import write_table
+from lib.run import write_table
 from tests.test_params import is_sentence
 
 FIXTURES = ROOT / "tests" / "notebooks"

@@ -20,7 +20,7 @@ from lib.base.files import file_sha256
 from lib.base.params import TextSource
 from lib.corpus import newline_ids
 from lib.models.trunk import tokenizer_sha256
-from lib.store import Run, alone
+from lib.run import Run, alone
 from lib.text import documents, tokenise
 from lib.text.blocks import read_text
 from lib.text.documents import Part, parts

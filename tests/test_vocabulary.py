@@ -16,7 +16,7 @@ from lib.labels.labels import LabelSet
 from lib.models.trunk import Trunk, load_model
 from lib.models.weights import processed_model
 from lib.next_token import GROUPING
-from lib.store import write_json, write_tensors
+from lib.run import write_json, write_tensors
 from tests.conftest import save_seed, small_model
 
 TOKENS, WIDTH = 600, 48

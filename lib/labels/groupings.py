@@ -5,7 +5,7 @@ import torch
 from lib.labels import labels, syntax, topics
 from lib.labels.labels import WORD_PLACES, Grouping, LabelSet
 from lib.labels.token_classes import TOKEN_CLASSES, TokenClass
-from lib.store import Run
+from lib.run import Run
 
 
 def run_groupings(run: Run) -> dict[str, Grouping]:

@@ -23,7 +23,7 @@ from lib.base.errors import InputError
 from lib.base.files import file_sha256, write_atomically
 from lib.corpus import packing_order
 from lib.labels.labels import Grouping, LabelSet, label_set, token_bytes
-from lib.store import Run
+from lib.run import Run
 from lib.text.blocks import Text, read_text
 from lib.text.domains import ENGLISH_PROSE
 

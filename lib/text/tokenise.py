@@ -26,7 +26,7 @@ from lib.base.files import write_atomically, write_if_changed
 from lib.base.params import CACHE, Params, TextSource
 from lib.labels.labels import token_bytes
 from lib.models.trunk import tokenizer_sha256
-from lib.store import alone, write_json
+from lib.run import alone, write_json
 from lib.text import documents
 from lib.text.blocks import Text, write_text
 from lib.text.documents import Part
