@@ -59,7 +59,7 @@ example: $(OUT)/report/index.html ## the example report in outputs/example, from
 	@$(PY) -m lib.example $(OUT)
 
 plan: $(READY) ## memory, passes, disk and time that a run will take; [RUN=tiny] [SEED=a] [TOKENS=1000000] [PARAMS=path.yaml]
-	@$(PY) -m lib.plan '$(PARAMS)' --run '$(RUN)' $(if $(SEED),--seed '$(SEED)') $(if $(TOKENS),--tokens '$(TOKENS)')
+	@$(PY) -m lib.collect.forecast '$(PARAMS)' --run '$(RUN)' $(if $(SEED),--seed '$(SEED)') $(if $(TOKENS),--tokens '$(TOKENS)')
 
 emergence: $(READY) ## chapter 06's tables, from the seeds' training checkpoints; [RUN=tiny] [TOKENS=300000] [STEPS="64 512", or none] [KEEP=data/emergence] [EXPORT=data/emergence]
 	@$(PY) -m lib.emergence_tables '$(PARAMS)' --run '$(RUN)' $(if $(TOKENS),--tokens '$(TOKENS)') $(if $(STEPS),--steps $(filter-out none,$(STEPS))) $(if $(KEEP),--keep '$(KEEP)') $(if $(EXPORT),--export '$(EXPORT)')

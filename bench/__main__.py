@@ -12,8 +12,8 @@ from bench.scaling import SEEDS, scaling
 from bench.statistics import SHAPES, compare_at, elementwise, share_of_peak
 from bench.whole import measured
 from lib.base.params import ROOT
+from lib.collect.planner import BATCH
 from lib.kernels.covariance import fastest_precision
-from lib.passes import BATCH
 from lib.run import write_json
 
 TOKENS = 300_000  # of the comparison

@@ -9,12 +9,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lib.base.params import ROOT, Params
-from lib.collect import Pass
+from lib.collect.one_pass import Pass
+from lib.collect.planner import CHUNK, batch_blocks, device_of, pack, setting_of, shared_shape
+from lib.collect.reader import Dither, SeedReader, pilot
 from lib.kernels.correlation import Comparison, Covariance, compare
 from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, symmetric_share
 from lib.models.trunk import Trunk, load_model, mixed_precision
-from lib.passes import CHUNK, batch_blocks, device_of, pack, setting_of, shared_shape
-from lib.reader import Dither, SeedReader, pilot
 from lib.run import Run
 from lib.text.blocks import Text
 

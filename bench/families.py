@@ -13,10 +13,10 @@ import pandas as pd
 import torch
 
 from lib.base.params import ROOT, read_params
+from lib.collect.planner import BATCH
 from lib.families import Rotation, seed_families
 from lib.kernels.grouped import GroupedMoments, Places
 from lib.labels.groupings import run_groupings, run_label_sets
-from lib.passes import BATCH
 from lib.run import Run
 
 LAYERS, NEURONS, SEEDS = 6, 1024, 5

@@ -5,8 +5,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from bench.engine import shipped_run
 from bench.machine import interleaved, median
+from lib.collect.planner import BATCH
 from lib.models.trunk import Trunk, load_model
-from lib.passes import BATCH
 
 HOOKS = ("mlp.hook_pre", "mlp.hook_post")
 

@@ -8,10 +8,10 @@ from torch.nn.functional import gelu
 from bench import published
 from bench.engine import CONTEXT, RANDOM_SEED, Given, Statistics, chunk_tokens, rows
 from bench.machine import gemm_peak, interleaved, median, seconds
+from lib.collect.planner import BATCH
 from lib.kernels.correlation import rotations
 from lib.kernels.covariance import OPERAND_DTYPES
 from lib.kernels.fused import compiled_layer_statistics, layer_statistics, native_layer_statistics
-from lib.passes import BATCH
 
 SHAPES = ((3, 512), (6, 1024), (12, 1024))  # layers, neurons a layer
 BATCHES = 4  # times the least tokens of a forward pass: distinct tokens of activations, which the published way adds at a time

@@ -23,7 +23,7 @@ from lib.base.files import file_sha256
 from lib.base.hub import weight_files, weights_sha256
 from lib.base.params import Params, read_params
 from lib.circuit_tables import weights_of
-from lib.collect import collect
+from lib.collect.one_pass import collect
 from lib.emergence_checkpoints import Point, lacks_tokeniser, link_seed, points
 from lib.family_summary import FAMILIES, with_excess
 from lib.models import weights

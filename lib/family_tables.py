@@ -59,7 +59,7 @@ def statistics(run: Run, seed: str) -> SeedStatistics:
 
 def rotation_of(run: Run, seed: str) -> Rotation:
     """A rotation of each layer of a seed, with the deviations of its rotated neurons from the run's covariances."""
-    from lib.collect import load_accumulators
+    from lib.collect.one_pass import load_accumulators
 
     covariance, moments = load_accumulators(run)
     scale = Scale.of(moments[seed])

@@ -1,7 +1,7 @@
 """How sure a correlation is, given the text: partners chosen on one part of it, correlations measured on the others.
 
 A pass that takes snapshots also records, after each part of the text, the sums from which a neuron's correlation with the
-partner it had at the first snapshot is computed (`lib.collect.Pass.part`). What lies between two records is one part. The first part
+partner it had at the first snapshot is computed (`lib.collect.one_pass.Pass.part`). What lies between two records is one part. The first part
 chose the partner, so the others measure the match without the choice's luck; parts drawn with replacement
 (a bootstrap over parts, METHOD §7) tell how much another text of the same kind would have moved a neuron's excess.
 """
@@ -29,7 +29,7 @@ class Parts:
     """Sums of each part of the text, the first part (which chose the partners) left out.
 
     products (parts, seeds, seeds, total), Σ x y with the partner; sums (parts, seeds, 3, total), Σ of operand, activation and its
-    square (`lib.collect.PART_SUMS`), all in the pilot's scaled units; tokens (parts); partner (seeds, seeds, total).
+    square (`lib.collect.one_pass.PART_SUMS`), all in the pilot's scaled units; tokens (parts); partner (seeds, seeds, total).
     """
 
     products: Float[Tensor, "parts seeds seeds total"]

@@ -13,12 +13,12 @@ from tqdm import tqdm
 
 from lib.base.errors import told
 from lib.base.params import read_params
-from lib.collect import load_accumulators
+from lib.collect.one_pass import load_accumulators
+from lib.collect.planner import device_of
 from lib.kernels.correlation import Comparison, Covariance, Scale, compare
 from lib.kernels.moments import Moments
 from lib.matching import MOST, assignment, cliques
 from lib.models.weights import weight_properties
-from lib.passes import device_of
 from lib.run import Run, read_tensors, write_json, write_table
 from lib.sampling import parts_of, sampled
 from lib.universality import reference_shares

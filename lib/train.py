@@ -45,7 +45,7 @@ from transformers import GPT2LMHeadModel
 from lib.base.errors import InputError, told
 from lib.base.files import file_sha256
 from lib.bigram import Bigram
-from lib.collect import device_name
+from lib.collect.one_pass import device_name
 from lib.gpt2 import token_losses
 from lib.seed_card import seeds_section, write_section
 from lib.text.blocks import Text, read_text

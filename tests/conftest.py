@@ -14,7 +14,7 @@ from local_hub import LocalHub
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lib.base.params import ROOT, Params
-from lib.collect import collect
+from lib.collect.one_pass import collect
 from lib.example import QUIET, chromium
 from lib.kernels.fused import fastest_layer_statistics, layer_statistics
 from lib.run import Run
@@ -148,10 +148,10 @@ def make_run(tmp_path, monkeypatch):
     """make_run(seeds, **parameters): a run that writes below the test's temporary folder."""
     monkeypatch.setattr("lib.base.params.OUTPUTS", tmp_path / "outputs")
     # small models run uncompiled: the same expression (test_kernels compares them) without a compilation per shape
-    monkeypatch.setattr("lib.reader.fastest_layer_statistics", lambda: _uncompiled_if_small)
+    monkeypatch.setattr("lib.collect.reader.fastest_layer_statistics", lambda: _uncompiled_if_small)
 
     # grouped moments take gigabytes for the shipped seeds; tests/test_family_tables.py collects them
-    monkeypatch.setattr("lib.collect.group_sizes", lambda run: ())
+    monkeypatch.setattr("lib.collect.one_pass.group_sizes", lambda run: ())
 
     def make(seeds: dict[str, Path], **changes) -> Run:
         values = dict(

@@ -6,8 +6,8 @@ import pytest
 from conftest import TEXT, permuted, save_seed, small_model
 
 from lib import causal, causal_tables, circuit_tables, report
-from lib import collect as collecting
 from lib.base.params import Params, write_params
+from lib.collect import one_pass as collecting
 from lib.family_tables import open_families
 from lib.kernels.fused import layer_statistics
 from lib.labels.groupings import group_sizes
@@ -18,7 +18,7 @@ from lib.tables import tabulate
 def made_run(folder: Path, seeds: dict[str, Path], patch, groups=lambda run: (), **changes) -> Run:
     """A run through all its passes and first tables, with its outputs below `folder`."""
     patch.setattr("lib.base.params.OUTPUTS", folder)
-    patch.setattr("lib.reader.fastest_layer_statistics", lambda: layer_statistics)
+    patch.setattr("lib.collect.reader.fastest_layer_statistics", lambda: layer_statistics)
     patch.setattr(collecting, "group_sizes", groups)
     values = dict(
         run="test", seeds={name: str(path) for name, path in seeds.items()}, reference=sorted(seeds)[0], text=str(TEXT), context=256,

@@ -25,7 +25,7 @@ def test_published_algorithm_and_ours_agree_on_whole_runs(make_run, seed_folders
 
 @pytest.mark.parametrize("precision, tolerance", [("fp64", 1e-12), ("fp32", 1e-5), ("bf16", 5e-3), ("int8", 2e-2)])
 def test_statistics_alone_agree_with_the_published_sums(precision, tolerance, monkeypatch):
-    monkeypatch.setattr("lib.reader.fastest_layer_statistics", lambda: layer_statistics)
+    monkeypatch.setattr("lib.collect.reader.fastest_layer_statistics", lambda: layer_statistics)
     torch.manual_seed(0)
     rows = engine.rows(torch.device("cpu"), 24, 2048)
     features = torch.randn(rows, 8)

@@ -17,9 +17,9 @@ from conftest import permuted, save_seed, small_model, tables_of
 import lib.collect
 from lib.base.errors import InputError
 from lib.base.params import ROOT
-from lib.collect import collect
+from lib.collect.one_pass import collect
+from lib.collect.planner import Plan, pack, pass_memory, setting_of, shared_shape
 from lib.labels.groupings import group_sizes
-from lib.passes import Plan, pack, pass_memory, setting_of, shared_shape
 from lib.run import Run, alone, read_tensors, write_json, write_tensors
 
 
@@ -49,17 +49,17 @@ from pathlib import Path
 import lib.collect, lib.params, lib.reader
 from lib.kernels.fused import layer_statistics
 lib.base.params.OUTPUTS = Path(sys.argv[2])
-lib.collect.SAVE_SECONDS = 0
-lib.reader.fastest_layer_statistics = lambda: layer_statistics
+lib.collect.one_pass.SAVE_SECONDS = 0
+lib.collect.reader.fastest_layer_statistics = lambda: layer_statistics
 if "RANK" in os.environ:
-    lib.collect.group_sizes = lambda run: ()  # products are what processes share here; saving them is quick
-advance = lib.collect.Pass.advance
+    lib.collect.one_pass.group_sizes = lambda run: ()  # products are what processes share here; saving them is quick
+advance = lib.collect.one_pass.Pass.advance
 def slow(self, chunk, bar):
     advance(self, chunk, bar)
     os.write(1, f"{os.getpid()} {chunk}\\n".encode())  # in one piece, whoever else writes
     time.sleep(0.05)
-lib.collect.Pass.advance = slow
-lib.collect.collect(lib.collect.Run(lib.base.params.read_params(sys.argv[1])))
+lib.collect.one_pass.Pass.advance = slow
+lib.collect.one_pass.collect(lib.collect.one_pass.Run(lib.base.params.read_params(sys.argv[1])))
 """
 
 
@@ -77,7 +77,7 @@ def start_slowly(run, tmp_path, *launcher) -> subprocess.Popen:
 
 
 def test_a_killed_pass_goes_on_to_the_same_tables(make_run, seed_folders, tmp_path, monkeypatch):
-    monkeypatch.setattr("lib.collect.group_sizes", group_sizes)  # grouped moments go on as well
+    monkeypatch.setattr("lib.collect.one_pass.group_sizes", group_sizes)  # grouped moments go on as well
     settings = {"precision": "int8", "token_budget": 200 * 256}
     whole = tables_of(make_run(seed_folders, run="whole", **settings))
     run = make_run(seed_folders, run="killed", **settings)
@@ -140,7 +140,7 @@ def test_several_passes_end_with_the_tables_of_one(make_run, seed_folders):
 
 
 def test_a_pass_for_grouped_moments_alone_finds_those_of_one_pass(make_run, seed_folders, monkeypatch):
-    monkeypatch.setattr("lib.collect.group_sizes", group_sizes)
+    monkeypatch.setattr("lib.collect.one_pass.group_sizes", group_sizes)
     whole = make_run(seed_folders, run="whole", precision="int8")
     collect(whole)
     setting = setting_of(whole.params, shared_shape(whole.params), torch.device("cpu"), groups=group_sizes(whole))
@@ -160,11 +160,11 @@ def test_a_pass_for_grouped_moments_alone_finds_those_of_one_pass(make_run, seed
 def test_a_run_goes_on_in_the_precision_that_it_began_with(make_run, seed_folders, monkeypatch):
     run = make_run(seed_folders, precision="auto")
     with monkeypatch.context() as stopped:
-        stopped.setattr("lib.passes.fastest_precision", lambda device, tokens: "fp64")
-        stopped.setattr("lib.collect._run_pass", lambda *arguments: 1 / 0)
+        stopped.setattr("lib.collect.planner.fastest_precision", lambda device, tokens: "fp64")
+        stopped.setattr("lib.collect.one_pass._run_pass", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             collect(run)
-    monkeypatch.setattr("lib.passes.fastest_precision", lambda device, tokens: "int8")
+    monkeypatch.setattr("lib.collect.planner.fastest_precision", lambda device, tokens: "int8")
     collect(run)
     assert run.done["precision"] == "fp64"
     assert next(iter(run.stats("pair").values())).dtype == "float64"
@@ -180,16 +180,16 @@ def test_a_pass_is_not_complete_while_another_machine_s_state_is_not_seen(tmp_pa
         write_tensors(other, {"done": chunks[min(len(slept), 2)]})  # first an older state
 
     monkeypatch.setattr("time.sleep", seen_late)
-    assert lib.collect._others(tmp_path, "pass-00.state-", mine, chunks[0]) == [other] and len(slept) == 2
+    assert lib.collect.one_pass._others(tmp_path, "pass-00.state-", mine, chunks[0]) == [other] and len(slept) == 2
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     with pytest.raises(InputError, match="every part of the text once"):
-        lib.collect._others(tmp_path, "pass-00.state-", mine, chunks[1])
+        lib.collect.one_pass._others(tmp_path, "pass-00.state-", mine, chunks[1])
 
 
 def test_a_pass_leaves_no_memory_to_the_next(make_run, seed_folders, monkeypatch):
     """Accumulators take gigabytes: they must go with their pass, not when the garbage collector comes round."""
-    monkeypatch.setattr("lib.collect.group_sizes", group_sizes)
-    passes, make = [], lib.collect.Pass
+    monkeypatch.setattr("lib.collect.one_pass.group_sizes", group_sizes)
+    passes, make = [], lib.collect.one_pass.Pass
 
     def watched(*arguments):
         assert all(one() is None for one in passes)
@@ -197,7 +197,7 @@ def test_a_pass_leaves_no_memory_to_the_next(make_run, seed_folders, monkeypatch
         passes.append(weakref.ref(made))
         return made
 
-    monkeypatch.setattr("lib.collect.Pass", watched)
+    monkeypatch.setattr("lib.collect.one_pass.Pass", watched)
     gc.disable()
     try:
         run = make_run(seed_folders, run="small")
@@ -243,7 +243,7 @@ def test_less_memory_is_heeded_until_a_pass_has_saved_something(make_run, seed_f
 
     run = make_run(seed_folders)
     with monkeypatch.context() as patch:
-        patch.setattr("lib.collect._run_pass", interrupted)
+        patch.setattr("lib.collect.one_pass._run_pass", interrupted)
         with pytest.raises(KeyboardInterrupt):
             collect(run)
     setting = setting_of(run.params, shared_shape(run.params), torch.device("cpu"))

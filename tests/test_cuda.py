@@ -22,7 +22,7 @@ TOLERANCE = {"fp64": 1e-4, "fp32": 1e-4, "bf16": 0.05, "int8": 0.05}
 
 @pytest.mark.parametrize("precision", list(TOLERANCE))
 def test_a_pass_has_the_tables_of_the_cpu(make_run, seed_folders, monkeypatch, precision):
-    monkeypatch.setattr("lib.collect.group_sizes", group_sizes)
+    monkeypatch.setattr("lib.collect.one_pass.group_sizes", group_sizes)
     settings = {"token_budget": 200 * 256, "memory_gb": 4.0}
     host = make_run(seed_folders, run="host", **settings)
     device = make_run(seed_folders, run="device", **settings, device="cuda", precision=precision)

@@ -131,7 +131,7 @@ def test_a_killed_run_goes_on_and_finished_points_are_not_measured_again(params,
     assert not (params.folder / "emergence" / "emergence.json").exists()
     seen.clear()
     monkeypatch.setattr(emergence_tables, "measure", lambda run: seen.append(run.params.run) or real(run))
-    monkeypatch.setattr("lib.collect._run_pass", lambda work, *_: _only("final", work))
+    monkeypatch.setattr("lib.collect.one_pass._run_pass", lambda work, *_: _only("final", work))
     with pytest.raises(AssertionError):  # the second point's pass was complete; only the last one has still to be run
         tabulate_emergence(params, 8 * 256)
     assert seen == ["emergence-test-checkpoint-2"]

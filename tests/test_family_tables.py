@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import collect as collecting
 from lib.base.errors import InputError
+from lib.collect import one_pass as collecting
 from lib.family_tables import SeedStatistics, open_families
 from lib.labels.groupings import group_sizes
 from lib.labels.labels import occurring

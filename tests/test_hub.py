@@ -19,8 +19,8 @@ from lib.base.hub import fetch, fetch_config, needed_files, snapshot, weight_nam
 from lib.base.params import ROOT, read_params
 from lib.causal_tables import weight_table
 from lib.circuit_tables import logit_effects, role_table
-from lib.collect import collect
-from lib.passes import shape_of
+from lib.collect.one_pass import collect
+from lib.collect.planner import shape_of
 from lib.tables import tabulate
 
 MODEL, REVISION = "EleutherAI/pythia-160m-seed1", "step143000"

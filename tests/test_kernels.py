@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from lib.collect.reader import REACH, REACH_TOKENS, _int8_scaling, _Range
 from lib.kernels import native
 from lib.kernels.correlation import Covariance, Scale, best_matches, compare, haar_rotation, rotations
 from lib.kernels.covariance import OPERAND_DTYPES, PANEL, Clipped, LayerProducts, Operands
@@ -24,7 +25,6 @@ from lib.kernels.fused import (
 from lib.kernels.histogram import Histogram
 from lib.kernels.moments import Moments
 from lib.kernels.native import LANES
-from lib.reader import REACH, REACH_TOKENS, _int8_scaling, _Range
 
 LAYERS, NEURONS = 2, 5
 needs_compiler = pytest.mark.skipif(not native.libraries(), reason="no C++ compiler")

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config
 
-from lib import plan
 from lib.base.errors import InputError
-from lib.kernels.covariance import multiplies_panels
-from lib.passes import (
+from lib.collect import forecast
+from lib.collect.forecast import GPUS, operations, published, seconds
+from lib.collect.planner import (
     INT8_SUMS,
     Plan,
     Setting,
@@ -27,8 +27,8 @@ from lib.passes import (
     shape_of,
     units_of,
 )
-from lib.plan import GPUS, operations, published, seconds
-from lib.processes import Processes, shares
+from lib.collect.processes import Processes, shares
+from lib.kernels.covariance import multiplies_panels
 
 SMALL = Shape(layers=12, neurons=3072, width=768, vocabulary=50257, positions=1024, parameters=124_439_808)
 SETTING = Setting(tuple("abcde"), tuple("abcde"), SMALL, blocks=80, context=256, precision="int8", memory=20e9)
@@ -47,10 +47,10 @@ def test_every_unit_lies_in_one_pass_that_fits(memory, seeds, alone, precision):
         SETTING, seeds=names, references=names[-1:] if alone else names, memory=memory, precision=precision
     )
     plan = pack(setting)
-    assert [unit for part in plan.passes for unit in part.units] == units_of(setting)
+    assert [unit for part in forecast.passes for unit in part.units] == units_of(setting)
     pairs = sum(unit.memory for unit in units_of(setting) if unit.kind == "pair")
     assert pairs == len(setting.pairs) * SMALL.total**2 * setting.accumulator_bytes
-    for part in plan.passes:
+    for part in forecast.passes:
         assert pass_memory(setting, part) <= memory and part.chunk % setting.batch == 0
         depths = part.depths(SMALL.layers)
         for unit in part.units:
@@ -93,14 +93,14 @@ def test_what_cannot_fit_is_refused():
 
 def test_operations_and_times_grow_with_pairs_and_tokens():
     plan = pack(SETTING)
-    counted = operations(SETTING, plan)
+    counted = operations(SETTING, forecast)
     tokens = 80 * 256
     share = 13 / 24 if multiplies_panels(3072) else 3 / 4  # of a symmetric product
     assert counted["products"] == 2 * tokens * (10 * 36864**2 + share * 5 * 12 * 3072**2)
     speeds = published(SETTING, "H100")
     more = replace(SETTING, blocks=800)
-    assert seconds(pack(more), speeds, 5)["passes"] > seconds(plan, speeds, 5)["passes"]
-    assert seconds(plan, speeds, 5)["tables"] > seconds(plan, speeds, 1)["tables"] and set(GPUS) >= {"H100", "H200"}
+    assert seconds(pack(more), speeds, 5)["passes"] > seconds(forecast, speeds, 5)["passes"]
+    assert seconds(forecast, speeds, 5)["tables"] > seconds(forecast, speeds, 1)["tables"] and set(GPUS) >= {"H100", "H200"}
 
 
 def test_the_shape_comes_from_the_config_alone(tmp_path):
@@ -155,8 +155,8 @@ def test_processes_started_again_do_not_read_what_dead_ones_left(monkeypatch):
 
 
 def test_a_gpu_that_is_too_small_is_told_after_the_rest(monkeypatch, make_run, seed_folders):
-    monkeypatch.setattr(plan, "GPUS", {"small": GPUS["H100"] | {"memory": 1e6}, "H100": GPUS["H100"]})
-    told = plan.lines(make_run(seed_folders).params)
+    monkeypatch.setattr(forecast, "GPUS", {"small": GPUS["H100"] | {"memory": 1e6}, "H100": GPUS["H100"]})
+    told = forecast.lines(make_run(seed_folders).params)
     assert told[-1] == "does not fit into the memory of one small" and "time on one H100" in told[-2]
 
 

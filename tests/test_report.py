@@ -434,7 +434,7 @@ def make(tmp_path):
     for name in ("Makefile", "requirements.txt", "constraints.txt", "params"):
         (shutil.copytree if name == "params" else shutil.copy)(ROOT / name, tmp_path / name)
     for name in ("notebooks/01_one.ipynb", "notebooks/02_two.ipynb", "notebooks/optional/published.ipynb", "lib/tables.py", "lib/kernels/correlation.py",
-                 "lib/models/weights.py", "lib/matching.py", "lib/sampling.py", "lib/universality.py", "lib/collect.py", "lib/figures.py",
+                 "lib/models/weights.py", "lib/matching.py", "lib/sampling.py", "lib/universality.py", "lib/collect/one_pass.py", "lib/figures.py",
                  "lib/report.py", "lib/pages.py", "lib/kernels/loops.cpp"):  # fmt: skip
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text("")
@@ -473,7 +473,7 @@ def test_make_redoes_what_changed_and_nothing_else(make, tmp_path):
         "lib/pages.py": ["render"],
         "lib/tables.py": ["tables", "execute 01_one", "execute 02_two", "render"],
         "lib/matching.py": ["tables", "execute 01_one", "execute 02_two", "render"],
-        "lib/collect.py": ["execute 01_one", "execute 02_two", "render"],  # never a new pass for an edit
+        "lib/collect/one_pass.py": ["execute 01_one", "execute 02_two", "render"],  # never a new pass for an edit
     }.items():
         (tmp_path / file).touch()
         assert make("report")[1] == expected, file

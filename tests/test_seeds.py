@@ -13,9 +13,9 @@ from torch.nn.functional import gelu, silu
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import BloomConfig, BloomForCausalLM
 
-from lib import plan
 from lib.base.errors import InputError
-from lib.collect import collect, losses
+from lib.collect import forecast
+from lib.collect.one_pass import collect, losses
 from lib.models import trunk as seeds
 from lib.models.trunk import Trunk, check_weights, load_model, tokenizer_sha256
 from lib.models.weights import READING_COLUMNS, weight_properties
@@ -277,7 +277,7 @@ def test_a_config_that_is_not_there_or_broken_is_told_before_the_text_is_read(tm
         folder.mkdir()
         (folder / "config.json").write_text(content)
     run = make_run({"a": seed_folders["a"], "b": folder})
-    for call in (lambda: collect(run), lambda: plan.lines(run.params)):
+    for call in (lambda: collect(run), lambda: forecast.lines(run.params)):
         with pytest.raises(InputError, match=f"^seed 'b': .*{told}") as error:
             call()
         assert "\n" not in str(error.value)

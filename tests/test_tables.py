@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 from transformers import GPT2LMHeadModel
 
-from lib.collect import collect
+from lib.collect.one_pass import collect
 from lib.tables import tabulate
 
 NEURON_COLUMNS = (

@@ -1,7 +1,7 @@
 """What a run will cost, before any weight is read: memory, passes, operations, disk, and time here and on GPUs.
 
 Operations are counted from the shape; speeds are measured for a few seconds on a random model of the same width and
-on products of the same size. `python -m lib.plan params.yaml` (`make plan`) prints it.
+on products of the same size. `python -m lib.collect.forecast params.yaml` (`make plan`) prints it.
 """
 
 import argparse
@@ -16,7 +16,19 @@ import torch
 
 from lib.base.errors import InputError, told
 from lib.base.params import Params, read_params
-from lib.collect import SNAPSHOTS
+from lib.collect.one_pass import SNAPSHOTS
+from lib.collect.planner import (
+    Plan,
+    Setting,
+    Shape,
+    device_of,
+    pack,
+    pass_memory,
+    setting_of,
+    shared_shape,
+    work_memory,
+)
+from lib.collect.processes import Processes
 from lib.kernels.correlation import Scale, block_baseline, haar_rotation
 from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, Operands, symmetric_share
 from lib.kernels.examples import TopExamples
@@ -25,8 +37,6 @@ from lib.kernels.grouped import GroupedMoments, Places
 from lib.labels.groupings import group_sizes
 from lib.labels.syntax import has_to_be_read
 from lib.models.trunk import Trunk, mixed_precision
-from lib.passes import Plan, Setting, Shape, device_of, pack, pass_memory, setting_of, shared_shape, work_memory
-from lib.processes import Processes
 from lib.run import Run
 from lib.text.tokenise import made_token_file
 
@@ -279,7 +289,7 @@ def lines(params: Params) -> list[str]:
 @told
 def main(arguments: list[str] | None = None) -> int:
     """Command line: one parameter file, and what `make` says instead of it; 0 on success, 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m lib.plan", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m lib.collect.forecast", description=__doc__.splitlines()[0])
     parser.add_argument("params")
     parser.add_argument("--run")
     parser.add_argument("--seed")

@@ -5,7 +5,7 @@ Everything that a pass may hold is a `Unit`: what it accumulates, which layers o
 the memory limit. A pass runs the seeds that its units need, as far as the last layer that they need.
 
 To add an accumulator of a seed's activations: list its units in `units_of` with their bytes, one per seed, or one per seed
-and layer where a seed's is large (then name the kind in LAYERWISE), and say in `lib.collect.ACCUMULATORS` how it is
+and layer where a seed's is large (then name the kind in LAYERWISE), and say in `lib.collect.one_pass.ACCUMULATORS` how it is
 made and fed. Its tensors then lie in stats/<kind>-<pass>.safetensors, named `<seed>.<tensor>` or `<seed>.<layer>.<tensor>`.
 """
 

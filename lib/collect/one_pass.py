@@ -1,6 +1,6 @@
 """The passes over the text: every block goes once through the seeds that a pass needs and into all its accumulators.
 
-Which accumulators a pass holds is planned by memory (`lib.passes`); runs that fit take one pass. Each process saves its state every few
+Which accumulators a pass holds is planned by memory (`lib.collect.planner`); runs that fit take one pass. Each process saves its state every few
 minutes and goes on from there after a kill; outputs/<run>/stats ends with safetensors files `<kind>-<pass>` and a
 summary in done.json. `python -m lib.collect outputs/<run>/params.yaml`, or with several processes
 `torchrun --nproc-per-node=K -m lib.collect outputs/<run>/params.yaml`.
@@ -26,17 +26,7 @@ from lib.base.errors import InputError, told
 from lib.base.files import file_sha256
 from lib.base.hub import weights_sha256
 from lib.base.params import read_params
-from lib.kernels import native
-from lib.kernels.correlation import Covariance, compare, products_at
-from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, Operands
-from lib.kernels.examples import TopExamples
-from lib.kernels.fused import GPU_TYPES, SUMS, gpu_loop
-from lib.kernels.grouped import GroupedMoments, Places
-from lib.kernels.histogram import Histogram
-from lib.kernels.moments import Moments
-from lib.labels.groupings import group_sizes, run_groupings
-from lib.models.trunk import Trunk, check_seed, check_weights, load_model, mixed_precision, token_losses
-from lib.passes import (
+from lib.collect.planner import (
     BATCH,
     PassPlan,
     Plan,
@@ -49,8 +39,18 @@ from lib.passes import (
     setting_of,
     shared_shape,
 )
-from lib.processes import Processes, shares
-from lib.reader import Dither, SeedReader, Seen, pilot
+from lib.collect.processes import Processes, shares
+from lib.collect.reader import Dither, SeedReader, Seen, pilot
+from lib.kernels import native
+from lib.kernels.correlation import Covariance, compare, products_at
+from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, Operands
+from lib.kernels.examples import TopExamples
+from lib.kernels.fused import GPU_TYPES, SUMS, gpu_loop
+from lib.kernels.grouped import GroupedMoments, Places
+from lib.kernels.histogram import Histogram
+from lib.kernels.moments import Moments
+from lib.labels.groupings import group_sizes, run_groupings
+from lib.models.trunk import Trunk, check_seed, check_weights, load_model, mixed_precision, token_losses
 from lib.run import Run, TensorFiles, alone, read_tensors, write_json, write_table, write_tensors
 
 HISTOGRAM_EVERY = 8  # one batch in so many is counted into the histograms
@@ -81,8 +81,8 @@ def _feed_histogram(histogram: Histogram, seen: Seen) -> None:
         histogram.update(seen.layer, seen.pre, seen.counted)
 
 
-# How the accumulators of one seed are made, from the run, their unit and the seed's pilot (`lib.reader.PILOT_NAMES`), and
-# how they are fed each layer's activations (`lib.reader.Seen`) from the unit's first layer to the one before its stop.
+# How the accumulators of one seed are made, from the run, their unit and the seed's pilot (`lib.collect.reader.PILOT_NAMES`), and
+# how they are fed each layer's activations (`lib.collect.reader.Seen`) from the unit's first layer to the one before its stop.
 ACCUMULATORS: dict[str, tuple[Callable, Callable]] = {
     "examples": (_examples, _feed_examples),
     "histogram": (_histogram, _feed_histogram),

@@ -12,11 +12,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lib.base.errors import InputError
+from lib.collect.planner import BATCH, batch_blocks
 from lib.kernels.covariance import OPERAND_DTYPES, Clipped, Operands
 from lib.kernels.fused import INT8_LIMIT, SUMS, clipped_entries, fastest_layer_statistics
 from lib.kernels.moments import Moments
 from lib.models.trunk import Trunk
-from lib.passes import BATCH, batch_blocks
 from lib.text.blocks import Text
 
 PILOT = 64  # blocks that fix shifts and scales
