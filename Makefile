@@ -37,7 +37,7 @@ EXECUTED := $(CHAPTERS:notebooks/%=$(OUT)/notebooks/%)
 # A published table that `make compare` has laid beside the run's own adds a page.
 EXECUTED += $(patsubst %,$(OUT)/notebooks/published.ipynb,$(wildcard $(OUT)/tables/published.parquet))
 # What makes the pages, and what makes the seeds, the text, the archive and the explorer notebook, does not change what a chapter computes.
-PAGES := $(wildcard lib/report.py lib/pages.py lib/front.py lib/answer.py lib/ledger.py lib/claims.py lib/*_claims.py lib/explorer*.py lib/report_template/* lib/report/* lib/report/templates/* lib/display/claims.py lib/chapters/*/claims.py bench/*.json)
+PAGES := $(wildcard lib/report.py lib/pages.py lib/front.py lib/answer.py lib/ledger.py lib/display/claims.py lib/*_claims.py lib/explorer*.py lib/report_template/* lib/report/* lib/report/templates/* lib/display/claims.py lib/chapters/*/claims.py bench/*.json)
 SHIPPING := $(wildcard lib/corpus.py lib/corpus_sources.py lib/bigram.py lib/train.py lib/trainer.py lib/gpt2.py lib/seed_card.py lib/archive.py lib/example.py lib/lab.py lib/lab_widgets.py lib/lab/*.py lib/training/*.py)
 LIBRARY := $(filter-out $(PAGES) $(SHIPPING),$(wildcard lib/*.py lib/*/*.py lib/chapters/*/*.py lib/kernels/*.cpp lib/kernels/*.h))
 
@@ -115,7 +115,7 @@ $(OUT)/notebooks/%.ipynb: notebooks/%.ipynb $(OUT)/tables/done.json $(LIBRARY)
 	@$(PY) -m lib.report execute $< $(OUT)/params.yaml
 
 # The shipped tables of checkpoints, or the run's own, may have been made since; and chapter 06 shows its claims itself.
-$(OUT)/notebooks/06_emergence.ipynb: $(wildcard data/emergence/emergence.json $(OUT)/emergence/emergence.json lib/emergence_claims.py lib/claims.py)
+$(OUT)/notebooks/06_emergence.ipynb: $(wildcard data/emergence/emergence.json $(OUT)/emergence/emergence.json lib/emergence_claims.py lib/display/claims.py)
 
 $(OUT)/notebooks/published.ipynb: notebooks/optional/published.ipynb $(OUT)/tables/published.parquet $(OUT)/tables/done.json $(LIBRARY)
 	@$(PY) -m lib.compare $(OUT)/params.yaml

@@ -7,9 +7,9 @@ do? A sentence whose tables the run does not have says so.
 import pandas as pd
 
 from lib import family_summary, ledger, universality
-from lib.claims import FAILS, HOLDS, UNKNOWN, Evidence
+from lib.display.captions import count, percent
+from lib.display.claims import FAILS, HOLDS, UNKNOWN, Evidence
 from lib.families import UNEXPLAINED
-from lib.findings import count, percent
 from lib.vocabulary import ROLES, role_counts
 
 

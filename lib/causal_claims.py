@@ -6,10 +6,20 @@ from scipy.stats import norm
 
 from lib import ablation, attention
 from lib.causal_findings import RESTING, at_top, name_of, taken
-from lib.claims import HOLDS, UNKNOWN, Claim, Evidence, Measured, decided, median_interval, over_seeds, unmeasured
+from lib.display.captions import count, p_words, percent, signed, signed_percent
+from lib.display.claims import (
+    HOLDS,
+    UNKNOWN,
+    Claim,
+    Evidence,
+    Measured,
+    decided,
+    median_interval,
+    over_seeds,
+    unmeasured,
+)
 from lib.effects import FIXED_FREQUENCY, FROZEN_SCALE
 from lib.entropy import entropy_candidates
-from lib.findings import count, p_words, percent, signed, signed_percent
 from lib.universality import FEWEST, SIGNIFICANT
 
 CHAPTER = "05_weight_circuits"

@@ -1,6 +1,6 @@
 """Figures of chapter 05's causal runs: entropy, token-frequency and attention neurons, sets of universal ones, and what changing them does.
 
-From the tables of lib/causal_tables.py; theme and helpers are those of lib/figures.py.
+From the tables of lib/causal_tables.py; theme and helpers are those of lib/display/plots.py.
 """
 
 import numpy as np
@@ -11,8 +11,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from lib.ablation import CHOSEN, KINDS, RANDOM
 from lib.causal_findings import SETS, name_of
-from lib.effects import FIXED_FREQUENCY, FROZEN_SCALE, TOTAL
-from lib.figures import (
+from lib.display.plots import (
     BASELINE,
     COLOURS,
     CORRELATION,
@@ -25,6 +24,7 @@ from lib.figures import (
     layer_axis,
     note,
 )
+from lib.effects import FIXED_FREQUENCY, FROZEN_SCALE, TOTAL
 
 GROUP_COLOURS = {"control": "#999999", "entropy": "#D55E00", "frequency": "#0072B2"}
 SET_MARKERS, HELD_AT = {"mean": "o", "zero": "D"}, {"mean": "their means", "zero": "zero"}

@@ -1,6 +1,6 @@
 """What the figures of chapter 05's causal runs show, in words: from their tables to titles, sentences and descriptions.
 
-As in lib/findings.py every number is computed; where an effect is not there, the sentence says so.
+As in lib/display/captions.py every number is computed; where an effect is not there, the sentence says so.
 """
 
 from typing import NamedTuple
@@ -10,9 +10,9 @@ import pandas as pd
 from scipy.stats import mannwhitneyu, spearmanr
 
 from lib.ablation import CHOSEN, DRAWS, MOST, UNIVERSAL, Ranking, first_layer, ranking
+from lib.display.captions import Finding, capital, count, p_words, percent, signed, signed_percent
 from lib.effects import FIXED_FREQUENCY, FROZEN_SCALE, TOTAL
 from lib.entropy import NullSpace
-from lib.findings import Finding, capital, count, p_words, percent, signed, signed_percent
 from lib.universality import SIGNIFICANT
 
 GROUPS = ("entropy", "frequency", "control")

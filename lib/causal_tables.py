@@ -11,7 +11,7 @@ from lib import ablation, attention, causal, effects, entropy, interventions
 from lib.base.errors import InputError
 from lib.causal import VARIANTS, at_mean, at_values, sample_blocks, unigram_counts
 from lib.circuit_tables import kept
-from lib.findings import capital
+from lib.display.captions import capital
 from lib.interventions import PathAblation
 from lib.kernels import forward, predictions
 from lib.models import processed, weights

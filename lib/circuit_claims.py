@@ -5,8 +5,8 @@ Roles are by the calibrated cuts, since a small model may have no neuron beyond 
 
 import pandas as pd
 
-from lib.claims import FAILS, HOLDS, UNKNOWN, Claim, Evidence, Measured, agreed, over_seeds, unmeasured
-from lib.findings import count, percent, signed
+from lib.display.captions import count, percent, signed
+from lib.display.claims import FAILS, HOLDS, UNKNOWN, Claim, Evidence, Measured, agreed, over_seeds, unmeasured
 from lib.next_token import above_layer, fire_more, tested
 from lib.universality import FEWEST
 from lib.vocabulary import PUBLISHED_HIGH_KURTOSIS, role_counts

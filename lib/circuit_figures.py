@@ -1,6 +1,6 @@
 """Figures of chapter 5's first half: what the output weights of neurons do to logits, and how universal that is.
 
-From the tables of lib/circuit_tables.py, lib/roles.py and lib/next_token.py; theme and helpers are those of lib/figures.py.
+From the tables of lib/circuit_tables.py, lib/roles.py and lib/next_token.py; theme and helpers are those of lib/display/plots.py.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from lib.figures import BASELINE, CORRELATION, NEUTRAL, PERCENT, PLAIN, WIDE, canvas, layer_axis, note
-from lib.findings import signed
+from lib.display.captions import signed
+from lib.display.plots import BASELINE, CORRELATION, NEUTRAL, PERCENT, PLAIN, WIDE, canvas, layer_axis, note
 from lib.roles import ASPECTS
 from lib.vocabulary import NO_ROLE, PUBLISHED_CUTS, ROLES, last_layers, layer_quantiles, role_counts
 

@@ -1,6 +1,6 @@
 """What the figures of chapter 5's first half show, in words: from its tables to titles, sentences and descriptions.
 
-As in lib/findings.py every number is computed, and there are words for roles that no neuron has.
+As in lib/display/captions.py every number is computed, and there are words for roles that no neuron has.
 """
 
 import re
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from lib.base.errors import listed
-from lib.findings import Finding, capital, count, p_words, percent, signed
+from lib.display.captions import Finding, capital, count, p_words, percent, signed
 from lib.next_token import fire_more, tested
 from lib.universality import PUBLISHED_SOURCE, SIGNIFICANT
 from lib.vocabulary import PUBLISHED_CUTS, PUBLISHED_HIGH_KURTOSIS, ROLES, last_layers, role_counts

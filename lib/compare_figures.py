@@ -1,4 +1,4 @@
-"""Figures of the comparison with a published table; the visual language is that of lib.figures."""
+"""Figures of the comparison with a published table; the visual language is that of lib.display.plots."""
 
 import numpy as np
 import pandas as pd
@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lib.compare import COLUMNS
-from lib.figures import ALPHA, COLOURS, CORRELATION, NEUTRAL, WIDE, _folded, canvas, layer_axis, note
+from lib.display.plots import ALPHA, COLOURS, CORRELATION, NEUTRAL, WIDE, _folded, canvas, layer_axis, note
 
 PANELS = 4  # in a row
 

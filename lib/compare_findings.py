@@ -1,9 +1,9 @@
-"""What the comparison with a published table shows, in words computed from it; see lib.findings for the pattern."""
+"""What the comparison with a published table shows, in words computed from it; see lib.display.captions for the pattern."""
 
 import pandas as pd
 
 from lib.compare import COLUMNS
-from lib.findings import Finding, capital, count, percent, signed
+from lib.display.captions import Finding, capital, count, percent, signed
 
 TOP = 20  # neurons in a table of those that disagree
 

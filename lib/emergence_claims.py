@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binom
 
+from lib.display.captions import percent, signed
 from lib.emergence import HALF, layer_persistence, persistence
 from lib.family_summary import FAMILIES
-from lib.findings import percent, signed
 from lib.universality import (
     FEWEST,
     OWN_LAYER,

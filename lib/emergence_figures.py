@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from lib.circuit_figures import ROLE_COLOURS
-from lib.emergence import HALF
-from lib.figures import (
+from lib.display.captions import count
+from lib.display.plots import (
     BASELINE,
     COLOURS,
     CORRELATION,
@@ -29,7 +29,7 @@ from lib.figures import (
     layer_axis,
     note,
 )
-from lib.findings import count
+from lib.emergence import HALF
 from lib.vocabulary import PUBLISHED_CUTS
 
 HEAD_SCORES = {"bos": "attention to BOS", "previous": "attention to the previous token", "induction": "induction score"}

@@ -16,7 +16,7 @@ from PIL import Image
 from lib.archive import contents
 from lib.base.errors import InputError, told
 from lib.base.params import OUTPUTS, ROOT, read_params
-from lib.figures import in_few_colours
+from lib.display.plots import in_few_colours
 from lib.run import Run
 
 HOME = OUTPUTS / "example"

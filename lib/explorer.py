@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from lib.circuit_tables import kept, weights_of
-from lib.examples import token_text
+from lib.display.html import token_text
 from lib.family_summary import FAMILIES
 from lib.models import weights
 from lib.run import Run

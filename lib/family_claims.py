@@ -8,7 +8,8 @@ import math
 
 import pandas as pd
 
-from lib.claims import Claim, Evidence, Measured, agreed, decided, over_seeds, share, unmeasured
+from lib.display.captions import count, percent
+from lib.display.claims import Claim, Evidence, Measured, agreed, decided, over_seeds, share, unmeasured
 from lib.families import (
     LETTERS,
     PUBLISHED_HIGH,
@@ -20,7 +21,6 @@ from lib.families import (
     PUBLISHED_WELL_EXPLAINED,
 )
 from lib.family_summary import FAMILIES, with_excess
-from lib.findings import count, percent
 from lib.universality import FEWEST, universal
 
 CHAPTER = "04_families"

@@ -9,10 +9,10 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lib.examples import STYLE, Examples
+from lib.display.html import STYLE, Examples
+from lib.display.plots import CORRELATION, HEIGHT, NEUTRAL, PERCENT, SEED_COLOURS, WIDE, canvas, note
 from lib.families import PUBLISHED_HIGH, PUBLISHED_LOW, UNEXPLAINED
 from lib.family_summary import FAMILIES, TOP, groups_of
-from lib.figures import CORRELATION, HEIGHT, NEUTRAL, PERCENT, SEED_COLOURS, WIDE, canvas, note
 from lib.labels.labels import WORD_PLACES
 
 COLOURS = dict(zip(FAMILIES, (*SEED_COLOURS[:-1], "#882255", "#000000", "#d0d0d0"), strict=True))

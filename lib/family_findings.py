@@ -1,12 +1,13 @@
 """Chapter 4 in words: from what `lib.family_summary` computes to titles, sentences and alternative texts.
 
-As in `lib.findings`, every number is computed, and there are words for the cases in which there is nothing to show.
+As in `lib.display.captions`, every number is computed, and there are words for the cases in which there is nothing to show.
 """
 
 import numpy as np
 import pandas as pd
 
 from lib.base.errors import listed
+from lib.display.captions import Finding, capital, count, percent, signed
 from lib.families import (
     PUBLISHED_BEST,
     PUBLISHED_HIGH,
@@ -19,7 +20,6 @@ from lib.families import (
     UNEXPLAINED,
 )
 from lib.family_summary import FAMILIES, TOP
-from lib.findings import Finding, capital, count, percent, signed
 from lib.universality import PUBLISHED_SOURCE
 
 PUBLISHED_DEPTHS = (

@@ -9,7 +9,7 @@ from lib import answer, ledger, pages
 from lib.base import params as parameters
 from lib.base.files import read_json
 from lib.base.params import Params
-from lib.claims import Evidence
+from lib.display.claims import Evidence
 from lib.pages import Chapter, count, percent
 
 # The front page shows the first of these that the run has drawn, or else its first figure.

@@ -7,8 +7,8 @@ the ledger, as one that this run cannot tell.
 import pandas as pd
 
 from lib import causal_claims, circuit_claims, family_claims, universality_claims
-from lib.claims import PAPER, VERDICTS, Claim, Evidence, unmeasured
-from lib.findings import count
+from lib.display.captions import count
+from lib.display.claims import PAPER, VERDICTS, Claim, Evidence, unmeasured
 
 CLAIMS: tuple[Claim, ...] = (*universality_claims.CLAIMS, *family_claims.CLAIMS, *circuit_claims.CLAIMS, *causal_claims.CLAIMS)
 INTERVENTIONS = tuple(claim for claim in CLAIMS if set(claim.needs) & causal_claims.INTERVENTIONS)  # what neurons change when the model runs

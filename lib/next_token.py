@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from scipy.stats import ttest_ind_from_stats
 from torch import Tensor
 
-from lib.claims import FAILS, HOLDS, share
+from lib.display.claims import FAILS, HOLDS, share
 from lib.universality import holm
 
 GROUPING = "next_token"

@@ -23,7 +23,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from PIL import Image
 
 from lib.base.errors import InputError
-from lib.figures import SYMBOL
+from lib.display.plots import SYMBOL
 
 TEMPLATES = Path(__file__).parent / "report_template"
 FIGURE_FILES = ("svg", "png")  # that a figure may be saved as
@@ -324,7 +324,7 @@ def check_offline(soup: BeautifulSoup) -> None:
     """Raises InputError for a picture without alt text and for anything that a browser would fetch."""
     for image in soup.find_all("img"):
         if image.get("alt", "").strip() in ("", _NO_ALT):
-            raise InputError("a picture has no alt text; show it with the gallery of lib.figures or with Image(…, alt=…)")
+            raise InputError("a picture has no alt text; show it with the gallery of lib.display.plots or with Image(…, alt=…)")
     for element in soup.find_all(True):
         fetched = [element.get(name) for name in ("src", "srcset", "poster", "data", "background")]
         if element.name in ("link", "image", "use"):
@@ -351,7 +351,7 @@ def _first_sentence(paragraph) -> str:
 
 
 def embedded_picture(path: Path) -> dict:
-    """A PNG as the front page shows it: source (data URL), alt (its `Description`, as lib.figures writes it), width in
+    """A PNG as the front page shows it: source (data URL), alt (its `Description`, as lib.display.plots writes it), width in
     CSS pixels, and its files beside it."""
     with Image.open(path) as picture:
         alt = picture.info.get("Description") or path.stem.replace("_", " ")

@@ -5,7 +5,8 @@ import pandas as pd
 from scipy.stats import norm
 
 from lib import universality
-from lib.claims import (
+from lib.display.captions import count, p_words, percent, signed
+from lib.display.claims import (
     FAILS,
     HOLDS,
     UNKNOWN,
@@ -17,7 +18,6 @@ from lib.claims import (
     over_seeds,
     unmeasured,
 )
-from lib.findings import count, p_words, percent, signed
 from lib.universality import FEWEST, PROPERTIES, PUBLISHED_MEDIANS, PUBLISHED_MODELS, PUBLISHED_SHARES, SIGNIFICANT
 
 CHAPTER = "03_universality"

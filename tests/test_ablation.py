@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from lib import ablation, causal_findings, ledger
 from lib.ablation import MOST, RANDOM, UNIVERSAL, NeuronSet
-from lib.claims import UNKNOWN, Evidence
+from lib.display.claims import UNKNOWN, Evidence
 from lib.interventions import Fix, run
 from lib.models.processed import processed
 

@@ -20,9 +20,10 @@ from conftest import needs_browser
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from test_ledger import make_tables
 
-from lib import figures, findings, pages, report, universality
+from lib import pages, report, universality
 from lib.base.params import ROOT
-from lib.examples import gallery_html, neuron_table_html
+from lib.display import captions, plots
+from lib.display.html import gallery_html, neuron_table_html
 from lib.run import write_table
 
 pytestmark = needs_browser
@@ -34,12 +35,12 @@ def shown(data: dict, source: str = "show()", **metadata):
     return new_code_cell(source, outputs=[new_output("display_data", data, metadata=metadata)])
 
 
-def drawn(folder: Path, fig, name: str, finding: findings.Finding, monkeypatch):
+def drawn(folder: Path, fig, name: str, finding: captions.Finding, monkeypatch):
     """A cell with a figure as the gallery shows and saves it."""
     found = []
     with monkeypatch.context() as patch:
-        patch.setattr(figures, "display", found.append)
-        figures.gallery(folder)(fig, finding.title, finding.alt, name)
+        patch.setattr(plots, "display", found.append)
+        plots.gallery(folder)(fig, finding.title, finding.alt, name)
     png, metadata = found[0]._repr_png_()
     data = png if isinstance(png, str) else b64encode(png).decode()
     return shown({"image/png": data}, **{"image/png": metadata})
@@ -54,7 +55,7 @@ def folder(tmp_path_factory) -> Path:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from lib.examples import Examples
+    from lib.display.html import Examples
 
     folder = tmp_path_factory.mktemp("browser") / "smoke"
     (folder / "notebooks").mkdir(parents=True)
@@ -70,8 +71,8 @@ def folder(tmp_path_factory) -> Path:
     tests, shares = universality.property_tests(own, 0.5), universality.layer_shares(everyone, 0.5)
     with pytest.MonkeyPatch.context() as patch:
         pictures = [
-            drawn(folder / "figures", figures.distributions(own, 0.5), FIGURES[0], findings.excess(own, 0.5), patch),
-            drawn(folder / "figures", figures.layers(shares, "a"), FIGURES[1], findings.layers(shares, "a"), patch),
+            drawn(folder / "figures", plots.distributions(own, 0.5), FIGURES[0], captions.excess(own, 0.5), patch),
+            drawn(folder / "figures", plots.layers(shares, "a"), FIGURES[1], captions.layers(shares, "a"), patch),
         ]
     wide = r"$$\sum_i \frac{a_i}{b_i} = " + " + ".join(rf"\frac{{x_{{{n}}}}}{{y_{{{n}}}}}" for n in range(24)) + "$$"
     cells = [
@@ -79,7 +80,7 @@ def folder(tmp_path_factory) -> Path:
         new_code_cell("import os  # a comment\nprint('text', 1.5)\nfor x in []: pass"),
         new_markdown_cell(f"## How many?\n\nWith $\\varrho_i$, see [the next](04_families.ipynb#words):\n\n{wide}"), pictures[0],
         new_markdown_cell("## Where?"), pictures[1], new_markdown_cell("## Which properties?"),
-        shown({"text/html": findings.property_table(tests).to_html(index=False, border=0)}),
+        shown({"text/html": captions.property_table(tests).to_html(index=False, border=0)}),
     ]  # fmt: skip
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     bytewise = Tokenizer(models.BPE({letter: index for index, letter in enumerate(letters)}, []))

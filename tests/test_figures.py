@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from PIL import Image as Picture
 from PIL import ImageDraw
 
-from lib import figures, universality
+from lib import universality
+from lib.display import plots
 from lib.models.weights import READING_COLUMNS
 
 LAYERS, WIDTH = 4, 20
@@ -62,23 +63,23 @@ def every_figure(neurons: pd.DataFrame, threshold: float) -> dict[str, Figure]:
     }
     text = pd.DataFrame({"domain": ["x", "y"], "blocks": 1, "tokens": [10, 20], "counted": [5, 20]})
     return {
-        "losses": figures.losses(losses_table()),
-        "composition": figures.composition(text),
-        "histograms": figures.activation_histograms(histogram, "a", neurons.head(5)),
-        "by layer": figures.correlation_by_layer(neurons),
-        "one draw": figures.draws(universality.draw_summary(draws, neurons, threshold), universality.draw_spread(draws)),
-        "two draws": figures.draws(universality.draw_summary(two, neurons, threshold), universality.draw_spread(two)),
-        "convergence": figures.convergence(summary, "a", len(neurons)),
-        "distributions": figures.distributions(neurons, threshold),
-        "gap": figures.gap(neurons, threshold),
-        "agreement": figures.layer_agreement(universality.layer_agreement(matches_table())),
-        "references": figures.references(universality.reference_shares(everyone, threshold)),
-        "curve": figures.share_curve(everyone, threshold),
-        "layers": figures.layers(universality.layer_shares(everyone, threshold), "a"),
-        "percentiles": figures.property_percentiles(neurons, threshold),
-        "raw": figures.raw_values(neurons, threshold, ["in_out_sim", "kurt", "sparsity"]),
-        "frequency": figures.frequency_and_cosine(neurons, threshold),
-        "redundancy": figures.redundancy(neurons, threshold),
+        "losses": plots.losses(losses_table()),
+        "composition": plots.composition(text),
+        "histograms": plots.activation_histograms(histogram, "a", neurons.head(5)),
+        "by layer": plots.correlation_by_layer(neurons),
+        "one draw": plots.draws(universality.draw_summary(draws, neurons, threshold), universality.draw_spread(draws)),
+        "two draws": plots.draws(universality.draw_summary(two, neurons, threshold), universality.draw_spread(two)),
+        "convergence": plots.convergence(summary, "a", len(neurons)),
+        "distributions": plots.distributions(neurons, threshold),
+        "gap": plots.gap(neurons, threshold),
+        "agreement": plots.layer_agreement(universality.layer_agreement(matches_table())),
+        "references": plots.references(universality.reference_shares(everyone, threshold)),
+        "curve": plots.share_curve(everyone, threshold),
+        "layers": plots.layers(universality.layer_shares(everyone, threshold), "a"),
+        "percentiles": plots.property_percentiles(neurons, threshold),
+        "raw": plots.raw_values(neurons, threshold, ["in_out_sim", "kurt", "sparsity"]),
+        "frequency": plots.frequency_and_cosine(neurons, threshold),
+        "redundancy": plots.redundancy(neurons, threshold),
     }
 
 
@@ -102,16 +103,16 @@ def test_bars_are_as_high_as_the_shares():
     neurons = made_up()
     everyone = pd.concat([neurons.assign(seed="a"), neurons.assign(seed="b", excess_corr=0.0)])
     shares = universality.reference_shares(everyone, 0.5)
-    bars = figures.references(shares).axes[0].patches
+    bars = plots.references(shares).axes[0].patches
     assert [bar.get_height() for bar in bars] == [(neurons["excess_corr"] > 0.5).mean(), 0]
     by_layer = universality.layer_shares(everyone, 0.5)
-    bars = figures.layers(by_layer, "a").axes[0].patches
+    bars = plots.layers(by_layer, "a").axes[0].patches
     assert [bar.get_height() for bar in bars] == by_layer.query("seed == 'a'")["share"].tolist()
 
 
 def test_the_excess_histogram_separates_universal_neurons_at_the_threshold():
     neurons = made_up()
-    labels = figures.distributions(neurons, 0.5).axes[1].get_legend().get_texts()
+    labels = plots.distributions(neurons, 0.5).axes[1].get_legend().get_texts()
     number = int((neurons["excess_corr"] > 0.5).sum())
     assert [label.get_text() for label in labels] == [f"other ({80 - number})", f"universal ({number})"]
 
@@ -124,10 +125,10 @@ def test_histogram_bins_lie_between_low_and_high():
 
 def test_the_gallery_saves_and_displays_with_the_description(tmp_path, monkeypatch):
     displayed = []
-    monkeypatch.setattr(figures, "display", displayed.append)
-    fig, axes = figures.canvas()
+    monkeypatch.setattr(plots, "display", displayed.append)
+    fig, axes = plots.canvas()
     axes.plot([1, 2])
-    figures.gallery(tmp_path / "figures")(fig, "A line goes up", "Line through two points.", "line")
+    plots.gallery(tmp_path / "figures")(fig, "A line goes up", "Line through two points.", "line")
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["line.pdf", "line.png", "line.svg"]
     data, described = displayed[0]._repr_mimebundle_()
     assert described["image/png"]["alt"] == "Line through two points."
@@ -139,20 +140,20 @@ def test_the_gallery_saves_and_displays_with_the_description(tmp_path, monkeypat
 def test_pictures_keep_their_colours_in_a_small_palette():
     def off(picture: Picture.Image) -> tuple[int, int]:
         """Largest difference in any channel, and how many colours are left."""
-        reduced = figures.in_few_colours(picture)
+        reduced = plots.in_few_colours(picture)
         kept = reduced.convert("RGB")
         return int(np.abs(np.asarray(picture, dtype=int) - np.asarray(kept, dtype=int)).max()), len(kept.getcolors())
 
     lines = Picture.new("RGB", (300, 200), "white")
-    for number, colour in enumerate(figures.SEED_COLOURS):  # one thin line each, a small part of the picture
+    for number, colour in enumerate(plots.SEED_COLOURS):  # one thin line each, a small part of the picture
         ImageDraw.Draw(lines).line([(10, 20 * number + 10), (30, 20 * number + 10)], colour)
-    assert off(lines) == (0, len(figures.SEED_COLOURS) + 1)
+    assert off(lines) == (0, len(plots.SEED_COLOURS) + 1)
     steps = np.linspace(0, 255, 256, dtype=np.uint8)
     scale = Picture.fromarray(np.stack(np.broadcast_arrays(steps, steps[:, None], steps[::-1]), -1))  # as many colours as pixels
     assert off(scale)[1] == 128
 
 
 def test_labels_break_outside_brackets():
-    assert figures._folded("skew of pre-activation") == "skew of\npre-activation"
-    assert figures._folded("cos(w_in, w_out)") == "cos(w_in, w_out)"
-    assert figures._folded("mean of cos(w_out, W_U)") == "mean of\ncos(w_out, W_U)"
+    assert plots._folded("skew of pre-activation") == "skew of\npre-activation"
+    assert plots._folded("cos(w_in, w_out)") == "cos(w_in, w_out)"
+    assert plots._folded("mean of cos(w_out, W_U)") == "mean of\ncos(w_out, W_U)"

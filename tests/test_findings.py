@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import findings, universality
+from lib import universality
+from lib.display import captions
 from lib.models.weights import READING_COLUMNS
 from tests.test_figures import convergence_table, losses_table, made_up, matches_table
 
@@ -12,16 +13,16 @@ EVERY_CASE = pytest.mark.parametrize("threshold", [-1, 0.5, 0.93, 2], ids=["all"
 
 
 def test_numbers_in_words():
-    assert [findings.count(number, "neuron") for number in (0, 1, 2, 1234)] == [
+    assert [captions.count(number, "neuron") for number in (0, 1, 2, 1234)] == [
         "no neuron", "1 neuron", "2 neurons", "1,234 neurons",
     ]  # fmt: skip
-    assert [findings.percent(share) for share in (0, 1e-6, 0.0416, 1, np.nan)] == [
+    assert [captions.percent(share) for share in (0, 1e-6, 0.0416, 1, np.nan)] == [
         "0 %", "less than 0.01 %", "4.16 %", "100.00 %", "undefined",
     ]  # fmt: skip
-    assert findings.p_words(0.0) == "p < 1e-300" and findings.p_words(0.031) == "p = 0.031"
+    assert captions.p_words(0.0) == "p < 1e-300" and captions.p_words(0.031) == "p = 0.031"
 
 
-def findings_of(neurons: pd.DataFrame, threshold: float) -> list[findings.Finding]:
+def findings_of(neurons: pd.DataFrame, threshold: float) -> list[captions.Finding]:
     everyone = pd.concat([neurons.assign(seed=seed) for seed in "ab"])
     tests = universality.property_tests(neurons, threshold)
     number = int(universality.universal(neurons, threshold).sum())
@@ -29,28 +30,28 @@ def findings_of(neurons: pd.DataFrame, threshold: float) -> list[findings.Findin
     draws = neurons.assign(baseline=neurons["mean_baseline"], draw=0)[["draw", "layer", "neuron", "baseline"]]
     two = pd.concat([draws, draws.assign(draw=1, baseline=draws["baseline"] + 0.01)])
     return [
-        findings.losses(losses_table(), 64),
-        findings.composition(pd.DataFrame({"domain": ["x", "y"], "blocks": 1, "tokens": [10, 20], "counted": [5, 20]})),
-        findings.shapes_of_activation(neurons.head(3)),
-        findings.correlation_by_layer(neurons),
+        captions.losses(losses_table(), 64),
+        captions.composition(pd.DataFrame({"domain": ["x", "y"], "blocks": 1, "tokens": [10, 20], "counted": [5, 20]})),
+        captions.shapes_of_activation(neurons.head(3)),
+        captions.correlation_by_layer(neurons),
         *(
-            findings.draws(universality.draw_summary(some, neurons, threshold), universality.draw_spread(some), neurons)
+            captions.draws(universality.draw_summary(some, neurons, threshold), universality.draw_spread(some), neurons)
             for some in (draws, two)
         ),
-        findings.convergence(summary, "a", len(neurons)),
-        findings.convergence(summary.groupby("seed").tail(1), "a", len(neurons)),
-        findings.excess(neurons, threshold),
-        findings.gap(neurons, threshold, 4),
-        findings.gap(neurons, threshold, 1),
-        findings.layer_agreement(universality.layer_agreement(matches_table())),
-        findings.references(universality.reference_shares(everyone, threshold), threshold),
-        findings.references(universality.reference_shares(everyone[everyone["seed"] == everyone["seed"].iloc[0]], threshold), threshold),
-        findings.share_curve(everyone, threshold),
-        findings.layers(universality.layer_shares(everyone, threshold), "a"),
-        findings.properties(tests, number),
-        findings.raw_values(neurons, threshold, ["skew", "kurt"]),
-        findings.frequency_and_cosine(neurons),
-        findings.redundancy(neurons, threshold),
+        captions.convergence(summary, "a", len(neurons)),
+        captions.convergence(summary.groupby("seed").tail(1), "a", len(neurons)),
+        captions.excess(neurons, threshold),
+        captions.gap(neurons, threshold, 4),
+        captions.gap(neurons, threshold, 1),
+        captions.layer_agreement(universality.layer_agreement(matches_table())),
+        captions.references(universality.reference_shares(everyone, threshold), threshold),
+        captions.references(universality.reference_shares(everyone[everyone["seed"] == everyone["seed"].iloc[0]], threshold), threshold),
+        captions.share_curve(everyone, threshold),
+        captions.layers(universality.layer_shares(everyone, threshold), "a"),
+        captions.properties(tests, number),
+        captions.raw_values(neurons, threshold, ["skew", "kurt"]),
+        captions.frequency_and_cosine(neurons),
+        captions.redundancy(neurons, threshold),
     ]
 
 
@@ -58,7 +59,7 @@ def findings_of(neurons: pd.DataFrame, threshold: float) -> list[findings.Findin
 @pytest.mark.parametrize("left_out", [[], READING_COLUMNS], ids=["", "gated"])
 def test_every_finding_has_a_title_a_text_and_a_description_without_nan(threshold, left_out):
     made = findings_of(made_up().assign(**dict.fromkeys(left_out, np.nan)), threshold)
-    assert sum(findings.GATED in finding.text for finding in made) == (0 if not left_out else 2 if threshold == 2 else 3)
+    assert sum(captions.GATED in finding.text for finding in made) == (0 if not left_out else 2 if threshold == 2 else 3)
     for finding in made:
         for words in finding:
             assert words and "nan" not in words.split() and "nan " not in words.replace("**", " "), finding
@@ -69,9 +70,9 @@ def test_every_finding_has_a_title_a_text_and_a_description_without_nan(threshol
 def test_the_excess_sentence_counts():
     neurons = made_up()
     number = int((neurons["excess_corr"] > 0.5).sum())
-    finding = findings.excess(neurons, 0.5)
+    finding = captions.excess(neurons, 0.5)
     assert f"**{number} neurons** of {len(neurons)} (**{100 * number / len(neurons):.2f} %**) are universal" in finding.text
-    assert findings.excess(neurons, 2).text.startswith("**No neuron** of 80 (**0 %**) is universal")
+    assert captions.excess(neurons, 2).text.startswith("**No neuron** of 80 (**0 %**) is universal")
     assert "1.26 % for Pythia-160M, 4.16 % for GPT2-small, 1.23 % for GPT2-medium" in finding.text
 
 
@@ -80,23 +81,23 @@ def test_the_property_sentence_names_each_verdict():
         "label": ["skew", "mean", "kurtosis", "variance"], "verdict": ["holds", "does not hold", "cannot tell", ""],
         "effect": [0.5, 0.9, 0.1, -0.2], "median_percentile": [80.0, 91.0, 55.0, 40.0], "p_corrected": [1e-5, 1e-9, 0.4, 1],
     })  # fmt: skip
-    text = findings.properties(tests, 30).text
+    text = captions.properties(tests, 30).text
     assert "**The paper's direction holds** for skew." in text
     assert "**It does not hold** for mean." in text
     assert "**This run cannot tell** for kurtosis: the corrected p-value is not below 0.05." in text
     assert "The largest difference is in the mean: median percentile 91, effect +0.90, p = 1e-09." in text
-    assert "1 universal neuron is too few" in findings.properties(tests, 1).text
+    assert "1 universal neuron is too few" in captions.properties(tests, 1).text
 
 
 def test_the_property_table_shows_dashes_for_what_is_unknown():
-    table = findings.property_table(universality.property_tests(made_up(), 2)).set_index("property")
+    table = captions.property_table(universality.property_tests(made_up(), 2)).set_index("property")
     assert (table["effect (Cliff's delta)"] == "–").all() and (table["corrected p"] == "–").all()
     assert table.loc["activation frequency", "published GPT2-small"] == "24"
 
 
 def test_the_agreement_sentence_by_hand():
     matrix = pd.DataFrame([[90.0, 10.0, 0.0], [20.0, 60.0, 20.0], [40.0, 30.0, 30.0]])
-    text = findings.layer_agreement(matrix).text
+    text = captions.layer_agreement(matrix).text
     assert "**60.0 %** of the neurons have their best match in the same layer" in text
     assert "86.7 % at most one layer away; chance would give 33.3 % and 77.8 %" in text
     assert "most faithful to its depth is 0 (90.0 %), the least is 2 (30.0 %)" in text
@@ -107,5 +108,5 @@ def test_the_facts_of_the_pass():
         "tokens_counted": 1234567, "blocks": 10, "context": 256, "precision": "fp32", "device": "cpu", "wall_seconds": 12.34,
         "tokens_per_second": 4567.8, "peak_memory_bytes": 3 * 2**29,
     }  # fmt: skip
-    facts = dict(findings.pass_facts(done))
+    facts = dict(captions.pass_facts(done))
     assert facts["tokens counted"] == "1,234,567" and facts["peak memory"] == "1.61 GB" and facts["device"] == "cpu"

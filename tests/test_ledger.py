@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from lib import answer, claims, ledger
-from lib.claims import FAILS, HOLDS, UNKNOWN, VERDICTS, Evidence
+from lib import answer, ledger
+from lib.display import claims
+from lib.display.claims import FAILS, HOLDS, UNKNOWN, VERDICTS, Evidence
 from lib.universality import PUBLISHED_MEDIANS
 
 LAYERS, WIDTH, SEEDS = 6, 60, ["a", "b", "c"]

@@ -9,7 +9,8 @@ import pytest
 import torch
 from conftest import activations, permuted, save_seed, small_model, tables_of
 
-from lib import findings, matching, tables
+from lib import matching, tables
+from lib.display import captions
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def test_one_reference_knows_mutual_matches_but_no_cliques(make_run, seed_folder
     numbers = matching.summary(
         matching.partners(alone["neurons"], alone["matches"], alone["cliques"], alone["assignments"], "a"), alone["cliques"], 0.5
     )
-    assert "needs every seed as reference" in findings.partners(numbers, 3, 1, 0.5).text
+    assert "needs every seed as reference" in captions.partners(numbers, 3, 1, 0.5).text
 
 
 def test_large_models_are_not_assigned(make_run, seed_folders, monkeypatch):
@@ -102,7 +103,7 @@ def test_large_models_are_not_assigned(make_run, seed_folders, monkeypatch):
     assert len(made["assignments"]) == 0
     table = matching.partners(made["neurons"], made["matches"], made["cliques"], made["assignments"], "a")
     assert table["assigned_corr"].isna().all() and not len(made["cliques"])
-    text = findings.partners(matching.summary(table, made["cliques"], 0.5), 3, 3, 0.5).text
+    text = captions.partners(matching.summary(table, made["cliques"], 0.5), 3, 3, 0.5).text
     assert "left out" in text and "No clique of one neuron from every seed has" in text and "every seed as reference" not in text
 
 

@@ -434,7 +434,7 @@ def make(tmp_path):
     for name in ("Makefile", "requirements.txt", "constraints.txt", "params"):
         (shutil.copytree if name == "params" else shutil.copy)(ROOT / name, tmp_path / name)
     for name in ("notebooks/01_one.ipynb", "notebooks/02_two.ipynb", "notebooks/optional/published.ipynb", "lib/tables.py", "lib/kernels/correlation.py",
-                 "lib/models/weights.py", "lib/matching.py", "lib/sampling.py", "lib/universality.py", "lib/collect/one_pass.py", "lib/figures.py",
+                 "lib/models/weights.py", "lib/matching.py", "lib/sampling.py", "lib/universality.py", "lib/collect/one_pass.py", "lib/display/plots.py",
                  "lib/report.py", "lib/pages.py", "lib/kernels/loops.cpp"):  # fmt: skip
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text("")
@@ -468,7 +468,7 @@ def test_make_redoes_what_changed_and_nothing_else(make, tmp_path):
     assert steps == [] and done.stdout == f"Report: {tmp_path}/outputs/tiny/report/index.html\n"
     for file, expected in {
         "notebooks/02_two.ipynb": ["execute 02_two", "render"],
-        "lib/figures.py": ["execute 01_one", "execute 02_two", "render"],
+        "lib/display/plots.py": ["execute 01_one", "execute 02_two", "render"],
         "lib/kernels/loops.cpp": ["execute 01_one", "execute 02_two", "render"],
         "lib/pages.py": ["render"],
         "lib/tables.py": ["tables", "execute 01_one", "execute 02_two", "render"],

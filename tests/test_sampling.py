@@ -6,7 +6,8 @@ import pytest
 import torch
 from conftest import activations, tables_of
 
-from lib import findings, sampling
+from lib import sampling
+from lib.display import captions
 
 BLOCKS, PARTS = 128, 16
 
@@ -66,8 +67,8 @@ def test_the_table_of_intervals_and_its_sentence(run):
     rows = sampling.share_intervals(run, everyone, 0.0)
     assert rows["seed"].tolist() == ["a", "b", "c"] and (rows["low"] <= rows["high"]).all()
     assert (rows["share"] - (everyone["excess_corr"] > 0).groupby(everyone["seed"]).mean().to_numpy()).abs().max() == 0
-    text = findings.sampling(made["sampling"].query("seed == 'a'"), run.neurons, 0.0).text
-    assert "standard error" in text and "95 % interval" in findings.references(made["references"], 0.0, rows).text
+    text = captions.sampling(made["sampling"].query("seed == 'a'"), run.neurons, 0.0).text
+    assert "standard error" in text and "95 % interval" in captions.references(made["references"], 0.0, rows).text
 
 
 def test_a_run_with_too_little_text_says_so(make_run, seed_folders):
@@ -75,5 +76,5 @@ def test_a_run_with_too_little_text_says_so(make_run, seed_folders):
     made = tables_of(run)
     assert sampling.share_intervals(run, made["neurons_all_seeds"], 0.5) is None
     assert list(made["sampling"].columns) == ["seed", "layer", "neuron", "held_out_corr", "excess_se"] and not len(made["sampling"])
-    assert "no parts" in findings.sampling(made["sampling"], run.neurons, 0.5).text
-    assert isinstance(findings.references(made["references"], 0.5, None).text, str) and isinstance(made["sampling"], pd.DataFrame)
+    assert "no parts" in captions.sampling(made["sampling"], run.neurons, 0.5).text
+    assert isinstance(captions.references(made["references"], 0.5, None).text, str) and isinstance(made["sampling"], pd.DataFrame)

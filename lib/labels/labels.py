@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lib.base.errors import InputError
-from lib.examples import BYTE_OF_LETTER, token_text
+from lib.display.html import BYTE_OF_LETTER, token_text
 from lib.labels.token_classes import TOKEN_CLASSES, TokenClass
 from lib.text.blocks import Text
 from lib.text.domains import CODE, DOMAINS, LANGUAGES
