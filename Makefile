@@ -106,9 +106,9 @@ $(OUT)/stats/done.json: $(OUT)/statistics.yaml
 	@$(PY) -m lib.collect $(OUT)/params.yaml
 	@touch $@
 
-$(OUT)/tables/done.json: $(OUT)/stats/done.json $(OUT)/params.yaml $(wildcard lib/tables.py lib/kernels/correlation.py lib/models/weights.py lib/matching.py lib/sampling.py lib/universality.py lib/kernels/correlation.py lib/models/weights.py lib/chapters/universality/tables.py lib/chapters/universality/matching.py lib/chapters/universality/uncertainty.py lib/chapters/universality/properties.py)
+$(OUT)/tables/done.json: $(OUT)/stats/done.json $(OUT)/params.yaml $(wildcard lib/chapters/universality/tables.py lib/kernels/correlation.py lib/models/weights.py lib/chapters/universality/matching.py lib/chapters/universality/uncertainty.py lib/chapters/universality/properties.py lib/kernels/correlation.py lib/models/weights.py lib/chapters/universality/tables.py lib/chapters/universality/matching.py lib/chapters/universality/uncertainty.py lib/chapters/universality/properties.py)
 	@$(if $(filter-out $(OUT)/params.yaml,$?),rm -f $@)
-	@$(PY) -m lib.tables $(OUT)/params.yaml
+	@$(PY) -m lib.chapters.universality.tables $(OUT)/params.yaml
 	@touch $@
 
 $(OUT)/notebooks/%.ipynb: notebooks/%.ipynb $(OUT)/tables/done.json $(LIBRARY)

@@ -6,7 +6,8 @@ do? A sentence whose tables the run does not have says so.
 
 import pandas as pd
 
-from lib import family_summary, ledger, universality
+from lib import family_summary, ledger
+from lib.chapters.universality import properties
 from lib.display.captions import count, percent
 from lib.display.claims import FAILS, HOLDS, UNKNOWN, Evidence
 from lib.families import UNEXPLAINED
@@ -21,13 +22,13 @@ def answer(evidence: Evidence, table: pd.DataFrame) -> list[str]:
 def _how_many(evidence: Evidence) -> str:
     if "neurons_all_seeds" not in evidence.tables:
         return "How many neurons are universal was not measured in this run."
-    shares = universality.reference_shares(evidence.tables["neurons_all_seeds"], evidence.threshold).set_index("seed")
+    shares = properties.reference_shares(evidence.tables["neurons_all_seeds"], evidence.threshold).set_index("seed")
     own, low, high = shares.loc[evidence.reference], shares["share"].min(), shares["share"].max()
     found = f"**{percent(own['share'])}** of the neurons of seed {evidence.reference} ({own['universal']:,.0f} of {own['neurons']:,.0f})"
     text = f"{found} {'is' if own['universal'] == 1 else 'are'} universal: seeds share them with an excess correlation above {evidence.threshold:g}"
     if len(shares) > 1:
         text += f"; with each of the {len(shares)} seeds as reference it is " + (percent(low) if low == high else f"{percent(low)} to {percent(high)}")
-    published = universality.PUBLISHED_SHARES["share"]
+    published = properties.PUBLISHED_SHARES["share"]
     return f"{text}, and in the paper's models {percent(published.min(), 1)} to {percent(published.max(), 1)}."
 
 

@@ -6,6 +6,7 @@ from scipy.stats import norm
 
 from lib import ablation, attention
 from lib.causal_findings import RESTING, at_top, name_of, taken
+from lib.chapters.universality.properties import FEWEST, SIGNIFICANT
 from lib.display.captions import count, p_words, percent, signed, signed_percent
 from lib.display.claims import (
     HOLDS,
@@ -20,7 +21,6 @@ from lib.display.claims import (
 )
 from lib.effects import FIXED_FREQUENCY, FROZEN_SCALE
 from lib.entropy import entropy_candidates
-from lib.universality import FEWEST, SIGNIFICANT
 
 CHAPTER = "05_weight_circuits"
 WEIGHTS, FIXED, ABLATED, PATHS, NORMS, SETS = "causal_weights", "fixed_activation", "mean_ablation", "query_paths", "value_norms", "ablations"

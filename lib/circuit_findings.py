@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import pandas as pd
 
 from lib.base.errors import listed
+from lib.chapters.universality.properties import PUBLISHED_SOURCE, SIGNIFICANT
 from lib.display.captions import Finding, capital, count, p_words, percent, signed
 from lib.next_token import fire_more, tested
-from lib.universality import PUBLISHED_SOURCE, SIGNIFICANT
 from lib.vocabulary import PUBLISHED_CUTS, PUBLISHED_HIGH_KURTOSIS, ROLES, last_layers, role_counts
 
 

@@ -10,10 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binom
 
-from lib.display.captions import percent, signed
-from lib.emergence import HALF, layer_persistence, persistence
-from lib.family_summary import FAMILIES
-from lib.universality import (
+from lib.chapters.universality.properties import (
     FEWEST,
     OWN_LAYER,
     OWN_LAYER_PUBLISHED,
@@ -24,6 +21,9 @@ from lib.universality import (
     reference_shares,
     universal,
 )
+from lib.display.captions import percent, signed
+from lib.emergence import HALF, layer_persistence, persistence
+from lib.family_summary import FAMILIES
 from lib.vocabulary import PUBLISHED_CUTS, PUBLISHED_HIGH_KURTOSIS, QUANTILE
 
 PAPER, FOLLOWER = "arXiv 2401.12181", "arXiv 2508.00903"

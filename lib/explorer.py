@@ -14,13 +14,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from lib.chapters.universality.properties import PROPERTIES
+from lib.chapters.universality.tables import neuron_index
 from lib.circuit_tables import kept, weights_of
 from lib.display.html import token_text
 from lib.family_summary import FAMILIES
 from lib.models import weights
 from lib.run import Run
-from lib.tables import neuron_index
-from lib.universality import PROPERTIES
 
 PLACES = 32_768  # neurons that the explorer has room for, over all seeds
 LOGIT_TOKENS = 10  # tokens promoted, and as many suppressed

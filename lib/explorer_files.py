@@ -16,10 +16,10 @@ from safetensors.numpy import save
 
 from lib import explorer
 from lib.base.files import file_sha256, write_atomically, write_if_changed
+from lib.chapters.universality.properties import layer_percentiles
 from lib.explorer import PLAIN, WORDS
 from lib.pages import TEMPLATES, page
 from lib.run import Run, write_json
-from lib.universality import layer_percentiles
 
 PAGE, FOLDER = "neurons.html", "neurons"
 CHUNK = 256  # neurons in one file of details

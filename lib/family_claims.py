@@ -8,6 +8,7 @@ import math
 
 import pandas as pd
 
+from lib.chapters.universality.properties import FEWEST, universal
 from lib.display.captions import count, percent
 from lib.display.claims import Claim, Evidence, Measured, agreed, decided, over_seeds, share, unmeasured
 from lib.families import (
@@ -21,7 +22,6 @@ from lib.families import (
     PUBLISHED_WELL_EXPLAINED,
 )
 from lib.family_summary import FAMILIES, with_excess
-from lib.universality import FEWEST, universal
 
 CHAPTER = "04_families"
 FAMILY, EVERYONE = "families", "neurons_all_seeds"

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from lib.base.errors import listed
+from lib.chapters.universality.properties import PUBLISHED_SOURCE
 from lib.display.captions import Finding, capital, count, percent, signed
 from lib.families import (
     PUBLISHED_BEST,
@@ -20,7 +21,6 @@ from lib.families import (
     UNEXPLAINED,
 )
 from lib.family_summary import FAMILIES, TOP
-from lib.universality import PUBLISHED_SOURCE
 
 PUBLISHED_DEPTHS = (
     f"In the paper, which looks among universal neurons only, word neurons sit {PUBLISHED_LAYERS['unigram']}, position neurons in {PUBLISHED_LAYERS['position']} and "

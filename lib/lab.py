@@ -15,13 +15,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lib.base.errors import InputError
+from lib.chapters.universality.properties import layer_shares, share_curve, universal
 from lib.display.captions import count, percent
 from lib.display.html import LEVELS, STYLE, token_text
 from lib.display.plots import COLOURS, NEUTRAL, PERCENT, layer_axis
 from lib.families import EVEN, FEWEST_TOKENS, ODD, variance_reduction
 from lib.labels.token_classes import looks, words
 from lib.models.trunk import Trunk
-from lib.universality import layer_shares, share_curve, universal
 
 GRID = np.linspace(0, 1, 201)  # thresholds of the curve
 LONGEST = 200  # tokens of a typed text that are shown

@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float
 from scipy.stats import ttest_ind_from_stats
 from torch import Tensor
 
+from lib.chapters.universality.properties import holm
 from lib.display.claims import FAILS, HOLDS, share
-from lib.universality import holm
 
 GROUPING = "next_token"
 DIFFERENCES = ("mean_in", "mean_out", "std_in", "std_out", "effect", "p_value")

@@ -166,8 +166,8 @@ def open_run(params_file: str | Path, **overrides) -> Run:
     A change of `reference`, `threshold` or `rotations` needs no new pass over the text; a change of anything that
     the pass depends on raises InputError, since it needs a run of its own.
     """
+    from lib.chapters.universality.tables import tabulate
     from lib.collect.one_pass import collect
-    from lib.tables import tabulate
 
     run = Run(read_params(params_file, **{name: value for name, value in overrides.items() if value is not None}))
     collect(run)

@@ -14,11 +14,11 @@ from local_hub import LocalHub
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lib.base.params import ROOT, Params
+from lib.chapters.universality.tables import tabulate
 from lib.collect.one_pass import collect
 from lib.example import QUIET, chromium
 from lib.kernels.fused import fastest_layer_statistics, layer_statistics
 from lib.run import Run
-from lib.tables import tabulate
 from lib.text.blocks import read_text
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: threads of one would only wait for those of another

@@ -22,7 +22,7 @@ if module == "lib.report" and arguments[0] == "resolve":
 
     params.OUTPUTS = Path("outputs")
     sys.exit(report.main(arguments))
-elif module in ("lib.collect.one_pass", "lib.tables"):
+elif module in ("lib.collect.one_pass", "lib.chapters.universality.tables"):
     step = module.removeprefix("lib.")
     folder = {"collect": "stats", "tables": "tables"}[step]
     leave(Path(arguments[0]).parent / folder / "done.json", step)

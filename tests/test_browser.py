@@ -20,8 +20,9 @@ from conftest import needs_browser
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from test_ledger import make_tables
 
-from lib import pages, report, universality
+from lib import pages, report
 from lib.base.params import ROOT
+from lib.chapters.universality import properties
 from lib.display import captions, plots
 from lib.display.html import gallery_html, neuron_table_html
 from lib.run import write_table
@@ -66,9 +67,9 @@ def folder(tmp_path_factory) -> Path:
     for name, table in tables.items():
         write_table(folder / "tables" / f"{name}.parquet", table)
     everyone = tables["neurons_all_seeds"]
-    write_table(folder / "tables" / "references.parquet", universality.reference_shares(everyone, 0.5))
+    write_table(folder / "tables" / "references.parquet", properties.reference_shares(everyone, 0.5))
     own = everyone[everyone["seed"] == "a"].reset_index(drop=True)
-    tests, shares = universality.property_tests(own, 0.5), universality.layer_shares(everyone, 0.5)
+    tests, shares = properties.property_tests(own, 0.5), properties.layer_shares(everyone, 0.5)
     with pytest.MonkeyPatch.context() as patch:
         pictures = [
             drawn(folder / "figures", plots.distributions(own, 0.5), FIGURES[0], captions.excess(own, 0.5), patch),

@@ -17,10 +17,10 @@ from lib import emergence_figures as figures
 from lib import emergence_findings as findings
 from lib.base.errors import InputError
 from lib.base.params import Params
+from lib.chapters.universality.properties import OWN_LAYER, layer_shares, reference_shares, universal
 from lib.emergence_tables import Emergence, open_chapter, tabulate_emergence
 from lib.run import write_json, write_table
 from lib.text.blocks import read_text
-from lib.universality import OWN_LAYER, layer_shares, reference_shares, universal
 
 STEPS = (1, 2)
 BORN = (1, 7)  # the planted neuron, (layer, index)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image as Picture
 from PIL import ImageDraw
 
-from lib import universality
+from lib.chapters.universality import properties
 from lib.display import plots
 from lib.models.weights import READING_COLUMNS
 
@@ -22,7 +22,7 @@ def made_up() -> pd.DataFrame:
     generator = np.random.default_rng(0)
     total = LAYERS * WIDTH
     table = pd.DataFrame({"layer": np.repeat(range(LAYERS), WIDTH), "neuron": np.tile(range(WIDTH), LAYERS)})
-    for column in universality.PROPERTIES:
+    for column in properties.PROPERTIES:
         table[column] = generator.normal(1, 0.2, total)
     for column in ("sparsity", "in_out_sim", "max_cos_in", "max_cos_out"):
         table[column] = generator.uniform(0, 0.9, total)
@@ -55,7 +55,7 @@ def every_figure(neurons: pd.DataFrame, threshold: float) -> dict[str, Figure]:
     everyone = pd.concat([neurons.assign(seed=seed) for seed in "ab"])
     draws = neurons.assign(baseline=neurons["mean_baseline"], draw=0)[["draw", "layer", "neuron", "baseline"]]
     two = pd.concat([draws, draws.assign(draw=1, baseline=draws["baseline"] + draws["neuron"] / 1000)])
-    summary = universality.convergence_summary(convergence_table(neurons), threshold)
+    summary = properties.convergence_summary(convergence_table(neurons), threshold)
     histogram = {
         "a.counts": np.tile(np.arange(8), (LAYERS, WIDTH, 1)),
         "a.low": np.full((LAYERS, WIDTH), -2.0),
@@ -67,15 +67,15 @@ def every_figure(neurons: pd.DataFrame, threshold: float) -> dict[str, Figure]:
         "composition": plots.composition(text),
         "histograms": plots.activation_histograms(histogram, "a", neurons.head(5)),
         "by layer": plots.correlation_by_layer(neurons),
-        "one draw": plots.draws(universality.draw_summary(draws, neurons, threshold), universality.draw_spread(draws)),
-        "two draws": plots.draws(universality.draw_summary(two, neurons, threshold), universality.draw_spread(two)),
+        "one draw": plots.draws(properties.draw_summary(draws, neurons, threshold), properties.draw_spread(draws)),
+        "two draws": plots.draws(properties.draw_summary(two, neurons, threshold), properties.draw_spread(two)),
         "convergence": plots.convergence(summary, "a", len(neurons)),
         "distributions": plots.distributions(neurons, threshold),
         "gap": plots.gap(neurons, threshold),
-        "agreement": plots.layer_agreement(universality.layer_agreement(matches_table())),
-        "references": plots.references(universality.reference_shares(everyone, threshold)),
+        "agreement": plots.layer_agreement(properties.layer_agreement(matches_table())),
+        "references": plots.references(properties.reference_shares(everyone, threshold)),
         "curve": plots.share_curve(everyone, threshold),
-        "layers": plots.layers(universality.layer_shares(everyone, threshold), "a"),
+        "layers": plots.layers(properties.layer_shares(everyone, threshold), "a"),
         "percentiles": plots.property_percentiles(neurons, threshold),
         "raw": plots.raw_values(neurons, threshold, ["in_out_sim", "kurt", "sparsity"]),
         "frequency": plots.frequency_and_cosine(neurons, threshold),
@@ -102,10 +102,10 @@ def test_every_figure_draws_without_a_warning_and_labels_its_axes(threshold, lef
 def test_bars_are_as_high_as_the_shares():
     neurons = made_up()
     everyone = pd.concat([neurons.assign(seed="a"), neurons.assign(seed="b", excess_corr=0.0)])
-    shares = universality.reference_shares(everyone, 0.5)
+    shares = properties.reference_shares(everyone, 0.5)
     bars = plots.references(shares).axes[0].patches
     assert [bar.get_height() for bar in bars] == [(neurons["excess_corr"] > 0.5).mean(), 0]
-    by_layer = universality.layer_shares(everyone, 0.5)
+    by_layer = properties.layer_shares(everyone, 0.5)
     bars = plots.layers(by_layer, "a").axes[0].patches
     assert [bar.get_height() for bar in bars] == by_layer.query("seed == 'a'")["share"].tolist()
 

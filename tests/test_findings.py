@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import universality
+from lib.chapters.universality import properties
 from lib.display import captions
 from lib.models.weights import READING_COLUMNS
 from tests.test_figures import convergence_table, losses_table, made_up, matches_table
@@ -24,9 +24,9 @@ def test_numbers_in_words():
 
 def findings_of(neurons: pd.DataFrame, threshold: float) -> list[captions.Finding]:
     everyone = pd.concat([neurons.assign(seed=seed) for seed in "ab"])
-    tests = universality.property_tests(neurons, threshold)
-    number = int(universality.universal(neurons, threshold).sum())
-    summary = universality.convergence_summary(convergence_table(neurons), threshold)
+    tests = properties.property_tests(neurons, threshold)
+    number = int(properties.universal(neurons, threshold).sum())
+    summary = properties.convergence_summary(convergence_table(neurons), threshold)
     draws = neurons.assign(baseline=neurons["mean_baseline"], draw=0)[["draw", "layer", "neuron", "baseline"]]
     two = pd.concat([draws, draws.assign(draw=1, baseline=draws["baseline"] + 0.01)])
     return [
@@ -35,7 +35,7 @@ def findings_of(neurons: pd.DataFrame, threshold: float) -> list[captions.Findin
         captions.shapes_of_activation(neurons.head(3)),
         captions.correlation_by_layer(neurons),
         *(
-            captions.draws(universality.draw_summary(some, neurons, threshold), universality.draw_spread(some), neurons)
+            captions.draws(properties.draw_summary(some, neurons, threshold), properties.draw_spread(some), neurons)
             for some in (draws, two)
         ),
         captions.convergence(summary, "a", len(neurons)),
@@ -43,11 +43,11 @@ def findings_of(neurons: pd.DataFrame, threshold: float) -> list[captions.Findin
         captions.excess(neurons, threshold),
         captions.gap(neurons, threshold, 4),
         captions.gap(neurons, threshold, 1),
-        captions.layer_agreement(universality.layer_agreement(matches_table())),
-        captions.references(universality.reference_shares(everyone, threshold), threshold),
-        captions.references(universality.reference_shares(everyone[everyone["seed"] == everyone["seed"].iloc[0]], threshold), threshold),
+        captions.layer_agreement(properties.layer_agreement(matches_table())),
+        captions.references(properties.reference_shares(everyone, threshold), threshold),
+        captions.references(properties.reference_shares(everyone[everyone["seed"] == everyone["seed"].iloc[0]], threshold), threshold),
         captions.share_curve(everyone, threshold),
-        captions.layers(universality.layer_shares(everyone, threshold), "a"),
+        captions.layers(properties.layer_shares(everyone, threshold), "a"),
         captions.properties(tests, number),
         captions.raw_values(neurons, threshold, ["skew", "kurt"]),
         captions.frequency_and_cosine(neurons),
@@ -90,7 +90,7 @@ def test_the_property_sentence_names_each_verdict():
 
 
 def test_the_property_table_shows_dashes_for_what_is_unknown():
-    table = captions.property_table(universality.property_tests(made_up(), 2)).set_index("property")
+    table = captions.property_table(properties.property_tests(made_up(), 2)).set_index("property")
     assert (table["effect (Cliff's delta)"] == "–").all() and (table["corrected p"] == "–").all()
     assert table.loc["activation frequency", "published GPT2-small"] == "24"
 

@@ -9,9 +9,9 @@ import pytest
 from scipy import stats
 
 from lib import answer, ledger
+from lib.chapters.universality.properties import PUBLISHED_MEDIANS
 from lib.display import claims
 from lib.display.claims import FAILS, HOLDS, UNKNOWN, VERDICTS, Evidence
-from lib.universality import PUBLISHED_MEDIANS
 
 LAYERS, WIDTH, SEEDS = 6, 60, ["a", "b", "c"]
 LOW = {column for column, row in PUBLISHED_MEDIANS.iterrows() if (row < 50).all()}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import activations, permuted, save_seed, small_model, tables_of
 
-from lib import matching, tables
+from lib.chapters.universality import matching, tables
 from lib.display import captions
 
 
@@ -98,7 +98,7 @@ def test_one_reference_knows_mutual_matches_but_no_cliques(make_run, seed_folder
 
 
 def test_large_models_are_not_assigned(make_run, seed_folders, monkeypatch):
-    monkeypatch.setattr("lib.tables.MOST", 10)
+    monkeypatch.setattr("lib.chapters.universality.tables.MOST", 10)
     made = tables_of(make_run(seed_folders))
     assert len(made["assignments"]) == 0
     table = matching.partners(made["neurons"], made["matches"], made["cliques"], made["assignments"], "a")

@@ -21,10 +21,11 @@ import yaml
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from lib import archive, example, pages, report, universality
+from lib import archive, example, pages, report
 from lib.base.errors import InputError
 from lib.base.files import file_sha256
 from lib.base.params import ROOT, read_params
+from lib.chapters.universality import properties
 from lib.run import write_table
 from tests.test_params import is_sentence
 
@@ -125,7 +126,7 @@ def complete(tmp_path_factory) -> Path:
     write_table(folder / "tables" / "references.parquet", pd.DataFrame(rows))
     excess = np.repeat([0.6, 0.1] * 3, [42, 958, 37, 963, 55, 945])
     everyone = pd.DataFrame({"seed": np.repeat(["a", "b", "c"], 1000), "layer": 0, "neuron": [*range(1000)] * 3, "excess_corr": excess})
-    everyone = everyone.assign(dead=False, **dict.fromkeys(universality.PROPERTIES, 0.5))
+    everyone = everyone.assign(dead=False, **dict.fromkeys(properties.PROPERTIES, 0.5))
     write_table(folder / "tables" / "neurons_all_seeds.parquet", everyone)
     done = {"tokens_counted": 19681, "seed_hashes": {"a": "0" * 64}, "layers": 2, "neurons": 500, "wall_seconds": 61.2}
     (folder / "stats").mkdir()
@@ -433,8 +434,8 @@ def make(tmp_path):
     """make(*arguments) in a small copy of the repository whose Python only writes down which steps ran."""
     for name in ("Makefile", "requirements.txt", "constraints.txt", "params"):
         (shutil.copytree if name == "params" else shutil.copy)(ROOT / name, tmp_path / name)
-    for name in ("notebooks/01_one.ipynb", "notebooks/02_two.ipynb", "notebooks/optional/published.ipynb", "lib/tables.py", "lib/kernels/correlation.py",
-                 "lib/models/weights.py", "lib/matching.py", "lib/sampling.py", "lib/universality.py", "lib/collect/one_pass.py", "lib/display/plots.py",
+    for name in ("notebooks/01_one.ipynb", "notebooks/02_two.ipynb", "notebooks/optional/published.ipynb", "lib/chapters/universality/tables.py", "lib/kernels/correlation.py",
+                 "lib/models/weights.py", "lib/chapters/universality/matching.py", "lib/chapters/universality/uncertainty.py", "lib/chapters/universality/properties.py", "lib/collect/one_pass.py", "lib/display/plots.py",
                  "lib/report.py", "lib/pages.py", "lib/kernels/loops.cpp"):  # fmt: skip
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text("")
@@ -471,8 +472,8 @@ def test_make_redoes_what_changed_and_nothing_else(make, tmp_path):
         "lib/display/plots.py": ["execute 01_one", "execute 02_two", "render"],
         "lib/kernels/loops.cpp": ["execute 01_one", "execute 02_two", "render"],
         "lib/pages.py": ["render"],
-        "lib/tables.py": ["tables", "execute 01_one", "execute 02_two", "render"],
-        "lib/matching.py": ["tables", "execute 01_one", "execute 02_two", "render"],
+        "lib/chapters/universality/tables.py": ["tables", "execute 01_one", "execute 02_two", "render"],
+        "lib/chapters/universality/matching.py": ["tables", "execute 01_one", "execute 02_two", "render"],
         "lib/collect/one_pass.py": ["execute 01_one", "execute 02_two", "render"],  # never a new pass for an edit
     }.items():
         (tmp_path / file).touch()
@@ -490,7 +491,7 @@ def test_make_compare_adds_a_page_that_stays(make, tmp_path):
     assert make("report")[1] == []
     (tmp_path / "notebooks/02_two.ipynb").touch()
     assert make("report")[1] == ["execute 02_two", "render"]
-    (tmp_path / "lib/tables.py").touch()
+    (tmp_path / "lib/chapters/universality/tables.py").touch()
     assert make("report")[1] == ["tables", "execute 01_one", "execute 02_two", "execute published", "render"]
     assert make("compare", "PUBLISHED=other.csv", "RUN=new")[1][-5:] == [
         "compare other.csv", "execute 01_one", "execute 02_two", "execute published", "render"

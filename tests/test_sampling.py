@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import activations, tables_of
 
-from lib import sampling
+from lib.chapters.universality import uncertainty
 from lib.display import captions
 
 BLOCKS, PARTS = 128, 16
@@ -23,10 +23,10 @@ def test_parts_and_their_errors_equal_those_of_plain_activations(run, seed_folde
     counted = run.text.counted().sum(1).view(PARTS, -1).sum(1).tolist()
     of_part = {name: np.split(values, np.cumsum(counted)[:-1]) for name, values in flat.items()}
     total = flat["a"].shape[1]
-    parts = sampling.parts_of(run)
-    found = sampling.sampled(parts, 0, run.params.random_seed)
+    parts = uncertainty.parts_of(run)
+    found = uncertainty.sampled(parts, 0, run.params.random_seed)
     assert parts.tokens.tolist() == counted[1:]
-    drawn = np.random.default_rng(run.params.random_seed).multinomial(PARTS - 1, np.full(PARTS - 1, 1 / (PARTS - 1)), size=sampling.DRAWS)
+    drawn = np.random.default_rng(run.params.random_seed).multinomial(PARTS - 1, np.full(PARTS - 1, 1 / (PARTS - 1)), size=uncertainty.DRAWS)
     held_out, moved = 0, 0
     for name in "bc":
         chosen = np.corrcoef(of_part["a"][0].T, of_part[name][0].T)[:total, total:].argmax(1)
@@ -49,22 +49,22 @@ def test_parts_and_their_errors_equal_those_of_plain_activations(run, seed_folde
 
 
 def test_intervals_hold_the_share_and_widen_with_the_errors():
-    moved = torch.randn(sampling.DRAWS, 2000, generator=torch.Generator().manual_seed(0))
+    moved = torch.randn(uncertainty.DRAWS, 2000, generator=torch.Generator().manual_seed(0))
     excess = np.linspace(0, 1, 2000)
-    narrow, wide = (sampling.Sampled(torch.zeros(2000), scale * moved).share_interval(excess, 0.5) for scale in (0.01, 0.1))
+    narrow, wide = (uncertainty.Sampled(torch.zeros(2000), scale * moved).share_interval(excess, 0.5) for scale in (0.01, 0.1))
     assert 0.48 < wide[0] < narrow[0] <= 0.5 <= narrow[1] < wide[1] < 0.52
-    assert sampling.Sampled(torch.zeros(2000), 0 * moved).share_interval(excess, 0.5) == (0.5, 0.5)
+    assert uncertainty.Sampled(torch.zeros(2000), 0 * moved).share_interval(excess, 0.5) == (0.5, 0.5)
     # few are above and many just below: noise on top of noise lifts too many over the threshold, which is taken off
     thin = -np.log(np.linspace(1, 1 / 2000, 2000))
     share = float((thin > 3).mean())
-    low, high = sampling.Sampled(torch.zeros(2000), 0.5 * moved).share_interval(thin, 3)
+    low, high = uncertainty.Sampled(torch.zeros(2000), 0.5 * moved).share_interval(thin, 3)
     assert 0 < low < share and share <= high < share + (share - low) / 2
 
 
 def test_the_table_of_intervals_and_its_sentence(run):
     made = tables_of(run)
     everyone = made["neurons_all_seeds"]
-    rows = sampling.share_intervals(run, everyone, 0.0)
+    rows = uncertainty.share_intervals(run, everyone, 0.0)
     assert rows["seed"].tolist() == ["a", "b", "c"] and (rows["low"] <= rows["high"]).all()
     assert (rows["share"] - (everyone["excess_corr"] > 0).groupby(everyone["seed"]).mean().to_numpy()).abs().max() == 0
     text = captions.sampling(made["sampling"].query("seed == 'a'"), run.neurons, 0.0).text
@@ -74,7 +74,7 @@ def test_the_table_of_intervals_and_its_sentence(run):
 def test_a_run_with_too_little_text_says_so(make_run, seed_folders):
     run = make_run(seed_folders)
     made = tables_of(run)
-    assert sampling.share_intervals(run, made["neurons_all_seeds"], 0.5) is None
+    assert uncertainty.share_intervals(run, made["neurons_all_seeds"], 0.5) is None
     assert list(made["sampling"].columns) == ["seed", "layer", "neuron", "held_out_corr", "excess_se"] and not len(made["sampling"])
     assert "no parts" in captions.sampling(made["sampling"], run.neurons, 0.5).text
     assert isinstance(captions.references(made["references"], 0.5, None).text, str) and isinstance(made["sampling"], pd.DataFrame)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import universality
+from lib.chapters.universality import properties
 
 
 def neurons(**columns) -> pd.DataFrame:
@@ -14,23 +14,23 @@ def neurons(**columns) -> pd.DataFrame:
 
 def test_universal_is_strictly_above_the_threshold_and_a_missing_excess_is_not():
     table = neurons(excess_corr=[0.5, 0.500001, -1.0, np.nan])
-    assert universality.universal(table, 0.5).tolist() == [False, True, False, False]
+    assert properties.universal(table, 0.5).tolist() == [False, True, False, False]
 
 
 def test_share_curve_counts_like_universal():
     excess = pd.Series([0.1, 0.5, 0.6, np.nan])
-    shares = universality.share_curve(excess, [-1, 0.1, 0.5, 0.55, 1])
+    shares = properties.share_curve(excess, [-1, 0.1, 0.5, 0.55, 1])
     assert shares.tolist() == [0.75, 0.5, 0.25, 0.25, 0]
     for threshold, share in zip([-1, 0.1, 0.5, 0.55, 1], shares, strict=True):
-        assert universality.universal(neurons(excess_corr=excess), threshold).mean() == share
+        assert properties.universal(neurons(excess_corr=excess), threshold).mean() == share
 
 
 def test_published_counts_by_layer_add_up_to_the_published_ones():
-    by_model = universality.published_layer_shares().groupby("model")
-    assert by_model["universal"].sum().to_dict() == universality.PUBLISHED_SHARES["universal"].to_dict()
+    by_model = properties.published_layer_shares().groupby("model")
+    assert by_model["universal"].sum().to_dict() == properties.PUBLISHED_SHARES["universal"].to_dict()
     assert by_model.size().to_dict() == {"pythia": 12, "small": 12, "medium": 24}
     assert by_model["depth"].agg(["min", "max"]).loc["medium"].tolist() == [0.5 / 24, 23.5 / 24]
-    assert universality.published_layer_shares().set_index(["model", "layer"])["share"]["small", 1] == 244 / 3072
+    assert properties.published_layer_shares().set_index(["model", "layer"])["share"]["small", 1] == 244 / 3072
 
 
 def test_shares_by_reference_and_by_layer():
@@ -38,11 +38,11 @@ def test_shares_by_reference_and_by_layer():
         neurons(excess_corr=[0.6, 0.2, 0.7, 0.1]).assign(seed="a", layer=[0, 0, 1, 1]),
         neurons(excess_corr=[0.4, 0.2, 0.8, 0.9]).assign(seed="b", layer=[0, 0, 1, 1], dead=[True, False, False, False]),
     ])  # fmt: skip
-    by_seed = universality.reference_shares(table, 0.5).set_index("seed")
+    by_seed = properties.reference_shares(table, 0.5).set_index("seed")
     assert by_seed["universal"].to_dict() == {"a": 2, "b": 2}
     assert by_seed.loc["a", "mean_excess"] == pytest.approx(0.4)
     assert by_seed["dead"].to_dict() == {"a": 0, "b": 1}
-    by_layer = universality.layer_shares(table, 0.5).set_index(["seed", "layer"])
+    by_layer = properties.layer_shares(table, 0.5).set_index(["seed", "layer"])
     assert by_layer["universal"].to_dict() == {("a", 0): 1, ("a", 1): 1, ("b", 0): 0, ("b", 1): 2}
     assert by_layer["share"].to_dict() == {("a", 0): 0.5, ("a", 1): 0.5, ("b", 0): 0.0, ("b", 1): 1.0}
 
@@ -51,7 +51,7 @@ def test_layer_agreement_counts_matches_and_leaves_out_dead_neurons():
     matches = pd.DataFrame({
         "layer": [0, 0, 0, 0, 0, 2], "match_layer": [0, 0, 2, 1, 0, 0], "corr": [0.9, 0.8, 0.7, 0.6, 0.0, 0.0],
     })  # fmt: skip
-    matrix = universality.layer_agreement(matches)
+    matrix = properties.layer_agreement(matches)
     assert matrix.shape == (3, 3)
     assert matrix.loc[0].tolist() == [50, 25, 25]
     assert matrix.loc[1].isna().all() and matrix.loc[2].isna().all()
@@ -59,7 +59,7 @@ def test_layer_agreement_counts_matches_and_leaves_out_dead_neurons():
 
 def test_percentiles_are_within_the_layer_with_ties_shared_and_nan_left_alone():
     table = pd.DataFrame({"layer": [0, 0, 0, 0, 1, 1, 1], "skew": [10, 20, 20, 40, np.nan, 1000, 2000]})
-    percentiles = universality.layer_percentiles(table, ["skew"])["skew"]
+    percentiles = properties.layer_percentiles(table, ["skew"])["skew"]
     assert percentiles[:4].tolist() == [12.5, 50, 50, 87.5]
     assert np.isnan(percentiles[4]) and percentiles[5:].tolist() == [25, 75]
 
@@ -78,7 +78,7 @@ def planted(universal: int, layers: int = 2, width: int = 30) -> pd.DataFrame:
 
 
 def test_property_tests_compare_with_the_published_direction():
-    tests = universality.property_tests(planted(universal=6), 0.5).set_index("property")
+    tests = properties.property_tests(planted(universal=6), 0.5).set_index("property")
     assert list(tests.index) == ["sparsity", "mean", "var", "skew"]
     assert tests.loc["skew", "effect"] == 1  # every universal neuron ranks above every other one of its layer
     assert tests.loc["skew", "median_percentile"] == pytest.approx(100 * (27.5 - 0.5) / 30)  # ranks 25 to 30
@@ -91,70 +91,70 @@ def test_property_tests_compare_with_the_published_direction():
 
 def test_the_effect_is_cliffs_delta_counted_pair_by_pair():
     table = neurons(excess_corr=[0.9, 0.9, 0.1, 0.1, 0.1], skew=[3.0, 1.0, 2.0, 1.0, 0.0])
-    tests = universality.property_tests(table, 0.5).set_index("property")
+    tests = properties.property_tests(table, 0.5).set_index("property")
     # 3 beats three; 1 loses to 2, ties with 1, beats 0
     assert tests.loc["skew", "effect"] == pytest.approx((3 + 0) / 6)
 
 
 def test_too_few_universal_neurons_cannot_tell_and_none_is_no_error():
-    few = universality.property_tests(planted(universal=4), 0.5).set_index("property")
+    few = properties.property_tests(planted(universal=4), 0.5).set_index("property")
     assert few.loc["skew", "effect"] == 1 and few.loc["skew", "verdict"] == "cannot tell"
     for threshold in (-1, 2):  # all neurons universal, no neuron universal
-        tests = universality.property_tests(planted(universal=4), threshold)
+        tests = properties.property_tests(planted(universal=4), threshold)
         assert tests["effect"].isna().all() and tests["p_corrected"].isna().all()
         assert set(tests["verdict"]) == {"", "cannot tell"}
 
 
 def test_p_values_are_corrected_by_holm_over_those_tested():
-    corrected = universality.holm(pd.Series([0.04, np.nan, 0.01]))
+    corrected = properties.holm(pd.Series([0.04, np.nan, 0.01]))
     assert corrected[0] == 0.04 and np.isnan(corrected[1]) and corrected[2] == 0.02
 
 
 def test_frequency_cosine_correlation():
-    assert universality.frequency_cosine_correlation(
+    assert properties.frequency_cosine_correlation(
         neurons(sparsity=[0.1, 0.2, 0.3], in_out_sim=[0.3, 0.2, 0.1])
     ) == pytest.approx(-1)
-    assert np.isnan(universality.frequency_cosine_correlation(neurons(sparsity=[0.5, 0.5], in_out_sim=[0.1, 0.2])))
+    assert np.isnan(properties.frequency_cosine_correlation(neurons(sparsity=[0.5, 0.5], in_out_sim=[0.1, 0.2])))
 
 
 def test_noise_floor_at_the_values_worked_out_in_the_method():
-    floor = universality.noise_floor(36864, np.array([1e5, 1e6, 1e8]))
+    floor = properties.noise_floor(36864, np.array([1e5, 1e6, 1e8]))
     np.testing.assert_allclose(floor, [0.0145, 0.0046, 0.0005], atol=5e-5)
 
 
 def test_convergence_summary_by_hand():
     rows = [("a", 10, 0, 0.9), ("a", 10, 1, 0.8), ("a", 10, 2, 0.1), ("a", 20, 0, 0.9), ("a", 20, 1, 0.3), ("a", 20, 2, 0.9)]
     table = pd.DataFrame(rows, columns=["seed", "tokens", "neuron", "excess_corr"]).assign(layer=0, mean_corr=1.0, baseline=0.5)
-    summary = universality.convergence_summary(table, 0.5)
+    summary = properties.convergence_summary(table, 0.5)
     assert summary["universal"].tolist() == [2, 2]
     assert summary["excess_corr"].tolist() == pytest.approx([0.6, 0.7])
     assert summary["agreement"].tolist() == pytest.approx([1 / 3, 1])
-    assert universality.convergence_summary(table, 2)["agreement"].isna().all()
+    assert properties.convergence_summary(table, 2)["agreement"].isna().all()
 
 
 def test_rotation_draws_by_hand():
     draws = pd.DataFrame({"draw": [0, 0, 1, 1], "layer": 0, "neuron": [0, 1, 0, 1], "baseline": [0.1, 0.2, 0.3, 0.2]})
     table = neurons(mean_corr=[0.75, 0.6])
-    summary = universality.draw_summary(draws, table, 0.5)
+    summary = properties.draw_summary(draws, table, 0.5)
     assert summary["universal"].tolist() == [1, 0]
     assert summary["baseline"].tolist() == pytest.approx([0.15, 0.25])
-    assert universality.draw_spread(draws).tolist() == pytest.approx([0.2 / 2**0.5, 0])
-    assert universality.draw_spread(draws[draws["draw"] == 0]).isna().all()
+    assert properties.draw_spread(draws).tolist() == pytest.approx([0.2 / 2**0.5, 0])
+    assert properties.draw_spread(draws[draws["draw"] == 0]).isna().all()
 
 
 def test_representatives_are_the_best_of_layers_spread_over_the_depth():
     table = neurons(excess_corr=np.tile([0.1, 0.9, 0.2], 7)).assign(layer=np.repeat(range(7), 3))
-    chosen = universality.representatives(table, 3)
+    chosen = properties.representatives(table, 3)
     assert chosen["layer"].tolist() == [0, 3, 6]
     assert chosen["neuron"].tolist() == [1, 10, 19]
-    assert universality.representatives(table, 99)["layer"].tolist() == list(range(7))
+    assert properties.representatives(table, 99)["layer"].tolist() == list(range(7))
 
 
 def test_published_shares():
-    assert (100 * universality.PUBLISHED_SHARES["share"]).round(2).to_dict() == {
+    assert (100 * properties.PUBLISHED_SHARES["share"]).round(2).to_dict() == {
         "pythia": 1.26, "small": 4.16, "medium": 1.23,
     }  # fmt: skip
 
 
 def test_one_layer_has_no_excess_of_its_own():
-    assert np.isnan(universality.own_layer_excess(pd.Series([1.0]))) and universality.own_layer_excess(pd.Series([1.0, 0.5])) == 0.25
+    assert np.isnan(properties.own_layer_excess(pd.Series([1.0]))) and properties.own_layer_excess(pd.Series([1.0, 0.5])) == 0.25

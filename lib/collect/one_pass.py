@@ -210,7 +210,7 @@ class Pass:
         }
 
     def part(self, partner: Int[Tensor, "seeds seeds total"]) -> dict[str, Tensor]:
-        """What the correlations with these partners are computed from, on the tokens so far (`lib.sampling`)."""
+        """What the correlations with these partners are computed from, on the tokens so far (`lib.chapters.universality.uncertainty`)."""
         moments = [self.readers[name].moments for name in self.names]
         sums = [one.sums[:, [SUMS.index(name) for name in PART_SUMS]].movedim(1, 0).flatten(1) for one in moments]
         return {

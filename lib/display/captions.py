@@ -9,8 +9,14 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from lib import universality
-from lib.universality import PROPERTIES, PUBLISHED_MODELS, PUBLISHED_SHARES, PUBLISHED_SOURCE, universal
+from lib.chapters.universality import properties as universality
+from lib.chapters.universality.properties import (
+    PROPERTIES,
+    PUBLISHED_MODELS,
+    PUBLISHED_SHARES,
+    PUBLISHED_SOURCE,
+    universal,
+)
 
 GATED = (
     "These models have gated MLPs, whose neurons read through two vectors (gate and up), so that what one w_in defines is "

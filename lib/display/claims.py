@@ -15,8 +15,8 @@ import pandas as pd
 from scipy.stats import binom, norm
 from statsmodels.stats.proportion import proportion_confint
 
+from lib.chapters.universality.properties import FEWEST, SIGNIFICANT, property_tests, universal
 from lib.display.captions import count, percent
-from lib.universality import FEWEST, SIGNIFICANT, property_tests, universal
 
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot tell"
 VERDICTS = (HOLDS, FAILS, UNKNOWN)

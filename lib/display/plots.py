@@ -22,8 +22,14 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 from PIL import Image as Picture
 from PIL.PngImagePlugin import PngInfo
 
-from lib import matching, universality
-from lib.universality import PROPERTIES, PUBLISHED_MEDIANS, PUBLISHED_MODELS, PUBLISHED_SHARES, universal
+from lib.chapters.universality import matching, properties
+from lib.chapters.universality.properties import (
+    PROPERTIES,
+    PUBLISHED_MEDIANS,
+    PUBLISHED_MODELS,
+    PUBLISHED_SHARES,
+    universal,
+)
 
 # Okabe and Ito's colours, told apart by readers with any colour vision
 COLOURS = {"universal": "#D55E00", "other": "#56B4E9"}
@@ -243,7 +249,7 @@ def convergence(summary: pd.DataFrame, reference: str, candidates: int) -> Figur
         ("excess_corr", "excess", EXCESS),
     ):
         left.plot(own["tokens"], own[column], "o-", color=colour, label=label)
-    floor = universality.noise_floor(candidates, own["tokens"])
+    floor = properties.noise_floor(candidates, own["tokens"])
     left.plot(own["tokens"], floor, ":", color=NEUTRAL, label="noise floor √(2 ln N / tokens)")
     left.set(ylabel="correlation, mean over neurons")
     left.set_ylim(bottom=0)
@@ -392,7 +398,7 @@ def share_curve(neurons_all_seeds: pd.DataFrame, threshold: float) -> Figure:
     colours = _seed_colours(list(seeds.groups))
     smallest = 1 / max(1, seeds.size().max())
     for seed, own in seeds:
-        share = universality.share_curve(own["excess_corr"], thresholds)
+        share = properties.share_curve(own["excess_corr"], thresholds)
         axes.plot(thresholds, np.where(share > 0, share, np.nan), color=colours[seed], label=f"seed {seed}")
     for model, row in PUBLISHED_SHARES.iterrows():
         axes.plot(0.5, row["share"], MARKERS[model], markerfacecolor="white", markeredgecolor=NEUTRAL, linestyle="none",
@@ -419,7 +425,7 @@ def layers(shares: pd.DataFrame, reference: str) -> Figure:
     axes.set_ylim(0, max(1.3 * shares["share"].max(), 1e-3))
     layer_axis(axes, shares["layer"].nunique())
     axes.legend()
-    for model, theirs in universality.published_layer_shares().groupby("model", sort=False):
+    for model, theirs in properties.published_layer_shares().groupby("model", sort=False):
         beside.plot(theirs["depth"], theirs["share"], MARKERS[model], linestyle="-", linewidth=1, markersize=3, color=NEUTRAL, alpha=0.45,
                     label=f"published, {PUBLISHED_MODELS[model]}")  # fmt: skip
     beside.plot((own["layer"] + 0.5) / len(own), own["share"], color=COLOURS["universal"], linewidth=2, label=f"reference {reference}")
@@ -432,7 +438,7 @@ def layers(shares: pd.DataFrame, reference: str) -> Figure:
 def property_percentiles(neurons: pd.DataFrame, threshold: float) -> Figure:
     """Figure 3: percentile of universal neurons within their own layer, with the published medians beside the boxes."""
     columns = list(PUBLISHED_MEDIANS.index)
-    percentiles = universality.layer_percentiles(neurons, columns)[universal(neurons, threshold)]
+    percentiles = properties.layer_percentiles(neurons, columns)[universal(neurons, threshold)]
     fig, axes = canvas(size=(WIDE, 4.2))
     axes.axhline(50, color=NEUTRAL, linewidth=1, linestyle="--")
     if len(percentiles):

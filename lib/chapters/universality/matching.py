@@ -14,8 +14,8 @@ from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from lib.chapters.universality.properties import universal
 from lib.kernels.correlation import Covariance, Scale, correlations
-from lib.universality import universal
 
 MOST = 8192  # neurons of a model, up to which they are assigned one to one: time grows with the cube
 

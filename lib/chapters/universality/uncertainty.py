@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lib.chapters.universality.properties import universal
 from lib.run import Run, read_tensors
-from lib.universality import universal
 
 DRAWS = 400  # bootstrap draws
 AT_ONCE = 50  # draws computed at a time

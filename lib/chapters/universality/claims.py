@@ -4,7 +4,15 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from lib import universality
+from lib.chapters.universality import properties
+from lib.chapters.universality.properties import (
+    FEWEST,
+    PROPERTIES,
+    PUBLISHED_MEDIANS,
+    PUBLISHED_MODELS,
+    PUBLISHED_SHARES,
+    SIGNIFICANT,
+)
 from lib.display.captions import count, p_words, percent, signed
 from lib.display.claims import (
     FAILS,
@@ -18,7 +26,6 @@ from lib.display.claims import (
     over_seeds,
     unmeasured,
 )
-from lib.universality import FEWEST, PROPERTIES, PUBLISHED_MEDIANS, PUBLISHED_MODELS, PUBLISHED_SHARES, SIGNIFICANT
 
 CHAPTER = "03_universality"
 EVERYONE, MATCHES = "neurons_all_seeds", "matches_all_seeds"
@@ -27,7 +34,7 @@ MODELS = ", ".join(PUBLISHED_MODELS.values())
 
 
 def _share(evidence: Evidence) -> Measured:
-    shares = universality.reference_shares(evidence.tables[EVERYONE], evidence.threshold)["share"]
+    shares = properties.reference_shares(evidence.tables[EVERYONE], evidence.threshold)["share"]
     inside = shares.between(*SHARE_RANGE)
     verdict = HOLDS if inside.all() else UNKNOWN if inside.any() else FAILS
     return over_seeds(shares, SHARE_RANGE[0], True, percent)._replace(verdict=verdict)
@@ -42,8 +49,8 @@ def _depth(evidence: Evidence) -> Measured:
     """`own_layer_excess` of each seed as reference."""
     excess = {}
     for seed, matches in evidence.tables[MATCHES].groupby("seed", sort=False):
-        matrix = universality.layer_agreement(matches)
-        excess[seed] = universality.own_layer_excess(pd.Series(np.diag(matrix) / 100))
+        matrix = properties.layer_agreement(matches)
+        excess[seed] = properties.own_layer_excess(pd.Series(np.diag(matrix) / 100))
     found = over_seeds(pd.Series(excess, dtype=float), 0.0, True, lambda value: signed(100 * value, 1))
     return found._replace(here=f"{found.here} percentage points more matches in the own layer than by chance")
 
@@ -52,7 +59,7 @@ def _gap(evidence: Evidence) -> Measured:
     own, chosen = evidence.own(EVERYONE), evidence.universal_of()
     if len(chosen) < FEWEST:
         return unmeasured(f"{count(len(chosen), 'universal neuron')}, too few to compare")
-    gaps = universality.gap(own)
+    gaps = properties.gap(own)
     ours, others = gaps.loc[chosen.index], gaps.drop(chosen.index)
     if not len(others) or evidence.own(MATCHES)["model"].nunique() < 2:
         return unmeasured("needs two compared seeds and neurons that are not universal")
@@ -63,7 +70,7 @@ def _gap(evidence: Evidence) -> Measured:
 
 
 def _layers(evidence: Evidence) -> Measured:
-    shares = universality.layer_shares(evidence.tables[EVERYONE], evidence.threshold)
+    shares = properties.layer_shares(evidence.tables[EVERYONE], evidence.threshold)
     by_seed = shares.groupby("seed", sort=False)["universal"].agg(lambda found: (found > 0).mean())
     if shares.groupby("seed")["universal"].sum().max() < FEWEST:
         return unmeasured(f"fewer than {FEWEST} universal neurons in every seed")
@@ -73,7 +80,7 @@ def _layers(evidence: Evidence) -> Measured:
 
 def _frequency_cosine(evidence: Evidence) -> Measured:
     own = evidence.own(EVERYONE)
-    value = universality.frequency_cosine_correlation(own)
+    value = properties.frequency_cosine_correlation(own)
     low, high = correlation_interval(value, len(own[["sparsity", "in_out_sim"]].dropna()))
     if not np.isfinite(value):
         return unmeasured("undefined: gated neurons, or one quantity does not vary")
@@ -110,7 +117,7 @@ CLAIMS = (
           CHAPTER, "figure_02a_11_distributions", (EVERYONE,), _share),
     Claim("excess", "A neuron's best match is better than in a rotated basis", "mean excess above 0",
           CHAPTER, "figure_02a_11_distributions", (EVERYONE,), _excess),
-    Claim("depth", universality.OWN_LAYER, universality.OWN_LAYER_PUBLISHED,
+    Claim("depth", properties.OWN_LAYER, properties.OWN_LAYER_PUBLISHED,
           CHAPTER, "figure_02c_layers", (MATCHES,), _depth),
     Claim("gap", "Seeds differ more on how well universal neurons match than on the others", "0.105 against 0.049 over all neurons (GPT2-medium)",
           CHAPTER, "figure_02b_gap", (EVERYONE, MATCHES), _gap),

@@ -1,6 +1,6 @@
 """From a run's statistics to its tables: one row per neuron, per match, per rotation draw, per snapshot.
 
-`python -m lib.tables outputs/<run>/params.yaml` writes outputs/<run>/tables/*.parquet; columns as in the published
+`python -m lib.chapters.universality.tables outputs/<run>/params.yaml` writes outputs/<run>/tables/*.parquet; columns as in the published
 per-neuron tables. Every seed serves as reference; `neurons.parquet` and `matches.parquet` are the reference's.
 """
 
@@ -13,15 +13,15 @@ from tqdm import tqdm
 
 from lib.base.errors import told
 from lib.base.params import read_params
+from lib.chapters.universality.matching import MOST, assignment, cliques
+from lib.chapters.universality.properties import reference_shares
+from lib.chapters.universality.uncertainty import parts_of, sampled
 from lib.collect.one_pass import load_accumulators
 from lib.collect.planner import device_of
 from lib.kernels.correlation import Comparison, Covariance, Scale, compare
 from lib.kernels.moments import Moments
-from lib.matching import MOST, assignment, cliques
 from lib.models.weights import weight_properties
 from lib.run import Run, read_tensors, write_json, write_table
-from lib.sampling import parts_of, sampled
-from lib.universality import reference_shares
 
 CORRELATION_COLUMNS = ("max_corr", "mean_corr", "min_corr", "max_baseline", "mean_baseline", "min_baseline")
 
@@ -64,7 +64,7 @@ ASSIGNED = ["layer", "neuron", "model", "match_layer", "match_neuron", "corr"]
 
 def assignment_table(covariance: Covariance, moments: dict[str, Moments], reference: str) -> pd.DataFrame:
     """Per neuron of the reference and compared seed: its partner when every neuron is used once; no row for models of more than
-    `lib.matching.MOST` neurons."""
+    `lib.chapters.universality.matching.MOST` neurons."""
     others = [seed for seed in covariance.seeds if seed != reference]
     layers, neurons = covariance.layers, covariance.neurons
     if layers * neurons > MOST:
@@ -80,7 +80,7 @@ def assignment_table(covariance: Covariance, moments: dict[str, Moments], refere
 
 
 def sampling_table(run: Run, seeds: list[str]) -> pd.DataFrame:
-    """Per neuron of each reference: `held_out_corr` and the standard error `excess_se` of `lib.sampling`; no row without parts."""
+    """Per neuron of each reference: `held_out_corr` and the standard error `excess_se` of `lib.chapters.universality.uncertainty`; no row without parts."""
     parts = parts_of(run)
     made = []
     for seed in run.done["references"] if parts is not None else ():
@@ -197,7 +197,7 @@ def convergence_table(run: Run, made: dict[str, pd.DataFrame], snapshots: pd.Dat
 def main() -> int:
     """Command line: one parameter file, as resolved by `lib.report resolve`."""
     if len(sys.argv) != 2:
-        print("usage: python -m lib.tables outputs/<run>/params.yaml", file=sys.stderr)
+        print("usage: python -m lib.chapters.universality.tables outputs/<run>/params.yaml", file=sys.stderr)
         return 2
     tabulate(Run(read_params(sys.argv[1])))
     return 0
