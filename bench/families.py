@@ -13,8 +13,8 @@ import pandas as pd
 import torch
 
 from lib.base.params import ROOT, read_params
+from lib.chapters.families.scoring import Rotation, seed_families
 from lib.collect.planner import BATCH
-from lib.families import Rotation, seed_families
 from lib.kernels.grouped import GroupedMoments, Places
 from lib.labels.groupings import run_groupings, run_label_sets
 from lib.run import Run

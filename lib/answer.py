@@ -6,11 +6,12 @@ do? A sentence whose tables the run does not have says so.
 
 import pandas as pd
 
-from lib import family_summary, ledger
+from lib import ledger
+from lib.chapters.families import summary
+from lib.chapters.families.scoring import UNEXPLAINED
 from lib.chapters.universality import properties
 from lib.display.captions import count, percent
 from lib.display.claims import FAILS, HOLDS, UNKNOWN, Evidence
-from lib.families import UNEXPLAINED
 from lib.vocabulary import ROLES, role_counts
 
 
@@ -57,14 +58,14 @@ def _how_different(table: pd.DataFrame) -> str:
 def _what(evidence: Evidence) -> str:
     if not {"families", "neurons_all_seeds"} <= set(evidence.tables):
         return "What neurons respond to was not measured in this run."
-    rows = family_summary.with_excess(evidence.own("families"), evidence.tables["neurons_all_seeds"])
-    counts = family_summary.family_counts(rows, evidence.threshold).set_index("family")
+    rows = summary.with_excess(evidence.own("families"), evidence.tables["neurons_all_seeds"])
+    counts = summary.family_counts(rows, evidence.threshold).set_index("family")
     explained = counts.drop(UNEXPLAINED)
     largest = explained[explained["all"] > 0].nlargest(2, "all")
     text = f"**{percent(explained['all'].sum() / len(rows), 0)}** of seed {evidence.reference}'s neurons respond to something that we can name better than random directions do"
     if len(largest):
         text += ", most often to " + " and to ".join(f"{row['label']} ({row['all']:,})" for _, row in largest.iterrows())
-    return f"{text}; of the {family_summary.TOP.removeprefix('top ')} with the largest excess {percent(explained[f'{family_summary.TOP} share'].sum(), 0)} do."
+    return f"{text}; of the {summary.TOP.removeprefix('top ')} with the largest excess {percent(explained[f'{summary.TOP} share'].sum(), 0)} do."
 
 
 def _what_for(evidence: Evidence, table: pd.DataFrame) -> str:

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 
 from lib import next_token, vocabulary
 from lib.base.files import file_sha256
-from lib.family_tables import statistics
+from lib.chapters.families.tables import statistics
 from lib.labels import labels, token_classes
 from lib.labels.labels import LabelSet, token_counts, token_labels
 from lib.models import weights as circuits

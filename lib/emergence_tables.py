@@ -22,12 +22,12 @@ from lib.base.errors import InputError, told
 from lib.base.files import file_sha256
 from lib.base.hub import weight_files, weights_sha256
 from lib.base.params import Params, read_params
+from lib.chapters.families.summary import FAMILIES, with_excess
 from lib.chapters.universality.properties import frequency_cosine_correlation, property_tests, reference_shares
 from lib.chapters.universality.tables import tabulate
 from lib.circuit_tables import weights_of
 from lib.collect.one_pass import collect
 from lib.emergence_checkpoints import Point, lacks_tokeniser, link_seed, points
-from lib.family_summary import FAMILIES, with_excess
 from lib.models import weights
 from lib.models.trunk import load_model
 from lib.run import Run, write_json, write_table

@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lib.base.errors import InputError
+from lib.chapters.families.scoring import EVEN, FEWEST_TOKENS, ODD, variance_reduction
 from lib.chapters.universality.properties import layer_shares, share_curve, universal
 from lib.display.captions import count, percent
 from lib.display.html import LEVELS, STYLE, token_text
 from lib.display.plots import COLOURS, NEUTRAL, PERCENT, layer_axis
-from lib.families import EVEN, FEWEST_TOKENS, ODD, variance_reduction
 from lib.labels.token_classes import looks, words
 from lib.models.trunk import Trunk
 

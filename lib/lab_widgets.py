@@ -15,7 +15,7 @@ from mistune import html as markdown
 
 from lib import lab
 from lib.base.errors import InputError
-from lib.family_tables import statistics
+from lib.chapters.families.tables import statistics
 from lib.labels.labels import occurring, token_strings
 from lib.models.trunk import Trunk, load_model
 from lib.run import Run, TensorFiles

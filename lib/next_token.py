@@ -34,7 +34,7 @@ class ClassSums(NamedTuple):
 def class_sums(own: Mapping[str, Tensor], member: Bool[np.ndarray, "classes groups"]) -> ClassSums:
     """Sums of one layer's activations by membership of the next token in classes, from its grouped moments.
 
-    `own` is one layer of `lib.families.Statistics`, whose group means are stored in fp16 units of the neuron's
+    `own` is one layer of `lib.chapters.families.scoring.Statistics`, whose group means are stored in fp16 units of the neuron's
     deviation. Taken over counted tokens that have a next token in their block, both halves of the text together.
     """
     used = torch.from_numpy(member.any(0))

@@ -7,9 +7,9 @@ from conftest import TEXT, permuted, save_seed, small_model
 
 from lib import causal, causal_tables, circuit_tables, report
 from lib.base.params import Params, write_params
+from lib.chapters.families.tables import open_families
 from lib.chapters.universality.tables import tabulate
 from lib.collect import one_pass as collecting
-from lib.family_tables import open_families
 from lib.kernels.fused import layer_statistics
 from lib.labels.groupings import group_sizes
 from lib.run import Run

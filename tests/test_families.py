@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from lib import families
 from lib.base.errors import InputError
 from lib.base.files import file_sha256
 from lib.base.params import ROOT
+from lib.chapters.families import scoring
 from lib.kernels.correlation import rotations
 from lib.kernels.grouped import GroupedMoments, Places
 from lib.labels.labels import LabelSet, groupings, label_sets
@@ -53,7 +53,7 @@ def planted_activations(world, noise: float) -> torch.Tensor:
     return v
 
 
-def statistics_of(world, v: torch.Tensor) -> tuple[list, families.Rotation]:
+def statistics_of(world, v: torch.Tensor) -> tuple[list, scoring.Rotation]:
     made, _, counted = world
     work = GroupedMoments({name: size for name, (size, _) in made.items()}, torch.tensor([[0.0], [1.0]]).expand(2, NEURONS))
     places = Places({name: ids for name, (_, ids) in made.items()}, work.groups)
@@ -62,13 +62,13 @@ def statistics_of(world, v: torch.Tensor) -> tuple[list, families.Rotation]:
         work.update(v[blocks].flatten(0, 1), places, places.at(blocks, counted[blocks].flatten()))
     turn = torch.stack(list(rotations(1, NEURONS, 0, 0, 0)))
     covariance = torch.tensor(np.cov(v[counted].double().T.numpy(), bias=True))
-    return [work.compact()], families.Rotation(turn, (turn[0] @ covariance * turn[0]).sum(1).sqrt()[None])
+    return [work.compact()], scoring.Rotation(turn, (turn[0] @ covariance * turn[0]).sum(1).sqrt()[None])
 
 
 @pytest.fixture(scope="module")
 def scored(world):
     statistics, rotation = statistics_of(world, planted_activations(world, 0.005))
-    return statistics, families.score_labels(statistics, world[1], rotation), families.seed_families(statistics, world[1], rotation)
+    return statistics, scoring.score_labels(statistics, world[1], rotation), scoring.seed_families(statistics, world[1], rotation)
 
 
 def test_planted_neurons_land_in_their_families_and_a_random_one_in_none(scored):
@@ -78,7 +78,7 @@ def test_planted_neurons_land_in_their_families_and_a_random_one_in_none(scored)
         assert (row["family"], row["label"]) == (family, label) and row["score"] > 0.95, row
         assert row["difference"] > 0 and abs(row["gap"]) < 0.02
     rest = table.iloc[len(PLANTED) :]
-    assert (rest["family"] == families.UNEXPLAINED).all() and (rest["score"] < 0.01).all()
+    assert (rest["family"] == scoring.UNEXPLAINED).all() and (rest["score"] < 0.01).all()
     assert rest.iloc[-1]["score"] == 0  # the neuron that never changes
     assert table.loc[3, "position_information"] == table["position_information"].max() > 0.01
     assert (table["runner_up_family"] != table["best_family"]).all()
@@ -104,7 +104,7 @@ def test_scores_and_rotated_scores_agree_with_the_formula_on_every_token(world, 
                     x = values[keep][:, :8]
                     expected = 1 - (y.float().mean() * x[y].var(0, correction=0) + (~y).float().mean() * x[~y].var(0, correction=0)) / x.var(0, correction=0)
                     measured = got[which, start + index, :8]
-                    if y.sum() < families.FEWEST_TOKENS or (~y).sum() < families.FEWEST_TOKENS:
+                    if y.sum() < scoring.FEWEST_TOKENS or (~y).sum() < scoring.FEWEST_TOKENS:
                         assert (measured == 0).all()
                     else:
                         assert (measured - expected).abs().max() < tolerance, (one.labels["label"][index], which)
@@ -120,12 +120,12 @@ def test_position_information_against_the_plain_sum():
     joint = np.stack([active.sum(0), (count - active).sum(0)]) / count.sum()  # (fires or not, position)
     independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
     expected = (joint * np.log2(joint / independent)).sum() - 5 / (2 * np.log(2) * count.sum())
-    assert families.position_information(statistics) == pytest.approx([expected])
+    assert scoring.position_information(statistics) == pytest.approx([expected])
 
 
 def test_labels_over_other_groups_are_refused(scored):
     one = LabelSet("token", pd.DataFrame({"label": ["x"], "family": ["unigram"], "kind": ["word"]}), np.ones((1, 3), bool))
     with pytest.raises(InputError, match=f"3 groups, but the statistics have {scored[0][0]['token.count'].shape[1]}"):
-        families.check_statistics(scored[0], [one])
+        scoring.check_statistics(scored[0], [one])
     with pytest.raises(InputError, match="no such grouping"):
-        families.check_statistics([{}], [one])
+        scoring.check_statistics([{}], [one])

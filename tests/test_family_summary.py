@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import family_figures, family_findings, family_summary
-from lib.families import UNEXPLAINED, Choice, Scores, assign
-from lib.family_summary import FAMILIES, TOP
+from lib.chapters.families import captions, figures, summary
+from lib.chapters.families.scoring import UNEXPLAINED, Choice, Scores, assign
+from lib.chapters.families.summary import FAMILIES, TOP
 from lib.labels.labels import LabelSet
 
 LAYERS, WIDTH = 3, 20
@@ -66,21 +66,21 @@ def statistics_and_sets(neurons: int = WIDTH):
 
 def test_counts_are_counts():
     rows = families_table().query("seed == 'a'").reset_index(drop=True)
-    counts = family_summary.family_counts(rows, 0.5).set_index("family")
+    counts = summary.family_counts(rows, 0.5).set_index("family")
     assert counts["all"].sum() == 60 and counts.loc[UNEXPLAINED, "all"] == (rows["score"] <= 0.3).sum()
     assert counts["universal"].sum() == (rows["excess_corr"] > 0.5).sum() and counts[TOP].sum() == 3
     assert counts["rest"].sum() == 60 - counts["universal"].sum()  # the top lies among the universal
-    assert family_summary.layer_counts(rows).to_numpy().sum() == 60
-    comparison = family_summary.published_comparison(rows, 2).set_index("group")
+    assert summary.layer_counts(rows).to_numpy().sum() == 60
+    comparison = summary.published_comparison(rows, 2).set_index("group")
     assert comparison.loc["universal", "neurons"] == 0 and comparison["low"].sum() == (rows["score"] < 0.05).sum()
-    assert family_summary.seed_shares(families_table()).sum(axis=1).round(9).eq(1).all()
+    assert summary.seed_shares(families_table()).sum(axis=1).round(9).eq(1).all()
 
 
 def test_agreement_by_hand():
     families = families_table()
-    pairs = family_summary.matched_pairs(families, matches_table())
+    pairs = summary.matched_pairs(families, matches_table())
     assert len(pairs) == 120
-    table = family_summary.agreement(pairs).set_index("pairs_of")
+    table = summary.agreement(pairs).set_index("pairs_of")
     explained = families.query("seed == 'a' and family != @UNEXPLAINED")
     same = (explained["layer"] < LAYERS - 1).sum()  # in the last layer the partner has the family before
     assert table.loc["all explained", "pairs"] == 2 * len(explained)
@@ -101,8 +101,8 @@ def test_mean_and_spread_against_tokens_spelled_out():
         np.resize([2 + 3 * (pooled[group] + sign * float(own["token.spread"][group, 3])) for sign in (-1, 1)], 2 * count.sum(0)[group])
         for group in np.flatnonzero(member)
     ])  # fmt: skip
-    assert family_summary.mean_and_spread(own, "token", member, 3) == pytest.approx((values.mean(), values.std()))
-    assert np.isnan(family_summary.mean_and_spread(own, "token", np.zeros(5, bool), 3)).all()
+    assert summary.mean_and_spread(own, "token", member, 3) == pytest.approx((values.mean(), values.std()))
+    assert np.isnan(summary.mean_and_spread(own, "token", np.zeros(5, bool), 3)).all()
 
 
 @pytest.mark.parametrize("case", ["some", "none"])
@@ -110,55 +110,55 @@ def test_mean_and_spread_against_tokens_spelled_out():
 def test_every_figure_draws_and_every_sentence_is_whole(case, threshold):
     families, (statistics, sets) = families_table(case), statistics_and_sets()
     own = families[families["seed"] == "a"].reset_index(drop=True)
-    chosen, none = family_summary.shown(own, "unigram", 4), family_summary.shown(own, "no such family", 4)
+    chosen, none = summary.shown(own, "unigram", 4), summary.shown(own, "no such family", 4)
     levels = pd.DataFrame({"layer": range(LAYERS), "chance": 0.3, "median": 0.1, "largest": 0.5})
-    counts, held = family_summary.family_counts(own, threshold), family_summary.held_out(own)
-    layers = family_summary.layer_counts(own)
-    agreement = family_summary.agreement(family_summary.matched_pairs(families, matches_table()))
-    shares = family_summary.seed_shares(families)
+    counts, held = summary.family_counts(own, threshold), summary.held_out(own)
+    layers = summary.layer_counts(own)
+    agreement = summary.agreement(summary.matched_pairs(families, matches_table()))
+    shares = summary.seed_shares(families)
     positions = own.nlargest(2, "position_information").assign(label="position")
-    places = family_summary.by_word_place(chosen, statistics, tuple(f"{word}|{place}" for word in ("unigram", "x") for place in ("as word", "word start", "word middle", "other")))
+    places = summary.by_word_place(chosen, statistics, tuple(f"{word}|{place}" for word in ("unigram", "x") for place in ("as word", "word start", "word middle", "other")))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message="vert: bool was deprecated")  # seaborn 0.13 calling matplotlib 3.11
         drawn = [
-            family_figures.family_counts(counts),
-            family_figures.families_by_layer(layers, layers * 0),
-            family_figures.scores(own, threshold),
-            family_figures.chance(own, levels),
-            family_figures.seeds(shares),
-            family_figures.agreement(agreement),
-            family_figures.on_and_off(family_summary.on_and_off(chosen, statistics, sets)),
-            family_figures.on_and_off(family_summary.on_and_off(none, statistics, sets)),
-            family_figures.word_places(places),
-            family_figures.word_places(places.head(0)),
-            family_figures.heat(family_summary.by_letter(chosen, statistics, sets), "letter"),
-            family_figures.heat(family_summary.by_letter(none, statistics, sets), "letter"),
-            family_figures.heat(family_summary.by_domain(chosen, statistics, ("x", "y", "z")), "domain"),
-            family_figures.position_curves(positions, family_summary.by_group(positions, statistics, "position")),
-            family_figures.explained_by_excess(own),
+            figures.family_counts(counts),
+            figures.families_by_layer(layers, layers * 0),
+            figures.scores(own, threshold),
+            figures.chance(own, levels),
+            figures.seeds(shares),
+            figures.agreement(agreement),
+            figures.on_and_off(summary.on_and_off(chosen, statistics, sets)),
+            figures.on_and_off(summary.on_and_off(none, statistics, sets)),
+            figures.word_places(places),
+            figures.word_places(places.head(0)),
+            figures.heat(summary.by_letter(chosen, statistics, sets), "letter"),
+            figures.heat(summary.by_letter(none, statistics, sets), "letter"),
+            figures.heat(summary.by_domain(chosen, statistics, ("x", "y", "z")), "domain"),
+            figures.position_curves(positions, summary.by_group(positions, statistics, "position")),
+            figures.explained_by_excess(own),
         ]
         for fig in drawn:
             fig.draw_without_rendering()
     findings = [
-        family_findings.family_counts(counts, "a"),
-        family_findings.scores(own, held),
-        family_findings.chance(own, levels),
-        family_findings.by_layer(layers),
-        family_findings.by_excess(own),
-        family_findings.seeds(shares),
-        family_findings.seeds(shares.head(1)),
-        family_findings.agreement(agreement, 2),
-        family_findings.agreement(family_summary.agreement(family_summary.matched_pairs(own, matches_table())), 1),
-        family_findings.examples_of(chosen, "unigram"),
-        family_findings.examples_of(none, "unigram"),
-        family_findings.position(positions, own),
-        family_findings.examples_of(none, "syntax"),
+        captions.family_counts(counts, "a"),
+        captions.scores(own, held),
+        captions.chance(own, levels),
+        captions.by_layer(layers),
+        captions.by_excess(own),
+        captions.seeds(shares),
+        captions.seeds(shares.head(1)),
+        captions.agreement(agreement, 2),
+        captions.agreement(summary.agreement(summary.matched_pairs(own, matches_table())), 1),
+        captions.examples_of(chosen, "unigram"),
+        captions.examples_of(none, "unigram"),
+        captions.position(positions, own),
+        captions.examples_of(none, "syntax"),
     ]
-    assert "lib/text/domains.py" in findings[-1].text and "lib/text/domains.py" not in family_findings.examples_of(none, "unigram").text
-    assert "The paper's best neuron for *the word “to”* has 0.987" in family_findings.examples_of(chosen.assign(assigned=True), "unigram").text or chosen.empty
-    sentences = [family_findings.published(family_summary.published_comparison(own, threshold)),
-                 family_findings.duplicates(family_summary.near_duplicates(own), places)]  # fmt: skip
+    assert "lib/text/domains.py" in findings[-1].text and "lib/text/domains.py" not in captions.examples_of(none, "unigram").text
+    assert "The paper's best neuron for *the word “to”* has 0.987" in captions.examples_of(chosen.assign(assigned=True), "unigram").text or chosen.empty
+    sentences = [captions.published(summary.published_comparison(own, threshold)),
+                 captions.duplicates(summary.near_duplicates(own), places)]  # fmt: skip
     for words in [*sentences, *(part for finding in findings for part in finding)]:
         assert words and "nan" not in words.replace("**", " ").replace("%", " ").split(), words
     for finding in findings:
@@ -169,7 +169,7 @@ def test_every_figure_draws_and_every_sentence_is_whole(case, threshold):
 
 def test_no_chosen_neuron_gives_empty_tables():
     nobody = pd.DataFrame({"layer": [], "neuron": [], "label": []})
-    assert {"mean", "place"} <= set(family_summary.by_word_place(nobody, [], ())) and family_summary.by_domain(nobody, [], ("x", "y")).shape == (0, 2)
+    assert {"mean", "place"} <= set(summary.by_word_place(nobody, [], ())) and summary.by_domain(nobody, [], ("x", "y")).shape == (0, 2)
 
 
 def test_a_family_that_does_not_hold_is_told_though_its_neurons_go_to_another():
@@ -180,6 +180,6 @@ def test_a_family_that_does_not_hold_is_told_though_its_neurons_go_to_another():
     labels = pd.DataFrame({"label": ["x"], "kind": ["token"]})
     table = assign(choice, np.array([0.05]), labels, Scores(torch.zeros(2, 1, 100), torch.zeros(1, 100), torch.zeros(1, 100)))
     assert (table["family"] == "token_class").all()
-    held = family_summary.held_out(table).set_index("family")
+    held = summary.held_out(table).set_index("family")
     assert held.loc["topic", ["chosen", "held_out"]].tolist() == [100, 0] and held.loc["topic", "median_gap"] == pytest.approx(0.29)
-    assert "nothing is left on the other of topic (100)" in family_findings.scores(table, family_summary.held_out(table)).text
+    assert "nothing is left on the other of topic (100)" in captions.scores(table, summary.held_out(table)).text

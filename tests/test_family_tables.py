@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from lib.base.errors import InputError
+from lib.chapters.families.tables import SeedStatistics, open_families
 from lib.chapters.universality.tables import tabulate
 from lib.collect import one_pass as collecting
-from lib.family_tables import SeedStatistics, open_families
 from lib.labels.groupings import group_sizes
 from lib.labels.labels import occurring
 from lib.labels.token_classes import looks

@@ -1,4 +1,4 @@
-"""Chapter 4 in words: from what `lib.family_summary` computes to titles, sentences and alternative texts.
+"""Chapter 4 in words: from what `lib.chapters.families.summary` computes to titles, sentences and alternative texts.
 
 As in `lib.display.captions`, every number is computed, and there are words for the cases in which there is nothing to show.
 """
@@ -7,9 +7,7 @@ import numpy as np
 import pandas as pd
 
 from lib.base.errors import listed
-from lib.chapters.universality.properties import PUBLISHED_SOURCE
-from lib.display.captions import Finding, capital, count, percent, signed
-from lib.families import (
+from lib.chapters.families.scoring import (
     PUBLISHED_BEST,
     PUBLISHED_HIGH,
     PUBLISHED_LAYERS,
@@ -20,7 +18,9 @@ from lib.families import (
     PUBLISHED_WELL_EXPLAINED,
     UNEXPLAINED,
 )
-from lib.family_summary import FAMILIES, TOP
+from lib.chapters.families.summary import FAMILIES, TOP
+from lib.chapters.universality.properties import PUBLISHED_SOURCE
+from lib.display.captions import Finding, capital, count, percent, signed
 
 PUBLISHED_DEPTHS = (
     f"In the paper, which looks among universal neurons only, word neurons sit {PUBLISHED_LAYERS['unigram']}, position neurons in {PUBLISHED_LAYERS['position']} and "

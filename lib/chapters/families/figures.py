@@ -1,4 +1,4 @@
-"""Figures of chapter 4: families of neurons. Functions take what `lib.family_summary` computes and return figures."""
+"""Figures of chapter 4: families of neurons. Functions take what `lib.chapters.families.summary` computes and return figures."""
 
 from html import escape
 
@@ -9,10 +9,10 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from lib.chapters.families.scoring import PUBLISHED_HIGH, PUBLISHED_LOW, UNEXPLAINED
+from lib.chapters.families.summary import FAMILIES, TOP, groups_of
 from lib.display.html import STYLE, Examples
 from lib.display.plots import CORRELATION, HEIGHT, NEUTRAL, PERCENT, SEED_COLOURS, WIDE, canvas, note
-from lib.families import PUBLISHED_HIGH, PUBLISHED_LOW, UNEXPLAINED
-from lib.family_summary import FAMILIES, TOP, groups_of
 from lib.labels.labels import WORD_PLACES
 
 COLOURS = dict(zip(FAMILIES, (*SEED_COLOURS[:-1], "#882255", "#000000", "#d0d0d0"), strict=True))

@@ -8,10 +8,7 @@ import math
 
 import pandas as pd
 
-from lib.chapters.universality.properties import FEWEST, universal
-from lib.display.captions import count, percent
-from lib.display.claims import Claim, Evidence, Measured, agreed, decided, over_seeds, share, unmeasured
-from lib.families import (
+from lib.chapters.families.scoring import (
     LETTERS,
     PUBLISHED_HIGH,
     PUBLISHED_LAYERS,
@@ -21,7 +18,10 @@ from lib.families import (
     PUBLISHED_UNIVERSAL,
     PUBLISHED_WELL_EXPLAINED,
 )
-from lib.family_summary import FAMILIES, with_excess
+from lib.chapters.families.summary import FAMILIES, with_excess
+from lib.chapters.universality.properties import FEWEST, universal
+from lib.display.captions import count, percent
+from lib.display.claims import Claim, Evidence, Measured, agreed, decided, over_seeds, share, unmeasured
 
 CHAPTER = "04_families"
 FAMILY, EVERYONE = "families", "neurons_all_seeds"

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lib import families as scoring
 from lib.base.errors import InputError
 from lib.base.files import file_sha256
-from lib.families import Rotation, label_table, seed_families
-from lib.family_summary import matched_pairs, with_excess
+from lib.chapters.families import scoring
+from lib.chapters.families.scoring import Rotation, label_table, seed_families
+from lib.chapters.families.summary import matched_pairs, with_excess
 from lib.kernels.correlation import Scale, rotated_deviation, rotations
 from lib.labels.groupings import run_groupings, run_label_sets
 from lib.labels.labels import Grouping, LabelSet

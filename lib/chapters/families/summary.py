@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from lib.families import PUBLISHED_HIGH, PUBLISHED_LOW, TOP_SHARE, UNEXPLAINED
+from lib.chapters.families.scoring import PUBLISHED_HIGH, PUBLISHED_LOW, TOP_SHARE, UNEXPLAINED
 from lib.labels.labels import WORD_PLACES, LabelSet
 
 FAMILIES = {  # in the order of figures and tables, with the words that stand for them
