@@ -15,12 +15,12 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import norm
 from torch import Tensor
 
+from lib.chapters.circuits.role_agreement import TOP
 from lib.chapters.universality.properties import SIGNIFICANT, universal
 from lib.effects import BLOCKS, TILE, mean_and_error, predicting
 from lib.interventions import Fix, run
 from lib.kernels.predictions import Cases, prediction_statistics, product_dtype
 from lib.models.processed import Processed
-from lib.roles import TOP
 
 UNIVERSAL, MOST, RANDOM = "universal", f"top {100 * TOP:g} %", "random"
 CHOSEN = (UNIVERSAL, MOST)

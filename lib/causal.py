@@ -8,10 +8,10 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lib import attention, entropy
+from lib.chapters.circuits.roles import random_directions
 from lib.effects import FIXED_FREQUENCY, FROZEN_SCALE, TOTAL, Readout
 from lib.models.processed import Processed
 from lib.text.blocks import Text
-from lib.vocabulary import random_directions
 
 VARIANTS = (TOTAL, FROZEN_SCALE, FIXED_FREQUENCY)
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from lib import ablation, attention, causal, effects, entropy, interventions
 from lib.base.errors import InputError
 from lib.causal import VARIANTS, at_mean, at_values, sample_blocks, unigram_counts
-from lib.circuit_tables import kept
+from lib.chapters.circuits.tables import kept
 from lib.display.captions import capital
 from lib.interventions import PathAblation
 from lib.kernels import forward, predictions

@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from scipy.stats import binom
 from torch import Tensor, nn
 
+from lib.chapters.circuits.roles import PUBLISHED_CUTS, QUANTILE, Cuts, null_cuts, roles
 from lib.chapters.universality.properties import SIGNIFICANT, universal
-from lib.vocabulary import PUBLISHED_CUTS, QUANTILE, Cuts, null_cuts, roles
 
 HEAD_BLOCKS = 8  # blocks of text, and as many of random tokens, on which heads are scored
 KEYS = ["seed", "layer", "neuron"]

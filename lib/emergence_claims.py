@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binom
 
+from lib.chapters.circuits.roles import PUBLISHED_CUTS, PUBLISHED_HIGH_KURTOSIS, QUANTILE
 from lib.chapters.families.summary import FAMILIES
 from lib.chapters.universality.properties import (
     FEWEST,
@@ -24,7 +25,6 @@ from lib.chapters.universality.properties import (
 )
 from lib.display.captions import percent, signed
 from lib.emergence import HALF, layer_persistence, persistence
-from lib.vocabulary import PUBLISHED_CUTS, PUBLISHED_HIGH_KURTOSIS, QUANTILE
 
 PAPER, FOLLOWER = "arXiv 2401.12181", "arXiv 2508.00903"
 OWN = "this report"  # asks what neither paper is known to state; a score that it takes from elsewhere is named

@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from lib.circuit_figures import ROLE_COLOURS
+from lib.chapters.circuits.figures import ROLE_COLOURS
+from lib.chapters.circuits.roles import PUBLISHED_CUTS
 from lib.display.captions import count
 from lib.display.plots import (
     BASELINE,
@@ -30,7 +31,6 @@ from lib.display.plots import (
     note,
 )
 from lib.emergence import HALF
-from lib.vocabulary import PUBLISHED_CUTS
 
 HEAD_SCORES = {"bos": "attention to BOS", "previous": "attention to the previous token", "induction": "induction score"}
 WHEN = {"early": "#0072B2", "late": "#E69F00"}

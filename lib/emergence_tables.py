@@ -16,16 +16,17 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from lib import emergence, emergence_findings, vocabulary
+from lib import emergence, emergence_findings
 from lib.base import params as parameters
 from lib.base.errors import InputError, told
 from lib.base.files import file_sha256
 from lib.base.hub import weight_files, weights_sha256
 from lib.base.params import Params, read_params
+from lib.chapters.circuits import roles
+from lib.chapters.circuits.tables import weights_of
 from lib.chapters.families.summary import FAMILIES, with_excess
 from lib.chapters.universality.properties import frequency_cosine_correlation, property_tests, reference_shares
 from lib.chapters.universality.tables import tabulate
-from lib.circuit_tables import weights_of
 from lib.collect.one_pass import collect
 from lib.emergence_checkpoints import Point, lacks_tokeniser, link_seed, points
 from lib.models import weights
@@ -63,9 +64,9 @@ def measure(run: Run) -> dict[str, pd.DataFrame]:
     parts, cuts = {"seeds": [], "layers": [], "heads": [], "properties": []}, {}
     for seed, own in neurons.groupby("seed", sort=False):
         _, unembedding = weights_of(run, seed)
-        directions = vocabulary.random_directions(vocabulary.DIRECTIONS, len(unembedding), run.params.random_seed)
+        directions = roles.random_directions(roles.DIRECTIONS, len(unembedding), run.params.random_seed)
         null = weights.vocabulary_moments(directions, unembedding)
-        cuts[seed] = vocabulary.null_cuts(null)
+        cuts[seed] = roles.null_cuts(null)
         found = {
             "seeds": reference_shares(own, threshold).assign(frequency_cosine=frequency_cosine_correlation(own)),
             "layers": emergence.layer_indicators(own, matches[matches["seed"] == seed], null),

@@ -14,10 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from lib.chapters.circuits.tables import kept, weights_of
 from lib.chapters.families.summary import FAMILIES
 from lib.chapters.universality.properties import PROPERTIES
 from lib.chapters.universality.tables import neuron_index
-from lib.circuit_tables import kept, weights_of
 from lib.display.html import token_text
 from lib.models import weights
 from lib.run import Run

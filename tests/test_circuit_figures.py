@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import circuit_figures, circuit_findings, roles, vocabulary
+from lib.chapters.circuits import captions, figures, role_agreement
+from lib.chapters.circuits import roles as vocabulary
 
 LAYERS, WIDTH = 4, 25
 
@@ -68,21 +69,21 @@ def everything(case: str):
     effects = np.random.default_rng(2).normal(0, 0.1, (len(examples), 300))
     members = effects > 0.1
     split = splits_of(table)
-    shares = {column: roles.universal_shares(table, column, 0.5) for column in circuit_figures.CUTS}
-    agreement = roles.match_agreement(table, matches_of(table), 0, draws=10)
+    shares = {column: role_agreement.universal_shares(table, column, 0.5) for column in figures.CUTS}
+    agreement = role_agreement.match_agreement(table, matches_of(table), 0, draws=10)
     labels = {"vocab_kurt": "kurtosis", "entropy": "entropy rule", "nowhere": "unknown"}
     properties = table.assign(entropy=table["neuron"] < 3, nowhere=np.nan)
-    ranks = roles.property_agreement(properties, matches_of(table), list(labels), 0, draws=10)
+    ranks = role_agreement.property_agreement(properties, matches_of(table), list(labels), 0, draws=10)
     return [
-        (circuit_findings.property_agreement(ranks, labels), circuit_figures.property_agreement(ranks, labels)),
-        (circuit_findings.moments_by_layer(table), circuit_figures.moments_by_layer(table)),
-        (circuit_findings.skew_of_peaked(table), circuit_figures.skew_of_peaked(table)),
-        (circuit_findings.roles_by_layer(table), circuit_figures.roles_by_layer(table)),
-        (circuit_findings.logit_effects(examples), circuit_figures.logit_effects(examples, effects, members)),
-        (circuit_findings.classes_by_role(table), None),
-        (circuit_findings.next_token(split, 1000), circuit_figures.next_token(split)),
-        (circuit_findings.universal_roles(shares, 0.5, roles.TOP), circuit_figures.universal_roles(shares, 0.5, roles.TOP)),
-        (circuit_findings.match_agreement(agreement), circuit_figures.match_agreement(agreement)),
+        (captions.property_agreement(ranks, labels), figures.property_agreement(ranks, labels)),
+        (captions.moments_by_layer(table), figures.moments_by_layer(table)),
+        (captions.skew_of_peaked(table), figures.skew_of_peaked(table)),
+        (captions.roles_by_layer(table), figures.roles_by_layer(table)),
+        (captions.logit_effects(examples), figures.logit_effects(examples, effects, members)),
+        (captions.classes_by_role(table), None),
+        (captions.next_token(split, 1000), figures.next_token(split)),
+        (captions.universal_roles(shares, 0.5, role_agreement.TOP), figures.universal_roles(shares, 0.5, role_agreement.TOP)),
+        (captions.match_agreement(agreement), figures.match_agreement(agreement)),
     ]
 
 
@@ -102,19 +103,19 @@ def test_every_case_is_drawn_without_a_warning_and_told_without_nan(case):
 
 
 def test_the_switch_and_the_counts_are_told_as_they_are():
-    switch = circuit_findings.roles_by_layer(made_up("switch"))
+    switch = captions.roles_by_layer(made_up("switch"))
     assert switch.title == "Suppression takes over in the last layer: 25 against 0 neurons a seed"
     assert "the paper's switch to suppression is seen" in switch.text and "no prediction neuron, 50 suppression neurons" in switch.text
-    bars = circuit_figures.roles_by_layer(made_up("switch")).axes[1].patches
+    bars = figures.roles_by_layer(made_up("switch")).axes[1].patches
     assert [bar.get_height() for bar in bars] == [0] * LAYERS + [0, 0, 0, -25]
     one = pd.concat([made_up("switch").query("seed == 'a'"), made_up("many").query("seed != 'a' and vocab_skew > 0")])
-    assert circuit_findings.roles_by_layer(one).title == "Suppression outnumbers prediction in the last layer of 1 of 2 seeds"
-    none = circuit_findings.roles_by_layer(made_up("none"))
+    assert captions.roles_by_layer(one).title == "Suppression outnumbers prediction in the last layer of 1 of 2 seeds"
+    none = captions.roles_by_layer(made_up("none"))
     assert none.title == "No prediction or suppression neuron by either cut"
     table = made_up("many")
     published = int((table["vocab_kurt"] > 10).sum())
-    assert f"**{published} neurons** have kurtosis above the published cut of 10" in circuit_findings.moments_by_layer(table).text
-    assert "No neuron of the last 2 layers passes the published cut" in circuit_findings.skew_of_peaked(made_up("none")).text
+    assert f"**{published} neurons** have kurtosis above the published cut of 10" in captions.moments_by_layer(table).text
+    assert "No neuron of the last 2 layers passes the published cut" in captions.skew_of_peaked(made_up("none")).text
 
 
 @pytest.mark.parametrize(
@@ -125,22 +126,22 @@ def test_the_switch_and_the_counts_are_told_as_they_are():
 def test_the_claim_about_suppression_neurons_is_judged_seed_by_seed_against_their_layers(percentiles, verdict):
     table = pd.DataFrame({"role": "suppression", "percentile": np.array(percentiles, dtype=float)})
     table = table.assign(effect=-0.1, p_corrected=0.01, label_score=0.2, null_score=0.1, seed=["a" if row < 6 else "b" for row in range(len(table))])
-    assert verdict in circuit_findings.next_token(table, 1000).text
+    assert verdict in captions.next_token(table, 1000).text
     by_chance = table.assign(label_score=0.1)
-    assert "cannot be tested" in circuit_findings.next_token(by_chance, 1000).text
+    assert "cannot be tested" in captions.next_token(by_chance, 1000).text
 
 
 def test_a_model_of_one_layer_has_no_switch():
     table = made_up("many").query("layer == 0")
-    found = circuit_findings.roles_by_layer(table)
+    found = captions.roles_by_layer(table)
     assert found.title.startswith("One layer") and "switch" not in found.text and "second half" not in found.text
 
 
 def test_tables_of_words_wrap_to_the_left_and_escape_what_the_text_holds():
     examples = pd.DataFrame({"role": ["prediction"], "layer": [1], "neuron": [2], "label": ["a <b>"], "label_score": [0.5]})
-    html = circuit_findings.words_html(circuit_findings.token_table(examples, [(["x", "<i>"], ["y"])]))
+    html = captions.words_html(captions.token_table(examples, [(["x", "<i>"], ["y"])]))
     assert "&lt;i&gt;" in html and "a &lt;b&gt;" in html and "<i>" not in html
     assert html.count("text-align:left;white-space:normal") == 5 and "<td>1</td>" in html
-    assert circuit_findings.readable("     a  b----------") == "␣×5a␣␣b-×10"
-    table = circuit_findings.class_table(made_up("none"))
+    assert captions.readable("     a  b----------") == "␣×5a␣␣b-×10"
+    table = captions.class_table(made_up("none"))
     assert table["most frequent classes"].tolist() == ["–"] * 3 and table["neurons"].tolist() == [0, 0, 0]

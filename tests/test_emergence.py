@@ -59,7 +59,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def params(make_run, trained, monkeypatch) -> Params:
-    monkeypatch.setattr("lib.vocabulary.DIRECTIONS", 200)
+    monkeypatch.setattr("lib.chapters.circuits.roles.DIRECTIONS", 200)
     return make_run({name: trained / name for name in "abc"}, token_budget=8 * 256).params
 
 

@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 from statsmodels.stats.contingency_tables import StratifiedTable
 
-from lib import next_token, roles
+from lib.chapters.circuits import next_token, role_agreement
 from lib.kernels.grouped import GroupedMoments, Places
 
 LAYERS, WIDTH = 3, 60
@@ -38,13 +38,13 @@ def pairs(population, order) -> pd.DataFrame:
 
 
 def test_matches_with_equal_properties_agree_wholly_and_exchanged_ones_by_chance(population):
-    right = roles.match_agreement(population, pairs(population, np.arange(WIDTH)), 0, draws=50).set_index(["group", "aspect"])
+    right = role_agreement.match_agreement(population, pairs(population, np.arange(WIDTH)), 0, draws=50).set_index(["group", "aspect"])
     assert (right["agreement"] == 1).all()
     assert (right["p_value"][right["chance_high"] < 1] < 0.05).all()
     share = population.loc[population["role_calibrated"] == "prediction", "layer"].value_counts(normalize=True)
     in_layer = (population["role_calibrated"] == "prediction").groupby(population["layer"]).mean()
     assert right.loc[("prediction", "role"), "chance"] == pytest.approx((share * in_layer).sum(), abs=0.03)
-    wrong = roles.match_agreement(population, pairs(population, np.random.default_rng(1).permutation(WIDTH)), 0, draws=50)
+    wrong = role_agreement.match_agreement(population, pairs(population, np.random.default_rng(1).permutation(WIDTH)), 0, draws=50)
     assert (wrong["p_value"] > 0.01).all() and (wrong["agreement"] - wrong["chance"]).abs().median() < 0.15
 
 
@@ -53,12 +53,12 @@ def test_agreement_by_hand_and_a_dead_match_does_not_count(population):
     two["role_calibrated"] = ["prediction", "prediction", "none", "prediction", "suppression", "none"]
     two["label"] = ["digits", None, None, "digits", "digits", None]
     matches = pairs(two, np.arange(3))
-    found = roles.match_agreement(two, matches, 0, draws=5).set_index(["group", "aspect"])
+    found = role_agreement.match_agreement(two, matches, 0, draws=5).set_index(["group", "aspect"])
     assert found.loc[("prediction", "role"), ["pairs", "agreement"]].tolist() == [3, pytest.approx(2 / 3)]
     assert found.loc[("prediction", "token class"), ["pairs", "agreement"]].tolist() == [2, 1]
     assert found.loc[("partition", "role"), "pairs"] == 0 and np.isnan(found.loc[("partition", "role"), "p_value"])
     matches.loc[matches.index[0], "corr"] = 0.0
-    found = roles.match_agreement(two, matches, 0, draws=5).set_index(["group", "aspect"])
+    found = role_agreement.match_agreement(two, matches, 0, draws=5).set_index(["group", "aspect"])
     assert found.loc[("prediction", "role"), "pairs"] == 2
 
 
@@ -71,7 +71,7 @@ def test_ranks_of_matches_correlate_wholly_or_by_chance_and_depth_alone_is_no_co
         missing=np.where(population["seed"] == "a", np.nan, 1.0),
     )
     columns = ["copied", "depth", "flag", "missing"]
-    found = roles.property_agreement(values, pairs(population, np.arange(WIDTH)), columns, 0, draws=50).set_index(["group", "property"])
+    found = role_agreement.property_agreement(values, pairs(population, np.arange(WIDTH)), columns, 0, draws=50).set_index(["group", "property"])
     assert found.loc[("all", "copied"), "correlation"] == pytest.approx(1) == found.loc[("all", "flag"), "correlation"]
     assert found.loc[("all", "copied"), "p_value"] == pytest.approx(1 / 51)
     assert abs(found.loc[("all", "depth"), "correlation"]) < 0.2 and found.loc[("all", "depth"), "p_value"] > 0.02
@@ -80,8 +80,8 @@ def test_ranks_of_matches_correlate_wholly_or_by_chance_and_depth_alone_is_no_co
 
 
 def test_the_test_of_universal_shares_is_the_weakest_of_those_of_statsmodels(population):
-    found = roles.universal_shares(population, "role_calibrated", 0.5).set_index("role")
-    top = roles.most_universal(population)
+    found = role_agreement.universal_shares(population, "role_calibrated", 0.5).set_index("role")
+    top = role_agreement.most_universal(population)
     assert top.groupby(population["seed"]).sum().tolist() == [LAYERS * WIDTH * 0.05] * 2
     for role in ("prediction", "partition"):
         own = population["role_calibrated"] == role
@@ -99,7 +99,7 @@ def test_the_test_of_universal_shares_is_the_weakest_of_those_of_statsmodels(pop
         assert found.loc[role, "p_value"] == pytest.approx(max(p_values) if len(signs) == 1 else 1, rel=1e-6)
         assert found.loc[role, "universal"] == (population.loc[own, "excess_corr"] > 0.5).sum()
         assert found.loc[role, "top_share"] == pytest.approx(top[own].mean())
-    nobody = roles.universal_shares(population.assign(role_calibrated="none"), "role_calibrated", 0.5)
+    nobody = role_agreement.universal_shares(population.assign(role_calibrated="none"), "role_calibrated", 0.5)
     assert nobody["neurons"].tolist() == [0, 0, 0] and nobody[["share", "expected", "p_value"]].isna().all(axis=None)
 
 

@@ -9,13 +9,13 @@ import torch
 from scipy import stats
 from transformers import GPT2LMHeadModel
 
-from lib import circuit_tables, vocabulary
+from lib.chapters.circuits import roles, tables
+from lib.chapters.circuits.next_token import GROUPING
 from lib.kernels.grouped import GroupedMoments, Places
 from lib.labels import labels
 from lib.labels.labels import LabelSet
 from lib.models.trunk import Trunk, load_model
 from lib.models.weights import processed_model
-from lib.next_token import GROUPING
 from lib.run import write_json, write_tensors
 from tests.conftest import save_seed, small_model
 
@@ -44,7 +44,7 @@ def test_class_scores_equal_the_variance_reduction_done_by_hand(weights, classes
     w_out, unembedding = weights[0][0], weights[1]
     unit = w_out.double().numpy() / np.linalg.norm(w_out.double().numpy(), axis=1, keepdims=True)
     cosine = unit @ unembedding.double().numpy()  # (neurons, vocabulary)
-    found = vocabulary.class_scores(w_out, unembedding, torch.from_numpy(cosine.var(1)).float(), classes.member)
+    found = roles.class_scores(w_out, unembedding, torch.from_numpy(cosine.var(1)).float(), classes.member)
     for label, member in enumerate(classes.member):
         inside, outside = cosine[:, member], cosine[:, ~member]
         within = member.mean() * inside.var(1) + (1 - member.mean()) * outside.var(1)
@@ -55,7 +55,7 @@ def test_class_scores_equal_the_variance_reduction_done_by_hand(weights, classes
 def test_a_class_of_no_or_every_token_and_a_neuron_that_writes_nothing_score_zero(weights):
     member = np.stack([np.zeros(TOKENS, bool), np.ones(TOKENS, bool), np.arange(TOKENS) < 9])
     w_out = torch.cat([weights[0][0][:1], torch.zeros(1, WIDTH)])
-    found = vocabulary.class_scores(w_out, weights[1], torch.tensor([0.1, 0.0]), member)
+    found = roles.class_scores(w_out, weights[1], torch.tensor([0.1, 0.0]), member)
     assert found.score[0, :2].tolist() == [0, 0] and found.score[0, 2] > 0
     assert found.score[1].tolist() == found.effect[1].tolist() == [0, 0, 0]
 
@@ -66,13 +66,13 @@ def planted(weights, classes, sign: int) -> pd.DataFrame:
     w_out[1][7] = sign * 5 * unembedding[:, 123]
     shared = unembedding[:, classes.member[2]].mean(1)
     w_out[0][3] = sign * shared
-    return circuit_tables.seed_roles(w_out, unembedding, classes, 0)
+    return tables.seed_roles(w_out, unembedding, classes, 0)
 
 
 def test_planted_neurons_are_found_first_and_the_opposite_weights_swap_their_roles(weights, classes):
     for sign, role in ((1, "prediction"), (-1, "suppression")):
         table = planted(weights, classes, sign)
-        first = vocabulary.of_role(table, role).nlargest(1, "vocab_kurt").iloc[0]
+        first = roles.of_role(table, role).nlargest(1, "vocab_kurt").iloc[0]
         assert (first["layer"], first["neuron"]) == (1, 7) and first["role_calibrated"] == role
         assert (table["role_calibrated"] == role).sum() <= 3
         mean = table[(table["layer"] == 0) & (table["neuron"] == 3)].iloc[0]
@@ -81,8 +81,8 @@ def test_planted_neurons_are_found_first_and_the_opposite_weights_swap_their_rol
 
 
 def test_turning_every_weight_around_swaps_prediction_and_suppression_only(weights, classes):
-    table = circuit_tables.seed_roles(*weights, classes, 0)
-    turned = circuit_tables.seed_roles([-layer for layer in weights[0]], weights[1], classes, 0)
+    table = tables.seed_roles(*weights, classes, 0)
+    turned = tables.seed_roles([-layer for layer in weights[0]], weights[1], classes, 0)
     swap = {"prediction": "suppression", "suppression": "prediction"}
     for column in ("role_published", "role_calibrated"):
         assert turned[column].tolist() == table[column].replace(swap).tolist()
@@ -94,7 +94,7 @@ def test_turning_every_weight_around_swaps_prediction_and_suppression_only(weigh
 def test_few_random_directions_have_a_role_or_a_class(weights, classes):
     generator = torch.Generator().manual_seed(9)
     w_out = torch.randn(4000, WIDTH, generator=generator)
-    table = circuit_tables.seed_roles([w_out - w_out.mean(1, keepdim=True)], weights[1], classes, 0)
+    table = tables.seed_roles([w_out - w_out.mean(1, keepdim=True)], weights[1], classes, 0)
     assert (table["vocab_kurt"] > table["null_kurt"]).mean() < 0.004
     assert (table["vocab_var"] > table["null_var"]).mean() < 0.004
     assert table["label"].notna().mean() < 0.004
@@ -110,7 +110,7 @@ def test_the_cuts_are_strict_and_kurtosis_goes_before_variance():
         }
     )
     want = ["prediction", "suppression", "none", "partition", "none", "prediction", "none"]
-    assert vocabulary.roles(table, vocabulary.PUBLISHED_CUTS).tolist() == want
+    assert roles.roles(table, roles.PUBLISHED_CUTS).tolist() == want
 
 
 def test_layer_quantiles_and_counts_by_hand():
@@ -120,9 +120,9 @@ def test_layer_quantiles_and_counts_by_hand():
             "role_calibrated": ["prediction", "none", "none", "prediction", "prediction", "partition"],
         }
     )  # fmt: skip
-    row = vocabulary.layer_quantiles(table, "vocab_kurt", [0.5]).iloc[0]
+    row = roles.layer_quantiles(table, "vocab_kurt", [0.5]).iloc[0]
     assert (row["mean"], row["low"], row["high"]) == (4, 2, 6)
-    counts = vocabulary.role_counts(table, "role_calibrated")
+    counts = roles.role_counts(table, "role_calibrated")
     assert counts.to_dict("list") == {
         "seed": ["a", "b"], "layer": [0, 0], "prediction": [1, 2], "suppression": [0, 0], "partition": [0, 1],
     }  # fmt: skip
@@ -136,7 +136,7 @@ def run(make_run, tmp_path):
         model = small_model(index)
         folder = save_seed(model, tmp_path / name)
         run = make_run({"a": folder, "b": tmp_path}, run=name)
-        digits = circuit_tables.label_set(run)
+        digits = tables.label_set(run)
         member = torch.from_numpy(digits.member[digits.labels["label"].tolist().index("digits")])
         with torch.no_grad():
             shared = torch.randn(32, generator=torch.Generator().manual_seed(5))
@@ -172,30 +172,30 @@ def write_next_token_moments(run, seed, folder):
 
 
 def test_the_tables_of_a_run_find_what_was_planted_and_are_made_once(run, monkeypatch):
-    monkeypatch.setattr(vocabulary, "DIRECTIONS", 1000)
-    table = circuit_tables.role_table(run)
+    monkeypatch.setattr(roles, "DIRECTIONS", 1000)
+    table = tables.role_table(run)
     assert list(table["seed"].unique()) == ["a", "b"] and len(table) == 2 * 2 * 48
     for seed, role, side in (("a", "prediction", "raised"), ("b", "suppression", "lowered")):
-        first = vocabulary.of_role(table[table["seed"] == seed], role).nlargest(1, "vocab_kurt").iloc[0]
+        first = roles.of_role(table[table["seed"] == seed], role).nlargest(1, "vocab_kurt").iloc[0]
         assert (first["layer"], first["neuron"], first[side]) == (1, 5, "digits")
-    split = circuit_tables.next_token_effects(run, table)
+    split = tables.next_token_effects(run, table)
     row = split[(split["seed"] == "b") & (split["role"] == "suppression") & (split["neuron"] == 5)].iloc[0]
     assert row["label"] == "digits" and {"effect", "p_corrected", "percentile"} <= set(split)
     assert row["count_in"] + row["count_out"] == int(run.text.counted()[:, :-1].sum())
     written = (run.folder / "tables" / "roles.parquet").stat().st_mtime_ns
-    monkeypatch.setattr(circuit_tables, "seed_roles", None)  # would fail if it were made again
-    pd.testing.assert_frame_equal(circuit_tables.role_table(run), table)
+    monkeypatch.setattr(tables, "seed_roles", None)  # would fail if it were made again
+    pd.testing.assert_frame_equal(tables.role_table(run), table)
     assert (run.folder / "tables" / "roles.parquet").stat().st_mtime_ns == written
     write_json(run.folder / "stats" / "done.json", run.done | {"seed_hashes": {"a": "another", "b": "1"}})
     del run.done
     weights = table[["seed", "layer", "neuron"]].assign(norm=1.0)
     effects = pd.DataFrame({"layer": [1], "neuron": [5], "loss": [0.25]})
-    circuits = circuit_tables.write_circuits(run, table, weights, effects)
+    circuits = tables.write_circuits(run, table, weights, effects)
     assert len(circuits) == len(table) and circuits["loss"].notna().sum() == 1 and (circuits["norm"] == 1).all()
     assert circuits.loc[circuits["loss"].notna(), "seed"].tolist() == ["a"]
     pd.testing.assert_frame_equal(pd.read_parquet(run.folder / "tables" / "circuits.parquet"), circuits)
     with pytest.raises(TypeError):
-        circuit_tables.role_table(run)
+        tables.role_table(run)
 
 
 def test_effects_equal_the_raw_model_s_weights_by_hand(run):
@@ -206,16 +206,16 @@ def test_effects_equal_the_raw_model_s_weights_by_hand(run):
     unembedding = (raw.transformer.ln_f.weight[:, None] * raw.lm_head.weight.T).detach().numpy()
     unembedding = unembedding - unembedding.mean(0) - (unembedding - unembedding.mean(0)).mean(1, keepdims=True)
     want = rows @ unembedding / np.linalg.norm(rows, axis=1)[:, None] / np.linalg.norm(unembedding, axis=0)
-    found = circuit_tables.logit_effects(run, "a", chosen)
+    found = tables.logit_effects(run, "a", chosen)
     np.testing.assert_allclose(found, want, atol=1e-5)
-    w_out, unit = circuit_tables.weights_of(run, "a")
-    moments = circuit_tables.circuits.vocabulary_moments(torch.stack([w_out[0][2], w_out[1][5]]), unit)
+    w_out, unit = tables.weights_of(run, "a")
+    moments = tables.circuits.vocabulary_moments(torch.stack([w_out[0][2], w_out[1][5]]), unit)
     np.testing.assert_allclose(moments["vocab_kurt"], stats.kurtosis(want, axis=1, fisher=False), rtol=1e-5)
-    promoted, suppressed = vocabulary.extreme_tokens(found[0], 3)
+    promoted, suppressed = roles.extreme_tokens(found[0], 3)
     assert promoted == np.argsort(-want[0])[:3].tolist() and suppressed == np.argsort(want[0])[:3].tolist()
-    assert circuit_tables.logit_effects(run, "a", chosen.head(0)).shape == (0, 8192)
+    assert tables.logit_effects(run, "a", chosen.head(0)).shape == (0, 8192)
     logits = raw.float()(run.text.tokens[:2]).logits
-    assert circuit_tables.processing_error(run, "a") < 1e-5 * logits.abs().max()
+    assert tables.processing_error(run, "a") < 1e-5 * logits.abs().max()
 
 
 def test_processed_and_raw_activations_of_the_trunk_are_those_split_by_the_next_token(run):
@@ -234,16 +234,16 @@ def test_tokens_that_were_never_learned_point_one_way_and_are_left_out():
     pieces = [bytes([byte]) for byte in range(256)] + [b"word"] * 744
     unembedding = torch.randn(32, 1000, generator=generator)
     way = torch.randn(32, generator=generator)
-    rare = [*vocabulary.NOT_IN_UTF8, 300, 301]
+    rare = [*roles.NOT_IN_UTF8, 300, 301]
     unembedding[:, rare] = way[:, None] + 0.1 * torch.randn(32, len(rare), generator=generator)
     unit = unembedding / unembedding.norm(dim=0)
-    assert vocabulary.unlearned(unit, pieces).nonzero()[:, 0].tolist() == sorted(rare)
-    assert not vocabulary.unlearned(unit, [b"word"] * 1000).any() and not vocabulary.unlearned(unit, []).any()
+    assert roles.unlearned(unit, pieces).nonzero()[:, 0].tolist() == sorted(rare)
+    assert not roles.unlearned(unit, [b"word"] * 1000).any() and not roles.unlearned(unit, []).any()
     untrained = torch.nn.functional.normalize(torch.randn(32, 1000, generator=generator), dim=0)
-    assert not vocabulary.unlearned(untrained, pieces).any()
+    assert not roles.unlearned(untrained, pieces).any()
     classes = LabelSet("token", pd.DataFrame({"label": ["x"], "family": ["token_class"], "kind": ["k"]}), np.arange(1000)[None] < 500)
-    table = circuit_tables.seed_roles([torch.stack([way, torch.randn(32, generator=generator)])], unit, classes, 0, pieces)
+    table = tables.seed_roles([torch.stack([way, torch.randn(32, generator=generator)])], unit, classes, 0, pieces)
     assert table["role_calibrated"].tolist() == ["prediction", "none"] and table["role_learned"].tolist() == ["none", "none"]
     assert (table["unlearned"] == len(rare)).all() and table.loc[0, "learned_kurt"] < 3.5 < table.loc[0, "vocab_kurt"]
-    cosine = (torch.nn.functional.normalize(way, dim=0) @ unit)[~vocabulary.unlearned(unit, pieces)].double().numpy()
+    cosine = (torch.nn.functional.normalize(way, dim=0) @ unit)[~roles.unlearned(unit, pieces)].double().numpy()
     assert table.loc[0, "learned_kurt"] == pytest.approx(((cosine - cosine.mean()) ** 4).mean() / cosine.var() ** 2, rel=1e-4)

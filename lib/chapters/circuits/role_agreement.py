@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
+from lib.chapters.circuits.roles import NO_ROLE, ROLES
 from lib.chapters.universality.properties import holm, universal
-from lib.vocabulary import NO_ROLE, ROLES
 
 TOP = 0.05  # share of a seed's neurons that counts as "most universal", since small models may have none above the threshold
 DRAWS = 200  # permutations

@@ -12,18 +12,18 @@ import pandas as pd
 import torch
 from torch.nn.functional import normalize
 
-from lib import next_token, vocabulary
 from lib.base.files import file_sha256
+from lib.chapters.circuits import next_token, roles
+from lib.chapters.circuits.next_token import class_sums, next_token_table, with_corrected_p
+from lib.chapters.circuits.roles import PUBLISHED_CUTS, best_class, class_scores, null_cuts, random_directions
 from lib.chapters.families.tables import statistics
 from lib.labels import labels, token_classes
 from lib.labels.labels import LabelSet, token_counts, token_labels
 from lib.models import weights as circuits
 from lib.models.trunk import load_model
-from lib.next_token import class_sums, next_token_table, with_corrected_p
 from lib.run import Run, write_json, write_table
-from lib.vocabulary import PUBLISHED_CUTS, best_class, class_scores, null_cuts, random_directions
 
-SOURCES = (sys.modules[__name__], circuits, vocabulary, labels, token_classes)  # what makes roles.parquet
+SOURCES = (sys.modules[__name__], circuits, roles, labels, token_classes)  # what makes roles.parquet
 CHOSEN = 10  # neurons of a role, over all seeds, that are split by the next token
 
 
@@ -65,13 +65,13 @@ def seed_roles(w_out, unit_unembedding, classes: LabelSet, random_seed: int, pie
     the kurtosis, the skew and the role by calibrated cuts over the tokens that are not `vocabulary.unlearned`, of which there are `unlearned`
     (`pieces` are the tokens' bytes).
     """
-    directions = random_directions(vocabulary.DIRECTIONS, len(unit_unembedding), random_seed)
+    directions = random_directions(roles.DIRECTIONS, len(unit_unembedding), random_seed)
     null = circuits.vocabulary_moments(directions, unit_unembedding)
     cuts = null_cuts(null)
     null_score = class_scores(directions, unit_unembedding, null["vocab_var"], classes.member).score.amax(dim=1)
-    score_cut = float(np.quantile(null_score.numpy(), vocabulary.QUANTILE))
+    score_cut = float(np.quantile(null_score.numpy(), roles.QUANTILE))
 
-    learned = ~vocabulary.unlearned(unit_unembedding, pieces)
+    learned = ~roles.unlearned(unit_unembedding, pieces)
     known = unit_unembedding[:, learned]
     known_cuts = cuts if learned.all() else null_cuts(circuits.vocabulary_moments(directions, known))
 
@@ -85,7 +85,7 @@ def seed_roles(w_out, unit_unembedding, classes: LabelSet, random_seed: int, pie
         of_known = moments if learned.all() else circuits.vocabulary_moments(writes, known)
         of_known = pd.DataFrame({name: values.numpy() for name, values in of_known.items()})
         frame["learned_kurt"], frame["learned_skew"] = of_known["vocab_kurt"], of_known["vocab_skew"]
-        frame["role_learned"] = vocabulary.roles(of_known, known_cuts)
+        frame["role_learned"] = roles.roles(of_known, known_cuts)
         best = {name: best_class(scores, sign) for name, sign in (("raised", 1), ("lowered", -1))}
         for name, (index, score) in best.items():
             frame[name], frame[f"{name}_score"] = classes.labels["label"].to_numpy()[index], score
@@ -96,8 +96,8 @@ def seed_roles(w_out, unit_unembedding, classes: LabelSet, random_seed: int, pie
             frame[column] = pd.Series(classes.labels[source].to_numpy()[index]).where(frame["label_score"] > score_cut)
         frames.append(frame)
     table = pd.concat(frames, ignore_index=True)
-    table["role_published"] = vocabulary.roles(table, PUBLISHED_CUTS)
-    table["role_calibrated"] = vocabulary.roles(table, cuts)
+    table["role_published"] = roles.roles(table, PUBLISHED_CUTS)
+    table["role_calibrated"] = roles.roles(table, cuts)
     table["skew_sign"] = np.sign(table["vocab_skew"])
     return table.assign(null_kurt=cuts.kurtosis, null_var=cuts.variance, null_score=score_cut, unlearned=int((~learned).sum()))
 
@@ -141,7 +141,7 @@ def chosen_for_next_token(table: pd.DataFrame, number: int = CHOSEN) -> pd.DataF
     """
     chosen = []
     for role in ("suppression", "prediction"):
-        own = vocabulary.of_role(table, role)
+        own = roles.of_role(table, role)
         chosen.append(own[own["label_score"] > own["null_score"]].nlargest(number, "vocab_kurt"))
     return pd.concat(chosen, ignore_index=True)[["seed", "layer", "neuron", "role", "vocab_kurt", "label", "label_score", "null_score"]]
 

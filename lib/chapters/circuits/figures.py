@@ -1,6 +1,6 @@
 """Figures of chapter 5's first half: what the output weights of neurons do to logits, and how universal that is.
 
-From the tables of lib/circuit_tables.py, lib/roles.py and lib/next_token.py; theme and helpers are those of lib/display/plots.py.
+From the tables of lib/chapters/circuits/tables.py, lib/chapters/circuits/role_agreement.py and lib/chapters/circuits/next_token.py; theme and helpers are those of lib/display/plots.py.
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from lib.chapters.circuits.role_agreement import ASPECTS
+from lib.chapters.circuits.roles import NO_ROLE, PUBLISHED_CUTS, ROLES, last_layers, layer_quantiles, role_counts
 from lib.display.captions import signed
 from lib.display.plots import BASELINE, CORRELATION, NEUTRAL, PERCENT, PLAIN, WIDE, canvas, layer_axis, note
-from lib.roles import ASPECTS
-from lib.vocabulary import NO_ROLE, PUBLISHED_CUTS, ROLES, last_layers, layer_quantiles, role_counts
 
 ROLE_COLOURS = {"prediction": "#0072B2", "suppression": "#CC79A7", "partition": "#E69F00", NO_ROLE: "#888888"}
 CUTS = {"role_published": "published cuts", "role_calibrated": "calibrated cuts"}
