@@ -6,9 +6,9 @@ the ledger, as one that this run cannot tell.
 
 import pandas as pd
 
-from lib import causal_claims
 from lib.chapters.circuits import claims as circuit_claims
 from lib.chapters.families import claims as family_claims
+from lib.chapters.interventions import claims as causal_claims
 from lib.chapters.universality import claims as universality_claims
 from lib.display.captions import count
 from lib.display.claims import PAPER, VERDICTS, Claim, Evidence, unmeasured

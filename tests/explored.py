@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 from conftest import TEXT, permuted, save_seed, small_model
 
-from lib import causal, causal_tables, report
+from lib import report
 from lib.base.params import Params, write_params
 from lib.chapters.circuits import tables
 from lib.chapters.families.tables import open_families
+from lib.chapters.interventions import inputs
+from lib.chapters.interventions import tables as causal_tables
 from lib.chapters.universality.tables import tabulate
 from lib.collect import one_pass as collecting
 from lib.kernels.fused import layer_statistics
@@ -47,6 +49,6 @@ def everything(root: Path) -> Run:
         causal_tables.fixed_activations(run, grouped)
         causal_tables.query_paths(run, own)
         causal_tables.ablations(run)
-        tables.write_circuits(run, tables.role_table(run), weights, causal.effect_columns(ablated))
+        tables.write_circuits(run, tables.role_table(run), weights, inputs.effect_columns(ablated))
         report.render(run.folder)
     return run

@@ -10,10 +10,11 @@ from test_causal import CONTEXT, LAYERS, NEURONS, small, with_w_out
 from test_causal import VOCABULARY as WORDS
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lib import ablation, causal_findings, ledger
-from lib.ablation import MOST, RANDOM, UNIVERSAL, NeuronSet
+from lib import ledger
+from lib.chapters.interventions import captions, neuron_sets
+from lib.chapters.interventions.engine import Fix, run
+from lib.chapters.interventions.neuron_sets import MOST, RANDOM, UNIVERSAL, NeuronSet
 from lib.display.claims import UNKNOWN, Evidence
-from lib.interventions import Fix, run
 from lib.models.processed import processed
 
 VOCABULARY, WIDTH = 97, 40
@@ -66,7 +67,7 @@ def test_ablations_equal_the_plain_model_with_hooks_in_fp64(plain, model, tokens
     counted = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(3)) < 0.7
     means = torch.rand(3, WIDTH, generator=torch.Generator().manual_seed(4))
     sets = [NeuronSet(layer, UNIVERSAL, 0, neurons) for layer, neurons in enumerate([(3, 17, 20), (5,), tuple(range(9, 30))])]
-    table = ablation.ablations(model, (tokens, counted), sets, means)
+    table = neuron_sets.ablations(model, (tokens, counted), sets, means)
     measured, target = counted.numpy()[:, :-1], tokens.numpy()[:, 1:, None]
     before = log_predictions(plain, tokens)[0][:, :-1]
     assert table[["layer", "kind", "neurons"]].to_numpy().tolist() == [[layer, kind, n] for layer, n in enumerate((3, 1, 21)) for kind in ("mean", "zero")]
@@ -87,9 +88,9 @@ def test_rounding_changes_of_logits_to_bf16_moves_no_mean(model, tokens, monkeyp
     many = tokens.repeat(40, 1)
     many[:, 1:] = torch.randint(1, VOCABULARY, many[:, 1:].shape, generator=torch.Generator().manual_seed(2))
     sets = [NeuronSet(layer, UNIVERSAL, 0, (neuron,)) for layer in range(3) for neuron in (3, 17, 20)]
-    exact = ablation.ablations(model, (many, many > 0), sets, torch.zeros(3, WIDTH))
-    monkeypatch.setattr(ablation, "product_dtype", lambda vocabulary, dtype: torch.bfloat16)
-    rounded = ablation.ablations(model, (many, many > 0), sets, torch.zeros(3, WIDTH))
+    exact = neuron_sets.ablations(model, (many, many > 0), sets, torch.zeros(3, WIDTH))
+    monkeypatch.setattr(neuron_sets, "product_dtype", lambda vocabulary, dtype: torch.bfloat16)
+    rounded = neuron_sets.ablations(model, (many, many > 0), sets, torch.zeros(3, WIDTH))
     assert (rounded["kl"] != exact["kl"]).all()
     for outcome in ("loss_change", "kl"):
         np.testing.assert_allclose(rounded[outcome], exact[outcome], rtol=4e-3, atol=2e-5)  # ten times less than rounding the logits would do
@@ -115,7 +116,7 @@ def test_sets_are_what_they_are_called():
     neurons = neurons_table()
     neurons.loc[(neurons["layer"] == 1) & (neurons["neuron"] < 7), "excess_corr"] = np.linspace(0.6, 0.9, 7)
     neurons.loc[(neurons["layer"] == 1) & neurons["neuron"].isin([2, 50, 51]), "dead"] = True
-    sets = ablation.neuron_sets(neurons, 0.5, 0)
+    sets = neuron_sets.neuron_sets(neurons, 0.5, 0)
     chosen = {(one.layer, one.group): one.neurons for one in sets if one.group != RANDOM}
     assert chosen.pop((1, UNIVERSAL)) == (0, 1, 3, 4, 5, 6) and set(chosen) == {(layer, MOST) for layer in range(LAYERS)}
     for layer in range(LAYERS):
@@ -128,12 +129,12 @@ def test_sets_are_what_they_are_called():
     for one in drawn:
         not_drawn = set(chosen[one.layer, MOST]) | ({*range(7), 50, 51} if one.layer == 1 else set())
         assert len(set(one.neurons)) == len(one.neurons) and not not_drawn & set(one.neurons)
-    assert len({one.neurons for one in drawn}) == 40 and sets == ablation.neuron_sets(neurons, 0.5, 0) != ablation.neuron_sets(neurons, 0.5, 1)
+    assert len({one.neurons for one in drawn}) == 40 and sets == neuron_sets.neuron_sets(neurons, 0.5, 0) != neuron_sets.neuron_sets(neurons, 0.5, 1)
 
 
 @pytest.mark.parametrize("threshold, groups", [(-1, set()), (2, {MOST, RANDOM})], ids=["all universal", "none universal"])
 def test_without_others_to_draw_from_or_without_universal_neurons_sets_are_left_out(threshold, groups):
-    assert {one.group for one in ablation.neuron_sets(neurons_table(), threshold, 0)} == groups
+    assert {one.group for one in neuron_sets.neuron_sets(neurons_table(), threshold, 0)} == groups
 
 
 def test_a_planted_neuron_that_matters_ranks_first_and_its_layer_too():
@@ -147,14 +148,14 @@ def test_a_planted_neuron_that_matters_ranks_first_and_its_layer_too():
     for position in range(CONTEXT - 1):
         trace = run(planted, tokens)
         tokens[:, position + 1] = (planted.normalise(trace.final[:, position]) @ planted.unembedding).argmax(-1)
-    table = ablation.ablations(planted, (tokens, tokens > 0), ablation.neuron_sets(neurons, 0.5, 0), torch.full((LAYERS, NEURONS), 0.1))
-    for outcome in ablation.OUTCOMES:
+    table = neuron_sets.ablations(planted, (tokens, tokens > 0), neuron_sets.neuron_sets(neurons, 0.5, 0), torch.full((LAYERS, NEURONS), 0.1))
+    for outcome in neuron_sets.OUTCOMES:
         best = table.loc[table[outcome].idxmax()]
         assert best["layer"] == 1 and best["group"] in (UNIVERSAL, MOST)
-    compared = ablation.comparisons(table).set_index(["kind", "group", "layer"]).sort_index()
+    compared = neuron_sets.comparisons(table).set_index(["kind", "group", "layer"]).sort_index()
     for kind in ("mean", "zero"):
         assert compared.loc[(kind, UNIVERSAL, 1), ["neurons", "draws", "kl_below", "loss_change_below"]].tolist() == [1, 10, 10, 10]
-    first = ablation.first_layer(compared.loc[("mean", UNIVERSAL)].reset_index())
+    first = neuron_sets.first_layer(compared.loc[("mean", UNIVERSAL)].reset_index())
     assert first.other == 1 and first.difference + first.half < 0
 
 
@@ -167,7 +168,7 @@ def row(layer: int, below: int, level: int = 0, draws: int = 10, excess: float =
 
 @pytest.mark.parametrize("below, level", [((10, 10, 10), 0), ((0, 1, 0), 0), ((5, 8, 9), 1), ((3, 6, 5), 0), ((0, 0, 0), 10)])
 def test_the_rank_test_equals_an_enumeration(below, level):
-    found = ablation.ranking(pd.DataFrame([row(layer, number, level) for layer, number in enumerate(below)]), "kl")
+    found = neuron_sets.ranking(pd.DataFrame([row(layer, number, level) for layer, number in enumerate(below)]), "kl")
     sums = np.array([sum(ranks) for ranks in product(range(11), repeat=3)])
     high, low = (sums >= sum(below)).mean(), (sums <= sum(below) + 3 * level).mean()
     assert found.p_value == pytest.approx(min(1, 2 * min(high, low)))
@@ -175,8 +176,8 @@ def test_the_rank_test_equals_an_enumeration(below, level):
 
 
 def test_one_layer_alone_is_never_significant_and_two_may_be():
-    assert ablation.ranking(pd.DataFrame([row(0, 10)]), "kl").p_value == pytest.approx(2 / 11)
-    assert ablation.ranking(pd.DataFrame([row(0, 10), row(1, 10)]), "kl").p_value == pytest.approx(2 / 121)
+    assert neuron_sets.ranking(pd.DataFrame([row(0, 10)]), "kl").p_value == pytest.approx(2 / 11)
+    assert neuron_sets.ranking(pd.DataFrame([row(0, 10), row(1, 10)]), "kl").p_value == pytest.approx(2 / 121)
 
 
 def test_comparisons_by_hand():
@@ -184,7 +185,7 @@ def test_comparisons_by_hand():
     rows = [dict(group=RANDOM, draw=draw, neurons=4, loss_change=value, kl=1.0, **shared) for draw, value in enumerate((0.1, 0.2, 0.3))]
     rows += [dict(group=RANDOM, draw=0, neurons=2, loss_change=9.0, kl=9.0, **shared)]  # of another size
     rows += [dict(group=UNIVERSAL, draw=0, neurons=4, loss_change=0.25, kl=1.0, **(shared | {"loss_change_error": 0.04, "residual_power": 4.0}))]
-    (found,) = ablation.comparisons(pd.DataFrame(rows)).to_dict("records")
+    (found,) = neuron_sets.comparisons(pd.DataFrame(rows)).to_dict("records")
     assert (found["group"], found["draws"], found["loss_change_below"], found["kl_below"], found["kl_level"]) == (UNIVERSAL, 3, 2, 0, 3)
     assert found["loss_change_random"] == pytest.approx(0.2) and found["loss_change_spread"] == pytest.approx(0.1)
     assert (found["kl_per_power"], found["kl_per_power_random"], found["kl_per_power_below"]) == (0.25, 0.5, 0)
@@ -193,18 +194,18 @@ def test_comparisons_by_hand():
 
 
 def test_the_first_layer_is_held_against_the_largest_other():
-    found = ablation.first_layer(pd.DataFrame([row(0, 0, excess=1.0), row(1, 0, excess=0.2), row(4, 0, excess=0.6, error=0.2)]))
+    found = neuron_sets.first_layer(pd.DataFrame([row(0, 0, excess=1.0), row(1, 0, excess=0.2), row(4, 0, excess=0.6, error=0.2)]))
     assert (found.other, found.excess, found.other_excess) == (4, 1.0, 0.6)
     assert found.difference == pytest.approx(0.4)
     assert found.half == pytest.approx(2.2414 * 0.05**0.5, rel=1e-4)  # of a standard normal 98.75 % lie below 2.2414: two others to choose from
-    assert ablation.first_layer(pd.DataFrame([row(1, 0), row(2, 0)])) is None and ablation.first_layer(pd.DataFrame([row(0, 0)])) is None
+    assert neuron_sets.first_layer(pd.DataFrame([row(1, 0), row(2, 0)])) is None and neuron_sets.first_layer(pd.DataFrame([row(0, 0)])) is None
 
 
 def test_one_block_of_text_has_effects_but_no_errors(model, tokens):
     sets = [NeuronSet(layer, group, 0, tuple(range(5))) for layer in (0, 1) for group in (UNIVERSAL, RANDOM)]
-    table = ablation.ablations(model, (tokens[:1], tokens[:1] > 0), sets, torch.zeros(3, WIDTH))
+    table = neuron_sets.ablations(model, (tokens[:1], tokens[:1] > 0), sets, torch.zeros(3, WIDTH))
     assert table["loss_change"].notna().all() and table["loss_change_error"].isna().all()
-    finding = causal_findings.importance(ablation.comparisons(table))
+    finding = captions.importance(neuron_sets.comparisons(table))
     assert "The first layer's excess" in finding.text and "nan" not in finding.text
     measured = ledger.ledger(Evidence({"ablations": table}, "a", 0.5)).set_index("name").loc["ablation_first_layer"]
     assert (measured["verdict"], measured["here"]) == (UNKNOWN, "one block of text gives no standard error")
@@ -219,10 +220,10 @@ def test_sentences_say_what_the_ranks_are(first, title, where):
     random = pd.DataFrame({"draw": range(10), "loss_change": np.linspace(0, 0.1, 10)}).assign(group=RANDOM).merge(pd.DataFrame({"layer": range(3)}), how="cross")
     chosen = pd.DataFrame({"draw": 0, "loss_change": [first, 0.2, 0.1999], "group": UNIVERSAL, "layer": range(3)})
     table = pd.concat([random, chosen]).assign(neurons=4, kl=0.1, residual_power=1.0, loss_change_error=0.01).merge(pd.DataFrame({"kind": ["mean", "zero"]}), how="cross")
-    compared = ablation.comparisons(table)
-    finding = causal_findings.importance(compared)
+    compared = neuron_sets.comparisons(table)
+    finding = captions.importance(compared)
     assert finding.title == f"Ablating universal neurons {title}" and finding.title in finding.alt
     assert where in finding.text and "**Not compared:** the 5 % of largest excess" in finding.text
     assert "above **15 of 30** random sets (p = 1) in KL" in finding.text and "**1.00** times the power" in finding.text
-    shown = causal_findings.importance_table(compared)
+    shown = captions.importance_table(compared)
     assert shown["Δloss [nats], random"].tolist() == ["0.0500"] * 3 and shown["of 10 below in Δloss"].iloc[1] == 10

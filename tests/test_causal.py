@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from lib import ablation, attention, causal, causal_figures, causal_findings, effects, entropy
-from lib.effects import FIXED_FREQUENCY, FROZEN_SCALE, TOTAL
-from lib.interventions import PathAblation, run
+from lib.chapters.interventions import candidates as entropy
+from lib.chapters.interventions import captions, figures, heads, inputs, neuron_sets, single_neurons
+from lib.chapters.interventions.engine import PathAblation, run
+from lib.chapters.interventions.single_neurons import FIXED_FREQUENCY, FROZEN_SCALE, TOTAL
 from lib.models.processed import Block, Processed
 
 LAYERS, HEADS, D_MODEL, D_HEAD, NEURONS, VOCABULARY, CONTEXT = 3, 2, 64, 32, 60, 300, 16
@@ -77,7 +78,7 @@ def unread_direction(model: Processed) -> torch.Tensor:
 
 def test_weight_columns_against_fp64(model):
     w_out, unembedding = model.w_out.double().numpy(), model.unembedding.double().numpy()
-    table = entropy.weight_columns(model, effects.readout(model, COUNTS))
+    table = entropy.weight_columns(model, single_neurons.readout(model, COUNTS))
     unit = w_out / np.linalg.norm(w_out, axis=1, keepdims=True)
     cosine = unit @ (unembedding / np.linalg.norm(unembedding, axis=0))
     direction = unread_direction(model).double().numpy()
@@ -101,43 +102,43 @@ def test_a_large_neuron_that_writes_into_the_null_space_is_first_and_moves_entro
     unread = unread_direction(model)
     # the residual stream leans along the direction, so that writing along it lengthens the stream and against it shortens it
     planted = with_w_out(model, LAYERS - 1, 7, sign * 1.5 * unread, b_out=12 * unread)
-    reading = effects.readout(planted, COUNTS)
+    reading = single_neurons.readout(planted, COUNTS)
     table = entropy.weight_columns(planted, reading)
     best = entropy.entropy_candidates(table).iloc[0]
     assert (best["layer"], best["neuron"], bool(best["entropy"])) == (LAYERS - 1, 7, True)
     assert best["null_share"] > 0.999 and entropy.null_space(planted.unembedding).depth < 0.01
     others = entropy.controls(table, entropy.entropy_candidates(table), random_seed=0)
-    assert len(others) == 20 and (LAYERS - 1, 7) not in causal.at_values(others, [])
-    fixed = causal.at_values(pd.concat([best.to_frame().T, others]), [0.0, 4.0])
+    assert len(others) == 20 and (LAYERS - 1, 7) not in inputs.at_values(others, [])
+    fixed = inputs.at_values(pd.concat([best.to_frame().T, others]), [0.0, 4.0])
     grouped = others[["layer", "neuron"]].assign(group="control")
     grouped.loc[-1] = [LAYERS - 1, 7, "entropy"]
-    found = effects.effects(planted, reading, text, fixed, (TOTAL, FROZEN_SCALE)).table()
+    found = single_neurons.effects(planted, reading, text, fixed, (TOTAL, FROZEN_SCALE)).table()
     swept = found[found["variant"] == TOTAL].merge(grouped, on=["layer", "neuron"]).assign(tokens=180)
     own = found[(found["layer"] == LAYERS - 1) & (found["neuron"] == 7) & (found["value"] == 4)].set_index("variant")
     assert np.sign(own.loc[TOTAL, "scale_change"]) == sign and np.sign(own.loc[TOTAL, "entropy_change"]) == sign
     assert abs(own.loc[TOTAL, "entropy_change"]) > 0.05
     assert abs(own.loc[FROZEN_SCALE, "entropy_change"]) < 0.02 * abs(own.loc[TOTAL, "entropy_change"])
-    finding = causal_findings.fixed_activation(swept)
+    finding = captions.fixed_activation(swept)
     assert finding.title == "1 candidate of 1 changes entropy more than every control"
 
 
 def test_flipping_a_neuron_flips_its_effects_value_by_value(model, text):
-    reading = effects.readout(model, COUNTS)
+    reading = single_neurons.readout(model, COUNTS)
     flipped = with_w_out(model, LAYERS - 1, 7, -model.blocks[-1].w_out[7])
     values = [-3.0, 0.5, 3.0]
-    one = effects.effects(model, reading, text, {(LAYERS - 1, 7): values})
-    other = effects.effects(flipped, reading, text, {(LAYERS - 1, 7): [-value for value in values]})
+    one = single_neurons.effects(model, reading, text, {(LAYERS - 1, 7): values})
+    other = single_neurons.effects(flipped, reading, text, {(LAYERS - 1, 7): [-value for value in values]})
     torch.testing.assert_close(one.changed, other.changed, rtol=1e-5, atol=1e-4)
 
 
 def test_a_neuron_along_the_frequency_direction_is_first_and_acts_along_it(model, text):
-    reading = effects.readout(model, COUNTS)
+    reading = single_neurons.readout(model, COUNTS)
     write = torch.linalg.pinv(model.unembedding.T, rtol=0.05) @ reading.frequency  # nothing into the unread direction
     planted = with_w_out(model, LAYERS - 1, 9, 3 * (write - write.mean()) / write.norm())
-    reading = effects.readout(planted, COUNTS)
+    reading = single_neurons.readout(planted, COUNTS)
     best = entropy.frequency_candidates(entropy.weight_columns(planted, reading)).iloc[0]
     assert (best["layer"], best["neuron"]) == (LAYERS - 1, 9)
-    found = effects.effects(planted, reading, text, {(LAYERS - 1, 9): [2.0]}, (TOTAL, FIXED_FREQUENCY)).table().set_index("variant")
+    found = single_neurons.effects(planted, reading, text, {(LAYERS - 1, 9): [2.0]}, (TOTAL, FIXED_FREQUENCY)).table().set_index("variant")
     assert found.loc[TOTAL, "kl_unigram_change"] < -0.1  # towards the unigram distribution
     assert abs(found.loc[FIXED_FREQUENCY, "kl_unigram_change"]) < abs(found.loc[TOTAL, "kl_unigram_change"])
 
@@ -149,24 +150,24 @@ def test_a_neuron_along_a_later_heads_bos_key_is_first_and_switches_it(model, te
     key = model.normalise(alone.before[2][0, 0]) @ block.qkv[:, 1, 1] + block.qkv_bias[1, 1]
     direction = block.qkv[:, 0, 1] @ key
     planted = with_w_out(model, 0, 5, sign * 4 * normalize(direction, dim=0))
-    columns = causal.weight_columns(planted, effects.readout(planted, COUNTS), bos_id=0)
+    columns = inputs.weight_columns(planted, single_neurons.readout(planted, COUNTS), bos_id=0)
     assert columns.loc[columns["layer"] == LAYERS - 1, "attention_score"].isna().all()
     # planting moves the key a little: the neuron also writes at BOS
-    pairs = attention.top_pairs(columns)
+    pairs = heads.top_pairs(columns)
     first = pairs[pairs["role"] == role].iloc[0]
     assert tuple(first[["layer", "neuron", "attention_head_layer", "attention_head"]]) == (0, 5, 2, 1)
-    flipped = attention.score_columns(-planted.w_out, attention.score_directions(planted, 0))
+    flipped = heads.score_columns(-planted.w_out, heads.score_directions(planted, 0))
     np.testing.assert_allclose(flipped["attention_score"], -columns["attention_score"], rtol=1e-5)
-    rows = attention.query_path_ablations(planted, *text, [PathAblation(0, 5, 2, 1)]).assign(role=role, attention_score=1.0)
+    rows = heads.query_path_ablations(planted, *text, [PathAblation(0, 5, 2, 1)]).assign(role=role, attention_score=1.0)
     assert len(rows) == 12 * CONTEXT // 2
-    summary = attention.ablation_summary(rows)
+    summary = heads.ablation_summary(rows)
     assert summary["bos_change_corr"].iloc[0] * -sign > 0.5
-    assert causal_findings.query_paths(summary).title.startswith("1 pair of 1 moves")
+    assert captions.query_paths(summary).title.startswith("1 pair of 1 moves")
 
 
 def test_random_vectors_score_as_their_standard_deviation_says(model):
-    chance = causal.random_scores(model, 0, 0)
-    raw = attention.attention_scores(torch.eye(D_MODEL).repeat(3, 1), attention.score_directions(model, 0))
+    chance = inputs.random_scores(model, 0, 0)
+    raw = heads.attention_scores(torch.eye(D_MODEL).repeat(3, 1), heads.score_directions(model, 0))
     assert raw.shape == (3 * D_MODEL, LAYERS, HEADS) and raw[:D_MODEL, 1:].isfinite().all() and raw[-1].isnan().all()
     # the larger in size of four independent standard normal scores for layer 0's vectors, of two for layer 1's
     assert chance.groupby("layer")["attention_deviations"].apply(lambda own: own.abs().mean()).round(1).iloc[0] == pytest.approx(1.5, abs=0.21)
@@ -177,19 +178,19 @@ def with_matched_effects(ablated: pd.DataFrame) -> pd.DataFrame:
     own = ablated.drop_duplicates(["layer", "neuron"])[["layer", "neuron"]].assign(seed="a")
     own = own.assign(match_layer=own["layer"], match_neuron=own["neuron"])
     matches = pd.concat([own.assign(model="b", corr=0.9), own.assign(model="c", corr=-0.1)])
-    table = causal.with_matches(ablated, matches, "a")
+    table = inputs.with_matches(ablated, matches, "a")
     return table.assign(entropy_change=table["reference_change"], entropy_error=0.0)
 
 
 def test_a_neuron_that_is_its_own_match_has_the_same_effect(model, text):
-    reading = effects.readout(model, COUNTS)
+    reading = single_neurons.readout(model, COUNTS)
     chosen = pd.DataFrame({"layer": [2, 2, 1, 1], "neuron": [0, 1, 2, 3], "group": ["entropy", "entropy", "entropy", "control"]})
-    ablated = effects.effects(model, reading, text, causal.at_values(chosen, [0.5])).table().merge(chosen, on=["layer", "neuron"])
+    ablated = single_neurons.effects(model, reading, text, inputs.at_values(chosen, [0.5])).table().merge(chosen, on=["layer", "neuron"])
     table = with_matched_effects(ablated)
     assert len(table) == 4 and set(table["seed"]) == {"b"}
-    finding = causal_findings.matched_ablation(table)
+    finding = captions.matched_ablation(table)
     assert "rank correlation +1.00" in finding.title and "the same in **100 %** of 3 pairs" in finding.text
-    opposite = causal_findings.matched_ablation(table.assign(entropy_change=-table["reference_change"]))
+    opposite = captions.matched_ablation(table.assign(entropy_change=-table["reference_change"]))
     assert "−1.00" in opposite.title and "the same in **0 %**" in opposite.text
 
 
@@ -198,48 +199,48 @@ def test_a_calm_candidate_is_one_that_leaves_the_rank_alone():
     candidates = [row | {"group": "entropy", "neuron": index, "entropy_change": 1.0, "loss_change": loss, "reciprocal_rank_change": rank}
                   for index, (loss, rank) in enumerate([(0.5, 0.001), (0.01, -0.2), (0.5, -0.001)])]  # fmt: skip
     controls = [row | {"group": "control", "neuron": 10 + index, "entropy_change": 0.1, "loss_change": 0.1, "reciprocal_rank_change": 0.01} for index in range(4)]
-    text = causal_findings.fixed_activation(pd.DataFrame(candidates + controls)).text
+    text = captions.fixed_activation(pd.DataFrame(candidates + controls)).text
     assert "**3 candidates** go beyond every control, 2 of them with less change of the true token's reciprocal rank" in text
 
 
 def every_panel(model, text, planted: bool):
     """Every figure and finding of a real run on the small model, or of tables without a single row."""
-    reading = effects.readout(model, COUNTS)
-    weights = causal.weight_columns(model, reading, 0)
+    reading = single_neurons.readout(model, COUNTS)
+    weights = inputs.weight_columns(model, reading, 0)
     chosen = entropy.entropy_candidates(weights)
     others = entropy.controls(weights, chosen, 0, 4)
     grouped = pd.concat([chosen[["layer", "neuron"]].assign(group="entropy"), others[["layer", "neuron"]].assign(group="control")])
-    swept = effects.effects(model, reading, text, causal.at_values(grouped, [0.0, 6.0])).table()
+    swept = single_neurons.effects(model, reading, text, inputs.at_values(grouped, [0.0, 6.0])).table()
     swept = swept.merge(grouped, on=["layer", "neuron"]).assign(tokens=180)
     means = weights[["layer", "neuron"]].assign(activation_mean=0.1)
-    ablated = effects.effects(model, reading, text, causal.at_mean(grouped, means), causal.VARIANTS).table()
+    ablated = single_neurons.effects(model, reading, text, inputs.at_mean(grouped, means), inputs.VARIANTS).table()
     ablated = ablated.merge(grouped, on=["layer", "neuron"]).assign(tokens=180)
     twice = pd.concat([ablated, ablated[ablated["group"] == "entropy"].assign(group="frequency")])
-    wide = causal.effect_columns(twice).set_index(["layer", "neuron"])
+    wide = inputs.effect_columns(twice).set_index(["layer", "neuron"])
     first = ablated.iloc[0]
     assert len(wide) == len(grouped) and wide.loc[(first["layer"], first["neuron"]), "ablation_group"] == "entropy+frequency"
     frozen = ablated.query("variant == @FROZEN_SCALE").set_index(["layer", "neuron"])["loss_change"]
     pd.testing.assert_series_equal(wide["mean_ablation_loss_frozen_scale"], frozen.loc[wide.index], check_names=False)
-    pairs = attention.top_pairs(weights)
+    pairs = heads.top_pairs(weights)
     paths = [PathAblation(*map(int, pair)) for pair in pairs[["layer", "neuron", "attention_head_layer", "attention_head"]].to_numpy()]
-    rows = attention.query_path_ablations(model, *text, paths).merge(pairs[["layer", "neuron", "attention_score", "role"]], on=["layer", "neuron"])
+    rows = heads.query_path_ablations(model, *text, paths).merge(pairs[["layer", "neuron", "attention_score", "role"]], on=["layer", "neuron"])
     matched = with_matched_effects(ablated)
     neurons = means.assign(dead=False, excess_corr=np.where(means["neuron"] < means["layer"], 0.9, means["neuron"] / NEURONS - 0.9))
-    sets = ablation.ablations(model, text, ablation.neuron_sets(neurons, 0.5, 0), torch.full((LAYERS, NEURONS), 0.1))
+    sets = neuron_sets.ablations(model, text, neuron_sets.neuron_sets(neurons, 0.5, 0), torch.full((LAYERS, NEURONS), 0.1))
     if not planted:
         chosen, swept, ablated, rows, matched, sets = (table.head(0) for table in (chosen, swept, ablated, rows, matched, sets))
         weights = weights.assign(entropy_score=np.nan, attention_score=np.nan, attention_deviations=np.nan)
-    chance, norms, space = causal.random_scores(model, 0, 0), attention.value_norms(model, text[0]), entropy.null_space(model.unembedding)
-    summary = attention.ablation_summary(rows)
+    chance, norms, space = inputs.random_scores(model, 0, 0), heads.value_norms(model, text[0]), entropy.null_space(model.unembedding)
+    summary = heads.ablation_summary(rows)
     return (
-        (causal_figures.entropy_selection(weights, chosen, space.chance), causal_findings.entropy_selection(weights, chosen, space)),
-        (causal_figures.fixed_activation(swept), causal_findings.fixed_activation(swept)),
-        (causal_figures.mean_ablation(ablated), causal_findings.mean_ablation(ablated)),
-        (causal_figures.matched_ablation(matched), causal_findings.matched_ablation(matched)),
-        (causal_figures.attention_scores(weights, chance), causal_findings.attention_scores(weights, chance)),
-        (causal_figures.value_norms(norms), causal_findings.value_norms(norms)),
-        (causal_figures.query_paths(rows), causal_findings.query_paths(summary)),
-        (causal_figures.importance(sets), causal_findings.importance(ablation.comparisons(sets))),
+        (figures.entropy_selection(weights, chosen, space.chance), captions.entropy_selection(weights, chosen, space)),
+        (figures.fixed_activation(swept), captions.fixed_activation(swept)),
+        (figures.mean_ablation(ablated), captions.mean_ablation(ablated)),
+        (figures.matched_ablation(matched), captions.matched_ablation(matched)),
+        (figures.attention_scores(weights, chance), captions.attention_scores(weights, chance)),
+        (figures.value_norms(norms), captions.value_norms(norms)),
+        (figures.query_paths(rows), captions.query_paths(summary)),
+        (figures.importance(sets), captions.importance(neuron_sets.comparisons(sets))),
     )
 
 
@@ -257,9 +258,9 @@ def test_every_figure_and_finding_with_and_without_rows(model, text, planted):
 
 
 def test_a_model_without_a_pair_has_no_path_to_cut(model, text):
-    rows = attention.query_path_ablations(model, *text, [])
+    rows = heads.query_path_ablations(model, *text, [])
     merged = rows.merge(pd.DataFrame({"layer": [0], "neuron": [1], "role": ["activation"]}), on=["layer", "neuron"])
-    assert rows.empty and "bos_change" in merged and attention.ablation_summary(merged).empty
+    assert rows.empty and "bos_change" in merged and heads.ablation_summary(merged).empty
 
 
 def test_heads_compare_in_deviations_not_by_the_length_of_their_keys():
@@ -270,7 +271,7 @@ def test_heads_compare_in_deviations_not_by_the_length_of_their_keys():
     w_out = torch.zeros(2, 16)
     w_out[0, :2] = torch.tensor([0.3, 1.0])
     w_out[1, 0] = 1.0
-    row = attention.score_columns(w_out, directions).iloc[0]
+    row = heads.score_columns(w_out, directions).iloc[0]
     unit = w_out[0] / w_out[0].norm()
     assert (row["attention_head_layer"], row["attention_head"]) == (1, 1) and float(unit @ long) > float(unit @ short)
     assert row["attention_score"] == pytest.approx(float(unit @ short)) and row["attention_deviations"] == pytest.approx(float(unit[1]) * 15**0.5)
@@ -282,9 +283,9 @@ def test_the_error_of_a_correlation_leaves_out_a_block_at_a_time():
     x = generator.normal(size=len(block)) + block
     rows = pd.DataFrame({"activation": x, "bos_change": 0.5 * x + generator.normal(size=len(block)), "norm_change": 1.0, "bos": 0.5, "norm": 1.0, "block": block,
                          "layer": 0, "neuron": 1, "head_layer": 1, "head": 0, "role": "deactivation"})  # fmt: skip
-    summary = attention.ablation_summary(rows).iloc[0]
+    summary = heads.ablation_summary(rows).iloc[0]
     left = [np.arctanh(np.corrcoef(rows["activation"][block != one], rows["bos_change"][block != one])[0, 1]) for one in range(7)]
     assert summary["bos_change_corr_error"] == pytest.approx(np.sqrt(6 / 7 * ((left - np.mean(left)) ** 2).sum()))
     assert np.isnan(summary["norm_change_corr_error"])
-    alone = attention.ablation_summary(rows.assign(block=0)).iloc[0]
+    alone = heads.ablation_summary(rows.assign(block=0)).iloc[0]
     assert np.isnan(alone["bos_change_corr_error"]) and np.isfinite(alone["bos_change_corr"])

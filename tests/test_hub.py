@@ -17,8 +17,8 @@ from lib.base.errors import InputError
 from lib.base.files import file_sha256
 from lib.base.hub import fetch, fetch_config, needed_files, snapshot, weight_names
 from lib.base.params import ROOT, read_params
-from lib.causal_tables import weight_table
 from lib.chapters.circuits.tables import logit_effects, role_table
+from lib.chapters.interventions.tables import weight_table
 from lib.chapters.universality.tables import tabulate
 from lib.collect.one_pass import collect
 from lib.collect.planner import shape_of

@@ -6,11 +6,11 @@ import torch
 from conftest import save_seed
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from lib import effects
-from lib.attention import query_path_ablations, value_norms
 from lib.base.errors import InputError
-from lib.effects import FIXED_FREQUENCY, FROZEN_SCALE, OUTCOMES, TOTAL
-from lib.interventions import Fix, FreezeFinalScale, PathAblation, Scale, run
+from lib.chapters.interventions import single_neurons
+from lib.chapters.interventions.engine import Fix, FreezeFinalScale, PathAblation, Scale, run
+from lib.chapters.interventions.heads import query_path_ablations, value_norms
+from lib.chapters.interventions.single_neurons import FIXED_FREQUENCY, FROZEN_SCALE, OUTCOMES, TOTAL
 from lib.kernels import native, predictions
 from lib.models.processed import processed
 from lib.models.weights import processed_model
@@ -215,10 +215,10 @@ def test_every_effect_equals_the_whole_model_with_hooks(bridge, model, tokens, m
     if not loops:
         monkeypatch.setattr(native, "function", lambda name: None)
     counted = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(3)) < 0.6
-    reading = effects.readout(model, COUNTS)
+    reading = single_neurons.readout(model, COUNTS)
     frequency = np.log(COUNTS.double().numpy() + 1)
     frequency = (frequency - frequency.mean()) / np.linalg.norm(frequency - frequency.mean())
-    found = effects.effects(model, reading, (tokens, counted), FIXED, (TOTAL, FROZEN_SCALE, FIXED_FREQUENCY))
+    found = single_neurons.effects(model, reading, (tokens, counted), FIXED, (TOTAL, FROZEN_SCALE, FIXED_FREQUENCY))
 
     measured, target = counted[:, :-1], tokens[:, 1:]
     before_logits, before_scale, *_ = by_hooks(bridge, tokens, [])
@@ -256,7 +256,7 @@ def test_the_standard_error_is_that_of_independent_blocks():
     by_block = generator.normal(0.3, 1.0, 400)  # one change for all tokens of a block
     sums = torch.zeros(400, 1, 1, 1, len(OUTCOMES))
     sums[:, 0, 0, 0, 0] = torch.from_numpy(by_block * sizes)
-    found = effects.Effects([(0, 0)], torch.zeros(1, 1), (TOTAL,), torch.from_numpy(sizes).double(),
+    found = single_neurons.Effects([(0, 0)], torch.zeros(1, 1), (TOTAL,), torch.from_numpy(sizes).double(),
                             torch.zeros(400, len(OUTCOMES)), sums.double()).table().iloc[0]  # fmt: skip
     draws = generator.integers(0, 400, (4000, 400))
     bootstrap = (by_block * sizes)[draws].sum(1) / sizes[draws].sum(1)
@@ -272,14 +272,14 @@ def test_prediction_statistics_equal_a_plain_softmax_in_fp64_however_far_the_log
         monkeypatch.setattr(native, "function", lambda name: None)
     generator = torch.Generator().manual_seed(0)
     products, effects, constants = (torch.randn(rows, vocabulary, generator=generator) for rows in (7, 3, 3))
-    constants[2], effects = constants[2].log_softmax(0), effects.to(dtype)
+    constants[2], effects = constants[2].log_softmax(0), single_neurons.to(dtype)
     target = torch.randint(0, vocabulary, (7,), generator=generator)
     row, effect = torch.arange(42) % 7, torch.arange(42) % 3
     moved = torch.tensor([0.0, 1.0, -5.0, 30.0, -300.0, 3e4]).repeat_interleave(7)
     scaling, along = torch.rand(42, generator=generator) + 0.5, torch.randn(42, generator=generator)
     cases = predictions.Cases(row, effect, moved, scaling, along)
-    found = predictions.prediction_statistics(products, effects, cases, constants, target, products.argmax(1))
-    logits = (products.double()[row] + moved.double()[:, None] * effects.double()[effect]) * scaling.double()[:, None]
+    found = predictions.prediction_statistics(products, single_neurons, cases, constants, target, products.argmax(1))
+    logits = (products.double()[row] + moved.double()[:, None] * single_neurons.double()[effect]) * scaling.double()[:, None]
     logits = logits + constants[0].double() + along.double()[:, None] * constants[1].double()
     log_p, own = logits.log_softmax(1), logits.gather(1, target[row][:, None])
     expected = torch.stack([-log_p.gather(1, target[row][:, None])[:, 0], -(log_p.exp() * log_p).sum(1),

@@ -4,8 +4,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from lib import ablation, attention
-from lib.causal_findings import RESTING, at_top, name_of, taken
+from lib.chapters.interventions import heads, neuron_sets
+from lib.chapters.interventions.candidates import entropy_candidates
+from lib.chapters.interventions.captions import RESTING, at_top, name_of, taken
+from lib.chapters.interventions.single_neurons import FIXED_FREQUENCY, FROZEN_SCALE
 from lib.chapters.universality.properties import FEWEST, SIGNIFICANT
 from lib.display.captions import count, p_words, percent, signed, signed_percent
 from lib.display.claims import (
@@ -19,8 +21,6 @@ from lib.display.claims import (
     over_seeds,
     unmeasured,
 )
-from lib.effects import FIXED_FREQUENCY, FROZEN_SCALE
-from lib.entropy import entropy_candidates
 
 CHAPTER = "05_weight_circuits"
 WEIGHTS, FIXED, ABLATED, PATHS, NORMS, SETS = "causal_weights", "fixed_activation", "mean_ablation", "query_paths", "value_norms", "ablations"
@@ -104,7 +104,7 @@ def _path(outcome: str, sign: int):
 
     def measure(evidence: Evidence) -> Measured:
         paths = evidence.tables[PATHS]
-        pairs = attention.ablation_summary(paths[paths["role"] == "deactivation"]) if len(paths) else paths
+        pairs = heads.ablation_summary(paths[paths["role"] == "deactivation"]) if len(paths) else paths
         pairs = pairs[pairs[outcome].notna()] if len(pairs) else pairs
         if pairs.empty:
             return unmeasured("no pair of neuron and head with an effect")
@@ -129,8 +129,8 @@ def _resting(evidence: Evidence) -> Measured:
 
 def _mean_ablated(evidence: Evidence) -> tuple[pd.DataFrame, pd.DataFrame, Measured | None]:
     """The layers' universal neurons and their most universal ones beside random sets, and why nothing is claimed, if nothing is."""
-    compared = ablation.comparisons(evidence.tables[SETS]).query("kind == 'mean'")
-    own, most = (compared[compared["group"] == group] for group in ablation.CHOSEN)
+    compared = neuron_sets.comparisons(evidence.tables[SETS]).query("kind == 'mean'")
+    own, most = (compared[compared["group"] == group] for group in neuron_sets.CHOSEN)
     number = int(own["neurons"].sum())
     return own, most, None if number >= FEWEST else unmeasured(f"{count(number, 'universal neuron')} with random ones to compare, too few")
 
@@ -139,14 +139,14 @@ def _more_than_random(evidence: Evidence) -> Measured:
     own, _, too_few = _mean_ablated(evidence)
     if too_few:
         return too_few
-    found = ablation.ranking(own, "loss_change")
+    found = neuron_sets.ranking(own, "loss_change")
     here = f"more than {found.below:g} of {found.draws} random sets, in {count(len(own), 'layer')} ({p_words(found.p_value)})"
     return Measured(found.share, np.nan, np.nan, here, decided(found.share, found.share, 0.5) if found.p_value < SIGNIFICANT else "cannot tell")
 
 
 def _first_layer_most(evidence: Evidence) -> Measured:
     own, most, too_few = _mean_ablated(evidence)
-    found = None if too_few else ablation.first_layer(own)
+    found = None if too_few else neuron_sets.first_layer(own)
     if found is None:
         return too_few or unmeasured("universal neurons in the first layer and another are needed")
     if not np.isfinite(found.half):
@@ -154,9 +154,9 @@ def _first_layer_most(evidence: Evidence) -> Measured:
     low, high = found.difference - found.half, found.difference + found.half
     here = (f"beyond random sets {signed(found.excess, 4)} nats in layer 0, at most {signed(found.other_excess, 4)} in another (layer {found.other}): "
             f"difference {signed(found.difference, 4)} ± {found.half:.4f}")  # fmt: skip
-    beside = ablation.first_layer(most)
+    beside = neuron_sets.first_layer(most)
     if beside:
-        here += f"; of each layer's {ablation.MOST} {signed(beside.difference, 4)} ± {beside.half:.4f}"
+        here += f"; of each layer's {neuron_sets.MOST} {signed(beside.difference, 4)} ± {beside.half:.4f}"
     return Measured(found.difference, low, high, here, decided(low, high, 0.0))
 
 

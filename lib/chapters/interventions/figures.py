@@ -1,6 +1,6 @@
 """Figures of chapter 05's causal runs: entropy, token-frequency and attention neurons, sets of universal ones, and what changing them does.
 
-From the tables of lib/causal_tables.py; theme and helpers are those of lib/display/plots.py.
+From the tables of lib/chapters/interventions/tables.py; theme and helpers are those of lib/display/plots.py.
 """
 
 import numpy as np
@@ -9,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from lib.ablation import CHOSEN, KINDS, RANDOM
-from lib.causal_findings import SETS, name_of
+from lib.chapters.interventions.captions import SETS, name_of
+from lib.chapters.interventions.neuron_sets import CHOSEN, KINDS, RANDOM
+from lib.chapters.interventions.single_neurons import FIXED_FREQUENCY, FROZEN_SCALE, TOTAL
 from lib.display.plots import (
     BASELINE,
     COLOURS,
@@ -24,7 +25,6 @@ from lib.display.plots import (
     layer_axis,
     note,
 )
-from lib.effects import FIXED_FREQUENCY, FROZEN_SCALE, TOTAL
 
 GROUP_COLOURS = {"control": "#999999", "entropy": "#D55E00", "frequency": "#0072B2"}
 SET_MARKERS, HELD_AT = {"mean": "o", "zero": "D"}, {"mean": "their means", "zero": "zero"}

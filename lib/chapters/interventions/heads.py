@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lib.interventions import PathAblation, Trace, contribution, run
+from lib.chapters.interventions.engine import PathAblation, Trace, contribution, run
 from lib.models.processed import Processed
 
 PAIRS = 2  # of either sign

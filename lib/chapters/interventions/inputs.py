@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from lib import attention, entropy
 from lib.chapters.circuits.roles import random_directions
-from lib.effects import FIXED_FREQUENCY, FROZEN_SCALE, TOTAL, Readout
+from lib.chapters.interventions import candidates, heads
+from lib.chapters.interventions.single_neurons import FIXED_FREQUENCY, FROZEN_SCALE, TOTAL, Readout
 from lib.models.processed import Processed
 from lib.text.blocks import Text
 
@@ -45,15 +45,15 @@ def at_mean(chosen: pd.DataFrame, neurons: pd.DataFrame) -> dict[tuple[int, int]
 
 def weight_columns(model: Processed, reading: Readout, bos_id: int) -> pd.DataFrame:
     """One row per neuron: what the weights of one seed say about entropy, token frequency and attention."""
-    directions = attention.score_directions(model, bos_id)
-    scores = attention.score_columns(model.w_out, directions)
-    return entropy.weight_columns(model, reading).merge(scores, on=["layer", "neuron"], validate="one_to_one")
+    directions = heads.score_directions(model, bos_id)
+    scores = heads.score_columns(model.w_out, directions)
+    return candidates.weight_columns(model, reading).merge(scores, on=["layer", "neuron"], validate="one_to_one")
 
 
 def random_scores(model: Processed, bos_id: int, random_seed: int) -> pd.DataFrame:
     """`attention.score_columns` of as many random unit vectors as the model has neurons, in the same layers."""
     vectors = random_directions(len(model.w_out), model.w_out.shape[1], random_seed)
-    return attention.score_columns(vectors, attention.score_directions(model, bos_id))
+    return heads.score_columns(vectors, heads.score_directions(model, bos_id))
 
 
 def effect_columns(ablated: pd.DataFrame) -> pd.DataFrame:

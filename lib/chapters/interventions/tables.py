@@ -7,12 +7,12 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from lib import ablation, attention, causal, effects, entropy, interventions
 from lib.base.errors import InputError
-from lib.causal import VARIANTS, at_mean, at_values, sample_blocks, unigram_counts
 from lib.chapters.circuits.tables import kept
+from lib.chapters.interventions import candidates, engine, heads, inputs, neuron_sets, single_neurons
+from lib.chapters.interventions.engine import PathAblation
+from lib.chapters.interventions.inputs import VARIANTS, at_mean, at_values, sample_blocks, unigram_counts
 from lib.display.captions import capital
-from lib.interventions import PathAblation
 from lib.kernels import forward, predictions
 from lib.models import processed, weights
 from lib.run import Run
@@ -20,7 +20,7 @@ from lib.run import Run
 TOKENS = 12_288  # positions of text that effects are measured on, at most
 SHARE = 8  # and at most one in so many of the run's
 PART = 4  # one in so many of these for the matches in other seeds, and for the many sets that are ablated
-SOURCES = (sys.modules[__name__], attention, causal, weights, effects, entropy, forward, interventions, predictions, processed)
+SOURCES = (sys.modules[__name__], heads, inputs, weights, single_neurons, candidates, forward, engine, predictions, processed)
 
 
 def positions(run: Run) -> int:
@@ -49,7 +49,7 @@ def weight_table(run: Run) -> pd.DataFrame:
         counts, parts = unigram_counts(run.text), []
         for seed in sorted(run.params.seeds):
             model = model_of(run, seed)
-            part = causal.weight_columns(model, effects.readout(model, counts), run.text.bos_id)
+            part = inputs.weight_columns(model, single_neurons.readout(model, counts), run.text.bos_id)
             part.insert(0, "seed", seed)
             parts.append(part)
         return pd.concat(parts, ignore_index=True)
@@ -57,14 +57,14 @@ def weight_table(run: Run) -> pd.DataFrame:
     return kept(run, "causal_weights", SOURCES, {"tokens": run.text.tokens.numel()}, make)
 
 
-def null_space_of(run: Run, seed: str) -> entropy.NullSpace:
+def null_space_of(run: Run, seed: str) -> candidates.NullSpace:
     """The directions that a seed's unembedding reads least."""
-    return entropy.null_space(model_of(run, seed).unembedding)
+    return candidates.null_space(model_of(run, seed).unembedding)
 
 
 def random_scores(run: Run, seed: str) -> pd.DataFrame:
     """`causal.random_scores` for a seed's heads."""
-    return causal.random_scores(model_of(run, seed), run.text.bos_id, run.params.random_seed)
+    return inputs.random_scores(model_of(run, seed), run.text.bos_id, run.params.random_seed)
 
 
 def groups(run: Run, own: pd.DataFrame) -> pd.DataFrame:
@@ -72,8 +72,8 @@ def groups(run: Run, own: pd.DataFrame) -> pd.DataFrame:
 
     `own` has the reference's rows of `weight_table`. A neuron may be in both of the first two groups.
     """
-    chosen = {"entropy": entropy.entropy_candidates(own), "frequency": entropy.frequency_candidates(own)}
-    chosen["control"] = entropy.controls(own, pd.concat(chosen.values()), run.params.random_seed)
+    chosen = {"entropy": candidates.entropy_candidates(own), "frequency": candidates.frequency_candidates(own)}
+    chosen["control"] = candidates.controls(own, pd.concat(chosen.values()), run.params.random_seed)
     named = [rows[["layer", "neuron"]].assign(group=group) for group, rows in chosen.items()]
     return pd.concat(named, ignore_index=True)
 
@@ -81,7 +81,7 @@ def groups(run: Run, own: pd.DataFrame) -> pd.DataFrame:
 def fixed_activations(run: Run, grouped: pd.DataFrame) -> pd.DataFrame:
     """fixed_activation.parquet: entropy candidates and controls fixed at every value of the grid (figures 7, 25)."""
     chosen = grouped[grouped["group"] != "frequency"]
-    return _effects(run, "fixed_activation", chosen, at_values(chosen, entropy.GRID), ("total",))
+    return _effects(run, "fixed_activation", chosen, at_values(chosen, candidates.GRID), ("total",))
 
 
 def mean_ablations(run: Run, grouped: pd.DataFrame) -> pd.DataFrame:
@@ -93,8 +93,8 @@ def mean_ablations(run: Run, grouped: pd.DataFrame) -> pd.DataFrame:
 def _effects(run: Run, name: str, grouped: pd.DataFrame, fixed: dict, variants: tuple[str, ...]) -> pd.DataFrame:
     def make() -> pd.DataFrame:
         model = model_of(run, run.params.reference)
-        reading = effects.readout(model, unigram_counts(run.text))
-        found = effects.effects(model, reading, sample_blocks(run.text, positions(run)), fixed, variants, _progress(name.replace("_", " ")))
+        reading = single_neurons.readout(model, unigram_counts(run.text))
+        found = single_neurons.effects(model, reading, sample_blocks(run.text, positions(run)), fixed, variants, _progress(name.replace("_", " ")))
         return found.table().merge(grouped, on=["layer", "neuron"]).assign(tokens=int(found.tokens.sum()))
 
     return kept(run, name, SOURCES, _made_from(run, grouped.to_dict("list")), make)
@@ -107,7 +107,7 @@ def matched_ablations(run: Run, ablated: pd.DataFrame) -> pd.DataFrame:
     and the change of entropy with its error, of the match and (`reference_change`, `reference_error`) of the neuron.
     Only seeds that serve as reference have the means; without any the table is empty.
     """
-    own = causal.with_matches(ablated, run.table("matches_all_seeds"), run.params.reference)
+    own = inputs.with_matches(ablated, run.table("matches_all_seeds"), run.params.reference)
     known = run.table("neurons_all_seeds")
     own = own[own["seed"].isin(known["seed"])]
 
@@ -118,7 +118,7 @@ def matched_ablations(run: Run, ablated: pd.DataFrame) -> pd.DataFrame:
             fixed = at_mean(chosen.set_axis(["layer", "neuron"], axis=1), known[known["seed"] == seed])
             model = model_of(run, seed)
             blocks = sample_blocks(run.text, positions(run) // PART)
-            found = effects.effects(model, effects.readout(model, unigram_counts(run.text)), blocks, fixed, progress=_progress(f"matches in {seed}"))
+            found = single_neurons.effects(model, single_neurons.readout(model, unigram_counts(run.text)), blocks, fixed, progress=_progress(f"matches in {seed}"))
             found = found.table()[["layer", "neuron", "entropy_change", "entropy_error"]]
             parts.append(rows.merge(found.rename(columns={"layer": "match_layer", "neuron": "match_neuron"}), on=["match_layer", "match_neuron"]))
         return pd.concat(parts[1:] or parts, ignore_index=True)
@@ -133,25 +133,25 @@ def ablations(run: Run) -> pd.DataFrame:
     `ablation.ablations` of the reference seed on 3,072 positions at most: 264 runs for the shipped seeds.
     """
     neurons = run.neurons
-    sets = ablation.neuron_sets(neurons, run.params.threshold, run.params.random_seed)
+    sets = neuron_sets.neuron_sets(neurons, run.params.threshold, run.params.random_seed)
 
     def make() -> pd.DataFrame:
         means = torch.from_numpy(neurons.pivot(index="layer", columns="neuron", values="activation_mean").to_numpy(dtype="float32", copy=True))
         blocks = sample_blocks(run.text, positions(run) // PART)
-        return ablation.ablations(model_of(run, run.params.reference), blocks, sets, means, _progress("ablated sets"))
+        return neuron_sets.ablations(model_of(run, run.params.reference), blocks, sets, means, _progress("ablated sets"))
 
     chosen = {"sets": sha256(repr(sets).encode()).hexdigest()}
-    return kept(run, "ablations", (*SOURCES, ablation), _made_from(run, chosen), make)
+    return kept(run, "ablations", (*SOURCES, neuron_sets), _made_from(run, chosen), make)
 
 
 def query_paths(run: Run, own: pd.DataFrame) -> pd.DataFrame:
     """query_paths.parquet: the top pairs' path into the head's query cut, one row per pair and destination (figures 8, 26)."""
-    pairs = attention.top_pairs(own)
+    pairs = heads.top_pairs(own)
     columns = ["layer", "neuron", "attention_head_layer", "attention_head"]
 
     def make() -> pd.DataFrame:
         paths = [PathAblation(*map(int, pair)) for pair in pairs[columns].to_numpy()]
-        rows = attention.query_path_ablations(model_of(run, run.params.reference), *sample_blocks(run.text, positions(run)), paths)
+        rows = heads.query_path_ablations(model_of(run, run.params.reference), *sample_blocks(run.text, positions(run)), paths)
         return rows.merge(pairs[["layer", "neuron", "attention_score", "role"]], on=["layer", "neuron"])
 
     return kept(run, "query_paths", SOURCES, _made_from(run, pairs[columns].to_dict("list")), make)
@@ -162,7 +162,7 @@ def value_norms(run: Run) -> pd.DataFrame:
 
     def make() -> pd.DataFrame:
         tokens, _ = sample_blocks(run.text, positions(run) // 2)
-        return attention.value_norms(model_of(run, run.params.reference), tokens)
+        return heads.value_norms(model_of(run, run.params.reference), tokens)
 
     return kept(run, "value_norms", SOURCES, _made_from(run, {}), make)
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lib.interventions import Fix, run
+from lib.chapters.interventions.engine import Fix, run
 from lib.kernels.predictions import STATISTICS, Cases, prediction_statistics, product_dtype
 from lib.models.processed import Processed
 

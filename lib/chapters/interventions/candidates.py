@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lib.effects import Readout
+from lib.chapters.interventions.single_neurons import Readout
 from lib.models.processed import Processed
 from lib.models.weights import CHUNK
 
