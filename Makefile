@@ -62,7 +62,7 @@ plan: $(READY) ## memory, passes, disk and time that a run will take; [RUN=tiny]
 	@$(PY) -m lib.collect.forecast '$(PARAMS)' --run '$(RUN)' $(if $(SEED),--seed '$(SEED)') $(if $(TOKENS),--tokens '$(TOKENS)')
 
 emergence: $(READY) ## chapter 06's tables, from the seeds' training checkpoints; [RUN=tiny] [TOKENS=300000] [STEPS="64 512", or none] [KEEP=data/emergence] [EXPORT=data/emergence]
-	@$(PY) -m lib.emergence_tables '$(PARAMS)' --run '$(RUN)' $(if $(TOKENS),--tokens '$(TOKENS)') $(if $(STEPS),--steps $(filter-out none,$(STEPS))) $(if $(KEEP),--keep '$(KEEP)') $(if $(EXPORT),--export '$(EXPORT)')
+	@$(PY) -m lib.chapters.emergence.tables '$(PARAMS)' --run '$(RUN)' $(if $(TOKENS),--tokens '$(TOKENS)') $(if $(STEPS),--steps $(filter-out none,$(STEPS))) $(if $(KEEP),--keep '$(KEEP)') $(if $(EXPORT),--export '$(EXPORT)')
 
 test: $(READY) ## the test suite
 	$(PY) -m pytest
@@ -115,7 +115,7 @@ $(OUT)/notebooks/%.ipynb: notebooks/%.ipynb $(OUT)/tables/done.json $(LIBRARY)
 	@$(PY) -m lib.report execute $< $(OUT)/params.yaml
 
 # The shipped tables of checkpoints, or the run's own, may have been made since; and chapter 06 shows its claims itself.
-$(OUT)/notebooks/06_emergence.ipynb: $(wildcard data/emergence/emergence.json $(OUT)/emergence/emergence.json lib/emergence_claims.py lib/display/claims.py)
+$(OUT)/notebooks/06_emergence.ipynb: $(wildcard data/emergence/emergence.json $(OUT)/emergence/emergence.json lib/chapters/emergence/claims.py lib/display/claims.py)
 
 $(OUT)/notebooks/published.ipynb: notebooks/optional/published.ipynb $(OUT)/tables/published.parquet $(OUT)/tables/done.json $(LIBRARY)
 	@$(PY) -m lib.compare $(OUT)/params.yaml

@@ -11,14 +11,13 @@ from conftest import TEXT, save_seed, small_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib import emergence, emergence_checkpoints, emergence_tables
-from lib import emergence_claims as claims
-from lib import emergence_figures as figures
-from lib import emergence_findings as findings
 from lib.base.errors import InputError
 from lib.base.params import Params
+from lib.chapters.emergence import captions as findings
+from lib.chapters.emergence import checkpoints, claims, figures, statistics
+from lib.chapters.emergence import tables as emergence_tables
+from lib.chapters.emergence.tables import Emergence, open_chapter, tabulate_emergence
 from lib.chapters.universality.properties import OWN_LAYER, layer_shares, reference_shares, universal
-from lib.emergence_tables import Emergence, open_chapter, tabulate_emergence
 from lib.run import write_json, write_table
 from lib.text.blocks import read_text
 
@@ -76,9 +75,9 @@ def test_a_planted_neuron_is_born_when_it_is_copied_and_stays(params):
     for row in last.itertuples():
         assert [getattr(row, f"partner_{other}") for other in "abc" if other != row.seed] == [flat, flat]
         assert getattr(row, f"partner_{row.seed}") == -1
-    since = emergence.first_universal(neurons, threshold).set_index(["seed", "layer", "neuron"])["since"]
+    since = statistics.first_universal(neurons, threshold).set_index(["seed", "layer", "neuron"])["since"]
     assert {since[(seed, *BORN)] for seed in "abc"} == {"checkpoint-2"}
-    kept = emergence.persistence(neurons, threshold).set_index(["seed", "point"])
+    kept = statistics.persistence(neurons, threshold).set_index(["seed", "point"])
     assert (kept.loc[(slice(None), "checkpoint-2"), "kept"] >= 1).all()
     assert (kept.loc[(slice(None), "checkpoint-2"), "same_partner"] > 0).all()
     # the run's own folders are gone, what ships is small
@@ -101,8 +100,8 @@ def test_points_of_older_tables_are_kept_beside_new_ones(params, trained, tmp_pa
     measured, shipped = pd.read_parquet(params.folder / "emergence" / "neurons.parquet"), whole.tables["neurons"]
     far = shipped["excess_corr"] < emergence_tables.PARTNERS_FROM
     assert far.any() and not far.all() and (shipped.loc[far, "partner_b"] == -1).all()
-    assert (shipped.loc[~far, "partner_b"] == measured.set_index(["point", *emergence.KEYS])["partner_b"].reindex(
-        pd.MultiIndex.from_frame(shipped.loc[~far, ["point", *emergence.KEYS]])).to_numpy()).all()
+    assert (shipped.loc[~far, "partner_b"] == measured.set_index(["point", *statistics.KEYS])["partner_b"].reindex(
+        pd.MultiIndex.from_frame(shipped.loc[~far, ["point", *statistics.KEYS]])).to_numpy()).all()
 
     record = json.loads((older / "emergence.json").read_text())
     record["points"][-1] |= {"seeds": {"a": "other weights"}, "step": 4}
@@ -164,14 +163,14 @@ def test_head_scores_equal_loops(number, heads, length):
         previous = np.mean([[block[d, d - 1] for d in range(2, size)] for block in own])
         # the token of destination length + i first stood at i, and after it stood i + 1
         induction = np.mean([[block[length + i, i + 1] for i in range(1, length + 1)] for block in own])
-        assert np.isclose(emergence.bos_attention(tensor)[head], bos)
-        assert np.isclose(emergence.previous_token_score(tensor)[head], previous)
-        assert np.isclose(emergence.induction_score(tensor, length)[head], induction)
+        assert np.isclose(statistics.bos_attention(tensor)[head], bos)
+        assert np.isclose(statistics.previous_token_score(tensor)[head], previous)
+        assert np.isclose(statistics.induction_score(tensor, length)[head], induction)
 
 
 def test_repeated_tokens_repeat():
     allowed = torch.tensor([5, 6, 7, 9])
-    tokens = emergence.repeated_tokens(3, 12, allowed, 0, 1)
+    tokens = statistics.repeated_tokens(3, 12, allowed, 0, 1)
     assert tokens.shape == (3, 11) and (tokens[:, 0] == 0).all()
     assert (tokens[:, 1:6] == tokens[:, 6:]).all() and set(tokens[:, 1:].flatten().tolist()) <= set(allowed.tolist())
 
@@ -179,7 +178,7 @@ def test_repeated_tokens_repeat():
 def test_patterns_of_the_first_layer_equal_plain_attention():
     model = small_model(3)
     tokens = read_text(TEXT).tokens[:2, :21]
-    table = emergence.head_table(model, tokens, tokens)
+    table = statistics.head_table(model, tokens, tokens)
     weights = {name: value.double().numpy() for name, value in model.state_dict().items()}
     read = weights["transformer.wte.weight"][tokens] + weights["transformer.wpe.weight"][:21]
     read = (read - read.mean(-1, keepdims=True)) / np.sqrt(read.var(-1, keepdims=True) + 1e-5)
@@ -209,22 +208,22 @@ def test_births_deaths_and_persistence_of_a_small_history():
         {"one": [0.9, 0.1, 0.9, 0.9], "two": [0.9, 0.9, 0.1, 0.9], "end": [0.9, 0.9, 0.1, np.nan]},
         {"one": [0, 1, 2, 3], "two": [5, 1, 2, 3], "end": [5, 1, 2, 3]},
     )
-    changes = emergence.transitions(neurons, 0.5)
+    changes = statistics.transitions(neurons, 0.5)
     assert changes[["before", "after", "stay", "births", "deaths"]].to_numpy().tolist() == [[3, 3, 2, 1, 1], [3, 2, 2, 0, 1]]
-    kept = emergence.persistence(neurons, 0.5).set_index("point")
+    kept = statistics.persistence(neurons, 0.5).set_index("point")
     assert kept.loc["one", ["universal", "kept"]].tolist() == [3, 1] and kept.loc["two", "kept"] == 2
     # at the end all of layer 0 and none of layer 1 are universal: chance is the mean over the three
     assert np.isclose(kept.loc["one", "chance"], 1 / 3) and np.isclose(kept.loc["two", "chance"], 2 / 3)
     assert kept.loc["one", "same_partner"] == 0 and kept.loc["two", "same_partner"] == 1
-    since = emergence.first_universal(neurons, 0.5).set_index(["layer", "neuron"])["since"]
+    since = statistics.first_universal(neurons, 0.5).set_index(["layer", "neuron"])["since"]
     assert since.to_dict() == {(0, 0): "one", (0, 1): "two"}
     assert universal(neurons[neurons["point"] == "end"], 0.5).sum() == 2
 
 
 def test_no_universal_neuron_at_all_gives_empty_tables():
     neurons = neuron_history({"one": [0.0] * 4, "end": [0.1] * 4}, {"one": [0] * 4, "end": [0] * 4})
-    assert emergence.first_universal(neurons, 0.5).empty
-    kept = emergence.persistence(neurons, 0.5)
+    assert statistics.first_universal(neurons, 0.5).empty
+    kept = statistics.persistence(neurons, 0.5)
     assert kept["universal"].eq(0).all() and kept[["persistence", "chance", "same_partner"]].isna().all().all()
 
 
@@ -233,21 +232,21 @@ def test_no_universal_neuron_at_all_gives_empty_tables():
 
 @pytest.mark.parametrize("name, step", [("checkpoint-400000", 400_000), ("step128", 128), ("main", None), ("step1-of-2", None)])
 def test_steps_in_names(name, step):
-    assert emergence_checkpoints.step_of(name) == step
+    assert checkpoints.step_of(name) == step
 
 
 def test_log_spaced_keeps_the_ends():
-    assert emergence_checkpoints.log_spaced([0, 4, 2, 1]) == [1, 2, 4]
-    many = emergence_checkpoints.log_spaced([2**k for k in range(10)] + list(range(1000, 144_000, 1000)), 12)
+    assert checkpoints.log_spaced([0, 4, 2, 1]) == [1, 2, 4]
+    many = checkpoints.log_spaced([2**k for k in range(10)] + list(range(1000, 144_000, 1000)), 12)
     assert many[0] == 1 and many[-1] == 143_000 and len(many) <= 12
 
 
 def test_no_checkpoints_is_one_sentence(make_run, seed_folders, params):
     with pytest.raises(InputError, match="no checkpoints that all of the seeds a, b, c have") as error:
-        emergence_checkpoints.points(make_run(seed_folders).params)
+        checkpoints.points(make_run(seed_folders).params)
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="no checkpoints of step 3 .* there are 1, 2"):
-        emergence_checkpoints.points(params, [1, 3])
+        checkpoints.points(params, [1, 3])
 
 
 def test_hub_models_without_a_checkpoint_asked_for_is_one_sentence(make_run, hub, trained):
@@ -255,7 +254,7 @@ def test_hub_models_without_a_checkpoint_asked_for_is_one_sentence(make_run, hub
         hub.add("models", f"EleutherAI/pythia-{name}", trained / name, revision="step1")
     params = make_run({name: f"EleutherAI/pythia-{name}" for name in "ab"}).params
     with pytest.raises(InputError, match="no point of their own"):
-        emergence_checkpoints.points(params, [], beside=13)
+        checkpoints.points(params, [], beside=13)
 
 
 def test_revisions_of_a_hub_model(make_run, hub, trained):
@@ -263,7 +262,7 @@ def test_revisions_of_a_hub_model(make_run, hub, trained):
         for revision in ("step1", "step512", "notes", *(["step4"] if name == "a" else [])):
             hub.add("models", f"EleutherAI/pythia-{name}", trained / name, revision=revision)
     params = make_run({name: f"EleutherAI/pythia-{name}" for name in "ab"}).params
-    found = emergence_checkpoints.points(params)
+    found = checkpoints.points(params)
     assert [point.step for point in found] == [1, 512] and found[1].revisions == {"a": "step512", "b": "step512"}
     assert found[1].tokens == 512 * 2_097_152
 
@@ -297,13 +296,13 @@ def history(excess: dict[str, float]) -> tuple[dict[str, pd.DataFrame], pd.DataF
 def test_every_figure_and_sentence_of_the_chapter_has_words_for_it(excess):
     tables, points = history(excess)
     time = figures.timeline(points)
-    shares = emergence.by_point(tables["neurons"], lambda own: reference_shares(own, 0.5))
-    layers = emergence.by_point(tables["neurons"], lambda own: layer_shares(own, 0.5))
-    changes, kept = emergence.transitions(tables["neurons"], 0.5), emergence.persistence(tables["neurons"], 0.5)
+    shares = statistics.by_point(tables["neurons"], lambda own: reference_shares(own, 0.5))
+    layers = statistics.by_point(tables["neurons"], lambda own: layer_shares(own, 0.5))
+    changes, kept = statistics.transitions(tables["neurons"], 0.5), statistics.persistence(tables["neurons"], 0.5)
     start = claims.middle_point(points)
-    groups = emergence.first_universal(tables["neurons"], 0.5).assign(when="early")
+    groups = statistics.first_universal(tables["neurons"], 0.5).assign(when="early")
     kinds = findings.kinds_of(groups, groups["role"])
-    appear = emergence.appearances(emergence.indicators(tables["heads"], tables["layers"], shares))
+    appear = statistics.appearances(statistics.indicators(tables["heads"], tables["layers"], shares))
     pairs = [
         (findings.losses(tables["losses"], time), figures.losses(tables["losses"], time)),
         (findings.shares(shares, time, 0.5), figures.shares(shares, time)),

@@ -11,6 +11,7 @@ import pandas as pd
 from scipy.stats import binom
 
 from lib.chapters.circuits.roles import PUBLISHED_CUTS, PUBLISHED_HIGH_KURTOSIS, QUANTILE
+from lib.chapters.emergence.statistics import HALF, layer_persistence, persistence
 from lib.chapters.families.summary import FAMILIES
 from lib.chapters.universality.properties import (
     FEWEST,
@@ -24,7 +25,6 @@ from lib.chapters.universality.properties import (
     universal,
 )
 from lib.display.captions import percent, signed
-from lib.emergence import HALF, layer_persistence, persistence
 
 PAPER, FOLLOWER = "arXiv 2401.12181", "arXiv 2508.00903"
 OWN = "this report"  # asks what neither paper is known to state; a score that it takes from elsewhere is named
@@ -57,7 +57,7 @@ def _row(claim: str, source: str, published: str, here: str, said: str) -> dict:
 
 
 def claims(tables: dict[str, pd.DataFrame], points: pd.DataFrame, threshold: float, families: pd.DataFrame | None = None) -> pd.DataFrame:
-    """One row per claim. `tables` has all points of `lib.emergence_tables.TABLES`; `points` their tokens and steps in order.
+    """One row per claim. `tables` has all points of `lib.chapters.emergence.tables.TABLES`; `points` their tokens and steps in order.
 
     `families`: one seed's rows of chapter 4 with excess_corr, where the run has them.
     """

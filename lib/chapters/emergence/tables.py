@@ -1,6 +1,6 @@
 """Chapter 6's tables: the pass and the tables of every checkpoint, one small run a checkpoint, and what is kept of each.
 
-`python -m lib.emergence_tables params/tiny.yaml` (`make emergence`) writes outputs/<run>/emergence; with `--export
+`python -m lib.chapters.emergence.tables params/tiny.yaml` (`make emergence`) writes outputs/<run>/emergence; with `--export
 data/emergence` also there, the tables that ship. A checkpoint that is finished is not done again, and one that was cut off
 goes on from its pass's last saved state; its statistics, gigabytes, are deleted when its tables are written. `--keep
 FOLDER` takes over from older tables the points that are not measured now, since checkpoints do not last for ever.
@@ -16,7 +16,6 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from lib import emergence, emergence_findings
 from lib.base import params as parameters
 from lib.base.errors import InputError, told
 from lib.base.files import file_sha256
@@ -24,11 +23,12 @@ from lib.base.hub import weight_files, weights_sha256
 from lib.base.params import Params, read_params
 from lib.chapters.circuits import roles
 from lib.chapters.circuits.tables import weights_of
+from lib.chapters.emergence import captions, statistics
+from lib.chapters.emergence.checkpoints import Point, lacks_tokeniser, link_seed, points
 from lib.chapters.families.summary import FAMILIES, with_excess
 from lib.chapters.universality.properties import frequency_cosine_correlation, property_tests, reference_shares
 from lib.chapters.universality.tables import tabulate
 from lib.collect.one_pass import collect
-from lib.emergence_checkpoints import Point, lacks_tokeniser, link_seed, points
 from lib.models import weights
 from lib.models.trunk import load_model
 from lib.run import Run, write_json, write_table
@@ -60,7 +60,7 @@ def measure(run: Run) -> dict[str, pd.DataFrame]:
     neurons, matches, threshold = run.table("neurons_all_seeds"), run.table("matches_all_seeds"), run.params.threshold
     text = run.text
     allowed = torch.tensor(sorted(set(range(text.vocab_size)) - {text.bos_id, *text.newline_ids}))
-    repeated = emergence.repeated_tokens(emergence.HEAD_BLOCKS, text.context, allowed, text.bos_id, run.params.random_seed)
+    repeated = statistics.repeated_tokens(statistics.HEAD_BLOCKS, text.context, allowed, text.bos_id, run.params.random_seed)
     parts, cuts = {"seeds": [], "layers": [], "heads": [], "properties": []}, {}
     for seed, own in neurons.groupby("seed", sort=False):
         _, unembedding = weights_of(run, seed)
@@ -69,14 +69,14 @@ def measure(run: Run) -> dict[str, pd.DataFrame]:
         cuts[seed] = roles.null_cuts(null)
         found = {
             "seeds": reference_shares(own, threshold).assign(frequency_cosine=frequency_cosine_correlation(own)),
-            "layers": emergence.layer_indicators(own, matches[matches["seed"] == seed], null),
-            "heads": emergence.head_table(load_model(run.params.seed_source(seed)), text.tokens[: emergence.HEAD_BLOCKS], repeated),
+            "layers": statistics.layer_indicators(own, matches[matches["seed"] == seed], null),
+            "heads": statistics.head_table(load_model(run.params.seed_source(seed)), text.tokens[: statistics.HEAD_BLOCKS], repeated),
             "properties": property_tests(own, threshold)[["property", "label", "published", "effect", "median_percentile", "p_corrected", "verdict"]],
         }  # fmt: skip
         for name, table in found.items():
             parts[name].append(table.drop(columns="seed", errors="ignore").assign(seed=seed))
     made = {name: pd.concat(tables, ignore_index=True) for name, tables in parts.items()}
-    return made | {"losses": run.table("losses"), "neurons": emergence.neuron_rows(neurons, matches, cuts)}
+    return made | {"losses": run.table("losses"), "neurons": statistics.neuron_rows(neurons, matches, cuts)}
 
 
 def measured_point(params: Params, point: Point, tokens: int, folder: Path) -> dict:
@@ -213,12 +213,12 @@ class Emergence:
         reference seed only, otherwise the role.
         """
         place = self.points["point"].tolist().index(start) if start else 0
-        groups = emergence.first_universal(self.tables["neurons"], threshold)
+        groups = statistics.first_universal(self.tables["neurons"], threshold)
         groups["when"] = (groups["order"] <= place).map({True: "early", False: "late"})
         if self.families is None:
-            return groups, emergence_findings.kinds_of(groups, groups["role"].astype(str)), "role"
-        known = groups.merge(self.families[[*emergence.KEYS, "family"]], on=emergence.KEYS)
-        return groups, emergence_findings.kinds_of(known, known["family"].map(FAMILIES)), "family"
+            return groups, captions.kinds_of(groups, groups["role"].astype(str)), "role"
+        known = groups.merge(self.families[[*statistics.KEYS, "family"]], on=statistics.KEYS)
+        return groups, captions.kinds_of(known, known["family"].map(FAMILIES)), "family"
 
     def _table(self, name: str) -> pd.DataFrame:
         table = pd.read_parquet(self.folder / f"{name}.parquet").astype({"point": str, "seed": str})
@@ -260,7 +260,7 @@ def export(folder: Path, to: Path) -> None:
 @told
 def main(arguments: list[str] | None = None) -> int:
     """Command line; 0 on success, 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m lib.emergence_tables", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m lib.chapters.emergence.tables", description=__doc__.splitlines()[0])
     parser.add_argument("params", type=Path, help="a parameter file")
     parser.add_argument("--run", help="the run's name, where it is not the file's")
     parser.add_argument("--tokens", type=int, help=f"positions of text for each checkpoint (default {TOKENS:,}, or the run's if fewer)")

@@ -15,6 +15,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from lib.chapters.circuits.figures import ROLE_COLOURS
 from lib.chapters.circuits.roles import PUBLISHED_CUTS
+from lib.chapters.emergence.statistics import HALF
 from lib.display.captions import count
 from lib.display.plots import (
     BASELINE,
@@ -30,7 +31,6 @@ from lib.display.plots import (
     layer_axis,
     note,
 )
-from lib.emergence import HALF
 
 HEAD_SCORES = {"bos": "attention to BOS", "previous": "attention to the previous token", "induction": "induction score"}
 WHEN = {"early": "#0072B2", "late": "#E69F00"}

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
+from lib.chapters.emergence.claims import OWN, VERDICTS, spread
+from lib.chapters.emergence.figures import HEAD_SCORES, Timeline, short
+from lib.chapters.emergence.statistics import HALF
 from lib.display.captions import Finding, capital, count, percent
-from lib.emergence import HALF
-from lib.emergence_claims import OWN, VERDICTS, spread
-from lib.emergence_figures import HEAD_SCORES, Timeline, short
 
 NO_TABLES = (
     "There are no tables of training checkpoints for these seeds. `make emergence RUN=…` makes them where all seeds have "
