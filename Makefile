@@ -49,7 +49,7 @@ report: ## everything for one run; [RUN=tiny] [SEED=a] [TOKENS=1000000] [PARAMS=
 	@echo "Report: $(CURDIR)/$(OUT)/report/index.html"
 
 compare: $(OUT)/tables/done.json ## a published per-neuron table beside the run's own, as a page; [RUN=tiny] PUBLISHED=path.csv
-	@$(PY) -m lib.compare $(OUT)/params.yaml '$(PUBLISHED)'
+	@$(PY) -m lib.chapters.published.comparison $(OUT)/params.yaml '$(PUBLISHED)'
 	@$(MAKE) report
 
 archive: $(READY) ## a finished run as one file to share, with checksums; [RUN=tiny]
@@ -118,7 +118,7 @@ $(OUT)/notebooks/%.ipynb: notebooks/%.ipynb $(OUT)/tables/done.json $(LIBRARY)
 $(OUT)/notebooks/06_emergence.ipynb: $(wildcard data/emergence/emergence.json $(OUT)/emergence/emergence.json lib/chapters/emergence/claims.py lib/display/claims.py)
 
 $(OUT)/notebooks/published.ipynb: notebooks/optional/published.ipynb $(OUT)/tables/published.parquet $(OUT)/tables/done.json $(LIBRARY)
-	@$(PY) -m lib.compare $(OUT)/params.yaml
+	@$(PY) -m lib.chapters.published.comparison $(OUT)/params.yaml
 	@$(PY) -m lib.report execute $< $(OUT)/params.yaml
 
 $(OUT)/report/index.html: $(EXECUTED) $(OUT)/tables/done.json $(PAGES)

@@ -27,7 +27,7 @@ elif module in ("lib.collect.one_pass", "lib.chapters.universality.tables"):
     folder = {"collect": "stats", "tables": "tables"}[step]
     leave(Path(arguments[0]).parent / folder / "done.json", step)
     (Path(arguments[0]).parent / folder / "done.json").write_text("{}")
-elif module == "lib.compare":
+elif module == "lib.chapters.published.comparison":
     kept = Path(arguments[0]).parent / "tables" / "published.parquet"
     if len(arguments) == 2:
         leave(kept, f"compare {arguments[1]}")

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from conftest import SHIPPED
 
-from lib import compare, compare_figures, compare_findings
 from lib.base.errors import InputError
+from lib.chapters.published import captions, comparison, figures
 from lib.run import write_table
 
 LAYERS, NEURONS, THRESHOLD = 3, 100, 0.5
@@ -19,7 +19,7 @@ def neurons() -> pd.DataFrame:
     """A per-neuron table with every published column; a third of its neurons are universal."""
     generator = np.random.default_rng(0)
     table = pd.DataFrame({"layer": np.repeat(range(LAYERS), NEURONS), "neuron": np.tile(range(NEURONS), LAYERS)})
-    for place, column in enumerate(compare.COLUMNS):
+    for place, column in enumerate(comparison.COLUMNS):
         table[column] = generator.normal(place, 10.0 ** (place % 5 - 3), len(table))
     table["excess_corr"] = generator.permutation(np.linspace(0.2, 0.65, len(table)))
     return table
@@ -40,27 +40,27 @@ def exchanged(table: pd.DataFrame, share: float) -> tuple[pd.DataFrame, set[tupl
 
 
 def test_a_table_agrees_with_itself(neurons, published):
-    table = compare.joined(neurons, published, THRESHOLD)
-    totals = compare.overlap(table)
+    table = comparison.joined(neurons, published, THRESHOLD)
+    totals = comparison.overlap(table)
     assert totals["jaccard"] == totals["precision"] == totals["recall"] == 1 and totals["both"] == len(published) == 100
-    assert totals["differs"] == 0 and totals["chance_recall"] == 1 / 3 and len(compare.most_different(table, 9)) == 0
-    assert (compare.agreement(table)["pearson"] > 0.999999).all() and set(compare.shared_columns(table)) == set(compare.COLUMNS)
+    assert totals["differs"] == 0 and totals["chance_recall"] == 1 / 3 and len(comparison.most_different(table, 9)) == 0
+    assert (comparison.agreement(table)["pearson"] > 0.999999).all() and set(comparison.shared_columns(table)) == set(comparison.COLUMNS)
 
 
 def test_a_tenth_of_the_neurons_exchanged_is_told_exactly(neurons, published):
     copy, expected = exchanged(published, 0.1)
-    table = compare.joined(neurons, copy, THRESHOLD)
-    found = compare.most_different(table, 1000)
+    table = comparison.joined(neurons, copy, THRESHOLD)
+    found = comparison.most_different(table, 1000)
     assert set(map(tuple, found[["layer", "neuron"]].to_numpy())) == expected and len(expected) == 10
-    assert compare.overlap(table)["jaccard"] == 1 and found["distance"].is_monotonic_decreasing
-    rows = compare.agreement(table)
+    assert comparison.overlap(table)["jaccard"] == 1 and found["distance"].is_monotonic_decreasing
+    rows = comparison.agreement(table)
     assert (rows["differs"] == 10).all() and rows["pearson"].between(0.5, 0.999).all() and (rows["neurons"] == 100).all()
-    assert "**10** of the 100 listed neurons (10.0 %) differ" in compare_findings.differing(table)
+    assert "**10** of the 100 listed neurons (10.0 %) differ" in captions.differing(table)
     for row in rows.itertuples():  # against numpy on the two tables as they are
         both = neurons.merge(copy, on=["layer", "neuron"], suffixes=("", "_p"))
         assert row.pearson == pytest.approx(np.corrcoef(both[row.column], both[f"{row.column}_p"])[0, 1])
     top = found.iloc[0]
-    gaps = {name: (top[name] - top[f"{name}_published"]) / copy[name].std(ddof=0) for name in compare.COLUMNS}
+    gaps = {name: (top[name] - top[f"{name}_published"]) / copy[name].std(ddof=0) for name in comparison.COLUMNS}
     assert top["distance"] == pytest.approx(np.sqrt(np.mean(np.square(list(gaps.values())))))
     assert top["worst"] == max(gaps, key=lambda name: abs(gaps[name])) and top["worst_gap"] == pytest.approx(gaps[top["worst"]])
 
@@ -69,15 +69,15 @@ def test_a_tenth_of_the_universal_neurons_replaced_by_others_is_told_exactly(neu
     others = neurons[neurons["excess_corr"] <= THRESHOLD].iloc[:10]
     copy = published.copy()
     copy.loc[:9, ["layer", "neuron"]] = others[["layer", "neuron"]].to_numpy()
-    table = compare.joined(neurons, copy, THRESHOLD)
-    totals = compare.overlap(table)
+    table = comparison.joined(neurons, copy, THRESHOLD)
+    totals = comparison.overlap(table)
     assert (totals["both"], totals["precision"], totals["recall"]) == (90, 0.9, 0.9) and totals["jaccard"] == 90 / 110
-    sides = compare.one_sided(table, 1000)
+    sides = comparison.one_sided(table, 1000)
     for side, expected in (("here", published.iloc[:10]), ("there", others)):
         assert set(sides[side]["neuron"] + NEURONS * sides[side]["layer"]) == set(expected["neuron"] + NEURONS * expected["layer"])
-    by_layer = compare.overlap_by_layer(table)
+    by_layer = comparison.overlap_by_layer(table)
     assert by_layer["both"].sum() == 90 and by_layer["universal"].sum() == by_layer["published"].sum() == 100
-    assert "90.0 % of this run's are published" in compare_findings.overlap(totals, THRESHOLD).text
+    assert "90.0 % of this run's are published" in captions.overlap(totals, THRESHOLD).text
 
 
 def cases(neurons, published):
@@ -94,20 +94,20 @@ def cases(neurons, published):
 
 @pytest.mark.parametrize("case", range(8))
 def test_figures_and_sentences_for_every_kind_of_table(neurons, published, case, tmp_path):
-    table = compare.joined(*list(cases(neurons, published))[case])
-    totals, rows, matrix = compare.overlap(table), compare.agreement(table), compare.agreement_by_layer(table)
-    findings = [compare_findings.overlap(totals, THRESHOLD), compare_findings.layers(matrix)]
-    findings += [compare_findings.values(table, rows[part], "values") for part in (slice(7), slice(7, None))]
+    table = comparison.joined(*list(cases(neurons, published))[case])
+    totals, rows, matrix = comparison.overlap(table), comparison.agreement(table), comparison.agreement_by_layer(table)
+    findings = [captions.overlap(totals, THRESHOLD), captions.layers(matrix)]
+    findings += [captions.values(table, rows[part], "values") for part in (slice(7), slice(7, None))]
     texts = [text for finding in findings for text in finding]
-    texts += [compare_findings.differing(table), compare_findings.is_partial(table, THRESHOLD)]
-    texts.append(compare_findings.one_sided(compare.one_sided(table, 20), totals))
+    texts += [captions.differing(table), captions.is_partial(table, THRESHOLD)]
+    texts.append(captions.one_sided(comparison.one_sided(table, 20), totals))
     assert not any("nan" in text or "undefined" in text or "None universal" in text for text in texts), texts
     assert all(text.endswith((".", ":")) for text in texts if " " in text and not any(text == finding.title for finding in findings))
     for figure in (
-        compare_figures.overlap(compare.overlap_by_layer(table)), compare_figures.values(table, rows[rows.index > 0][:3]), compare_figures.layers(matrix),
+        figures.overlap(comparison.overlap_by_layer(table)), figures.values(table, rows[rows.index > 0][:3]), figures.layers(matrix),
     ):  # fmt: skip
         figure.savefig(tmp_path / "x.png", dpi=20)
-    assert len(compare_findings.difference_table(compare.most_different(table, 20))) == min(20, totals["differs"])
+    assert len(captions.difference_table(comparison.most_different(table, 20))) == min(20, totals["differs"])
 
 
 WRONG = {
@@ -129,14 +129,14 @@ def test_a_table_that_cannot_be_used_is_one_sentence(tmp_path, name):
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError) as caught:
-        compare.read_published(path)
+        comparison.read_published(path)
     text = str(caught.value)
     assert expected in text and text.endswith(".") and "\n" not in text and ". " not in text, text
 
 
 def test_a_table_of_a_larger_model_is_refused(neurons, published):
     with pytest.raises(InputError, match="layer 7 neuron 0, but the run's layers go to 2 and its neurons to 99"):
-        compare.joined(neurons, published.assign(layer=7, neuron=0).iloc[:1], THRESHOLD)
+        comparison.joined(neurons, published.assign(layer=7, neuron=0).iloc[:1], THRESHOLD)
 
 
 def test_the_table_is_kept_with_the_run(make_run, neurons, published, tmp_path, capsys):
@@ -144,11 +144,11 @@ def test_the_table_is_kept_with_the_run(make_run, neurons, published, tmp_path, 
     write_table(run.folder / "tables" / "neurons_all_seeds.parquet", neurons.assign(seed="a"))
     for path, written in ((tmp_path / "p.csv", published.to_csv), (tmp_path / "p.tsv", lambda path: published.to_csv(path, sep="\t"))):
         written(path)  # with the unnamed index column that pandas adds
-        first = compare.compare(run, path)
-        assert compare.overlap(first)["jaccard"] == 1 and run.recorded("tables/published.json")["file"] == path.name
-    pd.testing.assert_frame_equal(compare.compare(run), first)
+        first = comparison.compare(run, path)
+        assert comparison.overlap(first)["jaccard"] == 1 and run.recorded("tables/published.json")["file"] == path.name
+    pd.testing.assert_frame_equal(comparison.compare(run), first)
     pd.testing.assert_frame_equal(run.table("comparison"), first)
-    assert compare.main([]) == compare.main(["x", ""]) == 2
+    assert comparison.main([]) == comparison.main(["x", ""]) == 2
     assert capsys.readouterr().err.count("error: PUBLISHED is missing") == 2
     assert json.loads((run.folder / "tables" / "published.json").read_text())["sha256"]
 
@@ -157,8 +157,8 @@ def test_rounding_is_no_difference(neurons, published):
     table = neurons.copy()
     deviation = published["max_corr"].std(ddof=0)
     table.loc[table["excess_corr"] > THRESHOLD, "max_corr"] = published["max_corr"].to_numpy() + 5e-4 * deviation
-    assert compare.overlap(compare.joined(table, published, THRESHOLD))["differs"] == 0
+    assert comparison.overlap(comparison.joined(table, published, THRESHOLD))["differs"] == 0
     place = table.index[table["excess_corr"] > THRESHOLD][7]
     table.loc[place, "max_corr"] += 5e-3 * deviation
-    found = compare.most_different(compare.joined(table, published, THRESHOLD), 9)
+    found = comparison.most_different(comparison.joined(table, published, THRESHOLD), 9)
     assert found[["layer", "neuron", "worst"]].to_numpy().tolist() == [[*table.loc[place, ["layer", "neuron"]].astype(int), "max_corr"]]

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from lib.compare import COLUMNS
+from lib.chapters.published.comparison import COLUMNS
 from lib.display.captions import Finding, capital, count, percent, signed
 
 TOP = 20  # neurons in a table of those that disagree

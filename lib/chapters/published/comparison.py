@@ -1,6 +1,6 @@
 """A run beside a published per-neuron table: do they call the same neurons universal, and give them the same numbers?
 
-`python -m lib.compare outputs/<run>/params.yaml [published.csv]` keeps the published table as tables/published.parquet
+`python -m lib.chapters.published.comparison outputs/<run>/params.yaml [published.csv]` keeps the published table as tables/published.parquet
 and writes tables/comparison.parquet, one row per neuron of the run with the published columns beside its own. A
 published table may list universal neurons only; what it says of the others is then unknown, not zero.
 """

@@ -6,7 +6,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lib.compare import COLUMNS
+from lib.chapters.published.comparison import COLUMNS
 from lib.display.plots import ALPHA, COLOURS, CORRELATION, NEUTRAL, WIDE, _folded, canvas, layer_axis, note
 
 PANELS = 4  # in a row
