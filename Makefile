@@ -37,8 +37,8 @@ EXECUTED := $(CHAPTERS:notebooks/%=$(OUT)/notebooks/%)
 # A published table that `make compare` has laid beside the run's own adds a page.
 EXECUTED += $(patsubst %,$(OUT)/notebooks/published.ipynb,$(wildcard $(OUT)/tables/published.parquet))
 # What makes the pages, and what makes the seeds, the text, the archive and the explorer notebook, does not change what a chapter computes.
-PAGES := $(wildcard lib/report.py lib/pages.py lib/front.py lib/answer.py lib/ledger.py lib/display/claims.py lib/*_claims.py lib/explorer*.py lib/report_template/* lib/report/* lib/report/templates/* lib/display/claims.py lib/chapters/*/claims.py bench/*.json)
-SHIPPING := $(wildcard lib/corpus.py lib/corpus_sources.py lib/bigram.py lib/train.py lib/trainer.py lib/gpt2.py lib/seed_card.py lib/archive.py lib/example.py lib/lab.py lib/lab_widgets.py lib/lab/*.py lib/training/*.py)
+PAGES := $(wildcard lib/report/steps.py lib/report/pages.py lib/report/front.py lib/report/answer.py lib/report/ledger.py lib/display/claims.py lib/*_claims.py lib/explorer*.py lib/report_template/* lib/report/* lib/report/templates/* lib/display/claims.py lib/chapters/*/claims.py bench/*.json)
+SHIPPING := $(wildcard lib/corpus.py lib/corpus_sources.py lib/bigram.py lib/train.py lib/trainer.py lib/gpt2.py lib/seed_card.py lib/report/archive.py lib/report/example.py lib/lab.py lib/lab_widgets.py lib/lab/*.py lib/training/*.py)
 LIBRARY := $(filter-out $(PAGES) $(SHIPPING),$(wildcard lib/*.py lib/*/*.py lib/chapters/*/*.py lib/kernels/*.cpp lib/kernels/*.h))
 
 help: ## this list
@@ -53,10 +53,10 @@ compare: $(OUT)/tables/done.json ## a published per-neuron table beside the run'
 	@$(MAKE) report
 
 archive: $(READY) ## a finished run as one file to share, with checksums; [RUN=tiny]
-	@$(PY) -m lib.archive $(OUT)
+	@$(PY) -m lib.report.archive $(OUT)
 
 example: $(OUT)/report/index.html ## the example report in outputs/example, from a finished run; [RUN=tiny]
-	@$(PY) -m lib.example $(OUT)
+	@$(PY) -m lib.report.example $(OUT)
 
 plan: $(READY) ## memory, passes, disk and time that a run will take; [RUN=tiny] [SEED=a] [TOKENS=1000000] [PARAMS=path.yaml]
 	@$(PY) -m lib.collect.forecast '$(PARAMS)' --run '$(RUN)' $(if $(SEED),--seed '$(SEED)') $(if $(TOKENS),--tokens '$(TOKENS)')

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lib.base.errors import InputError, told
 from lib.base.params import read_params
-from lib.example import WINDOW, headless
+from lib.report.example import WINDOW, headless
 
 ROUNDS = 5
 PAINTED = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 from conftest import TEXT, permuted, save_seed, small_model
 
-from lib import report
 from lib.base.params import Params, write_params
 from lib.chapters.circuits import tables
 from lib.chapters.families.tables import open_families
@@ -15,6 +14,7 @@ from lib.chapters.universality.tables import tabulate
 from lib.collect import one_pass as collecting
 from lib.kernels.fused import layer_statistics
 from lib.labels.groupings import group_sizes
+from lib.report import steps
 from lib.run import Run
 
 
@@ -50,5 +50,5 @@ def everything(root: Path) -> Run:
         causal_tables.query_paths(run, own)
         causal_tables.ablations(run)
         tables.write_circuits(run, tables.role_table(run), weights, inputs.effect_columns(ablated))
-        report.render(run.folder)
+        steps.render(run.folder)
     return run

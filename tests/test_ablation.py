@@ -10,12 +10,12 @@ from test_causal import CONTEXT, LAYERS, NEURONS, small, with_w_out
 from test_causal import VOCABULARY as WORDS
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lib import ledger
 from lib.chapters.interventions import captions, neuron_sets
 from lib.chapters.interventions.engine import Fix, run
 from lib.chapters.interventions.neuron_sets import MOST, RANDOM, UNIVERSAL, NeuronSet
 from lib.display.claims import UNKNOWN, Evidence
 from lib.models.processed import processed
+from lib.report import ledger
 
 VOCABULARY, WIDTH = 97, 40
 

@@ -8,10 +8,10 @@ from conftest import TEXT, small_model
 from torch.nn.functional import gelu
 
 from bench import engine, published, table, whole
-from lib import front
 from lib.kernels.correlation import rotations
 from lib.kernels.fused import layer_statistics
 from lib.models.trunk import load_model
+from lib.report import front
 
 
 def test_published_algorithm_and_ours_agree_on_whole_runs(make_run, seed_folders):

@@ -20,11 +20,11 @@ from conftest import needs_browser
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from test_ledger import make_tables
 
-from lib import pages, report
 from lib.base.params import ROOT
 from lib.chapters.universality import properties
 from lib.display import captions, plots
 from lib.display.html import gallery_html, neuron_table_html
+from lib.report import pages, steps
 from lib.run import write_table
 
 pytestmark = needs_browser
@@ -100,7 +100,7 @@ def folder(tmp_path_factory) -> Path:
     ]  # fmt: skip
     for name, own_cells in (("03_universality", cells), ("04_families", browse)):
         nbformat.write(new_notebook(cells=own_cells), folder / "notebooks" / f"{name}.ipynb")
-    report.render(folder)
+    steps.render(folder)
     return folder
 
 

@@ -12,9 +12,9 @@ from explored import made_run
 from stand_ins import llama_model
 
 from bench import pages
-from lib import explorer, explorer_files, report
 from lib.base.params import Params
 from lib.models.weights import processed_model
+from lib.report import explorer, explorer_files, steps
 from lib.run import Run
 
 
@@ -106,7 +106,7 @@ def test_data_are_written_again_only_when_tables_changed(complete, monkeypatch):
     monkeypatch.setattr("lib.base.params.OUTPUTS", complete.folder.parent)
     folder = complete.folder / "report" / "neurons"
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    report.render(complete.folder)
+    steps.render(complete.folder)
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     assert (complete.folder / "report" / "index.html").read_text().count('href="neurons.html"') >= 1
     assert len(list(folder.glob("seed.a.*.js"))) == 1 and re.match(r'explorerFile\("seed.a","[\w+/=]+"\);\n$', (folder / "seed.a.js").read_text())
@@ -274,7 +274,7 @@ def test_a_run_of_gated_models_without_chapters_and_without_room(tmp_path, brows
     seeds = {name: save_seed(llama_model(index), tmp_path / name) for index, name in enumerate(("run", "run-0"))}
     run = made_run(tmp_path / "outputs", seeds, monkeypatch, threshold=1.0, compare="reference")
     monkeypatch.setattr(explorer, "PLACES", 60)
-    report.render(run.folder)
+    steps.render(run.folder)
     assert explorer.optional(run, "families") is None and len(run.table("logit_tokens")) == 60
     opened = Explorer(browser, run, viewport={"width": 390, "height": 844})
     best = run.table("neurons").nlargest(1, "excess_corr").iloc[0]

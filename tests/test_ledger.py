@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from lib import answer, ledger
 from lib.chapters.universality.properties import PUBLISHED_MEDIANS
 from lib.display import claims
 from lib.display.claims import FAILS, HOLDS, UNKNOWN, VERDICTS, Evidence
+from lib.report import answer, ledger
 
 LAYERS, WIDTH, SEEDS = 6, 60, ["a", "b", "c"]
 LOW = {column for column, row in PUBLISHED_MEDIANS.iterrows() if (row < 50).all()}

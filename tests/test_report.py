@@ -21,11 +21,12 @@ import yaml
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from lib import archive, example, pages, report
 from lib.base.errors import InputError
 from lib.base.files import file_sha256
 from lib.base.params import ROOT, read_params
 from lib.chapters.universality import properties
+from lib.report import archive, example, pages
+from lib.report import steps as report
 from lib.run import write_table
 from tests.test_params import is_sentence
 
@@ -436,7 +437,7 @@ def make(tmp_path):
         (shutil.copytree if name == "params" else shutil.copy)(ROOT / name, tmp_path / name)
     for name in ("notebooks/01_one.ipynb", "notebooks/02_two.ipynb", "notebooks/optional/published.ipynb", "lib/chapters/universality/tables.py", "lib/kernels/correlation.py",
                  "lib/models/weights.py", "lib/chapters/universality/matching.py", "lib/chapters/universality/uncertainty.py", "lib/chapters/universality/properties.py", "lib/collect/one_pass.py", "lib/display/plots.py",
-                 "lib/report.py", "lib/pages.py", "lib/kernels/loops.cpp"):  # fmt: skip
+                 "lib/report/steps.py", "lib/report/pages.py", "lib/kernels/loops.cpp"):  # fmt: skip
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text("")
         os.utime(tmp_path / name, (1, 1))
@@ -471,7 +472,7 @@ def test_make_redoes_what_changed_and_nothing_else(make, tmp_path):
         "notebooks/02_two.ipynb": ["execute 02_two", "render"],
         "lib/display/plots.py": ["execute 01_one", "execute 02_two", "render"],
         "lib/kernels/loops.cpp": ["execute 01_one", "execute 02_two", "render"],
-        "lib/pages.py": ["render"],
+        "lib/report/pages.py": ["render"],
         "lib/chapters/universality/tables.py": ["tables", "execute 01_one", "execute 02_two", "render"],
         "lib/chapters/universality/matching.py": ["tables", "execute 01_one", "execute 02_two", "render"],
         "lib/collect/one_pass.py": ["execute 01_one", "execute 02_two", "render"],  # never a new pass for an edit

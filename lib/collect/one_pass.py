@@ -521,7 +521,7 @@ def device_name(device: torch.device) -> str:
 
 @told
 def main() -> int:
-    """Command line: one parameter file, as resolved by `lib.report resolve`."""
+    """Command line: one parameter file, as resolved by `lib.report.steps resolve`."""
     if len(sys.argv) != 2:
         print("usage: python -m lib.collect outputs/<run>/params.yaml", file=sys.stderr)
         return 2

@@ -195,7 +195,7 @@ def convergence_table(run: Run, made: dict[str, pd.DataFrame], snapshots: pd.Dat
 
 @told
 def main() -> int:
-    """Command line: one parameter file, as resolved by `lib.report resolve`."""
+    """Command line: one parameter file, as resolved by `lib.report.steps resolve`."""
     if len(sys.argv) != 2:
         print("usage: python -m lib.chapters.universality.tables outputs/<run>/params.yaml", file=sys.stderr)
         return 2

@@ -1,6 +1,6 @@
 """Packs a finished run into one file to share: report, figures, tables, parameters, provenance and checksums.
 
-`python -m lib.archive outputs/<run>` writes outputs/<run>.tar.gz; statistics and notebooks, which no page needs, stay behind.
+`python -m lib.report.archive outputs/<run>` writes outputs/<run>.tar.gz; statistics and notebooks, which no page needs, stay behind.
 The same run gives the same bytes.
 """
 
@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line: the folder of a run; prints the path of its archive."""
     given = sys.argv[1:] if arguments is None else arguments
     if len(given) != 1:
-        print("usage: python -m lib.archive outputs/<run>", file=sys.stderr)
+        print("usage: python -m lib.report.archive outputs/<run>", file=sys.stderr)
         return 2
     packed = archive(Path(given[0]))
     print(f"Archive: {packed.resolve()} ({packed.stat().st_size / 1e6:.1f} MB)")

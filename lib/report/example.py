@@ -1,4 +1,4 @@
-"""Makes the example report that the repository holds from a finished run: `make example`, or `python -m lib.example outputs/<run>`.
+"""Makes the example report that the repository holds from a finished run: `make example`, or `python -m lib.report.example outputs/<run>`.
 
 Readers get the pages, one executed notebook to read where pages of HTML are not shown, the small tables, the figures that README.md
 shows, and screenshots of the front page and of a neuron's page; the rest, which every run writes, would weigh on every clone.
@@ -13,10 +13,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from lib.archive import contents
 from lib.base.errors import InputError, told
 from lib.base.params import OUTPUTS, ROOT, read_params
 from lib.display.plots import in_few_colours
+from lib.report.archive import contents
 from lib.run import Run
 
 HOME = OUTPUTS / "example"
@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line: the folder of a run."""
     given = sys.argv[1:] if arguments is None else arguments
     if len(given) != 1:
-        print("usage: python -m lib.example outputs/<run>", file=sys.stderr)
+        print("usage: python -m lib.report.example outputs/<run>", file=sys.stderr)
         return 2
     folder = Path(given[0])
     shown = set(re.findall(r"outputs/example/figures/([\w.]+)", (ROOT / "README.md").read_text()))

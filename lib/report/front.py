@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from lib import answer, ledger, pages
 from lib.base import params as parameters
 from lib.base.files import read_json
 from lib.base.params import Params
 from lib.display.claims import Evidence
-from lib.pages import Chapter, count, percent
+from lib.report import answer, ledger, pages
+from lib.report.pages import Chapter, count, percent
 
 # The front page shows the first of these that the run has drawn, or else its first figure.
 HEADLINE_FIGURES = ("universality_scatter", "figure_02a_11_distributions")

@@ -1,5 +1,5 @@
 /* The neuron explorer: finds neurons in a run's tables and shows one. Its address is the page's hash, #seed/layer/neuron.
-   Data files are scripts that call explorerFile(name, base64 of gzip); lib/explorer_files.py writes them and says what is in them. */
+   Data files are scripts that call explorerFile(name, base64 of gzip); lib/report/explorer_files.py writes them and says what is in them. */
 (() => {
   'use strict';
   const $ = id => document.getElementById(id);

@@ -210,9 +210,9 @@ def _where(partial: Path) -> str:
 def render(folder: Path) -> Path:
     """Writes outputs/<run>/report and provenance.json from the run's notebooks, tables and figures."""
     _leave_out_web_addresses()
-    from lib import front, pages
-    from lib.explorer import can_explore
-    from lib.explorer_files import write_explorer
+    from lib.report import front, pages
+    from lib.report.explorer import can_explore
+    from lib.report.explorer_files import write_explorer
     from lib.run import Run, write_table, write_tables_shown
 
     params = read_params(folder / "params.yaml")

@@ -25,7 +25,7 @@ from PIL import Image
 from lib.base.errors import InputError
 from lib.display.plots import SYMBOL
 
-TEMPLATES = Path(__file__).parent / "report_template"
+TEMPLATES = Path(__file__).parent / "templates"
 FIGURE_FILES = ("svg", "png")  # that a figure may be saved as
 _MATHML = "{http://www.w3.org/1998/Math/MathML}"
 _NO_ALT = "No description has been provided for this image"  # what nbconvert writes where there is none
@@ -375,7 +375,7 @@ def bold(text: str) -> Markup:
 
 
 def page(template: str, **content) -> str:
-    """A whole HTML page from one of the templates in lib/report_template."""
+    """A whole HTML page from one of the templates in lib/report/templates."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -14,11 +14,11 @@ import pandas as pd
 from jaxtyping import Int
 from safetensors.numpy import save
 
-from lib import explorer
 from lib.base.files import file_sha256, write_atomically, write_if_changed
 from lib.chapters.universality.properties import layer_percentiles
-from lib.explorer import PLAIN, WORDS
-from lib.pages import TEMPLATES, page
+from lib.report import explorer
+from lib.report.explorer import PLAIN, WORDS
+from lib.report.pages import TEMPLATES, page
 from lib.run import Run, write_json
 
 PAGE, FOLDER = "neurons.html", "neurons"

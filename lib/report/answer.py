@@ -6,13 +6,13 @@ do? A sentence whose tables the run does not have says so.
 
 import pandas as pd
 
-from lib import ledger
 from lib.chapters.circuits.roles import ROLES, role_counts
 from lib.chapters.families import summary
 from lib.chapters.families.scoring import UNEXPLAINED
 from lib.chapters.universality import properties
 from lib.display.captions import count, percent
 from lib.display.claims import FAILS, HOLDS, UNKNOWN, Evidence
+from lib.report import ledger
 
 
 def answer(evidence: Evidence, table: pd.DataFrame) -> list[str]:

@@ -1,0 +1,7 @@
+"""`python -m lib.report resolve|execute|render …`"""
+
+import sys
+
+from lib.report.steps import main
+
+sys.exit(main())
