@@ -38,7 +38,7 @@ EXECUTED := $(CHAPTERS:notebooks/%=$(OUT)/notebooks/%)
 EXECUTED += $(patsubst %,$(OUT)/notebooks/published.ipynb,$(wildcard $(OUT)/tables/published.parquet))
 # What makes the pages, and what makes the seeds, the text, the archive and the explorer notebook, does not change what a chapter computes.
 PAGES := $(wildcard lib/report/steps.py lib/report/pages.py lib/report/front.py lib/report/answer.py lib/report/ledger.py lib/display/claims.py lib/*_claims.py lib/explorer*.py lib/report_template/* lib/report/* lib/report/templates/* lib/display/claims.py lib/chapters/*/claims.py bench/*.json)
-SHIPPING := $(wildcard lib/corpus.py lib/corpus_sources.py lib/bigram.py lib/train.py lib/trainer.py lib/gpt2.py lib/seed_card.py lib/report/archive.py lib/report/example.py lib/lab.py lib/lab_widgets.py lib/lab/*.py lib/training/*.py)
+SHIPPING := $(wildcard lib/corpus.py lib/corpus_sources.py lib/bigram.py lib/train.py lib/trainer.py lib/gpt2.py lib/seed_card.py lib/report/archive.py lib/report/example.py lib/lab/panels.py lib/lab/widgets.py lib/lab/*.py lib/training/*.py)
 LIBRARY := $(filter-out $(PAGES) $(SHIPPING),$(wildcard lib/*.py lib/*/*.py lib/chapters/*/*.py lib/kernels/*.cpp lib/kernels/*.h))
 
 help: ## this list

@@ -17,10 +17,10 @@ import torch
 from conftest import needs_browser
 from nbclient import NotebookClient
 
-from lib import lab
 from lib.base.errors import InputError
 from lib.base.params import ROOT
-from lib.lab_widgets import LabelPanel, TextPanel, ThresholdPanel
+from lib.lab import panels
+from lib.lab.widgets import LabelPanel, TextPanel, ThresholdPanel
 from lib.models.trunk import Trunk, load_model
 from tests.test_params import is_sentence
 
@@ -29,13 +29,13 @@ TEXTS = ["the", " The", " then", "42", " 1999", "\n", " a"]
 
 @pytest.mark.parametrize("typed, expected", [("the, A", [0, 1, 6]), ("/ ?[0-9]+/", [3, 4]), ("42", [3]), ("/ ?the.*/", [0, 2])])
 def test_a_typed_label_is_words_or_a_regular_expression(typed, expected):
-    assert np.flatnonzero(lab.typed_label(typed, TEXTS)).tolist() == expected
+    assert np.flatnonzero(panels.typed_label(typed, TEXTS)).tolist() == expected
 
 
 @pytest.mark.parametrize("typed", ["", " ", "/", "//", "/(/", "zebra", "/(?s:.*)/"])
 def test_a_label_that_says_nothing_is_refused_in_a_sentence(typed):
     with pytest.raises(InputError) as error:
-        lab.typed_label(typed, TEXTS)
+        panels.typed_label(typed, TEXTS)
     assert str(error.value)[0].isalpha() and len(str(error.value)) > 20
 
 
@@ -56,7 +56,7 @@ def test_label_scores_are_the_share_of_variance_that_the_label_explains():
     rng = np.random.default_rng(0)
     group, half, member = rng.integers(0, 6, 400), rng.integers(0, 2, 400), np.array([1, 0, 1, 0, 0, 0], bool)
     post = rng.normal(size=(400, 5)) + np.where(member[group], 1.5, 0)[:, None] * np.arange(5)
-    found = lab.label_scores(grouped(post, group, half, 6), "token", member)
+    found = panels.label_scores(grouped(post, group, half, 6), "token", member)
     for side, name in ((0, "chosen_score"), (1, "score")):
         values, label = post[half == side], member[group][half == side]
         share = label.mean()
@@ -64,9 +64,9 @@ def test_label_scores_are_the_share_of_variance_that_the_label_explains():
         np.testing.assert_allclose(found[name], direct, rtol=1e-9)
     difference = (values[label].mean(0) - values[~label].mean(0)) / post.std(0)
     np.testing.assert_allclose(found["difference"], difference, rtol=1e-9)
-    rare = lab.label_scores(grouped(post, np.minimum(group, 4), half, 6), "token", np.eye(6, dtype=bool)[5])
+    rare = panels.label_scores(grouped(post, np.minimum(group, 4), half, 6), "token", np.eye(6, dtype=bool)[5])
     assert rare["score"].isna().all()
-    said = lab.explained_sentence(rare.assign(layer=0, neuron=range(5), chance=0.1), "x", 1, 0.0)
+    said = panels.explained_sentence(rare.assign(layer=0, neuron=range(5), chance=0.1), "x", 1, 0.0)
     assert "too few or too many" in said
 
 
@@ -74,30 +74,30 @@ def test_what_fires_is_universal_and_unusually_active():
     own = pd.DataFrame({"layer": [0, 0, 1], "neuron": [0, 1, 1], "excess_corr": [0.9, 0.1, 0.6], "activation_mean": 0.0, "activation_std": [1.0, 1.0, 0.5]})
     post = np.zeros((2, 3, 2))
     post[0, 1, 0], post[0, 2, 1], post[1, 2, 1] = 2.5, 9.0, 2.0
-    found = lab.fired(post, own, 0.5)
+    found = panels.fired(post, own, 0.5)
     assert found[["layer", "neuron", "token", "deviations"]].to_numpy().tolist() == [[1, 1, 2, 4.0], [0, 0, 1, 2.5]]
-    assert lab.fired(post, own, 1.0).empty
-    html = lab.fired_html("a", found, post, ["<b>", "x", "y"])
+    assert panels.fired(post, own, 1.0).empty
+    html = panels.fired_html("a", found, post, ["<b>", "x", "y"])
     assert html.count("&lt;b&gt;") == 2 and "2 universal neurons fired" in html
-    assert "no universal neuron fired" in lab.fired_html("a", lab.fired(post, own, 1.0), post, ["x"] * 3)
+    assert "no universal neuron fired" in panels.fired_html("a", panels.fired(post, own, 1.0), post, ["x"] * 3)
 
 
 @pytest.mark.parametrize("excess", [np.linspace(-0.1, 0.9, 40), np.full(40, np.nan), np.zeros(40)])
 def test_threshold_figure_and_sentence_for_any_excess(excess):
     own = pd.DataFrame({"layer": np.repeat([0, 1], 20), "neuron": np.tile(range(20), 2), "excess_corr": excess})
-    fig = lab.threshold_figure(own, 0.5, 1)
+    fig = panels.threshold_figure(own, 0.5, 1)
     number = int((excess > 0.5).sum())
     within = int((excess[20:] > 0.5).sum())
-    sentence = lab.threshold_sentence(own, "a", 0.5, 1)
+    sentence = panels.threshold_sentence(own, "a", 0.5, 1)
     assert len(fig.axes) == 3 and (f"{number} neurons of 40" if number else "no neuron of 40") in sentence
     assert re.search(rf"in layer 1 ({within} neurons|no neuron) of 20", sentence)
 
 
 def test_a_typed_text_is_refused_when_it_does_not_fit(complete):
-    assert lab.text_tokens(complete.tokenizer, " the cat", 0, 256)[0] == 0
+    assert panels.text_tokens(complete.tokenizer, " the cat", 0, 256)[0] == 0
     for typed in ("", "word " * 300):
         with pytest.raises(InputError) as error:
-            lab.text_tokens(complete.tokenizer, typed, 0, 256)
+            panels.text_tokens(complete.tokenizer, typed, 0, 256)
         assert is_sentence(str(error.value))
 
 
@@ -126,9 +126,9 @@ def test_a_typed_label_scores_as_the_same_label_of_the_report(complete):
 def test_text_panel_runs_every_seed(complete):
     panel = TextPanel(complete, "The cat sat on the mat.")
     panel.threshold.value = 0.01
-    tokens = lab.text_tokens(complete.tokenizer, "The cat sat on the mat.", complete.text.bos_id, 256)
-    post = lab.activations(Trunk(load_model(complete.params.seed_source("b"))), tokens)
-    assert panel.fired["b"].equals(lab.fired(post, panel.neurons["b"], 0.01))
+    tokens = panels.text_tokens(complete.tokenizer, "The cat sat on the mat.", complete.text.bos_id, 256)
+    post = panels.activations(Trunk(load_model(complete.params.seed_source("b"))), tokens)
+    assert panel.fired["b"].equals(panels.fired(post, panel.neurons["b"], 0.01))
     assert all(f"Seed {seed}" in panel.output.value for seed in "abc")
 
 

@@ -1,4 +1,4 @@
-"""The explorer notebook's controls: sliders and boxes that show what lib.lab computes from a run.
+"""The explorer notebook's controls: sliders and boxes that show what lib.lab.panels computes from a run.
 
 A panel is a box of widgets with its state inside; nothing is written. Figures are pictures, which a slider can follow.
 """
@@ -13,9 +13,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from mistune import html as markdown
 
-from lib import lab
 from lib.base.errors import InputError
 from lib.chapters.families.tables import statistics
+from lib.lab import panels
 from lib.labels.labels import occurring, token_strings
 from lib.models.trunk import Trunk, load_model
 from lib.run import Run, TensorFiles
@@ -63,8 +63,8 @@ class ThresholdPanel(widgets.VBox):
     def show(self) -> None:
         """Draws the figure for the controls as they stand."""
         own, threshold, layer = self.neurons[self.seed.value], self.threshold.value, self.layer.value
-        self.sentence.value = told(lab.threshold_sentence(own, self.seed.value, threshold, layer))
-        self.figure.value = picture(lab.threshold_figure(own, threshold, layer))
+        self.sentence.value = told(panels.threshold_sentence(own, self.seed.value, threshold, layer))
+        self.figure.value = picture(panels.threshold_figure(own, threshold, layer))
 
 
 class LabelPanel(widgets.VBox):
@@ -90,17 +90,17 @@ class LabelPanel(widgets.VBox):
 
     def _explained(self) -> str:
         seed, grouping = self.seed.value, GROUPINGS[self.place.value]
-        member = lab.typed_label(self.typed.value, self.texts)
+        member = panels.typed_label(self.typed.value, self.texts)
         chance = self.run.table("family_chance").query("seed == @seed").set_index("layer")["chance"]
         parts = []
         for layer, path in enumerate(statistics(self.run, seed).paths):
             file = TensorFiles([path])
             own = {f"{grouping}.{name}": file.tensor(f"{grouping}.{name}") for name in ("count", "mean", "center", "variance")}
-            part = lab.label_scores(own, grouping, member)
+            part = panels.label_scores(own, grouping, member)
             parts.append(part.assign(layer=layer, neuron=range(len(part)), chance=chance[layer]))
         self.scores = pd.concat(parts, ignore_index=True)
         number = own[f"{grouping}.count"].sum(0).numpy()
-        sentence = lab.explained_sentence(self.scores, self.typed.value, int(member.sum()), number[member].sum() / max(1, number.sum()))
+        sentence = panels.explained_sentence(self.scores, self.typed.value, int(member.sum()), number[member].sum() / max(1, number.sum()))
         best = self.scores.nlargest(SHOWN, "score")[["layer", "neuron", "score", "chosen_score", "difference", "chance"]]
         return told(sentence) + best.to_html(index=False, float_format="{:.3f}".format, border=0)
 
@@ -132,12 +132,12 @@ class TextPanel(widgets.VBox):
 
     def _lit(self) -> str:
         text = self.run.text
-        tokens = lab.text_tokens(self.run.tokenizer, self.typed.value, text.bos_id, text.context)
-        texts, parts, self.fired = lab.token_texts(self.run.tokenizer, tokens[1:]), [], {}
+        tokens = panels.text_tokens(self.run.tokenizer, self.typed.value, text.bos_id, text.context)
+        texts, parts, self.fired = panels.token_texts(self.run.tokenizer, tokens[1:]), [], {}
         for seed, own in self.neurons.items():
-            post = lab.activations(self._trunk(seed), tokens)
-            self.fired[seed] = lab.fired(post, own, self.threshold.value)
-            parts.append(lab.fired_html(seed, self.fired[seed], post, texts))
+            post = panels.activations(self._trunk(seed), tokens)
+            self.fired[seed] = panels.fired(post, own, self.threshold.value)
+            parts.append(panels.fired_html(seed, self.fired[seed], post, texts))
         total = sum(map(len, self.fired.values()))
-        start = f"At threshold {self.threshold.value:g}, {lab.count(total, 'universal neuron')} of {lab.count(len(self.fired), 'seed')} fired on {lab.count(len(texts), 'token')}."
+        start = f"At threshold {self.threshold.value:g}, {panels.count(total, 'universal neuron')} of {panels.count(len(self.fired), 'seed')} fired on {panels.count(len(texts), 'token')}."
         return told(escape(start)) + "".join(parts)

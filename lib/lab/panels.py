@@ -1,7 +1,7 @@
 """What the explorer notebook asks of a run: a threshold moved, a label of one's own, a text of one's own.
 
 The first two are algebra on tables and grouped moments, without a model, and quick enough to follow a slider; only a typed
-text runs the models. Functions take arrays and tables and return tables, figures or sentences; lib/lab_widgets.py has the controls.
+text runs the models. Functions take arrays and tables and return tables, figures or sentences; lib/lab/widgets.py has the controls.
 """
 
 from collections.abc import Mapping, Sequence
