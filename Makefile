@@ -38,7 +38,7 @@ EXECUTED := $(CHAPTERS:notebooks/%=$(OUT)/notebooks/%)
 EXECUTED += $(patsubst %,$(OUT)/notebooks/published.ipynb,$(wildcard $(OUT)/tables/published.parquet))
 # What makes the pages, and what makes the seeds, the text, the archive and the explorer notebook, does not change what a chapter computes.
 PAGES := $(wildcard lib/report/steps.py lib/report/pages.py lib/report/front.py lib/report/answer.py lib/report/ledger.py lib/display/claims.py lib/*_claims.py lib/explorer*.py lib/report_template/* lib/report/* lib/report/templates/* lib/display/claims.py lib/chapters/*/claims.py bench/*.json)
-SHIPPING := $(wildcard lib/corpus.py lib/corpus_sources.py lib/bigram.py lib/train.py lib/trainer.py lib/gpt2.py lib/seed_card.py lib/report/archive.py lib/report/example.py lib/lab/panels.py lib/lab/widgets.py lib/lab/*.py lib/training/*.py)
+SHIPPING := $(wildcard lib/training/corpus.py lib/training/sources.py lib/training/bigram.py lib/training/train.py lib/training/trainer.py lib/training/gpt2.py lib/training/seed_card.py lib/report/archive.py lib/report/example.py lib/lab/panels.py lib/lab/widgets.py lib/lab/*.py lib/training/*.py)
 LIBRARY := $(filter-out $(PAGES) $(SHIPPING),$(wildcard lib/*.py lib/*/*.py lib/chapters/*/*.py lib/kernels/*.cpp lib/kernels/*.h))
 
 help: ## this list
@@ -74,8 +74,8 @@ bench: $(READY) ## speed, memory and error against the published algorithm (a qu
 	$(PY) -m bench $(if $(TOKENS),--tokens '$(TOKENS)') $(if $(PUBLISHED_TOKENS),--published-tokens '$(PUBLISHED_TOKENS)')
 
 seeds: $(READY) ## build the text and train the shipped seeds again (minutes on a GPU, days on a CPU); [SEED_TOKENS=174587904]
-	$(PY) -m lib.corpus
-	$(PY) -m lib.train --all --tokens $(SEED_TOKENS) --export
+	$(PY) -m lib.training.corpus
+	$(PY) -m lib.training.train --all --tokens $(SEED_TOKENS) --export
 
 lint: $(READY) ## ruff
 	$(PY) -m ruff check .

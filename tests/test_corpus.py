@@ -14,11 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib import corpus
 from lib.base.errors import InputError
 from lib.base.files import file_sha256
-from lib.corpus_sources import ARCHIVES, Archive, Document, capped, plain, sqlite_files, unique, untagged, unwikied
 from lib.text.blocks import read_text
+from lib.training import corpus
+from lib.training.sources import ARCHIVES, Archive, Document, capped, plain, sqlite_files, unique, untagged, unwikied
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -217,7 +217,7 @@ def test_archives_are_pinned_and_told_in_the_readme():
 
 
 def test_tar_files_come_in_sorted_order(tmp_path):
-    from lib.corpus_sources import _tar_texts
+    from lib.training.sources import _tar_texts
 
     with tarfile.open(tmp_path / "a.tgz", "w:gz") as archive:
         for name in ("package/b.txt", "package/a.txt", "package/c.bin"):

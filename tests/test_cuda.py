@@ -7,12 +7,12 @@ import torch
 from conftest import tables_of
 from test_train import RECIPE, small_tokens
 
-from lib.gpt2 import Kernels
 from lib.kernels.fused import fastest_layer_statistics, layer_statistics, native_layer_statistics
 from lib.labels.groupings import group_sizes
 from lib.models.weights import processed_model
 from lib.run import read_tensors
-from lib.trainer import Machine, SeedRun
+from lib.training.gpt2 import Kernels
+from lib.training.trainer import Machine, SeedRun
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 

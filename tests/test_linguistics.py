@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from lib.base.files import file_sha256
-from lib.corpus import packing_order
 from lib.labels import syntax, topics
 from lib.labels.labels import token_bytes
 from lib.labels.syntax import (
@@ -25,6 +24,7 @@ from lib.labels.syntax import (
     write_linguistics,
 )
 from lib.text.blocks import Text, read_text
+from lib.training.corpus import packing_order
 from tests.conftest import TEXT, TOKENIZER
 
 AWKWARD = {
@@ -109,7 +109,7 @@ def test_no_drift_on_any_text(string, skip_first, skip_last):
 
 
 def text_of(*documents: str, domain: str = "speeches", context: int = 32) -> Text:
-    """Blocks packed as lib.corpus packs them, shuffled in its order."""
+    """Blocks packed as lib.training.corpus packs them, shuffled in its order."""
     ids = [token for document in documents for token in (*tokenizer()(document)["input_ids"], 0)][:-1]
     ids += [0] * (-len(ids) % (context - 1))
     stream = torch.tensor(ids).view(-1, context - 1)

@@ -18,13 +18,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from lib.base.errors import InputError
 from lib.base.files import file_sha256
 from lib.base.params import TextSource
-from lib.corpus import newline_ids
 from lib.models.trunk import tokenizer_sha256
 from lib.run import Run, alone
 from lib.text import documents, tokenise
 from lib.text.blocks import read_text
 from lib.text.documents import Part, parts
 from lib.text.tokenise import Packer, Vocabulary, build, difference, vocabulary
+from lib.training.corpus import newline_ids
 
 WORDS = ("the", "of", " universal", "neurons", "Schrödinger", "東京", "🙂", "x==y:", "\n\n", "  ", "1,234", "isn't")
 

@@ -18,12 +18,12 @@ from transformers import GPT2LMHeadModel
 
 from lib.base.errors import InputError
 from lib.base.files import file_sha256
-from lib.bigram import Bigram
-from lib.gpt2 import Kernels, Shape, new_model, token_losses, training_loss
-from lib.seed_card import seeds_section
 from lib.text.blocks import read_text
-from lib.train import check_loss, evenly_spaced, main
-from lib.trainer import (
+from lib.training.bigram import Bigram
+from lib.training.gpt2 import Kernels, Shape, new_model, token_losses, training_loss
+from lib.training.seed_card import seeds_section
+from lib.training.train import check_loss, evenly_spaced, main
+from lib.training.trainer import (
     PART_BLOCKS,
     Decay,
     Machine,
@@ -94,7 +94,7 @@ def test_initialisation_is_gpt2s_and_differs_by_seed():
 
 
 def test_lean_forward_has_transformers_losses_and_gradients(monkeypatch):
-    monkeypatch.setitem(sys.modules["lib.gpt2"].CHUNK_ROWS, "cpu", 7)  # several ragged chunks
+    monkeypatch.setitem(sys.modules["lib.training.gpt2"].CHUNK_ROWS, "cpu", 7)  # several ragged chunks
     model, tokens = new_model(SMALL, 3), small_tokens()[:5]
     torch.manual_seed(0)
     for w in model.parameters():  # biases and LayerNorm away from 0 and 1, and weights large enough to matter
@@ -139,7 +139,7 @@ sys.path.insert(0, {root!r})
 import lib.trainer
 torch.set_num_threads(1)
 from tests.test_train import small_run
-lib.trainer.SAVE_SECONDS = 0.2
+lib.training.trainer.SAVE_SECONDS = 0.2
 run = small_run(__import__("pathlib").Path({folder!r}))
 take = run._step
 run._step = lambda: (time.sleep(0.01), take())[1]
@@ -246,8 +246,8 @@ def test_training_goes_on_from_a_shipped_model(tmp_path):
 
 
 def test_seeds_trained_further_are_not_shipped_as_of_an_earlier_step(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("lib.train.stored_step", lambda folder: 5000)
-    monkeypatch.setattr("lib.train.catch_signals", lambda: None)
+    monkeypatch.setattr("lib.training.train.stored_step", lambda folder: 5000)
+    monkeypatch.setattr("lib.training.train.catch_signals", lambda: None)
     assert main(["--seed", "a", "--tokens", "100000", "--export", "--out", str(tmp_path)]) == 2
     told = capsys.readouterr().err
     assert "trained to step 5,000 (327,680,000 tokens) already" in told and "shipped as of step 2;" in told

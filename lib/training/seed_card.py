@@ -19,7 +19,7 @@ everything but the seed number, which draws their initialisation and the order o
   clipped to norm {clip_norm}; {batch} blocks = {step_tokens:,} tokens a step.
 - **Schedule**: linear warm-up over {warmup_steps} steps, then constant: {phases}; from step {constant_steps:,} a linear decay to zero
   over {decay_steps:,} steps.{begun} The decay is a branch: `outputs/train/<seed>/state.safetensors` stays in the constant phase, so
-  that training can go on from there; without it `python -m lib.train --all --start data/seeds --tokens 300000000 --export` goes on from the shipped models, up to that many tokens and a decay of a fifth as many.
+  that training can go on from there; without it `python -m lib.training.train --all --start data/seeds --tokens 300000000 --export` goes on from the shipped models, up to that many tokens and a decay of a fifth as many.
 - **Data order**: epoch e of seed number s reads all training blocks once, in the order of
   `numpy.random.default_rng((s, e)).permutation(blocks)`; the shipped seeds have read {tokens:,} tokens each, {epochs:.2f} epochs.
 - **Precision**: weights, optimiser, residual stream and loss in fp32, matrix products in {compute}, on {device}, torch {torch}.

@@ -25,7 +25,7 @@ from transformers import GPT2LMHeadModel
 from transformers.utils import logging as transformers_logging
 
 from lib.base.errors import InputError
-from lib.gpt2 import Kernels, Shape, new_model, training_loss
+from lib.training.gpt2 import Kernels, Shape, new_model, training_loss
 
 SAVE_SECONDS = 180  # at most this much work is lost by a kill
 LOG_STEPS = 16

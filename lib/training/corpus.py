@@ -1,6 +1,6 @@
 """Builds the shipped text: source archives → documents → train/held-out split → tokeniser → token blocks.
 
-Run as `python -m lib.corpus [--archives DIR] [--out DIR] [--ship data]`. Nothing depends on the time, the machine
+Run as `python -m lib.training.corpus [--archives DIR] [--out DIR] [--ship data]`. Nothing depends on the time, the machine
 or the order of a set, so that building twice gives the same hashes.
 """
 
@@ -19,8 +19,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from lib.base.errors import InputError, told
 from lib.base.files import file_sha256
-from lib.corpus_sources import ARCHIVES, MB, Archive, Document, documents, hash_order, licences, size
 from lib.text.blocks import Text, write_text
+from lib.training.sources import ARCHIVES, MB, Archive, Document, documents, hash_order, licences, size
 
 END = "<|endoftext|>"
 VOCAB_SIZE = 8192

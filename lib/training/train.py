@@ -1,4 +1,4 @@
-"""Trains the seeds and ships them: `python -m lib.train --all --tokens 5000000 --export`.
+"""Trains the seeds and ships them: `python -m lib.training.train --all --tokens 5000000 --export`.
 
 Worker processes take the idle seed with the fewest tokens for a stage at a time, so that at any moment all
 seeds have seen about equally many. `--export` brings them level, lets each decay on a branch of its own (in stages too),
@@ -44,12 +44,12 @@ from transformers import GPT2LMHeadModel
 
 from lib.base.errors import InputError, told
 from lib.base.files import file_sha256
-from lib.bigram import Bigram
 from lib.collect.one_pass import device_name
-from lib.gpt2 import token_losses
-from lib.seed_card import seeds_section, write_section
 from lib.text.blocks import Text, read_text
-from lib.trainer import Decay, Machine, Recipe, SeedRun, shipped_record, shipped_step, stored, stored_step
+from lib.training.bigram import Bigram
+from lib.training.gpt2 import token_losses
+from lib.training.seed_card import seeds_section, write_section
+from lib.training.trainer import Decay, Machine, Recipe, SeedRun, shipped_record, shipped_step, stored, stored_step
 
 SEEDS = {name: number for number, name in enumerate("abcde")}  # a seed's number draws its weights and its data order
 STAGE_TOKENS = {"cpu": 2**18, "cuda": 2**26}  # a worker trains a seed on so many before it takes the next
@@ -276,7 +276,7 @@ def ship_all(workers: Workers, names: list[str], decay: Decay, baseline: dict) -
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
     """The command line; ends the process with a sentence for one that is not allowed."""
-    parser = argparse.ArgumentParser(prog="python -m lib.train", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m lib.training.train", description=__doc__.splitlines()[0])
     parser.add_argument("--all", action="store_true", help="train all five seeds")
     parser.add_argument("--seed", nargs="+", choices=SEEDS, default=[], help="train these seeds")
     parser.add_argument("--tokens", type=int, help="tokens of the constant phase, each seed "
