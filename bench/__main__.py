@@ -11,10 +11,10 @@ from bench.precision import errors_of_precisions
 from bench.scaling import SEEDS, scaling
 from bench.statistics import SHAPES, compare_at, elementwise, share_of_peak
 from bench.whole import measured
+from lib.base.files import write_json
 from lib.base.params import ROOT
 from lib.collect.planner import BATCH
 from lib.kernels.covariance import fastest_precision
-from lib.run import write_json
 
 TOKENS = 300_000  # of the comparison
 PUBLISHED_TOKENS = 8192  # of them the published way reads so many (its pass is linear in tokens)

@@ -8,10 +8,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lib.base.hub import seed_source
+from lib.base.machine import device_of
 from lib.base.params import ROOT, Params
+from lib.collect.first_look import pilot
 from lib.collect.one_pass import Pass
-from lib.collect.planner import CHUNK, batch_blocks, device_of, pack, setting_of, shared_shape
-from lib.collect.reader import Dither, SeedReader, pilot
+from lib.collect.planner import CHUNK, batch_blocks, pack, setting_of, shared_shape
+from lib.collect.reader import Dither, SeedReader
 from lib.kernels.correlation import Comparison, Covariance, compare
 from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, symmetric_share
 from lib.models.trunk import Trunk, load_model, mixed_precision
@@ -61,7 +64,7 @@ def whole(run: Run) -> tuple[dict[str, Tensor], dict]:
     plan = pack(setting_of(params, shared_shape(params), device))
     precision, names = plan.setting.precision, plan.setting.seeds
     scalings = {
-        name: pilot(name, Trunk(load_model(params.seed_source(name)).to(device), mixed_precision(precision)), run.text, precision, device)
+        name: pilot(name, Trunk(load_model(seed_source(params, name)).to(device), mixed_precision(precision)), run.text, precision, device)
         for name in names
     }
     if len(plan.passes) > 1:

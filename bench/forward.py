@@ -5,6 +5,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from bench.engine import shipped_run
 from bench.machine import interleaved, median
+from lib.base.hub import seed_source
 from lib.collect.planner import BATCH
 from lib.models.trunk import Trunk, load_model
 
@@ -14,7 +15,7 @@ HOOKS = ("mlp.hook_pre", "mlp.hook_post")
 def forward_rates(device: torch.device, blocks: int, rounds: int) -> dict[str, float]:
     """Tokens a second by name, on the same batches of the shipped text."""
     run = shipped_run(("a", "b"), blocks * 256, "auto")
-    source = run.params.seed_source("a")
+    source = seed_source(run.params, "a")
     batches = [batch.to(device) for batch in run.text.tokens.split(BATCH[device.type])]
     plain = load_model(source).to(device)
     bridge = TransformerBridge.boot_transformers(source, device=str(device))

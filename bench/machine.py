@@ -11,8 +11,8 @@ from functools import partial
 
 import torch
 
+from lib.base.machine import device_name
 from lib.base.params import ROOT
-from lib.collect.one_pass import device_name
 from lib.kernels.covariance import product
 
 # (rows, columns, summed) of products whose best rate counts as the peak: square ones, and a chunk of many tokens

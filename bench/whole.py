@@ -18,17 +18,19 @@ from torch import Tensor
 
 from bench import engine, published
 from bench.machine import seconds, this_device
+from lib.base.hub import seed_source
 from lib.base.params import ROOT
+from lib.base.tensors import read_tensors, write_tensors
 from lib.kernels.correlation import rotations
 from lib.models.trunk import load_model
-from lib.run import Run, read_tensors, write_tensors
+from lib.run import Run
 
 
 def published_way(run: Run) -> tuple[dict[str, Tensor], dict]:
     """The published algorithm for the reference and every other seed, results as in `engine.whole`."""
     params, device, text = run.params, this_device(), run.text
     result, runs, started = {"corr": [], "baseline": []}, [], time.perf_counter()
-    reference = load_model(params.seed_source(params.reference)).to(device)
+    reference = load_model(seed_source(params, params.reference)).to(device)
     layers, neurons = reference.config.n_layer, reference.config.n_inner
 
     def batches():
@@ -39,7 +41,7 @@ def published_way(run: Run) -> tuple[dict[str, Tensor], dict]:
     for index, name in enumerate(sorted(params.seeds)):
         if name == params.reference:
             continue
-        other = load_model(params.seed_source(name)).to(device)
+        other = load_model(seed_source(params, name)).to(device)
         turn = torch.stack(list(rotations(layers, neurons, params.random_seed, index, 0))).float().to(device)
         for kind, rotation in (("corr", None), ("baseline", turn)):
 

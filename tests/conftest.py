@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from lib.base.params import ROOT, Params
 from lib.chapters.universality.tables import tabulate
-from lib.collect.one_pass import collect
+from lib.collect.passes import collect
 from lib.kernels.fused import fastest_layer_statistics, layer_statistics
 from lib.report.example import QUIET, chromium
 from lib.run import Run

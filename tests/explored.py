@@ -12,9 +12,10 @@ from lib.chapters.interventions import inputs
 from lib.chapters.interventions import tables as causal_tables
 from lib.chapters.universality.tables import tabulate
 from lib.collect import one_pass as collecting
+from lib.collect import passes
 from lib.kernels.fused import layer_statistics
 from lib.labels.groupings import group_sizes
-from lib.report import steps
+from lib.report import render
 from lib.run import Run
 
 
@@ -28,7 +29,7 @@ def made_run(folder: Path, seeds: dict[str, Path], patch, groups=lambda run: (),
         token_budget=16 * 256, random_seed=0, rotations=2, threshold=0.5, precision="fp64", device="cpu",
     )  # fmt: skip
     run = Run(Params(**(values | changes)))
-    collecting.collect(run)
+    passes.collect(run)
     tabulate(run)
     write_params(run.params, run.folder / "params.yaml")
     return run
@@ -50,5 +51,5 @@ def everything(root: Path) -> Run:
         causal_tables.query_paths(run, own)
         causal_tables.ablations(run)
         tables.write_circuits(run, tables.role_table(run), weights, inputs.effect_columns(ablated))
-        steps.render(run.folder)
+        render.render(run.folder)
     return run

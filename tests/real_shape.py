@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from lib.base.params import Params, read_params
-from lib.display.html import BYTE_OF_LETTER
+from lib.text.tokens import BYTE_OF_LETTER
 
 RUN, TOKENS = "gpt2-shape", 20480
 END = "<|endoftext|>"

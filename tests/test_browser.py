@@ -21,11 +21,12 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from test_ledger import make_tables
 
 from lib.base.params import ROOT
-from lib.chapters.universality import properties
-from lib.display import captions, plots
+from lib.base.tensors import write_table
+from lib.chapters.universality import captions, figures, properties
+from lib.display import plots
+from lib.display.captions import Finding
 from lib.display.html import gallery_html, neuron_table_html
-from lib.report import pages, steps
-from lib.run import write_table
+from lib.report import pages, render
 
 pytestmark = needs_browser
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
@@ -36,7 +37,7 @@ def shown(data: dict, source: str = "show()", **metadata):
     return new_code_cell(source, outputs=[new_output("display_data", data, metadata=metadata)])
 
 
-def drawn(folder: Path, fig, name: str, finding: captions.Finding, monkeypatch):
+def drawn(folder: Path, fig, name: str, finding: Finding, monkeypatch):
     """A cell with a figure as the gallery shows and saves it."""
     found = []
     with monkeypatch.context() as patch:
@@ -72,8 +73,8 @@ def folder(tmp_path_factory) -> Path:
     tests, shares = properties.property_tests(own, 0.5), properties.layer_shares(everyone, 0.5)
     with pytest.MonkeyPatch.context() as patch:
         pictures = [
-            drawn(folder / "figures", plots.distributions(own, 0.5), FIGURES[0], captions.excess(own, 0.5), patch),
-            drawn(folder / "figures", plots.layers(shares, "a"), FIGURES[1], captions.layers(shares, "a"), patch),
+            drawn(folder / "figures", figures.distributions(own, 0.5), FIGURES[0], captions.excess(own, 0.5), patch),
+            drawn(folder / "figures", figures.layers(shares, "a"), FIGURES[1], captions.layers(shares, "a"), patch),
         ]
     wide = r"$$\sum_i \frac{a_i}{b_i} = " + " + ".join(rf"\frac{{x_{{{n}}}}}{{y_{{{n}}}}}" for n in range(24)) + "$$"
     cells = [
@@ -100,7 +101,7 @@ def folder(tmp_path_factory) -> Path:
     ]  # fmt: skip
     for name, own_cells in (("03_universality", cells), ("04_families", browse)):
         nbformat.write(new_notebook(cells=own_cells), folder / "notebooks" / f"{name}.ipynb")
-    steps.render(folder)
+    render.render(folder)
     return folder
 
 

@@ -16,11 +16,13 @@ from conftest import permuted, save_seed, small_model, tables_of
 
 import lib.collect
 from lib.base.errors import InputError
+from lib.base.files import alone, write_json
 from lib.base.params import ROOT
-from lib.collect.one_pass import collect
+from lib.base.tensors import read_tensors, write_tensors
+from lib.collect.passes import collect
 from lib.collect.planner import Plan, pack, pass_memory, setting_of, shared_shape
 from lib.labels.groupings import group_sizes
-from lib.run import Run, alone, read_tensors, write_json, write_tensors
+from lib.run import Run
 
 
 @pytest.mark.parametrize("precision", ["fp64", "int8"])
@@ -49,7 +51,7 @@ from pathlib import Path
 import lib.collect, lib.params, lib.reader
 from lib.kernels.fused import layer_statistics
 lib.base.params.OUTPUTS = Path(sys.argv[2])
-lib.collect.one_pass.SAVE_SECONDS = 0
+lib.collect.passes.SAVE_SECONDS = 0
 lib.collect.reader.fastest_layer_statistics = lambda: layer_statistics
 if "RANK" in os.environ:
     lib.collect.one_pass.group_sizes = lambda run: ()  # products are what processes share here; saving them is quick
@@ -59,7 +61,7 @@ def slow(self, chunk, bar):
     os.write(1, f"{os.getpid()} {chunk}\\n".encode())  # in one piece, whoever else writes
     time.sleep(0.05)
 lib.collect.one_pass.Pass.advance = slow
-lib.collect.one_pass.collect(lib.collect.one_pass.Run(lib.base.params.read_params(sys.argv[1])))
+lib.collect.passes.collect(lib.collect.one_pass.Run(lib.base.params.read_params(sys.argv[1])))
 """
 
 
@@ -161,7 +163,7 @@ def test_a_run_goes_on_in_the_precision_that_it_began_with(make_run, seed_folder
     run = make_run(seed_folders, precision="auto")
     with monkeypatch.context() as stopped:
         stopped.setattr("lib.collect.planner.fastest_precision", lambda device, tokens: "fp64")
-        stopped.setattr("lib.collect.one_pass._run_pass", lambda *arguments: 1 / 0)
+        stopped.setattr("lib.collect.passes._run_pass", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             collect(run)
     monkeypatch.setattr("lib.collect.planner.fastest_precision", lambda device, tokens: "int8")
@@ -180,10 +182,10 @@ def test_a_pass_is_not_complete_while_another_machine_s_state_is_not_seen(tmp_pa
         write_tensors(other, {"done": chunks[min(len(slept), 2)]})  # first an older state
 
     monkeypatch.setattr("time.sleep", seen_late)
-    assert lib.collect.one_pass._others(tmp_path, "pass-00.state-", mine, chunks[0]) == [other] and len(slept) == 2
+    assert lib.collect.passes._others(tmp_path, "pass-00.state-", mine, chunks[0]) == [other] and len(slept) == 2
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     with pytest.raises(InputError, match="every part of the text once"):
-        lib.collect.one_pass._others(tmp_path, "pass-00.state-", mine, chunks[1])
+        lib.collect.passes._others(tmp_path, "pass-00.state-", mine, chunks[1])
 
 
 def test_a_pass_leaves_no_memory_to_the_next(make_run, seed_folders, monkeypatch):
@@ -243,7 +245,7 @@ def test_less_memory_is_heeded_until_a_pass_has_saved_something(make_run, seed_f
 
     run = make_run(seed_folders)
     with monkeypatch.context() as patch:
-        patch.setattr("lib.collect.one_pass._run_pass", interrupted)
+        patch.setattr("lib.collect.passes._run_pass", interrupted)
         with pytest.raises(KeyboardInterrupt):
             collect(run)
     setting = setting_of(run.params, shared_shape(run.params), torch.device("cpu"))

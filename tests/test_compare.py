@@ -8,8 +8,8 @@ import pytest
 from conftest import SHIPPED
 
 from lib.base.errors import InputError
+from lib.base.tensors import write_table
 from lib.chapters.published import captions, comparison, figures
-from lib.run import write_table
 
 LAYERS, NEURONS, THRESHOLD = 3, 100, 0.5
 

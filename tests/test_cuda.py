@@ -7,10 +7,10 @@ import torch
 from conftest import tables_of
 from test_train import RECIPE, small_tokens
 
+from lib.base.tensors import read_tensors
 from lib.kernels.fused import fastest_layer_statistics, layer_statistics, native_layer_statistics
 from lib.labels.groupings import group_sizes
 from lib.models.weights import processed_model
-from lib.run import read_tensors
 from lib.training.gpt2 import Kernels
 from lib.training.trainer import Machine, SeedRun
 

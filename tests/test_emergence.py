@@ -12,13 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.base.errors import InputError
+from lib.base.files import write_json
+from lib.base.hub import seed_folder
 from lib.base.params import Params
+from lib.base.tensors import write_table
 from lib.chapters.emergence import captions as findings
 from lib.chapters.emergence import checkpoints, claims, figures, statistics
+from lib.chapters.emergence import statistics as emergence_statistics
 from lib.chapters.emergence import tables as emergence_tables
 from lib.chapters.emergence.tables import Emergence, open_chapter, tabulate_emergence
 from lib.chapters.universality.properties import OWN_LAYER, layer_shares, reference_shares, universal
-from lib.run import write_json, write_table
 from lib.text.blocks import read_text
 
 STEPS = (1, 2)
@@ -130,7 +133,7 @@ def test_a_killed_run_goes_on_and_finished_points_are_not_measured_again(params,
     assert not (params.folder / "emergence" / "emergence.json").exists()
     seen.clear()
     monkeypatch.setattr(emergence_tables, "measure", lambda run: seen.append(run.params.run) or real(run))
-    monkeypatch.setattr("lib.collect.one_pass._run_pass", lambda work, *_: _only("final", work))
+    monkeypatch.setattr("lib.collect.passes._run_pass", lambda work, *_: _only("final", work))
     with pytest.raises(AssertionError):  # the second point's pass was complete; only the last one has still to be run
         tabulate_emergence(params, 8 * 256)
     assert seen == ["emergence-test-checkpoint-2"]
@@ -301,7 +304,7 @@ def test_every_figure_and_sentence_of_the_chapter_has_words_for_it(excess):
     changes, kept = statistics.transitions(tables["neurons"], 0.5), statistics.persistence(tables["neurons"], 0.5)
     start = claims.middle_point(points)
     groups = statistics.first_universal(tables["neurons"], 0.5).assign(when="early")
-    kinds = findings.kinds_of(groups, groups["role"])
+    kinds = emergence_statistics.kinds_of(groups, groups["role"])
     appear = statistics.appearances(statistics.indicators(tables["heads"], tables["layers"], shares))
     pairs = [
         (findings.losses(tables["losses"], time), figures.losses(tables["losses"], time)),
@@ -337,7 +340,7 @@ def test_verdicts():
 
 
 def test_shipped_tables_are_for_shipped_seeds_and_own_ones_come_first(params, make_run, monkeypatch, tmp_path):
-    run = make_run({name: params.seed_folder(name) for name in "abc"})
+    run = make_run({name: seed_folder(params, name) for name in "abc"})
     monkeypatch.setattr("lib.base.params.ROOT", tmp_path)
     assert open_chapter(run) is None  # no checkpoint tables: one sentence in the chapter
     tables, points = history({"checkpoint-1": 0.0, "final": 0.9})
@@ -352,5 +355,5 @@ def test_shipped_tables_are_for_shipped_seeds_and_own_ones_come_first(params, ma
     assert open_chapter(run) is None
     ours = {name: tmp_path / "data" / "seeds" / name for name in "ab"}
     for name in "ab":
-        shutil.copytree(params.seed_folder(name), ours[name], ignore=shutil.ignore_patterns("checkpoint-*"))
+        shutil.copytree(seed_folder(params, name), ours[name], ignore=shutil.ignore_patterns("checkpoint-*"))
     assert open_chapter(make_run(ours)).shipped

@@ -10,7 +10,8 @@ from bs4 import BeautifulSoup
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lib.display.html import BYTE_OF_LETTER, Examples, gallery_html, neuron_table_html, token_text
+from lib.display.html import Examples, gallery_html, neuron_table_html
+from lib.text.tokens import BYTE_OF_LETTER, token_text
 
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
 

@@ -12,9 +12,10 @@ from explored import made_run
 from stand_ins import llama_model
 
 from bench import pages
+from lib.base.hub import seed_source
 from lib.base.params import Params
 from lib.models.weights import processed_model
-from lib.report import explorer, explorer_files, steps
+from lib.report import explorer, explorer_files, render
 from lib.run import Run
 
 
@@ -60,7 +61,7 @@ def row_of(table: pd.DataFrame, seed: str, layer: int, neuron: int) -> pd.Series
 
 def test_extreme_tokens_are_those_of_the_whole_vocabulary(complete):
     table = complete.table("logit_tokens")
-    bridge = processed_model(complete.params.seed_source("c"))
+    bridge = processed_model(seed_source(complete.params, "c"))
     w_out, unembedding = bridge.blocks[1].mlp.W_out.detach().double().numpy(), bridge.W_U.detach().double().numpy()
     cosine = (w_out / np.linalg.norm(w_out, axis=1)[:, None]) @ (unembedding / np.linalg.norm(unembedding, axis=0))
     for neuron in (0, 31, 47):
@@ -106,7 +107,7 @@ def test_data_are_written_again_only_when_tables_changed(complete, monkeypatch):
     monkeypatch.setattr("lib.base.params.OUTPUTS", complete.folder.parent)
     folder = complete.folder / "report" / "neurons"
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    steps.render(complete.folder)
+    render.render(complete.folder)
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     assert (complete.folder / "report" / "index.html").read_text().count('href="neurons.html"') >= 1
     assert len(list(folder.glob("seed.a.*.js"))) == 1 and re.match(r'explorerFile\("seed.a","[\w+/=]+"\);\n$', (folder / "seed.a.js").read_text())
@@ -274,7 +275,7 @@ def test_a_run_of_gated_models_without_chapters_and_without_room(tmp_path, brows
     seeds = {name: save_seed(llama_model(index), tmp_path / name) for index, name in enumerate(("run", "run-0"))}
     run = made_run(tmp_path / "outputs", seeds, monkeypatch, threshold=1.0, compare="reference")
     monkeypatch.setattr(explorer, "PLACES", 60)
-    steps.render(run.folder)
+    render.render(run.folder)
     assert explorer.optional(run, "families") is None and len(run.table("logit_tokens")) == 60
     opened = Explorer(browser, run, viewport={"width": 390, "height": 844})
     best = run.table("neurons").nlargest(1, "excess_corr").iloc[0]

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from lib.base.errors import InputError
+from lib.base.hub import seed_source
 from lib.chapters.families.tables import SeedStatistics, open_families
 from lib.chapters.universality.tables import tabulate
 from lib.collect import one_pass as collecting
+from lib.collect import passes
 from lib.labels.groupings import group_sizes
 from lib.labels.labels import occurring
 from lib.labels.token_classes import looks
@@ -18,7 +20,7 @@ from lib.models.trunk import Trunk, load_model
 def direct_activations(run, seed: str, layer: int) -> torch.Tensor:
     """Activations of one layer of the plain model on the run's text, (blocks, context, neurons), fp64."""
     found = []
-    trunk = Trunk(load_model(run.params.seed_source(seed)))
+    trunk = Trunk(load_model(seed_source(run.params, seed)))
     trunk.run(run.text.tokens, lambda at, pre, post: found.append(post.double()) if at == layer else None)
     return found[0]
 
@@ -28,7 +30,7 @@ def test_a_lone_reference_has_the_families_that_it_has_among_all(make_run, seed_
     found = []
     for compare in ("all", "reference"):
         run = make_run(seed_folders, run=compare, compare=compare, reference="b", token_budget=8 * 256)
-        collecting.collect(run)
+        passes.collect(run)
         tabulate(run)
         found.append(open_families(run).reference.set_index(["layer", "neuron"])[["family", "label", "score"]])
     pd.testing.assert_frame_equal(*found)
@@ -37,7 +39,7 @@ def test_a_lone_reference_has_the_families_that_it_has_among_all(make_run, seed_
 def test_families_of_a_run_follow_the_label_table_without_a_model(make_run, seed_folders, monkeypatch):
     run = make_run(seed_folders, token_budget=16 * 256)
     monkeypatch.setattr(collecting, "group_sizes", group_sizes)
-    collecting.collect(run)
+    passes.collect(run)
     tabulate(run)
     monkeypatch.setattr(collecting, "load_model", None)  # no model from here on
     data = open_families(run)

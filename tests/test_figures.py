@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image as Picture
 from PIL import ImageDraw
 
-from lib.chapters.universality import properties
+from lib.chapters.universality import figures, properties
 from lib.display import plots
 from lib.models.weights import READING_COLUMNS
 
@@ -63,23 +63,23 @@ def every_figure(neurons: pd.DataFrame, threshold: float) -> dict[str, Figure]:
     }
     text = pd.DataFrame({"domain": ["x", "y"], "blocks": 1, "tokens": [10, 20], "counted": [5, 20]})
     return {
-        "losses": plots.losses(losses_table()),
-        "composition": plots.composition(text),
-        "histograms": plots.activation_histograms(histogram, "a", neurons.head(5)),
-        "by layer": plots.correlation_by_layer(neurons),
-        "one draw": plots.draws(properties.draw_summary(draws, neurons, threshold), properties.draw_spread(draws)),
-        "two draws": plots.draws(properties.draw_summary(two, neurons, threshold), properties.draw_spread(two)),
-        "convergence": plots.convergence(summary, "a", len(neurons)),
-        "distributions": plots.distributions(neurons, threshold),
-        "gap": plots.gap(neurons, threshold),
-        "agreement": plots.layer_agreement(properties.layer_agreement(matches_table())),
-        "references": plots.references(properties.reference_shares(everyone, threshold)),
-        "curve": plots.share_curve(everyone, threshold),
-        "layers": plots.layers(properties.layer_shares(everyone, threshold), "a"),
-        "percentiles": plots.property_percentiles(neurons, threshold),
-        "raw": plots.raw_values(neurons, threshold, ["in_out_sim", "kurt", "sparsity"]),
-        "frequency": plots.frequency_and_cosine(neurons, threshold),
-        "redundancy": plots.redundancy(neurons, threshold),
+        "losses": figures.losses(losses_table()),
+        "composition": figures.composition(text),
+        "histograms": figures.activation_histograms(histogram, "a", neurons.head(5)),
+        "by layer": figures.correlation_by_layer(neurons),
+        "one draw": figures.draws(properties.draw_summary(draws, neurons, threshold), properties.draw_spread(draws)),
+        "two draws": figures.draws(properties.draw_summary(two, neurons, threshold), properties.draw_spread(two)),
+        "convergence": figures.convergence(summary, "a", len(neurons)),
+        "distributions": figures.distributions(neurons, threshold),
+        "gap": figures.gap(neurons, threshold),
+        "agreement": figures.layer_agreement(properties.layer_agreement(matches_table())),
+        "references": figures.references(properties.reference_shares(everyone, threshold)),
+        "curve": figures.share_curve(everyone, threshold),
+        "layers": figures.layers(properties.layer_shares(everyone, threshold), "a"),
+        "percentiles": figures.property_percentiles(neurons, threshold),
+        "raw": figures.raw_values(neurons, threshold, ["in_out_sim", "kurt", "sparsity"]),
+        "frequency": figures.frequency_and_cosine(neurons, threshold),
+        "redundancy": figures.redundancy(neurons, threshold),
     }
 
 
@@ -103,16 +103,16 @@ def test_bars_are_as_high_as_the_shares():
     neurons = made_up()
     everyone = pd.concat([neurons.assign(seed="a"), neurons.assign(seed="b", excess_corr=0.0)])
     shares = properties.reference_shares(everyone, 0.5)
-    bars = plots.references(shares).axes[0].patches
+    bars = figures.references(shares).axes[0].patches
     assert [bar.get_height() for bar in bars] == [(neurons["excess_corr"] > 0.5).mean(), 0]
     by_layer = properties.layer_shares(everyone, 0.5)
-    bars = plots.layers(by_layer, "a").axes[0].patches
+    bars = figures.layers(by_layer, "a").axes[0].patches
     assert [bar.get_height() for bar in bars] == by_layer.query("seed == 'a'")["share"].tolist()
 
 
 def test_the_excess_histogram_separates_universal_neurons_at_the_threshold():
     neurons = made_up()
-    labels = plots.distributions(neurons, 0.5).axes[1].get_legend().get_texts()
+    labels = figures.distributions(neurons, 0.5).axes[1].get_legend().get_texts()
     number = int((neurons["excess_corr"] > 0.5).sum())
     assert [label.get_text() for label in labels] == [f"other ({80 - number})", f"universal ({number})"]
 
@@ -154,6 +154,6 @@ def test_pictures_keep_their_colours_in_a_small_palette():
 
 
 def test_labels_break_outside_brackets():
-    assert plots._folded("skew of pre-activation") == "skew of\npre-activation"
-    assert plots._folded("cos(w_in, w_out)") == "cos(w_in, w_out)"
-    assert plots._folded("mean of cos(w_out, W_U)") == "mean of\ncos(w_out, W_U)"
+    assert plots.folded("skew of pre-activation") == "skew of\npre-activation"
+    assert plots.folded("cos(w_in, w_out)") == "cos(w_in, w_out)"
+    assert plots.folded("mean of cos(w_out, W_U)") == "mean of\ncos(w_out, W_U)"

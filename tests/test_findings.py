@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.chapters.universality import properties
-from lib.display import captions
+from lib.chapters.universality import captions, properties
+from lib.display.captions import GATED, Finding, count, p_words, percent
 from lib.models.weights import READING_COLUMNS
 from tests.test_figures import convergence_table, losses_table, made_up, matches_table
 
@@ -13,16 +13,16 @@ EVERY_CASE = pytest.mark.parametrize("threshold", [-1, 0.5, 0.93, 2], ids=["all"
 
 
 def test_numbers_in_words():
-    assert [captions.count(number, "neuron") for number in (0, 1, 2, 1234)] == [
+    assert [count(number, "neuron") for number in (0, 1, 2, 1234)] == [
         "no neuron", "1 neuron", "2 neurons", "1,234 neurons",
     ]  # fmt: skip
-    assert [captions.percent(share) for share in (0, 1e-6, 0.0416, 1, np.nan)] == [
+    assert [percent(share) for share in (0, 1e-6, 0.0416, 1, np.nan)] == [
         "0 %", "less than 0.01 %", "4.16 %", "100.00 %", "undefined",
     ]  # fmt: skip
-    assert captions.p_words(0.0) == "p < 1e-300" and captions.p_words(0.031) == "p = 0.031"
+    assert p_words(0.0) == "p < 1e-300" and p_words(0.031) == "p = 0.031"
 
 
-def findings_of(neurons: pd.DataFrame, threshold: float) -> list[captions.Finding]:
+def findings_of(neurons: pd.DataFrame, threshold: float) -> list[Finding]:
     everyone = pd.concat([neurons.assign(seed=seed) for seed in "ab"])
     tests = properties.property_tests(neurons, threshold)
     number = int(properties.universal(neurons, threshold).sum())
@@ -59,7 +59,7 @@ def findings_of(neurons: pd.DataFrame, threshold: float) -> list[captions.Findin
 @pytest.mark.parametrize("left_out", [[], READING_COLUMNS], ids=["", "gated"])
 def test_every_finding_has_a_title_a_text_and_a_description_without_nan(threshold, left_out):
     made = findings_of(made_up().assign(**dict.fromkeys(left_out, np.nan)), threshold)
-    assert sum(captions.GATED in finding.text for finding in made) == (0 if not left_out else 2 if threshold == 2 else 3)
+    assert sum(GATED in finding.text for finding in made) == (0 if not left_out else 2 if threshold == 2 else 3)
     for finding in made:
         for words in finding:
             assert words and "nan" not in words.split() and "nan " not in words.replace("**", " "), finding

@@ -20,7 +20,7 @@ from lib.base.params import ROOT, read_params
 from lib.chapters.circuits.tables import logit_effects, role_table
 from lib.chapters.interventions.tables import weight_table
 from lib.chapters.universality.tables import tabulate
-from lib.collect.one_pass import collect
+from lib.collect.passes import collect
 from lib.collect.planner import shape_of
 
 MODEL, REVISION = "EleutherAI/pythia-160m-seed1", "step143000"

@@ -272,14 +272,14 @@ def test_prediction_statistics_equal_a_plain_softmax_in_fp64_however_far_the_log
         monkeypatch.setattr(native, "function", lambda name: None)
     generator = torch.Generator().manual_seed(0)
     products, effects, constants = (torch.randn(rows, vocabulary, generator=generator) for rows in (7, 3, 3))
-    constants[2], effects = constants[2].log_softmax(0), single_neurons.to(dtype)
+    constants[2], effects = constants[2].log_softmax(0), effects.to(dtype)
     target = torch.randint(0, vocabulary, (7,), generator=generator)
     row, effect = torch.arange(42) % 7, torch.arange(42) % 3
     moved = torch.tensor([0.0, 1.0, -5.0, 30.0, -300.0, 3e4]).repeat_interleave(7)
     scaling, along = torch.rand(42, generator=generator) + 0.5, torch.randn(42, generator=generator)
     cases = predictions.Cases(row, effect, moved, scaling, along)
-    found = predictions.prediction_statistics(products, single_neurons, cases, constants, target, products.argmax(1))
-    logits = (products.double()[row] + moved.double()[:, None] * single_neurons.double()[effect]) * scaling.double()[:, None]
+    found = predictions.prediction_statistics(products, effects, cases, constants, target, products.argmax(1))
+    logits = (products.double()[row] + moved.double()[:, None] * effects.double()[effect]) * scaling.double()[:, None]
     logits = logits + constants[0].double() + along.double()[:, None] * constants[1].double()
     log_p, own = logits.log_softmax(1), logits.gather(1, target[row][:, None])
     expected = torch.stack([-log_p.gather(1, target[row][:, None])[:, 0], -(log_p.exp() * log_p).sum(1),

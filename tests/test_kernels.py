@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from lib.collect.reader import REACH, REACH_TOKENS, _int8_scaling, _Range
+from lib.collect.first_look import REACH, REACH_TOKENS, _int8_scaling, _Range
 from lib.kernels import native
 from lib.kernels.correlation import Covariance, Scale, best_matches, compare, haar_rotation, rotations
 from lib.kernels.covariance import OPERAND_DTYPES, PANEL, Clipped, LayerProducts, Operands

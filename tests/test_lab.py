@@ -18,6 +18,7 @@ from conftest import needs_browser
 from nbclient import NotebookClient
 
 from lib.base.errors import InputError
+from lib.base.hub import seed_source
 from lib.base.params import ROOT
 from lib.lab import panels
 from lib.lab.widgets import LabelPanel, TextPanel, ThresholdPanel
@@ -127,7 +128,7 @@ def test_text_panel_runs_every_seed(complete):
     panel = TextPanel(complete, "The cat sat on the mat.")
     panel.threshold.value = 0.01
     tokens = panels.text_tokens(complete.tokenizer, "The cat sat on the mat.", complete.text.bos_id, 256)
-    post = panels.activations(Trunk(load_model(complete.params.seed_source("b"))), tokens)
+    post = panels.activations(Trunk(load_model(seed_source(complete.params, "b"))), tokens)
     assert panel.fired["b"].equals(panels.fired(post, panel.neurons["b"], 0.01))
     assert all(f"Seed {seed}" in panel.output.value for seed in "abc")
 

@@ -9,6 +9,7 @@ from lib.base.errors import InputError
 from lib.labels import labels
 from lib.labels.token_classes import TOKEN_CLASSES, TokenClass, looks, names, prefixes, suffixes, words
 from lib.text import domains
+from lib.text import tokens as text_tokens
 from lib.text.blocks import Text, read_text
 from tests.conftest import TEXT, TOKENIZER
 
@@ -93,12 +94,12 @@ def test_each_form_of_a_line(one, inside, outside):
 
 
 def test_token_strings_are_exact_bytes(tokenizer):
-    pieces = labels.token_bytes(tokenizer)
+    pieces = text_tokens.token_bytes(tokenizer)
     sample = "Grüße 👩‍🚀 e\u0301 \t\r\n“ok”"
     ids = tokenizer(sample, add_special_tokens=False)["input_ids"]
     assert b"".join(pieces[token] for token in ids).decode() == sample
     assert pieces[tokenizer.bos_token_id] == b""
-    strings = labels.token_strings(tokenizer)
+    strings = text_tokens.token_strings(tokenizer)
     assert not any("\ufffd" in string for string in strings)
     assert len(set(strings)) == len(strings), "no two tokens look the same"
     assert [string.encode("utf-8", "surrogateescape") for string in strings] == pieces

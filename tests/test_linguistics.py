@@ -13,7 +13,6 @@ from transformers import AutoTokenizer
 
 from lib.base.files import file_sha256
 from lib.labels import syntax, topics
-from lib.labels.labels import token_bytes
 from lib.labels.syntax import (
     SEPARATOR,
     Grouping,
@@ -23,8 +22,8 @@ from lib.labels.syntax import (
     read_linguistics,
     write_linguistics,
 )
-from lib.text.blocks import Text, read_text
-from lib.training.corpus import packing_order
+from lib.text.blocks import Text, packing_order, read_text
+from lib.text.tokens import token_bytes
 from tests.conftest import TEXT, TOKENIZER
 
 AWKWARD = {

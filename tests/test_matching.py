@@ -9,8 +9,7 @@ import pytest
 import torch
 from conftest import activations, permuted, save_seed, small_model, tables_of
 
-from lib.chapters.universality import matching, tables
-from lib.display import captions
+from lib.chapters.universality import captions, matching, tables
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import yaml
 
 from lib.base import params as parameters
 from lib.base.errors import InputError
+from lib.base.hub import seed_folder, seed_source
 from lib.base.params import ROOT, STATISTICS_KEYS, Params, read_params, write_params
 
 GOOD = {
@@ -159,9 +160,9 @@ def test_paths_start_at_the_root_and_hub_ids_are_told_from_folders(write, tmp_pa
     monkeypatch.chdir(tmp_path)
     params = read_params(write())
     assert params.text_path == ROOT / "data/tokens.safetensors"
-    assert params.seed_folder("a") == ROOT / "data/seeds/a"
-    assert params.seed_folder("b") is None and params.is_on_hub("b")
-    assert params.seed_source("c") == "/elsewhere/c"
+    assert seed_folder(params, "a") == ROOT / "data/seeds/a"
+    assert seed_folder(params, "b") is None and params.is_on_hub("b")
+    assert seed_source(params, "c") == "/elsewhere/c"
 
 
 def test_a_revision_for_all_seeds_or_for_each(write):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from transformers import GPT2Config
 
 from lib.base.errors import InputError
+from lib.base.machine import _group_limits
 from lib.collect import forecast
 from lib.collect.forecast import GPUS, operations, published, seconds
 from lib.collect.planner import (
@@ -19,7 +20,6 @@ from lib.collect.planner import (
     Plan,
     Setting,
     Shape,
-    _group_limits,
     batch_blocks,
     pack,
     pass_memory,
@@ -47,10 +47,10 @@ def test_every_unit_lies_in_one_pass_that_fits(memory, seeds, alone, precision):
         SETTING, seeds=names, references=names[-1:] if alone else names, memory=memory, precision=precision
     )
     plan = pack(setting)
-    assert [unit for part in forecast.passes for unit in part.units] == units_of(setting)
+    assert [unit for part in plan.passes for unit in part.units] == units_of(setting)
     pairs = sum(unit.memory for unit in units_of(setting) if unit.kind == "pair")
     assert pairs == len(setting.pairs) * SMALL.total**2 * setting.accumulator_bytes
-    for part in forecast.passes:
+    for part in plan.passes:
         assert pass_memory(setting, part) <= memory and part.chunk % setting.batch == 0
         depths = part.depths(SMALL.layers)
         for unit in part.units:
@@ -93,14 +93,14 @@ def test_what_cannot_fit_is_refused():
 
 def test_operations_and_times_grow_with_pairs_and_tokens():
     plan = pack(SETTING)
-    counted = operations(SETTING, forecast)
+    counted = operations(SETTING, plan)
     tokens = 80 * 256
     share = 13 / 24 if multiplies_panels(3072) else 3 / 4  # of a symmetric product
     assert counted["products"] == 2 * tokens * (10 * 36864**2 + share * 5 * 12 * 3072**2)
     speeds = published(SETTING, "H100")
     more = replace(SETTING, blocks=800)
-    assert seconds(pack(more), speeds, 5)["passes"] > seconds(forecast, speeds, 5)["passes"]
-    assert seconds(forecast, speeds, 5)["tables"] > seconds(forecast, speeds, 1)["tables"] and set(GPUS) >= {"H100", "H200"}
+    assert seconds(pack(more), speeds, 5)["passes"] > seconds(plan, speeds, 5)["passes"]
+    assert seconds(plan, speeds, 5)["tables"] > seconds(plan, speeds, 1)["tables"] and set(GPUS) >= {"H100", "H200"}
 
 
 def test_the_shape_comes_from_the_config_alone(tmp_path):

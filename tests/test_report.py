@@ -24,10 +24,10 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from lib.base.errors import InputError
 from lib.base.files import file_sha256
 from lib.base.params import ROOT, read_params
+from lib.base.tensors import write_table
 from lib.chapters.universality import properties
-from lib.report import archive, example, pages
+from lib.report import archive, example, execute, pages, render, resolve
 from lib.report import steps as report
-from lib.run import write_table
 from tests.test_params import is_sentence
 
 FIXTURES = ROOT / "tests" / "notebooks"
@@ -40,7 +40,7 @@ PIXEL = (  # a transparent PNG of one pixel
 def folder(tmp_path, monkeypatch) -> Path:
     """outputs/smoke below a temporary folder, with resolved parameters."""
     monkeypatch.setattr("lib.base.params.OUTPUTS", tmp_path)
-    report.resolve(ROOT / "params" / "smoke.yaml", "smoke")
+    resolve.resolve(ROOT / "params" / "smoke.yaml", "smoke")
     return tmp_path / "smoke"
 
 
@@ -50,12 +50,12 @@ def folder(tmp_path, monkeypatch) -> Path:
 def test_resolve_writes_parameters_with_overrides_and_touches_nothing_the_second_time(folder):
     for file in ("params.yaml", "statistics.yaml"):
         os.utime(folder / file, (1, 1))
-    report.resolve(ROOT / "params" / "smoke.yaml", "smoke")
+    resolve.resolve(ROOT / "params" / "smoke.yaml", "smoke")
     assert (folder / "params.yaml").stat().st_mtime == (folder / "statistics.yaml").stat().st_mtime == 1
-    report.resolve(ROOT / "params" / "smoke.yaml", "smoke", seed="b")
+    resolve.resolve(ROOT / "params" / "smoke.yaml", "smoke", seed="b")
     assert (folder / "params.yaml").stat().st_mtime > 1 and read_params(folder / "params.yaml").reference == "b"
     assert (folder / "statistics.yaml").stat().st_mtime == 1  # no new pass for another reference
-    report.resolve(ROOT / "params" / "smoke.yaml", "smoke", tokens="10240")
+    resolve.resolve(ROOT / "params" / "smoke.yaml", "smoke", tokens="10240")
     assert (folder / "statistics.yaml").stat().st_mtime > 1
 
 
@@ -70,7 +70,7 @@ def test_resolve_writes_parameters_with_overrides_and_touches_nothing_the_second
 def test_resolve_refuses_before_it_writes(folder, options, expected):
     before = (folder / "params.yaml").read_bytes()
     with pytest.raises(InputError, match=expected) as error:
-        report.resolve(ROOT / "params" / "smoke.yaml", "smoke", **options)
+        resolve.resolve(ROOT / "params" / "smoke.yaml", "smoke", **options)
     assert is_sentence(str(error.value)) and (folder / "params.yaml").read_bytes() == before
 
 
@@ -78,9 +78,9 @@ def test_resolve_refuses_a_folder_of_other_statistics_and_leaves_it_alone(folder
     (folder / "stats").mkdir()
     (folder / "stats" / "key.json").write_text(json.dumps(read_params(folder / "params.yaml").statistics_key))
     before = (folder / "params.yaml").read_bytes()
-    report.resolve(ROOT / "params" / "smoke.yaml", "smoke")
+    resolve.resolve(ROOT / "params" / "smoke.yaml", "smoke")
     with pytest.raises(InputError, match=r"token_budget = 20480 \(now 10240\)"):
-        report.resolve(ROOT / "params" / "smoke.yaml", "smoke", tokens="10240")
+        resolve.resolve(ROOT / "params" / "smoke.yaml", "smoke", tokens="10240")
     assert (folder / "params.yaml").read_bytes() == before
 
 
@@ -94,10 +94,10 @@ def test_resolve_notices_a_text_that_changed_since_the_pass(tmp_path, monkeypatc
     done.parent.mkdir(parents=True)
     done.write_text(json.dumps({"text_hash": file_sha256(text), "seed_hashes": {}}))
     os.utime(done, (1, 1))
-    report.resolve(file, "smoke")
+    resolve.resolve(file, "smoke")
     text.write_bytes(b"after")
     with pytest.raises(InputError, match="has changed since") as error:
-        report.resolve(file, "smoke")
+        resolve.resolve(file, "smoke")
     assert is_sentence(str(error.value))
 
 
@@ -106,7 +106,7 @@ def test_tables_of_another_threshold_are_written_again(folder):
     record.parent.mkdir()
     for threshold, kept in ((0.5, True), (0.7, False)):
         record.write_text(json.dumps({"reference": "a", "threshold": threshold, "rotations": 2}))
-        report.resolve(ROOT / "params" / "smoke.yaml", "smoke")
+        resolve.resolve(ROOT / "params" / "smoke.yaml", "smoke")
         assert record.exists() == kept
 
 
@@ -119,7 +119,7 @@ def complete(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "smoke"
     folder.mkdir()
     shutil.copy(ROOT / "params" / "smoke.yaml", folder / "params.yaml")
-    report.execute(FIXTURES / "01_complete.ipynb", folder / "params.yaml")
+    execute.execute(FIXTURES / "01_complete.ipynb", folder / "params.yaml")
     rows = [
         {"seed": seed, "neurons": 1000, "universal": count, "share": count / 1000, "mean_excess": 0.123, "dead": 0}
         for seed, count in {"a": 42, "b": 37, "c": 55}.items()
@@ -132,7 +132,7 @@ def complete(tmp_path_factory) -> Path:
     done = {"tokens_counted": 19681, "seed_hashes": {"a": "0" * 64}, "layers": 2, "neurons": 500, "wall_seconds": 61.2}
     (folder / "stats").mkdir()
     (folder / "stats" / "done.json").write_text(json.dumps(done))
-    report.render(folder)
+    render.render(folder)
     return folder
 
 
@@ -184,7 +184,7 @@ def test_full_disk_while_rendering_is_one_sentence(complete, capfd, monkeypatch)
     assert report.main(["render", str(complete)]) == 2
     assert capfd.readouterr().err.startswith("error: no space left on the disk")
     monkeypatch.undo()
-    report.render(complete)
+    render.render(complete)
 
 
 # ---------------------------------------------------------------- pages
@@ -242,7 +242,7 @@ def test_front_page_says_what_was_computed(complete):
 
 
 def test_front_page_without_tables_or_statistics(folder):
-    report.render(folder)
+    render.render(folder)
     text = read_page(folder, "index.html").get_text()
     assert "a (reference)" in text and "Ledger" not in text
 
@@ -259,14 +259,14 @@ def test_provenance_is_recorded_and_shown(complete):
 def test_pages_of_chapters_that_are_gone_go_too(folder):
     (folder / "report").mkdir()
     (folder / "report" / "00_gone.html").write_text("")
-    report.render(folder)
+    render.render(folder)
     assert {path.name for path in (folder / "report").glob("*.html")} - {"benchmarks.html"} == {"index.html"}
 
 
 def test_a_run_without_examples_has_no_page_of_neurons(folder):
     (folder / "report").mkdir()
     (folder / "report" / "neurons.html").write_text("of an earlier run")
-    report.render(folder)
+    render.render(folder)
     assert "neurons.html" not in str(read_page(folder, "index.html").nav) and not (folder / "report" / "neurons.html").exists()
 
 
@@ -355,7 +355,7 @@ def shown(data: dict, metadata: dict | None = None):
 def test_pages_that_could_not_be_shown_are_refused(folder, cell, expected):
     write_notebook(folder / "notebooks" / "01_bad.ipynb", cell)
     with pytest.raises(InputError, match=expected) as error:
-        report.render(folder)
+        render.render(folder)
     assert str(error.value).startswith("01_bad.ipynb: ") and not (folder / "report").exists()
 
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 from conftest import activations, tables_of
 
-from lib.chapters.universality import uncertainty
-from lib.display import captions
+from lib.chapters.universality import captions, uncertainty
 
 BLOCKS, PARTS = 128, 16
 

@@ -15,11 +15,13 @@ from transformers import BloomConfig, BloomForCausalLM
 
 from lib.base.errors import InputError
 from lib.collect import forecast
-from lib.collect.one_pass import collect, losses
+from lib.collect.first_look import losses
+from lib.collect.passes import collect
 from lib.models import trunk as seeds
-from lib.models.trunk import Trunk, check_weights, load_model, tokenizer_sha256
+from lib.models.trunk import Trunk, check_weights, load_model
 from lib.models.weights import READING_COLUMNS, weight_properties
 from lib.text.blocks import read_text
+from lib.text.tokens import tokenizer_sha256
 
 
 @pytest.fixture(scope="module")

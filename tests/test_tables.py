@@ -8,7 +8,7 @@ from scipy import stats
 from transformers import GPT2LMHeadModel
 
 from lib.chapters.universality.tables import tabulate
-from lib.collect.one_pass import collect
+from lib.collect.passes import collect
 
 NEURON_COLUMNS = (
     "layer neuron max_corr mean_corr min_corr max_baseline min_baseline mean_baseline excess_corr w_in_norm input_bias "

@@ -16,14 +16,14 @@ from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lib.base.errors import InputError
-from lib.base.files import file_sha256
+from lib.base.files import alone, file_sha256
 from lib.base.params import TextSource
-from lib.models.trunk import tokenizer_sha256
-from lib.run import Run, alone
+from lib.run import Run
 from lib.text import documents, tokenise
 from lib.text.blocks import read_text
 from lib.text.documents import Part, parts
-from lib.text.tokenise import Packer, Vocabulary, build, difference, vocabulary
+from lib.text.tokenise import Packer, Vocabulary, build, vocabulary
+from lib.text.tokens import difference, tokenizer_sha256
 from lib.training.corpus import newline_ids
 
 WORDS = ("the", "of", " universal", "neurons", "Schrödinger", "東京", "🙂", "x==y:", "\n\n", "  ", "1,234", "isn't")

@@ -9,6 +9,9 @@ import torch
 from scipy import stats
 from transformers import GPT2LMHeadModel
 
+from lib.base.files import write_json
+from lib.base.hub import seed_source
+from lib.base.tensors import write_tensors
 from lib.chapters.circuits import roles, tables
 from lib.chapters.circuits.next_token import GROUPING
 from lib.kernels.grouped import GroupedMoments, Places
@@ -16,7 +19,6 @@ from lib.labels import labels
 from lib.labels.labels import LabelSet
 from lib.models.trunk import Trunk, load_model
 from lib.models.weights import processed_model
-from lib.run import write_json, write_tensors
 from tests.conftest import save_seed, small_model
 
 TOKENS, WIDTH = 600, 48
@@ -200,7 +202,7 @@ def test_the_tables_of_a_run_find_what_was_planted_and_are_made_once(run, monkey
 
 def test_effects_equal_the_raw_model_s_weights_by_hand(run):
     chosen = pd.DataFrame({"layer": [0, 1], "neuron": [2, 5]})
-    raw = GPT2LMHeadModel.from_pretrained(run.params.seed_source("a")).double()
+    raw = GPT2LMHeadModel.from_pretrained(seed_source(run.params, "a")).double()
     rows = np.stack([raw.transformer.h[i].mlp.c_proj.weight[j].detach().numpy() for i, j in ((0, 2), (1, 5))])
     rows = rows - rows.mean(1, keepdims=True)
     unembedding = (raw.transformer.ln_f.weight[:, None] * raw.lm_head.weight.T).detach().numpy()
@@ -221,10 +223,10 @@ def test_effects_equal_the_raw_model_s_weights_by_hand(run):
 def test_processed_and_raw_activations_of_the_trunk_are_those_split_by_the_next_token(run):
     """The split is of the plain model's activations, which processing does not change."""
     tokens = run.text.tokens[:1]
-    trunk, seen = Trunk(load_model(run.params.seed_source("a"))), {}
+    trunk, seen = Trunk(load_model(seed_source(run.params, "a"))), {}
     trunk.run(tokens, lambda layer, _pre, post: seen.__setitem__(layer, post))
     with torch.no_grad():
-        _, cache = processed_model(run.params.seed_source("a")).run_with_cache(tokens)
+        _, cache = processed_model(seed_source(run.params, "a")).run_with_cache(tokens)
     torch.testing.assert_close(seen[1], cache["blocks.1.mlp.hook_post"], rtol=0, atol=1e-4)
 
 

@@ -27,3 +27,13 @@ def listed(names: Iterable[str]) -> str:
     """One, two and three."""
     *others, last = names
     return f"{', '.join(others)} and {last}" if others else last
+
+
+def first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def capital(text: str) -> str:
+    """The text with its first letter in upper case."""
+    return text[:1].upper() + text[1:]

@@ -1,6 +1,8 @@
 """Files, without importing torch: read as JSON, hashed, written whole or not at all, and only where their content changed."""
 
+import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -48,3 +50,24 @@ def write_if_changed(path: Path, content: str) -> None:
     """Writes a text file atomically unless it has this content already, so that its time tells a change to make."""
     if not path.exists() or path.read_text(encoding="utf-8") != content:
         write_atomically(path, lambda temporary: temporary.write_text(content, encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def alone(folder: Path, busy: str | None = None):
+    """Waits until no other process is in a block of this kind for the same folder, or raises InputError with the sentence `busy`; a
+    process that dies leaves it. With `busy`, file systems that cannot lock are let pass."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError as error:
+            raise InputError(busy) from error
+        except OSError as error:
+            if not busy or error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
+        yield
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Saves a dictionary as indented JSON, atomically."""
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))

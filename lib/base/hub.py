@@ -14,6 +14,7 @@ from pathlib import Path
 
 from lib.base.errors import InputError
 from lib.base.files import file_sha256
+from lib.base.params import Params
 
 WAITS = (1, 2, 4)  # seconds before another attempt, after what may pass: 429, a broken server, a lost connection
 
@@ -175,6 +176,33 @@ def _is_damaged(path: Path) -> bool:
         data = content.read_bytes()
         return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() != content.name
     return False
+
+
+# ---------------------------------------------------------------- the seeds of a run
+
+
+def seed_folder(params: Params, name: str) -> Path | None:
+    """A seed's folder, that of a Hub seed being in the Hub's cache; None where it has not been downloaded."""
+    return snapshot(params.seeds[name], params.revision_of(name)) if params.is_on_hub(name) else params.local_folder(name)
+
+
+def fetch_seed(params: Params, name: str) -> Path:
+    """A seed's folder, in which a Hub seed was checked against the Hub's hashes, downloaded first if need be."""
+    if not params.is_on_hub(name):
+        return params.local_folder(name)
+    return fetch(name, params.seeds[name], params.revision_of(name))
+
+
+def seed_config(params: Params, name: str) -> Path:
+    """A folder that has at least a seed's config, all that a plan needs."""
+    if not params.is_on_hub(name):
+        return params.local_folder(name)
+    return fetch_config(name, params.seeds[name], params.revision_of(name))
+
+
+def seed_source(params: Params, name: str) -> Path:
+    """A seed's folder; a Hub seed that is not in the cache is downloaded."""
+    return seed_folder(params, name) or fetch_seed(params, name)
 
 
 # ---------------------------------------------------------------- what went wrong, in one sentence

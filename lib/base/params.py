@@ -197,38 +197,14 @@ class Params(BaseModel):
         """The revision of a seed on the Hub; None is its main branch."""
         return self.revision.get(name) if isinstance(self.revision, dict) else self.revision
 
+    def local_folder(self, name: str) -> Path:
+        """The folder that a seed's source names, from the repository's root on."""
+        return _from_root(self.seeds[name])
+
     def is_on_hub(self, name: str) -> bool:
         """Whether a seed is a Hub id: it looks like one and there is no such folder."""
         source = self.seeds[name]
-        return bool(_HUB_ID.fullmatch(source)) and not _from_root(source).is_dir()
-
-    def seed_folder(self, name: str) -> Path | None:
-        """A seed's folder, that of a Hub seed being in the Hub's cache; None where it has not been downloaded."""
-        if not self.is_on_hub(name):
-            return _from_root(self.seeds[name])
-        from lib.base.hub import snapshot  # needs huggingface_hub, which a run of local seeds does not
-
-        return snapshot(self.seeds[name], self.revision_of(name))
-
-    def fetch_seed(self, name: str) -> Path:
-        """A seed's folder, in which a Hub seed was checked against the Hub's hashes, downloaded first if need be."""
-        if not self.is_on_hub(name):
-            return _from_root(self.seeds[name])
-        from lib.base.hub import fetch
-
-        return fetch(name, self.seeds[name], self.revision_of(name))
-
-    def seed_config(self, name: str) -> str:
-        """A folder that has at least a seed's config, all that a plan needs."""
-        if not self.is_on_hub(name):
-            return str(_from_root(self.seeds[name]))
-        from lib.base.hub import fetch_config
-
-        return str(fetch_config(name, self.seeds[name], self.revision_of(name)))
-
-    def seed_source(self, name: str) -> str:
-        """A seed's folder, as transformers take it; a Hub seed that is not in the cache is downloaded."""
-        return str(self.seed_folder(name) or self.fetch_seed(name))
+        return bool(_HUB_ID.fullmatch(source)) and not self.local_folder(name).is_dir()
 
     @property
     def statistics_key(self) -> dict[str, Any]:

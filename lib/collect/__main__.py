@@ -2,6 +2,6 @@
 
 import sys
 
-from lib.collect.one_pass import main
+from lib.collect.passes import main
 
 sys.exit(main())

@@ -15,19 +15,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from lib.base.errors import InputError, told
+from lib.base.hub import seed_config
+from lib.base.machine import device_of
 from lib.base.params import Params, read_params
-from lib.collect.one_pass import SNAPSHOTS
-from lib.collect.planner import (
-    Plan,
-    Setting,
-    Shape,
-    device_of,
-    pack,
-    pass_memory,
-    setting_of,
-    shared_shape,
-    work_memory,
-)
+from lib.collect.passes import SNAPSHOTS
+from lib.collect.planner import Plan, Setting, Shape, pack, pass_memory, setting_of, shared_shape, work_memory
 from lib.collect.processes import Processes
 from lib.kernels.correlation import Scale, block_baseline, haar_rotation
 from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, Operands, symmetric_share
@@ -266,7 +258,7 @@ def lines(params: Params) -> list[str]:
         told.append("the text is not made ready yet, so that of the labels' groupings only the large ones are counted, by bounds: passes, disk and time may come out otherwise")
     if unread:
         told.append("before the passes spaCy reads the English prose for labels of syntax, minutes per million tokens on one core, which the times leave out")
-    places = [("this machine", plan, measured(setting, plan, params.seed_config(params.reference), device))]
+    places = [("this machine", plan, measured(setting, plan, seed_config(params, params.reference), device))]
     lacking = []
     for gpu, peaks in GPUS.items():
         there = replace(setting, memory=0.9 * peaks["memory"], processes=1, precision="bf16", device="cuda")

@@ -9,7 +9,6 @@ and layer where a seed's is large (then name the kind in LAYERWISE), and say in 
 made and fed. Its tensors then lie in stats/<kind>-<pass>.safetensors, named `<seed>.<tensor>` or `<seed>.<layer>.<tensor>`.
 """
 
-import os
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -17,6 +16,8 @@ from pathlib import Path
 import torch
 
 from lib.base.errors import InputError
+from lib.base.hub import seed_config
+from lib.base.machine import free_memory
 from lib.base.params import Params
 from lib.kernels.covariance import OPERAND_DTYPES, fastest_precision, layers_at_once
 from lib.kernels.grouped import memory_bytes
@@ -316,7 +317,7 @@ def shared_shape(params: Params) -> Shape:
 
     shapes = {}
     for name in sorted(params.seeds):
-        folder = params.seed_config(name)
+        folder = seed_config(params, name)
         read_config(name, Path(folder))
         shapes[name] = shape_of(folder)
     if len(set(shapes.values())) > 1:
@@ -358,37 +359,3 @@ def setting_of(
     )
 
 
-def free_memory(device: torch.device) -> float:
-    """Bytes that a run may take on a GPU, or on this machine (or in its control group, where that is less)."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    info = Path("/proc/meminfo")
-    if info.exists():
-        lines = dict(line.split(":", 1) for line in info.read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    else:
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
-    return min([free, *_group_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
-
-
-def _group_limits(groups: Path, root: Path) -> list[float]:
-    """Limits in bytes of this process's control groups, as Slurm or a container sets them: those of its own group and of all above it."""
-    found = []
-    for line in groups.read_text().splitlines() if groups.exists() else ():
-        _, controllers, own = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        top, name = (root / "memory", "memory.limit_in_bytes") if controllers else (root, "memory.max")
-        place = top / own.lstrip("/")
-        for folder in (place, *place.parents):
-            limit = folder / name
-            if folder.is_relative_to(top) and limit.is_file() and (allowed := limit.read_text().strip()) != "max":
-                found.append(float(allowed))
-    return found
-
-
-def device_of(params: Params) -> torch.device:
-    """The device a run uses; `auto` is the first GPU, else the CPU. Each of several processes has a GPU of its own."""
-    if params.device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

@@ -8,14 +8,13 @@ decides instead, the value's side counts if its p-value is below 0.05, and there
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.stats import binom, norm
 from statsmodels.stats.proportion import proportion_confint
 
-from lib.chapters.universality.properties import FEWEST, SIGNIFICANT, property_tests, universal
 from lib.display.captions import count, percent
 
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot tell"
@@ -37,14 +36,19 @@ class Evidence:
         return table[table["seed"] == self.reference].reset_index(drop=True)
 
     @cached_property
-    def property_tests(self) -> pd.DataFrame:
-        """`universality.property_tests` of the reference seed by property; eight claims read it."""
-        return property_tests(self.own("neurons_all_seeds"), self.threshold).set_index("property")
+    def _made(self) -> dict[Callable, Any]:
+        return {}
+
+    def once(self, make: Callable[["Evidence"], Any]) -> Any:
+        """What `make` computes from this evidence, computed once however many claims read it."""
+        if make not in self._made:
+            self._made[make] = make(self)
+        return self._made[make]
 
     def universal_of(self, name: str = "neurons_all_seeds") -> pd.DataFrame:
         """The reference seed's universal neurons."""
         own = self.own(name)
-        return own[universal(own, self.threshold)]
+        return own[own["excess_corr"] > self.threshold]
 
 
 class Measured(NamedTuple):
@@ -127,3 +131,9 @@ def median_interval(values: pd.Series) -> tuple[float, float]:
     if number < 6 or lower < 1:
         return np.nan, np.nan
     return float(ordered[lower - 1]), float(ordered[number - lower])
+
+
+FEWEST = 10  # universal neurons below which no direction is claimed
+
+
+SIGNIFICANT = 0.05  # corrected p-value above which no direction is claimed

@@ -11,9 +11,9 @@ from zlib import crc32
 import numpy as np
 import pandas as pd
 
-LEVELS = 9  # steps of shading
-VISIBLE = str.maketrans({chr(code): f"⟨{code:02X}⟩" for code in (*range(32), 127)} | {"\n": "⏎", "\r": "␍", "\t": "⇥", "\ufeff": "⟨U+FEFF⟩", "\u200b": "⟨U+200B⟩"})
+from lib.text.tokens import token_text
 
+LEVELS = 9  # steps of shading
 STYLE = (
     "<style>.neuron-text{display:block;background:#fff;color:#111;font:13px/1.7 ui-monospace,Menlo,Consolas,monospace;"
     "white-space:break-spaces;overflow-wrap:anywhere;margin:2px 0;padding:1px 6px;border-left:3px solid #d9d9d9}"
@@ -30,27 +30,6 @@ STYLE = (
     ".neuron-table:has(.reverse:checked) .neurons{flex-direction:column-reverse}"
     ".neuron-table summary{cursor:pointer}.neuron-table summary .neuron-text{display:inline;border:0;padding:0}</style>"
 )
-
-
-def _byte_of_letter() -> dict[str, int]:
-    """Byte-level BPE writes every byte as one letter; this is the way back (GPT-2's table)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    table = {chr(byte): byte for byte in printable}
-    table |= {chr(256 + index): byte for index, byte in enumerate(sorted(set(range(256)) - set(printable)))}
-    return table
-
-
-BYTE_OF_LETTER = _byte_of_letter()
-
-
-def token_text(tokenizer, token: int) -> str:
-    """One token as a reader can see it: line ends and tabs as signs, bytes that are no whole character, and control characters, as ⟨E2 80⟩."""
-    text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
-    if "\ufffd" in text:
-        letters = tokenizer.convert_ids_to_tokens(token)
-        if all(letter in BYTE_OF_LETTER for letter in letters):
-            return "⟨" + " ".join(f"{BYTE_OF_LETTER[letter]:02X}" for letter in letters) + "⟩"
-    return text.translate(VISIBLE)
 
 
 class Examples:

@@ -18,10 +18,11 @@ from lib.base.errors import InputError
 from lib.chapters.families.scoring import EVEN, FEWEST_TOKENS, ODD, variance_reduction
 from lib.chapters.universality.properties import layer_shares, share_curve, universal
 from lib.display.captions import count, percent
-from lib.display.html import LEVELS, STYLE, token_text
+from lib.display.html import LEVELS, STYLE
 from lib.display.plots import COLOURS, NEUTRAL, PERCENT, layer_axis
 from lib.labels.token_classes import looks, words
 from lib.models.trunk import Trunk
+from lib.text.tokens import token_text
 
 GRID = np.linspace(0, 1, 201)  # thresholds of the curve
 LONGEST = 200  # tokens of a typed text that are shown

@@ -14,11 +14,14 @@ from matplotlib.figure import Figure
 from mistune import html as markdown
 
 from lib.base.errors import InputError
+from lib.base.hub import seed_source
+from lib.base.tensors import TensorFiles
 from lib.chapters.families.tables import statistics
 from lib.lab import panels
-from lib.labels.labels import occurring, token_strings
+from lib.labels.labels import occurring
 from lib.models.trunk import Trunk, load_model
-from lib.run import Run, TensorFiles
+from lib.run import Run
+from lib.text.tokens import token_strings
 
 SHOWN = 15  # neurons that a label's table lists
 GROUPINGS = {"the token itself": "token", "the token before": "previous_token", "the token after": "next_token"}
@@ -127,7 +130,7 @@ class TextPanel(widgets.VBox):
 
     def _trunk(self, seed: str) -> Trunk:
         if seed not in self.trunks:
-            self.trunks[seed] = Trunk(load_model(self.run.params.seed_source(seed)))
+            self.trunks[seed] = Trunk(load_model(seed_source(self.run.params, seed)))
         return self.trunks[seed]
 
     def _lit(self) -> str:

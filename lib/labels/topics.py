@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lib.labels.labels import Grouping, LabelSet, label_set, token_bytes
+from lib.labels.labels import Grouping, LabelSet, label_set
 from lib.text.blocks import Text
+from lib.text.tokens import token_bytes
 
 COMPONENTS = 63
 LEAST_DOCUMENTS = 3  # a topic with fewer is given up, its documents go to their next strongest

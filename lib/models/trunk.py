@@ -7,7 +7,6 @@ activation function's output. In a gated MLP (Llama) it is act(gate) · up: that
 its pre-activation.
 """
 
-import hashlib
 import json
 import weakref
 import zipfile
@@ -18,20 +17,19 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
-from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
-from lib.base.errors import InputError
-from lib.base.files import file_sha256
+from lib.base.errors import InputError, first_line
 from lib.base.hub import weight_files, what_is_missing
 from lib.kernels.forward import affine, causal_attention, tanh_gelu
 from lib.kernels.native import keep_freed_memory
 from lib.text.blocks import Text
+from lib.text.tokens import tokenizer_hashes
 
 # Modules of an MLP by the names that transformers give them.
 ACTIVATIONS = ("act", "act_fn")
@@ -39,10 +37,6 @@ WRITERS = ("c_proj", "dense_4h_to_h", "down_proj")  # GPT-2, GPT-NeoX, Llama
 ATTENTIONS = ("attn", "attention", "self_attn")  # of a block, by the same three
 # Buffers that old files hold and no model reads: causal masks, whose "minus infinity" is infinite in half precision.
 MASKS = tuple(f".{attention}.{mask}" for attention in ATTENTIONS for mask in ("bias", "masked_bias"))
-# What of a tokeniser decides which ids a text gets; padding, truncation and decoding do not.
-TOKENIZER_PARTS = ("model", "normalizer", "pre_tokenizer", "added_tokens")
-
-
 def read_config(name: str, folder: Path):
     """A seed's config; InputError where there is none or it cannot be read."""
     if not (folder / "config.json").is_file():
@@ -50,7 +44,7 @@ def read_config(name: str, folder: Path):
     try:
         return AutoConfig.from_pretrained(folder)
     except (ValueError, OSError, json.JSONDecodeError) as error:
-        raise InputError(f"seed '{name}': {folder}/config.json cannot be read ({_first_line(error)}).") from error
+        raise InputError(f"seed '{name}': {folder}/config.json cannot be read ({first_line(error)}).") from error
 
 
 def check_seed(name: str, folder: Path, text: Text, context: int) -> None:
@@ -68,7 +62,7 @@ def check_seed(name: str, folder: Path, text: Text, context: int) -> None:
             f"seed '{name}' has a vocabulary of {config.vocab_size} tokens but the text was made with {text.vocab_size}; "
             "all seeds and the text must share one tokeniser."
         )
-    if text.tokenizer_sha256 not in _tokenizer_hashes(name, folder):
+    if text.tokenizer_sha256 not in tokenizer_hashes(name, folder):
         raise InputError(
             f"seed '{name}': {folder} has not the tokeniser that the text was made with (their SHA-256 "
             "differ); all seeds and the text must share one tokeniser."
@@ -85,7 +79,7 @@ def check_weights(name: str, folder: Path) -> None:
             broken = next((key for key, tensor in _tensors(path) if not key.endswith(MASKS) and not _is_finite(tensor)), None)
         except Exception as error:  # each reader has its own for each way in which a file can be broken
             raise InputError(
-                f"seed '{name}': {path} is truncated or corrupt ({_first_line(error)}); copy it again."
+                f"seed '{name}': {path} is truncated or corrupt ({first_line(error)}); copy it again."
             ) from error
         if broken:
             raise InputError(f"seed '{name}': {path} has NaN or infinite values in '{broken}'.")
@@ -108,28 +102,6 @@ def _is_finite(tensor: Tensor) -> bool:
     return bool(tensor.isfinite().all())
 
 
-def tokenizer_sha256(folder: Path) -> str:
-    """SHA-256 of what decides the ids that a model folder's tokeniser gives, however its file is written."""
-    path = folder / "tokenizer.json"
-    tokenizer = Tokenizer.from_file(str(path)) if path.is_file() else AutoTokenizer.from_pretrained(folder).backend_tokenizer
-    parts = json.loads(tokenizer.to_str())
-    parts["model"] = {name: value or None for name, value in parts["model"].items()}  # an empty prefix is none
-    return hashlib.sha256(json.dumps([parts[part] for part in TOKENIZER_PARTS], sort_keys=True).encode()).hexdigest()
-
-
-def _tokenizer_hashes(name: str, folder: Path) -> Iterator[str]:
-    """The hash of the tokeniser's file, if there is one, as it is and as the library writes it, and that of what it does."""
-    path = folder / "tokenizer.json"
-    if path.is_file():
-        yield file_sha256(path)
-    try:
-        if path.is_file():
-            yield hashlib.sha256(Tokenizer.from_file(str(path)).to_str(pretty=True).encode()).hexdigest()
-        yield tokenizer_sha256(folder)
-    except Exception as error:  # tokenizers raises plain Exception
-        raise InputError(f"seed '{name}': the tokeniser in {folder} cannot be read ({_first_line(error)}).") from error
-
-
 def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> nn.Module:
     """The causal language model in a folder, in evaluation mode with SDPA attention.
 
@@ -142,7 +114,7 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> nn.Mod
             folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True, output_loading_info=True
         )
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"the model in {folder} cannot be loaded ({_first_line(error)}).") from error
+        raise InputError(f"the model in {folder} cannot be loaded ({first_line(error)}).") from error
     missing = sorted(loaded["missing_keys"])
     if missing:  # transformers would draw them at random
         raise InputError(f"the weights in {folder} lack '{missing[0]}', which its config.json asks for.")
@@ -289,6 +261,3 @@ def token_losses(model: nn.Module, tokens: Int[Tensor, "blocks context"]) -> Flo
     )
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__

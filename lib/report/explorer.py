@@ -18,9 +18,9 @@ from lib.chapters.circuits.tables import kept, weights_of
 from lib.chapters.families.summary import FAMILIES
 from lib.chapters.universality.properties import PROPERTIES
 from lib.chapters.universality.tables import neuron_index
-from lib.display.html import token_text
 from lib.models import weights
 from lib.run import Run
+from lib.text.tokens import token_text
 
 PLACES = 32_768  # neurons that the explorer has room for, over all seeds
 LOGIT_TOKENS = 10  # tokens promoted, and as many suppressed

@@ -14,12 +14,12 @@ import pandas as pd
 from jaxtyping import Int
 from safetensors.numpy import save
 
-from lib.base.files import file_sha256, write_atomically, write_if_changed
+from lib.base.files import file_sha256, write_atomically, write_if_changed, write_json
 from lib.chapters.universality.properties import layer_percentiles
 from lib.report import explorer
 from lib.report.explorer import PLAIN, WORDS
 from lib.report.pages import TEMPLATES, page
-from lib.run import Run, write_json
+from lib.run import Run
 
 PAGE, FOLDER = "neurons.html", "neurons"
 CHUNK = 256  # neurons in one file of details

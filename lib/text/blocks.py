@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lib.base.errors import InputError
 
+SHUFFLE_SEED = 20240122  # of the order in which the shipped text's blocks are packed
 METADATA = ("domains", "tokenizer_sha256", "vocab_size", "bos_id", "newline_ids", "context")
 
 
@@ -170,3 +171,10 @@ def _check(path: Path, text: Text, context: int) -> None:
     if len(wrong):
         raise InputError(f"The token file {path} has {len(wrong)} blocks that do not start with BOS (id {text.bos_id}), "
                          f"the first being block {int(wrong[0])}.")
+
+
+def packing_order(blocks: int, seed: int = SHUFFLE_SEED) -> np.ndarray:
+    """How `packed` shuffles that many blocks: entry i is the place, before the shuffle, of block i of the file."""
+    return np.random.Generator(np.random.PCG64(seed)).permutation(blocks)
+
+

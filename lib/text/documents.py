@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pyarrow
 import pyarrow.parquet
 
-from lib.base.errors import InputError
+from lib.base.errors import InputError, first_line
 from lib.base.params import TextSource
 
 ENDINGS = (".jsonl", ".jsonl.zst", ".txt", ".parquet")
@@ -191,7 +191,7 @@ def _readable(file: Path) -> Iterator[None]:
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is not UTF-8 text (byte {error.start} of a part that was read).") from None
     except (OSError, pyarrow.ArrowException) as error:
-        why = getattr(error, "strerror", None) or _first_line(error)
+        why = getattr(error, "strerror", None) or first_line(error)
         raise InputError(f"{file} is damaged or cannot be read ({why}).") from None
 
 
@@ -228,7 +228,7 @@ def _of_dataset(source: TextSource, commit: str | None, first: int) -> Iterator[
         raise
     except Exception as error:
         if isinstance(error, ValueError) and not isinstance(error, DatasetGenerationError | pyarrow.ArrowException):
-            raise InputError(f"text: the dataset '{source.dataset}' cannot be used ({_first_line(error)}).") from error
+            raise InputError(f"text: the dataset '{source.dataset}' cannot be used ({first_line(error)}).") from error
         raise InputError(f"text: {_hub_sentence(error, source)}") from error
 
 
@@ -249,14 +249,11 @@ def _hub_sentence(error: Exception, source: TextSource) -> str:
     if cause is not None:
         return sentence(cause, "dataset", source.dataset, source.revision)
     return (
-        f"{shown} cannot be read ({type(error).__name__}: {_first_line(error)}); run the same command again, what was "
+        f"{shown} cannot be read ({type(error).__name__}: {first_line(error)}); run the same command again, what was "
         "tokenised so far is kept."
     )
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".").replace(". ", "; ") if lines else type(error).__name__
 
 
 def _teach_zstd() -> None:

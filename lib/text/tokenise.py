@@ -22,23 +22,19 @@ from tqdm import tqdm
 
 from lib.base import params as parameters
 from lib.base.errors import InputError
-from lib.base.files import write_atomically, write_if_changed
+from lib.base.files import alone, write_atomically, write_if_changed, write_json
+from lib.base.hub import seed_source
 from lib.base.params import CACHE, Params, TextSource
-from lib.labels.labels import token_bytes
-from lib.models.trunk import tokenizer_sha256
-from lib.run import alone, write_json
 from lib.text import documents
 from lib.text.blocks import Text, write_text
 from lib.text.documents import Part
+from lib.text.tokens import shared_tokenizer, token_bytes, tokenizer_sha256
 
 PACKING = 1  # counts changes to how documents become blocks; part of what names a cached text
 REACH = 16  # tokens before the end of a block among which a word may begin
 BATCH = 2**21  # characters that are tokenised at a time, spread over all cores
 SHARD = 2**22  # tokens that are saved at a time, hence the most that a kill can lose
 MOST_DOMAINS = 256
-SAMPLE = "The  cat's 1,234 naïve\n\n\tif x==y: # DON'T\r\n  Größe 東京 🙂 \u00a0www.a-b.org/~c?d=%20 <|endoftext|>"
-
-
 # ---------------------------------------------------------------- the tokeniser
 
 
@@ -80,48 +76,6 @@ def vocabulary(tokenizer) -> Vocabulary:
     backend.encode_special_tokens = True  # a document that spells a special token out does not contain one
     pieces = token_bytes(tokenizer)
     return Vocabulary(backend, bos, (*pieces, *[b""] * (max(tokenizer.get_vocab().values()) + 1 - len(pieces))))
-
-
-def shared_tokenizer(params: Params):
-    """The tokeniser of all seeds, as transformers load it; InputError with the reason if two seeds' differ."""
-    from transformers import AutoTokenizer
-
-    loaded = {}
-    for name in sorted(params.seeds, key=lambda name: name != params.reference):
-        try:
-            loaded[name] = AutoTokenizer.from_pretrained(params.seed_source(name))
-        except (ValueError, OSError, KeyError) as error:
-            raise InputError(f"seed '{name}': its tokeniser cannot be read ({str(error).splitlines()[0].rstrip('.')}).") from error
-        why = None if name == params.reference else difference(loaded[params.reference], loaded[name])
-        if why:
-            raise InputError(
-                f"the tokenisers of the seeds '{params.reference}' and '{name}' differ: {why}; neurons can only be compared "
-                "on the same tokens."
-            )
-    return loaded[params.reference]
-
-
-def difference(ours, other) -> str | None:
-    """The first thing in which two tokenisers of transformers differ, or None if they give every text the same ids."""
-    vocabularies = [tokenizer.get_vocab() for tokenizer in (ours, other)]
-    if vocabularies[0] != vocabularies[1]:
-        sizes = [len(tokens) for tokens in vocabularies]
-        if sizes[0] != sizes[1]:
-            return f"they have vocabularies of {sizes[0]:,} and {sizes[1]:,} tokens"
-        token = min(token for token, place in vocabularies[0].items() if vocabularies[1].get(token) != place)
-        return f"the token {token!r} has the id {vocabularies[0][token]} in one and {vocabularies[1].get(token)} in the other"
-    models = [json.loads(tokenizer.backend_tokenizer.to_str()) for tokenizer in (ours, other)]
-    merges = [model["model"].get("merges", []) for model in models]
-    if merges[0] != merges[1]:
-        place = next((at for at, pair in enumerate(zip(*merges, strict=False)) if pair[0] != pair[1]), min(map(len, merges)))
-        return f"their merges differ from number {place + 1} on"
-    if ours.bos_token_id != other.bos_token_id or ours.eos_token_id != other.eos_token_id:
-        return "their BOS or EOS tokens are not the same"
-    ids = [tokenizer.encode(SAMPLE, add_special_tokens=False) for tokenizer in (ours, other)]
-    if ids[0] != ids[1]:
-        return f"they encode {SAMPLE[:24]!r}… differently"
-    part = next((part for part in ("normalizer", "pre_tokenizer", "added_tokens") if models[0][part] != models[1][part]), None)
-    return part and f"their settings of '{part}' differ"
 
 
 # ---------------------------------------------------------------- packing
@@ -332,7 +286,7 @@ def _make(params: Params, source: TextSource) -> Path:
         commit = None if source.dataset is None else documents.dataset_commit(source)
         known = {"asked": asked, "commit": commit, "cache": None}
     tokenizer = shared_tokenizer(params)
-    sha256 = tokenizer_sha256(Path(params.seed_source(params.reference)))
+    sha256 = tokenizer_sha256(Path(seed_source(params, params.reference)))
     made_from = {"packing": PACKING, "tokenizer": sha256, "commit": known["commit"]}
     made_from |= {name: asked[name] for name in ("text", "files", "context", "blocks")}
     known["cache"] = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]

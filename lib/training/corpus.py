@@ -19,13 +19,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from lib.base.errors import InputError, told
 from lib.base.files import file_sha256
-from lib.text.blocks import Text, write_text
+from lib.text.blocks import SHUFFLE_SEED, Text, packing_order, write_text
 from lib.training.sources import ARCHIVES, MB, Archive, Document, documents, hash_order, licences, size
 
 END = "<|endoftext|>"
 VOCAB_SIZE = 8192
 CONTEXT = 256
-SHUFFLE_SEED = 20240122
 HELD_OUT_SHARE = 0.11
 HELD_OUT_LEAST = 0.25 * MB
 # Judges, Ruth, Esther, Proverbs, Daniel, John, Romans, Hebrews, Revelation: the same in every version
@@ -130,11 +129,6 @@ def newline_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     """Ids of the tokens that are nothing but line ends."""
     texts = ((token, tokenizer.decode([token], skip_special_tokens=False)) for token in range(tokenizer.get_vocab_size()))
     return tuple(token for token, text in texts if text and not text.strip("\r\n"))
-
-
-def packing_order(blocks: int, seed: int = SHUFFLE_SEED) -> np.ndarray:
-    """How `packed` shuffles that many blocks: entry i is the place, before the shuffle, of block i of the file."""
-    return np.random.Generator(np.random.PCG64(seed)).permutation(blocks)
 
 
 def packed(corpus: list[Document], domains: tuple[str, ...], tokenizer: Tokenizer, context: int = CONTEXT,

@@ -44,7 +44,7 @@ from transformers import GPT2LMHeadModel
 
 from lib.base.errors import InputError, told
 from lib.base.files import file_sha256
-from lib.collect.one_pass import device_name
+from lib.base.machine import device_name
 from lib.text.blocks import Text, read_text
 from lib.training.bigram import Bigram
 from lib.training.gpt2 import token_losses

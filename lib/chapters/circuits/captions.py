@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from lib.base.errors import listed
+from lib.base.errors import capital, listed
 from lib.chapters.circuits.next_token import fire_more, tested
 from lib.chapters.circuits.roles import PUBLISHED_CUTS, PUBLISHED_HIGH_KURTOSIS, ROLES, last_layers, role_counts
-from lib.chapters.universality.properties import PUBLISHED_SOURCE, SIGNIFICANT
-from lib.display.captions import Finding, capital, count, p_words, percent, signed
+from lib.chapters.universality.properties import PUBLISHED_SOURCE
+from lib.display.captions import Finding, count, p_words, percent, signed
+from lib.display.claims import SIGNIFICANT
 
 
 def moments_by_layer(circuits: pd.DataFrame) -> Finding:

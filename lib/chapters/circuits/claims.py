@@ -7,9 +7,8 @@ import pandas as pd
 
 from lib.chapters.circuits.next_token import above_layer, fire_more, tested
 from lib.chapters.circuits.roles import PUBLISHED_HIGH_KURTOSIS, role_counts
-from lib.chapters.universality.properties import FEWEST
 from lib.display.captions import count, percent, signed
-from lib.display.claims import FAILS, HOLDS, UNKNOWN, Claim, Evidence, Measured, agreed, over_seeds, unmeasured
+from lib.display.claims import FAILS, FEWEST, HOLDS, UNKNOWN, Claim, Evidence, Measured, agreed, over_seeds, unmeasured
 
 CHAPTER = "05_weight_circuits"
 ROLE, NEXT = "roles", "next_token"

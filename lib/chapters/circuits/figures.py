@@ -12,11 +12,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from lib.chapters.circuits.role_agreement import ASPECTS
-from lib.chapters.circuits.roles import NO_ROLE, PUBLISHED_CUTS, ROLES, last_layers, layer_quantiles, role_counts
+from lib.chapters.circuits.roles import PUBLISHED_CUTS, ROLES, last_layers, layer_quantiles, role_counts
 from lib.display.captions import signed
-from lib.display.plots import BASELINE, CORRELATION, NEUTRAL, PERCENT, PLAIN, WIDE, canvas, layer_axis, note
+from lib.display.plots import (
+    BASELINE,
+    CORRELATION,
+    NEUTRAL,
+    PERCENT,
+    PLAIN,
+    ROLE_COLOURS,
+    WIDE,
+    canvas,
+    layer_axis,
+    note,
+)
 
-ROLE_COLOURS = {"prediction": "#0072B2", "suppression": "#CC79A7", "partition": "#E69F00", NO_ROLE: "#888888"}
 CUTS = {"role_published": "published cuts", "role_calibrated": "calibrated cuts"}
 WRITING_PROPERTIES = {
     "vocab_kurt": "kurtosis of cos(w_out, W_U)",

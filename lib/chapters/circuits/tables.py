@@ -12,7 +12,9 @@ import pandas as pd
 import torch
 from torch.nn.functional import normalize
 
-from lib.base.files import file_sha256
+from lib.base.files import file_sha256, write_json
+from lib.base.hub import seed_source
+from lib.base.tensors import write_table
 from lib.chapters.circuits import next_token, roles
 from lib.chapters.circuits.next_token import class_sums, next_token_table, with_corrected_p
 from lib.chapters.circuits.roles import PUBLISHED_CUTS, best_class, class_scores, null_cuts, random_directions
@@ -21,7 +23,8 @@ from lib.labels import labels, token_classes
 from lib.labels.labels import LabelSet, token_counts, token_labels
 from lib.models import weights as circuits
 from lib.models.trunk import load_model
-from lib.run import Run, write_json, write_table
+from lib.run import Run
+from lib.text import tokens as text_tokens
 
 SOURCES = (sys.modules[__name__], circuits, roles, labels, token_classes)  # what makes roles.parquet
 CHOSEN = 10  # neurons of a role, over all seeds, that are split by the next token
@@ -49,7 +52,7 @@ def label_set(run: Run) -> LabelSet:
 @torch.no_grad()
 def weights_of(run: Run, seed: str) -> tuple[list[torch.Tensor], torch.Tensor]:
     """A seed's processed writing weights, (d_mlp, d_model) by layer, and its unembedding with columns of length 1."""
-    bridge = circuits.processed_model(run.params.seed_source(seed))
+    bridge = circuits.processed_model(seed_source(run.params, seed))
     return [block.mlp.W_out.detach().float() for block in bridge.blocks], normalize(bridge.W_U.detach().float(), dim=0)
 
 
@@ -106,7 +109,7 @@ def role_table(run: Run) -> pd.DataFrame:
     """roles.parquet: `seed_roles` of every seed, with a column seed in front."""
 
     def make() -> pd.DataFrame:
-        classes, pieces = label_set(run), labels.token_bytes(run.tokenizer)
+        classes, pieces = label_set(run), text_tokens.token_bytes(run.tokenizer)
         parts = []
         for seed in sorted(run.params.seeds):
             part = seed_roles(*weights_of(run, seed), classes, run.params.random_seed, pieces)
@@ -161,8 +164,8 @@ def logit_effects(run: Run, seed: str, chosen: pd.DataFrame) -> np.ndarray:
 def processing_error(run: Run, seed: str, blocks: int = 2) -> float:
     """Largest difference between the logits of the processed and of the raw model after taking out each position's mean."""
     tokens = run.text.tokens[:blocks]
-    raw = load_model(run.params.seed_source(seed))(tokens).logits
-    moved = circuits.processed_model(run.params.seed_source(seed))(tokens) - raw
+    raw = load_model(seed_source(run.params, seed))(tokens).logits
+    moved = circuits.processed_model(seed_source(run.params, seed))(tokens) - raw
     return float((moved - moved.mean(dim=-1, keepdim=True)).abs().max())
 
 

@@ -1,14 +1,14 @@
 """What chapter 6's figures show, in words: from the tables of training checkpoints to titles, sentences, alternative texts."""
 
-from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 
+from lib.base.errors import capital
 from lib.chapters.emergence.claims import OWN, VERDICTS, spread
 from lib.chapters.emergence.figures import HEAD_SCORES, Timeline, short
 from lib.chapters.emergence.statistics import HALF
-from lib.display.captions import Finding, capital, count, percent
+from lib.display.captions import Finding, count, percent
 
 NO_TABLES = (
     "There are no tables of training checkpoints for these seeds. `make emergence RUN=…` makes them where all seeds have "
@@ -196,10 +196,3 @@ def heads_at_the_end(heads: pd.DataFrame) -> Finding:
     return Finding(title, f"{capital('; '.join(said))}.", f"Dot plots of three attention scores of every head by layer, one colour a seed. {title}.")
 
 
-def kinds_of(groups: pd.DataFrame, kinds: pd.Series, name: Callable[[str], str] = str) -> pd.DataFrame:
-    """Share of each kind among the early and among the late: when, kind, share, and of how many neurons (`of`); `kinds` is aligned with `groups`."""
-    known = groups.assign(kind=kinds.map(name))
-    known = known[known["kind"].notna()]
-    shares = known.groupby("when")["kind"].value_counts(normalize=True).rename("share")
-    number = known["when"].value_counts().rename("of")
-    return shares.reset_index().merge(number, on="when") if len(known) else pd.DataFrame(columns=["when", "kind", "share", "of"])

@@ -15,7 +15,7 @@ import numpy as np
 
 from lib.base import params as parameters
 from lib.base.errors import InputError
-from lib.base.hub import sentence, what_is_missing
+from lib.base.hub import seed_folder, sentence, what_is_missing
 from lib.base.params import Params
 
 MOST = 13  # points of one run, log-spaced; all powers of two up to 4,096
@@ -89,7 +89,7 @@ def points(params: Params, steps: list[int] | None = None, beside: int = 0) -> l
 def _local_points(params: Params) -> dict[int, Point]:
     shipped, found = parameters.ROOT / "data" / "seeds", {}
     for name in sorted(params.seeds):
-        folder = params.seed_folder(name)
+        folder = seed_folder(params, name)
         place = parameters.OUTPUTS / "train" / folder.name if folder.parent.resolve() == shipped.resolve() else folder
         paths = place.glob("checkpoint-*") if place.is_dir() else ()
         found[name] = {step_of(path.name): path for path in paths if step_of(path.name) is not None and (path / "config.json").is_file()}
@@ -104,13 +104,13 @@ def _local_points(params: Params) -> dict[int, Point]:
 def _own_point(params: Params) -> Point:
     record = _training_record(params)
     step = record["constant_steps"] + record["decay_steps"] if record else float("nan")
-    sources = {name: str(params.seed_folder(name)) for name in sorted(params.seeds)}
+    sources = {name: str(seed_folder(params, name)) for name in sorted(params.seeds)}
     return Point("final", step, record["tokens"] if record else float("nan"), sources, {})
 
 
 def _training_record(params: Params) -> dict | None:
     """What the trainer wrote beside the reference seed, or None."""
-    path = params.seed_folder(params.reference) / "training.json"
+    path = seed_folder(params, params.reference) / "training.json"
     record = json.loads(path.read_text()) if path.is_file() else {}
     return record if {"constant_steps", "decay_steps", "tokens"} <= record.keys() else None
 

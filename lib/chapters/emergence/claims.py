@@ -14,17 +14,16 @@ from lib.chapters.circuits.roles import PUBLISHED_CUTS, PUBLISHED_HIGH_KURTOSIS,
 from lib.chapters.emergence.statistics import HALF, layer_persistence, persistence
 from lib.chapters.families.summary import FAMILIES
 from lib.chapters.universality.properties import (
-    FEWEST,
     OWN_LAYER,
     OWN_LAYER_PUBLISHED,
     PUBLISHED_SHARES,
-    SIGNIFICANT,
     layer_shares,
     own_layer_excess,
     reference_shares,
     universal,
 )
 from lib.display.captions import percent, signed
+from lib.display.claims import FEWEST, SIGNIFICANT
 
 PAPER, FOLLOWER = "arXiv 2401.12181", "arXiv 2508.00903"
 OWN = "this report"  # asks what neither paper is known to state; a score that it takes from elsewhere is named

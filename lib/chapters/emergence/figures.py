@@ -13,7 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from lib.chapters.circuits.figures import ROLE_COLOURS
 from lib.chapters.circuits.roles import PUBLISHED_CUTS
 from lib.chapters.emergence.statistics import HALF
 from lib.display.captions import count
@@ -25,6 +24,7 @@ from lib.display.plots import (
     HEIGHT,
     NEUTRAL,
     PERCENT,
+    ROLE_COLOURS,
     SEED_COLOURS,
     WIDE,
     canvas,

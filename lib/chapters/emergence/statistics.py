@@ -4,6 +4,8 @@ A neuron keeps its place (layer, index) while its model trains, so that a neuron
 be asked for at the next (METHOD §7; arXiv 2508.00903). Functions take tables and patterns and read nothing.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 import torch
@@ -12,7 +14,8 @@ from scipy.stats import binom
 from torch import Tensor, nn
 
 from lib.chapters.circuits.roles import PUBLISHED_CUTS, QUANTILE, Cuts, null_cuts, roles
-from lib.chapters.universality.properties import SIGNIFICANT, universal
+from lib.chapters.universality.properties import universal
+from lib.display.claims import SIGNIFICANT
 
 HEAD_BLOCKS = 8  # blocks of text, and as many of random tokens, on which heads are scored
 KEYS = ["seed", "layer", "neuron"]
@@ -264,3 +267,12 @@ def indicators(heads: pd.DataFrame, layers: pd.DataFrame, shares: pd.DataFrame) 
         "neurons with a logit variance below the null's": (total["low_variance"], chance),
         "one universal neuron in a hundred": (shares.set_index(keys)["share"], 0.01),
     }
+
+
+def kinds_of(groups: pd.DataFrame, kinds: pd.Series, name: Callable[[str], str] = str) -> pd.DataFrame:
+    """Share of each kind among the early and among the late: when, kind, share, and of how many neurons (`of`); `kinds` is aligned with `groups`."""
+    known = groups.assign(kind=kinds.map(name))
+    known = known[known["kind"].notna()]
+    shares = known.groupby("when")["kind"].value_counts(normalize=True).rename("share")
+    number = known["when"].value_counts().rename("of")
+    return shares.reset_index().merge(number, on="when") if len(known) else pd.DataFrame(columns=["when", "kind", "share", "of"])

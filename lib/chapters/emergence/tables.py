@@ -18,20 +18,22 @@ import torch
 
 from lib.base import params as parameters
 from lib.base.errors import InputError, told
-from lib.base.files import file_sha256
-from lib.base.hub import weight_files, weights_sha256
+from lib.base.files import file_sha256, write_json
+from lib.base.hub import seed_folder, seed_source, weight_files, weights_sha256
 from lib.base.params import Params, read_params
+from lib.base.tensors import write_table
 from lib.chapters.circuits import roles
 from lib.chapters.circuits.tables import weights_of
-from lib.chapters.emergence import captions, statistics
+from lib.chapters.emergence import statistics
+from lib.chapters.emergence import statistics as emergence_statistics
 from lib.chapters.emergence.checkpoints import Point, lacks_tokeniser, link_seed, points
 from lib.chapters.families.summary import FAMILIES, with_excess
 from lib.chapters.universality.properties import frequency_cosine_correlation, property_tests, reference_shares
 from lib.chapters.universality.tables import tabulate
-from lib.collect.one_pass import collect
+from lib.collect.passes import collect
 from lib.models import weights
 from lib.models.trunk import load_model
-from lib.run import Run, write_json, write_table
+from lib.run import Run
 
 TOKENS = 300_000
 ROTATIONS = 1  # draws: chapter 2 shows how little those of one seed differ in their mean
@@ -70,7 +72,7 @@ def measure(run: Run) -> dict[str, pd.DataFrame]:
         found = {
             "seeds": reference_shares(own, threshold).assign(frequency_cosine=frequency_cosine_correlation(own)),
             "layers": statistics.layer_indicators(own, matches[matches["seed"] == seed], null),
-            "heads": statistics.head_table(load_model(run.params.seed_source(seed)), text.tokens[: statistics.HEAD_BLOCKS], repeated),
+            "heads": statistics.head_table(load_model(seed_source(run.params, seed)), text.tokens[: statistics.HEAD_BLOCKS], repeated),
             "properties": property_tests(own, threshold)[["property", "label", "published", "effect", "median_percentile", "p_corrected", "verdict"]],
         }  # fmt: skip
         for name, table in found.items():
@@ -86,7 +88,7 @@ def measured_point(params: Params, point: Point, tokens: int, folder: Path) -> d
     record = _read(folder / "made.json")
     for name, source in point.sources.items() if not point.revisions else ():
         if lacks_tokeniser(source):
-            link_seed(Path(source), params.seed_folder(name), own.folder / "seeds" / name)
+            link_seed(Path(source), seed_folder(params, name), own.folder / "seeds" / name)
     if record.get("asked") == asked and record.get("text_sha256") == file_sha256(own.text_path) and not _changed(point, record, folder / "made.json"):
         _tidy(own.folder)
         return record
@@ -216,9 +218,9 @@ class Emergence:
         groups = statistics.first_universal(self.tables["neurons"], threshold)
         groups["when"] = (groups["order"] <= place).map({True: "early", False: "late"})
         if self.families is None:
-            return groups, captions.kinds_of(groups, groups["role"].astype(str)), "role"
+            return groups, emergence_statistics.kinds_of(groups, groups["role"].astype(str)), "role"
         known = groups.merge(self.families[[*statistics.KEYS, "family"]], on=statistics.KEYS)
-        return groups, captions.kinds_of(known, known["family"].map(FAMILIES)), "family"
+        return groups, emergence_statistics.kinds_of(known, known["family"].map(FAMILIES)), "family"
 
     def _table(self, name: str) -> pd.DataFrame:
         table = pd.read_parquet(self.folder / f"{name}.parquet").astype({"point": str, "seed": str})
@@ -232,7 +234,7 @@ def open_chapter(run: Run) -> Emergence | None:
     if (own / RECORD).is_file():
         return Emergence(own, shipped=False, families=_families(run, own))
     home = (parameters.ROOT / "data" / "seeds").resolve()
-    folders = [None if run.params.is_on_hub(name) else run.params.seed_folder(name) for name in run.params.seeds]
+    folders = [None if run.params.is_on_hub(name) else seed_folder(run.params, name) for name in run.params.seeds]
     ours = all(folder is not None and folder.resolve().parent == home and folder.name == name for name, folder in zip(run.params.seeds, folders, strict=True))
     return Emergence(shipped, shipped=True, families=_families(run, shipped)) if ours and (shipped / RECORD).is_file() else None
 

@@ -6,7 +6,7 @@ As in `lib.display.captions`, every number is computed, and there are words for 
 import numpy as np
 import pandas as pd
 
-from lib.base.errors import listed
+from lib.base.errors import capital, listed
 from lib.chapters.families.scoring import (
     PUBLISHED_BEST,
     PUBLISHED_HIGH,
@@ -20,7 +20,7 @@ from lib.chapters.families.scoring import (
 )
 from lib.chapters.families.summary import FAMILIES, TOP
 from lib.chapters.universality.properties import PUBLISHED_SOURCE
-from lib.display.captions import Finding, capital, count, percent, signed
+from lib.display.captions import Finding, count, percent, signed
 
 PUBLISHED_DEPTHS = (
     f"In the paper, which looks among universal neurons only, word neurons sit {PUBLISHED_LAYERS['unigram']}, position neurons in {PUBLISHED_LAYERS['position']} and "

@@ -19,9 +19,9 @@ from lib.chapters.families.scoring import (
     PUBLISHED_WELL_EXPLAINED,
 )
 from lib.chapters.families.summary import FAMILIES, with_excess
-from lib.chapters.universality.properties import FEWEST, universal
+from lib.chapters.universality.properties import universal
 from lib.display.captions import count, percent
-from lib.display.claims import Claim, Evidence, Measured, agreed, decided, over_seeds, share, unmeasured
+from lib.display.claims import FEWEST, Claim, Evidence, Measured, agreed, decided, over_seeds, share, unmeasured
 
 CHAPTER = "04_families"
 FAMILY, EVERYONE = "families", "neurons_all_seeds"

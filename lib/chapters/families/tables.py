@@ -16,7 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lib.base.errors import InputError
-from lib.base.files import file_sha256
+from lib.base.files import file_sha256, write_json
+from lib.base.tensors import TensorFiles, write_table
 from lib.chapters.families import scoring
 from lib.chapters.families.scoring import Rotation, label_table, seed_families
 from lib.chapters.families.summary import matched_pairs, with_excess
@@ -24,7 +25,7 @@ from lib.kernels.correlation import Scale, rotated_deviation, rotations
 from lib.labels.groupings import run_groupings, run_label_sets
 from lib.labels.labels import Grouping, LabelSet
 from lib.labels.token_classes import TOKEN_CLASSES, TokenClass
-from lib.run import Run, TensorFiles, write_json, write_table
+from lib.run import Run
 
 ROTATION_DRAW = 1_000  # a rotation of its own, none of chapter 2's
 
@@ -59,7 +60,7 @@ def statistics(run: Run, seed: str) -> SeedStatistics:
 
 def rotation_of(run: Run, seed: str) -> Rotation:
     """A rotation of each layer of a seed, with the deviations of its rotated neurons from the run's covariances."""
-    from lib.collect.one_pass import load_accumulators
+    from lib.collect.statistics import load_accumulators
 
     covariance, moments = load_accumulators(run)
     scale = Scale.of(moments[seed])

@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 from scipy.stats import mannwhitneyu, spearmanr
 
+from lib.base.errors import capital
 from lib.chapters.interventions.candidates import NullSpace
 from lib.chapters.interventions.neuron_sets import CHOSEN, DRAWS, MOST, UNIVERSAL, Ranking, first_layer, ranking
 from lib.chapters.interventions.single_neurons import FIXED_FREQUENCY, FROZEN_SCALE, TOTAL
-from lib.chapters.universality.properties import SIGNIFICANT
-from lib.display.captions import Finding, capital, count, p_words, percent, signed, signed_percent
+from lib.display.captions import Finding, count, p_words, percent, signed, signed_percent
+from lib.display.claims import SIGNIFICANT
 
 GROUPS = ("entropy", "frequency", "control")
 SHALLOW = 0.1  # a null space is told as one if its largest singular value is below this share of the median

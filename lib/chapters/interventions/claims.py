@@ -8,10 +8,11 @@ from lib.chapters.interventions import heads, neuron_sets
 from lib.chapters.interventions.candidates import entropy_candidates
 from lib.chapters.interventions.captions import RESTING, at_top, name_of, taken
 from lib.chapters.interventions.single_neurons import FIXED_FREQUENCY, FROZEN_SCALE
-from lib.chapters.universality.properties import FEWEST, SIGNIFICANT
 from lib.display.captions import count, p_words, percent, signed, signed_percent
 from lib.display.claims import (
+    FEWEST,
     HOLDS,
+    SIGNIFICANT,
     UNKNOWN,
     Claim,
     Evidence,

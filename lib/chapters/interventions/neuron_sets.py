@@ -18,7 +18,8 @@ from torch import Tensor
 from lib.chapters.circuits.role_agreement import TOP
 from lib.chapters.interventions.engine import Fix, run
 from lib.chapters.interventions.single_neurons import BLOCKS, TILE, mean_and_error, predicting
-from lib.chapters.universality.properties import SIGNIFICANT, universal
+from lib.chapters.universality.properties import universal
+from lib.display.claims import SIGNIFICANT
 from lib.kernels.predictions import Cases, prediction_statistics, product_dtype
 from lib.models.processed import Processed
 

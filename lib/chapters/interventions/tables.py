@@ -7,12 +7,12 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from lib.base.errors import InputError
+from lib.base.errors import InputError, capital
+from lib.base.hub import seed_source
 from lib.chapters.circuits.tables import kept
 from lib.chapters.interventions import candidates, engine, heads, inputs, neuron_sets, single_neurons
 from lib.chapters.interventions.engine import PathAblation
 from lib.chapters.interventions.inputs import VARIANTS, at_mean, at_values, sample_blocks, unigram_counts
-from lib.display.captions import capital
 from lib.kernels import forward, predictions
 from lib.models import processed, weights
 from lib.run import Run
@@ -30,7 +30,7 @@ def positions(run: Run) -> int:
 
 def model_of(run: Run, seed: str) -> processed.Processed:
     """A seed's processed weights."""
-    return processed.processed(run.params.seed_source(seed))
+    return processed.processed(seed_source(run.params, seed))
 
 
 def left_out(run: Run) -> str | None:

@@ -2,8 +2,9 @@
 
 import pandas as pd
 
+from lib.base.errors import capital
 from lib.chapters.published.comparison import COLUMNS
-from lib.display.captions import Finding, capital, count, percent, signed
+from lib.display.captions import Finding, count, percent, signed
 
 TOP = 20  # neurons in a table of those that disagree
 

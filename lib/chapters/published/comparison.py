@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 
 from lib.base.errors import InputError, told
-from lib.base.files import file_sha256
+from lib.base.files import file_sha256, write_json
 from lib.base.params import read_params
+from lib.base.tensors import write_table
 from lib.chapters.universality.properties import PROPERTIES, universal
-from lib.run import Run, write_json, write_table
+from lib.run import Run
 
 CORRELATIONS = {
     "max_corr": "largest best match", "mean_corr": "mean best match", "min_corr": "smallest best match",

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lib.chapters.published.comparison import COLUMNS
-from lib.display.plots import ALPHA, COLOURS, CORRELATION, NEUTRAL, WIDE, _folded, canvas, layer_axis, note
+from lib.display.plots import ALPHA, COLOURS, CORRELATION, NEUTRAL, WIDE, canvas, folded, layer_axis, note
 
 PANELS = 4  # in a row
 
@@ -45,7 +45,7 @@ def values(table: pd.DataFrame, rows: pd.DataFrame) -> Figure:
             axes.scatter(theirs[group], ours[group], s=4, color=COLOURS[name], alpha=ALPHA[name], linewidths=0, rasterized=True)
         both = pd.concat([ours, theirs])
         axes.plot([both.min(), both.max()], [both.min(), both.max()], color=NEUTRAL, linewidth=0.8, linestyle="--")
-        axes.set_title(_folded(row.label) if len(row.label) > 20 else row.label, fontsize="small")
+        axes.set_title(folded(row.label) if len(row.label) > 20 else row.label, fontsize="small")
         axes.text(0.04, 0.95, f"r = {row.pearson:.3f}" if np.isfinite(row.pearson) else "r undefined", transform=axes.transAxes,
                   va="top", fontsize="small", bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1})  # fmt: skip
         axes.tick_params(labelsize="x-small")

@@ -5,18 +5,13 @@ import pandas as pd
 from scipy.stats import norm
 
 from lib.chapters.universality import properties
-from lib.chapters.universality.properties import (
-    FEWEST,
-    PROPERTIES,
-    PUBLISHED_MEDIANS,
-    PUBLISHED_MODELS,
-    PUBLISHED_SHARES,
-    SIGNIFICANT,
-)
+from lib.chapters.universality.properties import PROPERTIES, PUBLISHED_MEDIANS, PUBLISHED_MODELS, PUBLISHED_SHARES
 from lib.display.captions import count, p_words, percent, signed
 from lib.display.claims import (
     FAILS,
+    FEWEST,
     HOLDS,
+    SIGNIFICANT,
     UNKNOWN,
     Claim,
     Evidence,
@@ -87,9 +82,14 @@ def _frequency_cosine(evidence: Evidence) -> Measured:
     return Measured(value, low, high, f"{signed(value)} ({signed(low)} to {signed(high)})", decided(low, high, 0.0, above=False))
 
 
+def _tests(evidence: Evidence) -> pd.DataFrame:
+    """`property_tests` of the reference seed by property."""
+    return properties.property_tests(evidence.own(EVERYONE), evidence.threshold).set_index("property")
+
+
 def _property(column: str):
     def measure(evidence: Evidence) -> Measured:
-        tests = evidence.property_tests
+        tests = evidence.once(_tests)
         if column not in tests.index or not np.isfinite(tests.loc[column, "effect"]):
             return unmeasured("no universal neuron to rank" if not evidence.universal_of().shape[0] else "not defined for these models")
         row = tests.loc[column]

@@ -11,8 +11,7 @@ import pandas as pd
 from scipy.stats import mannwhitneyu
 from statsmodels.stats.multitest import multipletests
 
-FEWEST = 10  # universal neurons below which no direction is claimed
-SIGNIFICANT = 0.05  # corrected p-value above which no direction is claimed
+from lib.display.claims import FEWEST, SIGNIFICANT
 
 PROPERTIES = {
     "sparsity": "activation frequency",

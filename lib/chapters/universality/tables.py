@@ -6,22 +6,26 @@ per-neuron tables. Every seed serves as reference; `neurons.parquet` and `matche
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from lib.base.errors import told
+from lib.base.files import write_json
+from lib.base.hub import seed_source
+from lib.base.machine import device_of
 from lib.base.params import read_params
+from lib.base.tensors import read_tensors, write_table
 from lib.chapters.universality.matching import MOST, assignment, cliques
 from lib.chapters.universality.properties import reference_shares
 from lib.chapters.universality.uncertainty import parts_of, sampled
-from lib.collect.one_pass import load_accumulators
-from lib.collect.planner import device_of
+from lib.collect.statistics import load_accumulators
 from lib.kernels.correlation import Comparison, Covariance, Scale, compare
 from lib.kernels.moments import Moments
 from lib.models.weights import weight_properties
-from lib.run import Run, read_tensors, write_json, write_table
+from lib.run import Run
 
 CORRELATION_COLUMNS = ("max_corr", "mean_corr", "min_corr", "max_baseline", "mean_baseline", "min_baseline")
 
@@ -132,7 +136,7 @@ def neuron_table(run: Run, seed: str, moments, columns: dict[str, np.ndarray]) -
     table = neuron_index(run.done["layers"], run.done["neurons"])
     for name, values in columns.items():
         table[name] = values
-    weights = weight_properties(run.params.seed_source(seed))
+    weights = weight_properties(seed_source(run.params, seed))
     table = table.merge(weights, on=["layer", "neuron"], validate="one_to_one")
     for name, values in moments.pre_moments().items():
         table[name] = values.flatten().cpu().numpy()
@@ -205,3 +209,17 @@ def main() -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
+
+
+def open_run(params_file: str | Path, **overrides) -> Run:
+    """The run of a parameter file, with overrides that are not None; collects and tabulates what is missing.
+
+    A change of `reference`, `threshold` or `rotations` needs no new pass over the text; a change of anything that
+    the pass depends on raises InputError, since it needs a run of its own.
+    """
+    from lib.collect.passes import collect
+
+    run = Run(read_params(params_file, **{name: value for name, value in overrides.items() if value is not None}))
+    collect(run)
+    tabulate(run)
+    return run

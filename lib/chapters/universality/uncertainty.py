@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lib.base.tensors import read_tensors
 from lib.chapters.universality.properties import universal
-from lib.run import Run, read_tensors
+from lib.run import Run
 
 DRAWS = 400  # bootstrap draws
 AT_ONCE = 50  # draws computed at a time

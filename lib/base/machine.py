@@ -1,0 +1,55 @@
+"""The machine that a run uses: its device, memory and name."""
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from lib.base.params import Params
+
+
+def device_name(device: torch.device) -> str:
+    """The processor as its maker names it, with the number of cores or GPUs used."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
+    return f"{model or platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that a run may take on a GPU, or on this machine (or in its control group, where that is less)."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    info = Path("/proc/meminfo")
+    if info.exists():
+        lines = dict(line.split(":", 1) for line in info.read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    else:
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
+    return min([free, *_group_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+
+
+def _group_limits(groups: Path, root: Path) -> list[float]:
+    """Limits in bytes of this process's control groups, as Slurm or a container sets them: those of its own group and of all above it."""
+    found = []
+    for line in groups.read_text().splitlines() if groups.exists() else ():
+        _, controllers, own = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top, name = (root / "memory", "memory.limit_in_bytes") if controllers else (root, "memory.max")
+        place = top / own.lstrip("/")
+        for folder in (place, *place.parents):
+            limit = folder / name
+            if folder.is_relative_to(top) and limit.is_file() and (allowed := limit.read_text().strip()) != "max":
+                found.append(float(allowed))
+    return found
+
+
+def device_of(params: Params) -> torch.device:
+    """The device a run uses; `auto` is the first GPU, else the CPU. Each of several processes has a GPU of its own."""
+    if params.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

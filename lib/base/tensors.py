@@ -1,0 +1,68 @@
+"""Tensors and tables on disk: safetensors and Parquet, written whole or not at all, read in parts."""
+
+from pathlib import Path
+
+import pandas as pd
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lib.base.errors import InputError
+from lib.base.files import write_atomically, write_if_changed
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Saves tensors as safetensors, atomically."""
+    on_host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, lambda temporary: save_file(on_host, temporary, metadata))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Reads what `write_tensors` wrote; InputError for a corrupt file."""
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"{path} is corrupt ({error}); delete it and run again.") from error
+
+
+class TensorFiles:
+    """The tensors of several safetensors files, mapped into memory and read in parts, so that none is loaded whole.
+
+    InputError for a corrupt file.
+    """
+
+    def __init__(self, paths: list[Path]):
+        self._file = {}
+        for path in paths:
+            try:
+                opened = safe_open(path, "pt")
+            except SafetensorError as error:
+                raise InputError(f"{path} is corrupt ({error}); delete it and run again.") from error
+            self._file |= {name: opened for name in opened.keys()}
+
+    def names(self) -> list[str]:
+        """All tensors' names."""
+        return sorted(self._file)
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor."""
+        return self._file[name].get_tensor(name)
+
+    def part(self, name: str, index: int) -> Tensor:
+        """One index of a tensor's first axis."""
+        return self._file[name].get_slice(name)[index : index + 1][0]
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Saves a table as Parquet, atomically."""
+    write_atomically(path, lambda temporary: table.to_parquet(temporary, index=False))
+
+
+def write_tables_shown(folder: Path, tables: dict[str, pd.DataFrame]) -> None:
+    """Saves the tables that a report's pages show, as CSV and Parquet; files of tables that are gone go too."""
+    wanted = {folder / f"{name}.{ending}" for name in tables for ending in ("csv", "parquet")}
+    for stale in {*folder.glob("*.csv"), *folder.glob("*.parquet")} - wanted:
+        stale.unlink()
+    for name, table in tables.items():
+        write_table(folder / f"{name}.parquet", table)
+        write_if_changed(folder / f"{name}.csv", table.to_csv(index=False))

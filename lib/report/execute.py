@@ -1,0 +1,127 @@
+"""One notebook, executed by papermill in a kernel of this environment."""
+
+import contextlib
+import errno
+import logging
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+from lib.base import params as parameters
+from lib.base.errors import InputError
+from lib.base.files import read_json
+
+
+class NotebookError(Exception):
+    """A notebook did not run to its end; the message says where it stopped and where what it wrote so far lies."""
+
+
+def execute(notebook: Path, params_file: Path) -> Path:
+    """Runs a notebook with papermill in its own folder; its executed copy lies in outputs/<run>/notebooks.
+
+    Raises InputError where the notebook did, and NotebookError for any other failing cell or a dead kernel; then
+    the partial notebook and the traceback are in outputs/<run>/unfinished.
+    """
+    _leave_out_web_addresses()
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    if not params_file.is_file():
+        raise InputError(f"the parameter file {params_file} does not exist; `python -m lib.report resolve` writes it.")
+    executed = params_file.parent / "notebooks" / notebook.name
+    partial = params_file.parent / "unfinished" / notebook.name
+    log = partial.with_suffix(".log")
+    for folder in (executed.parent, partial.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    log.write_text("", encoding="utf-8")  # so that no other chapter, ending now, takes the folder for empty
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it would say is in the sentence that we raise
+    started = time.monotonic()
+    try:
+        papermill.execute_notebook(
+            notebook,
+            partial,
+            parameters={"params_file": os.path.relpath(params_file, notebook.parent)},
+            kernel_name="python3",
+            language="python",
+            cwd=notebook.parent,
+            progress_bar={"desc": f"{notebook.stem:24}"} if sys.stderr.isatty() else False,
+            kernel_manager_class=_kernel_manager(),
+        )
+    except PapermillExecutionError as error:
+        log.write_text(_without_colours("\n".join(error.traceback)) + "\n", encoding="utf-8")
+        _refuse_full_disk(error.ename, error.evalue)
+        if error.ename == "InputError":
+            raise InputError(error.evalue) from None
+        message = f"{error.ename}: {_one_line(error.evalue)}" if error.evalue else error.ename
+        raise NotebookError(
+            f"{notebook.name} stopped in cell [{error.exec_count}] with {message} "
+            f"(partial notebook: {partial}, traceback: {log})"
+        ) from None
+    except (DeadKernelError, RuntimeError) as error:
+        log.unlink()
+        raise NotebookError(
+            f"the kernel of {notebook.name} died{_where(partial)}, most likely killed for want of memory "
+            f"(partial notebook: {partial}); {_one_line(error)}"
+        ) from None
+    os.replace(partial, executed)
+    log.unlink()
+    with contextlib.suppress(OSError):  # another chapter's lies there
+        partial.parent.rmdir()
+    print(f"{notebook.name}: done in {time.monotonic() - started:.0f} s", file=sys.stderr)
+    return executed
+
+
+def _leave_out_web_addresses() -> None:
+    """Has jsonschema, which notebooks are checked with, do without its 38 parsers of web addresses: it is imported thrice as fast."""
+    sys.modules.setdefault("rfc3987_syntax", None)
+
+
+def _kernel_manager() -> type:
+    """Kernels that are always this environment's Python, whatever kernels are installed on the machine."""
+    import zmq
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    search = os.pathsep.join([str(parameters.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+    class OwnKernelManager(AsyncKernelManager):
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.transport_encryption = "auto" if zmq.has("curve") else "disabled"
+
+        @property
+        def kernel_spec(self) -> KernelSpec:
+            return KernelSpec(
+                # its log has nothing that the notebook does not show, and may break into our sentence
+                argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=CRITICAL"],
+                # threads that wait for work while another chapter computes would keep it from its core
+                env={"PYTHONPATH": search, "OMP_WAIT_POLICY": "passive", "PYDEVD_DISABLE_FILE_VALIDATION": "1"},
+                metadata={"supported_encryption": ["curve"]},
+                display_name="Python 3",
+                language="python",
+            )
+
+    return OwnKernelManager
+
+
+def _refuse_full_disk(name: str, message: str) -> None:
+    if name == "OSError" and f"[Errno {errno.ENOSPC}]" in message:
+        raise InputError(f"no space left on the disk ({_one_line(message)}); free some and run the same command again.")
+
+
+def _where(partial: Path) -> str:
+    """' in cell [n]' for the last code cell that was begun in a partial notebook, if one was."""
+    cells = [cell for cell in read_json(partial).get("cells", []) if cell["cell_type"] == "code" and cell["source"]]
+    begun = sum(cell["metadata"].get("papermill", {}).get("status", "pending") != "pending" for cell in cells)
+    return f" in cell [{begun}]" if begun else ""
+
+
+def _without_colours(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+def _one_line(text: object) -> str:
+    return " ".join(_without_colours(str(text)).split())
