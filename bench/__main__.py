@@ -50,7 +50,10 @@ def measure(device, parts: list[str], given: argparse.Namespace) -> Iterator[tup
         "whole": lambda: whole(device, given.tokens, given.published_tokens),
         "statistics": lambda: {
             "tokens": given.tokens,
-            "sizes": [compare_at(*shape, device, default, given.tokens, 1 if shape is SHAPES[-1] else ROUNDS) for shape in SHAPES],
+            "sizes": [
+                compare_at(*shape, device, default, given.tokens, 1 if shape is SHAPES[-1] else ROUNDS)
+                for shape in SHAPES
+            ],
         },
         "peak": lambda: [share_of_peak(*SHAPES[1], device, precision, given.tokens, ROUNDS) for precision in kernels],
         "elementwise": lambda: elementwise(device, default, ROUNDS),
@@ -76,7 +79,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=TOKENS)
     parser.add_argument("--published-tokens", type=int, default=PUBLISHED_TOKENS)
     parser.add_argument("--precision-tokens", type=int, default=PRECISION_TOKENS)
-    parser.add_argument("--only", nargs="+", choices=every, default=every, help="measure these parts again, keep the others as they are")
+    parser.add_argument(
+        "--only", nargs="+", choices=every, default=every, help="measure these parts again, keep the others as they are"
+    )
     given = parser.parse_args()
     device = machine.this_device()
     path = ROOT / "bench" / f"{machine.file_stem(device)}.json"

@@ -41,9 +41,17 @@ def shipped_run(seeds: tuple[str, ...], tokens: int, precision: str, name: str =
     text = str(ROOT / "data" / "tokens.safetensors")
     return Run(
         Params(
-            run=name, seeds=folders, reference=seeds[0], compare="reference", text=text, context=CONTEXT,
-            token_budget=tokens, random_seed=RANDOM_SEED, rotations=1, precision=precision,
-        )  # fmt: skip
+            run=name,
+            seeds=folders,
+            reference=seeds[0],
+            compare="reference",
+            text=text,
+            context=CONTEXT,
+            token_budget=tokens,
+            random_seed=RANDOM_SEED,
+            rotations=1,
+            precision=precision,
+        )
     )
 
 
@@ -64,7 +72,13 @@ def whole(run: Run) -> tuple[dict[str, Tensor], dict]:
     plan = pack(setting_of(params, shared_shape(params), device))
     precision, names = plan.setting.precision, plan.setting.seeds
     scalings = {
-        name: pilot(name, Trunk(load_model(seed_source(params, name)).to(device), mixed_precision(precision)), run.text, precision, device)
+        name: pilot(
+            name,
+            Trunk(load_model(seed_source(params, name)).to(device), mixed_precision(precision)),
+            run.text,
+            precision,
+            device,
+        )
         for name in names
     }
     if len(plan.passes) > 1:
@@ -145,7 +159,12 @@ class Statistics:
             name: SeedReader(name, own, pilot(name, own, self.text, precision, self.device), self.layers, precision)
             for name, own in given.items()
         }
-        self.dither = Dither(RANDOM_SEED, len(given), (rows(self.device, self.neurons, self.text.tokens.numel()), self.neurons), self.device)
+        self.dither = Dither(
+            RANDOM_SEED,
+            len(given),
+            (rows(self.device, self.neurons, self.text.tokens.numel()), self.neurons),
+            self.device,
+        )
 
         def products() -> LayerProducts:
             return LayerProducts(self.layers, self.neurons, self.dtype, self.device)
@@ -166,10 +185,14 @@ class Statistics:
     def result(self) -> dict[str, Float[Tensor, "compared total"]]:
         """corr and baseline of the first seed against the second."""
         covariance = Covariance(
-            self.names, (self.names,), self.names[:1], self.layers, self.neurons,
+            self.names,
+            (self.names,),
+            self.names[:1],
+            self.layers,
+            self.neurons,
             pair=lambda _a, layer, _b, other: self.pair[layer].sums[other],
             within=lambda _seed, layer: self.within.sums[layer],
-        )  # fmt: skip
+        )
         moments = {name: reader.moments for name, reader in self.readers.items()}
         return _of_reference(compare(covariance, moments, RANDOM_SEED, draws=1), 0)
 

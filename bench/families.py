@@ -61,20 +61,28 @@ def main() -> None:
 
     for number in range(ROUNDS):
         batch(number)
-    each = seconds(lambda: [batch(number) for number in range(ROUNDS)]) / ROUNDS / post.shape[0]  # per token of one seed
+    each = (
+        seconds(lambda: [batch(number) for number in range(ROUNDS)]) / ROUNDS / post.shape[0]
+    )  # per token of one seed
     tokens = text.tokens.numel()
-    print(f"grouped moments: {1e6 * each:.2f} µs a token and seed, {each * tokens * SEEDS:.0f} s for {tokens:,} tokens of {SEEDS} seeds")
+    print(
+        f"grouped moments: {1e6 * each:.2f} µs a token and seed, {each * tokens * SEEDS:.0f} s for {tokens:,} tokens of {SEEDS} seeds"
+    )
     statistics = [layer.compact() for layer in work]
     turn = torch.linalg.qr(torch.randn(LAYERS, NEURONS, NEURONS)).Q
     rotation = Rotation(turn, torch.ones(LAYERS, NEURONS))
     labels = sum(len(one.labels) for one in sets)
     ours = seconds(lambda: seed_families(statistics, sets, rotation))
-    print(f"scores of one seed: {ours:.1f} s for {LAYERS * NEURONS:,} neurons × {labels:,} labels, {torch.get_num_threads()} threads")
+    print(
+        f"scores of one seed: {ours:.1f} s for {LAYERS * NEURONS:,} neurons × {labels:,} labels, {torch.get_num_threads()} threads"
+    )
     generator = np.random.default_rng(0)
     rows = 100_000
     pair = published_way(generator.normal(size=(rows, 8)).astype(np.float32), generator.random((rows, 8)) < 0.05)
     whole = pair * tokens / rows * LAYERS * NEURONS * labels
-    print(f"a groupby per neuron and label: {1e3 * pair:.1f} ms on {rows:,} tokens, so {whole / 86400:.1f} days for the same")
+    print(
+        f"a groupby per neuron and label: {1e3 * pair:.1f} ms on {rows:,} tokens, so {whole / 86400:.1f} days for the same"
+    )
 
 
 if __name__ == "__main__":

@@ -26,7 +26,9 @@ def views(browser, address: str) -> tuple[float, float]:
         if "#" in address:
             page.wait_for_selector(f'#card[data-complete="{address.split("#")[1]}"]')
         complete = time.perf_counter() - started
-        while (painted := page.evaluate(PAINTED)) is None:  # the pages' own policy forbids Playwright to wait for an expression
+        while (
+            painted := page.evaluate(PAINTED)
+        ) is None:  # the pages' own policy forbids Playwright to wait for an expression
             page.wait_for_timeout(10)
         return painted / 1000, complete
 
@@ -39,7 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
     if not (folder / "index.html").is_file():
         raise InputError(f"there is no finished report in {folder}; `make report` makes one.")
     reference = read_params(folder.parent / "params.yaml").reference
-    pages = [*sorted(path.name for path in folder.glob("*.html") if path.name != "neurons.html"), f"neurons.html#{reference}/0/0"]
+    pages = [
+        *sorted(path.name for path in folder.glob("*.html") if path.name != "neurons.html"),
+        f"neurons.html#{reference}/0/0",
+    ]
     with headless("times of pages") as browser:
         found = {page: [] for page in pages}
         for _ in range(ROUNDS):
@@ -47,8 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
                 times.append(views(browser, f"{folder.resolve().as_uri()}/{page}"))
     for page, times in found.items():
         painted, complete = ([*column] for column in zip(*times, strict=True))
-        print(f"{page}: first paint {statistics.median(painted):.2f} s (slowest {max(painted):.2f}), "
-              f"complete {statistics.median(complete):.2f} s (slowest {max(complete):.2f})")  # fmt: skip
+        print(
+            f"{page}: first paint {statistics.median(painted):.2f} s (slowest {max(painted):.2f}), "
+            f"complete {statistics.median(complete):.2f} s (slowest {max(complete):.2f})"
+        )
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"report: {size / 1e6:.1f} MB")
     return 0

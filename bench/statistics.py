@@ -89,8 +89,18 @@ def elementwise(device: torch.device, precision: str, rounds: int) -> dict[str, 
     generator, (_, neurons), tokens = torch.Generator().manual_seed(RANDOM_SEED), SHAPES[1], chunk_tokens(device)
     pre = torch.randn(tokens, neurons, generator=generator)
     scaling = torch.stack([torch.zeros(neurons), torch.full((neurons,), 20.0)])
-    given = pre.bfloat16(), gelu(pre, approximate="tanh").bfloat16(), torch.ones(tokens, 1), scaling, scaling, pre.abs() % 1
-    given = *(one.to(device) for one in given), torch.empty(tokens, neurons, dtype=OPERAND_DTYPES[precision], device=device)
+    given = (
+        pre.bfloat16(),
+        gelu(pre, approximate="tanh").bfloat16(),
+        torch.ones(tokens, 1),
+        scaling,
+        scaling,
+        pre.abs() % 1,
+    )
+    given = (
+        *(one.to(device) for one in given),
+        torch.empty(tokens, neurons, dtype=OPERAND_DTYPES[precision], device=device),
+    )
     kernels = {"plain": layer_statistics, "compiled": compiled_layer_statistics()}
     if native_layer_statistics(*given) is not None:
         kernels["native"] = native_layer_statistics

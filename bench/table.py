@@ -18,9 +18,14 @@ class Row:
 def rows(found: dict) -> list[dict]:
     """The table's rows, as dictionaries, of whichever parts were measured."""
     makers = {
-        "whole": _whole, "statistics": _statistics, "peak": _peak, "elementwise": _elementwise, "forward": _forward,
-        "precision": _precision, "scaling": _scaling,
-    }  # fmt: skip
+        "whole": _whole,
+        "statistics": _statistics,
+        "peak": _peak,
+        "elementwise": _elementwise,
+        "forward": _forward,
+        "precision": _precision,
+        "scaling": _scaling,
+    }
     return [asdict(row) for part, make in makers.items() if part in found for row in make(found[part])]
 
 
@@ -68,23 +73,41 @@ def _whole(found: dict) -> list[Row]:
     was = f"measured on {published['tokens']:,} tokens, its pass in proportion"
     how = "measured" if published["tokens"] == tokens else was
     return [
-        Row(group, "ours against the published algorithm: reference against four shipped seeds",
-            f"{theirs / ours['seconds']:.1f} times as fast on {tokens:,} tokens", "8 times, aim 15"),
+        Row(
+            group,
+            "ours against the published algorithm: reference against four shipped seeds",
+            f"{theirs / ours['seconds']:.1f} times as fast on {tokens:,} tokens",
+            "8 times, aim 15",
+        ),
         Row(group, "published algorithm", f"{_time(theirs)} ({how}), {tokens / theirs:,.0f} tokens/s"),
-        Row(group, "ours", f"{_time(ours['seconds'])} (measured, {ours['precision']}), {tokens / ours['seconds']:,.0f} "
-            f"tokens/s; of it {_time(ours['fixed_seconds'])} loading, pilot and algebra"),
-        Row(group, "is the published pass linear in tokens? seconds a thousand tokens, one pair (the first holds what starting up takes)",
-            f"{_per_thousand(once)} on {once['tokens']:,} tokens, {_per_thousand(twice)} on {twice['tokens']:,}"),
-        Row(group, "largest difference of max correlation and of baseline, same tokens and rotations",
+        Row(
+            group,
+            "ours",
+            f"{_time(ours['seconds'])} (measured, {ours['precision']}), {tokens / ours['seconds']:,.0f} "
+            f"tokens/s; of it {_time(ours['fixed_seconds'])} loading, pilot and algebra",
+        ),
+        Row(
+            group,
+            "is the published pass linear in tokens? seconds a thousand tokens, one pair (the first holds what starting up takes)",
+            f"{_per_thousand(once)} on {once['tokens']:,} tokens, {_per_thousand(twice)} on {twice['tokens']:,}",
+        ),
+        Row(
+            group,
+            "largest difference of max correlation and of baseline, same tokens and rotations",
             f"{found['difference']['corr']:.1e} and {found['difference']['baseline']:.1e} on "
             f"{published['tokens']:,} tokens (median {found['difference']['corr_median']:.1e} and "
-            f"{found['difference']['baseline_median']:.1e})"),
-        Row(group, "ours: peak memory beyond models and accumulators",
+            f"{found['difference']['baseline_median']:.1e})",
+        ),
+        Row(
+            group,
+            "ours: peak memory beyond models and accumulators",
             f"{rest / 1e9:.2f} GB, of which {ours['imports_bytes'] / 1e9:.2f} GB the imported packages "
             f"(peak {ours['peak_bytes'] / 1e9:.2f} GB, accumulators {ours['accumulator_bytes'] / 1e9:.2f} GB, models "
-            f"{ours['model_bytes'] / 1e9:.2f} GB)", "at most 1.5 GB"),
+            f"{ours['model_bytes'] / 1e9:.2f} GB)",
+            "at most 1.5 GB",
+        ),
         Row(group, "published algorithm: peak memory, one pair at a time", f"{published['peak_bytes'] / 1e9:.2f} GB"),
-    ]  # fmt: skip
+    ]
 
 
 def _per_thousand(record: dict) -> str:
@@ -94,29 +117,43 @@ def _per_thousand(record: dict) -> str:
 def _statistics(found: dict) -> list[Row]:
     group, tokens, made = "Statistics only, activations given, one pair of seeds with its baseline", found["tokens"], []
     for one in found["sizes"]:
-        name, (published, ours) = f"N = {one['neurons']:,}", (
-            one[f"{way}_seconds_at_end"] + tokens * one[f"{way}_seconds_per_token"] for way in ("published", "ours")
-        )  # fmt: skip
+        name, (published, ours) = (
+            f"N = {one['neurons']:,}",
+            (one[f"{way}_seconds_at_end"] + tokens * one[f"{way}_seconds_per_token"] for way in ("published", "ours")),
+        )
         made += [
-            Row(group, f"{name}: ours against the published algorithm",
+            Row(
+                group,
+                f"{name}: ours against the published algorithm",
                 f"{published / ours:.1f} times as fast on {tokens:,} tokens, in {one['precision']}",
-                "8 times, aim 14" if one["neurons"] >= 6144 else ""),
-            Row(group, f"{name}: stream of activations, then the algebra at the end",
+                "8 times, aim 14" if one["neurons"] >= 6144 else "",
+            ),
+            Row(
+                group,
+                f"{name}: stream of activations, then the algebra at the end",
                 f"published {1 / one['published_seconds_per_token']:,.0f} tokens/s, {one['published_seconds_at_end']:.1f} s; "
-                f"ours {1 / one['ours_seconds_per_token']:,.0f} tokens/s, {one['ours_seconds_at_end']:.1f} s"),
-            Row(group, f"{name}: largest difference of results after a few thousand tokens",
-                f"{one['largest_difference']:.1e}"),
-        ]  # fmt: skip
+                f"ours {1 / one['ours_seconds_per_token']:,.0f} tokens/s, {one['ours_seconds_at_end']:.1f} s",
+            ),
+            Row(
+                group,
+                f"{name}: largest difference of results after a few thousand tokens",
+                f"{one['largest_difference']:.1e}",
+            ),
+        ]
     return made
 
 
 def _peak(found: list[dict]) -> list[Row]:
     group = "Covariance kernel, operands prepared included, against the peak of the same product"
     return [
-        Row(group, f"share of the {one['precision']} GEMM peak at N = {one['neurons']:,}",
-            f"{one['rate'] / one['peak']:.0%}: {_rate(one['rate'])} of {_rate(one['peak'])}", "70 %, aim 85 %")
+        Row(
+            group,
+            f"share of the {one['precision']} GEMM peak at N = {one['neurons']:,}",
+            f"{one['rate'] / one['peak']:.0%}: {_rate(one['rate'])} of {_rate(one['peak'])}",
+            "70 %, aim 85 %",
+        )
         for one in found
-    ]  # fmt: skip
+    ]
 
 
 def _rate(operations: float) -> str:
@@ -127,7 +164,11 @@ def _elementwise(found: dict[str, float]) -> list[Row]:
     group = "Sums and operands of one layer's activations, which surround the products"
     names = {"plain": "the expression as it stands", "compiled": "by torch.compile", "native": "by a loop of our own"}
     return [
-        Row(group, names[key], f"{1e9 * taken:.2f} ns a value" + f", {found['plain'] / taken:.1f} times as fast" * (key != "plain"))
+        Row(
+            group,
+            names[key],
+            f"{1e9 * taken:.2f} ns a value" + f", {found['plain'] / taken:.1f} times as fast" * (key != "plain"),
+        )
         for key, taken in found.items()
     ]
 
@@ -150,19 +191,29 @@ def _forward(found: dict) -> list[Row]:
 
 def _precision(found: dict) -> list[Row]:
     group = "Error against fp64, forward pass included, one pair of shipped seeds"
-    made = [Row(group, "neurons with excess correlation above 0.5 in fp64",
-                f"{found['universal']:,} of {found['neurons']:,} on {found['tokens']:,} tokens")]  # fmt: skip
+    made = [
+        Row(
+            group,
+            "neurons with excess correlation above 0.5 in fp64",
+            f"{found['universal']:,} of {found['neurons']:,} on {found['tokens']:,} tokens",
+        )
+    ]
     for precision in ("int8", "bf16", "fp32"):
         if precision not in found:
             continue
         for kind, name in (("corr", "max correlation"), ("excess", "excess")):
             size = found[precision][kind]
             made.append(
-                Row(group, f"{precision}: {name}, median / 99.9th percentile / largest",
+                Row(
+                    group,
+                    f"{precision}: {name}, median / 99.9th percentile / largest",
                     f"{size['median']:.1e} / {size['p99.9']:.1e} / {size['largest']:.1e}",
-                    "99.9th percentile at most 1e-3 for the default")
-            )  # fmt: skip
-        made.append(Row(group, f"{precision}: neurons that change side of 0.5", f"{found[precision]['changed_side']:,}"))
+                    "99.9th percentile at most 1e-3 for the default",
+                )
+            )
+        made.append(
+            Row(group, f"{precision}: neurons that change side of 0.5", f"{found[precision]['changed_side']:,}")
+        )
     return made
 
 
@@ -170,14 +221,21 @@ def _scaling(found: dict) -> list[Row]:
     group, seconds = "Processes under torchrun, reference against four shipped seeds", found["seconds"]
     one, two, half = seconds["one_all"], seconds["two"], seconds["one_half"]
     return [
-        Row(group, "time of two processes against one process with all cores",
+        Row(
+            group,
+            "time of two processes against one process with all cores",
             f"{two['pass'] / one['pass']:.2f} in the pass ({_time(two['pass'])} and {_time(one['pass'])}, "
             f"{found['tokens']:,} tokens), {two['command'] / one['command']:.2f} for the whole command "
-            f"({_time(two['command'])} and {_time(one['command'])})", "at most 1.15"),
-        Row(group, "two processes against one process with half the cores",
+            f"({_time(two['command'])} and {_time(one['command'])})",
+            "at most 1.15",
+        ),
+        Row(
+            group,
+            "two processes against one process with half the cores",
             f"{half['pass'] / two['pass']:.2f} times as fast in the pass ({_time(half['pass'])}), "
-            f"{half['command'] / two['command']:.2f} times for the whole command"),
-    ]  # fmt: skip
+            f"{half['command'] / two['command']:.2f} times for the whole command",
+        ),
+    ]
 
 
 def _time(seconds: float) -> str:

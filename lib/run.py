@@ -73,5 +73,3 @@ class Run:
     def _of_reference(self, name: str) -> pd.DataFrame:
         table = self.table(name)
         return table[table["seed"] == self.params.reference].drop(columns="seed").reset_index(drop=True)
-
-

@@ -29,7 +29,9 @@ TOKENIZER = ROOT / "data" / "tokenizer"
 TEXT = ROOT / "data" / "tokens.safetensors"
 SHIPPED = ROOT / "data" / "seeds"
 CHROMIUM = chromium()
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine; install it or name one with CHROMIUM=/path")
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None, reason="there is no Chromium on this machine; install it or name one with CHROMIUM=/path"
+)
 
 
 def pytest_collection_modifyitems(items):
@@ -59,15 +61,26 @@ def small_model(seed: int, layers: int = 2) -> GPT2LMHeadModel:
     """An untrained GPT-2 of 2 × 48 neurons; its weights are large enough for activations to differ from linear."""
     torch.manual_seed(seed)
     config = GPT2Config(
-        n_layer=layers, n_embd=32, n_head=2, n_inner=48, n_positions=256, vocab_size=8192, initializer_range=0.3,
-        activation_function="gelu_new", bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
+        n_layer=layers,
+        n_embd=32,
+        n_head=2,
+        n_inner=48,
+        n_positions=256,
+        vocab_size=8192,
+        initializer_range=0.3,
+        activation_function="gelu_new",
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     return GPT2LMHeadModel(config).eval()
 
 
 def activations(folder: Path, blocks: int) -> np.ndarray:
     """A plain transformers model's activations on the counted tokens of the shipped text's first blocks, (tokens, layers · neurons), fp64."""
-    model, text = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float64).eval(), read_text(TEXT).take(blocks * 256)
+    model, text = (
+        GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float64).eval(),
+        read_text(TEXT).take(blocks * 256),
+    )
     seen = []
     for block in model.transformer.h:
         block.mlp.act.register_forward_hook(lambda _m, _i, output: seen.append(output))
@@ -127,11 +140,14 @@ def hub(tmp_path, monkeypatch):
     with LocalHub() as hub:
         template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace("https://huggingface.co", hub.url)
         for module, name, value in (
-            (constants, "ENDPOINT", hub.url), (constants, "HUGGINGFACE_CO_URL_TEMPLATE", template),
-            (constants, "HF_HUB_CACHE", str(tmp_path / "cache")), (constants, "HF_HUB_OFFLINE", False),
-            (datasets.config, "HF_ENDPOINT", hub.url), (datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets")),
+            (constants, "ENDPOINT", hub.url),
+            (constants, "HUGGINGFACE_CO_URL_TEMPLATE", template),
+            (constants, "HF_HUB_CACHE", str(tmp_path / "cache")),
+            (constants, "HF_HUB_OFFLINE", False),
+            (datasets.config, "HF_ENDPOINT", hub.url),
+            (datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets")),
             (datasets.config, "HF_MODULES_CACHE", str(tmp_path / "modules")),
-        ):  # fmt: skip
+        ):
             monkeypatch.setattr(module, name, value)
         monkeypatch.delenv("HF_TOKEN", raising=False)
         yield hub
@@ -155,10 +171,18 @@ def make_run(tmp_path, monkeypatch):
 
     def make(seeds: dict[str, Path], **changes) -> Run:
         values = dict(
-            run="test", seeds={name: str(path) for name, path in seeds.items()}, reference=sorted(seeds)[0],
-            text=str(TEXT), context=256, token_budget=20 * 256, random_seed=0, rotations=2, threshold=0.5,
-            precision="fp64", device="cpu",
-        )  # fmt: skip
+            run="test",
+            seeds={name: str(path) for name, path in seeds.items()},
+            reference=sorted(seeds)[0],
+            text=str(TEXT),
+            context=256,
+            token_budget=20 * 256,
+            random_seed=0,
+            rotations=2,
+            threshold=0.5,
+            precision="fp64",
+            device="cpu",
+        )
         return Run(Params(**(values | changes)))
 
     return make

@@ -25,9 +25,18 @@ def made_run(folder: Path, seeds: dict[str, Path], patch, groups=lambda run: (),
     patch.setattr("lib.collect.reader.fastest_layer_statistics", lambda: layer_statistics)
     patch.setattr(collecting, "group_sizes", groups)
     values = dict(
-        run="test", seeds={name: str(path) for name, path in seeds.items()}, reference=sorted(seeds)[0], text=str(TEXT), context=256,
-        token_budget=16 * 256, random_seed=0, rotations=2, threshold=0.5, precision="fp64", device="cpu",
-    )  # fmt: skip
+        run="test",
+        seeds={name: str(path) for name, path in seeds.items()},
+        reference=sorted(seeds)[0],
+        text=str(TEXT),
+        context=256,
+        token_budget=16 * 256,
+        random_seed=0,
+        rotations=2,
+        threshold=0.5,
+        precision="fp64",
+        device="cpu",
+    )
     run = Run(Params(**(values | changes)))
     passes.collect(run)
     tabulate(run)

@@ -35,7 +35,12 @@ from lib.base.params import Params, read_params  # noqa: E402
 from lib.text.tokenise import vocabulary  # noqa: E402
 
 # run: architecture of its stand-ins, and how much of their weights is a seed's own
-STUDIES = {"gpt2-small": ("crfm", 0.15), "gpt2-medium": ("crfm", 1.0), "pythia-160m": ("neox", 0.15), "llama": ("llama", 0.15)}
+STUDIES = {
+    "gpt2-small": ("crfm", 0.15),
+    "gpt2-medium": ("crfm", 1.0),
+    "pythia-160m": ("neox", 0.15),
+    "llama": ("llama", 0.15),
+}
 COPIED = ("lib", "notebooks", "params", "bench", "tests")
 LINKED = (".venv", "data", "Makefile", "requirements.txt", "constraints.txt")
 TOKENS = 20480
@@ -50,7 +55,11 @@ class Workplace:
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in LINKED:
             (folder / name).symlink_to(ROOT / name)
-        caches = {"HF_HOME": folder / "hf", "HF_HUB_CACHE": folder / "hf" / "hub", "HF_DATASETS_CACHE": folder / "hf" / "datasets"}
+        caches = {
+            "HF_HOME": folder / "hf",
+            "HF_HUB_CACHE": folder / "hf" / "hub",
+            "HF_DATASETS_CACHE": folder / "hf" / "datasets",
+        }
         self.environment = os.environ | {name: str(path) for name, path in caches.items()}
         self.environment |= {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
 
@@ -58,9 +67,14 @@ class Workplace:
         """`make` with arguments, as a process group; what it says is added to log.txt."""
         with open(self.folder / "log.txt", "a") as log:
             return subprocess.Popen(
-                ["make", *arguments], cwd=self.folder, env=self.environment, start_new_session=True,
-                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-            )  # fmt: skip
+                ["make", *arguments],
+                cwd=self.folder,
+                env=self.environment,
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
 
     def make(self, *arguments: str) -> None:
         """`make` with arguments to its end; stops with what it said last if it fails."""
@@ -80,7 +94,10 @@ class Workplace:
 
     def tables(self, run: str) -> dict[str, pd.DataFrame]:
         """Every table of a run by its name."""
-        return {path.stem: pd.read_parquet(path) for path in sorted((self.folder / "outputs" / run / "tables").glob("*.parquet"))}
+        return {
+            path.stem: pd.read_parquet(path)
+            for path in sorted((self.folder / "outputs" / run / "tables").glob("*.parquet"))
+        }
 
 
 def pile(params: Params, tokens: int) -> dict[str, bytes]:
@@ -89,7 +106,10 @@ def pile(params: Params, tokens: int) -> dict[str, bytes]:
 
     from lib.text.blocks import read_text
 
-    text, tokenizer = read_text(ROOT / "data" / "tokens.safetensors"), AutoTokenizer.from_pretrained(ROOT / "data" / "tokenizer")
+    text, tokenizer = (
+        read_text(ROOT / "data" / "tokens.safetensors"),
+        AutoTokenizer.from_pretrained(ROOT / "data" / "tokenizer"),
+    )
     bos = vocabulary(tokenizer).bos_id
     records = []
     for block in range(2 * tokens // text.context):
@@ -99,9 +119,12 @@ def pile(params: Params, tokens: int) -> dict[str, bytes]:
     lines = "\n".join(map(json.dumps, records)).encode()
     packed = pyarrow.Codec("zstd").compress(lines, asbytes=True)
     return {
-        "README.md": b"---\nlicense: other\n---\n", "train/00.jsonl.zst": b"", "val.jsonl.zst": b"",
-        params.text.data_files: packed, "documents.jsonl": lines,
-    }  # fmt: skip
+        "README.md": b"---\nlicense: other\n---\n",
+        "train/00.jsonl.zst": b"",
+        "val.jsonl.zst": b"",
+        params.text.data_files: packed,
+        "documents.jsonl": lines,
+    }
 
 
 def parameters(study: str) -> tuple[Params, bool]:

@@ -77,8 +77,9 @@ class LocalHub:
             server.shutdown()
             server.server_close()
 
-    def add(self, kind: str, name: str, files: Path | dict[str, Path | bytes], revision: str = "main",
-            gated: bool = False) -> str:
+    def add(
+        self, kind: str, name: str, files: Path | dict[str, Path | bytes], revision: str = "main", gated: bool = False
+    ) -> str:
         """Puts a folder, or files by path, under a revision of a repository ('models' or 'datasets'); its commit."""
         if isinstance(files, Path):
             files = {str(path.relative_to(files)): path for path in sorted(files.rglob("*")) if path.is_file()}
@@ -196,10 +197,17 @@ class _Handler(BaseHTTPRequestHandler):
         files = repository.commits[commit]
         if word == "revision":
             content = {
-                "id": name, "sha": commit, "private": False, "gated": "auto" if repository.gated else False,
-                "disabled": False, "tags": [], "downloads": 0, "likes": 0, "lastModified": "2024-01-01T00:00:00.000Z",
+                "id": name,
+                "sha": commit,
+                "private": False,
+                "gated": "auto" if repository.gated else False,
+                "disabled": False,
+                "tags": [],
+                "downloads": 0,
+                "likes": 0,
+                "lastModified": "2024-01-01T00:00:00.000Z",
                 "siblings": [{"rfilename": path} for path in files],
-            }  # fmt: skip
+            }
             return self._json(content)
         if word == "tree":
             recursive = query.get("recursive", ["false"])[0].lower() in ("true", "1")
@@ -293,8 +301,12 @@ def _tree(files: dict[str, StoredFile], under: str, recursive: bool) -> list[dic
         for depth in range(1, len(steps)):
             folder = prefix + "/".join(steps[:depth])
             if recursive or depth == 1:
-                entries[folder] = {"type": "directory", "oid": hashlib.sha1(folder.encode()).hexdigest(), "size": 0,
-                                   "path": folder}  # fmt: skip
+                entries[folder] = {
+                    "type": "directory",
+                    "oid": hashlib.sha1(folder.encode()).hexdigest(),
+                    "size": 0,
+                    "path": folder,
+                }
         if recursive or len(steps) == 1:
             entries[path] = {"type": "file", "oid": file.oid, "size": file.size, "path": path}
             if file.large:

@@ -55,7 +55,9 @@ def gpt2_tokenizer(ranks_file: Path) -> PreTrainedTokenizerFast:
 
 def save_seeds(folder: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str, str]:
     """Five untrained models in GPT-2 small's shape, name: folder."""
-    config = GPT2Config(vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id
+    )
     for index, name in enumerate("abcde"):
         if not (folder / name / "model.safetensors").exists():
             torch.manual_seed(index)
@@ -98,9 +100,14 @@ def main() -> None:
     seeds = save_seeds(folder, gpt2_tokenizer(options.ranks))
     (folder / "documents.jsonl").write_bytes(pile(study, 2 * options.tokens)["documents.jsonl"])
     described = study.model_dump(exclude_none=True, exclude={"revision"}) | {
-        "run": RUN, "seeds": seeds, "text": {"files": str(folder / "documents.jsonl"), "domain": "meta.pile_set_name"},
-        "token_budget": options.tokens, "rotations": 1, "precision": "int8", "memory_gb": 20,
-    }  # fmt: skip
+        "run": RUN,
+        "seeds": seeds,
+        "text": {"files": str(folder / "documents.jsonl"), "domain": "meta.pile_set_name"},
+        "token_budget": options.tokens,
+        "rotations": 1,
+        "precision": "int8",
+        "memory_gb": 20,
+    }
     file = folder / f"{RUN}.yaml"
     file.write_text(yaml.safe_dump(Params(**described).model_dump(exclude_none=True), sort_keys=False))
     subprocess.run(["make", "plan", f"RUN={RUN}", f"PARAMS={file}"], cwd=ROOT, check=True)

@@ -17,9 +17,15 @@ from transformers import (
 
 POSITIONS = 512  # the studies' context
 SHAPE = dict(
-    vocab_size=8192, hidden_size=32, num_hidden_layers=2, max_position_embeddings=POSITIONS, initializer_range=0.3,
-    bos_token_id=0, eos_token_id=0, tie_word_embeddings=False,
-)  # fmt: skip
+    vocab_size=8192,
+    hidden_size=32,
+    num_hidden_layers=2,
+    max_position_embeddings=POSITIONS,
+    initializer_range=0.3,
+    bos_token_id=0,
+    eos_token_id=0,
+    tie_word_embeddings=False,
+)
 
 
 def crfm_model(seed: int) -> GPT2LMHeadModel:

@@ -23,7 +23,18 @@ VOCABULARY, WIDTH = 97, 40
 @pytest.fixture(scope="module")
 def plain() -> GPT2LMHeadModel:
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(n_layer=3, n_embd=16, n_head=2, n_positions=24, n_inner=WIDTH, vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=0))
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            n_layer=3,
+            n_embd=16,
+            n_head=2,
+            n_positions=24,
+            n_inner=WIDTH,
+            vocab_size=VOCABULARY,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
     for parameter in model.parameters():  # no weight stays at its neutral start value
         parameter.data += 0.3 * torch.randn_like(parameter)
     return model.eval()
@@ -66,22 +77,32 @@ def log_predictions(plain, tokens, one: NeuronSet | None = None, values=None) ->
 def test_ablations_equal_the_plain_model_with_hooks_in_fp64(plain, model, tokens):
     counted = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(3)) < 0.7
     means = torch.rand(3, WIDTH, generator=torch.Generator().manual_seed(4))
-    sets = [NeuronSet(layer, UNIVERSAL, 0, neurons) for layer, neurons in enumerate([(3, 17, 20), (5,), tuple(range(9, 30))])]
+    sets = [
+        NeuronSet(layer, UNIVERSAL, 0, neurons)
+        for layer, neurons in enumerate([(3, 17, 20), (5,), tuple(range(9, 30))])
+    ]
     table = neuron_sets.ablations(model, (tokens, counted), sets, means)
     measured, target = counted.numpy()[:, :-1], tokens.numpy()[:, 1:, None]
     before = log_predictions(plain, tokens)[0][:, :-1]
-    assert table[["layer", "kind", "neurons"]].to_numpy().tolist() == [[layer, kind, n] for layer, n in enumerate((3, 1, 21)) for kind in ("mean", "zero")]
+    assert table[["layer", "kind", "neurons"]].to_numpy().tolist() == [
+        [layer, kind, n] for layer, n in enumerate((3, 1, 21)) for kind in ("mean", "zero")
+    ]
     for row, (one, values) in zip(table.itertuples(), product(sets, (None, torch.zeros(WIDTH))), strict=True):
         after, added = log_predictions(plain, tokens, one, means[one.layer] if values is None else values)
         after = after[:, :-1]
-        expected = {"loss_change": (np.take_along_axis(before, target, -1) - np.take_along_axis(after, target, -1))[..., 0],
-                    "kl": (np.exp(before) * (before - after)).sum(-1), "residual_power": (added[:, :-1] ** 2).sum(-1)}  # fmt: skip
+        expected = {
+            "loss_change": (np.take_along_axis(before, target, -1) - np.take_along_axis(after, target, -1))[..., 0],
+            "kl": (np.exp(before) * (before - after)).sum(-1),
+            "residual_power": (added[:, :-1] ** 2).sum(-1),
+        }
         assert row.tokens == measured.sum() and expected["kl"][measured].mean() > 1e-3  # a hundred times the tolerance
         for name, values_of in expected.items():
             mean = values_of[measured].mean()
             by_block = [(values_of[block] - mean)[measured[block]].sum() for block in range(7)]
             assert getattr(row, name) == pytest.approx(mean, abs=1e-5), (one, row.kind, name)
-            assert getattr(row, f"{name}_error") == pytest.approx(np.sqrt(np.var(by_block, ddof=1) * 7) / measured.sum(), abs=1e-5)
+            assert getattr(row, f"{name}_error") == pytest.approx(
+                np.sqrt(np.var(by_block, ddof=1) * 7) / measured.sum(), abs=1e-5
+            )
 
 
 def test_rounding_changes_of_logits_to_bf16_moves_no_mean(model, tokens, monkeypatch):
@@ -93,7 +114,9 @@ def test_rounding_changes_of_logits_to_bf16_moves_no_mean(model, tokens, monkeyp
     rounded = neuron_sets.ablations(model, (many, many > 0), sets, torch.zeros(3, WIDTH))
     assert (rounded["kl"] != exact["kl"]).all()
     for outcome in ("loss_change", "kl"):
-        np.testing.assert_allclose(rounded[outcome], exact[outcome], rtol=4e-3, atol=2e-5)  # ten times less than rounding the logits would do
+        np.testing.assert_allclose(
+            rounded[outcome], exact[outcome], rtol=4e-3, atol=2e-5
+        )  # ten times less than rounding the logits would do
 
 
 def test_a_set_adds_to_the_residual_stream_what_its_neurons_add_one_by_one(model, tokens):
@@ -101,14 +124,18 @@ def test_a_set_adds_to_the_residual_stream_what_its_neurons_add_one_by_one(model
     for layer in range(3):
         fixes = [Fix(layer, neuron, 0.1 * neuron - 1) for neuron in (30, 4, 19)]
         together = run(model, tokens, fixes, unchanged).before[layer + 1] - unchanged.before[layer + 1]
-        single = sum(run(model, tokens, [fix], unchanged).before[layer + 1] - unchanged.before[layer + 1] for fix in fixes)
+        single = sum(
+            run(model, tokens, [fix], unchanged).before[layer + 1] - unchanged.before[layer + 1] for fix in fixes
+        )
         torch.testing.assert_close(together, single, rtol=0, atol=1e-5)
         assert together.abs().max() > 0.1
 
 
 def neurons_table(**changes) -> pd.DataFrame:
     index = pd.MultiIndex.from_product([range(LAYERS), range(NEURONS)], names=["layer", "neuron"]).to_frame(index=False)
-    table = index.assign(dead=False, excess_corr=np.random.default_rng(0).uniform(0, 0.4, len(index)), activation_mean=0.1)
+    table = index.assign(
+        dead=False, excess_corr=np.random.default_rng(0).uniform(0, 0.4, len(index)), activation_mean=0.1
+    )
     return table.assign(**changes)
 
 
@@ -118,7 +145,9 @@ def test_sets_are_what_they_are_called():
     neurons.loc[(neurons["layer"] == 1) & neurons["neuron"].isin([2, 50, 51]), "dead"] = True
     sets = neuron_sets.neuron_sets(neurons, 0.5, 0)
     chosen = {(one.layer, one.group): one.neurons for one in sets if one.group != RANDOM}
-    assert chosen.pop((1, UNIVERSAL)) == (0, 1, 3, 4, 5, 6) and set(chosen) == {(layer, MOST) for layer in range(LAYERS)}
+    assert chosen.pop((1, UNIVERSAL)) == (0, 1, 3, 4, 5, 6) and set(chosen) == {
+        (layer, MOST) for layer in range(LAYERS)
+    }
     for layer in range(LAYERS):
         live = neurons[(neurons["layer"] == layer) & ~neurons["dead"]]
         assert chosen[layer, MOST] == tuple(sorted(live.sort_values("excess_corr")["neuron"].iloc[-3:]))
@@ -129,10 +158,14 @@ def test_sets_are_what_they_are_called():
     for one in drawn:
         not_drawn = set(chosen[one.layer, MOST]) | ({*range(7), 50, 51} if one.layer == 1 else set())
         assert len(set(one.neurons)) == len(one.neurons) and not not_drawn & set(one.neurons)
-    assert len({one.neurons for one in drawn}) == 40 and sets == neuron_sets.neuron_sets(neurons, 0.5, 0) != neuron_sets.neuron_sets(neurons, 0.5, 1)
+    assert len({one.neurons for one in drawn}) == 40 and sets == neuron_sets.neuron_sets(
+        neurons, 0.5, 0
+    ) != neuron_sets.neuron_sets(neurons, 0.5, 1)
 
 
-@pytest.mark.parametrize("threshold, groups", [(-1, set()), (2, {MOST, RANDOM})], ids=["all universal", "none universal"])
+@pytest.mark.parametrize(
+    "threshold, groups", [(-1, set()), (2, {MOST, RANDOM})], ids=["all universal", "none universal"]
+)
 def test_without_others_to_draw_from_or_without_universal_neurons_sets_are_left_out(threshold, groups):
     assert {one.group for one in neuron_sets.neuron_sets(neurons_table(), threshold, 0)} == groups
 
@@ -148,13 +181,20 @@ def test_a_planted_neuron_that_matters_ranks_first_and_its_layer_too():
     for position in range(CONTEXT - 1):
         trace = run(planted, tokens)
         tokens[:, position + 1] = (planted.normalise(trace.final[:, position]) @ planted.unembedding).argmax(-1)
-    table = neuron_sets.ablations(planted, (tokens, tokens > 0), neuron_sets.neuron_sets(neurons, 0.5, 0), torch.full((LAYERS, NEURONS), 0.1))
+    table = neuron_sets.ablations(
+        planted, (tokens, tokens > 0), neuron_sets.neuron_sets(neurons, 0.5, 0), torch.full((LAYERS, NEURONS), 0.1)
+    )
     for outcome in neuron_sets.OUTCOMES:
         best = table.loc[table[outcome].idxmax()]
         assert best["layer"] == 1 and best["group"] in (UNIVERSAL, MOST)
     compared = neuron_sets.comparisons(table).set_index(["kind", "group", "layer"]).sort_index()
     for kind in ("mean", "zero"):
-        assert compared.loc[(kind, UNIVERSAL, 1), ["neurons", "draws", "kl_below", "loss_change_below"]].tolist() == [1, 10, 10, 10]
+        assert compared.loc[(kind, UNIVERSAL, 1), ["neurons", "draws", "kl_below", "loss_change_below"]].tolist() == [
+            1,
+            10,
+            10,
+            10,
+        ]
     first = neuron_sets.first_layer(compared.loc[("mean", UNIVERSAL)].reset_index())
     assert first.other == 1 and first.difference + first.half < 0
 
@@ -163,10 +203,19 @@ def test_a_planted_neuron_that_matters_ranks_first_and_its_layer_too():
 
 
 def row(layer: int, below: int, level: int = 0, draws: int = 10, excess: float = 0.0, error: float = 0.1) -> dict:
-    return {"layer": layer, "draws": draws, "kl_below": below, "kl_level": level, "loss_change_excess": excess, "loss_change_excess_error": error}
+    return {
+        "layer": layer,
+        "draws": draws,
+        "kl_below": below,
+        "kl_level": level,
+        "loss_change_excess": excess,
+        "loss_change_excess_error": error,
+    }
 
 
-@pytest.mark.parametrize("below, level", [((10, 10, 10), 0), ((0, 1, 0), 0), ((5, 8, 9), 1), ((3, 6, 5), 0), ((0, 0, 0), 10)])
+@pytest.mark.parametrize(
+    "below, level", [((10, 10, 10), 0), ((0, 1, 0), 0), ((5, 8, 9), 1), ((3, 6, 5), 0), ((0, 0, 0), 10)]
+)
 def test_the_rank_test_equals_an_enumeration(below, level):
     found = neuron_sets.ranking(pd.DataFrame([row(layer, number, level) for layer, number in enumerate(below)]), "kl")
     sums = np.array([sum(ranks) for ranks in product(range(11), repeat=3)])
@@ -182,11 +231,29 @@ def test_one_layer_alone_is_never_significant_and_two_may_be():
 
 def test_comparisons_by_hand():
     shared = dict(layer=2, kind="mean", tokens=9, loss_change_error=0.03, residual_power=2.0)
-    rows = [dict(group=RANDOM, draw=draw, neurons=4, loss_change=value, kl=1.0, **shared) for draw, value in enumerate((0.1, 0.2, 0.3))]
+    rows = [
+        dict(group=RANDOM, draw=draw, neurons=4, loss_change=value, kl=1.0, **shared)
+        for draw, value in enumerate((0.1, 0.2, 0.3))
+    ]
     rows += [dict(group=RANDOM, draw=0, neurons=2, loss_change=9.0, kl=9.0, **shared)]  # of another size
-    rows += [dict(group=UNIVERSAL, draw=0, neurons=4, loss_change=0.25, kl=1.0, **(shared | {"loss_change_error": 0.04, "residual_power": 4.0}))]
+    rows += [
+        dict(
+            group=UNIVERSAL,
+            draw=0,
+            neurons=4,
+            loss_change=0.25,
+            kl=1.0,
+            **(shared | {"loss_change_error": 0.04, "residual_power": 4.0}),
+        )
+    ]
     (found,) = neuron_sets.comparisons(pd.DataFrame(rows)).to_dict("records")
-    assert (found["group"], found["draws"], found["loss_change_below"], found["kl_below"], found["kl_level"]) == (UNIVERSAL, 3, 2, 0, 3)
+    assert (found["group"], found["draws"], found["loss_change_below"], found["kl_below"], found["kl_level"]) == (
+        UNIVERSAL,
+        3,
+        2,
+        0,
+        3,
+    )
     assert found["loss_change_random"] == pytest.approx(0.2) and found["loss_change_spread"] == pytest.approx(0.1)
     assert (found["kl_per_power"], found["kl_per_power_random"], found["kl_per_power_below"]) == (0.25, 0.5, 0)
     assert found["loss_change_excess"] == pytest.approx(0.05)
@@ -194,11 +261,18 @@ def test_comparisons_by_hand():
 
 
 def test_the_first_layer_is_held_against_the_largest_other():
-    found = neuron_sets.first_layer(pd.DataFrame([row(0, 0, excess=1.0), row(1, 0, excess=0.2), row(4, 0, excess=0.6, error=0.2)]))
+    found = neuron_sets.first_layer(
+        pd.DataFrame([row(0, 0, excess=1.0), row(1, 0, excess=0.2), row(4, 0, excess=0.6, error=0.2)])
+    )
     assert (found.other, found.excess, found.other_excess) == (4, 1.0, 0.6)
     assert found.difference == pytest.approx(0.4)
-    assert found.half == pytest.approx(2.2414 * 0.05**0.5, rel=1e-4)  # of a standard normal 98.75 % lie below 2.2414: two others to choose from
-    assert neuron_sets.first_layer(pd.DataFrame([row(1, 0), row(2, 0)])) is None and neuron_sets.first_layer(pd.DataFrame([row(0, 0)])) is None
+    assert found.half == pytest.approx(
+        2.2414 * 0.05**0.5, rel=1e-4
+    )  # of a standard normal 98.75 % lie below 2.2414: two others to choose from
+    assert (
+        neuron_sets.first_layer(pd.DataFrame([row(1, 0), row(2, 0)])) is None
+        and neuron_sets.first_layer(pd.DataFrame([row(0, 0)])) is None
+    )
 
 
 def test_one_block_of_text_has_effects_but_no_errors(model, tokens):
@@ -211,15 +285,38 @@ def test_one_block_of_text_has_effects_but_no_errors(model, tokens):
     assert (measured["verdict"], measured["here"]) == (UNKNOWN, "one block of text gives no standard error")
 
 
-@pytest.mark.parametrize("first, title, where", [
-    (0.9, "costs more loss than 30 of 30 random sets do", "+0.8500 nats, is clearly above that of every other layer: the others reach +0.1500"),
-    (0.19, "costs more loss than 30 of 30 random sets do", "+0.1400 nats, is not clearly below that of layer 1: the others reach +0.1500"),
-    (-0.9, "is not clearly unlike random ones: above 20 of 30 random sets", "−0.9500 nats, is clearly below that of layer 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "first, title, where",
+    [
+        (
+            0.9,
+            "costs more loss than 30 of 30 random sets do",
+            "+0.8500 nats, is clearly above that of every other layer: the others reach +0.1500",
+        ),
+        (
+            0.19,
+            "costs more loss than 30 of 30 random sets do",
+            "+0.1400 nats, is not clearly below that of layer 1: the others reach +0.1500",
+        ),
+        (
+            -0.9,
+            "is not clearly unlike random ones: above 20 of 30 random sets",
+            "−0.9500 nats, is clearly below that of layer 1",
+        ),
+    ],
+)
 def test_sentences_say_what_the_ranks_are(first, title, where):
-    random = pd.DataFrame({"draw": range(10), "loss_change": np.linspace(0, 0.1, 10)}).assign(group=RANDOM).merge(pd.DataFrame({"layer": range(3)}), how="cross")
+    random = (
+        pd.DataFrame({"draw": range(10), "loss_change": np.linspace(0, 0.1, 10)})
+        .assign(group=RANDOM)
+        .merge(pd.DataFrame({"layer": range(3)}), how="cross")
+    )
     chosen = pd.DataFrame({"draw": 0, "loss_change": [first, 0.2, 0.1999], "group": UNIVERSAL, "layer": range(3)})
-    table = pd.concat([random, chosen]).assign(neurons=4, kl=0.1, residual_power=1.0, loss_change_error=0.01).merge(pd.DataFrame({"kind": ["mean", "zero"]}), how="cross")
+    table = (
+        pd.concat([random, chosen])
+        .assign(neurons=4, kl=0.1, residual_power=1.0, loss_change_error=0.01)
+        .merge(pd.DataFrame({"kind": ["mean", "zero"]}), how="cross")
+    )
     compared = neuron_sets.comparisons(table)
     finding = captions.importance(compared)
     assert finding.title == f"Ablating universal neurons {title}" and finding.title in finding.alt

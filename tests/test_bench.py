@@ -72,7 +72,9 @@ def test_table_extrapolates_only_the_pass():
     record = {"fixed_seconds": 4.0, "pass_seconds": 10.0, "tokens": 1000}
     assert table.at_tokens(record, 3000) == 34.0
     found = {"forward": dict(plain=100.0, plain_with_logits=80.0, bridge=25.0, trunk_fp32=110.0, trunk_mixed=400.0)}
-    text = table.text({"machine": dict(device="X", date="2026-01-01", torch="2", commit="c"), "rows": table.rows(found)})
+    text = table.text(
+        {"machine": dict(device="X", date="2026-01-01", torch="2", commit="c"), "rows": table.rows(found)}
+    )
     assert "our trunk, MLPs in bf16: 400 tokens/s, 4.00 of plain" in text and "2026-01-01" in text
 
 
@@ -92,7 +94,10 @@ def test_record_keeps_parts_of_the_same_machine_only(tmp_path):
 
 def test_report_shows_machines_side_by_side(tmp_path):
     speed, share = dict(group="Speed", what="ours", bar="8"), dict(group="Peak", what="share", bar="")
-    for name, rows in {"cpu": [speed | {"measured": "9"}, share | {"measured": "80 %"}], "h200": [speed | {"measured": "30"}]}.items():
+    for name, rows in {
+        "cpu": [speed | {"measured": "9"}, share | {"measured": "80 %"}],
+        "h200": [speed | {"measured": "30"}],
+    }.items():
         record = {"machine": {"device": name.upper(), "date": "2026-01-01", "torch": "2", "commit": None}, "rows": rows}
         (tmp_path / f"{name}.json").write_text(json.dumps(record))
     page = front.benchmarks_page(tmp_path)

@@ -63,7 +63,9 @@ def folder(tmp_path_factory) -> Path:
     (folder / "notebooks").mkdir(parents=True)
     (folder / "stats").mkdir()
     shutil.copy(ROOT / "params" / "smoke.yaml", folder / "params.yaml")
-    (folder / "stats" / "done.json").write_text(json.dumps({"tokens_counted": 19681, "seed_hashes": {"a": "0" * 64}, "layers": 6, "neurons": 60}))
+    (folder / "stats" / "done.json").write_text(
+        json.dumps({"tokens_counted": 19681, "seed_hashes": {"a": "0" * 64}, "layers": 6, "neurons": 60})
+    )
     tables = make_tables(1, universal=True)
     for name, table in tables.items():
         write_table(folder / "tables" / f"{name}.parquet", table)
@@ -80,25 +82,33 @@ def folder(tmp_path_factory) -> Path:
     cells = [
         new_markdown_cell("# 3 Universality\n\n**Question.** Which neurons do all seeds learn?"),
         new_code_cell("import os  # a comment\nprint('text', 1.5)\nfor x in []: pass"),
-        new_markdown_cell(f"## How many?\n\nWith $\\varrho_i$, see [the next](04_families.ipynb#words):\n\n{wide}"), pictures[0],
-        new_markdown_cell("## Where?"), pictures[1], new_markdown_cell("## Which properties?"),
+        new_markdown_cell(f"## How many?\n\nWith $\\varrho_i$, see [the next](04_families.ipynb#words):\n\n{wide}"),
+        pictures[0],
+        new_markdown_cell("## Where?"),
+        pictures[1],
+        new_markdown_cell("## Which properties?"),
         shown({"text/html": captions.property_table(tests).to_html(index=False, border=0)}),
-    ]  # fmt: skip
+    ]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     bytewise = Tokenizer(models.BPE({letter: index for index, letter in enumerate(letters)}, []))
     bytewise.decoder = decoders.ByteLevel()
-    text = SimpleNamespace(tokens=torch.arange(97, 147).remainder(26).add(64)[None], domain=torch.tensor([0]), domains=("prose",))
+    text = SimpleNamespace(
+        tokens=torch.arange(97, 147).remainder(26).add(64)[None], domain=torch.tensor([0]), domains=("prose",)
+    )
     best = own.nlargest(20, "excess_corr")
     arrays = {
-        "a.value": np.full((6, 60, 2), 2.0, np.float32), "a.block": np.zeros((6, 60, 2), np.int32),
-        "a.position": np.full((6, 60, 2), 20, np.int16), "a.window": np.tile(np.linspace(0, 2, 21, dtype=np.float16), (6, 60, 2, 1)),
-    }  # fmt: skip
+        "a.value": np.full((6, 60, 2), 2.0, np.float32),
+        "a.block": np.zeros((6, 60, 2), np.int32),
+        "a.position": np.full((6, 60, 2), 20, np.int16),
+        "a.window": np.tile(np.linspace(0, 2, 21, dtype=np.float16), (6, 60, 2, 1)),
+    }
     views = Examples(arrays, "a", text, PreTrainedTokenizerFast(tokenizer_object=bytewise))
     browse = [
         new_markdown_cell("# 4 Families\n\n**Question.** What do neurons respond to?\n\n## Words"),
         shown({"text/html": neuron_table_html(views, best, ["excess_corr", "skew"])}),
-        new_markdown_cell("## Contexts"), shown({"text/html": gallery_html(views, best.head(2))}),
-    ]  # fmt: skip
+        new_markdown_cell("## Contexts"),
+        shown({"text/html": gallery_html(views, best.head(2))}),
+    ]
     for name, own_cells in (("03_universality", cells), ("04_families", browse)):
         nbformat.write(new_notebook(cells=own_cells), folder / "notebooks" / f"{name}.ipynb")
     render.render(folder)
@@ -121,8 +131,14 @@ def open_page(browser):
         page, wrong, asked = context.new_page(), [], []
         page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("requestfailed", lambda request: None if request.url.startswith("blob:") else wrong.append(f"failed: {request.url[:100]}"))
-        page.on("request", lambda request: asked.append(request.url) if not request.url.startswith(("data:", "blob:")) else None)
+        page.on(
+            "requestfailed",
+            lambda request: None if request.url.startswith("blob:") else wrong.append(f"failed: {request.url[:100]}"),
+        )
+        page.on(
+            "request",
+            lambda request: asked.append(request.url) if not request.url.startswith(("data:", "blob:")) else None,
+        )
         page.goto(file.resolve().as_uri())
         return page, wrong, asked
 
@@ -136,7 +152,9 @@ def test_pages_load_without_error_request_or_broken_link(folder, open_page):
     for file in pages_under_test(folder):
         page, wrong, asked = open_page(file)
         own = file.resolve().as_uri()
-        allowed = own if file.name != "neurons.html" else own.rsplit("/", 1)[0]  # the explorer loads its neurons from beside it
+        allowed = (
+            own if file.name != "neurons.html" else own.rsplit("/", 1)[0]
+        )  # the explorer loads its neurons from beside it
         assert wrong == [] and all(url.startswith(allowed) for url in asked), file.name
         for link in page.eval_on_selector_all("a[href]", "links => links.map(link => link.href)"):
             parts = urlsplit(link)
@@ -147,24 +165,37 @@ def test_pages_load_without_error_request_or_broken_link(folder, open_page):
             assert target.is_file(), f"{file.name} links to {link}"
             if parts.fragment and target.suffix == ".html" and target.name != "neurons.html":
                 if target not in ids:
-                    ids[target] = {element["id"] for element in BeautifulSoup(target.read_text(), "html.parser").find_all(id=True)}
+                    ids[target] = {
+                        element["id"] for element in BeautifulSoup(target.read_text(), "html.parser").find_all(id=True)
+                    }
                 assert unquote(parts.fragment) in ids[target], f"{file.name} links to {link}"
-        missing = page.eval_on_selector_all("main img", "images => images.filter(image => !image.alt.trim() || !image.complete || !image.naturalWidth).length")
+        missing = page.eval_on_selector_all(
+            "main img",
+            "images => images.filter(image => !image.alt.trim() || !image.complete || !image.naturalWidth).length",
+        )
         assert missing == 0, file.name
 
 
 @pytest.mark.parametrize("size, scheme", [(WIDE, "light"), (WIDE, "dark"), (NARROW, "light")])
 def test_accessibility_and_width(folder, open_page, size, scheme):
-    axe_package = pytest.importorskip("axe_playwright_python", reason="the package axe-playwright-python is not installed")
+    axe_package = pytest.importorskip(
+        "axe_playwright_python", reason="the package axe-playwright-python is not installed"
+    )
     axe = (Path(axe_package.__file__).parent / "axe.min.js").read_text()
     for file in pages_under_test(folder):
         page, wrong, _ = open_page(file, size, scheme)
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{file.name} is wider than the screen"
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (
+            f"{file.name} is wider than the screen"
+        )
         page.eval_on_selector_all("details.source", "folds => folds.slice(0, 3).forEach(fold => fold.open = true)")
         page.wait_for_timeout(50)  # until what scrolls inside an opened fold has been told apart
         page.evaluate(axe)
         found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
-        bad = [(rule["id"], [node["html"][:120] for node in rule["nodes"][:3]]) for rule in found if rule["impact"] in ("serious", "critical")]
+        bad = [
+            (rule["id"], [node["html"][:120] for node in rule["nodes"][:3]])
+            for rule in found
+            if rule["impact"] in ("serious", "critical")
+        ]
         assert bad == [] and wrong == [], file.name
 
 
@@ -186,11 +217,19 @@ def test_ledger_sorts_filters_and_leads_to_its_figures(folder, open_page):
     page, _, _ = open_page(folder / "report" / "index.html")
     table = pd.read_parquet(folder / "tables" / "ledger.parquet")
     assert page.locator(".answer p").count() == 5
-    rows = [[cell.strip() for cell in row.split("\t")] for row in page.inner_text("table.ledger tbody").split("\n") if "\t" in row]
-    assert sorted(row[0].replace("\u00a0", " ") for row in rows) == sorted(table["claim"]) and {row[3] for row in rows} == set(table["verdict"])
+    rows = [
+        [cell.strip() for cell in row.split("\t")]
+        for row in page.inner_text("table.ledger tbody").split("\n")
+        if "\t" in row
+    ]
+    assert sorted(row[0].replace("\u00a0", " ") for row in rows) == sorted(table["claim"]) and {
+        row[3] for row in rows
+    } == set(table["verdict"])
     page.click("table.ledger th:nth-child(4) button")
     verdicts = page.locator("table.ledger td.verdict").all_inner_texts()
-    assert verdicts == sorted(verdicts) and page.get_attribute("table.ledger th:nth-child(4)", "aria-sort") == "ascending"
+    assert (
+        verdicts == sorted(verdicts) and page.get_attribute("table.ledger th:nth-child(4)", "aria-sort") == "ascending"
+    )
     page.click("table.ledger th:nth-child(4) button")
     assert page.locator("table.ledger td.verdict").all_inner_texts() == sorted(verdicts, reverse=True)
     page.fill(".filter input >> nth=0", "cannot TELL")
@@ -199,14 +238,19 @@ def test_ledger_sorts_filters_and_leads_to_its_figures(folder, open_page):
     assert page.inner_text(".filter output >> nth=0") == f"{number} of {len(table)} rows"
     page.fill(".filter input >> nth=0", "")
     page.click("#claim-universal_share a")
-    assert page.url.endswith(f"03_universality.html#{FIGURES[0]}") and page.locator(f"figure#{FIGURES[0]} img").is_visible()
+    assert (
+        page.url.endswith(f"03_universality.html#{FIGURES[0]}")
+        and page.locator(f"figure#{FIGURES[0]} img").is_visible()
+    )
     assert page.locator(f"figure#{FIGURES[0]}").bounding_box()["y"] < WIDE["height"]
 
 
 def test_figures_enlarge_and_save_and_contents_follow(folder, open_page):
     page, wrong, asked = open_page(folder / "report" / "03_universality.html")
     page.click(f"#{FIGURES[1]} img")
-    assert page.is_visible("dialog.enlarged") and page.get_attribute("dialog img", "alt") == page.get_attribute(f"#{FIGURES[1]} img", "alt")
+    assert page.is_visible("dialog.enlarged") and page.get_attribute("dialog img", "alt") == page.get_attribute(
+        f"#{FIGURES[1]} img", "alt"
+    )
     page.keyboard.press("Escape")
     assert not page.is_visible("dialog.enlarged")
     page.click(f"#{FIGURES[0]} .tools button")
@@ -235,12 +279,21 @@ def test_tables_save_what_they_show(folder, open_page):
     assert list(read["CSV"]["property"]) == [row[0].strip() for row in shown_rows[-len(read["CSV"]) :]]
     assert read["Parquet"]["median percentile"].dtype.kind in "if"
     browse = pd.read_parquet(folder / "report" / "data" / "04_families-1.parquet")
-    best = pd.read_parquet(folder / "tables" / "neurons_all_seeds.parquet").query("seed == 'a'").nlargest(20, "excess_corr")
-    assert list(browse["neuron"]) == list(best["neuron"]) and np.allclose(browse["excess_corr"], best["excess_corr"], atol=5e-4)
+    best = (
+        pd.read_parquet(folder / "tables" / "neurons_all_seeds.parquet")
+        .query("seed == 'a'")
+        .nlargest(20, "excess_corr")
+    )
+    assert list(browse["neuron"]) == list(best["neuron"]) and np.allclose(
+        browse["excess_corr"], best["excess_corr"], atol=5e-4
+    )
 
 
 def test_a_table_s_numbers_are_read_with_thousands_and_repeated_heads():
-    soup = BeautifulSoup("<table><thead><tr><th></th><th>n</th><th>n</th></tr></thead><tr><th>x</th><td>1,234</td><td>1,2</td></tr></table>", "html.parser")
+    soup = BeautifulSoup(
+        "<table><thead><tr><th></th><th>n</th><th>n</th></tr></thead><tr><th>x</th><td>1,234</td><td>1,2</td></tr></table>",
+        "html.parser",
+    )
     table = pages.read_table(soup.table)
     assert table.to_dict("records") == [{"row": "x", "n": 1234, "n 3": "1,2"}]
 
@@ -252,11 +305,15 @@ def test_neurons_link_to_their_pages_in_tables_and_headings():
         "<div role=row><span role=cell>0</span><span role=cell>5</span></div><div role=row><div role=cell>its example</div></div></div>"
     )
     other = table.replace("role", "seed")  # of whichever seed
-    soup = BeautifulSoup(f"{table}{browse}{other}<h4>layer 3 neuron 17: word x, score 0.5</h4><h4>words</h4>", "html.parser")
+    soup = BeautifulSoup(
+        f"{table}{browse}{other}<h4>layer 3 neuron 17: word x, score 0.5</h4><h4>words</h4>", "html.parser"
+    )
     before = [pages.read_table(element) for element in soup.select("table, [role=table]")]
     pages.link_neurons(soup, "neurons.html#b/")
     assert [(link["href"], link.text) for link in soup.find_all("a")] == [
-        ("neurons.html#b/2/1017", "1,017"), ("neurons.html#b/0/5", "5"), ("neurons.html#b/3/17", "layer 3 neuron 17: word x, score 0.5"),
-    ]  # fmt: skip
+        ("neurons.html#b/2/1017", "1,017"),
+        ("neurons.html#b/0/5", "5"),
+        ("neurons.html#b/3/17", "layer 3 neuron 17: word x, score 0.5"),
+    ]
     for was, element in zip(before, soup.select("table, [role=table]"), strict=True):
         pd.testing.assert_frame_equal(pages.read_table(element), was)

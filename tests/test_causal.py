@@ -28,21 +28,31 @@ def small(vocabulary: int = VOCABULARY) -> Processed:
     g = torch.Generator().manual_seed(0)
     blocks = tuple(
         Block(
-            qkv=centred(g, 3, HEADS, D_HEAD, D_MODEL).permute(3, 0, 1, 2) / 8, qkv_bias=0.1 * torch.randn(3, HEADS, D_HEAD, generator=g),
-            out=centred(g, HEADS, D_HEAD, D_MODEL) / 16, out_bias=torch.zeros(D_MODEL),
-            w_in=centred(g, NEURONS, D_MODEL).T / 8, b_in=0.1 * torch.randn(NEURONS, generator=g),
-            w_out=centred(g, NEURONS, D_MODEL) / 16, b_out=torch.zeros(D_MODEL), attention_scale=D_HEAD**-0.5,
+            qkv=centred(g, 3, HEADS, D_HEAD, D_MODEL).permute(3, 0, 1, 2) / 8,
+            qkv_bias=0.1 * torch.randn(3, HEADS, D_HEAD, generator=g),
+            out=centred(g, HEADS, D_HEAD, D_MODEL) / 16,
+            out_bias=torch.zeros(D_MODEL),
+            w_in=centred(g, NEURONS, D_MODEL).T / 8,
+            b_in=0.1 * torch.randn(NEURONS, generator=g),
+            w_out=centred(g, NEURONS, D_MODEL) / 16,
+            b_out=torch.zeros(D_MODEL),
+            attention_scale=D_HEAD**-0.5,
         )
         for _ in range(LAYERS)
-    )  # fmt: skip
+    )
     unembedding = centred(g, vocabulary, D_MODEL).T / 4
     unembedding = unembedding - unembedding.mean(1, keepdim=True)
     unread = normalize(centred(g, D_MODEL), dim=0)
     unembedding = unembedding - 0.999 * unread[:, None] * (unread @ unembedding)
     return Processed(
-        embedding=centred(g, vocabulary, D_MODEL), positions=0.3 * centred(g, CONTEXT, D_MODEL), blocks=blocks,
-        unembedding=unembedding, unembedding_bias=torch.zeros(vocabulary), eps=1e-5, activation=torch.nn.functional.gelu,
-    )  # fmt: skip
+        embedding=centred(g, vocabulary, D_MODEL),
+        positions=0.3 * centred(g, CONTEXT, D_MODEL),
+        blocks=blocks,
+        unembedding=unembedding,
+        unembedding_bias=torch.zeros(vocabulary),
+        eps=1e-5,
+        activation=torch.nn.functional.gelu,
+    )
 
 
 def with_w_out(model: Processed, layer: int, neuron: int, w_out: torch.Tensor, **changes) -> Processed:
@@ -88,10 +98,14 @@ def test_weight_columns_against_fp64(model):
     opposite = unit @ unit.T
     partner = opposite.argmin(1)
     expected = {
-        "w_out_norm": np.linalg.norm(w_out, axis=1), "vocab_var": cosine.var(1), "null_share": np.abs(unit @ direction),
-        "partner_cos": opposite.min(1), "partner_layer": partner // NEURONS, "partner_neuron": partner % NEURONS,
+        "w_out_norm": np.linalg.norm(w_out, axis=1),
+        "vocab_var": cosine.var(1),
+        "null_share": np.abs(unit @ direction),
+        "partner_cos": opposite.min(1),
+        "partner_layer": partner // NEURONS,
+        "partner_neuron": partner % NEURONS,
         "frequency_share": logits @ frequency / np.linalg.norm(logits, axis=1) / np.linalg.norm(frequency),
-    }  # fmt: skip
+    }
     for name, values in expected.items():
         np.testing.assert_allclose(table[name], values, rtol=1e-5, atol=1e-5, err_msg=name)
     assert table["entropy_score"].isna().tolist() == (table["layer"] == 0).tolist()
@@ -138,7 +152,11 @@ def test_a_neuron_along_the_frequency_direction_is_first_and_acts_along_it(model
     reading = single_neurons.readout(planted, COUNTS)
     best = entropy.frequency_candidates(entropy.weight_columns(planted, reading)).iloc[0]
     assert (best["layer"], best["neuron"]) == (LAYERS - 1, 9)
-    found = single_neurons.effects(planted, reading, text, {(LAYERS - 1, 9): [2.0]}, (TOTAL, FIXED_FREQUENCY)).table().set_index("variant")
+    found = (
+        single_neurons.effects(planted, reading, text, {(LAYERS - 1, 9): [2.0]}, (TOTAL, FIXED_FREQUENCY))
+        .table()
+        .set_index("variant")
+    )
     assert found.loc[TOTAL, "kl_unigram_change"] < -0.1  # towards the unigram distribution
     assert abs(found.loc[FIXED_FREQUENCY, "kl_unigram_change"]) < abs(found.loc[TOTAL, "kl_unigram_change"])
 
@@ -170,7 +188,9 @@ def test_random_vectors_score_as_their_standard_deviation_says(model):
     raw = heads.attention_scores(torch.eye(D_MODEL).repeat(3, 1), heads.score_directions(model, 0))
     assert raw.shape == (3 * D_MODEL, LAYERS, HEADS) and raw[:D_MODEL, 1:].isfinite().all() and raw[-1].isnan().all()
     # the larger in size of four independent standard normal scores for layer 0's vectors, of two for layer 1's
-    assert chance.groupby("layer")["attention_deviations"].apply(lambda own: own.abs().mean()).round(1).iloc[0] == pytest.approx(1.5, abs=0.21)
+    assert chance.groupby("layer")["attention_deviations"].apply(lambda own: own.abs().mean()).round(1).iloc[
+        0
+    ] == pytest.approx(1.5, abs=0.21)
 
 
 def with_matched_effects(ablated: pd.DataFrame) -> pd.DataFrame:
@@ -184,8 +204,14 @@ def with_matched_effects(ablated: pd.DataFrame) -> pd.DataFrame:
 
 def test_a_neuron_that_is_its_own_match_has_the_same_effect(model, text):
     reading = single_neurons.readout(model, COUNTS)
-    chosen = pd.DataFrame({"layer": [2, 2, 1, 1], "neuron": [0, 1, 2, 3], "group": ["entropy", "entropy", "entropy", "control"]})
-    ablated = single_neurons.effects(model, reading, text, inputs.at_values(chosen, [0.5])).table().merge(chosen, on=["layer", "neuron"])
+    chosen = pd.DataFrame(
+        {"layer": [2, 2, 1, 1], "neuron": [0, 1, 2, 3], "group": ["entropy", "entropy", "entropy", "control"]}
+    )
+    ablated = (
+        single_neurons.effects(model, reading, text, inputs.at_values(chosen, [0.5]))
+        .table()
+        .merge(chosen, on=["layer", "neuron"])
+    )
     table = with_matched_effects(ablated)
     assert len(table) == 4 and set(table["seed"]) == {"b"}
     finding = captions.matched_ablation(table)
@@ -196,11 +222,33 @@ def test_a_neuron_that_is_its_own_match_has_the_same_effect(model, text):
 
 def test_a_calm_candidate_is_one_that_leaves_the_rank_alone():
     row = {"layer": 2, "variant": TOTAL, "value": 6.0, "tokens": 100, "scale_change": 0.0, "entropy_error": 0.01}
-    candidates = [row | {"group": "entropy", "neuron": index, "entropy_change": 1.0, "loss_change": loss, "reciprocal_rank_change": rank}
-                  for index, (loss, rank) in enumerate([(0.5, 0.001), (0.01, -0.2), (0.5, -0.001)])]  # fmt: skip
-    controls = [row | {"group": "control", "neuron": 10 + index, "entropy_change": 0.1, "loss_change": 0.1, "reciprocal_rank_change": 0.01} for index in range(4)]
+    candidates = [
+        row
+        | {
+            "group": "entropy",
+            "neuron": index,
+            "entropy_change": 1.0,
+            "loss_change": loss,
+            "reciprocal_rank_change": rank,
+        }
+        for index, (loss, rank) in enumerate([(0.5, 0.001), (0.01, -0.2), (0.5, -0.001)])
+    ]
+    controls = [
+        row
+        | {
+            "group": "control",
+            "neuron": 10 + index,
+            "entropy_change": 0.1,
+            "loss_change": 0.1,
+            "reciprocal_rank_change": 0.01,
+        }
+        for index in range(4)
+    ]
     text = captions.fixed_activation(pd.DataFrame(candidates + controls)).text
-    assert "**3 candidates** go beyond every control, 2 of them with less change of the true token's reciprocal rank" in text
+    assert (
+        "**3 candidates** go beyond every control, 2 of them with less change of the true token's reciprocal rank"
+        in text
+    )
 
 
 def every_panel(model, text, planted: bool):
@@ -209,7 +257,9 @@ def every_panel(model, text, planted: bool):
     weights = inputs.weight_columns(model, reading, 0)
     chosen = entropy.entropy_candidates(weights)
     others = entropy.controls(weights, chosen, 0, 4)
-    grouped = pd.concat([chosen[["layer", "neuron"]].assign(group="entropy"), others[["layer", "neuron"]].assign(group="control")])
+    grouped = pd.concat(
+        [chosen[["layer", "neuron"]].assign(group="entropy"), others[["layer", "neuron"]].assign(group="control")]
+    )
     swept = single_neurons.effects(model, reading, text, inputs.at_values(grouped, [0.0, 6.0])).table()
     swept = swept.merge(grouped, on=["layer", "neuron"]).assign(tokens=180)
     means = weights[["layer", "neuron"]].assign(activation_mean=0.1)
@@ -218,19 +268,37 @@ def every_panel(model, text, planted: bool):
     twice = pd.concat([ablated, ablated[ablated["group"] == "entropy"].assign(group="frequency")])
     wide = inputs.effect_columns(twice).set_index(["layer", "neuron"])
     first = ablated.iloc[0]
-    assert len(wide) == len(grouped) and wide.loc[(first["layer"], first["neuron"]), "ablation_group"] == "entropy+frequency"
+    assert (
+        len(wide) == len(grouped)
+        and wide.loc[(first["layer"], first["neuron"]), "ablation_group"] == "entropy+frequency"
+    )
     frozen = ablated.query("variant == @FROZEN_SCALE").set_index(["layer", "neuron"])["loss_change"]
     pd.testing.assert_series_equal(wide["mean_ablation_loss_frozen_scale"], frozen.loc[wide.index], check_names=False)
     pairs = heads.top_pairs(weights)
-    paths = [PathAblation(*map(int, pair)) for pair in pairs[["layer", "neuron", "attention_head_layer", "attention_head"]].to_numpy()]
-    rows = heads.query_path_ablations(model, *text, paths).merge(pairs[["layer", "neuron", "attention_score", "role"]], on=["layer", "neuron"])
+    paths = [
+        PathAblation(*map(int, pair))
+        for pair in pairs[["layer", "neuron", "attention_head_layer", "attention_head"]].to_numpy()
+    ]
+    rows = heads.query_path_ablations(model, *text, paths).merge(
+        pairs[["layer", "neuron", "attention_score", "role"]], on=["layer", "neuron"]
+    )
     matched = with_matched_effects(ablated)
-    neurons = means.assign(dead=False, excess_corr=np.where(means["neuron"] < means["layer"], 0.9, means["neuron"] / NEURONS - 0.9))
-    sets = neuron_sets.ablations(model, text, neuron_sets.neuron_sets(neurons, 0.5, 0), torch.full((LAYERS, NEURONS), 0.1))
+    neurons = means.assign(
+        dead=False, excess_corr=np.where(means["neuron"] < means["layer"], 0.9, means["neuron"] / NEURONS - 0.9)
+    )
+    sets = neuron_sets.ablations(
+        model, text, neuron_sets.neuron_sets(neurons, 0.5, 0), torch.full((LAYERS, NEURONS), 0.1)
+    )
     if not planted:
-        chosen, swept, ablated, rows, matched, sets = (table.head(0) for table in (chosen, swept, ablated, rows, matched, sets))
+        chosen, swept, ablated, rows, matched, sets = (
+            table.head(0) for table in (chosen, swept, ablated, rows, matched, sets)
+        )
         weights = weights.assign(entropy_score=np.nan, attention_score=np.nan, attention_deviations=np.nan)
-    chance, norms, space = inputs.random_scores(model, 0, 0), heads.value_norms(model, text[0]), entropy.null_space(model.unembedding)
+    chance, norms, space = (
+        inputs.random_scores(model, 0, 0),
+        heads.value_norms(model, text[0]),
+        entropy.null_space(model.unembedding),
+    )
     summary = heads.ablation_summary(rows)
     return (
         (figures.entropy_selection(weights, chosen, space.chance), captions.entropy_selection(weights, chosen, space)),
@@ -274,17 +342,35 @@ def test_heads_compare_in_deviations_not_by_the_length_of_their_keys():
     row = heads.score_columns(w_out, directions).iloc[0]
     unit = w_out[0] / w_out[0].norm()
     assert (row["attention_head_layer"], row["attention_head"]) == (1, 1) and float(unit @ long) > float(unit @ short)
-    assert row["attention_score"] == pytest.approx(float(unit @ short)) and row["attention_deviations"] == pytest.approx(float(unit[1]) * 15**0.5)
+    assert row["attention_score"] == pytest.approx(float(unit @ short)) and row[
+        "attention_deviations"
+    ] == pytest.approx(float(unit[1]) * 15**0.5)
 
 
 def test_the_error_of_a_correlation_leaves_out_a_block_at_a_time():
     generator = np.random.default_rng(0)
     block = np.repeat(range(7), [3, 9, 4, 8, 5, 6, 7])
     x = generator.normal(size=len(block)) + block
-    rows = pd.DataFrame({"activation": x, "bos_change": 0.5 * x + generator.normal(size=len(block)), "norm_change": 1.0, "bos": 0.5, "norm": 1.0, "block": block,
-                         "layer": 0, "neuron": 1, "head_layer": 1, "head": 0, "role": "deactivation"})  # fmt: skip
+    rows = pd.DataFrame(
+        {
+            "activation": x,
+            "bos_change": 0.5 * x + generator.normal(size=len(block)),
+            "norm_change": 1.0,
+            "bos": 0.5,
+            "norm": 1.0,
+            "block": block,
+            "layer": 0,
+            "neuron": 1,
+            "head_layer": 1,
+            "head": 0,
+            "role": "deactivation",
+        }
+    )
     summary = heads.ablation_summary(rows).iloc[0]
-    left = [np.arctanh(np.corrcoef(rows["activation"][block != one], rows["bos_change"][block != one])[0, 1]) for one in range(7)]
+    left = [
+        np.arctanh(np.corrcoef(rows["activation"][block != one], rows["bos_change"][block != one])[0, 1])
+        for one in range(7)
+    ]
     assert summary["bos_change_corr_error"] == pytest.approx(np.sqrt(6 / 7 * ((left - np.mean(left)) ** 2).sum()))
     assert np.isnan(summary["norm_change_corr_error"])
     alone = heads.ablation_summary(rows.assign(block=0)).iloc[0]

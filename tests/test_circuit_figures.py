@@ -24,7 +24,10 @@ def made_up(case: str) -> pd.DataFrame:
     if case == "one suppression":
         table.loc[90, ["vocab_kurt", "vocab_skew"]] = [3.9, -0.8]
     if case == "many":
-        table["vocab_kurt"], table["vocab_var"] = generator.uniform(2.5, 14, total), generator.uniform(0.002, 0.009, total)
+        table["vocab_kurt"], table["vocab_var"] = (
+            generator.uniform(2.5, 14, total),
+            generator.uniform(0.002, 0.009, total),
+        )
     if case == "switch":
         last = table["layer"] == LAYERS - 1
         table.loc[last, "vocab_kurt"], table.loc[last, "vocab_skew"] = 12.0, -1.0
@@ -32,7 +35,11 @@ def made_up(case: str) -> pd.DataFrame:
     table["null_kurt"], table["null_var"], table["null_score"] = 3.4, 0.005, 0.1
     table["role_published"] = vocabulary.roles(table, vocabulary.PUBLISHED_CUTS)
     table["role_calibrated"] = vocabulary.roles(table, vocabulary.Cuts(3.4, 0.005))
-    table["learned_kurt"], table["role_learned"], table["unlearned"] = table["vocab_kurt"] - 2, table["role_calibrated"], 7
+    table["learned_kurt"], table["role_learned"], table["unlearned"] = (
+        table["vocab_kurt"] - 2,
+        table["role_calibrated"],
+        7,
+    )
     table["skew_sign"] = np.sign(table["vocab_skew"])
     for side in ("raised", "lowered"):
         table[side] = generator.choice(["digits", "ends with -ing", "all capitals"], total)
@@ -82,7 +89,10 @@ def everything(case: str):
         (captions.logit_effects(examples), figures.logit_effects(examples, effects, members)),
         (captions.classes_by_role(table), None),
         (captions.next_token(split, 1000), figures.next_token(split)),
-        (captions.universal_roles(shares, 0.5, role_agreement.TOP), figures.universal_roles(shares, 0.5, role_agreement.TOP)),
+        (
+            captions.universal_roles(shares, 0.5, role_agreement.TOP),
+            figures.universal_roles(shares, 0.5, role_agreement.TOP),
+        ),
         (captions.match_agreement(agreement), figures.match_agreement(agreement)),
     ]
 
@@ -105,7 +115,10 @@ def test_every_case_is_drawn_without_a_warning_and_told_without_nan(case):
 def test_the_switch_and_the_counts_are_told_as_they_are():
     switch = captions.roles_by_layer(made_up("switch"))
     assert switch.title == "Suppression takes over in the last layer: 25 against 0 neurons a seed"
-    assert "the paper's switch to suppression is seen" in switch.text and "no prediction neuron, 50 suppression neurons" in switch.text
+    assert (
+        "the paper's switch to suppression is seen" in switch.text
+        and "no prediction neuron, 50 suppression neurons" in switch.text
+    )
     bars = figures.roles_by_layer(made_up("switch")).axes[1].patches
     assert [bar.get_height() for bar in bars] == [0] * LAYERS + [0, 0, 0, -25]
     one = pd.concat([made_up("switch").query("seed == 'a'"), made_up("many").query("seed != 'a' and vocab_skew > 0")])
@@ -114,18 +127,32 @@ def test_the_switch_and_the_counts_are_told_as_they_are():
     assert none.title == "No prediction or suppression neuron by either cut"
     table = made_up("many")
     published = int((table["vocab_kurt"] > 10).sum())
-    assert f"**{published} neurons** have kurtosis above the published cut of 10" in captions.moments_by_layer(table).text
+    assert (
+        f"**{published} neurons** have kurtosis above the published cut of 10" in captions.moments_by_layer(table).text
+    )
     assert "No neuron of the last 2 layers passes the published cut" in captions.skew_of_peaked(made_up("none")).text
 
 
 @pytest.mark.parametrize(
     ("percentiles", "verdict"),
-    [([90] * 12, "holds in each of the 2 seeds"), ([40] * 12, "holds in none of the 2 seeds"), ([90] * 6 + [40] * 6, "cannot tell"), ([90] * 9, "cannot tell"),
-     ([40, 90, 90, 90, 40, 90] * 2, "cannot tell"), ([], "cannot be tested")],
+    [
+        ([90] * 12, "holds in each of the 2 seeds"),
+        ([40] * 12, "holds in none of the 2 seeds"),
+        ([90] * 6 + [40] * 6, "cannot tell"),
+        ([90] * 9, "cannot tell"),
+        ([40, 90, 90, 90, 40, 90] * 2, "cannot tell"),
+        ([], "cannot be tested"),
+    ],
 )
 def test_the_claim_about_suppression_neurons_is_judged_seed_by_seed_against_their_layers(percentiles, verdict):
     table = pd.DataFrame({"role": "suppression", "percentile": np.array(percentiles, dtype=float)})
-    table = table.assign(effect=-0.1, p_corrected=0.01, label_score=0.2, null_score=0.1, seed=["a" if row < 6 else "b" for row in range(len(table))])
+    table = table.assign(
+        effect=-0.1,
+        p_corrected=0.01,
+        label_score=0.2,
+        null_score=0.1,
+        seed=["a" if row < 6 else "b" for row in range(len(table))],
+    )
     assert verdict in captions.next_token(table, 1000).text
     by_chance = table.assign(label_score=0.1)
     assert "cannot be tested" in captions.next_token(by_chance, 1000).text
@@ -138,7 +165,9 @@ def test_a_model_of_one_layer_has_no_switch():
 
 
 def test_tables_of_words_wrap_to_the_left_and_escape_what_the_text_holds():
-    examples = pd.DataFrame({"role": ["prediction"], "layer": [1], "neuron": [2], "label": ["a <b>"], "label_score": [0.5]})
+    examples = pd.DataFrame(
+        {"role": ["prediction"], "layer": [1], "neuron": [2], "label": ["a <b>"], "label_score": [0.5]}
+    )
     html = captions.words_html(captions.token_table(examples, [(["x", "<i>"], ["y"])]))
     assert "&lt;i&gt;" in html and "a &lt;b&gt;" in html and "<i>" not in html
     assert html.count("text-align:left;white-space:normal") == 5 and "<td>1</td>" in html

@@ -74,8 +74,11 @@ def start_slowly(run, tmp_path, *launcher) -> subprocess.Popen:
     script.write_text(SLOW_RUN)
     return subprocess.Popen(
         [sys.executable, *launcher, str(script), str(file), str(run.folder.parent)],
-        cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": threads},
-    )  # fmt: skip
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": threads},
+    )
 
 
 def test_a_killed_pass_goes_on_to_the_same_tables(make_run, seed_folders, tmp_path, monkeypatch):
@@ -148,7 +151,9 @@ def test_a_pass_for_grouped_moments_alone_finds_those_of_one_pass(make_run, seed
     setting = setting_of(whole.params, shared_shape(whole.params), torch.device("cpu"), groups=group_sizes(whole))
     alone = pack(setting).passes[0]
     grouped = sum(unit.memory for unit in alone.units if unit.kind == "grouped")
-    run = make_run(seed_folders, run="parts", precision="int8", memory_gb=(pass_memory(setting, alone) - 0.6 * grouped) / 1e9)
+    run = make_run(
+        seed_folders, run="parts", precision="int8", memory_gb=(pass_memory(setting, alone) - 0.6 * grouped) / 1e9
+    )
     collect(run)
     planned = Plan.resumed(setting, json.loads((run.folder / "stats" / "plan.json").read_text())).passes
     assert len(planned) > 1 and planned[0].measured == set(run.params.seeds) and not planned[-1].measured
@@ -232,7 +237,10 @@ def test_the_same_run_twice_gives_identical_tables(make_run, seed_folders):
 
 def test_a_second_process_on_the_same_run_is_told_so(make_run, seed_folders):
     run = make_run(seed_folders)
-    with alone(run.folder / "stats"), pytest.raises(InputError, match="another process is working on .*; wait until it ends"):
+    with (
+        alone(run.folder / "stats"),
+        pytest.raises(InputError, match="another process is working on .*; wait until it ends"),
+    ):
         collect(run)
     collect(run)
 
@@ -253,7 +261,9 @@ def test_less_memory_is_heeded_until_a_pass_has_saved_something(make_run, seed_f
     pairs = sum(unit.memory for unit in alone_pass.units if unit.kind == "pair")
     less = Run(run.params.model_copy(update={"memory_gb": (pass_memory(setting, alone_pass) - 0.7 * pairs) / 1e9}))
     (run.folder / "stats" / "pass-00.state-0.safetensors").touch()
-    with pytest.raises(InputError, match="memory_gb allows .* but this run began with passes of up to .*make clean RUN="):
+    with pytest.raises(
+        InputError, match="memory_gb allows .* but this run began with passes of up to .*make clean RUN="
+    ):
         collect(less)
     (run.folder / "stats" / "pass-00.state-0.safetensors").unlink()
     collect(less)

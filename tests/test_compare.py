@@ -44,7 +44,9 @@ def test_a_table_agrees_with_itself(neurons, published):
     totals = comparison.overlap(table)
     assert totals["jaccard"] == totals["precision"] == totals["recall"] == 1 and totals["both"] == len(published) == 100
     assert totals["differs"] == 0 and totals["chance_recall"] == 1 / 3 and len(comparison.most_different(table, 9)) == 0
-    assert (comparison.agreement(table)["pearson"] > 0.999999).all() and set(comparison.shared_columns(table)) == set(comparison.COLUMNS)
+    assert (comparison.agreement(table)["pearson"] > 0.999999).all() and set(comparison.shared_columns(table)) == set(
+        comparison.COLUMNS
+    )
 
 
 def test_a_tenth_of_the_neurons_exchanged_is_told_exactly(neurons, published):
@@ -54,7 +56,9 @@ def test_a_tenth_of_the_neurons_exchanged_is_told_exactly(neurons, published):
     assert set(map(tuple, found[["layer", "neuron"]].to_numpy())) == expected and len(expected) == 10
     assert comparison.overlap(table)["jaccard"] == 1 and found["distance"].is_monotonic_decreasing
     rows = comparison.agreement(table)
-    assert (rows["differs"] == 10).all() and rows["pearson"].between(0.5, 0.999).all() and (rows["neurons"] == 100).all()
+    assert (
+        (rows["differs"] == 10).all() and rows["pearson"].between(0.5, 0.999).all() and (rows["neurons"] == 100).all()
+    )
     assert "**10** of the 100 listed neurons (10.0 %) differ" in captions.differing(table)
     for row in rows.itertuples():  # against numpy on the two tables as they are
         both = neurons.merge(copy, on=["layer", "neuron"], suffixes=("", "_p"))
@@ -62,7 +66,9 @@ def test_a_tenth_of_the_neurons_exchanged_is_told_exactly(neurons, published):
     top = found.iloc[0]
     gaps = {name: (top[name] - top[f"{name}_published"]) / copy[name].std(ddof=0) for name in comparison.COLUMNS}
     assert top["distance"] == pytest.approx(np.sqrt(np.mean(np.square(list(gaps.values())))))
-    assert top["worst"] == max(gaps, key=lambda name: abs(gaps[name])) and top["worst_gap"] == pytest.approx(gaps[top["worst"]])
+    assert top["worst"] == max(gaps, key=lambda name: abs(gaps[name])) and top["worst_gap"] == pytest.approx(
+        gaps[top["worst"]]
+    )
 
 
 def test_a_tenth_of_the_universal_neurons_replaced_by_others_is_told_exactly(neurons, published):
@@ -74,7 +80,9 @@ def test_a_tenth_of_the_universal_neurons_replaced_by_others_is_told_exactly(neu
     assert (totals["both"], totals["precision"], totals["recall"]) == (90, 0.9, 0.9) and totals["jaccard"] == 90 / 110
     sides = comparison.one_sided(table, 1000)
     for side, expected in (("here", published.iloc[:10]), ("there", others)):
-        assert set(sides[side]["neuron"] + NEURONS * sides[side]["layer"]) == set(expected["neuron"] + NEURONS * expected["layer"])
+        assert set(sides[side]["neuron"] + NEURONS * sides[side]["layer"]) == set(
+            expected["neuron"] + NEURONS * expected["layer"]
+        )
     by_layer = comparison.overlap_by_layer(table)
     assert by_layer["both"].sum() == 90 and by_layer["universal"].sum() == by_layer["published"].sum() == 100
     assert "90.0 % of this run's are published" in captions.overlap(totals, THRESHOLD).text
@@ -102,10 +110,16 @@ def test_figures_and_sentences_for_every_kind_of_table(neurons, published, case,
     texts += [captions.differing(table), captions.is_partial(table, THRESHOLD)]
     texts.append(captions.one_sided(comparison.one_sided(table, 20), totals))
     assert not any("nan" in text or "undefined" in text or "None universal" in text for text in texts), texts
-    assert all(text.endswith((".", ":")) for text in texts if " " in text and not any(text == finding.title for finding in findings))
+    assert all(
+        text.endswith((".", ":"))
+        for text in texts
+        if " " in text and not any(text == finding.title for finding in findings)
+    )
     for figure in (
-        figures.overlap(comparison.overlap_by_layer(table)), figures.values(table, rows[rows.index > 0][:3]), figures.layers(matrix),
-    ):  # fmt: skip
+        figures.overlap(comparison.overlap_by_layer(table)),
+        figures.values(table, rows[rows.index > 0][:3]),
+        figures.layers(matrix),
+    ):
         figure.savefig(tmp_path / "x.png", dpi=20)
     assert len(captions.difference_table(comparison.most_different(table, 20))) == min(20, totals["differs"])
 
@@ -142,7 +156,10 @@ def test_a_table_of_a_larger_model_is_refused(neurons, published):
 def test_the_table_is_kept_with_the_run(make_run, neurons, published, tmp_path, capsys):
     run = make_run({"a": SHIPPED / "a", "b": SHIPPED / "b"})
     write_table(run.folder / "tables" / "neurons_all_seeds.parquet", neurons.assign(seed="a"))
-    for path, written in ((tmp_path / "p.csv", published.to_csv), (tmp_path / "p.tsv", lambda path: published.to_csv(path, sep="\t"))):
+    for path, written in (
+        (tmp_path / "p.csv", published.to_csv),
+        (tmp_path / "p.tsv", lambda path: published.to_csv(path, sep="\t")),
+    ):
         written(path)  # with the unnamed index column that pandas adds
         first = comparison.compare(run, path)
         assert comparison.overlap(first)["jaccard"] == 1 and run.recorded("tables/published.json")["file"] == path.name
@@ -161,4 +178,6 @@ def test_rounding_is_no_difference(neurons, published):
     place = table.index[table["excess_corr"] > THRESHOLD][7]
     table.loc[place, "max_corr"] += 5e-3 * deviation
     found = comparison.most_different(comparison.joined(table, published, THRESHOLD), 9)
-    assert found[["layer", "neuron", "worst"]].to_numpy().tolist() == [[*table.loc[place, ["layer", "neuron"]].astype(int), "max_corr"]]
+    assert found[["layer", "neuron", "worst"]].to_numpy().tolist() == [
+        [*table.loc[place, ["layer", "neuron"]].astype(int), "max_corr"]
+    ]

@@ -24,8 +24,15 @@ DATA = Path(__file__).parent.parent / "data"
 
 
 def made_up(domain: str, count: int, words: int = 40) -> list[Document]:
-    return [Document(f"{domain}/{n}", domain, f"{domain}/{n // 2}",
-                     "\n".join(f"{domain} line {n} {word} of the ñandú" for word in range(words))) for n in range(count)]
+    return [
+        Document(
+            f"{domain}/{n}",
+            domain,
+            f"{domain}/{n // 2}",
+            "\n".join(f"{domain} line {n} {word} of the ñandú" for word in range(words)),
+        )
+        for n in range(count)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +41,10 @@ def tokenizer():
 
 
 def bible(version: str, language: str) -> list[Document]:
-    return [Document(f"bible/{version}/{book:02d}/001", f"scripture ({language})", f"bible/{book:02d}",
-                     f"{version} {book}") for book in range(1, 67)]
+    return [
+        Document(f"bible/{version}/{book:02d}/001", f"scripture ({language})", f"bible/{book:02d}", f"{version} {book}")
+        for book in range(1, 67)
+    ]
 
 
 def test_groups_stay_whole_and_nothing_is_lost():
@@ -68,7 +77,7 @@ def test_packing_puts_every_token_where_it_belongs(tokenizer):
     for label, domain in enumerate(("a", "b")):
         streams = [tokenizer.encode(d.text).ids for d in documents if d.domain == domain]
         joined = [token for ids in streams for token in [*ids, bos]][:-1]
-        pieces = [tuple(joined[start:start + 15]) for start in range(0, len(joined) - 14, 15)]
+        pieces = [tuple(joined[start : start + 15]) for start in range(0, len(joined) - 14, 15)]
         found = tokens[columns["domain"] == label][:, 1:].tolist()
         assert sorted(map(tuple, found)) == sorted(pieces)
     for block, label, place in zip(tokens, columns["domain"], columns["document"], strict=True):
@@ -113,8 +122,14 @@ def test_newline_ids_are_exactly_the_bare_line_ends():
 
 def test_leaks_counts_long_lines_of_held_out_that_train_has():
     train = [Document("t", "a", "t", "  a line that is long enough to be counted here\nshort")]
-    held_out = [Document("h", "b", "h", "a line that is long enough to be counted here\nshort\n"
-                                        "another line that is long enough to be counted")]
+    held_out = [
+        Document(
+            "h",
+            "b",
+            "h",
+            "a line that is long enough to be counted here\nshort\nanother line that is long enough to be counted",
+        )
+    ]
     assert corpus.leaks(train, held_out) == {"b": (1, 2)}
 
 
@@ -132,8 +147,9 @@ def test_build_on_made_up_archives_twice(tmp_path, monkeypatch):
     documents = made_up("a", 12) + made_up("b", 12)
     for name, value in (("ARCHIVES", ()), ("documents", lambda archives: documents), ("licences", lambda archives: {})):
         monkeypatch.setattr(corpus, name, value)
-    monkeypatch.setattr(corpus, "held_out_groups",
-                        lambda corpus_: {("a", "a/1"), ("a", "a/4"), ("b", "b/0"), ("b", "b/5")})
+    monkeypatch.setattr(
+        corpus, "held_out_groups", lambda corpus_: {("a", "a/1"), ("a", "a/4"), ("b", "b/0"), ("b", "b/5")}
+    )
     for run in ("one", "two"):
         corpus.build(tmp_path / "archives", tmp_path / run)
     for name in ("train.safetensors", "tokens.safetensors", "tokenizer/tokenizer.json", "tables.md", "report.json"):
@@ -175,12 +191,18 @@ def test_wrong_hash_and_missing_client_give_one_sentence(tmp_path, monkeypatch, 
 
 def test_repeated_texts_and_paragraphs_are_dropped():
     licence = "You may copy this text under these many conditions, all of which are told at length. " * 2
-    documents = [Document("1", "changelogs", "1", f"{licence}\n\nfirst entry of the log"),
-                 Document("2", "changelogs", "2", f"{licence}\n\nsecond entry, which is long enough to stay as a text"),
-                 Document("3", "fiction", "3", licence), Document("4", "fiction", "4", licence + "\r\n")]
+    documents = [
+        Document("1", "changelogs", "1", f"{licence}\n\nfirst entry of the log"),
+        Document("2", "changelogs", "2", f"{licence}\n\nsecond entry, which is long enough to stay as a text"),
+        Document("3", "fiction", "3", licence),
+        Document("4", "fiction", "4", licence + "\r\n"),
+    ]
     texts = {document.name: document.text for document in unique(documents)}
-    assert texts == {"1": f"{licence.strip()}\n\nfirst entry of the log",
-                     "2": "second entry, which is long enough to stay as a text", "3": licence.strip()}
+    assert texts == {
+        "1": f"{licence.strip()}\n\nfirst entry of the log",
+        "2": "second entry, which is long enough to stay as a text",
+        "3": licence.strip(),
+    }
 
 
 def test_cap_takes_whole_groups_whatever_the_order():
@@ -199,9 +221,11 @@ def test_markup_is_removed():
 
 
 def test_amalgamation_comes_apart_at_its_marks():
-    marks = ("head\n/************** Begin file a.c *****/\none\n/************** Begin file b.h *****/\ntwo\n"
-             "/************** End of b.h *****/\n/************** Continuing where we left off in a.c *****/\nthree\n"
-             "/************** End of a.c *****/\ntail\n")
+    marks = (
+        "head\n/************** Begin file a.c *****/\none\n/************** Begin file b.h *****/\ntwo\n"
+        "/************** End of b.h *****/\n/************** Continuing where we left off in a.c *****/\nthree\n"
+        "/************** End of a.c *****/\ntail\n"
+    )
     assert sqlite_files(marks) == {"a.c": "one\nthree\n", "b.h": "two\n", "sqlite3.c": "head\ntail\n"}
 
 

@@ -39,11 +39,15 @@ def test_a_pass_has_the_tables_of_the_cpu(make_run, seed_folders, monkeypatch, p
             other = read_tensors(device.folder / "stats" / path.name)
             for key, tensor in read_tensors(path).items():
                 found_one = other[key]
-                if key.endswith(".active"):  # in tokens: one whose pre-activation is 0 within rounding may fall on either side
+                if key.endswith(
+                    ".active"
+                ):  # in tokens: one whose pre-activation is 0 within rounding may fall on either side
                     count = other[key.replace("active", "count")][..., None]
                     assert ((found_one - tensor) * count).abs().max() < 1.5, key
                 else:
-                    torch.testing.assert_close(found_one, tensor, rtol=1e-2, atol=1e-2, msg=lambda text, key=key: f"{key}: {text}")
+                    torch.testing.assert_close(
+                        found_one, tensor, rtol=1e-2, atol=1e-2, msg=lambda text, key=key: f"{key}: {text}"
+                    )
         examples = [run.stats("examples") for run in (host, device)]
         for key in ("a.value", "c.window"):
             np.testing.assert_allclose(examples[1][key], examples[0][key], rtol=1e-2, atol=1e-2)
@@ -58,7 +62,10 @@ def test_the_fused_kernel_gives_what_its_expression_gives(dtype):
     scaling = torch.stack([torch.zeros(neurons), torch.full((neurons,), 40.0)]).cuda()
     given = pre, torch.nn.functional.gelu(pre), counted, scaling, scaling, dither.abs() % 1
     operands = [torch.empty_like(pre, dtype=dtype) for _ in range(2)]
-    sums = [kernel(*given, operand) for kernel, operand in zip((fastest_layer_statistics(), layer_statistics), operands, strict=True)]
+    sums = [
+        kernel(*given, operand)
+        for kernel, operand in zip((fastest_layer_statistics(), layer_statistics), operands, strict=True)
+    ]
     for compiled, plain in (sums, operands):
         torch.testing.assert_close(compiled.float(), plain.float(), rtol=1e-4, atol=1e-2)
     assert (native_layer_statistics(*given, operands[0]) is None) == (dtype == torch.int8)  # which torch.compile takes
@@ -73,7 +80,9 @@ def test_training_steps_are_those_of_the_cpu(tmp_path):
 
     expected, found = trained("cpu"), trained("cuda")
     for name, weight in expected.items():
-        torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            found[name], weight, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_processed_weights_stay_on_the_cpu(seed_folders):

@@ -103,13 +103,19 @@ def test_points_of_older_tables_are_kept_beside_new_ones(params, trained, tmp_pa
     measured, shipped = pd.read_parquet(params.folder / "emergence" / "neurons.parquet"), whole.tables["neurons"]
     far = shipped["excess_corr"] < emergence_tables.PARTNERS_FROM
     assert far.any() and not far.all() and (shipped.loc[far, "partner_b"] == -1).all()
-    assert (shipped.loc[~far, "partner_b"] == measured.set_index(["point", *statistics.KEYS])["partner_b"].reindex(
-        pd.MultiIndex.from_frame(shipped.loc[~far, ["point", *statistics.KEYS]])).to_numpy()).all()
+    assert (
+        shipped.loc[~far, "partner_b"]
+        == measured.set_index(["point", *statistics.KEYS])["partner_b"]
+        .reindex(pd.MultiIndex.from_frame(shipped.loc[~far, ["point", *statistics.KEYS]]))
+        .to_numpy()
+    ).all()
 
     record = json.loads((older / "emergence.json").read_text())
     record["points"][-1] |= {"seeds": {"a": "other weights"}, "step": 4}
     (older / "emergence.json").write_text(json.dumps(record))
-    labels = Emergence(tabulate_emergence(params, 8 * 256, steps=[2], keep=older), shipped=False).points["point"].tolist()
+    labels = (
+        Emergence(tabulate_emergence(params, 8 * 256, steps=[2], keep=older), shipped=False).points["point"].tolist()
+    )
     assert labels == ["checkpoint-1", "checkpoint-2", "shipped-4", "final"]
     with pytest.raises(InputError, match="another token_budget and"):
         tabulate_emergence(params, 4 * 256, steps=[], keep=older)
@@ -199,10 +205,19 @@ def test_patterns_of_the_first_layer_equal_plain_attention():
 
 def neuron_history(excess: dict[str, list[float]], partners: dict[str, list[int]]) -> pd.DataFrame:
     rows = [
-        {"point": point, "seed": "a", "layer": index // 2, "neuron": index % 2, "excess_corr": value, "partner_a": -1,
-         "partner_b": partners[point][index], "role": "none"}
-        for point, values in excess.items() for index, value in enumerate(values)
-    ]  # fmt: skip
+        {
+            "point": point,
+            "seed": "a",
+            "layer": index // 2,
+            "neuron": index % 2,
+            "excess_corr": value,
+            "partner_a": -1,
+            "partner_b": partners[point][index],
+            "role": "none",
+        }
+        for point, values in excess.items()
+        for index, value in enumerate(values)
+    ]
     return pd.DataFrame(rows)
 
 
@@ -212,7 +227,10 @@ def test_births_deaths_and_persistence_of_a_small_history():
         {"one": [0, 1, 2, 3], "two": [5, 1, 2, 3], "end": [5, 1, 2, 3]},
     )
     changes = statistics.transitions(neurons, 0.5)
-    assert changes[["before", "after", "stay", "births", "deaths"]].to_numpy().tolist() == [[3, 3, 2, 1, 1], [3, 2, 2, 0, 1]]
+    assert changes[["before", "after", "stay", "births", "deaths"]].to_numpy().tolist() == [
+        [3, 3, 2, 1, 1],
+        [3, 2, 2, 0, 1],
+    ]
     kept = statistics.persistence(neurons, 0.5).set_index("point")
     assert kept.loc["one", ["universal", "kept"]].tolist() == [3, 1] and kept.loc["two", "kept"] == 2
     # at the end all of layer 0 and none of layer 1 are universal: chance is the mean over the three
@@ -233,7 +251,9 @@ def test_no_universal_neuron_at_all_gives_empty_tables():
 # ---------------------------------------------------------------- which checkpoints there are
 
 
-@pytest.mark.parametrize("name, step", [("checkpoint-400000", 400_000), ("step128", 128), ("main", None), ("step1-of-2", None)])
+@pytest.mark.parametrize(
+    "name, step", [("checkpoint-400000", 400_000), ("step128", 128), ("main", None), ("step1-of-2", None)]
+)
 def test_steps_in_names(name, step):
     assert checkpoints.step_of(name) == step
 
@@ -282,20 +302,70 @@ def history(excess: dict[str, float]) -> tuple[dict[str, pd.DataFrame], pd.DataF
             where = {"point": point, "seed": seed}
             losses += [where | {"domain": domain, "loss": 5.0, "tokens": 10} for domain in ("all", "law", "verse")]
             seeds.append(where | {"frequency_cosine": -0.5})
-            properties.append(where | {"property": "skew", "label": "skew", "published": "high", "effect": 0.5, "median_percentile": 80.0,
-                                       "p_corrected": 0.01, "verdict": "holds"})  # fmt: skip
+            properties.append(
+                where
+                | {
+                    "property": "skew",
+                    "label": "skew",
+                    "published": "high",
+                    "effect": 0.5,
+                    "median_percentile": 80.0,
+                    "p_corrected": 0.01,
+                    "verdict": "holds",
+                }
+            )
             for layer in range(3):
-                heads.append(where | {"layer": layer, "head": 0, "bos": 0.6, "previous": 0.6, "induction": np.nan if layer else 0.1})
-                layers.append(where | {"layer": layer, "neurons": 20, "prediction": 2 if layer else 0, "suppression": 5 if layer == 2 else 0,
-                                       "partition": 0, "peaked_positive": 0, "peaked_negative": 0, "low_variance": 3, "max_kurt": 4.0,
-                                       "same_layer": 0.8, "null_kurt": 3.5, "null_var": 0.01, "null_low": 0.001})  # fmt: skip
-                neurons += [where | {"layer": layer, "neuron": index, "max_corr": value, "excess_corr": value, "dead": False, "role": "none",
-                                     "partner_a": index, "partner_b": index} for index in range(20)]  # fmt: skip
-    made = {"neurons": neurons, "layers": layers, "heads": heads, "losses": losses, "properties": properties, "seeds": seeds}
+                heads.append(
+                    where
+                    | {"layer": layer, "head": 0, "bos": 0.6, "previous": 0.6, "induction": np.nan if layer else 0.1}
+                )
+                layers.append(
+                    where
+                    | {
+                        "layer": layer,
+                        "neurons": 20,
+                        "prediction": 2 if layer else 0,
+                        "suppression": 5 if layer == 2 else 0,
+                        "partition": 0,
+                        "peaked_positive": 0,
+                        "peaked_negative": 0,
+                        "low_variance": 3,
+                        "max_kurt": 4.0,
+                        "same_layer": 0.8,
+                        "null_kurt": 3.5,
+                        "null_var": 0.01,
+                        "null_low": 0.001,
+                    }
+                )
+                neurons += [
+                    where
+                    | {
+                        "layer": layer,
+                        "neuron": index,
+                        "max_corr": value,
+                        "excess_corr": value,
+                        "dead": False,
+                        "role": "none",
+                        "partner_a": index,
+                        "partner_b": index,
+                    }
+                    for index in range(20)
+                ]
+    made = {
+        "neurons": neurons,
+        "layers": layers,
+        "heads": heads,
+        "losses": losses,
+        "properties": properties,
+        "seeds": seeds,
+    }
     return {name: pd.DataFrame(rows) for name, rows in made.items()}, points
 
 
-@pytest.mark.parametrize("excess", [{"checkpoint-1": 0.0, "final": 0.0}, {"checkpoint-1": 0.9, "final": 0.9}, {"checkpoint-1": 0.9, "final": 0.1}])
+@pytest.mark.parametrize(
+    "excess",
+    [{"checkpoint-1": 0.0, "final": 0.0}, {"checkpoint-1": 0.9, "final": 0.9}, {"checkpoint-1": 0.9, "final": 0.1}],
+)
 def test_every_figure_and_sentence_of_the_chapter_has_words_for_it(excess):
     tables, points = history(excess)
     time = figures.timeline(points)
@@ -314,7 +384,7 @@ def test_every_figure_and_sentence_of_the_chapter_has_words_for_it(excess):
         (findings.early_and_late(groups, kinds, start, time, "role"), figures.early_and_late(groups, kinds, 3, "role")),
         (findings.circuits_appear(appear, time), figures.circuits_appear(tables["heads"], tables["layers"], time)),
         (findings.heads_at_the_end(tables["heads"]), figures.heads_at_the_end(tables["heads"])),
-    ]  # fmt: skip
+    ]
     for finding, fig in pairs:
         assert finding.title and finding.text and finding.alt and "nan" not in finding.text
         fig.canvas.draw()
@@ -323,7 +393,10 @@ def test_every_figure_and_sentence_of_the_chapter_has_words_for_it(excess):
     assert told.str.fullmatch("holds|does not hold|cannot tell").all()
     sources = claims.claims(tables, points, 0.5).set_index("claim")["source"]
     own = sources[sources.str.startswith(claims.OWN)]
-    assert any("rest on BOS" in claim for claim in own.index) and "Universality grows in the second half of training" in own.index
+    assert (
+        any("rest on BOS" in claim for claim in own.index)
+        and "Universality grows in the second half of training" in own.index
+    )
     assert f", {len(own)} of them this report's own, **" in findings.claims(claims.claims(tables, points, 0.5))
     assert told[OWN_LAYER] == "holds"  # 0.8 of the matches where a third would be by chance
     assert told["In the last layer suppression outnumbers prediction (calibrated cut)"] == "holds"
@@ -344,7 +417,11 @@ def test_shipped_tables_are_for_shipped_seeds_and_own_ones_come_first(params, ma
     monkeypatch.setattr("lib.base.params.ROOT", tmp_path)
     assert open_chapter(run) is None  # no checkpoint tables: one sentence in the chapter
     tables, points = history({"checkpoint-1": 0.0, "final": 0.9})
-    record = {"points": [{"label": row.point, "step": row.step, "tokens": row.tokens, "seeds": {}} for row in points.itertuples()]}
+    record = {
+        "points": [
+            {"label": row.point, "step": row.step, "tokens": row.tokens, "seeds": {}} for row in points.itertuples()
+        ]
+    }
     for folder in (run.folder / "emergence", tmp_path / "data" / "emergence"):
         for name, table in tables.items():
             write_table(folder / f"{name}.parquet", table[::-1])

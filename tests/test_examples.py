@@ -76,7 +76,9 @@ def test_the_limit_and_a_neuron_without_example(examples):
 
 
 def test_the_table_sorts_by_ranks_and_opens_to_examples(examples):
-    chosen = pd.DataFrame({"layer": [0, 0, 0], "neuron": [1, 0, 1], "skew": [0.25, 0.125, np.nan], "kurt": [3.0, 4.0, 5.0]})
+    chosen = pd.DataFrame(
+        {"layer": [0, 0, 0], "neuron": [1, 0, 1], "skew": [0.25, 0.125, np.nan], "kurt": [3.0, 4.0, 5.0]}
+    )
     html = neuron_table_html(examples, chosen, ["skew", "kurt"])
     soup = BeautifulSoup(html, "html.parser")
     assert "<script" not in html and "onclick" not in html  # exported pages forbid scripts
@@ -88,8 +90,10 @@ def test_the_table_sorts_by_ranks_and_opens_to_examples(examples):
         assert f":has(#{head.input['id']}:checked) .neuron{{order:var(--r{index})}}" in html
     rows = soup.select(".neuron")
     assert [row["style"] for row in rows] == [
-        "--r0:1;--r1:2;--r2:1;--r3:3", "--r0:2;--r1:1;--r2:2;--r3:2", "--r0:3;--r1:3;--r2:4;--r3:1",
-    ]  # fmt: skip
+        "--r0:1;--r1:2;--r2:1;--r3:3",
+        "--r0:2;--r1:1;--r2:2;--r3:2",
+        "--r0:3;--r1:3;--r2:4;--r3:1",
+    ]
     assert [cell.text for cell in rows[0].select(".row > [role=cell]")] == ["0", "1", "0.250", "3.000"]
     assert rows[1].summary.text.startswith("2.00 · C & C++") and len(rows[1].select("details > .neuron-text")) == 1
     other = BeautifulSoup(neuron_table_html(examples, chosen.head(2), ["skew"]), "html.parser")

@@ -28,7 +28,9 @@ class Explorer:
         self.page.on("console", lambda message: self.faults.append(message.text))
         self.page.on("pageerror", lambda error: self.faults.append(str(error)))
         self.page.on("requestfailed", lambda request: self.faults.append(request.url))
-        self.page.on("request", lambda request: request.url.startswith(("file:", "data:")) or self.faults.append(request.url))
+        self.page.on(
+            "request", lambda request: request.url.startswith(("file:", "data:")) or self.faults.append(request.url)
+        )
         self.page.goto((run.folder / "report" / "neurons.html").as_uri() + where)
 
     def wait_for(self, name: str) -> None:
@@ -40,7 +42,10 @@ class Explorer:
 
     def properties(self) -> dict[str, tuple[float, float]]:
         """Column → (value, percentile) as displayed; NaN where a dash is."""
-        texts = self.page.eval_on_selector_all("[data-column]", "all => all.map(one => [one.dataset.column, one.children[1].innerText, one.children[3].innerText])")
+        texts = self.page.eval_on_selector_all(
+            "[data-column]",
+            "all => all.map(one => [one.dataset.column, one.children[1].innerText, one.children[3].innerText])",
+        )
         return {name: (displayed(value), displayed(percentile)) for name, value, percentile in texts}
 
     def listed(self) -> list[str]:
@@ -88,7 +93,9 @@ def test_shades_lose_less_than_half_a_step_and_tell_what_is_no_activation():
     activation = np.array([[[-0.17, 3.0, np.nan, np.nan]], [[np.nan] * 4], [[-0.1, -0.05, -0.1, -0.02]]])
     tokens = np.array([[[5, 6, 7, -1]], [[1, 2, -1, -1]], [[1, 2, 3, 4]]])
     made = explorer_files.shaded(activation, tokens)
-    back = made["low"][:, None, None] + made["shade"] / explorer_files.SHADES * (made["high"] - made["low"])[:, None, None]
+    back = (
+        made["low"][:, None, None] + made["shade"] / explorer_files.SHADES * (made["high"] - made["low"])[:, None, None]
+    )
     known = np.isfinite(activation)
     np.testing.assert_allclose(back[known], activation[known], atol=3.17 / explorer_files.SHADES / 2 + 1e-6)
     assert made["shade"][0, 0, 2:].tolist() == [explorer_files.UNCOUNTED, explorer_files.OUTSIDE]
@@ -97,7 +104,9 @@ def test_shades_lose_less_than_half_a_step_and_tell_what_is_no_activation():
 
 def test_a_page_without_room_keeps_the_most_universal_neurons_and_best_matches():
     frame = pd.DataFrame({"layer": [0, 0, 1, 1], "neuron": [0, 1, 0, 1], "excess_corr": [0.1, np.nan, 0.9, 0.4]})
-    matches = pd.DataFrame({"seed": "a", "model": "b", "match_layer": [1, 0, 1], "match_neuron": [1, 0, 1], "corr": [0.2, 0.8, 0.9]})
+    matches = pd.DataFrame(
+        {"seed": "a", "model": "b", "match_layer": [1, 0, 1], "match_neuron": [1, 0, 1], "corr": [0.2, 0.8, 0.9]}
+    )
     assert explorer.rows_shown(frame, matches, "a", 2).tolist() == [2, 3]
     assert explorer.rows_shown(frame.assign(excess_corr=np.nan), matches, "b", 2).tolist() == [0, 3]
     assert explorer.rows_shown(frame, matches, "a", 4).tolist() == [0, 1, 2, 3]
@@ -110,7 +119,9 @@ def test_data_are_written_again_only_when_tables_changed(complete, monkeypatch):
     render.render(complete.folder)
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     assert (complete.folder / "report" / "index.html").read_text().count('href="neurons.html"') >= 1
-    assert len(list(folder.glob("seed.a.*.js"))) == 1 and re.match(r'explorerFile\("seed.a","[\w+/=]+"\);\n$', (folder / "seed.a.js").read_text())
+    assert len(list(folder.glob("seed.a.*.js"))) == 1 and re.match(
+        r'explorerFile\("seed.a","[\w+/=]+"\);\n$', (folder / "seed.a.js").read_text()
+    )
 
 
 # ---------------------------------------------------------------- the page
@@ -127,7 +138,15 @@ def test_a_neuron_opened_by_its_address_shows_what_the_tables_say(complete, brow
     new = [name for name in circuits if name not in peers or name in explorer.KEY]
     peers = peers.merge(circuits[new], on=explorer.KEY).query("seed == @seed and layer == @layer")
     found = opened.properties()
-    assert {"excess_corr", "sparsity", "kurt", "in_out_sim", "vocab_kurt", "position_information", "null_share"} <= found.keys()
+    assert {
+        "excess_corr",
+        "sparsity",
+        "kurt",
+        "in_out_sim",
+        "vocab_kurt",
+        "position_information",
+        "null_share",
+    } <= found.keys()
     for name, (value, percentile) in found.items():
         expected = peers.loc[peers["neuron"] == neuron, name].iloc[0]
         np.testing.assert_allclose(value, expected, rtol=6e-3 if abs(expected) < 1e-3 else 6e-4, atol=1e-9)
@@ -145,10 +164,17 @@ def test_a_neuron_opened_by_its_address_shows_what_the_tables_say(complete, brow
     matches = complete.table("matches_all_seeds").query("seed == @seed and layer == @layer and neuron == @neuron")
     for match in matches.itertuples():
         card = opened.page.inner_text(f'[data-match="{match.model}/{match.match_layer}/{match.match_neuron}"]')
-        assert f"correlation {match.corr:.3f}".replace("-", "−") in card and f"rotated basis {match.baseline:.3f}" in card
+        assert (
+            f"correlation {match.corr:.3f}".replace("-", "−") in card and f"rotated basis {match.baseline:.3f}" in card
+        )
 
     logits = row_of(complete.table("logit_tokens"), seed, layer, neuron)
-    cosines = [displayed(one) for one in opened.page.eval_on_selector_all(".logits.up li > span:last-child", "all => all.map(one => one.innerText)")]
+    cosines = [
+        displayed(one)
+        for one in opened.page.eval_on_selector_all(
+            ".logits.up li > span:last-child", "all => all.map(one => one.innerText)"
+        )
+    ]
     np.testing.assert_allclose(cosines, logits["promoted_cos"], atol=6e-4)
     tokens = opened.page.eval_on_selector_all(".logits.down code", "all => all.map(one => one.textContent)")
     vocabulary = [explorer.token_text(complete.tokenizer, token) for token in logits["suppressed"]]
@@ -166,8 +192,13 @@ def test_strongest_examples_and_histogram_are_those_of_the_statistics(complete, 
     peaks = opened.page.eval_on_selector_all(".examples:not(.small) .where b", "all => all.map(one => one.innerText)")
     assert [displayed(one) for one in peaks] == [pytest.approx(value, abs=0.006) for value in values]
     texts = opened.page.eval_on_selector_all(".examples:not(.small) .peak", "all => all.map(one => one.textContent)")
-    tokens = complete.text.tokens[stats["a.block"][0, 3].astype(int), stats["a.position"][0, 3].astype(int)][: len(texts)]
-    expected = [re.sub(" {3,}", lambda run: f"␣{len(run[0])}", explorer.token_text(complete.tokenizer, int(token))) for token in tokens]
+    tokens = complete.text.tokens[stats["a.block"][0, 3].astype(int), stats["a.position"][0, 3].astype(int)][
+        : len(texts)
+    ]
+    expected = [
+        re.sub(" {3,}", lambda run: f"␣{len(run[0])}", explorer.token_text(complete.tokenizer, int(token)))
+        for token in tokens
+    ]
     assert texts == expected
     opened.page.hover(".examples:not(.small) .peak >> nth=0")
     assert displayed(opened.page.inner_text("#hover").removeprefix("activation ")) == pytest.approx(values[0], rel=6e-3)
@@ -182,7 +213,9 @@ def test_strongest_examples_and_histogram_are_those_of_the_statistics(complete, 
 def test_ways_to_a_neuron(complete, browser):
     opened = Explorer(browser, complete)
     page, neurons = opened.page, complete.table("neurons_all_seeds")
-    order = neurons[neurons["seed"] == "a"].sort_values(["excess_corr", "layer", "neuron"], ascending=[False, True, True])
+    order = neurons[neurons["seed"] == "a"].sort_values(
+        ["excess_corr", "layer", "neuron"], ascending=[False, True, True]
+    )
     names = [f"a/{row.layer}/{row.neuron}" for row in order.itertuples()]
     opened.wait_for(names[0])  # without an address: the most universal neuron of the reference
     assert opened.listed() == names[: len(opened.listed())] and page.url.endswith(f"#{names[0]}")
@@ -196,9 +229,15 @@ def test_ways_to_a_neuron(complete, browser):
     opened.wait_for(names[0])
 
     page.select_option("#across", "sparsity")
-    far = next(name for name in names[10:] if page.evaluate(
-        "([l, n]) => { const p = neuronPlace(l, n); return [...Array(96).keys()].every(i => { const q = neuronPlace(i / 48 | 0, i % 48);"
-        " return q.at === p.at || Math.hypot(q.x - p.x, q.y - p.y) > 3; }); }", [int(part) for part in name.split("/")[1:]]))  # fmt: skip
+    far = next(
+        name
+        for name in names[10:]
+        if page.evaluate(
+            "([l, n]) => { const p = neuronPlace(l, n); return [...Array(96).keys()].every(i => { const q = neuronPlace(i / 48 | 0, i % 48);"
+            " return q.at === p.at || Math.hypot(q.x - p.x, q.y - p.y) > 3; }); }",
+            [int(part) for part in name.split("/")[1:]],
+        )
+    )
     place = page.evaluate("([l, n]) => neuronPlace(l, n)", [int(part) for part in far.split("/")[1:]])
     page.click("#scatter", position={"x": place["x"], "y": place["y"]})
     opened.wait_for(far)
@@ -224,19 +263,26 @@ def test_filters_list_what_the_tables_hold(complete, browser):
     page, families = opened.page, complete.table("families").query("seed == 'b'")
     neurons = complete.table("neurons_all_seeds").query("seed == 'b'")
     page.check("#universal")
-    assert set(opened.listed()) == {f"b/{row.layer}/{row.neuron}" for row in neurons[neurons["excess_corr"] > 0.5].itertuples()}
+    assert set(opened.listed()) == {
+        f"b/{row.layer}/{row.neuron}" for row in neurons[neurons["excess_corr"] > 0.5].itertuples()
+    }
     page.uncheck("#universal")
     family = families["family"].value_counts().index[-1]
     page.select_option("#family", family)
     page.select_option("#order", "score")
-    own = families[families["family"] == family].sort_values(["score", "layer", "neuron"], ascending=[False, True, True])
+    own = families[families["family"] == family].sort_values(
+        ["score", "layer", "neuron"], ascending=[False, True, True]
+    )
     assert opened.listed() == [f"b/{row.layer}/{row.neuron}" for row in own.itertuples()]
     page.select_option("#family", "")
     page.select_option("#layer", "1")
     assert len(opened.listed()) == 48 and all(name.startswith("b/1/") for name in opened.listed())
     label = families[families["layer"] == 1]["label"].iloc[0]
     page.fill("#search", label)
-    assert f"b/1/{families[(families['layer'] == 1)]['neuron'].iloc[0]}" in opened.listed() and 0 < len(opened.listed()) <= 48
+    assert (
+        f"b/1/{families[(families['layer'] == 1)]['neuron'].iloc[0]}" in opened.listed()
+        and 0 < len(opened.listed()) <= 48
+    )
     assert opened.faults == []
     page.close()
 
@@ -249,7 +295,9 @@ def test_effects_stand_beside_the_neurons_that_were_intervened_on(complete, brow
     opened = Explorer(browser, complete, f"#{where}")
     opened.wait_for(where)
     cells = opened.page.inner_text('[aria-label="Fixed at its mean activation"]').replace("−", "-")
-    assert f"{1000 * row['loss_change']:.2f} ± {1000 * row['loss_error']:.2f}".replace("-0.00 ", "0.00 ") in cells.replace("-0.00 ", "0.00 ")
+    assert f"{1000 * row['loss_change']:.2f} ± {1000 * row['loss_error']:.2f}".replace(
+        "-0.00 ", "0.00 "
+    ) in cells.replace("-0.00 ", "0.00 ")
     circuits = row_of(complete.table("circuits"), "a", row["layer"], row["neuron"])
     assert f"a/{circuits['partner_layer']}/{circuits['partner_neuron']}" in opened.page.inner_text("#body")
     assert opened.faults == []
@@ -259,7 +307,9 @@ def test_effects_stand_beside_the_neurons_that_were_intervened_on(complete, brow
 @needs_browser
 @pytest.mark.parametrize("scheme, width", [("light", 1280), ("dark", 390)])
 def test_no_serious_fault_for_readers_with_screen_readers_or_weak_sight(complete, browser, scheme, width):
-    axe_package = pytest.importorskip("axe_playwright_python", reason="the package axe-playwright-python is not installed")
+    axe_package = pytest.importorskip(
+        "axe_playwright_python", reason="the package axe-playwright-python is not installed"
+    )
     opened = Explorer(browser, complete, "#a/1/17", color_scheme=scheme, viewport={"width": width, "height": 900})
     opened.wait_for("a/1/17")
     opened.page.eval_on_selector(".finder", "finder => { finder.open = true; }")
@@ -281,7 +331,9 @@ def test_a_run_of_gated_models_without_chapters_and_without_room(tmp_path, brows
     best = run.table("neurons").nlargest(1, "excess_corr").iloc[0]
     where = f"run/{int(best['layer'])}/{int(best['neuron'])}"
     opened.wait_for(where)
-    assert "w_in_norm" not in opened.properties() and "excess_corr" in opened.properties()  # gated: w_in defines nothing
+    assert (
+        "w_in_norm" not in opened.properties() and "excess_corr" in opened.properties()
+    )  # gated: w_in defines nothing
     assert opened.page.inner_text(".badges") == "not universal"
     opened.page.click("summary")
     assert "This page holds the 30 of 96" in opened.page.inner_text("#found")
@@ -296,7 +348,9 @@ def test_a_run_of_gated_models_without_chapters_and_without_room(tmp_path, brows
 
 def test_a_run_without_statistics_has_no_explorer(tmp_path, monkeypatch):
     monkeypatch.setattr("lib.base.params.OUTPUTS", tmp_path)
-    params = Params(run="bare", seeds={"a": "x/a", "b": "x/b"}, reference="a", text=str(TEXT), context=256, token_budget=512)
+    params = Params(
+        run="bare", seeds={"a": "x/a", "b": "x/b"}, reference="a", text=str(TEXT), context=256, token_budget=512
+    )
     assert not explorer.can_explore(Run(params))
 
 

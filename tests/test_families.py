@@ -55,7 +55,9 @@ def planted_activations(world, noise: float) -> torch.Tensor:
 
 def statistics_of(world, v: torch.Tensor) -> tuple[list, scoring.Rotation]:
     made, _, counted = world
-    work = GroupedMoments({name: size for name, (size, _) in made.items()}, torch.tensor([[0.0], [1.0]]).expand(2, NEURONS))
+    work = GroupedMoments(
+        {name: size for name, (size, _) in made.items()}, torch.tensor([[0.0], [1.0]]).expand(2, NEURONS)
+    )
     places = Places({name: ids for name, (_, ids) in made.items()}, work.groups)
     for start in range(0, BLOCKS, 16):
         blocks = torch.arange(start, start + 16)
@@ -68,7 +70,11 @@ def statistics_of(world, v: torch.Tensor) -> tuple[list, scoring.Rotation]:
 @pytest.fixture(scope="module")
 def scored(world):
     statistics, rotation = statistics_of(world, planted_activations(world, 0.005))
-    return statistics, scoring.score_labels(statistics, world[1], rotation), scoring.seed_families(statistics, world[1], rotation)
+    return (
+        statistics,
+        scoring.score_labels(statistics, world[1], rotation),
+        scoring.seed_families(statistics, world[1], rotation),
+    )
 
 
 def test_planted_neurons_land_in_their_families_and_a_random_one_in_none(scored):
@@ -102,7 +108,9 @@ def test_scores_and_rotated_scores_agree_with_the_formula_on_every_token(world, 
                 y = torch.tensor(np.append(one.member[index], False))[ids[keep]]  # −1 is the last: not known is 0
                 for values, got, tolerance in ((v, own.value, 1e-3), (turned, null, 0.02)):
                     x = values[keep][:, :8]
-                    expected = 1 - (y.float().mean() * x[y].var(0, correction=0) + (~y).float().mean() * x[~y].var(0, correction=0)) / x.var(0, correction=0)
+                    expected = 1 - (
+                        y.float().mean() * x[y].var(0, correction=0) + (~y).float().mean() * x[~y].var(0, correction=0)
+                    ) / x.var(0, correction=0)
                     measured = got[which, start + index, :8]
                     if y.sum() < scoring.FEWEST_TOKENS or (~y).sum() < scoring.FEWEST_TOKENS:
                         assert (measured == 0).all()
@@ -124,7 +132,9 @@ def test_position_information_against_the_plain_sum():
 
 
 def test_labels_over_other_groups_are_refused(scored):
-    one = LabelSet("token", pd.DataFrame({"label": ["x"], "family": ["unigram"], "kind": ["word"]}), np.ones((1, 3), bool))
+    one = LabelSet(
+        "token", pd.DataFrame({"label": ["x"], "family": ["unigram"], "kind": ["word"]}), np.ones((1, 3), bool)
+    )
     with pytest.raises(InputError, match=f"3 groups, but the statistics have {scored[0][0]['token.count'].shape[1]}"):
         scoring.check_statistics(scored[0], [one])
     with pytest.raises(InputError, match="no such grouping"):

@@ -21,7 +21,9 @@ def families_table(case: str = "some") -> pd.DataFrame:
     for seed in "ab":
         total = LAYERS * WIDTH
         names = [name for name in FAMILIES if name != UNEXPLAINED]
-        table = pd.DataFrame({"seed": seed, "layer": np.repeat(range(LAYERS), WIDTH), "neuron": np.tile(range(WIDTH), LAYERS)})
+        table = pd.DataFrame(
+            {"seed": seed, "layer": np.repeat(range(LAYERS), WIDTH), "neuron": np.tile(range(WIDTH), LAYERS)}
+        )
         score = np.linspace(0.01, 0.9, total)
         family = np.array(names)[np.arange(total) % 5]
         table["family"] = np.where((score > 0.3) & (case != "none"), family, UNEXPLAINED)
@@ -97,10 +99,15 @@ def test_mean_and_spread_against_tokens_spelled_out():
     own, member = statistics[0], np.array([True, False, True, True, False])
     count, mean = own["token.count"].numpy(), own["token.mean"][..., 3].double().numpy()
     pooled = (count * mean).sum(0) / count.sum(0)
-    values = np.concatenate([
-        np.resize([2 + 3 * (pooled[group] + sign * float(own["token.spread"][group, 3])) for sign in (-1, 1)], 2 * count.sum(0)[group])
-        for group in np.flatnonzero(member)
-    ])  # fmt: skip
+    values = np.concatenate(
+        [
+            np.resize(
+                [2 + 3 * (pooled[group] + sign * float(own["token.spread"][group, 3])) for sign in (-1, 1)],
+                2 * count.sum(0)[group],
+            )
+            for group in np.flatnonzero(member)
+        ]
+    )
     assert summary.mean_and_spread(own, "token", member, 3) == pytest.approx((values.mean(), values.std()))
     assert np.isnan(summary.mean_and_spread(own, "token", np.zeros(5, bool), 3)).all()
 
@@ -117,7 +124,15 @@ def test_every_figure_draws_and_every_sentence_is_whole(case, threshold):
     agreement = summary.agreement(summary.matched_pairs(families, matches_table()))
     shares = summary.seed_shares(families)
     positions = own.nlargest(2, "position_information").assign(label="position")
-    places = summary.by_word_place(chosen, statistics, tuple(f"{word}|{place}" for word in ("unigram", "x") for place in ("as word", "word start", "word middle", "other")))
+    places = summary.by_word_place(
+        chosen,
+        statistics,
+        tuple(
+            f"{word}|{place}"
+            for word in ("unigram", "x")
+            for place in ("as word", "word start", "word middle", "other")
+        ),
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message="vert: bool was deprecated")  # seaborn 0.13 calling matplotlib 3.11
@@ -155,10 +170,19 @@ def test_every_figure_draws_and_every_sentence_is_whole(case, threshold):
         captions.position(positions, own),
         captions.examples_of(none, "syntax"),
     ]
-    assert "lib/text/domains.py" in findings[-1].text and "lib/text/domains.py" not in captions.examples_of(none, "unigram").text
-    assert "The paper's best neuron for *the word “to”* has 0.987" in captions.examples_of(chosen.assign(assigned=True), "unigram").text or chosen.empty
-    sentences = [captions.published(summary.published_comparison(own, threshold)),
-                 captions.duplicates(summary.near_duplicates(own), places)]  # fmt: skip
+    assert (
+        "lib/text/domains.py" in findings[-1].text
+        and "lib/text/domains.py" not in captions.examples_of(none, "unigram").text
+    )
+    assert (
+        "The paper's best neuron for *the word “to”* has 0.987"
+        in captions.examples_of(chosen.assign(assigned=True), "unigram").text
+        or chosen.empty
+    )
+    sentences = [
+        captions.published(summary.published_comparison(own, threshold)),
+        captions.duplicates(summary.near_duplicates(own), places),
+    ]
     for words in [*sentences, *(part for finding in findings for part in finding)]:
         assert words and "nan" not in words.replace("**", " ").replace("%", " ").split(), words
     for finding in findings:
@@ -169,7 +193,9 @@ def test_every_figure_draws_and_every_sentence_is_whole(case, threshold):
 
 def test_no_chosen_neuron_gives_empty_tables():
     nobody = pd.DataFrame({"layer": [], "neuron": [], "label": []})
-    assert {"mean", "place"} <= set(summary.by_word_place(nobody, [], ())) and summary.by_domain(nobody, [], ("x", "y")).shape == (0, 2)
+    assert {"mean", "place"} <= set(summary.by_word_place(nobody, [], ())) and summary.by_domain(
+        nobody, [], ("x", "y")
+    ).shape == (0, 2)
 
 
 def test_a_family_that_does_not_hold_is_told_though_its_neurons_go_to_another():
@@ -178,8 +204,12 @@ def test_a_family_that_does_not_hold_is_told_though_its_neurons_go_to_another():
     before, after = np.array([[0.3] * 100, [0.1] * 100]), np.array([[0.01] * 100, [0.1] * 100])
     choice = Choice(tuple(names), np.zeros((2, 100), dtype=int), before, after)
     labels = pd.DataFrame({"label": ["x"], "kind": ["token"]})
-    table = assign(choice, np.array([0.05]), labels, Scores(torch.zeros(2, 1, 100), torch.zeros(1, 100), torch.zeros(1, 100)))
+    table = assign(
+        choice, np.array([0.05]), labels, Scores(torch.zeros(2, 1, 100), torch.zeros(1, 100), torch.zeros(1, 100))
+    )
     assert (table["family"] == "token_class").all()
     held = summary.held_out(table).set_index("family")
-    assert held.loc["topic", ["chosen", "held_out"]].tolist() == [100, 0] and held.loc["topic", "median_gap"] == pytest.approx(0.29)
+    assert held.loc["topic", ["chosen", "held_out"]].tolist() == [100, 0] and held.loc[
+        "topic", "median_gap"
+    ] == pytest.approx(0.29)
     assert "nothing is left on the other of topic (100)" in captions.scores(table, summary.held_out(table)).text

@@ -60,7 +60,9 @@ def test_families_of_a_run_follow_the_label_table_without_a_model(make_run, seed
 
     before = {path: path.stat().st_mtime_ns for path in (run.folder / "stats").iterdir()}
     again = open_families(run, (looks("the letter e somewhere", ".*e.*"),))
-    assert "the letter e somewhere" in set(again.labels["label"]) and "previous: the letter e somewhere" in set(again.labels["label"])
+    assert "the letter e somewhere" in set(again.labels["label"]) and "previous: the letter e somewhere" in set(
+        again.labels["label"]
+    )
     assert {path: path.stat().st_mtime_ns for path in (run.folder / "stats").iterdir()} == before
 
     next((run.folder / "stats").glob("grouped-a.*")).unlink()

@@ -37,7 +37,9 @@ def made_up() -> pd.DataFrame:
 
 
 def losses_table() -> pd.DataFrame:
-    rows = [(seed, domain, 2.0 + i + j / 10) for i, domain in enumerate(["all", "x", "y"]) for j, seed in enumerate("ab")]
+    rows = [
+        (seed, domain, 2.0 + i + j / 10) for i, domain in enumerate(["all", "x", "y"]) for j, seed in enumerate("ab")
+    ]
     return pd.DataFrame(rows, columns=["seed", "domain", "loss"]).assign(tokens=100)
 
 
@@ -149,7 +151,9 @@ def test_pictures_keep_their_colours_in_a_small_palette():
         ImageDraw.Draw(lines).line([(10, 20 * number + 10), (30, 20 * number + 10)], colour)
     assert off(lines) == (0, len(plots.SEED_COLOURS) + 1)
     steps = np.linspace(0, 255, 256, dtype=np.uint8)
-    scale = Picture.fromarray(np.stack(np.broadcast_arrays(steps, steps[:, None], steps[::-1]), -1))  # as many colours as pixels
+    scale = Picture.fromarray(
+        np.stack(np.broadcast_arrays(steps, steps[:, None], steps[::-1]), -1)
+    )  # as many colours as pixels
     assert off(scale)[1] == 128
 
 

@@ -14,11 +14,18 @@ EVERY_CASE = pytest.mark.parametrize("threshold", [-1, 0.5, 0.93, 2], ids=["all"
 
 def test_numbers_in_words():
     assert [count(number, "neuron") for number in (0, 1, 2, 1234)] == [
-        "no neuron", "1 neuron", "2 neurons", "1,234 neurons",
-    ]  # fmt: skip
+        "no neuron",
+        "1 neuron",
+        "2 neurons",
+        "1,234 neurons",
+    ]
     assert [percent(share) for share in (0, 1e-6, 0.0416, 1, np.nan)] == [
-        "0 %", "less than 0.01 %", "4.16 %", "100.00 %", "undefined",
-    ]  # fmt: skip
+        "0 %",
+        "less than 0.01 %",
+        "4.16 %",
+        "100.00 %",
+        "undefined",
+    ]
     assert p_words(0.0) == "p < 1e-300" and p_words(0.031) == "p = 0.031"
 
 
@@ -45,7 +52,9 @@ def findings_of(neurons: pd.DataFrame, threshold: float) -> list[Finding]:
         captions.gap(neurons, threshold, 1),
         captions.layer_agreement(properties.layer_agreement(matches_table())),
         captions.references(properties.reference_shares(everyone, threshold), threshold),
-        captions.references(properties.reference_shares(everyone[everyone["seed"] == everyone["seed"].iloc[0]], threshold), threshold),
+        captions.references(
+            properties.reference_shares(everyone[everyone["seed"] == everyone["seed"].iloc[0]], threshold), threshold
+        ),
         captions.share_curve(everyone, threshold),
         captions.layers(properties.layer_shares(everyone, threshold), "a"),
         captions.properties(tests, number),
@@ -71,16 +80,24 @@ def test_the_excess_sentence_counts():
     neurons = made_up()
     number = int((neurons["excess_corr"] > 0.5).sum())
     finding = captions.excess(neurons, 0.5)
-    assert f"**{number} neurons** of {len(neurons)} (**{100 * number / len(neurons):.2f} %**) are universal" in finding.text
+    assert (
+        f"**{number} neurons** of {len(neurons)} (**{100 * number / len(neurons):.2f} %**) are universal"
+        in finding.text
+    )
     assert captions.excess(neurons, 2).text.startswith("**No neuron** of 80 (**0 %**) is universal")
     assert "1.26 % for Pythia-160M, 4.16 % for GPT2-small, 1.23 % for GPT2-medium" in finding.text
 
 
 def test_the_property_sentence_names_each_verdict():
-    tests = pd.DataFrame({
-        "label": ["skew", "mean", "kurtosis", "variance"], "verdict": ["holds", "does not hold", "cannot tell", ""],
-        "effect": [0.5, 0.9, 0.1, -0.2], "median_percentile": [80.0, 91.0, 55.0, 40.0], "p_corrected": [1e-5, 1e-9, 0.4, 1],
-    })  # fmt: skip
+    tests = pd.DataFrame(
+        {
+            "label": ["skew", "mean", "kurtosis", "variance"],
+            "verdict": ["holds", "does not hold", "cannot tell", ""],
+            "effect": [0.5, 0.9, 0.1, -0.2],
+            "median_percentile": [80.0, 91.0, 55.0, 40.0],
+            "p_corrected": [1e-5, 1e-9, 0.4, 1],
+        }
+    )
     text = captions.properties(tests, 30).text
     assert "**The paper's direction holds** for skew." in text
     assert "**It does not hold** for mean." in text
@@ -105,8 +122,14 @@ def test_the_agreement_sentence_by_hand():
 
 def test_the_facts_of_the_pass():
     done = {
-        "tokens_counted": 1234567, "blocks": 10, "context": 256, "precision": "fp32", "device": "cpu", "wall_seconds": 12.34,
-        "tokens_per_second": 4567.8, "peak_memory_bytes": 3 * 2**29,
-    }  # fmt: skip
+        "tokens_counted": 1234567,
+        "blocks": 10,
+        "context": 256,
+        "precision": "fp32",
+        "device": "cpu",
+        "wall_seconds": 12.34,
+        "tokens_per_second": 4567.8,
+        "peak_memory_bytes": 3 * 2**29,
+    }
     facts = dict(captions.pass_facts(done))
     assert facts["tokens counted"] == "1,234,567" and facts["peak memory"] == "1.61 GB" and facts["device"] == "cpu"

@@ -13,7 +13,9 @@ def gelu_new(x: np.ndarray) -> np.ndarray:
     return x * 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 2**-8)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 2**-8)]
+)
 def test_tanh_gelu_equals_its_formula(dtype, tolerance):
     x = torch.cat([torch.linspace(-12, 12, 4092), torch.tensor([0.0, 1e4, -1e4, 1e-20])]).to(dtype)
     assert native.takes("gelu", x) == (dtype != torch.float64 and native.function("gelu_float") is not None)
@@ -45,7 +47,9 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float) -> np.n
 @pytest.mark.parametrize("spread", [1.0, 8.0])  # the second gives sharp heads, with scores of several hundred
 def test_causal_attention_equals_numpy(tokens, spread):
     generator = torch.Generator().manual_seed(tokens)
-    joined = torch.randn(2, tokens, 3 * 3 * HEAD, generator=generator) * spread  # queries, keys and values side by side, as GPT-2 has them
+    joined = (
+        torch.randn(2, tokens, 3 * 3 * HEAD, generator=generator) * spread
+    )  # queries, keys and values side by side, as GPT-2 has them
     q, k, v = (one.view(2, tokens, 3, HEAD).transpose(1, 2) for one in joined.split(3 * HEAD, 2))
     want = attention(*(one.double().numpy() for one in (q, k, v)), scale=0.1)
     error = 1e-5 * spread**2  # scores have seven digits
@@ -77,17 +81,28 @@ def test_causal_attention_gives_gradients():
 ON_MATRIX_UNITS = native.function("affine_float") is not None and bool(native.function("affine_there")())
 
 
-@pytest.mark.parametrize(("rows", "depth", "columns"), [(FEW, 64, 32), (301, 192, 96), (513, 1024, 64), (300, 1024, 544)])
+@pytest.mark.parametrize(
+    ("rows", "depth", "columns"), [(FEW, 64, 32), (301, 192, 96), (513, 1024, 64), (300, 1024, 544)]
+)
 @pytest.mark.parametrize("weights", ["bf16", "fp32", "transposed"])
 def test_affine_equals_numpy(rows, depth, columns, weights):
     generator = torch.Generator().manual_seed(rows)
-    x, weight, bias = (torch.randn(*shape, generator=generator) for shape in ((rows, depth), (depth, columns), (columns,)))
+    x, weight, bias = (
+        torch.randn(*shape, generator=generator) for shape in ((rows, depth), (depth, columns), (columns,))
+    )
     x[:, 0] += 1000  # what is summed may be much larger than the sum
     weight[0] = 1e-3
     weight = weight.bfloat16().float() if weights == "bf16" else weight
     given = weight.T.contiguous().T if weights == "transposed" else weight
-    want, size = (left @ right for left, right in ((x.double().numpy(), weight.double().numpy()), (x.abs().numpy(), weight.abs().numpy())))
-    for got, error in ((affine(x.view(1, rows, depth), given, bias)[0], 2**-15), (autocast_affine(x, given, bias), 2**-7), (autocast_affine(x.bfloat16(), given, bias), 2**-7)):
+    want, size = (
+        left @ right
+        for left, right in ((x.double().numpy(), weight.double().numpy()), (x.abs().numpy(), weight.abs().numpy()))
+    )
+    for got, error in (
+        (affine(x.view(1, rows, depth), given, bias)[0], 2**-15),
+        (autocast_affine(x, given, bias), 2**-7),
+        (autocast_affine(x.bfloat16(), given, bias), 2**-7),
+    ):
         assert got.dtype == (torch.float32 if error < 2**-10 else torch.bfloat16)
         assert (np.abs(got.double().numpy() - want - bias.numpy()) <= error * (size + 1)).all()
 
@@ -109,9 +124,22 @@ def test_affine_on_matrix_units_knows_a_weight_that_is_bf16(monkeypatch):
 
 def test_affine_takes_what_matrix_units_do_not_and_gives_gradients():
     generator = torch.Generator().manual_seed(0)
-    for rows, depth, columns, dtype in ((3, 64, 32, torch.float32), (FEW, 10, 32, torch.float32), (FEW, 64, 33, torch.float32), (FEW, 64, 32, torch.float64)):
-        x, weight, bias = (torch.randn(*shape, generator=generator, dtype=dtype) for shape in ((rows, depth), (depth, columns), (columns,)))
-        np.testing.assert_allclose(affine(x, weight, bias), x.double().numpy() @ weight.double().numpy() + bias.double().numpy(), rtol=1e-4, atol=1e-4)
+    for rows, depth, columns, dtype in (
+        (3, 64, 32, torch.float32),
+        (FEW, 10, 32, torch.float32),
+        (FEW, 64, 33, torch.float32),
+        (FEW, 64, 32, torch.float64),
+    ):
+        x, weight, bias = (
+            torch.randn(*shape, generator=generator, dtype=dtype)
+            for shape in ((rows, depth), (depth, columns), (columns,))
+        )
+        np.testing.assert_allclose(
+            affine(x, weight, bias),
+            x.double().numpy() @ weight.double().numpy() + bias.double().numpy(),
+            rtol=1e-4,
+            atol=1e-4,
+        )
     x, weight = torch.randn(FEW, 64), torch.randn(64, 32, requires_grad=True)
     affine(x, weight, torch.zeros(32)).sum().backward()
     torch.testing.assert_close(weight.grad, x.sum(0)[:, None].expand(64, 32))

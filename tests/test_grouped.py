@@ -18,7 +18,9 @@ def made_up(blocks: int, seed: int = 0, groups: int = 40, neurons: int = NEURONS
     """(v, ids, counted): activations of five kinds, one with a large mean and one dead, repeated for more neurons; groups from
     all tokens to one in a thousand."""
     generator = np.random.default_rng(seed)
-    v = generator.normal(0, 1, (blocks, CONTEXT, NEURONS)) ** 3 * np.array([1, 0.1, 30, 1, 1]) + np.array([0, 2, 50, 0, 0])
+    v = generator.normal(0, 1, (blocks, CONTEXT, NEURONS)) ** 3 * np.array([1, 0.1, 30, 1, 1]) + np.array(
+        [0, 2, 50, 0, 0]
+    )
     v[..., 4] = 0.25
     zipf = np.minimum(generator.zipf(1.3, (blocks, CONTEXT)) - 1, groups - 1)
     ids = {
@@ -27,7 +29,11 @@ def made_up(blocks: int, seed: int = 0, groups: int = 40, neurons: int = NEURONS
         "domain": np.broadcast_to((np.arange(blocks) % 3)[:, None], zipf.shape),
         "linguistics": np.where(generator.random(zipf.shape) < 0.4, generator.integers(0, 7, zipf.shape), -1),
     }
-    return np.ascontiguousarray(v.astype(np.float32)[..., np.arange(neurons) % NEURONS]), ids, generator.random(zipf.shape) < 0.9
+    return (
+        np.ascontiguousarray(v.astype(np.float32)[..., np.arange(neurons) % NEURONS]),
+        ids,
+        generator.random(zipf.shape) < 0.9,
+    )
 
 
 GROUPS = {"token": 40, "position": CONTEXT, "domain": 3, "linguistics": 8}
@@ -58,7 +64,9 @@ def test_every_grouping_agrees_with_pandas_in_fp64(name, neurons, dtype):
     v, ids, counted = made_up(400, neurons=neurons)
     given = torch.tensor(v).to(dtype)
     v = given.float().numpy()
-    assert native.takes("grouped", given[0]) == (neurons == LANES and native.function("grouped_float") is not None)  # by the loop in C++, or by torch
+    assert native.takes("grouped", given[0]) == (
+        neurons == LANES and native.function("grouped_float") is not None
+    )  # by the loop in C++, or by torch
     work = accumulated(given, ids, counted, [list(range(start, min(start + 7, 400))) for start in range(0, 400, 7)])
     frame, half, group = oracle(v, ids, counted, name)
     shift, scale = work.scaling.double().numpy()
@@ -70,8 +78,13 @@ def test_every_grouping_agrees_with_pandas_in_fp64(name, neurons, dtype):
         return table.reindex(index, fill_value=0).to_numpy().reshape(2, size, -1)
 
     by = [half, group]
-    count, total, square = (shaped(table) for table in (frame.groupby(by).size(), x.groupby(by).sum(), (x**2).groupby(by).sum()))
-    own = {key: work.tensors[f"{name}.{key}"].double().numpy() for key in ("count", "sum", "square", "total_square", "active")}
+    count, total, square = (
+        shaped(table) for table in (frame.groupby(by).size(), x.groupby(by).sum(), (x**2).groupby(by).sum())
+    )
+    own = {
+        key: work.tensors[f"{name}.{key}"].double().numpy()
+        for key in ("count", "sum", "square", "total_square", "active")
+    }
     np.testing.assert_array_equal(own["count"], count[..., 0])
     magnitude = np.sqrt(count * square) + 1e-30  # |Σx| is at most √(count · Σx²)
     assert (np.abs(own["sum"] - total) / magnitude).max() < 1e-5
@@ -108,7 +121,9 @@ def test_compact_means_and_variances_agree_with_pandas():
     z = ((frame - everything.mean(0)) / everything.std(0).clip(1e-9)).iloc[:, :4]
     np.testing.assert_allclose(compact["linguistics.center"][:, :4], z.groupby(half).mean(), atol=1e-5)
     np.testing.assert_allclose(compact["linguistics.variance"][:, :4], z.groupby(half).var(ddof=0), rtol=1e-4)
-    np.testing.assert_allclose(compact["linguistics.spread"][:7, :4], z.groupby(group).std(ddof=0), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        compact["linguistics.spread"][:7, :4], z.groupby(group).std(ddof=0), rtol=1e-3, atol=1e-4
+    )
     mean = z.groupby([half, group]).mean().to_numpy().reshape(2, 7, 4)
     np.testing.assert_allclose(compact["linguistics.mean"][:, :7, :4], mean, atol=1e-5)
 

@@ -120,7 +120,11 @@ def test_what_the_hub_does_not_have(served, folder, tmp_path):
     assert "name that the Hub allows" in refused("owner/-none-", None)
     served.add("models", "owner/gated", folder, gated=True)
     assert "accept its terms at" in refused("owner/gated", None)
-    for file, words in (("config.json", "no config"), ("model.safetensors", "no weights"), ("tokenizer.json", "no tokeniser")):
+    for file, words in (
+        ("config.json", "no config"),
+        ("model.safetensors", "no weights"),
+        ("tokenizer.json", "no tokeniser"),
+    ):
         rest = {path.name: path for path in folder.iterdir() if path.name != file}
         served.add("models", "owner/part", rest, file)
         assert words in refused("owner/part", file)
@@ -145,7 +149,11 @@ def test_without_network_or_offline_only_the_cache_is_used(served, folder, monke
 def test_a_download_killed_midway_is_not_used_and_goes_on(served, folder, tmp_path):
     served.fail("slow", "/storage/")
     code = f"from lib.base.hub import fetch; fetch('a', {MODEL!r}, {REVISION!r})"
-    environment = os.environ | {"HF_ENDPOINT": served.url, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
+    environment = os.environ | {
+        "HF_ENDPOINT": served.url,
+        "HF_HUB_CACHE": str(tmp_path / "cache"),
+        "HF_HUB_OFFLINE": "0",
+    }
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not list((tmp_path / "cache").rglob("*.incomplete")) and time.monotonic() < deadline:
@@ -189,7 +197,12 @@ def pile() -> dict[str, bytes]:
     words = (ROOT / "README.md").read_text().split("\n\n")
     lines = [json.dumps({"text": text, "meta": {"pile_set_name": f"set {i % 3}"}}) for i, text in enumerate(words)]
     packed = pyarrow.Codec("zstd").compress("\n".join(lines).encode(), asbytes=True)
-    return {"README.md": b"---\nlicense: other\n---\n", "train/00.jsonl.zst": b"", "val.jsonl.zst": b"", "test.jsonl.zst": packed}
+    return {
+        "README.md": b"---\nlicense: other\n---\n",
+        "train/00.jsonl.zst": b"",
+        "val.jsonl.zst": b"",
+        "test.jsonl.zst": packed,
+    }
 
 
 @pytest.mark.parametrize("study, architecture", STUDIES.items())
@@ -216,5 +229,3 @@ def test_a_study_runs_on_stand_ins_and_a_second_time_without_a_request(hub, tmp_
     tabulate(again)
     assert hub.requests == []
     pd.testing.assert_frame_equal(again.table("neurons"), neurons)
-
-

@@ -24,16 +24,30 @@ def folder(request, tmp_path_factory):
     torch.manual_seed(0)
     shared = dict(vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=0)
     model = (
-        GPT2LMHeadModel(GPT2Config(
-            n_layer=LAYERS, n_embd=16, n_head=HEADS, n_positions=24, n_inner=NEURONS,
-            scale_attn_by_inverse_layer_idx=request.param != "gpt2", **shared,
-        ))
+        GPT2LMHeadModel(
+            GPT2Config(
+                n_layer=LAYERS,
+                n_embd=16,
+                n_head=HEADS,
+                n_positions=24,
+                n_inner=NEURONS,
+                scale_attn_by_inverse_layer_idx=request.param != "gpt2",
+                **shared,
+            )
+        )
         if request.param != "gpt_neox"
-        else GPTNeoXForCausalLM(GPTNeoXConfig(
-            hidden_size=16, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=NEURONS, max_position_embeddings=24,
-            rotary_pct=0.5, **shared,
-        ))
-    )  # fmt: skip
+        else GPTNeoXForCausalLM(
+            GPTNeoXConfig(
+                hidden_size=16,
+                num_hidden_layers=LAYERS,
+                num_attention_heads=HEADS,
+                intermediate_size=NEURONS,
+                max_position_embeddings=24,
+                rotary_pct=0.5,
+                **shared,
+            )
+        )
+    )
     for parameter in model.parameters():  # no weight stays at its neutral start value
         parameter.data += 0.3 * torch.randn_like(parameter)
     path = tmp_path_factory.mktemp("seed")
@@ -68,7 +82,9 @@ def by_hooks(bridge, tokens, interventions):
     def fixing(item):
         def hook(activation, hook):
             activation = activation.clone()
-            activation[..., item.neuron] = item.value if isinstance(item, Fix) else item.factor * activation[..., item.neuron]
+            activation[..., item.neuron] = (
+                item.value if isinstance(item, Fix) else item.factor * activation[..., item.neuron]
+            )
             return activation
 
         return f"blocks.{item.layer}.mlp.hook_post", hook
@@ -128,9 +144,12 @@ CASES = {
     "path into k": [PathAblation(0, 4, 2, 0, "k")],
     "path into v": [PathAblation(1, 9, 2, 1, "v")],
     "paths of a fixed neuron into two inputs of a head": [
-        Fix(0, 4, 3.0), PathAblation(0, 4, 2, 0, "q"), PathAblation(0, 4, 2, 0, "k"), PathAblation(1, 8, 2, 0, "q"),
+        Fix(0, 4, 3.0),
+        PathAblation(0, 4, 2, 0, "q"),
+        PathAblation(0, 4, 2, 0, "k"),
+        PathAblation(1, 8, 2, 0, "q"),
     ],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("interventions", CASES.values(), ids=CASES.keys())
@@ -143,14 +162,21 @@ def test_a_run_equals_the_whole_model_with_hooks(bridge, model, tokens, interven
         logits, scale, *_ = by_hooks(bridge, tokens, some)
         for trace in (run(model, tokens, some), run(model, tokens, some, unchanged)):
             torch.testing.assert_close(trace.scale, scale, rtol=0, atol=1e-4)
-            torch.testing.assert_close(logits_of(model, trace).log_softmax(-1), logits.log_softmax(-1), rtol=0, atol=1e-4)
+            torch.testing.assert_close(
+                logits_of(model, trace).log_softmax(-1), logits.log_softmax(-1), rtol=0, atol=1e-4
+            )
 
 
-@pytest.mark.parametrize("broken, said", [
-    (Fix(LAYERS, 0, 1.0), "There is no neuron 0 in layer 3"), (Scale(0, NEURONS, 1.0), "There is no neuron 40 in layer 0"),
-    (PathAblation(1, 0, 1, 0), "No path leads from layer 1 into head 0 of layer 1"),
-    (PathAblation(0, 0, 1, HEADS), "No path leads from layer 0 into head 2"), (PathAblation(0, 0, 1, 0, "z"), "into q, k or v of a head, not into 'z'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "broken, said",
+    [
+        (Fix(LAYERS, 0, 1.0), "There is no neuron 0 in layer 3"),
+        (Scale(0, NEURONS, 1.0), "There is no neuron 40 in layer 0"),
+        (PathAblation(1, 0, 1, 0), "No path leads from layer 1 into head 0 of layer 1"),
+        (PathAblation(0, 0, 1, HEADS), "No path leads from layer 0 into head 2"),
+        (PathAblation(0, 0, 1, 0, "z"), "into q, k or v of a head, not into 'z'"),
+    ],
+)
 def test_what_the_model_does_not_have_is_refused(model, tokens, broken, said):
     with pytest.raises(InputError, match=said):
         run(model, tokens, [broken])
@@ -204,10 +230,16 @@ def by_numpy(logits, scale, target, frequency=None, reference=None):
     p /= p.sum(-1, keepdims=True)
     unigram = (COUNTS.numpy() + 1) / (COUNTS.numpy() + 1).sum()
     own = np.take_along_axis(p, target[..., None].numpy(), -1)
-    return np.stack([
-        -np.log(own[..., 0]), -(p * np.log(p)).sum(-1), (p * np.log(p / unigram)).sum(-1),
-        1 / (1 + (p > own).sum(-1)), scale.double().numpy(),
-    ], -1)  # fmt: skip
+    return np.stack(
+        [
+            -np.log(own[..., 0]),
+            -(p * np.log(p)).sum(-1),
+            (p * np.log(p / unigram)).sum(-1),
+            1 / (1 + (p > own).sum(-1)),
+            scale.double().numpy(),
+        ],
+        -1,
+    )
 
 
 @pytest.mark.parametrize("loops", [True, False])
@@ -229,13 +261,19 @@ def test_every_effect_equals_the_whole_model_with_hooks(bridge, model, tokens, m
             total = by_hooks(bridge, tokens, [Fix(*neuron, value)])
             frozen = by_hooks(bridge, tokens, [Fix(*neuron, value), FreezeFinalScale(before_scale)])
             for variant, (logits, scale, *_), extra in (
-                (TOTAL, total, {}), (FROZEN_SCALE, frozen, {}),
+                (TOTAL, total, {}),
+                (FROZEN_SCALE, frozen, {}),
                 (FIXED_FREQUENCY, total, {"frequency": frequency, "reference": before_logits[:, :-1]}),
-            ):  # fmt: skip
+            ):
                 change = by_numpy(logits[:, :-1], scale[:, :-1], target, **extra) - before
                 row = table.loc[(*neuron, torch.tensor(value).item(), variant)]
                 for index, outcome in enumerate(OUTCOMES):
-                    assert row[f"{outcome}_change"] == pytest.approx(change[measured][:, index].mean(), abs=1e-4), (neuron, value, variant, outcome)
+                    assert row[f"{outcome}_change"] == pytest.approx(change[measured][:, index].mean(), abs=1e-4), (
+                        neuron,
+                        value,
+                        variant,
+                        outcome,
+                    )
                     assert row[outcome] == pytest.approx((before + change)[measured][:, index].mean(), abs=1e-4)
 
 
@@ -256,8 +294,18 @@ def test_the_standard_error_is_that_of_independent_blocks():
     by_block = generator.normal(0.3, 1.0, 400)  # one change for all tokens of a block
     sums = torch.zeros(400, 1, 1, 1, len(OUTCOMES))
     sums[:, 0, 0, 0, 0] = torch.from_numpy(by_block * sizes)
-    found = single_neurons.Effects([(0, 0)], torch.zeros(1, 1), (TOTAL,), torch.from_numpy(sizes).double(),
-                            torch.zeros(400, len(OUTCOMES)), sums.double()).table().iloc[0]  # fmt: skip
+    found = (
+        single_neurons.Effects(
+            [(0, 0)],
+            torch.zeros(1, 1),
+            (TOTAL,),
+            torch.from_numpy(sizes).double(),
+            torch.zeros(400, len(OUTCOMES)),
+            sums.double(),
+        )
+        .table()
+        .iloc[0]
+    )
     draws = generator.integers(0, 400, (4000, 400))
     bootstrap = (by_block * sizes)[draws].sum(1) / sizes[draws].sum(1)
     assert found["loss_change"] == pytest.approx((by_block * sizes).sum() / sizes.sum())
@@ -267,7 +315,9 @@ def test_the_standard_error_is_that_of_independent_blocks():
 @pytest.mark.parametrize("vocabulary", [7, 200, 2000, 2003])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("loops", [True, False])
-def test_prediction_statistics_equal_a_plain_softmax_in_fp64_however_far_the_logits_move(vocabulary, dtype, loops, monkeypatch):
+def test_prediction_statistics_equal_a_plain_softmax_in_fp64_however_far_the_logits_move(
+    vocabulary, dtype, loops, monkeypatch
+):
     if not loops:
         monkeypatch.setattr(native, "function", lambda name: None)
     generator = torch.Generator().manual_seed(0)
@@ -282,24 +332,39 @@ def test_prediction_statistics_equal_a_plain_softmax_in_fp64_however_far_the_log
     logits = (products.double()[row] + moved.double()[:, None] * effects.double()[effect]) * scaling.double()[:, None]
     logits = logits + constants[0].double() + along.double()[:, None] * constants[1].double()
     log_p, own = logits.log_softmax(1), logits.gather(1, target[row][:, None])
-    expected = torch.stack([-log_p.gather(1, target[row][:, None])[:, 0], -(log_p.exp() * log_p).sum(1),
-                            (log_p.exp() * (log_p - constants[2].double())).sum(1), 1 / (1 + (logits > own).sum(1))], 1)  # fmt: skip
+    expected = torch.stack(
+        [
+            -log_p.gather(1, target[row][:, None])[:, 0],
+            -(log_p.exp() * log_p).sum(1),
+            (log_p.exp() * (log_p - constants[2].double())).sum(1),
+            1 / (1 + (logits > own).sum(1)),
+        ],
+        1,
+    )
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=2e-5)
 
 
 def test_rounding_changes_to_bf16_leaves_no_trace_in_the_means():
     generator = torch.Generator().manual_seed(0)
     d_model, vocabulary, rows = 32, 1000, 1500
-    products = torch.randn(rows, d_model, generator=generator) @ (weight := torch.randn(d_model, vocabulary, generator=generator)) / 3
+    products = (
+        torch.randn(rows, d_model, generator=generator)
+        @ (weight := torch.randn(d_model, vocabulary, generator=generator))
+        / 3
+    )
     change = torch.randn(rows, d_model, generator=generator) / 5
     one = torch.ones(rows)
     cases = predictions.Cases(torch.arange(rows), torch.arange(rows), one, one, 0 * one)
     constants, target = torch.zeros(3, vocabulary), torch.randint(0, vocabulary, (rows,), generator=generator)
     exact, rounded = (
-        predictions.prediction_statistics(products, change.to(dtype) @ weight.to(dtype), cases, constants, target, target)
+        predictions.prediction_statistics(
+            products, change.to(dtype) @ weight.to(dtype), cases, constants, target, target
+        )
         for dtype in (torch.float32, torch.bfloat16)
     )
-    before = predictions.prediction_statistics(products, change @ weight, cases._replace(moved=0 * one), constants, target, target)
+    before = predictions.prediction_statistics(
+        products, change @ weight, cases._replace(moved=0 * one), constants, target, target
+    )
     assert (exact - before).mean(0)[:2].abs().min() > 1e-2
     error = (rounded - exact)[:, :2]  # loss and entropy
     assert (error.std(0) < 2**-6 * (exact - before)[:, :2].std(0)).all()  # small on one token
@@ -308,7 +373,17 @@ def test_rounding_changes_to_bf16_leaves_no_trace_in_the_means():
 
 def test_a_gated_mlp_with_a_known_activation_is_refused_in_one_sentence(tmp_path):
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=8192, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                         intermediate_size=48, max_position_embeddings=64, hidden_act="gelu", bos_token_id=0, eos_token_id=0)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=8192,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        hidden_act="gelu",
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     with pytest.raises(InputError, match="a gated gelu"):
         processed(save_seed(LlamaForCausalLM(config), tmp_path / "gated"))

@@ -46,7 +46,9 @@ def statistics(*given, dtype, kernel=layer_statistics):
 
 def in_panels(values: torch.Tensor) -> Operands:
     """Operands (tokens, layers, neurons) as products.cpp reads them."""
-    made = Operands(torch.empty(values.shape[1], values.shape[2] // PANEL, len(values) // 4, PANEL, 4, dtype=torch.int8))
+    made = Operands(
+        torch.empty(values.shape[1], values.shape[2] // PANEL, len(values) // 4, PANEL, 4, dtype=torch.int8)
+    )
     view = made.in_order(0)
     view.copy_(values.movedim(1, 0).reshape(view.shape))
     return made
@@ -88,10 +90,14 @@ def covariance_of(operands: dict[str, list[Operands]], dtype=torch.float64, merg
             if merged:
                 own.merge(part)
     return Covariance(
-        seeds, tuple(combinations(seeds, 2)), seeds, layers, neurons,
+        seeds,
+        tuple(combinations(seeds, 2)),
+        seeds,
+        layers,
+        neurons,
         pair=lambda a, layer, b, other: products[a, layer, b].sums[other],
         within=lambda seed, layer: products[seed, seed].sums[layer],
-    )  # fmt: skip
+    )
 
 
 def activations(seed: int, tokens: int, mean: float = 0.0, spread: float = 1.0) -> torch.Tensor:
@@ -207,8 +213,12 @@ def test_hard_activations_have_the_correlations_of_fp64(tokens, mean, outlier, d
 def test_int8_steps_grow_with_the_root_of_the_tokens():
     """A neuron with a long tail: its range in deviations, and how far the range goes beyond the pilot's where it has none."""
     seen = _Range()
-    seen.update(torch.cat([torch.randn(10_000, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([[60.0, 3.0]])]))
-    half = {tokens: INT8_LIMIT / _int8_scaling(seen, tokens)[1] for tokens in (1000, REACH_TOKENS, 4 * REACH_TOKENS, 10**9)}
+    seen.update(
+        torch.cat([torch.randn(10_000, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([[60.0, 3.0]])])
+    )
+    half = {
+        tokens: INT8_LIMIT / _int8_scaling(seen, tokens)[1] for tokens in (1000, REACH_TOKENS, 4 * REACH_TOKENS, 10**9)
+    }
     deviation, span = float(seen.deviation[0]), float(seen.high[1] - seen.low[1])
     low = float(seen.low[0])
     for tokens, growth, margin in ((1000, 1, 1), (REACH_TOKENS, 1, 1), (4 * REACH_TOKENS, 2, 2), (10**9, 4, 2)):
@@ -216,7 +226,9 @@ def test_int8_steps_grow_with_the_root_of_the_tokens():
         assert half[tokens].tolist() == pytest.approx([margin * (high - low) / 2, margin * span / 2], rel=1e-5)
 
 
-@pytest.mark.parametrize(("neurons", "dot_products", "panels"), [(NEURONS, True, False), (NEURONS, False, False), (LANES, True, True)])
+@pytest.mark.parametrize(
+    ("neurons", "dot_products", "panels"), [(NEURONS, True, False), (NEURONS, False, False), (LANES, True, True)]
+)
 def test_what_int8_clips_is_added_exactly(neurons, dot_products, panels, monkeypatch):
     """Products of clipped operands equal those of the same rounded values without a limit."""
     if panels and native.function("products_int8") is None:
@@ -292,7 +304,13 @@ def test_haar_rotation_has_no_preferred_sign():
 
 @pytest.mark.parametrize("neurons", [5, LANES])  # by torch, or by the loop in C++
 @settings(max_examples=20, deadline=None)
-@given(blocks=st.integers(1, 12), k=st.integers(1, 6), seed=st.integers(0, 100), split=st.integers(0, 12), whole=st.booleans())
+@given(
+    blocks=st.integers(1, 12),
+    k=st.integers(1, 6),
+    seed=st.integers(0, 100),
+    split=st.integers(0, 12),
+    whole=st.booleans(),
+)
 def test_top_examples_equal_a_sort(neurons, blocks, k, seed, split, whole):
     context, radius, generator = 7, 2, torch.Generator().manual_seed(seed)
     post = torch.randint(0, 9, (blocks, context, neurons), generator=generator).float()  # ties wanted
@@ -306,7 +324,9 @@ def test_top_examples_equal_a_sort(neurons, blocks, k, seed, split, whole):
             part.update(0, post[chosen], counted[chosen], chosen)
     parts[0].merge(parts[1])
     post = post.float().numpy()
-    around = np.pad(np.where(counted[..., None], post, np.nan), ((0, 0), (radius, radius), (0, 0)), constant_values=np.nan)
+    around = np.pad(
+        np.where(counted[..., None], post, np.nan), ((0, 0), (radius, radius), (0, 0)), constant_values=np.nan
+    )
     for neuron in range(0, neurons, 5):
         want = []
         for block in range(blocks):
@@ -326,7 +346,11 @@ def test_windows_are_clipped_to_half_precision():
     examples, post = TopExamples(1, LANES, k=1, radius=1), torch.zeros(1, 3, LANES)
     post[0, 1], post[0, 2] = 1e9, -1e9
     examples.update(0, post, torch.ones(1, 3, dtype=torch.bool), torch.tensor([7]))
-    assert examples.value[0, 3, 0] == 1e9 and examples.block[0, 3, 0] == 7 and examples.window[0, 3, 0].tolist() == [0, 65504, -65504]
+    assert (
+        examples.value[0, 3, 0] == 1e9
+        and examples.block[0, 3, 0] == 7
+        and examples.window[0, 3, 0].tolist() == [0, 65504, -65504]
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])  # by torch, or by the loop in C++
@@ -335,7 +359,9 @@ def test_histogram_equals_numpy(dtype):
     low, high = values.float().amin(1) + 0.5, values.float().amax(1) - 0.5
     counted = torch.rand(500, generator=torch.Generator().manual_seed(1)) > 0.3
     histogram = Histogram(low, high, bins=16)
-    assert native.takes("histogram", values[0]) == (dtype != torch.float64 and native.function("histogram_float") is not None)
+    assert native.takes("histogram", values[0]) == (
+        dtype != torch.float64 and native.function("histogram_float") is not None
+    )
     for rows in torch.arange(500).chunk(4):
         for layer in range(LAYERS):
             histogram.update(layer, values[layer, rows], counted[rows])
@@ -345,7 +371,9 @@ def test_histogram_equals_numpy(dtype):
             edges[0], edges[-1] = -np.inf, np.inf
             want, _ = np.histogram(values[layer, counted, neuron].double(), edges)
             got = histogram.counts[layer, neuron].numpy()
-            assert got.sum() == counted.sum() and np.abs(got - want).sum() <= 2  # a value on an edge may fall either way
+            assert (
+                got.sum() == counted.sum() and np.abs(got - want).sum() <= 2
+            )  # a value on an edge may fall either way
 
 
 def some_activations(tokens: int, neurons: int):
@@ -369,12 +397,17 @@ def test_native_statistics_equal_plain_ones(dtype, tokens, panels):
     operands = Operands(torch.full(shape, 55, dtype=torch.int8))
     sums = native_layer_statistics(*given, operands.in_order(4, 4 + tokens)[1])
     assert torch.equal(operands[1].rows(torch.arange(4, 4 + tokens), torch.int8), want)
-    assert (operands.values == 55).sum() - (want == 55).sum() == operands.values.numel() - want.numel()  # nothing else is touched
+    assert (operands.values == 55).sum() - (
+        want == 55
+    ).sum() == operands.values.numel() - want.numel()  # nothing else is touched
     exact = [SUMS.index(name) for name in ("active", "operand1", "clipped")]
     assert torch.equal(sums[exact], want_sums[exact]) and (tokens < 10 or sums[exact[-1]].sum() > 10)
     x, y = ((values.double() - others[1][0]) * others[1][1] for values in given[:2])
     for name, values in [(f"pre{power}", x**power) for power in (1, 2, 3, 4)] + [("post1", y), ("post2", y**2)]:
-        want, error = (values * others[0]).sum(0), 1e-6 * values.abs().sum(0)  # what cancels is lost with the last digits
+        want, error = (
+            (values * others[0]).sum(0),
+            1e-6 * values.abs().sum(0),
+        )  # what cancels is lost with the last digits
         assert ((sums[SUMS.index(name)] - want).abs() <= error).all(), name
 
 
@@ -400,7 +433,9 @@ def test_a_source_that_does_not_compile_leaves_the_others(tmp_path, monkeypatch)
     with pytest.warns(UserWarning, match="could not compile missing.cpp"):
         (library,) = native.libraries.__wrapped__()
     assert hasattr(library, "gelu_float")
-    monkeypatch.setattr("tempfile.TemporaryDirectory", lambda: (_ for _ in ()).throw(FileNotFoundError("no place to write")))
+    monkeypatch.setattr(
+        "tempfile.TemporaryDirectory", lambda: (_ for _ in ()).throw(FileNotFoundError("no place to write"))
+    )
     assert native.libraries.__wrapped__() == ()
 
 

@@ -28,7 +28,9 @@ from tests.test_params import is_sentence
 TEXTS = ["the", " The", " then", "42", " 1999", "\n", " a"]
 
 
-@pytest.mark.parametrize("typed, expected", [("the, A", [0, 1, 6]), ("/ ?[0-9]+/", [3, 4]), ("42", [3]), ("/ ?the.*/", [0, 2])])
+@pytest.mark.parametrize(
+    "typed, expected", [("the, A", [0, 1, 6]), ("/ ?[0-9]+/", [3, 4]), ("42", [3]), ("/ ?the.*/", [0, 2])]
+)
 def test_a_typed_label_is_words_or_a_regular_expression(typed, expected):
     assert np.flatnonzero(panels.typed_label(typed, TEXTS)).tolist() == expected
 
@@ -43,7 +45,15 @@ def test_a_label_that_says_nothing_is_refused_in_a_sentence(typed):
 def grouped(post: np.ndarray, group: np.ndarray, half: np.ndarray, groups: int) -> dict[str, torch.Tensor]:
     """Compact grouped moments of (tokens, neurons) activations, by definition."""
     z = (post - post.mean(0)) / post.std(0)
-    own = {name: np.zeros((2, *shape)) for name, shape in {"count": (groups,), "mean": (groups, post.shape[1]), "center": (post.shape[1],), "variance": (post.shape[1],)}.items()}
+    own = {
+        name: np.zeros((2, *shape))
+        for name, shape in {
+            "count": (groups,),
+            "mean": (groups, post.shape[1]),
+            "center": (post.shape[1],),
+            "variance": (post.shape[1],),
+        }.items()
+    }
     for side in (0, 1):
         own["center"][side], own["variance"][side] = z[half == side].mean(0), z[half == side].var(0)
         for one in range(groups):
@@ -72,7 +82,15 @@ def test_label_scores_are_the_share_of_variance_that_the_label_explains():
 
 
 def test_what_fires_is_universal_and_unusually_active():
-    own = pd.DataFrame({"layer": [0, 0, 1], "neuron": [0, 1, 1], "excess_corr": [0.9, 0.1, 0.6], "activation_mean": 0.0, "activation_std": [1.0, 1.0, 0.5]})
+    own = pd.DataFrame(
+        {
+            "layer": [0, 0, 1],
+            "neuron": [0, 1, 1],
+            "excess_corr": [0.9, 0.1, 0.6],
+            "activation_mean": 0.0,
+            "activation_std": [1.0, 1.0, 0.5],
+        }
+    )
     post = np.zeros((2, 3, 2))
     post[0, 1, 0], post[0, 2, 1], post[1, 2, 1] = 2.5, 9.0, 2.0
     found = panels.fired(post, own, 0.5)
@@ -145,8 +163,15 @@ def notebook(complete):
 
 def test_the_notebook_runs_from_a_fresh_kernel(notebook, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    executed = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": ROOT / "notebooks" / "optional"}}).execute()
-    shown = [output.data for cell in executed.cells for output in cell.get("outputs", []) if output.output_type in ("display_data", "execute_result")]
+    executed = NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": ROOT / "notebooks" / "optional"}}
+    ).execute()
+    shown = [
+        output.data
+        for cell in executed.cells
+        for output in cell.get("outputs", [])
+        if output.output_type in ("display_data", "execute_result")
+    ]
     assert sum("application/vnd.jupyter.widget-view+json" in data for data in shown) == 3
 
 
@@ -160,13 +185,34 @@ def jupyterlab(tmp_path, notebook):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    home = {name: str(tmp_path / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR")}
+    home = {
+        name: str(tmp_path / name)
+        for name in (
+            "JUPYTER_CONFIG_DIR",
+            "JUPYTER_DATA_DIR",
+            "JUPYTER_RUNTIME_DIR",
+            "JUPYTERLAB_SETTINGS_DIR",
+            "JUPYTERLAB_WORKSPACES_DIR",
+        )
+    }
     with open(tmp_path / "log.txt", "w") as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", *options, "--allow-root", "--no-browser", "--LabApp.expose_app_in_browser=True",
-             f"--ServerApp.port={port}", "--IdentityProvider.token=key"],
-            cwd=tmp_path, env=os.environ | home | {"PYTHONPATH": str(ROOT)}, stdout=log, stderr=log,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "jupyterlab",
+                *options,
+                "--allow-root",
+                "--no-browser",
+                "--LabApp.expose_app_in_browser=True",
+                f"--ServerApp.port={port}",
+                "--IdentityProvider.token=key",
+            ],
+            cwd=tmp_path,
+            env=os.environ | home | {"PYTHONPATH": str(ROOT)},
+            stdout=log,
+            stderr=log,
+        )
     address = f"http://127.0.0.1:{port}"
     try:
         for _ in range(120):

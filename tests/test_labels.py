@@ -82,13 +82,16 @@ def test_every_class_on_tokens_picked_by_hand():
         assert carried == [True] * len(inside) + [False] * len(outside), (label, inside + outside, carried)
 
 
-@pytest.mark.parametrize("one, inside, outside", [
-    (looks("x", r" ?a+"), [" aa"], ["ab"]),
-    (words("x", "it's c++"), ["IT'S", " C++"], ["its", "ccc"]),  # signs in words are signs
-    (names("x", "New_York"), [" New York", "NEW YORK"], ["new york", "New_York"]),
-    (suffixes("able")[0], ["Table", " able"], ["tables", "a able"]),
-    (prefixes("re")[0], [" redo"], [" are"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "one, inside, outside",
+    [
+        (looks("x", r" ?a+"), [" aa"], ["ab"]),
+        (words("x", "it's c++"), ["IT'S", " C++"], ["its", "ccc"]),  # signs in words are signs
+        (names("x", "New_York"), [" New York", "NEW YORK"], ["new york", "New_York"]),
+        (suffixes("able")[0], ["Table", " able"], ["tables", "a able"]),
+        (prefixes("re")[0], [" redo"], [" are"]),
+    ],
+)
 def test_each_form_of_a_line(one, inside, outside):
     assert all(one.members(inside)) and not any(one.members(outside))
 
@@ -119,7 +122,7 @@ def test_token_labels_of_the_shipped_tokeniser(text, tokenizer):
     assert counts.sum() == text.counted().sum() and counts[text.bos_id] == 0
     made = labels.token_labels(tokenizer, counts, vocab_size=text.vocab_size + 7)
     assert made.grouping == "token" and made.member.shape == (len(made.labels), text.vocab_size + 7)
-    assert not made.member[:, text.vocab_size:].any() and not made.member[:, text.bos_id].any()
+    assert not made.member[:, text.vocab_size :].any() and not made.member[:, text.bos_id].any()
     assert made.labels["label"].is_unique and len(made.labels) > 400
     assert made.member.any(1).all(), "labels that no token carries are left out"
     row = made.member[made.labels["label"].tolist().index("word “the”")]
@@ -146,8 +149,12 @@ def test_groupings_agree_with_the_text(text, tokenizer):
     for grouping in made.values():
         assert grouping.ids.shape == text.tokens.shape and grouping.ids.max() < len(grouping.groups)
     assert (present[made["token"].ids] == tokens).all()
-    assert (present[made["previous_token"].ids[:, 1:]] == tokens[:, :-1]).all() and (made["previous_token"].ids[:, 0] == -1).all()
-    assert (present[made["next_token"].ids[:, :-1]] == tokens[:, 1:]).all() and (made["next_token"].ids[:, -1] == -1).all()
+    assert (present[made["previous_token"].ids[:, 1:]] == tokens[:, :-1]).all() and (
+        made["previous_token"].ids[:, 0] == -1
+    ).all()
+    assert (present[made["next_token"].ids[:, :-1]] == tokens[:, 1:]).all() and (
+        made["next_token"].ids[:, -1] == -1
+    ).all()
     assert (made["position"].ids[5] == torch.arange(256)).all()
     assert (made["domain"].ids[:, 7] == text.domain).all()
     for one in labels.label_sets(text, tokenizer):
@@ -157,7 +164,9 @@ def test_groupings_agree_with_the_text(text, tokenizer):
 def test_tokens_that_the_text_does_not_have_take_no_group_and_no_label(text, tokenizer):
     short = text.take(2 * text.context)
     present, made = labels.occurring(short), labels.groupings(short, tokenizer)
-    assert len(present) < 2 * text.context and all(len(made[name].groups) == len(present) for name in ("token", "previous_token", "next_token"))
+    assert len(present) < 2 * text.context and all(
+        len(made[name].groups) == len(present) for name in ("token", "previous_token", "next_token")
+    )
     whole = labels.token_labels(tokenizer, labels.token_counts(short), short.vocab_size)
     own = {one.grouping: one for one in labels.label_sets(short, tokenizer)}["token"]
     assert 0 < len(own.labels) < len(whole.labels) and own.member.any(1).all()
@@ -190,15 +199,25 @@ def test_domain_labels_of_the_pile_and_of_domains_that_nothing_is_known_of():
     assert carried["source code"] == [True, False, False, False, False]
     assert carried["language other than English"] == [False, True, False, False, False]
     assert carried["natural language: English"] == [False, False, True, True, False]
-    assert carried["domain: our code (fr)"] == [False, False, False, False, True], "a language is not guessed from a name"
-    assert set(carried) == {"source code", "language other than English", "natural language: English", "domain: our code (fr)",
-                            "domain: Wikipedia (en)", "domain: DM Mathematics"}  # fmt: skip
+    assert carried["domain: our code (fr)"] == [False, False, False, False, True], (
+        "a language is not guessed from a name"
+    )
+    assert set(carried) == {
+        "source code",
+        "language other than English",
+        "natural language: English",
+        "domain: our code (fr)",
+        "domain: Wikipedia (en)",
+        "domain: DM Mathematics",
+    }
 
 
 def test_a_line_in_the_table_of_domains_gives_a_text_its_labels(monkeypatch):
     monkeypatch.setitem(domains.DOMAINS, "forum", domains.Domain("nl"))
     made = labels.domain_labels(("forum", "web"))
-    assert made.labels["label"].tolist() == ["language other than English"], "the others say the same of these two domains"
+    assert made.labels["label"].tolist() == ["language other than English"], (
+        "the others say the same of these two domains"
+    )
     assert made.member.tolist() == [[True, False]]
 
 
@@ -206,7 +225,14 @@ def test_every_domain_of_the_shipped_text_and_every_set_of_the_pile_is_known():
     shipped, pile = set(read_text(TEXT).domains), set(domains.DOMAINS) - set(read_text(TEXT).domains)
     assert shipped <= set(domains.DOMAINS) and len(pile) == 22
     # data/linguistics.parquet was made of these
-    assert shipped & set(domains.ENGLISH_PROSE) == {"drama and verse", "encyclopedia", "fiction", "scripture (en)", "speeches", "technical docs"}
+    assert shipped & set(domains.ENGLISH_PROSE) == {
+        "drama and verse",
+        "encyclopedia",
+        "fiction",
+        "scripture (en)",
+        "speeches",
+        "technical docs",
+    }
     assert {domain.language for domain in domains.DOMAINS.values() if domain.prose} == {"en"}
 
 
@@ -214,8 +240,13 @@ def test_word_places(tokenizer):
     sample = " universal (the) foo_bar x1\n"
     ids = tokenizer(sample, add_special_tokens=False)["input_ids"]
     tokens = torch.tensor([[0, *ids]])
-    made = labels.word_places(Text(tokens, torch.zeros(1), torch.zeros(1), ("d",), "", len(tokenizer), 0, ()), tokenizer)
-    found = [(tokenizer.decode([token]), labels.WORD_PLACES[place]) for token, place in zip(ids, made[0, 1:].tolist(), strict=True)]
+    made = labels.word_places(
+        Text(tokens, torch.zeros(1), torch.zeros(1), ("d",), "", len(tokenizer), 0, ()), tokenizer
+    )
+    found = [
+        (tokenizer.decode([token]), labels.WORD_PLACES[place])
+        for token, place in zip(ids, made[0, 1:].tolist(), strict=True)
+    ]
     assert made[0, 0] == labels.WORD_PLACES.index("other")
     rest = found.index((" (", "other"))
     assert found[0] == (" un", "word start") and {place for _, place in found[1:rest]} == {"word middle"}

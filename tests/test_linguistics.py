@@ -95,8 +95,14 @@ def test_no_drift_when_a_passage_starts_and_ends_inside_a_character():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.text(st.one_of(st.sampled_from("ab. ,'\"\n\r\té👩\u200d\u0301ß日()_"), st.characters(exclude_categories=["Cs"])), max_size=40),
-       st.integers(0, 3), st.integers(0, 3))  # fmt: skip
+@given(
+    st.text(
+        st.one_of(st.sampled_from("ab. ,'\"\n\r\té👩\u200d\u0301ß日()_"), st.characters(exclude_categories=["Cs"])),
+        max_size=40,
+    ),
+    st.integers(0, 3),
+    st.integers(0, 3),
+)
 def test_no_drift_on_any_text(string, skip_first, skip_last):
     raw = string.encode()
     pieces = cut_bytes(string)
@@ -116,11 +122,23 @@ def text_of(*documents: str, domain: str = "speeches", context: int = 32) -> Tex
     order = torch.from_numpy(packing_order(len(stream)))
     tokens = torch.cat([torch.zeros(len(stream), 1, dtype=torch.long), stream], 1)
     names = tuple(f"document {index}" for index in range(int((stream == 0).sum()) + 1))
-    return Text(tokens[order], torch.zeros(len(stream), dtype=torch.long), owner[order], (domain,), "", len(tokenizer()), 0, (), names)
+    return Text(
+        tokens[order],
+        torch.zeros(len(stream), dtype=torch.long),
+        owner[order],
+        (domain,),
+        "",
+        len(tokenizer()),
+        0,
+        (),
+        names,
+    )
 
 
-SPEECH = ("The old captain had not seen three white whales in London. She wrote many letters to Mary, and he answers them slowly! "
-          "Grandmothers slept. They were sailing to the islands when the storms came; we saw nothing. ") * 3
+SPEECH = (
+    "The old captain had not seen three white whales in London. She wrote many letters to Mary, and he answers them slowly! "
+    "Grandmothers slept. They were sailing to the islands when the storms came; we saw nothing. "
+) * 3
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +150,9 @@ def spoken() -> tuple[Text, syntax.Grouping]:
 def test_passages_join_blocks_in_the_order_before_shuffling():
     text = text_of(SPEECH, "Where is Anna?", domain="fiction")
     pieces = token_bytes(tokenizer())
-    joined = [b"".join(pieces[token] for token in text.tokens[at].tolist()).decode() for at in passages(text, ("fiction",))]
+    joined = [
+        b"".join(pieces[token] for token in text.tokens[at].tolist()).decode() for at in passages(text, ("fiction",))
+    ]
     assert joined == [SPEECH, "Where is Anna?"]
     assert list(passages(text, ("speeches",))) == []
     unknown = replace(text, documents=())
@@ -148,12 +168,18 @@ def test_labels_of_a_sentence(spoken):
     ids, tokens = grouping.ids[inverse].flatten(), text.tokens[inverse].flatten().tolist()
 
     def carried(label: str) -> set[str]:
-        return {tokenizer().decode([token]).strip() for token, group in zip(tokens, ids.tolist(), strict=True) if group >= 0 and rows[label][group]}
+        return {
+            tokenizer().decode([token]).strip()
+            for token, group in zip(tokens, ids.tolist(), strict=True)
+            if group >= 0 and rows[label][group]
+        }
 
     assert "not" in carried("negation") and len(carried("negation")) == 1
     assert {"The", "She", "They", "Where"} <= carried("sentence start") and "captain" not in carried("sentence start")
     assert {".", "!"} <= carried("sentence end") <= {".", "!", "?", ";"}
-    assert {"She", "they", "her"} & carried("part of speech: pronoun") and "the" in carried("part of speech: determiner")
+    assert {"She", "they", "her"} & carried("part of speech: pronoun") and "the" in carried(
+        "part of speech: determiner"
+    )
     assert {"islands", "letters"} <= carried("plural noun") and not carried("plural noun") & carried("singular noun")
     assert carried("aspect: Prog") == {"sa", "iling"}, "all pieces of a word carry its labels"
     assert {"saw", "came", "were"} <= carried("tense: Past") and "is" in carried("tense: Pres")
@@ -176,7 +202,10 @@ def test_file_round_trip_and_refusal_of_another_text(spoken, tmp_path):
     write_linguistics(tmp_path / "x.parquet", grouping, "abc")
     back = read_linguistics(tmp_path / "x.parquet", "abc")
     assert back.groups == grouping.groups and torch.equal(back.ids, grouping.ids)
-    assert read_linguistics(tmp_path / "x.parquet", "abd") is None and read_linguistics(tmp_path / "y.parquet", "abc") is None
+    assert (
+        read_linguistics(tmp_path / "x.parquet", "abd") is None
+        and read_linguistics(tmp_path / "y.parquet", "abc") is None
+    )
 
 
 def test_a_text_in_which_nothing_is_labelled_round_trips(tmp_path):
@@ -194,12 +223,20 @@ def test_shipped_file_belongs_to_the_shipped_text():
     assert (grouping.ids[~english] == -1).all() and (grouping.ids[:, 0] == -1).all()
     assert (grouping.ids[english][text.counted()[english]] >= 0).float().mean() > 0.97
     pieces = token_bytes(tokenizer())
-    blank = torch.tensor([not piece.decode("utf-8", "ignore").strip() and piece.isascii() for piece in pieces])[text.tokens]
+    blank = torch.tensor([not piece.decode("utf-8", "ignore").strip() and piece.isascii() for piece in pieces])[
+        text.tokens
+    ]
     assert (grouping.ids[blank] == -1).all()
     made = linguistic_labels(grouping.groups)
     rows = dict(zip(made.labels["label"], made.member, strict=True))
-    for label, word in (("part of speech: determiner", " the"), ("negation", " not"), ("plural noun", " people"),
-                        ("part of speech: pronoun", " he"), ("tense: Past", " was"), ("entity: GPE", " Jerusalem")):
+    for label, word in (
+        ("part of speech: determiner", " the"),
+        ("negation", " not"),
+        ("plural noun", " people"),
+        ("part of speech: pronoun", " he"),
+        ("tense: Past", " was"),
+        ("entity: GPE", " Jerusalem"),
+    ):
         here = grouping.ids[text.tokens == tokenizer()(word)["input_ids"][0]]
         assert rows[label][here[here >= 0].numpy()].mean() > 0.8, label
 
@@ -222,7 +259,9 @@ def test_a_run_with_another_text_keeps_its_own(spoken, tmp_path, capsys, monkeyp
     run.text, asked = replace(text, domains=("forum",)), []
     monkeypatch.setattr(syntax, "ENGLISH_PROSE", ("speeches", "forum"))
     monkeypatch.setattr(syntax, "linguistics", lambda _text, _tokenizer, chosen: asked.append(chosen) or grouping)
-    assert syntax.run_linguistics(run) and syntax.run_linguistics(run) and asked == [("forum",)], "made for the domains that are prose, once"
+    assert syntax.run_linguistics(run) and syntax.run_linguistics(run) and asked == [("forum",)], (
+        "made for the domains that are prose, once"
+    )
 
 
 def test_topics_are_constant_over_documents_and_the_same_again():
@@ -238,8 +277,12 @@ def test_topics_are_constant_over_documents_and_the_same_again():
 
 
 def test_documents_that_speak_of_one_thing_share_a_topic(monkeypatch):
-    subjects = ("whale ship ocean captain harpoon sailor", "matrix vector polynomial integral theorem proof",
-                "senate congress treaty president vote nation", "butter flour sugar oven recipe kitchen")  # fmt: skip
+    subjects = (
+        "whale ship ocean captain harpoon sailor",
+        "matrix vector polynomial integral theorem proof",
+        "senate congress treaty president vote nation",
+        "butter flour sugar oven recipe kitchen",
+    )
     draw = np.random.default_rng(0)
     stories = [" ".join(draw.choice(subject.split(), 30)) for _ in range(12) for subject in subjects]
     monkeypatch.setattr(topics, "MOST_COMMON", 0.5)

@@ -41,16 +41,22 @@ def test_mutual_matches_and_cliques_are_those_of_brute_force(make_run, related, 
         mutual = [best[b, a][best[a, b][neuron]] == neuron for neuron in range(total)]
         assert own["mutual"].tolist() == mutual and 0 < np.mean(mutual) < 1
     wanted = {
-        members for members in ((n, best["a", "b"][n], best["a", "c"][n]) for n in range(total))
+        members
+        for members in ((n, best["a", "b"][n], best["a", "c"][n]) for n in range(total))
         if all(best[s, t][members[i]] == members[j] for (i, s), (j, t) in permutations(enumerate("abc"), 2))
-    }  # fmt: skip
+    }
     found = made["cliques"]
-    flat = {tuple(48 * getattr(row, f"layer_{s}") + getattr(row, f"neuron_{s}") for s in "abc") for row in found.itertuples()}
+    flat = {
+        tuple(48 * getattr(row, f"layer_{s}") + getattr(row, f"neuron_{s}") for s in "abc")
+        for row in found.itertuples()
+    }
     assert flat == wanted and 0 < len(flat) < total
     for row in found.itertuples():
         members = [48 * getattr(row, f"layer_{s}") + getattr(row, f"neuron_{s}") for s in "abc"]
         between = [oracle[s, t][members[i], members[j]] for (i, s), (j, t) in combinations(enumerate("abc"), 2)]
-        assert row.min_corr == pytest.approx(min(between), abs=1e-5) and row.mean_corr == pytest.approx(np.mean(between), abs=1e-5)
+        assert row.min_corr == pytest.approx(min(between), abs=1e-5) and row.mean_corr == pytest.approx(
+            np.mean(between), abs=1e-5
+        )
     assert found["min_corr"].is_monotonic_decreasing
 
 
@@ -69,15 +75,22 @@ def test_an_assignment_uses_every_neuron_once_and_nothing_swapped_is_better(make
 def test_copies_with_their_neurons_in_another_order_are_one_clique_each(make_run, tmp_path):
     model = small_model(3)
     copies = {name: permuted(model, seed) for name, seed in (("b", 8), ("c", 9))}
-    folders = {"a": save_seed(model, tmp_path / "a")} | {name: save_seed(one, tmp_path / name) for name, (one, _) in copies.items()}
+    folders = {"a": save_seed(model, tmp_path / "a")} | {
+        name: save_seed(one, tmp_path / name) for name, (one, _) in copies.items()
+    }
     run = make_run(folders)
     made = tables_of(run)
     live = {(row.layer, row.neuron) for row in run.neurons[~run.neurons["dead"]].itertuples()}
     found = made["cliques"]
     assert {*zip(found["layer_a"], found["neuron_a"], strict=True)} == live and found["min_corr"].min() > 0.999
     for name, (_, orders) in copies.items():
-        assert all(orders[layer][new] == old for layer, new, old in zip(found[f"layer_{name}"], found[f"neuron_{name}"], found["neuron_a"], strict=True))
-    assigned = made["assignments"].merge(run.neurons[["layer", "neuron", "dead"]], on=["layer", "neuron"]).query("not dead")
+        assert all(
+            orders[layer][new] == old
+            for layer, new, old in zip(found[f"layer_{name}"], found[f"neuron_{name}"], found["neuron_a"], strict=True)
+        )
+    assigned = (
+        made["assignments"].merge(run.neurons[["layer", "neuron", "dead"]], on=["layer", "neuron"]).query("not dead")
+    )
     assert assigned["corr"].min() > 0.999
     table = matching.partners(run.neurons, run.matches, found, made["assignments"], "a")
     numbers = matching.summary(table, found, 0.5)
@@ -91,7 +104,9 @@ def test_one_reference_knows_mutual_matches_but_no_cliques(make_run, seed_folder
     pd.testing.assert_series_equal(alone["matches"]["mutual"], whole["matches"]["mutual"])
     assert len(alone["cliques"]) == 0 and {"layer_a", "neuron_c", "min_corr"} <= set(alone["cliques"].columns)
     numbers = matching.summary(
-        matching.partners(alone["neurons"], alone["matches"], alone["cliques"], alone["assignments"], "a"), alone["cliques"], 0.5
+        matching.partners(alone["neurons"], alone["matches"], alone["cliques"], alone["assignments"], "a"),
+        alone["cliques"],
+        0.5,
     )
     assert "needs every seed as reference" in captions.partners(numbers, 3, 1, 0.5).text
 
@@ -103,11 +118,26 @@ def test_large_models_are_not_assigned(make_run, seed_folders, monkeypatch):
     table = matching.partners(made["neurons"], made["matches"], made["cliques"], made["assignments"], "a")
     assert table["assigned_corr"].isna().all() and not len(made["cliques"])
     text = captions.partners(matching.summary(table, made["cliques"], 0.5), 3, 3, 0.5).text
-    assert "left out" in text and "No clique of one neuron from every seed has" in text and "every seed as reference" not in text
+    assert (
+        "left out" in text
+        and "No clique of one neuron from every seed has" in text
+        and "every seed as reference" not in text
+    )
 
 
 def test_bins_of_excess():
-    table = pd.DataFrame({"neuron": range(4), "excess_corr": [0.05, 0.15, 0.16, 0.95], "mutual": [0.0, 0.5, 1.0, 1.0], "in_clique": [False, False, True, True]})
+    table = pd.DataFrame(
+        {
+            "neuron": range(4),
+            "excess_corr": [0.05, 0.15, 0.16, 0.95],
+            "mutual": [0.0, 0.5, 1.0, 1.0],
+            "in_clique": [False, False, True, True],
+        }
+    )
     rows = matching.by_excess(table, np.arange(0, 1.05, 0.1).round(2))
-    assert rows["neurons"].tolist() == [1, 2, 1] and rows["mutual"].tolist() == [0, 0.75, 1] and rows["in_clique"].tolist() == [0, 0.5, 1]
+    assert (
+        rows["neurons"].tolist() == [1, 2, 1]
+        and rows["mutual"].tolist() == [0, 0.75, 1]
+        and rows["in_clique"].tolist() == [0, 0.5, 1]
+    )
     assert rows["excess"].tolist() == pytest.approx([0.05, 0.15, 0.95])

@@ -83,7 +83,10 @@ WRONG = {
     "text that is empty": ({"text": ""}, ["text", "token file", "dataset"]),
     "text that is a number": ({"text": 5}, ["text", "5", "token file"]),
     "neither dataset nor files": ({"text": {"split": "test"}}, ["text must have one of the keys dataset and files"]),
-    "both dataset and files": ({"text": {"dataset": "a/b", "split": "x", "files": "c"}}, ["text must have one of the keys"]),
+    "both dataset and files": (
+        {"text": {"dataset": "a/b", "split": "x", "files": "c"}},
+        ["text must have one of the keys"],
+    ),
     "dataset without split": ({"text": {"dataset": "a/b"}}, ["key 'text.split' is missing", "splits"]),
     "unknown key of the text": ({"text": {"files": "c", "feild": "x"}}, ["text.feild", "'x'", "did you mean 'field'"]),
     "number for a text's field": ({"text": {"files": "c", "field": 5}}, ["text.field is 5", "name of the field"]),
@@ -148,7 +151,11 @@ def test_written_parameters_read_back_and_are_left_alone_when_the_same(write, tm
 def test_what_a_text_is(write, tmp_path):
     assert read_params(write()).text_source is None
     files = read_params(write(text="corpus/*.txt"))
-    assert files.text_path is None and files.text_source.path == ROOT / "corpus/*.txt" and files.text_source.field == "text"
+    assert (
+        files.text_path is None
+        and files.text_source.path == ROOT / "corpus/*.txt"
+        and files.text_source.field == "text"
+    )
     pile = read_params(write(text={"dataset": "owner/pile", "split": "test", "domain": "meta.set"}))
     assert pile.text_source.path is None and pile.text_title == "owner/pile split test"
     write_params(pile, tmp_path / "copy.yaml")
@@ -178,9 +185,15 @@ def test_statistics_key_holds_what_the_pass_depends_on_and_nothing_else(write):
     params = read_params(write())
     free = {"run": "x", "reference": "b", "threshold": 0.1, "rotations": 9, "device": "cpu", "memory_gb": 2.5}
     bound = {
-        "seeds": {"a": "x", "b": "y"}, "revision": "r", "text": "t", "context": 128, "token_budget": 10240,
-        "random_seed": 1, "precision": "fp64", "compare": "reference",
-    }  # fmt: skip
+        "seeds": {"a": "x", "b": "y"},
+        "revision": "r",
+        "text": "t",
+        "context": 128,
+        "token_budget": 10240,
+        "random_seed": 1,
+        "precision": "fp64",
+        "compare": "reference",
+    }
     assert set(bound) == set(STATISTICS_KEYS) and set(free) | set(bound) == set(Params.model_fields)
     assert params.model_copy(update=free).statistics_key == params.statistics_key
     for key, value in bound.items():

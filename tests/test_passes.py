@@ -75,13 +75,24 @@ def test_8_bit_products_of_long_contexts_stay_within_their_sums():
     small = replace(SETTING, shape=replace(SMALL, layers=2, neurons=256), blocks=100_000)
     for context, blocks in ((256, 64), (2048, 64), (4096, 32), (8192, 16)):
         parts = pack(replace(small, context=context)).passes
-        assert {part.chunk for part in parts} == {blocks} and blocks * context <= INT8_SUMS and INT8_SUMS * 127**2 <= 2**31
+        assert (
+            {part.chunk for part in parts} == {blocks} and blocks * context <= INT8_SUMS and INT8_SUMS * 127**2 <= 2**31
+        )
 
 
-@pytest.mark.parametrize(("device", "context", "neurons", "text", "blocks"), [
-    ("cpu", 256, 64, 4000, 8), ("cuda", 256, 64, 4000, 128), ("cuda", 256, 1024, 4000, 128), ("cuda", 256, 1025, 4000, 64),
-    ("cuda", 256, 3072, 4000, 32), ("cuda", 1024, 16384, 4000, 32), ("cuda", 256, 64, 1171, 64), ("cuda", 256, 64, 200, 32),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("device", "context", "neurons", "text", "blocks"),
+    [
+        ("cpu", 256, 64, 4000, 8),
+        ("cuda", 256, 64, 4000, 128),
+        ("cuda", 256, 1024, 4000, 128),
+        ("cuda", 256, 1025, 4000, 64),
+        ("cuda", 256, 3072, 4000, 32),
+        ("cuda", 1024, 16384, 4000, 32),
+        ("cuda", 256, 64, 1171, 64),
+        ("cuda", 256, 64, 200, 32),
+    ],
+)
 def test_narrow_layers_go_in_larger_batches_through_a_gpu(device, context, neurons, text, blocks):
     assert batch_blocks(device, context, neurons, text) == blocks
 
@@ -163,7 +174,12 @@ def test_a_gpu_that_is_too_small_is_told_after_the_rest(monkeypatch, make_run, s
 def test_the_limits_of_control_groups_above_this_process_are_seen(tmp_path):
     """As Slurm sets them (version 2, in a group above the own), and containers of old hosts (version 1)."""
     groups, root = tmp_path / "cgroup", tmp_path / "fs"
-    for place, limit in (("job/memory.max", "8000"), ("job/step/memory.max", "max"), ("memory/box/memory.limit_in_bytes", "5000"), ("other/memory.max", "1")):
+    for place, limit in (
+        ("job/memory.max", "8000"),
+        ("job/step/memory.max", "max"),
+        ("memory/box/memory.limit_in_bytes", "5000"),
+        ("other/memory.max", "1"),
+    ):
         (root / place).parent.mkdir(parents=True, exist_ok=True)
         (root / place).write_text(limit + "\n")
     groups.write_text("0::/job/step\n")

@@ -126,7 +126,9 @@ def complete(tmp_path_factory) -> Path:
     ]
     write_table(folder / "tables" / "references.parquet", pd.DataFrame(rows))
     excess = np.repeat([0.6, 0.1] * 3, [42, 958, 37, 963, 55, 945])
-    everyone = pd.DataFrame({"seed": np.repeat(["a", "b", "c"], 1000), "layer": 0, "neuron": [*range(1000)] * 3, "excess_corr": excess})
+    everyone = pd.DataFrame(
+        {"seed": np.repeat(["a", "b", "c"], 1000), "layer": 0, "neuron": [*range(1000)] * 3, "excess_corr": excess}
+    )
     everyone = everyone.assign(dead=False, **dict.fromkeys(properties.PROPERTIES, 0.5))
     write_table(folder / "tables" / "neurons_all_seeds.parquet", everyone)
     done = {"tokens_counted": 19681, "seed_hashes": {"a": "0" * 64}, "layers": 2, "neurons": 500, "wall_seconds": 61.2}
@@ -138,7 +140,9 @@ def complete(tmp_path_factory) -> Path:
 
 def test_notebook_runs_in_this_python_with_the_run_s_parameters(complete):
     executed = nbformat.read(complete / "notebooks" / "01_complete.ipynb", as_version=4)
-    printed = [output for cell in executed.cells for output in cell.get("outputs", []) if output.get("name") == "stdout"]
+    printed = [
+        output for cell in executed.cells for output in cell.get("outputs", []) if output.get("name") == "stdout"
+    ]
     assert printed[0].text.strip() == sys.executable  # although the notebook names a kernel that is not installed
     assert "Seed a, threshold 0.5" in executed.cells[-1].outputs[-1].data["text/markdown"]
     assert not (complete / "unfinished").exists()
@@ -215,8 +219,10 @@ def test_chapter_shows_equations_pictures_and_tables_and_folds_code(complete):
     assert page.find("img")["alt"] == 'An orange "rectangle"' and page.find("img")["src"].startswith("data:image/png")
     assert all(block.find_parent("details") for block in page.select(".highlight"))
     assert [fold.summary.string for fold in page.select("details.source")][:3] == [
-        "Parameters in the notebook", "Parameters of this run", "Code",
-    ]  # fmt: skip
+        "Parameters in the notebook",
+        "Parameters of this run",
+        "Code",
+    ]
     assert not any(fold.has_attr("open") for fold in page.find_all("details"))
     printed = [output.get_text() for output in page.select(".output_stream")]
     assert len(printed) == 1 and sys.executable in printed[0]  # what went to stderr is not part of a report
@@ -228,7 +234,10 @@ def test_pages_lead_to_each_other(complete):
     for name in ("index.html", "01_complete.html"):
         page = read_page(complete, name)
         links = [link["href"] for link in page.select("nav.chapters a")]
-        assert links == ["index.html", "01_complete.html"] and page.select_one("nav.chapters [aria-current]")["href"] == name
+        assert (
+            links == ["index.html", "01_complete.html"]
+            and page.select_one("nav.chapters [aria-current]")["href"] == name
+        )
         ids = [element["id"] for element in page.find_all(id=True)]
         assert len(ids) == len(set(ids))
 
@@ -267,7 +276,10 @@ def test_a_run_without_examples_has_no_page_of_neurons(folder):
     (folder / "report").mkdir()
     (folder / "report" / "neurons.html").write_text("of an earlier run")
     render.render(folder)
-    assert "neurons.html" not in str(read_page(folder, "index.html").nav) and not (folder / "report" / "neurons.html").exists()
+    assert (
+        "neurons.html" not in str(read_page(folder, "index.html").nav)
+        and not (folder / "report" / "neurons.html").exists()
+    )
 
 
 # ---------------------------------------------------------------- archive
@@ -279,25 +291,59 @@ def test_archive_holds_the_report_and_sums_that_are_right(complete, capsys):
     assert str(packed) in capsys.readouterr().out
     first = packed.read_bytes()
     with tarfile.open(packed) as tar:
-        inside = {name.removeprefix("smoke/"): tar.extractfile(f"smoke/{name.removeprefix('smoke/')}").read() for name in tar.getnames()}
+        inside = {
+            name.removeprefix("smoke/"): tar.extractfile(f"smoke/{name.removeprefix('smoke/')}").read()
+            for name in tar.getnames()
+        }
     sums = dict(line.split("  ")[::-1] for line in inside.pop("SHA256SUMS").decode().splitlines())
     assert sums == {name: sha256(data).hexdigest() for name, data in inside.items()}
-    assert {"params.yaml", "provenance.json", "report/index.html", "tables/ledger.parquet"} <= set(inside) and not any("stats" in name for name in inside)
+    assert {"params.yaml", "provenance.json", "report/index.html", "tables/ledger.parquet"} <= set(inside) and not any(
+        "stats" in name for name in inside
+    )
     assert inside["report/index.html"] == (complete / "report" / "index.html").read_bytes()
     archive.main([str(complete)])
     assert packed.read_bytes() == first
 
 
 def test_the_example_keeps_what_readers_need_and_stays_small(complete):
-    for name, size in (("figures/shown.png", 9), ("figures/hidden.png", 9), ("figures/shown.svg", 9), ("tables/large.parquet", example.LARGEST_TABLE + 1),
-                       ("tables/small.parquet", 9), ("report/data/1.parquet", 9), ("report/data/1.csv", 9), ("report/neurons/explorer.js", 9), ("report/neurons/seed.a.0.js", 9), ("notebooks/01.ipynb", 9),
-                       (f"notebooks/{example.NOTEBOOK}", 9), ("stats/pair.safetensors", 9)):  # fmt: skip
+    for name, size in (
+        ("figures/shown.png", 9),
+        ("figures/hidden.png", 9),
+        ("figures/shown.svg", 9),
+        ("tables/large.parquet", example.LARGEST_TABLE + 1),
+        ("tables/small.parquet", 9),
+        ("report/data/1.parquet", 9),
+        ("report/data/1.csv", 9),
+        ("report/neurons/explorer.js", 9),
+        ("report/neurons/seed.a.0.js", 9),
+        ("notebooks/01.ipynb", 9),
+        (f"notebooks/{example.NOTEBOOK}", 9),
+        ("stats/pair.safetensors", 9),
+    ):
         (complete / name).parent.mkdir(parents=True, exist_ok=True)
         (complete / name).write_bytes(b"x" * size)
     kept = {path.as_posix() for path in example.chosen(complete, {"shown.png"})}
-    assert {"params.yaml", "provenance.json", "report/index.html", "figures/shown.png", "tables/small.parquet",
-            "report/data/1.csv", "report/neurons/explorer.js", f"notebooks/{example.NOTEBOOK}"} <= kept  # fmt: skip
-    assert not {"notebooks/01.ipynb", "figures/hidden.png", "figures/shown.svg", "tables/large.parquet", "report/data/1.parquet", "report/neurons/seed.a.0.js"} & kept
+    assert {
+        "params.yaml",
+        "provenance.json",
+        "report/index.html",
+        "figures/shown.png",
+        "tables/small.parquet",
+        "report/data/1.csv",
+        "report/neurons/explorer.js",
+        f"notebooks/{example.NOTEBOOK}",
+    } <= kept
+    assert (
+        not {
+            "notebooks/01.ipynb",
+            "figures/hidden.png",
+            "figures/shown.svg",
+            "tables/large.parquet",
+            "report/data/1.parquet",
+            "report/neurons/seed.a.0.js",
+        }
+        & kept
+    )
     assert not any(name.startswith("stats") for name in kept)
 
 
@@ -309,9 +355,13 @@ def test_the_example_says_what_it_lacks_and_links_to_nothing_that_it_lacks(tmp_p
     page = tmp_path / "report" / "index.html"
     page.parent.mkdir()
     links = [f'<a href="../tables/{name}.parquet">{name}.parquet</a>' for name in ("here", "gone")]
-    page.write_text(f'<h1>Title</h1>{links[0]}{links[1]}<a data-gzip="H4sI" href="../figures/x.svg">SVG</a><a href="../figures/x.png">PNG</a><a href="../figures/gone.png" download>PNG</a><a href="data/x.parquet">Parquet</a>')
+    page.write_text(
+        f'<h1>Title</h1>{links[0]}{links[1]}<a data-gzip="H4sI" href="../figures/x.svg">SVG</a><a href="../figures/x.png">PNG</a><a href="../figures/gone.png" download>PNG</a><a href="data/x.parquet">Parquet</a>'
+    )
     example.say_what_is_missing(page)
-    assert page.read_text() == f'<h1>Title</h1>\n{example.REDUCED}{links[0]}gone.parquet<a href="../figures/x.png">PNG</a>'
+    assert (
+        page.read_text() == f'<h1>Title</h1>\n{example.REDUCED}{links[0]}gone.parquet<a href="../figures/x.png">PNG</a>'
+    )
 
 
 def test_archive_of_a_report_made_with_other_parameters_is_refused(complete, capsys):
@@ -320,13 +370,20 @@ def test_archive_of_a_report_made_with_other_parameters_is_refused(complete, cap
     params.write_text(before.replace("threshold: 0.5", "threshold: 0.25"))
     assert archive.main([str(complete)]) == 2
     params.write_text(before)
-    assert "is not finished (it has no report for its params.yaml: threshold differed when it was made)" in capsys.readouterr().err
+    assert (
+        "is not finished (it has no report for its params.yaml: threshold differed when it was made)"
+        in capsys.readouterr().err
+    )
 
 
 def test_archive_of_an_unfinished_run_is_one_sentence(folder, capsys):
     assert archive.main([str(folder)]) == 2
     message = capsys.readouterr().err
-    assert message.startswith("error: the run in") and "is not finished (it has no provenance.json)" in message and message.count("\n") == 1
+    assert (
+        message.startswith("error: the run in")
+        and "is not finished (it has no provenance.json)" in message
+        and message.count("\n") == 1
+    )
     assert not folder.with_name("smoke.tar.gz").exists()
 
 
@@ -347,7 +404,10 @@ def shown(data: dict, metadata: dict | None = None):
         "drawing without alt text": (shown({"image/svg+xml": "<svg/>"}), "no alt text"),
         "picture from outside": (new_markdown_cell("![a cat](https://example.org/cat.png)"), "would fetch"),
         "frame": (shown({"text/html": "<iframe src='//example.org'></iframe>"}), "would fetch"),
-        "style from outside": (shown({"text/html": "<style>@import url(https://example.org/a.css)</style>"}), "would fetch"),
+        "style from outside": (
+            shown({"text/html": "<style>@import url(https://example.org/a.css)</style>"}),
+            "would fetch",
+        ),
         "unknown command": (new_markdown_cell(r"$\nosuchcommand x$"), "nosuchcommand"),
         "broken equation": (new_markdown_cell("$x_{$"), "not LaTeX"),
     }.values(),
@@ -368,22 +428,39 @@ def test_drawing_with_alt_text_is_embedded(tmp_path):
 def test_a_section_whose_code_shows_nothing_is_left_out(tmp_path):
     silent = shown({})
     silent.outputs = []
-    cells = (new_markdown_cell("# X"), silent, new_markdown_cell("## Empty\n\nnothing here"), silent, new_markdown_cell("## Words"),
-             new_markdown_cell("## Full"), silent, shown({"text/plain": "seen"}))  # fmt: skip
+    cells = (
+        new_markdown_cell("# X"),
+        silent,
+        new_markdown_cell("## Empty\n\nnothing here"),
+        silent,
+        new_markdown_cell("## Words"),
+        new_markdown_cell("## Full"),
+        silent,
+        shown({"text/plain": "seen"}),
+    )
     chapter = pages.read_chapter(write_notebook(tmp_path / "x.ipynb", *cells))
     assert [name for _, name in chapter.sections] == ["Words", "Full"] and "nothing here" not in chapter.rest
 
 
 def test_scripts_are_left_out(tmp_path):
-    cells = (shown({"text/html": "<p>kept</p><script>alert(1)</script>"}), shown({"application/javascript": "alert(1)"}))
+    cells = (
+        shown({"text/html": "<p>kept</p><script>alert(1)</script>"}),
+        shown({"application/javascript": "alert(1)"}),
+    )
     chapter = pages.read_chapter(write_notebook(tmp_path / "x.ipynb", new_markdown_cell("# X"), *cells))
     assert "kept" in chapter.rest and "alert" not in chapter.rest
 
 
 def test_symbols_have_their_index_below_the_line(tmp_path):
-    cells = new_markdown_cell("# X\n\nThe w_out of & `w_out`, w_in_norm"), shown({"text/html": "<table><thead><tr><th>w_in</th></tr></thead></table>"})
+    cells = (
+        new_markdown_cell("# X\n\nThe w_out of & `w_out`, w_in_norm"),
+        shown({"text/html": "<table><thead><tr><th>w_in</th></tr></thead></table>"}),
+    )
     chapter = pages.read_chapter(write_notebook(tmp_path / "x.ipynb", *cells))
-    assert 'The <i>w</i><span class="under">_</span><sub>out</sub> of &amp; <code>w_out</code>, w_in_norm' in chapter.opening
+    assert (
+        'The <i>w</i><span class="under">_</span><sub>out</sub> of &amp; <code>w_out</code>, w_in_norm'
+        in chapter.opening
+    )
     assert "<sub>in</sub>" in chapter.rest
     (table,) = chapter.tables.values()
     assert list(table.columns) == ["w_in"]
@@ -404,7 +481,14 @@ def test_mathml(latex, expected):
 
 @pytest.mark.parametrize(
     "text, formulas",
-    [("costs $5 or $10", 0), ("`$a$` and $b$", 1), ("$a$, $b$-th", 2), ("US$ 5 and 6 $", 0), (r"\$a$", 0), ("$$a$$", 1)],
+    [
+        ("costs $5 or $10", 0),
+        ("`$a$` and $b$", 1),
+        ("$a$, $b$-th", 2),
+        ("US$ 5 and 6 $", 0),
+        (r"\$a$", 0),
+        ("$$a$$", 1),
+    ],
 )
 def test_which_dollars_are_formulas(tmp_path, text, formulas):
     chapter = pages.read_chapter(write_notebook(tmp_path / "x.ipynb", new_markdown_cell(text)))
@@ -418,7 +502,9 @@ def test_punctuation_stays_with_its_formula(tmp_path):
     assert " ".join(BeautifulSoup(chapter.opening, "html.parser").get_text().split()) == "If a; then b too."
 
 
-@pytest.mark.parametrize("share, text", [(0, "0 %"), (0.0416, "4.16 %"), (0.00012, "0.01 %"), (0.42, "42.0 %"), (1, "100 %")])
+@pytest.mark.parametrize(
+    "share, text", [(0, "0 %"), (0.0416, "4.16 %"), (0.00012, "0.01 %"), (0.42, "42.0 %"), (1, "100 %")]
+)
 def test_percent(share, text):
     assert pages.percent(share) == text
 
@@ -430,14 +516,28 @@ def test_duration(seconds, text):
 
 # ---------------------------------------------------------------- make
 
+
 @pytest.fixture
 def make(tmp_path):
     """make(*arguments) in a small copy of the repository whose Python only writes down which steps ran."""
     for name in ("Makefile", "requirements.txt", "constraints.txt", "params"):
         (shutil.copytree if name == "params" else shutil.copy)(ROOT / name, tmp_path / name)
-    for name in ("notebooks/01_one.ipynb", "notebooks/02_two.ipynb", "notebooks/optional/published.ipynb", "lib/chapters/universality/tables.py", "lib/kernels/correlation.py",
-                 "lib/models/weights.py", "lib/chapters/universality/matching.py", "lib/chapters/universality/uncertainty.py", "lib/chapters/universality/properties.py", "lib/collect/one_pass.py", "lib/display/plots.py",
-                 "lib/report/steps.py", "lib/report/pages.py", "lib/kernels/loops.cpp"):  # fmt: skip
+    for name in (
+        "notebooks/01_one.ipynb",
+        "notebooks/02_two.ipynb",
+        "notebooks/optional/published.ipynb",
+        "lib/chapters/universality/tables.py",
+        "lib/kernels/correlation.py",
+        "lib/models/weights.py",
+        "lib/chapters/universality/matching.py",
+        "lib/chapters/universality/uncertainty.py",
+        "lib/chapters/universality/properties.py",
+        "lib/collect/one_pass.py",
+        "lib/display/plots.py",
+        "lib/report/steps.py",
+        "lib/report/pages.py",
+        "lib/kernels/loops.cpp",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text("")
         os.utime(tmp_path / name, (1, 1))
@@ -495,8 +595,12 @@ def test_make_compare_adds_a_page_that_stays(make, tmp_path):
     (tmp_path / "lib/chapters/universality/tables.py").touch()
     assert make("report")[1] == ["tables", "execute 01_one", "execute 02_two", "execute published", "render"]
     assert make("compare", "PUBLISHED=other.csv", "RUN=new")[1][-5:] == [
-        "compare other.csv", "execute 01_one", "execute 02_two", "execute published", "render"
-    ]  # fmt: skip
+        "compare other.csv",
+        "execute 01_one",
+        "execute 02_two",
+        "execute published",
+        "render",
+    ]
 
 
 def test_make_refuses_bad_input_and_keeps_the_run(make, tmp_path):
@@ -525,7 +629,9 @@ def test_make_runs_a_stopped_notebook_again(make, tmp_path):
 
 def test_make_says_which_python_is_missing(make, tmp_path):
     done, _ = make("report", "VENV=other", "PYTHON=python-that-is-not-there")
-    assert done.returncode != 0 and "error: Python 3.11 is needed, but there is no python-that-is-not-there" in done.stderr
+    assert (
+        done.returncode != 0 and "error: Python 3.11 is needed, but there is no python-that-is-not-there" in done.stderr
+    )
 
 
 def test_make_help_names_every_target(make):

@@ -18,7 +18,11 @@ def population():
     """Neurons of seeds a and b; b's neuron i has the role, sign and class of a's neuron i, layer by layer."""
     generator = np.random.default_rng(0)
     one = pd.DataFrame({"layer": np.repeat(range(LAYERS), WIDTH), "neuron": np.tile(range(WIDTH), LAYERS)})
-    shares = [[0.8, 0.1, 0.05, 0.05], [0.1, 0.1, 0.4, 0.4], [0.1, 0.1, 0.2, 0.6]]  # most prediction neurons lie in layer 0
+    shares = [
+        [0.8, 0.1, 0.05, 0.05],
+        [0.1, 0.1, 0.4, 0.4],
+        [0.1, 0.1, 0.2, 0.6],
+    ]  # most prediction neurons lie in layer 0
     one["role_calibrated"] = np.concatenate(
         [generator.choice(["prediction", "suppression", "partition", "none"], WIDTH, p=share) for share in shares]
     )
@@ -38,13 +42,17 @@ def pairs(population, order) -> pd.DataFrame:
 
 
 def test_matches_with_equal_properties_agree_wholly_and_exchanged_ones_by_chance(population):
-    right = role_agreement.match_agreement(population, pairs(population, np.arange(WIDTH)), 0, draws=50).set_index(["group", "aspect"])
+    right = role_agreement.match_agreement(population, pairs(population, np.arange(WIDTH)), 0, draws=50).set_index(
+        ["group", "aspect"]
+    )
     assert (right["agreement"] == 1).all()
     assert (right["p_value"][right["chance_high"] < 1] < 0.05).all()
     share = population.loc[population["role_calibrated"] == "prediction", "layer"].value_counts(normalize=True)
     in_layer = (population["role_calibrated"] == "prediction").groupby(population["layer"]).mean()
     assert right.loc[("prediction", "role"), "chance"] == pytest.approx((share * in_layer).sum(), abs=0.03)
-    wrong = role_agreement.match_agreement(population, pairs(population, np.random.default_rng(1).permutation(WIDTH)), 0, draws=50)
+    wrong = role_agreement.match_agreement(
+        population, pairs(population, np.random.default_rng(1).permutation(WIDTH)), 0, draws=50
+    )
     assert (wrong["p_value"] > 0.01).all() and (wrong["agreement"] - wrong["chance"]).abs().median() < 0.15
 
 
@@ -71,7 +79,9 @@ def test_ranks_of_matches_correlate_wholly_or_by_chance_and_depth_alone_is_no_co
         missing=np.where(population["seed"] == "a", np.nan, 1.0),
     )
     columns = ["copied", "depth", "flag", "missing"]
-    found = role_agreement.property_agreement(values, pairs(population, np.arange(WIDTH)), columns, 0, draws=50).set_index(["group", "property"])
+    found = role_agreement.property_agreement(
+        values, pairs(population, np.arange(WIDTH)), columns, 0, draws=50
+    ).set_index(["group", "property"])
     assert found.loc[("all", "copied"), "correlation"] == pytest.approx(1) == found.loc[("all", "flag"), "correlation"]
     assert found.loc[("all", "copied"), "p_value"] == pytest.approx(1 / 51)
     assert abs(found.loc[("all", "depth"), "correlation"]) < 0.2 and found.loc[("all", "depth"), "p_value"] > 0.02
@@ -113,7 +123,11 @@ def split():
     following = torch.randint(0, 50, (12, 20), generator=generator)
     following[:, -1] = -1
     counted = torch.rand(12, 20, generator=generator) > 0.2
-    post = torch.randn(12, 20, 48, generator=generator) * 0.3 + 2 + following[..., None] / 50 * torch.randn(48, generator=generator)
+    post = (
+        torch.randn(12, 20, 48, generator=generator) * 0.3
+        + 2
+        + following[..., None] / 50 * torch.randn(48, generator=generator)
+    )
     groups = {"token": 50, next_token.GROUPING: 50}
     places = Places({"token": following.clamp(min=0), next_token.GROUPING: following}, groups)
     moments = GroupedMoments(groups, torch.stack([torch.full((48,), 2.0), torch.full((48,), 3.0)]))
@@ -136,15 +150,21 @@ def test_sums_and_differences_equal_numpy_and_scipy(split):
         np.testing.assert_allclose(sums.squares[row], (yes**2).sum(0), rtol=1e-5)
         np.testing.assert_allclose(found["mean_in"][row], yes.mean(0), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(found["std_out"][row], no.std(0, ddof=1), rtol=1e-4)
-        pooled = np.sqrt((yes.var(0, ddof=1) * (len(yes) - 1) + no.var(0, ddof=1) * (len(no) - 1)) / (len(yes) + len(no) - 2))
+        pooled = np.sqrt(
+            (yes.var(0, ddof=1) * (len(yes) - 1) + no.var(0, ddof=1) * (len(no) - 1)) / (len(yes) + len(no) - 2)
+        )
         np.testing.assert_allclose(found["effect"][row], (yes.mean(0) - no.mean(0)) / pooled, rtol=1e-3, atol=1e-4)
-        np.testing.assert_allclose(found["p_value"][row], stats.ttest_ind(yes, no, equal_var=False).pvalue, rtol=1e-2, atol=1e-6)
+        np.testing.assert_allclose(
+            found["p_value"][row], stats.ttest_ind(yes, no, equal_var=False).pvalue, rtol=1e-2, atol=1e-6
+        )
 
 
 def test_the_table_ranks_a_neuron_among_the_others_of_its_layer(split):
     sums = {1: split[2]}
     effects = next_token.class_differences(sums[1])["effect"][0]
-    chosen = pd.DataFrame({"layer": 1, "neuron": [int(effects.argmax()), int(effects.argmin())], "class_row": 0}, index=[7, 9])
+    chosen = pd.DataFrame(
+        {"layer": 1, "neuron": [int(effects.argmax()), int(effects.argmin())], "class_row": 0}, index=[7, 9]
+    )
     table = next_token.with_corrected_p(next_token.next_token_table(chosen, sums))
     assert table["percentile"].tolist() == [100, 0] and table.index.tolist() == [7, 9] and "class_row" not in table
     assert table["effect"].tolist() == [effects.max(), effects.min()]
@@ -155,9 +175,12 @@ def test_the_table_ranks_a_neuron_among_the_others_of_its_layer(split):
 def test_a_class_that_never_comes_next_or_a_neuron_that_never_varies_has_no_effect():
     one, many = torch.tensor([0.0], dtype=torch.float64), torch.tensor([4.0], dtype=torch.float64)
     nothing = next_token.ClassSums(one, one[:, None], one[:, None], torch.tensor(8.0).double(), many, many)
-    assert all(np.isnan(nothing_said) for nothing_said in (
-        next_token.class_differences(nothing)[name].item() for name in ("mean_in", "effect", "p_value")
-    ))  # fmt: skip
+    assert all(
+        np.isnan(nothing_said)
+        for nothing_said in (
+            next_token.class_differences(nothing)[name].item() for name in ("mean_in", "effect", "p_value")
+        )
+    )
     constant = next_token.ClassSums(many, many[:, None], many[:, None], torch.tensor(8.0).double(), 2 * many, 2 * many)
     found = next_token.class_differences(constant)
     assert found["mean_in"].item() == found["mean_out"].item() == 1 and np.isnan(found["effect"].item())

@@ -8,9 +8,26 @@ import pytest
 from lib.base.params import ROOT
 
 # From top to bottom: a room imports from itself and from rooms above it.
-ROOMS = ("base", "kernels", "text", "models", "run", "labels", "collect", "display", "chapters", "report", "lab", "training")
+ROOMS = (
+    "base",
+    "kernels",
+    "text",
+    "models",
+    "run",
+    "labels",
+    "collect",
+    "display",
+    "chapters",
+    "report",
+    "lab",
+    "training",
+)
 CHAPTERS = ("universality", "families", "circuits", "interventions", "emergence", "published")
-ONLY = {"kernels": {"kernels"}, "text": {"base", "text"}, "training": {"base", "text", "training"}}  # stricter than the order
+ONLY = {
+    "kernels": {"kernels"},
+    "text": {"base", "text"},
+    "training": {"base", "text", "training"},
+}  # stricter than the order
 ONLY |= {"run": {"base", "text"}, "labels": {"base", "text", "run", "labels"}}
 ONLY |= {"display": {"base", "text", "display"}, "lab": set(ROOMS) - {"training"}}
 SHOWN = {"figures", "captions", "claims"}  # of a chapter, for itself and for the report

@@ -25,13 +25,18 @@ def test_parts_and_their_errors_equal_those_of_plain_activations(run, seed_folde
     parts = uncertainty.parts_of(run)
     found = uncertainty.sampled(parts, 0, run.params.random_seed)
     assert parts.tokens.tolist() == counted[1:]
-    drawn = np.random.default_rng(run.params.random_seed).multinomial(PARTS - 1, np.full(PARTS - 1, 1 / (PARTS - 1)), size=uncertainty.DRAWS)
+    drawn = np.random.default_rng(run.params.random_seed).multinomial(
+        PARTS - 1, np.full(PARTS - 1, 1 / (PARTS - 1)), size=uncertainty.DRAWS
+    )
     held_out, moved = 0, 0
     for name in "bc":
         chosen = np.corrcoef(of_part["a"][0].T, of_part[name][0].T)[:total, total:].argmax(1)
 
         def correlations(counts, name=name, chosen=chosen):
-            own, other = (np.concatenate([part for part, n in zip(of_part[seed][1:], counts, strict=True) for _ in range(n)]) for seed in ("a", name))
+            own, other = (
+                np.concatenate([part for part, n in zip(of_part[seed][1:], counts, strict=True) for _ in range(n)])
+                for seed in ("a", name)
+            )
             other = other[:, chosen]
             own, other = own - own.mean(0), other - other.mean(0)
             return (own * other).mean(0) / np.sqrt((own**2).mean(0) * (other**2).mean(0))
@@ -50,7 +55,9 @@ def test_parts_and_their_errors_equal_those_of_plain_activations(run, seed_folde
 def test_intervals_hold_the_share_and_widen_with_the_errors():
     moved = torch.randn(uncertainty.DRAWS, 2000, generator=torch.Generator().manual_seed(0))
     excess = np.linspace(0, 1, 2000)
-    narrow, wide = (uncertainty.Sampled(torch.zeros(2000), scale * moved).share_interval(excess, 0.5) for scale in (0.01, 0.1))
+    narrow, wide = (
+        uncertainty.Sampled(torch.zeros(2000), scale * moved).share_interval(excess, 0.5) for scale in (0.01, 0.1)
+    )
     assert 0.48 < wide[0] < narrow[0] <= 0.5 <= narrow[1] < wide[1] < 0.52
     assert uncertainty.Sampled(torch.zeros(2000), 0 * moved).share_interval(excess, 0.5) == (0.5, 0.5)
     # few are above and many just below: noise on top of noise lifts too many over the threshold, which is taken off
@@ -74,6 +81,10 @@ def test_a_run_with_too_little_text_says_so(make_run, seed_folders):
     run = make_run(seed_folders)
     made = tables_of(run)
     assert uncertainty.share_intervals(run, made["neurons_all_seeds"], 0.5) is None
-    assert list(made["sampling"].columns) == ["seed", "layer", "neuron", "held_out_corr", "excess_se"] and not len(made["sampling"])
+    assert list(made["sampling"].columns) == ["seed", "layer", "neuron", "held_out_corr", "excess_se"] and not len(
+        made["sampling"]
+    )
     assert "no parts" in captions.sampling(made["sampling"], run.neurons, 0.5).text
-    assert isinstance(captions.references(made["references"], 0.5, None).text, str) and isinstance(made["sampling"], pd.DataFrame)
+    assert isinstance(captions.references(made["references"], 0.5, None).text, str) and isinstance(
+        made["sampling"], pd.DataFrame
+    )

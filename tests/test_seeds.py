@@ -153,7 +153,11 @@ def test_weights_in_pytorchs_format(tmp_path, text):
 def test_masks_that_are_infinite_in_half_precision_are_no_weights(tmp_path, text):
     """Pythia's files hold each layer's mask value −1e9 in fp16; no model reads it."""
     folder = save_seed(neox_model(0).half(), tmp_path / "seed")
-    masks = {f"gpt_neox.layers.{layer}.attention.{name}": torch.tensor(-torch.inf).half() for layer in range(2) for name in ("bias", "masked_bias")}
+    masks = {
+        f"gpt_neox.layers.{layer}.attention.{name}": torch.tensor(-torch.inf).half()
+        for layer in range(2)
+        for name in ("bias", "masked_bias")
+    }
     weights = load_file(folder / "model.safetensors")
     save_file(weights | masks, folder / "model.safetensors", {"format": "pt"})
     check_seed("a", folder, text, 256)
@@ -224,7 +228,9 @@ def test_mixed_precision_adds_little_noise(tmp_path, text, model):
     posts = []
     for mixed in (False, True):
         seen = {}
-        Trunk(load_model(folder), mixed).run(text.tokens[:16], lambda layer, _pre, post, seen=seen: seen.update({layer: post.flatten(0, 1).double()}))
+        Trunk(load_model(folder), mixed).run(
+            text.tokens[:16], lambda layer, _pre, post, seen=seen: seen.update({layer: post.flatten(0, 1).double()})
+        )
         posts.append(torch.stack(list(seen.values())))
     exact, rounded = posts
     noise = (rounded - exact).var(1) / exact.var(1).clamp(min=1e-12)
@@ -237,7 +243,9 @@ def test_the_trunk_yields_the_bridges_activations(tmp_path, text, model):
     tokens = text.tokens[:4]
     seen = {dtype: {} for dtype in (torch.float64, torch.float32)}
     for dtype, own in seen.items():
-        Trunk(load_model(folder, dtype)).run(tokens, lambda layer, pre, post, own=own: own.update({layer: (pre.double(), post.double())}))
+        Trunk(load_model(folder, dtype)).run(
+            tokens, lambda layer, pre, post, own=own: own.update({layer: (pre.double(), post.double())})
+        )
     bridge = TransformerBridge.boot_transformers(str(folder), device="cpu", dtype=torch.float64)
     _, cache = bridge.run_with_cache(tokens)
     assert all(len(own) == bridge.cfg.n_layers for own in seen.values())
@@ -246,7 +254,9 @@ def test_the_trunk_yields_the_bridges_activations(tmp_path, text, model):
             wanted = cache[f"blocks.{layer}.mlp.{name}"]
             assert wanted.dtype == torch.float64
             torch.testing.assert_close(seen[torch.float64][layer][place], wanted, atol=2e-5, rtol=1e-4)
-            torch.testing.assert_close(seen[torch.float32][layer][place], wanted, atol=1e-4, rtol=1e-4)  # fp32's own rounding
+            torch.testing.assert_close(
+                seen[torch.float32][layer][place], wanted, atol=1e-4, rtol=1e-4
+            )  # fp32's own rounding
 
 
 def test_weight_properties_of_pythias_architecture_are_folded_by_hand(tmp_path):
@@ -260,11 +270,15 @@ def test_weight_properties_of_pythias_architecture_are_folded_by_hand(tmp_path):
         writes = (block.mlp.dense_4h_to_h.weight - block.mlp.dense_4h_to_h.weight.mean(dim=0)).T  # (neurons, d_model)
         own = table[table["layer"] == layer]
         expected = {
-            "w_in_norm": reads.norm(dim=1), "w_out_norm": writes.norm(dim=1), "input_bias": bias,
+            "w_in_norm": reads.norm(dim=1),
+            "w_out_norm": writes.norm(dim=1),
+            "input_bias": bias,
             "in_out_sim": torch.cosine_similarity(reads, writes),
-        }  # fmt: skip
+        }
         for name, values in expected.items():
-            torch.testing.assert_close(torch.tensor(own[name].to_numpy()), values.detach().float(), atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                torch.tensor(own[name].to_numpy()), values.detach().float(), atol=1e-5, rtol=1e-5
+            )
 
 
 def test_a_gated_neuron_has_no_single_reading_vector(tmp_path):
@@ -273,7 +287,9 @@ def test_a_gated_neuron_has_no_single_reading_vector(tmp_path):
 
 
 @pytest.mark.parametrize("content, told", [(None, "has no config"), ("{", "cannot be read"), ("{}", "cannot be read")])
-def test_a_config_that_is_not_there_or_broken_is_told_before_the_text_is_read(tmp_path, make_run, seed_folders, content, told):
+def test_a_config_that_is_not_there_or_broken_is_told_before_the_text_is_read(
+    tmp_path, make_run, seed_folders, content, told
+):
     folder = tmp_path / "broken"
     if content is not None:
         folder.mkdir()

@@ -17,18 +17,35 @@ DATA = Path(__file__).parent.parent / "data"
 
 def small_text() -> Text:
     tokens = torch.tensor([[0, 5, 3, 7], [0, 3, 0, 9], [0, 8, 8, 8]])
-    return Text(tokens=tokens, domain=torch.tensor([0, 1, 1]), document=torch.tensor([0, 4, 70000]),
-                domains=("prose", "code é"), tokenizer_sha256="ab", vocab_size=10, bos_id=0, newline_ids=(3,),
-                documents=("a", "b"))
+    return Text(
+        tokens=tokens,
+        domain=torch.tensor([0, 1, 1]),
+        document=torch.tensor([0, 4, 70000]),
+        domains=("prose", "code é"),
+        tokenizer_sha256="ab",
+        vocab_size=10,
+        bos_id=0,
+        newline_ids=(3,),
+        documents=("a", "b"),
+    )
 
 
 def raw_file(path: Path, drop_tensor: str = "", drop_key: str = "", **changes: object) -> Path:
     """A token file written by the safetensors library, with one thing left out or changed."""
     text = small_text()
-    tensors = {"tokens": text.tokens.to(torch.uint16), "domain": text.domain.to(torch.uint8),
-               "document": text.document.to(torch.int32)}
-    metadata = {"domains": json.dumps(text.domains), "tokenizer_sha256": "ab", "vocab_size": "10", "bos_id": "0",
-                "newline_ids": "[3]", "context": "4"}
+    tensors = {
+        "tokens": text.tokens.to(torch.uint16),
+        "domain": text.domain.to(torch.uint8),
+        "document": text.document.to(torch.int32),
+    }
+    metadata = {
+        "domains": json.dumps(text.domains),
+        "tokenizer_sha256": "ab",
+        "vocab_size": "10",
+        "bos_id": "0",
+        "newline_ids": "[3]",
+        "context": "4",
+    }
     for key, value in changes.items():
         (tensors if key in tensors else metadata)[key] = value
     tensors.pop(drop_tensor, None)
@@ -88,23 +105,28 @@ def test_cut_shortens_blocks():
             text.cut(context)
 
 
-@pytest.mark.parametrize(("changes", "sentence"), [
-    ({"drop_tensor": "tokens"}, "no tensor 'tokens'"),
-    ({"drop_tensor": "domain"}, "no tensor 'domain'"),
-    *(({"drop_key": key}, f"no metadata '{key}'")
-      for key in ("domains", "tokenizer_sha256", "vocab_size", "bos_id", "newline_ids", "context")),
-    ({"vocab_size": "many"}, "metadata 'vocab_size'"),
-    ({"newline_ids": "3"}, "metadata 'newline_ids'"),
-    ({"newline_ids": '["a"]'}, "metadata 'newline_ids'"),
-    ({"documents": "[1"}, "metadata 'documents'"),
-    ({"vocab_size": "9"}, "ids from 0 to 9, where 0 to 8"),
-    ({"bos_id": "1"}, "3 blocks that do not start with BOS"),
-    ({"context": "5"}, "shape \\(3, 4\\), where \\(blocks, 5\\)"),
-    ({"domain": torch.tensor([0, 2, 1], dtype=torch.uint8)}, "labels from 0 to 2, but 2 domain names"),
-    ({"domain": torch.tensor([0, 1], dtype=torch.uint8)}, "3 blocks but domain labels"),
-    ({"tokens": torch.zeros(0, 4, dtype=torch.uint16)}, "at least one block"),
-    ({"tokens": torch.zeros(3, 4)}, "whole numbers"),
-])
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"drop_tensor": "tokens"}, "no tensor 'tokens'"),
+        ({"drop_tensor": "domain"}, "no tensor 'domain'"),
+        *(
+            ({"drop_key": key}, f"no metadata '{key}'")
+            for key in ("domains", "tokenizer_sha256", "vocab_size", "bos_id", "newline_ids", "context")
+        ),
+        ({"vocab_size": "many"}, "metadata 'vocab_size'"),
+        ({"newline_ids": "3"}, "metadata 'newline_ids'"),
+        ({"newline_ids": '["a"]'}, "metadata 'newline_ids'"),
+        ({"documents": "[1"}, "metadata 'documents'"),
+        ({"vocab_size": "9"}, "ids from 0 to 9, where 0 to 8"),
+        ({"bos_id": "1"}, "3 blocks that do not start with BOS"),
+        ({"context": "5"}, "shape \\(3, 4\\), where \\(blocks, 5\\)"),
+        ({"domain": torch.tensor([0, 2, 1], dtype=torch.uint8)}, "labels from 0 to 2, but 2 domain names"),
+        ({"domain": torch.tensor([0, 1], dtype=torch.uint8)}, "3 blocks but domain labels"),
+        ({"tokens": torch.zeros(0, 4, dtype=torch.uint16)}, "at least one block"),
+        ({"tokens": torch.zeros(3, 4)}, "whole numbers"),
+    ],
+)
 def test_wrong_content_gives_one_sentence(tmp_path, changes, sentence):
     path = raw_file(tmp_path / "t.safetensors", **changes)
     with pytest.raises(InputError, match=sentence) as caught:
@@ -116,7 +138,12 @@ def test_missing_or_damaged_file_gives_one_sentence(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         read_text(tmp_path / "none.safetensors")
     whole = (DATA / "tokens.safetensors").read_bytes()
-    for name, content in (("empty", b""), ("short", whole[:5000]), ("cut", whole[:-1]), ("noise", bytes(range(256)) * 40)):
+    for name, content in (
+        ("empty", b""),
+        ("short", whole[:5000]),
+        ("cut", whole[:-1]),
+        ("noise", bytes(range(256)) * 40),
+    ):
         path = tmp_path / f"{name}.safetensors"
         path.write_bytes(content)
         with pytest.raises(InputError, match="not a readable safetensors file"):

@@ -89,7 +89,9 @@ def test_what_a_byte_level_token_stands_for(shipped):
 def test_a_tokeniser_that_is_no_byte_level_bpe_is_refused_before_the_text_is_read():
     tokens = ["<s>", "<0xE6>", "▁the", "re"]
     tokenizer = Tokenizer(models.BPE({token: place for place, token in enumerate(tokens)}, []))
-    assert "not a byte-level BPE (its token 2 is '▁the')" in sentence(vocabulary, PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>"))
+    assert "not a byte-level BPE (its token 2 is '▁the')" in sentence(
+        vocabulary, PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>")
+    )
 
 
 def test_a_special_token_spelt_out_in_a_document_is_only_text(shipped):
@@ -104,7 +106,8 @@ def test_why_two_tokenisers_differ():
         copy = json.loads(json.dumps(described))
         change(copy)
         return PreTrainedTokenizerFast(
-            tokenizer_object=Tokenizer.from_str(json.dumps(copy)), **({"bos_token": ours.bos_token, "eos_token": ours.eos_token} | special)
+            tokenizer_object=Tokenizer.from_str(json.dumps(copy)),
+            **({"bos_token": ours.bos_token, "eos_token": ours.eos_token} | special),
         )
 
     def swap_ids(copy):
@@ -122,7 +125,10 @@ def test_why_two_tokenisers_differ():
 
     assert difference(ours, changed(lambda copy: None)) is None
     assert difference(ours, changed(swap_ids)) == "the token 'a' has the id 65 in one and 66 in the other"
-    assert difference(ours, changed(drop_merges)) == f"their merges differ from number {len(described['model']['merges']) - 4} on"
+    assert (
+        difference(ours, changed(drop_merges))
+        == f"their merges differ from number {len(described['model']['merges']) - 4} on"
+    )
     assert "vocabularies of 8,192 and 8,191 tokens" in difference(ours, changed(drop_token))
     assert "they encode" in difference(ours, changed(add_blank))
     assert "BOS or EOS" in difference(ours, changed(lambda copy: None, bos_token="a"))
@@ -152,7 +158,9 @@ def naively_packed(stream: list[int], context: int, pieces: tuple[bytes, ...]) -
 @settings(max_examples=40, deadline=None)
 @given(st.data(), st.integers(3, 40))
 def test_packing_loses_no_token_and_cuts_no_word(shipped, data, context):
-    texts = data.draw(st.lists(st.tuples(st.sampled_from("pq"), st.lists(st.sampled_from(WORDS), max_size=60)), max_size=8))
+    texts = data.draw(
+        st.lists(st.tuples(st.sampled_from("pq"), st.lists(st.sampled_from(WORDS), max_size=60)), max_size=8)
+    )
     packer, streams, owners = Packer(shipped, context), {}, {}
     for number, (domain, words) in enumerate(texts):
         ids = shipped.tokenizer.encode(data.draw(st.sampled_from(("", " "))).join(words), add_special_tokens=False).ids
@@ -204,13 +212,22 @@ def test_folders_take_turns_and_name_the_domain(tmp_path):
         for place in range(number):
             (tmp_path / folder / f"{place}.txt").write_bytes(f"\ufeff{folder} {place}\r\n".encode())
     (tmp_path / "law" / "notes.md").write_text("not read")
-    expected = [("law", "law 0\r\n"), ("news", "news 0\r\n"), ("law", "law 1\r\n"), ("news", "news 1\r\n"), ("law", "law 2\r\n")]
+    expected = [
+        ("law", "law 0\r\n"),
+        ("news", "news 0\r\n"),
+        ("law", "law 1\r\n"),
+        ("news", "news 1\r\n"),
+        ("law", "law 2\r\n"),
+    ]
     assert [(part.domain, part.text) for part in texts_of(tmp_path)] == expected
     assert [(part.domain, part.text) for part in texts_of(tmp_path / "n*" / "*.txt")] == expected[1::2]
 
 
 def test_a_long_document_in_parts_has_the_tokens_of_the_whole(tmp_path, shipped, monkeypatch):
-    text = "".join(f"{'  ' * (line % 3)}line {line} isn't {'' if line % 7 else chr(10)}{chr(13) * (line % 2)}\n" for line in range(300))
+    text = "".join(
+        f"{'  ' * (line % 3)}line {line} isn't {'' if line % 7 else chr(10)}{chr(13) * (line % 2)}\n"
+        for line in range(300)
+    )
     (tmp_path / "x.txt").write_bytes(text.encode())
     (tmp_path / "x.jsonl").write_text(json.dumps({"text": text}))
     monkeypatch.setattr(documents, "PART", 100)
@@ -247,7 +264,9 @@ def test_a_file_that_cannot_be_used_is_one_sentence(tmp_path, name):
 
 def test_files_that_are_not_there_or_of_another_kind(tmp_path):
     (tmp_path / "x.md").write_text("x")
-    assert "there is no file" in sentence(texts_of, tmp_path / "none*") and "there is no file" in sentence(texts_of, tmp_path)
+    assert "there is no file" in sentence(texts_of, tmp_path / "none*") and "there is no file" in sentence(
+        texts_of, tmp_path
+    )
     assert "must end in .jsonl" in sentence(texts_of, tmp_path / "x.md")
     (tmp_path / "x.jsonl").write_bytes(json_lines(some_documents(5)))
     assert "has no field 'meta.name'" in sentence(lambda: texts_of(tmp_path / "x.jsonl", domain="meta.name"))
@@ -268,7 +287,9 @@ def test_after_a_kill_at_any_moment_the_bytes_are_the_same(tmp_path, shipped, mo
     monkeypatch.setattr(documents, "PART", 50)
     sizes = {"whole": 10**6, "budget": 700}
     for name, blocks in sizes.items():
-        undisturbed = build(tmp_path / name, lambda start: parts(source, None, start), shipped, (blocks, 32), "x").read_bytes()
+        undisturbed = build(
+            tmp_path / name, lambda start: parts(source, None, start), shipped, (blocks, 32), "x"
+        ).read_bytes()
         folder, after = tmp_path / f"{name}-killed", [0]
 
         def dying(start, after=after):
@@ -352,7 +373,9 @@ def test_a_dataset_is_streamed_and_asked_for_once(hub, make_run):
     expected = [record["text"] for record in hub.records if record["text"]]
     commit = documents.dataset_commit(PILE)
     assert [part.text for part in parts(PILE, commit)] == expected
-    assert [part.number for part in parts(PILE, commit, (43, 0))] == [place for place in range(43, 60) if hub.records[place]["text"]]
+    assert [part.number for part in parts(PILE, commit, (43, 0))] == [
+        place for place in range(43, 60) if hub.records[place]["text"]
+    ]
     seeds = {"a": SHIPPED / "a", "b": SHIPPED / "b"}
     run = make_run(seeds, text=PILE.model_dump(exclude_none=True), context=32, token_budget=640)
     found = file_sha256(run.text_path)
@@ -375,7 +398,9 @@ def test_a_fault_of_the_hub_that_stays_is_one_sentence(hub, monkeypatch):
 
     assert "'none/such'" in refused(dataset="none/such")
     assert "has no revision 'v9'" in refused(revision="v9")
-    assert "Bad split: train; Available splits: ['test']" in refused(split="train") and "'small'" in refused(subset="small")
+    assert "Bad split: train; Available splits: ['test']" in refused(split="train") and "'small'" in refused(
+        subset="small"
+    )
     assert "has no field 'body'" in refused(field="body")
     hub.fail("corrupt", "storage", times=100)
     assert DATASET in refused()

@@ -74,7 +74,7 @@ def test_schedule_warms_up_stays_and_decays_to_zero():
 @given(n_blocks=st.integers(1, 40), batch=st.integers(1, 9), seed=st.integers(0, 4))
 def test_each_epoch_reads_each_block_once(n_blocks, batch, seed):
     steps = -(-3 * n_blocks // batch)
-    read = np.concatenate([step_blocks(n_blocks, seed, step, batch) for step in range(steps)])[:3 * n_blocks]
+    read = np.concatenate([step_blocks(n_blocks, seed, step, batch) for step in range(steps)])[: 3 * n_blocks]
     for epoch in read.reshape(3, n_blocks):
         assert sorted(epoch) == list(range(n_blocks))
 
@@ -100,9 +100,13 @@ def test_lean_forward_has_transformers_losses_and_gradients(monkeypatch):
     for w in model.parameters():  # biases and LayerNorm away from 0 and 1, and weights large enough to matter
         w.data += 0.2 * torch.randn_like(w)
     logits = model(tokens).logits
-    expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+    expected = torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
+    )
     weights = dict(model.named_parameters())
-    torch.testing.assert_close(token_losses(weights, tokens, 2, torch.float32).flatten(), expected, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        token_losses(weights, tokens, 2, torch.float32).flatten(), expected, atol=2e-5, rtol=1e-5
+    )
 
     wanted = torch.autograd.grad(expected.mean(), list(weights.values()))
     loss = training_loss(weights, tokens, 2, torch.float32, Kernels())
@@ -118,8 +122,9 @@ def test_training_is_transformers_with_plain_adamw(tmp_path, monkeypatch):
     model = new_model(SMALL, 0)
     vectors = [w for w in model.parameters() if w.dim() == 1]
     matrices = [w for w in model.parameters() if w.dim() > 1]
-    plain = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
-                              betas=(0.9, 0.95))
+    plain = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], betas=(0.9, 0.95)
+    )
     for step in range(6):
         batch = small_tokens()[step_blocks(20, 0, step, 3)]
         model(batch, labels=batch).loss.backward()
@@ -198,7 +203,10 @@ def test_shipped_matrices_are_the_nearest_values_of_eight_bits(tmp_path):
         if w.dim() == 1:
             assert torch.equal(w, exact.bfloat16().float())
         else:
-            error = np.abs(exact.double().numpy()[..., None] - values[np.searchsorted(values, exact.double().numpy())[..., None] + [-1, 0]]).min(-1)
+            error = np.abs(
+                exact.double().numpy()[..., None]
+                - values[np.searchsorted(values, exact.double().numpy())[..., None] + [-1, 0]]
+            ).min(-1)
             assert np.allclose(np.abs(exact.double().numpy() - w.detach().double().numpy()), error, rtol=0, atol=1e-12)
     assert GPT2LMHeadModel.from_pretrained(tmp_path / "model").dtype == torch.bfloat16  # what it computes in by default
 
@@ -286,7 +294,7 @@ def test_bigram_probabilities_are_the_interpolated_counts():
     after_one = [b for a, b in pairs if a == 1]
     bucket = model._bucket(np.array([1]))[0]
     two, one, none = model.weights[bucket]
-    expected = (two * after_one.count(2) / len(after_one) + one * sum(b == 2 for _, b in pairs) / len(pairs) + none / 4)
+    expected = two * after_one.count(2) / len(after_one) + one * sum(b == 2 for _, b in pairs) / len(pairs) + none / 4
     assert p[1, 2] == pytest.approx(expected)
     assert two + one + none == pytest.approx(1)
 

@@ -34,10 +34,14 @@ def test_published_counts_by_layer_add_up_to_the_published_ones():
 
 
 def test_shares_by_reference_and_by_layer():
-    table = pd.concat([
-        neurons(excess_corr=[0.6, 0.2, 0.7, 0.1]).assign(seed="a", layer=[0, 0, 1, 1]),
-        neurons(excess_corr=[0.4, 0.2, 0.8, 0.9]).assign(seed="b", layer=[0, 0, 1, 1], dead=[True, False, False, False]),
-    ])  # fmt: skip
+    table = pd.concat(
+        [
+            neurons(excess_corr=[0.6, 0.2, 0.7, 0.1]).assign(seed="a", layer=[0, 0, 1, 1]),
+            neurons(excess_corr=[0.4, 0.2, 0.8, 0.9]).assign(
+                seed="b", layer=[0, 0, 1, 1], dead=[True, False, False, False]
+            ),
+        ]
+    )
     by_seed = properties.reference_shares(table, 0.5).set_index("seed")
     assert by_seed["universal"].to_dict() == {"a": 2, "b": 2}
     assert by_seed.loc["a", "mean_excess"] == pytest.approx(0.4)
@@ -48,9 +52,9 @@ def test_shares_by_reference_and_by_layer():
 
 
 def test_layer_agreement_counts_matches_and_leaves_out_dead_neurons():
-    matches = pd.DataFrame({
-        "layer": [0, 0, 0, 0, 0, 2], "match_layer": [0, 0, 2, 1, 0, 0], "corr": [0.9, 0.8, 0.7, 0.6, 0.0, 0.0],
-    })  # fmt: skip
+    matches = pd.DataFrame(
+        {"layer": [0, 0, 0, 0, 0, 2], "match_layer": [0, 0, 2, 1, 0, 0], "corr": [0.9, 0.8, 0.7, 0.6, 0.0, 0.0]}
+    )
     matrix = properties.layer_agreement(matches)
     assert matrix.shape == (3, 3)
     assert matrix.loc[0].tolist() == [50, 25, 25]
@@ -123,8 +127,17 @@ def test_noise_floor_at_the_values_worked_out_in_the_method():
 
 
 def test_convergence_summary_by_hand():
-    rows = [("a", 10, 0, 0.9), ("a", 10, 1, 0.8), ("a", 10, 2, 0.1), ("a", 20, 0, 0.9), ("a", 20, 1, 0.3), ("a", 20, 2, 0.9)]
-    table = pd.DataFrame(rows, columns=["seed", "tokens", "neuron", "excess_corr"]).assign(layer=0, mean_corr=1.0, baseline=0.5)
+    rows = [
+        ("a", 10, 0, 0.9),
+        ("a", 10, 1, 0.8),
+        ("a", 10, 2, 0.1),
+        ("a", 20, 0, 0.9),
+        ("a", 20, 1, 0.3),
+        ("a", 20, 2, 0.9),
+    ]
+    table = pd.DataFrame(rows, columns=["seed", "tokens", "neuron", "excess_corr"]).assign(
+        layer=0, mean_corr=1.0, baseline=0.5
+    )
     summary = properties.convergence_summary(table, 0.5)
     assert summary["universal"].tolist() == [2, 2]
     assert summary["excess_corr"].tolist() == pytest.approx([0.6, 0.7])
@@ -152,9 +165,14 @@ def test_representatives_are_the_best_of_layers_spread_over_the_depth():
 
 def test_published_shares():
     assert (100 * properties.PUBLISHED_SHARES["share"]).round(2).to_dict() == {
-        "pythia": 1.26, "small": 4.16, "medium": 1.23,
-    }  # fmt: skip
+        "pythia": 1.26,
+        "small": 4.16,
+        "medium": 1.23,
+    }
 
 
 def test_one_layer_has_no_excess_of_its_own():
-    assert np.isnan(properties.own_layer_excess(pd.Series([1.0]))) and properties.own_layer_excess(pd.Series([1.0, 0.5])) == 0.25
+    assert (
+        np.isnan(properties.own_layer_excess(pd.Series([1.0])))
+        and properties.own_layer_excess(pd.Series([1.0, 0.5])) == 0.25
+    )

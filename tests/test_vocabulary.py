@@ -118,16 +118,22 @@ def test_the_cuts_are_strict_and_kurtosis_goes_before_variance():
 def test_layer_quantiles_and_counts_by_hand():
     table = pd.DataFrame(
         {
-            "seed": ["a"] * 3 + ["b"] * 3, "layer": 0, "vocab_kurt": [1.0, 2, 3, 5, 6, 7],
+            "seed": ["a"] * 3 + ["b"] * 3,
+            "layer": 0,
+            "vocab_kurt": [1.0, 2, 3, 5, 6, 7],
             "role_calibrated": ["prediction", "none", "none", "prediction", "prediction", "partition"],
         }
-    )  # fmt: skip
+    )
     row = roles.layer_quantiles(table, "vocab_kurt", [0.5]).iloc[0]
     assert (row["mean"], row["low"], row["high"]) == (4, 2, 6)
     counts = roles.role_counts(table, "role_calibrated")
     assert counts.to_dict("list") == {
-        "seed": ["a", "b"], "layer": [0, 0], "prediction": [1, 2], "suppression": [0, 0], "partition": [0, 1],
-    }  # fmt: skip
+        "seed": ["a", "b"],
+        "layer": [0, 0],
+        "prediction": [1, 2],
+        "suppression": [0, 0],
+        "partition": [0, 1],
+    }
 
 
 @pytest.fixture
@@ -243,9 +249,16 @@ def test_tokens_that_were_never_learned_point_one_way_and_are_left_out():
     assert not roles.unlearned(unit, [b"word"] * 1000).any() and not roles.unlearned(unit, []).any()
     untrained = torch.nn.functional.normalize(torch.randn(32, 1000, generator=generator), dim=0)
     assert not roles.unlearned(untrained, pieces).any()
-    classes = LabelSet("token", pd.DataFrame({"label": ["x"], "family": ["token_class"], "kind": ["k"]}), np.arange(1000)[None] < 500)
+    classes = LabelSet(
+        "token", pd.DataFrame({"label": ["x"], "family": ["token_class"], "kind": ["k"]}), np.arange(1000)[None] < 500
+    )
     table = tables.seed_roles([torch.stack([way, torch.randn(32, generator=generator)])], unit, classes, 0, pieces)
-    assert table["role_calibrated"].tolist() == ["prediction", "none"] and table["role_learned"].tolist() == ["none", "none"]
+    assert table["role_calibrated"].tolist() == ["prediction", "none"] and table["role_learned"].tolist() == [
+        "none",
+        "none",
+    ]
     assert (table["unlearned"] == len(rare)).all() and table.loc[0, "learned_kurt"] < 3.5 < table.loc[0, "vocab_kurt"]
     cosine = (torch.nn.functional.normalize(way, dim=0) @ unit)[~roles.unlearned(unit, pieces)].double().numpy()
-    assert table.loc[0, "learned_kurt"] == pytest.approx(((cosine - cosine.mean()) ** 4).mean() / cosine.var() ** 2, rel=1e-4)
+    assert table.loc[0, "learned_kurt"] == pytest.approx(
+        ((cosine - cosine.mean()) ** 4).mean() / cosine.var() ** 2, rel=1e-4
+    )

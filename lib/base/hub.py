@@ -19,9 +19,15 @@ from lib.base.params import Params
 WAITS = (1, 2, 4)  # seconds before another attempt, after what may pass: 429, a broken server, a lost connection
 
 _SMALL = (
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "merges.txt",
-)  # fmt: skip
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _SHARD = re.compile(r"(model|pytorch_model)-(\d+)-of-(\d+)\.(safetensors|bin)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -183,7 +189,9 @@ def _is_damaged(path: Path) -> bool:
 
 def seed_folder(params: Params, name: str) -> Path | None:
     """A seed's folder, that of a Hub seed being in the Hub's cache; None where it has not been downloaded."""
-    return snapshot(params.seeds[name], params.revision_of(name)) if params.is_on_hub(name) else params.local_folder(name)
+    return (
+        snapshot(params.seeds[name], params.revision_of(name)) if params.is_on_hub(name) else params.local_folder(name)
+    )
 
 
 def fetch_seed(params: Params, name: str) -> Path:
@@ -262,7 +270,9 @@ def sentence(error: BaseException, kind: str, source: str, revision: str | None 
     if caused_by(errors.GatedRepoError):
         return f"{shown} is gated; accept its terms at {page}, then log in with `hf auth login` or set HF_TOKEN."
     if caused_by(errors.RevisionNotFoundError):
-        return f"the {kind} '{source}' has no revision '{revision}'; its branches and tags are listed at {page}/tree/main."
+        return (
+            f"the {kind} '{source}' has no revision '{revision}'; its branches and tags are listed at {page}/tree/main."
+        )
     if caused_by(errors.RepositoryNotFoundError):
         return (
             f"there is neither a folder '{source}' nor a {kind} of that name on the Hub that you may read; check the name, "

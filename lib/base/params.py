@@ -36,12 +36,16 @@ class TextSource(BaseModel):
 
     dataset: str | None = Field(None, min_length=1, description="the id of a dataset on the Hub, `owner/name`")
     files: str | None = Field(
-        None, min_length=1, description="the path of a .jsonl, .jsonl.zst, .txt or .parquet file, a folder or a glob of them"
+        None,
+        min_length=1,
+        description="the path of a .jsonl, .jsonl.zst, .txt or .parquet file, a folder or a glob of them",
     )
     subset: str | None = Field(None, min_length=1, description="the name of one of the dataset's subsets")
     split: str | None = Field(None, min_length=1, description="the name of one of the dataset's splits")
     data_files: str | None = Field(
-        None, min_length=1, description="the path or glob of the split's files in the dataset, where it does not declare them"
+        None,
+        min_length=1,
+        description="the path or glob of the split's files in the dataset, where it does not declare them",
     )
     revision: str | None = Field(None, min_length=1, description="a branch, tag or commit of the dataset, in quotes")
     field: str = Field("text", min_length=1, description="the name of the field that holds a document's text")
@@ -98,7 +102,7 @@ class Params(BaseModel):
     reference: str = Field(description="the name of one of the seeds")
     text: str | TextSource = Field(
         description="the path of a token file or of .jsonl, .jsonl.zst, .txt or .parquet files, or a mapping with the keys "
-        "dataset and split, or files (README.md, \"Text\")",
+        'dataset and split, or files (README.md, "Text")'
     )
     context: int = Field(ge=3, description="a whole number of tokens, 3 or more")
     token_budget: int = Field(description="a whole number of tokens, at least one context")
@@ -291,7 +295,9 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     except InputError as error:
         raise InputError(f"{path}, {error}.") from None
     if not isinstance(values, dict):
-        raise InputError(f"{path}: a parameter file holds lines `key: value`, with the keys {listed(Params.model_fields)}.")
+        raise InputError(
+            f"{path}: a parameter file holds lines `key: value`, with the keys {listed(Params.model_fields)}."
+        )
     unnamed = next((key for key in values if not isinstance(key, str)), None)
     if unnamed is not None:
         raise InputError(f"{path}: {_unknown(unnamed, values[unnamed])}.")

@@ -18,7 +18,9 @@ from lib.text.blocks import Text
 LOSS_BLOCKS = 256  # blocks on which each seed's loss is measured
 
 
-LOSS_LOGITS = 2**22  # logits computed at a time, at most: what is freed of more goes back to the system, and is slow to get again
+LOSS_LOGITS = (
+    2**22
+)  # logits computed at a time, at most: what is freed of more goes back to the system, and is slow to get again
 
 
 def load_seed(run: Run, name: str, device: torch.device):
@@ -56,10 +58,16 @@ def first_look(run: Run, precision: str, device: torch.device) -> None:
 PILOT = 64  # blocks that fix shifts and scales
 
 
-REACH, REACH_TOKENS = 12.0, 50_000  # int8 operands cover the pilot's range, but on so many tokens not more standard deviations each way
+REACH, REACH_TOKENS = (
+    12.0,
+    50_000,
+)  # int8 operands cover the pilot's range, but on so many tokens not more standard deviations each way
 
 
-GROWTH, MARGIN = 4.0, 2.0  # on more tokens they reach farther, at most so many times as far and so far beyond the pilot's range
+GROWTH, MARGIN = (
+    4.0,
+    2.0,
+)  # on more tokens they reach farther, at most so many times as far and so far beyond the pilot's range
 
 
 PILOT_NAMES = ("pre_scaling", "post_scaling", "low", "high", "post_standard")
@@ -93,7 +101,9 @@ def pilot(name: str, trunk: Trunk, text: Text, precision: str, device: torch.dev
         made["low"].append(pre.low - deviation / 2)
         made["high"].append(pre.high + deviation / 2)
         made["post_standard"].append(_plain_scaling(post))
-        made["post_scaling"].append(_int8_scaling(post, text.tokens.numel()) if precision == "int8" else _plain_scaling(post))
+        made["post_scaling"].append(
+            _int8_scaling(post, text.tokens.numel()) if precision == "int8" else _plain_scaling(post)
+        )
     return {key: torch.stack(values).float() for key, values in made.items()}
 
 

@@ -38,7 +38,10 @@ GPUS = {
     "H200": {"bf16": 989e12, "fp32": 67e12, "memory": 141e9, "bandwidth": 4.8e12},
 }
 PRODUCT_SHARE, FORWARD_SHARE, ALGEBRA_SHARE, TRAFFIC_SHARE = 0.6, 0.25, 0.5, 0.3
-ACTIVATION_TRAFFIC, GROUPED_TRAFFIC = 40, 24  # bytes moved for each activation that is measured; that is grouped, for each grouping
+ACTIVATION_TRAFFIC, GROUPED_TRAFFIC = (
+    40,
+    24,
+)  # bytes moved for each activation that is measured; that is grouped, for each grouping
 TRIED_GROUPS = 4096  # groups of a grouping, at most, when the speed of grouped moments is measured
 GPU_DISK = 1e9  # bytes a second that statistics are written and read with
 COMPILING = 20.0  # seconds that torch.compile and loading libraries take
@@ -70,7 +73,12 @@ def operations(setting: Setting, plan: Plan) -> dict[str, float]:
 
 def _blocks(plan: Plan) -> float:
     """Products of two layers in all passes; of one with itself only part is computed."""
-    weights = {"pair": 1.0, "within": symmetric_share(plan.setting.shape.neurons, OPERAND_DTYPES[plan.setting.precision], plan.setting.device)}
+    weights = {
+        "pair": 1.0,
+        "within": symmetric_share(
+            plan.setting.shape.neurons, OPERAND_DTYPES[plan.setting.precision], plan.setting.device
+        ),
+    }
     return sum(plan.setting.shape.layers * weights.get(unit.kind, 0.0) for part in plan.passes for unit in part.units)
 
 
@@ -98,7 +106,9 @@ def seconds(plan: Plan, speeds: Speeds, draws: int) -> dict[str, float]:
     directions = sum(seed != reference for reference in setting.references for seed in setting.seeds)
     matched = len(setting.pairs) * shape.layers**2 * speeds.matched
     rotated = compared * shape.layers * speeds.rotation + directions * shape.layers**2 * speeds.rotated
-    passes += len(SNAPSHOTS) * (matched + rotated) * any(plan.takes_snapshots(part, len(SNAPSHOTS)) for part in plan.passes)
+    passes += (
+        len(SNAPSHOTS) * (matched + rotated) * any(plan.takes_snapshots(part, len(SNAPSHOTS)) for part in plan.passes)
+    )
     algebra = matched + draws * rotated
     return {"passes": passes + disk(plan) * speeds.disk, "tables": algebra + disk(plan) * speeds.disk * (1 + draws) / 2}
 
@@ -166,7 +176,11 @@ def _grouped(setting: Setting, device: torch.device) -> float:
     post = post.bfloat16() if mixed_precision(setting.precision) else post
     counted = torch.ones(len(post), dtype=torch.bool, device=device)
     at = [places.at(torch.arange(batch) + start, counted) for start in range(0, shape[0], batch)]
-    return _timed(lambda: [work.update(post, places, one) for one in at], device, 3) / len(at) / len(post) if groups else 0.0
+    return (
+        _timed(lambda: [work.update(post, places, one) for one in at], device, 3) / len(at) / len(post)
+        if groups
+        else 0.0
+    )
 
 
 def _forward(setting: Setting, source: str, device: torch.device) -> tuple[float, float, float]:
@@ -230,9 +244,15 @@ def lines(params: Params) -> list[str]:
     """The forecast of a run, one line a fact; InputError if it cannot fit."""
     device = device_of(params)
     shape = shared_shape(params)
-    known = made_token_file(params)  # of a text that is not tokenised, or read by spaCy, yet only the large groupings can be told, and their sizes bounded
+    known = made_token_file(
+        params
+    )  # of a text that is not tokenised, or read by spaCy, yet only the large groupings can be told, and their sizes bounded
     unread = bool(known) and has_to_be_read(Run(params))
-    groups = group_sizes(Run(params)) if known and not unread else _certain_groups(shape, params.context, params.token_budget)
+    groups = (
+        group_sizes(Run(params))
+        if known and not unread
+        else _certain_groups(shape, params.context, params.token_budget)
+    )
     setting = setting_of(params, shape, device, Processes.on_this_machine(), groups)
     plan = pack(setting)
     told = [
@@ -255,9 +275,13 @@ def lines(params: Params) -> list[str]:
         f"disk: {disk(plan) / 1e9:.2f} GB of statistics, and as much again for saved states",
     ]
     if not known or unread:
-        told.append("the text is not made ready yet, so that of the labels' groupings only the large ones are counted, by bounds: passes, disk and time may come out otherwise")
+        told.append(
+            "the text is not made ready yet, so that of the labels' groupings only the large ones are counted, by bounds: passes, disk and time may come out otherwise"
+        )
     if unread:
-        told.append("before the passes spaCy reads the English prose for labels of syntax, minutes per million tokens on one core, which the times leave out")
+        told.append(
+            "before the passes spaCy reads the English prose for labels of syntax, minutes per million tokens on one core, which the times leave out"
+        )
     places = [("this machine", plan, measured(setting, plan, seed_config(params, params.reference), device))]
     lacking = []
     for gpu, peaks in GPUS.items():
@@ -267,8 +291,12 @@ def lines(params: Params) -> list[str]:
         except InputError:  # names a limit of memory that nobody has set
             lacking.append(f"does not fit into the memory of one {gpu}")
             continue
-        speeds = replace(published(there, gpu), rotation=places[0][2].rotation)  # rotations are drawn on the CPU, here as there
-        places.append((f"one {gpu} with this machine's CPU, bf16, {PRODUCT_SHARE:.0%} of its published peak", there_plan, speeds))
+        speeds = replace(
+            published(there, gpu), rotation=places[0][2].rotation
+        )  # rotations are drawn on the CPU, here as there
+        places.append(
+            (f"one {gpu} with this machine's CPU, bf16, {PRODUCT_SHARE:.0%} of its published peak", there_plan, speeds)
+        )
     for place, planned, speeds in places:
         parts = seconds(planned, speeds, params.rotations)
         told.append(

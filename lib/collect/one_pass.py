@@ -31,6 +31,8 @@ from lib.run import Run
 
 HISTOGRAM_EVERY = 8  # one batch in so many is counted into the histograms
 PART_SUMS = ("operand1", "post1", "post2")
+
+
 def _examples(_run: Run, _unit: Unit, scaling: dict[str, Tensor]) -> TopExamples:
     return TopExamples(*scaling["low"].shape, device=scaling["low"].device)
 
@@ -70,7 +72,11 @@ class Pass:
         precision = setting.precision
         self.readers = {
             name: SeedReader(
-                name, Trunk(load_seed(run, name, device), mixed_precision(precision)), scalings[name], depth, precision,
+                name,
+                Trunk(load_seed(run, name, device), mixed_precision(precision)),
+                scalings[name],
+                depth,
+                precision,
                 name in self.planned.measured,
             )
             for name, depth in self.depths.items()
@@ -148,7 +154,9 @@ class Pass:
         self.seconds = max(self.seconds, float(saved.tensor("seconds")))
         for prefix, accumulator in self.accumulators().items():
             # copied, or the sums would be the mapped file, which then stays on the disk until the pass ends
-            state = {name: saved.tensor(f"{prefix}/{name}").to(self.device, copy=True) for name in accumulator.state_dict()}
+            state = {
+                name: saved.tensor(f"{prefix}/{name}").to(self.device, copy=True) for name in accumulator.state_dict()
+            }
             if fresh:
                 accumulator.load_state_dict(state)
             else:
@@ -161,10 +169,14 @@ class Pass:
         found = {(unit.kind, unit.seed, unit.first, unit.other): products for unit, products in self.units.items()}
         setting = self.plan.setting
         return Covariance(
-            setting.seeds, setting.pairs, setting.references, self.layers, self.neurons,
+            setting.seeds,
+            setting.pairs,
+            setting.references,
+            self.layers,
+            self.neurons,
             pair=lambda a, layer, b, other: found["pair", a, layer, b].sums[other],
             within=lambda seed, layer: found["within", seed, 0, None].sums[layer],
-        )  # fmt: skip
+        )
 
     def snapshot(self) -> dict[str, Tensor]:
         """Best matches and one rotation's baseline on the tokens so far, averaged over compared seeds; and each match's partner."""

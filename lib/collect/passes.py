@@ -56,7 +56,9 @@ def collect(run: Run, grouped: bool = True, snapshots: tuple[float, ...] = SNAPS
     stats = run.folder / "stats"
     run.params.refuse_other_statistics()
     complete = (stats / "done.json").exists()
-    for name in sorted(run.params.seeds):  # what a pass reads is checked first, before the text is made; what it has read is told by its hash
+    for name in sorted(
+        run.params.seeds
+    ):  # what a pass reads is checked first, before the text is made; what it has read is told by its hash
         if complete:
             seed_source(run.params, name)
         else:
@@ -68,12 +70,19 @@ def collect(run: Run, grouped: bool = True, snapshots: tuple[float, ...] = SNAPS
     processes = Processes()
     with contextlib.ExitStack() as held:
         if processes.first:
-            held.enter_context(alone(stats, f"another process is working on {run.folder}; wait until it ends, or stop it, and run the same command again."))
+            held.enter_context(
+                alone(
+                    stats,
+                    f"another process is working on {run.folder}; wait until it ends, or stop it, and run the same command again.",
+                )
+            )
         if not processes.agree((stats / "done.json").exists()):  # another process may have ended it meanwhile
             _collect(run, processes, hashes, grouped, snapshots)
 
 
-def _collect(run: Run, processes: Processes, hashes: dict[str, str], grouped: bool, snapshots: tuple[float, ...]) -> None:
+def _collect(
+    run: Run, processes: Processes, hashes: dict[str, str], grouped: bool, snapshots: tuple[float, ...]
+) -> None:
     stats, begun = run.folder / "stats", None
     device, shape = device_of(run.params), shared_shape(run.params)
     groups = tuple(map(tuple, processes.agree(group_sizes(run) if processes.first and grouped else ())))
@@ -102,7 +111,9 @@ def _collect(run: Run, processes: Processes, hashes: dict[str, str], grouped: bo
 
 def _planned(run: Run, setting: Setting) -> dict:
     """The plan that this run began with, or a new one where no pass has saved anything yet, as JSON; InputError if it cannot fit."""
-    begun = {"precision": setting.precision} | (run.recorded("stats/plan.json") or {})  # a plan of older code did not say it
+    begun = {"precision": setting.precision} | (
+        run.recorded("stats/plan.json") or {}
+    )  # a plan of older code did not say it
     setting = replace(setting, precision=begun["precision"])  # the pilot's scales are its
     stats = run.folder / "stats"
     if "passes" not in begun or not any([*stats.glob("pass-*.json"), *stats.glob("pass-*.safetensors")]):
@@ -186,7 +197,9 @@ def _others(stats: Path, prefix: str, mine: Path, done: Tensor) -> list[Path]:
         if (sum(TensorFiles([path]).tensor("done").int() for path in paths) + done.int() == 1).all():
             return paths
         if waited == LISTING_SECONDS:
-            raise InputError(f"the processes' states in {stats} do not hold every part of the text once; run the same command again.")
+            raise InputError(
+                f"the processes' states in {stats} do not hold every part of the text once; run the same command again."
+            )
         time.sleep(1)
         waited += 1
 
@@ -198,19 +211,27 @@ def _advance(work: Pass, chunks: list[int], marks: list[int], processes: Process
     gigabytes = sum(unit.memory for unit in work.units) / 1e9
     saved = time.monotonic()
     with tqdm(
-        total=blocks * context * seeds // processes.count, initial=int(work.done.sum()) * size * context * seeds,
-        unit="tok", unit_scale=True, desc=f"pass {work.number + 1}/{len(work.plan.passes)}", file=sys.stderr,
+        total=blocks * context * seeds // processes.count,
+        initial=int(work.done.sum()) * size * context * seeds,
+        unit="tok",
+        unit_scale=True,
+        desc=f"pass {work.number + 1}/{len(work.plan.passes)}",
+        file=sys.stderr,
         disable=not processes.first,
-    ) as bar:  # fmt: skip
+    ) as bar:
         for chunk in chunks:
             work.advance(chunk, bar)
             before, now = chunk * size, min((chunk + 1) * size, blocks)
             if any(before < mark <= now < blocks for mark in marks):
                 write_tensors(state.parent / f"snapshot-{now:06d}.safetensors", work.snapshot())
             if marks and any(before < round(blocks * part / PARTS) <= now for part in range(1, PARTS + 1)):
-                first = min(state.parent.glob("snapshot-*.safetensors"), default=None)  # none where the text is a few blocks
+                first = min(
+                    state.parent.glob("snapshot-*.safetensors"), default=None
+                )  # none where the text is a few blocks
                 if first:
-                    write_tensors(state.parent / f"part-{now:06d}.safetensors", work.part(read_tensors(first)["partner"]))
+                    write_tensors(
+                        state.parent / f"part-{now:06d}.safetensors", work.part(read_tensors(first)["partner"])
+                    )
             if time.monotonic() - saved > SAVE_SECONDS * max(1, gigabytes) and chunk != chunks[-1]:
                 write_tensors(state, work.state_dict())
                 saved = time.monotonic()

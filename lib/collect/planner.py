@@ -23,7 +23,10 @@ from lib.kernels.covariance import OPERAND_DTYPES, fastest_precision, layers_at_
 from lib.kernels.grouped import memory_bytes
 
 BATCH = {"cpu": 8, "cuda": 32}  # blocks in one forward pass, at least
-MANY, NARROW = 128, 2**25  # blocks in one on a GPU, at most, and activations of a layer up to which it has more than the least
+MANY, NARROW = (
+    128,
+    2**25,
+)  # blocks in one on a GPU, at most, and activations of a layer up to which it has more than the least
 CHUNK = {"cpu": 64, "cuda": 128}  # blocks in one covariance product, at most
 OPERANDS = 640e6  # bytes of operands in one covariance product, at most; on a GPU a tenth of its memory
 BASE = 0.7e9  # bytes that Python and its libraries take
@@ -107,7 +110,9 @@ class Setting:
     def rotated(self) -> tuple[str, ...]:
         """Seeds whose layers are rotated: by the baseline those that some reference is compared with, by the null of the
         families' scores, which need grouped moments, the references."""
-        return tuple(seed for seed in self.seeds if self.groups or any(seed != reference for reference in self.references))
+        return tuple(
+            seed for seed in self.seeds if self.groups or any(seed != reference for reference in self.references)
+        )
 
     @property
     def accumulator_bytes(self) -> int:
@@ -154,7 +159,11 @@ def units_of(setting: Setting) -> list[Unit]:
         units += [Unit("pair", a, layer, layer + 1, shape.layers * square, b) for layer in range(shape.layers)]
     if setting.groups:  # last, since a pass for them alone runs few seeds
         memory = memory_bytes(dict(setting.groups), shape.neurons)
-        units += [Unit("grouped", seed, layer, layer + 1, memory) for seed in setting.references for layer in range(shape.layers)]
+        units += [
+            Unit("grouped", seed, layer, layer + 1, memory)
+            for seed in setting.references
+            for layer in range(shape.layers)
+        ]
     return units
 
 
@@ -217,7 +226,9 @@ def work_memory(setting: Setting, passing: PassPlan) -> float:
     """Bytes of a pass beyond weights and accumulators: libraries, operands, and the activations of a batch."""
     shape, tokens = setting.shape, setting.batch * setting.context
     depths = passing.depths(shape.layers)
-    whole = -(-passing.chunk // setting.batch) * setting.batch  # a plan that was begun on another device may not have whole batches
+    whole = (
+        -(-passing.chunk // setting.batch) * setting.batch
+    )  # a plan that was begun on another device may not have whole batches
     operands = _most_operands(passing, depths) * shape.neurons * setting.operand_bytes * whole * setting.context
     # a batch's attention and residual in the trunk; pre, post and scratch of one layer; the dither
     scratch = 12 if setting.groups else 8  # grouped moments: x, x², activity and sums by row
@@ -327,11 +338,7 @@ def shared_shape(params: Params) -> Shape:
 
 
 def setting_of(
-    params: Params,
-    shape: Shape,
-    device: torch.device,
-    processes: int = 1,
-    groups: tuple[tuple[str, int], ...] = (),
+    params: Params, shape: Shape, device: torch.device, processes: int = 1, groups: tuple[tuple[str, int], ...] = ()
 ) -> Setting:
     """What the plan of a run depends on, on this device; `processes` share the memory of this machine.
 
@@ -342,7 +349,10 @@ def setting_of(
     precision = params.precision
     if precision == "auto":
         precision = fastest_precision(device, blocks * params.context)
-    if precision == "int8" and batch_blocks(device.type, params.context, shape.neurons, blocks) * params.context > INT8_SUMS:
+    if (
+        precision == "int8"
+        and batch_blocks(device.type, params.context, shape.neurons, blocks) * params.context > INT8_SUMS
+    ):
         precision = "fp32"  # a single batch could pass what 8-bit products are summed in
     memory = free_memory(device) * SHARE if params.memory_gb == "auto" else params.memory_gb * 1e9
     return Setting(
@@ -357,5 +367,3 @@ def setting_of(
         groups,
         device.type,
     )
-
-

@@ -20,6 +20,8 @@ from lib.models.trunk import Trunk
 from lib.text.blocks import Text
 
 ROWS = 16  # operands have a multiple of so many rows, the last ones 0 where need be: products of 8-bit numbers ask for it on a GPU
+
+
 @dataclass
 class Seen:
     """One layer's activations on a batch of whole blocks, as accumulators read them."""
@@ -74,7 +76,9 @@ class SeedReader:
     Without `measured` only the other accumulators are fed: neither moments nor operands are made.
     """
 
-    def __init__(self, name: str, trunk: Trunk, scaling: dict[str, Tensor], depth: int, precision: str, measured: bool = True):
+    def __init__(
+        self, name: str, trunk: Trunk, scaling: dict[str, Tensor], depth: int, precision: str, measured: bool = True
+    ):
         self.name, self.trunk, self.depth, self.measured = name, trunk, depth, measured
         self.dtype = OPERAND_DTYPES[precision]
         self.device = scaling["low"].device
@@ -96,11 +100,17 @@ class SeedReader:
         made.in_order(used).zero_()
         entries: list[list[tuple]] = [[] for _ in range(layers)]
         for first, batch in zip(range(0, used, rows), batches, strict=True):
-            self._batch(text, batch, size, dither(int(batch[0]) // size), made.in_order(first, first + rows), entries, first)
+            self._batch(
+                text, batch, size, dither(int(batch[0]) // size), made.in_order(first, first + rows), entries, first
+            )
         refuse_nan(self.name, self.moments.sums[:layers])
-        return Operands(made.values, [Clipped(*map(torch.cat, zip(*own, strict=True))) if own else None for own in entries])
+        return Operands(
+            made.values, [Clipped(*map(torch.cat, zip(*own, strict=True))) if own else None for own in entries]
+        )
 
-    def _batch(self, text: Text, batch: Tensor, size: int, noise: Tensor, values: Tensor, clipped: list, first: int) -> None:
+    def _batch(
+        self, text: Text, batch: Tensor, size: int, noise: Tensor, values: Tensor, clipped: list, first: int
+    ) -> None:
         """One batch, filled up to `size` blocks, writing its operands into `values` (`Operands.in_order`), whose first token is number `first` of the chunk, and what is clipped of them into `clipped`."""
         tokens, mask = _padded(text, batch, size)
         self.moments.count(int(mask.sum()))

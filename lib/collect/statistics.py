@@ -15,15 +15,21 @@ def load_accumulators(run: Run, device: torch.device | str = "cpu") -> tuple[Cov
     seeds, references = tuple(run.done["seeds"]), tuple(run.done["references"])
     moments = {}
     for name in seeds:
-        state = {key: stored.tensor(f"{name}.{key}").to(device) for key in ("sums", "tokens", "pre_scaling", "post_scaling")}
+        state = {
+            key: stored.tensor(f"{name}.{key}").to(device) for key in ("sums", "tokens", "pre_scaling", "post_scaling")
+        }
         moments[name] = Moments(state["pre_scaling"], state["post_scaling"])
         moments[name].load_state_dict(state)
     pair = TensorFiles(sorted(stats.glob("pair-*.safetensors")))
     within = TensorFiles(sorted(stats.glob("within-*.safetensors")))
     pairs = sorted({(name.split(".")[0], name.split(".")[2]) for name in pair.names()})
     covariance = Covariance(
-        seeds, tuple(pairs), references, run.done["layers"], run.done["neurons"],
+        seeds,
+        tuple(pairs),
+        references,
+        run.done["layers"],
+        run.done["neurons"],
         pair=lambda a, layer, b, other: pair.part(f"{a}.{layer}.{b}.sums", other).to(device),
         within=lambda seed, layer: within.part(f"{seed}.sums", layer).to(device),
-    )  # fmt: skip
+    )
     return covariance, moments

@@ -65,5 +65,3 @@ def p_words(p_value: float) -> str:
 
 
 # ---------------------------------------------------------------- chapter 3: universality
-
-

@@ -101,7 +101,13 @@ def over_seeds(values: pd.Series, bound: float, above: bool, words: Callable[[fl
     low, high, mean = float(known.min()), float(known.max()), float(known.mean())
     seeds = count(len(known), "seed")
     same = words(low) == words(high)
-    here = f"{words(mean)} ({seeds})" if len(known) < 2 else f"{words(mean)} in each of {seeds}" if same else f"{words(mean)} ({words(low)} to {words(high)} over {seeds})"
+    here = (
+        f"{words(mean)} ({seeds})"
+        if len(known) < 2
+        else f"{words(mean)} in each of {seeds}"
+        if same
+        else f"{words(mean)} ({words(low)} to {words(high)} over {seeds})"
+    )
     return Measured(mean, low, high, here, decided(low, high, bound, above))
 
 

@@ -19,7 +19,10 @@ STYLE = (
     "white-space:break-spaces;overflow-wrap:anywhere;margin:2px 0;padding:1px 6px;border-left:3px solid #d9d9d9}"
     ".neuron-text i{font-style:normal;border-radius:2px}.neuron-text b{text-decoration:underline}"
     ".neuron-text small{color:#555;user-select:none}"
-    + "".join(f".neuron-text .s{level}{{background:rgba(213,94,0,{level / LEVELS * 0.75:.2f})}}" for level in range(1, LEVELS + 1))
+    + "".join(
+        f".neuron-text .s{level}{{background:rgba(213,94,0,{level / LEVELS * 0.75:.2f})}}"
+        for level in range(1, LEVELS + 1)
+    )
     + ".neuron-table{font:13px/1.5 system-ui,sans-serif;background:#fff;color:#111;overflow-x:auto}"
     ".neuron-table .row{display:grid;grid-auto-flow:column;grid-auto-columns:minmax(5.5em,1fr);text-align:right}"
     ".neuron-table .row>*{padding:1px 6px}.neuron-table .head{border-bottom:2px solid #999;font-weight:600}"
@@ -99,14 +102,15 @@ def neuron_table_html(examples: Examples, chosen: pd.DataFrame, columns: Sequenc
         return STYLE + "<p>No neuron to show.</p>"
     shown = ["layer", "neuron", *columns]
     ranks = pd.concat(
-        [chosen[["layer", "neuron"]].rank(method="first"), chosen[list(columns)].rank(method="first", ascending=False)], axis=1
+        [chosen[["layer", "neuron"]].rank(method="first"), chosen[list(columns)].rank(method="first", ascending=False)],
+        axis=1,
     ).fillna(len(chosen) + 1)  # undefined values last
     name = f"sort-{crc32(chosen[shown].to_csv().encode()):08x}"  # another name for every table of a page
     rules = "".join(
         f".neuron-table:has(#{name}-{index}:checked) .neuron{{order:var(--r{index})}}" for index in range(len(shown))
     )
     head = "".join(
-        f'<span role=columnheader><label><input type=radio name={name} id={name}-{index}{" checked" if index == 2 else ""}> '
+        f"<span role=columnheader><label><input type=radio name={name} id={name}-{index}{' checked' if index == 2 else ''}> "
         f"{escape(column).replace('_', '_<wbr>')}</label></span>"
         for index, column in enumerate(shown)
     )

@@ -115,8 +115,16 @@ def canvas(rows: int = 1, columns: int = 1, size: tuple[float, float] = (WIDE, H
 
 def note(axes: Axes, text: str) -> None:
     """Says inside an otherwise empty panel why it is empty."""
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=NEUTRAL,
-              bbox={"facecolor": "white", "edgecolor": "none"})  # fmt: skip
+    axes.text(
+        0.5,
+        0.5,
+        text,
+        transform=axes.transAxes,
+        ha="center",
+        va="center",
+        color=NEUTRAL,
+        bbox={"facecolor": "white", "edgecolor": "none"},
+    )
 
 
 def layer_axis(axes: Axes, layers: int) -> None:

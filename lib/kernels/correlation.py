@@ -144,7 +144,9 @@ def block_baseline(sums: Float[Tensor, "a b"], a: Scale, b: Scale, turn: Float[T
     return rotated.amax(1) * (a.inverse_deviation / a.tokens).to(wide)
 
 
-def products_at(covariance: Covariance, partner: Int[Tensor, "seeds seeds total"]) -> Float[Tensor, "seeds seeds total"]:
+def products_at(
+    covariance: Covariance, partner: Int[Tensor, "seeds seeds total"]
+) -> Float[Tensor, "seeds seeds total"]:
     """Σ x y of every neuron of each reference with its partner (a flat index) in each other seed; NaN elsewhere."""
     neurons, found = covariance.neurons, torch.full(partner.shape, torch.nan, dtype=torch.float64)
     for a in covariance.references:

@@ -93,7 +93,9 @@ def product(left: Float[Tensor, "tokens a"], right: Float[Tensor, "tokens b"]) -
     if left.dtype == torch.int8:
         if left.is_cuda or torch.cpu._is_vnni_supported():
             return torch._int_mm(left.T, right)
-        return left.T.float() @ right.float()  # _int_mm then multiplies one by one, a hundred times more slowly than fp32
+        return (
+            left.T.float() @ right.float()
+        )  # _int_mm then multiplies one by one, a hundred times more slowly than fp32
     if left.dtype == torch.bfloat16 and left.is_cuda:
         return torch.mm(left.T, right, out_dtype=torch.float32)
     return left.T @ right
@@ -121,9 +123,16 @@ class Operands:
         self.layers = [Operand(layer, own) for layer, own in zip(layers, clipped or [None] * len(layers), strict=True)]
 
     @classmethod
-    def empty(cls, tokens: int, layers: int, neurons: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> "Operands":
+    def empty(
+        cls, tokens: int, layers: int, neurons: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> "Operands":
         """Room for a chunk, in the layout in which it is multiplied fastest."""
-        if dtype == torch.int8 and torch.device(device).type == "cpu" and tokens % 4 == 0 and multiplies_panels(neurons):
+        if (
+            dtype == torch.int8
+            and torch.device(device).type == "cpu"
+            and tokens % 4 == 0
+            and multiplies_panels(neurons)
+        ):
             return cls(torch.empty(layers, neurons // PANEL, tokens // 4, PANEL, 4, dtype=dtype))
         return cls(torch.empty(tokens, layers, neurons, dtype=dtype, device=device))
 
@@ -148,9 +157,15 @@ def multiplies_panels(neurons: int) -> bool:
     return neurons % native.LANES == 0 and native.function("products_int8") is not None
 
 
-WIDE = {"cpu": 64e6, "cuda": 1e9}  # bytes of one product, at most: of one layer with as many layers as fit, since wide ones are faster
+WIDE = {
+    "cpu": 64e6,
+    "cuda": 1e9,
+}  # bytes of one product, at most: of one layer with as many layers as fit, since wide ones are faster
 
-STRIPES = {"cpu": 2, "cuda": 1}  # into which the rows of a symmetric product are cut, each computed from the diagonal on
+STRIPES = {
+    "cpu": 2,
+    "cuda": 1,
+}  # into which the rows of a symmetric product are cut, each computed from the diagonal on
 
 
 def symmetric_share(neurons: int, dtype: torch.dtype, device_type: str) -> float:
@@ -188,7 +203,9 @@ class LayerProducts:
             for own, part in zip(sums, made.split(neurons, 1), strict=True):  # one at a time, since a cast makes a copy
                 own += part
 
-    def _add_panels(self, sums: Float[Tensor, "layers neurons neurons"], left: Tensor, right: Tensor, own: bool) -> None:
+    def _add_panels(
+        self, sums: Float[Tensor, "layers neurons neurons"], left: Tensor, right: Tensor, own: bool
+    ) -> None:
         panels, steps = left.shape[:2]
         native.call("products", left, right, panels, len(sums), steps, left.stride(0), int(own), sums)
 

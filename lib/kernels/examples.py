@@ -36,7 +36,9 @@ class TopExamples:
             return
         start = 0 if counted[:, 0].any() else 1  # BOS, whose activations are often the largest, never counts
         highest = post[:, start:].amax(1).float()  # (blocks, neurons), a screen: other uncounted tokens are still in it
-        block, neuron = (highest > self.value[layer, :, -1]).nonzero(as_tuple=True)  # which block may give which neuron an example
+        block, neuron = (highest > self.value[layer, :, -1]).nonzero(
+            as_tuple=True
+        )  # which block may give which neuron an example
         if not len(block):
             return
         series = post[block, :, neuron].float().masked_fill_(~counted[block], -torch.inf)  # (pairs, context)
@@ -49,7 +51,9 @@ class TopExamples:
         number = blocks.to(block.device, torch.int32)[block][:, None].expand_as(value).masked_fill(value.isinf(), -1)
         wanted, row = neuron.unique(return_inverse=True)
         found = {"value": value, "block": number, "position": position.to(torch.int16), "window": window}
-        self._keep_highest(layer, wanted, {name: _by_neuron(new, wanted, row, block, len(post)) for name, new in found.items()})
+        self._keep_highest(
+            layer, wanted, {name: _by_neuron(new, wanted, row, block, len(post)) for name, new in found.items()}
+        )
 
     def _keep_highest(self, layer: int, wanted: Int[Tensor, "n"], found: dict[str, Tensor]) -> None:
         k = self.value.shape[-1]
@@ -77,7 +81,11 @@ class TopExamples:
 
 
 def _by_neuron(
-    found: Float[Tensor, "pairs two ..."], wanted: Int[Tensor, "n"], row: Int[Tensor, "pairs"], block: Int[Tensor, "pairs"], blocks: int
+    found: Float[Tensor, "pairs two ..."],
+    wanted: Int[Tensor, "n"],
+    row: Int[Tensor, "pairs"],
+    block: Int[Tensor, "pairs"],
+    blocks: int,
 ) -> Float[Tensor, "n candidates ..."]:
     """What pairs of block and neuron found, by neuron and in the order of the blocks; −inf (or −1) where a block has no pair."""
     empty = -torch.inf if found.is_floating_point() else -1

@@ -33,7 +33,11 @@ def causal_attention(
     Matrix units, which `exact` does without, add up scores to fp32's last digit and weights times values with an error of 2⁻¹⁷ of what is summed.
     """
     plain = all(
-        one.dtype == torch.float32 and not one.is_cuda and one.stride(3) == 1 and one.shape == q.shape and not _needs_gradient(one)
+        one.dtype == torch.float32
+        and not one.is_cuda
+        and one.stride(3) == 1
+        and one.shape == q.shape
+        and not _needs_gradient(one)
         for one in (q, k, v)
     )
     if not plain or q.shape[3] != HEAD or native.function("attention_float") is None:
@@ -45,7 +49,9 @@ def causal_attention(
     return made
 
 
-def affine(x: Float[Tensor, "*rows a"], weight: Float[Tensor, "a b"], bias: Float[Tensor, "b"]) -> Float[Tensor, "*rows b"]:
+def affine(
+    x: Float[Tensor, "*rows a"], weight: Float[Tensor, "a b"], bias: Float[Tensor, "b"]
+) -> Float[Tensor, "*rows b"]:
     """x · weight + bias; in bf16 with sums in fp32 where autocast is on.
 
     Matrix units multiply bf16 only. Without autocast they are given each float as the sum of two such numbers: the error is some 2⁻¹⁶ of
@@ -53,12 +59,16 @@ def affine(x: Float[Tensor, "*rows a"], weight: Float[Tensor, "a b"], bias: Floa
     """
     (depth, columns), flat = weight.shape, x.reshape(-1, x.shape[-1])
     exact = not torch.is_autocast_enabled(x.device.type)
-    plain = all(one.dtype == torch.float32 and not one.is_cuda for one in (weight, bias)) and not any(map(_needs_gradient, (x, weight, bias)))
+    plain = all(one.dtype == torch.float32 and not one.is_cuda for one in (weight, bias)) and not any(
+        map(_needs_gradient, (x, weight, bias))
+    )
     fits = flat.shape[1] == depth and columns % WIDE == 0 and (x.dtype == torch.float32 or not exact)
     if not plain or not fits or len(flat) < FEW or not _on_matrix_units(flat):
         return torch.addmm(bias, flat, weight).view(*x.shape[:-1], columns)
     made = torch.empty(len(flat), columns, dtype=torch.float32 if exact else torch.bfloat16)
-    native.call("affine", flat, weight, bias.contiguous(), len(flat), depth, columns, *weight.stride(), int(exact), made)
+    native.call(
+        "affine", flat, weight, bias.contiguous(), len(flat), depth, columns, *weight.stride(), int(exact), made
+    )
     return made.view(*x.shape[:-1], columns)
 
 

@@ -50,10 +50,19 @@ def layer_statistics(
         rounded = kept = y
     x2 = x * x
     active = (pre > 0) * counted
-    sums = torch.stack([
-        x.sum(0), x2.sum(0), (x2 * x).sum(0), (x2 * x2).sum(0), active.sum(0),
-        y.sum(0), (y * y).sum(0), rounded.sum(0), (rounded != kept).to(wide).sum(0),
-    ])  # fmt: skip
+    sums = torch.stack(
+        [
+            x.sum(0),
+            x2.sum(0),
+            (x2 * x).sum(0),
+            (x2 * x2).sum(0),
+            active.sum(0),
+            y.sum(0),
+            (y * y).sum(0),
+            rounded.sum(0),
+            (rounded != kept).to(wide).sum(0),
+        ]
+    )
     operand.copy_(kept.view(operand.shape))
     return sums
 
@@ -76,7 +85,9 @@ def clipped_entries(
 NATIVE_ROWS = 256  # ROWS in native.cpp
 
 
-def native_layer_statistics(pre, post, counted, pre_scaling, post_scaling, dither, operand) -> Float[Tensor, "sums neurons"] | None:
+def native_layer_statistics(
+    pre, post, counted, pre_scaling, post_scaling, dither, operand
+) -> Float[Tensor, "sums neurons"] | None:
     """`layer_statistics` by native.cpp or, on a GPU, triton_loops.py; None, with nothing done, for what neither takes."""
     if pre.is_cuda:
         return _on_gpu(pre, post, counted, pre_scaling, post_scaling, operand)
@@ -108,7 +119,10 @@ def gpu_loop(device: torch.device) -> Callable | None:
         one = torch.ones(2, 2, device=device)
         loop(one, one, one[:, :1].contiguous(), one, one, torch.empty_like(one), len(SUMS))
     except Exception as error:  # it raises many kinds
-        warnings.warn(f"the loop in Triton does not work here ({type(error).__name__}); torch.compile does its work, more slowly", stacklevel=2)
+        warnings.warn(
+            f"the loop in Triton does not work here ({type(error).__name__}); torch.compile does its work, more slowly",
+            stacklevel=2,
+        )
         return None
     return loop
 
@@ -137,7 +151,9 @@ def fastest_layer_statistics() -> Callable:
                 found = compiled(*arguments)
             except Exception as error:  # torch.compile raises many kinds; each means the same: no working compiler here
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                warnings.warn(f"torch.compile does not work here ({reason}); the pass runs uncompiled and slower", stacklevel=2)
+                warnings.warn(
+                    f"torch.compile does not work here ({reason}); the pass runs uncompiled and slower", stacklevel=2
+                )
                 chosen.append(layer_statistics)
             else:
                 chosen.append(compiled)

@@ -58,7 +58,9 @@ class Place:
     order: Int[Tensor, "labelled"]
     first: Int[Tensor, "rows"]
 
-    def sums(self, values: Float[Tensor, "tokens neurons"], memory: Float[Tensor, "tokens+1 neurons"]) -> Float[Tensor, "rows neurons"]:
+    def sums(
+        self, values: Float[Tensor, "tokens neurons"], memory: Float[Tensor, "tokens+1 neurons"]
+    ) -> Float[Tensor, "rows neurons"]:
         """Sums of the tokens' values by row; they may lie in `memory`."""
         if values.is_cuda or len(self.present) * BAG <= len(values):  # on a GPU the other way adds in any order
             return embedding_bag(self.order, values, self.first, mode="sum")
@@ -143,12 +145,31 @@ class GroupedMoments:
         """The same in one loop for each grouping, without x or its square in memory."""
         scaling, neurons = self.scaling.float().contiguous(), post.shape[1]
         for name, size in self.groups.items():
-            place, own = at[name], {key: self.tensors.get(f"{name}.{key}") for key in ("count", "sum", "square", "total_square", "active")}
+            place, own = (
+                at[name],
+                {
+                    key: self.tensors.get(f"{name}.{key}")
+                    for key in ("count", "sum", "square", "total_square", "active")
+                },
+            )
             own["count"].view(-1)[place.present] += place.number
             native.call(
-                "grouped", post, scaling, place.order, place.first, place.number, place.present, len(place.present), place.even, size,
-                neurons, own["sum"], own["square"], own["total_square"], own["active"],
-            )  # fmt: skip
+                "grouped",
+                post,
+                scaling,
+                place.order,
+                place.first,
+                place.number,
+                place.present,
+                len(place.present),
+                place.even,
+                size,
+                neurons,
+                own["sum"],
+                own["square"],
+                own["total_square"],
+                own["active"],
+            )
 
     def _add(self, name: str, rows: Int[Tensor, "n"], values: Float[Tensor, "n neurons"]) -> None:
         target = self.tensors[name]

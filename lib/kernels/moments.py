@@ -14,11 +14,7 @@ from lib.kernels.fused import SUMS
 class Moments:
     """Accumulates the rows of SUMS for the neurons of one seed, axes (layers, sums, neurons of a layer)."""
 
-    def __init__(
-        self,
-        pre_scaling: Float[Tensor, "layers 2 neurons"],
-        post_scaling: Float[Tensor, "layers 2 neurons"],
-    ):
+    def __init__(self, pre_scaling: Float[Tensor, "layers 2 neurons"], post_scaling: Float[Tensor, "layers 2 neurons"]):
         layers, _, neurons = pre_scaling.shape
         self.pre_scaling, self.post_scaling = pre_scaling, post_scaling
         self.sums = torch.zeros(layers, len(SUMS), neurons, dtype=torch.float64, device=pre_scaling.device)

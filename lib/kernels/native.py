@@ -14,7 +14,11 @@ import torch
 from torch import Tensor
 
 LANES = 64  # the loops take numbers of neurons that are multiples of it
-SUFFIXES = {torch.float32: "float", torch.bfloat16: "bfloat16", torch.int8: "int8"}  # of the functions, by the activations' type
+SUFFIXES = {
+    torch.float32: "float",
+    torch.bfloat16: "bfloat16",
+    torch.int8: "int8",
+}  # of the functions, by the activations' type
 COMPILER = "g++"  # its OpenMP takes torch's own threads; clang's wants a library of its own
 # native.cpp rounds products and sums apart, as torch's expressions do, so that the operands are the same
 SOURCES = {"native.cpp": "-ffp-contract=off", "forward.cpp": "-ffp-contract=fast", "products.cpp": "-ffp-contract=off"}
@@ -28,7 +32,10 @@ def libraries() -> tuple[ctypes.CDLL, ...]:
     if shutil.which(COMPILER) is None:
         return ()
     loaded, running = [], {}
-    with contextlib.suppress(OSError), tempfile.TemporaryDirectory() as folder:  # no place to write, or none to run from
+    with (
+        contextlib.suppress(OSError),
+        tempfile.TemporaryDirectory() as folder,
+    ):  # no place to write, or none to run from
         for source, contraction in SOURCES.items():
             made = Path(folder) / f"{source}.so"
             command = [COMPILER, *FLAGS, contraction, Path(__file__).with_name(source), "-o", made]
@@ -37,7 +44,10 @@ def libraries() -> tuple[ctypes.CDLL, ...]:
         loaded += [ctypes.CDLL(str(made)) for made, code in codes.items() if code == 0]
         if any(codes.values()):
             failed = ", ".join(made.stem for made, code in codes.items() if code)
-            warnings.warn(f"{COMPILER} could not compile {failed} of lib/kernels; torch does their work, more slowly", stacklevel=2)
+            warnings.warn(
+                f"{COMPILER} could not compile {failed} of lib/kernels; torch does their work, more slowly",
+                stacklevel=2,
+            )
     return tuple(loaded)
 
 

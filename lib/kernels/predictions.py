@@ -39,10 +39,17 @@ def logits_of(products, effects, cases, bias, frequency) -> Float[Tensor, "cases
 def weighted_sums(products, effects, cases, constants, origin, own) -> tuple[Float[Tensor, "cases"], ...]:
     """Per case, with l the logits less `origin`: Σ eˡ, Σ eˡ l, Σ eˡ log unigram, and how many l are above `own`."""
     alike = all(one.dtype == torch.float32 and one.is_contiguous() and not one.is_cuda for one in (products, constants))
-    if alike and effects.is_contiguous() and effects.dtype in native.SUFFIXES and native.function("predicted_float") is not None:
+    if (
+        alike
+        and effects.is_contiguous()
+        and effects.dtype in native.SUFFIXES
+        and native.function("predicted_float") is not None
+    ):
         made, places = torch.empty(4, len(cases.row)), [index.long().contiguous() for index in cases[:2]]
         numbers = [field.float().contiguous() for field in (*cases[2:], origin, own)]
-        native.call("predicted", effects, products, *places, *numbers, constants, len(cases.row), products.shape[1], made)
+        native.call(
+            "predicted", effects, products, *places, *numbers, constants, len(cases.row), products.shape[1], made
+        )
         return tuple(made)
     bias, frequency, log_unigram = constants
     shifted = logits_of(products, effects, cases, bias, frequency) - origin[:, None]
@@ -87,7 +94,9 @@ def prediction_statistics(
             sums = tuple(total.index_copy(0, far, new) for total, new in zip(sums, again, strict=True))
         total, weighted, unigram, above = sums
         entropy = total.log() - weighted / total
-        parts.append(torch.stack([total.log() - (own - origin), entropy, -entropy - unigram / total, 1 / (1 + above)], 1))
+        parts.append(
+            torch.stack([total.log() - (own - origin), entropy, -entropy - unigram / total, 1 / (1 + above)], 1)
+        )
     return torch.cat(parts) if parts else products.new_empty(0, len(STATISTICS))
 
 

@@ -15,9 +15,21 @@ ROWS, COLUMNS, STEPS = 8, 128, 32  # a program reads STEPS times ROWS tokens of 
 
 @triton.jit
 def _layer_statistics(
-    pre, post, counted, pre_scaling, post_scaling, operand, partial, tokens, neurons, stride, sums: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEPS: tl.constexpr,
-):  # fmt: skip
+    pre,
+    post,
+    counted,
+    pre_scaling,
+    post_scaling,
+    operand,
+    partial,
+    tokens,
+    neurons,
+    stride,
+    sums: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    STEPS: tl.constexpr,
+):
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     inside = column < neurons
     pre_shift = tl.load(pre_scaling + column, inside)[None, :]
@@ -57,14 +69,29 @@ def _layer_statistics(
     tl.store(own + 8 * neurons, tl.zeros_like(total), inside)  # nothing is clipped
 
 
-def layer_statistics(pre, post, counted, pre_scaling, post_scaling, operand, sums: int) -> Float[Tensor, "sums neurons"]:
+def layer_statistics(
+    pre, post, counted, pre_scaling, post_scaling, operand, sums: int
+) -> Float[Tensor, "sums neurons"]:
     """`lib.kernels.fused.layer_statistics` of contiguous tensors with an operand (tokens, neurons) in fp32 or bf16."""
     tokens, neurons = pre.shape
     parts = triton.cdiv(tokens, ROWS * STEPS)
     partial = torch.empty(parts, sums, neurons, device=pre.device)
     with torch.cuda.device_of(pre):
         _layer_statistics[(triton.cdiv(neurons, COLUMNS), parts)](
-            pre, post, counted, pre_scaling, post_scaling, operand, partial, tokens, neurons, operand.stride(0), sums,
-            ROWS, COLUMNS, STEPS, num_warps=4,
-        )  # fmt: skip
+            pre,
+            post,
+            counted,
+            pre_scaling,
+            post_scaling,
+            operand,
+            partial,
+            tokens,
+            neurons,
+            operand.stride(0),
+            sums,
+            ROWS,
+            COLUMNS,
+            STEPS,
+            num_warps=4,
+        )
     return partial.sum(0)

@@ -87,12 +87,16 @@ def typed_label(typed: str, texts: Sequence[str]) -> Bool[np.ndarray, "groups"]:
     """
     typed = typed.strip()
     if not typed.strip("/ ,"):
-        raise InputError("Type words, such as `monday tuesday`, or a regular expression between slashes, such as `/ ?[0-9]+/`.")
+        raise InputError(
+            "Type words, such as `monday tuesday`, or a regular expression between slashes, such as `/ ?[0-9]+/`."
+        )
     expression = len(typed) > 2 and typed.startswith("/") and typed.endswith("/")
     one = looks(typed, typed[1:-1]) if expression else words(typed, typed.replace(",", " "))
     member = np.array(one.members(list(texts)), dtype=bool)
     if not member.any() or member.all():
-        raise InputError(f"{'No token of the text is' if not member.any() else 'Every token of the text is'} `{typed}`; the label needs some tokens with it and some without.")
+        raise InputError(
+            f"{'No token of the text is' if not member.any() else 'Every token of the text is'} `{typed}`; the label needs some tokens with it and some without."
+        )
     return member
 
 
@@ -124,7 +128,10 @@ def explained_sentence(scores: pd.DataFrame, typed: str, tokens: int, share: flo
     known = scores.dropna(subset=["score"])
     start = f"`{typed}` means {count(tokens, 'token')} that the text has and **{percent(share)}** of what is counted. "
     if known.empty:
-        return start + f"That is too few or too many to score: each half of the text needs {FEWEST_TOKENS} tokens with it and as many without."
+        return (
+            start
+            + f"That is too few or too many to score: each half of the text needs {FEWEST_TOKENS} tokens with it and as many without."
+        )
     passed, best = known[known["score"] > known["chance"]], known.loc[known["score"].idxmax()]
     return start + (
         f"It explains {count(len(passed), 'neuron')} of {len(known):,} better than chance; the best is layer {int(best['layer'])} neuron "
@@ -158,7 +165,9 @@ def fired(post: Float[np.ndarray, "layers tokens neurons"], own: pd.DataFrame, t
 
     `own` has the seed's rows of neurons_all_seeds, whose activation_mean and activation_std are over the run's text.
     """
-    chosen = own[universal(own, threshold) & (own["activation_std"] > 0)][["layer", "neuron", "excess_corr", "activation_mean", "activation_std"]]
+    chosen = own[universal(own, threshold) & (own["activation_std"] > 0)][
+        ["layer", "neuron", "excess_corr", "activation_mean", "activation_std"]
+    ]
     on = post[chosen["layer"], :, chosen["neuron"]]  # (chosen, tokens)
     token = on.argmax(1) if len(chosen) else np.zeros(0, int)
     peak = on[np.arange(len(chosen)), token]
@@ -178,7 +187,13 @@ def shaded_text(texts: Sequence[str], values: Float[np.ndarray, "tokens"]) -> st
     return f"<span class=neuron-text>{''.join(pieces)}</span>"
 
 
-def fired_html(seed: str, rows: pd.DataFrame, post: Float[np.ndarray, "layers tokens neurons"], texts: Sequence[str], limit: int = 8) -> str:
+def fired_html(
+    seed: str,
+    rows: pd.DataFrame,
+    post: Float[np.ndarray, "layers tokens neurons"],
+    texts: Sequence[str],
+    limit: int = 8,
+) -> str:
     """What `fired` found in one seed, as HTML: the text once per neuron, shaded by its activation."""
     parts = [f"<h4>Seed {escape(seed)}: {count(len(rows), 'universal neuron')} fired</h4>"]
     for row in rows.head(limit).itertuples():

@@ -54,10 +54,19 @@ class ThresholdPanel(widgets.VBox):
 
     def __init__(self, run: Run):
         self.neurons = dict(tuple(run.table("neurons_all_seeds").groupby("seed", sort=False)))
-        self.seed = widgets.Dropdown(options=list(self.neurons), value=run.params.reference, description="reference seed", style=LABELS)
-        self.threshold = widgets.FloatSlider(value=run.params.threshold, min=0, max=1, step=0.01, description="threshold", style=LABELS, layout=WIDE)
-        self.layer = widgets.IntSlider(value=0, min=0, max=run.done["layers"] - 1, description="layer", style=LABELS, layout=WIDE)
-        self.sentence, self.figure = widgets.HTML(), widgets.Image(format="png", layout=widgets.Layout(max_width="100%"))
+        self.seed = widgets.Dropdown(
+            options=list(self.neurons), value=run.params.reference, description="reference seed", style=LABELS
+        )
+        self.threshold = widgets.FloatSlider(
+            value=run.params.threshold, min=0, max=1, step=0.01, description="threshold", style=LABELS, layout=WIDE
+        )
+        self.layer = widgets.IntSlider(
+            value=0, min=0, max=run.done["layers"] - 1, description="layer", style=LABELS, layout=WIDE
+        )
+        self.sentence, self.figure = (
+            widgets.HTML(),
+            widgets.Image(format="png", layout=widgets.Layout(max_width="100%")),
+        )
         super().__init__([widgets.HBox([self.seed, self.threshold]), self.layer, self.sentence, self.figure])
         for control in (self.seed, self.threshold, self.layer):
             control.observe(lambda _change: self.show(), "value")
@@ -79,7 +88,9 @@ class LabelPanel(widgets.VBox):
         references = run.done["references"]
         self.seed = widgets.Dropdown(options=references, value=run.params.reference, description="seed", style=LABELS)
         self.place = widgets.Dropdown(options=list(GROUPINGS), description="label of", style=LABELS)
-        self.typed = widgets.Text(value="the a an", description="words or /regex/", continuous_update=False, style=LABELS, layout=WIDE)
+        self.typed = widgets.Text(
+            value="the a an", description="words or /regex/", continuous_update=False, style=LABELS, layout=WIDE
+        )
         self.output = widgets.HTML()
         self.scores = pd.DataFrame()
         super().__init__([widgets.HBox([self.seed, self.place]), self.typed, self.output])
@@ -98,13 +109,20 @@ class LabelPanel(widgets.VBox):
         parts = []
         for layer, path in enumerate(statistics(self.run, seed).paths):
             file = TensorFiles([path])
-            own = {f"{grouping}.{name}": file.tensor(f"{grouping}.{name}") for name in ("count", "mean", "center", "variance")}
+            own = {
+                f"{grouping}.{name}": file.tensor(f"{grouping}.{name}")
+                for name in ("count", "mean", "center", "variance")
+            }
             part = panels.label_scores(own, grouping, member)
             parts.append(part.assign(layer=layer, neuron=range(len(part)), chance=chance[layer]))
         self.scores = pd.concat(parts, ignore_index=True)
         number = own[f"{grouping}.count"].sum(0).numpy()
-        sentence = panels.explained_sentence(self.scores, self.typed.value, int(member.sum()), number[member].sum() / max(1, number.sum()))
-        best = self.scores.nlargest(SHOWN, "score")[["layer", "neuron", "score", "chosen_score", "difference", "chance"]]
+        sentence = panels.explained_sentence(
+            self.scores, self.typed.value, int(member.sum()), number[member].sum() / max(1, number.sum())
+        )
+        best = self.scores.nlargest(SHOWN, "score")[
+            ["layer", "neuron", "score", "chosen_score", "difference", "chance"]
+        ]
         return told(sentence) + best.to_html(index=False, float_format="{:.3f}".format, border=0)
 
 
@@ -114,8 +132,23 @@ class TextPanel(widgets.VBox):
     def __init__(self, run: Run, example: str = "On Monday the twelve of them walked to the river, and nobody spoke."):
         self.run, self.trunks = run, {}
         self.neurons = dict(tuple(run.table("neurons_all_seeds").groupby("seed", sort=False)))
-        self.threshold = widgets.FloatSlider(value=run.params.threshold, min=0, max=1, step=0.01, description="threshold", continuous_update=False, style=LABELS, layout=WIDE)
-        self.typed = widgets.Textarea(value=example, description="text", rows=3, style=LABELS, layout=widgets.Layout(width="48em", max_width="100%"))
+        self.threshold = widgets.FloatSlider(
+            value=run.params.threshold,
+            min=0,
+            max=1,
+            step=0.01,
+            description="threshold",
+            continuous_update=False,
+            style=LABELS,
+            layout=WIDE,
+        )
+        self.typed = widgets.Textarea(
+            value=example,
+            description="text",
+            rows=3,
+            style=LABELS,
+            layout=widgets.Layout(width="48em", max_width="100%"),
+        )
         self.button = widgets.Button(description="Run the models", button_style="primary")
         self.output = widgets.HTML()
         self.fired: dict[str, pd.DataFrame] = {}

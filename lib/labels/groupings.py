@@ -35,7 +35,9 @@ def word_place(run: Run) -> Grouping:
     return Grouping("word_place", groups, torch.where(word < 0, -1, word * len(WORD_PLACES) + place).int())
 
 
-def run_label_sets(run: Run, groupings: dict[str, Grouping], classes: tuple[TokenClass, ...] = TOKEN_CLASSES) -> list[LabelSet]:
+def run_label_sets(
+    run: Run, groupings: dict[str, Grouping], classes: tuple[TokenClass, ...] = TOKEN_CLASSES
+) -> list[LabelSet]:
     """The labels over a run's groupings; `classes` is the table of token classes."""
     sets = labels.label_sets(run.text, run.tokenizer, classes)
     for name, of_groups in (("linguistics", syntax.linguistic_labels), ("topic", topics.topic_labels)):

@@ -53,7 +53,9 @@ def label_set(grouping: str, rows: list[tuple[str, str, str, np.ndarray]]) -> La
     kept = [row for row in rows if row[3].any() and not row[3].all()]
     labels = pd.DataFrame([row[:3] for row in kept], columns=["label", "family", "kind"])
     if labels["label"].duplicated().any():
-        raise InputError(f"the label '{labels['label'][labels['label'].duplicated()].iloc[0]}' is given twice; names of labels must differ.")
+        raise InputError(
+            f"the label '{labels['label'][labels['label'].duplicated()].iloc[0]}' is given twice; names of labels must differ."
+        )
     groups = len(rows[0][3]) if rows else 0
     return LabelSet(grouping, labels, np.stack([row[3] for row in kept]) if kept else np.zeros((0, groups), bool))
 
@@ -88,11 +90,17 @@ def unigram_classes(texts: list[str], counts: Int[np.ndarray, "vocabulary"]) -> 
         if word.isalpha():
             variants[word.lower()].append(token)
     least = WORD_RATE * counts.sum()
-    return {word: ids for word, ids in sorted(variants.items()) if len(ids) > WORD_VARIANTS and counts[ids].sum() > least}
+    return {
+        word: ids for word, ids in sorted(variants.items()) if len(ids) > WORD_VARIANTS and counts[ids].sum() > least
+    }
 
 
-def token_labels(tokenizer, counts: Int[np.ndarray, "vocabulary"] | None = None, vocab_size: int = 0,
-                 classes: tuple[TokenClass, ...] = TOKEN_CLASSES) -> LabelSet:
+def token_labels(
+    tokenizer,
+    counts: Int[np.ndarray, "vocabulary"] | None = None,
+    vocab_size: int = 0,
+    classes: tuple[TokenClass, ...] = TOKEN_CLASSES,
+) -> LabelSet:
     """Labels of the current token: the classes of lib/labels/token_classes.py, and unigram words if `counts` of the tokens are given.
 
     `vocab_size` above the tokeniser's own adds groups that carry no label, for models whose vocabulary is padded.
@@ -123,7 +131,10 @@ def shifted(labels: LabelSet, grouping: str) -> LabelSet:
 def position_labels(context: int) -> LabelSet:
     """Coarse labels of the position in the block (0 is BOS): below 2, 3, 5, 10 …"""
     position = np.arange(context)
-    return label_set("position", [(f"position < {edge}", "position", "position", position < edge) for edge in POSITIONS if edge < context])
+    return label_set(
+        "position",
+        [(f"position < {edge}", "position", "position", position < edge) for edge in POSITIONS if edge < context],
+    )
 
 
 def domain_labels(domains: tuple[str, ...]) -> LabelSet:
@@ -133,12 +144,20 @@ def domain_labels(domains: tuple[str, ...]) -> LabelSet:
     """
     language = np.array([DOMAINS[domain].language if domain in DOMAINS else "" for domain in domains])
     genre = np.array([re.sub(r" \(\w\w\)$", "", domain) for domain in domains])
-    rows = [("source code", "context", "language", language == CODE),
-            ("language other than English", "context", "language", ~np.isin(language, ["en", CODE, ""])),
-            ("natural language: English", "context", "language", language == "en")]
-    rows += [(f"language: {LANGUAGES.get(one, one)}", "context", "language", language == one)
-             for one in sorted(set(language) - {"en", CODE, ""})]
-    rows += [(f"genre: {one}", "context", "genre", genre == one) for one, count in sorted(Counter(genre).items()) if count > 1]
+    rows = [
+        ("source code", "context", "language", language == CODE),
+        ("language other than English", "context", "language", ~np.isin(language, ["en", CODE, ""])),
+        ("natural language: English", "context", "language", language == "en"),
+    ]
+    rows += [
+        (f"language: {LANGUAGES.get(one, one)}", "context", "language", language == one)
+        for one in sorted(set(language) - {"en", CODE, ""})
+    ]
+    rows += [
+        (f"genre: {one}", "context", "genre", genre == one)
+        for one, count in sorted(Counter(genre).items())
+        if count > 1
+    ]
     rows += [(f"domain: {one}", "context", "domain", np.array(domains) == one) for one in domains]
     seen, kept = set(), []
     for row in rows:
@@ -158,15 +177,19 @@ def groupings(text: Text, tokenizer) -> dict[str, Grouping]:
     Ids are int32; the first token of a block has no previous and the last no next one.
     """
     present = occurring(text)
-    words = tuple(token_text(tokenizer, token) if token < len(tokenizer) else f"id {token}" for token in present.tolist())
+    words = tuple(
+        token_text(tokenizer, token) if token < len(tokenizer) else f"id {token}" for token in present.tolist()
+    )
     tokens = torch.bucketize(text.tokens, torch.from_numpy(present), out_int32=True)
     none = torch.full_like(tokens[:, :1], -1)
     positions = torch.arange(text.context, dtype=torch.int32).expand(tokens.shape)
-    made = (Grouping("token", words, tokens),
-            Grouping("previous_token", words, torch.cat([none, tokens[:, :-1]], 1)),
-            Grouping("next_token", words, torch.cat([tokens[:, 1:], none], 1)),
-            Grouping("position", tuple(map(str, range(text.context))), positions),
-            Grouping("domain", text.domains, text.domain.int()[:, None].expand(tokens.shape)))
+    made = (
+        Grouping("token", words, tokens),
+        Grouping("previous_token", words, torch.cat([none, tokens[:, :-1]], 1)),
+        Grouping("next_token", words, torch.cat([tokens[:, 1:], none], 1)),
+        Grouping("position", tuple(map(str, range(text.context))), positions),
+        Grouping("domain", text.domains, text.domain.int()[:, None].expand(tokens.shape)),
+    )
     return {grouping.name: grouping for grouping in made}
 
 
@@ -174,8 +197,13 @@ def label_sets(text: Text, tokenizer, classes: tuple[TokenClass, ...] = TOKEN_CL
     """The labels over the groups of `groupings`: token classes of the current, the previous and the next token, position and domain."""
     whole, present = token_labels(tokenizer, token_counts(text), text.vocab_size, classes), occurring(text)
     current = label_set("token", list(zip(*whole.labels.to_numpy().T, whole.member[:, present], strict=True)))
-    return [current, shifted(current, "previous_token"), shifted(current, "next_token"),
-            position_labels(text.context), domain_labels(text.domains)]
+    return [
+        current,
+        shifted(current, "previous_token"),
+        shifted(current, "next_token"),
+        position_labels(text.context),
+        domain_labels(text.domains),
+    ]
 
 
 def word_places(text: Text, tokenizer) -> Int[Tensor, "blocks context"]:
@@ -185,8 +213,12 @@ def word_places(text: Text, tokenizer) -> Int[Tensor, "blocks context"]:
     only; *word middle*: one touches it before (the end of a word too); *other*: the token has no letter or digit.
     """
     texts = token_strings(tokenizer) + [""] * (text.vocab_size - len(tokenizer))
-    opens, ends, holds = (torch.tensor(column) for column in zip(
-        *((one[:1].isalnum(), one[-1:].isalnum(), any(map(str.isalnum, one))) for one in texts), strict=True))
+    opens, ends, holds = (
+        torch.tensor(column)
+        for column in zip(
+            *((one[:1].isalnum(), one[-1:].isalnum(), any(map(str.isalnum, one))) for one in texts), strict=True
+        )
+    )
     outside = torch.zeros_like(text.tokens[:, :1], dtype=torch.bool)
     before = torch.cat([outside, ends[text.tokens[:, :-1]]], 1) & opens[text.tokens]
     after = torch.cat([opens[text.tokens[:, 1:]], outside], 1) & ends[text.tokens]

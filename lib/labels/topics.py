@@ -37,8 +37,10 @@ def document_strings(text: Text, tokenizer) -> dict[int, str]:
     order = np.argsort(documents, kind="stable")
     numbers, starts = np.unique(documents[order], return_index=True)
     tokens = pieces[text.tokens.flatten().numpy()[order]]
-    return {int(number): b"".join(part).decode("utf-8", "ignore")
-            for number, part in zip(numbers, np.split(tokens, starts[1:]), strict=True)}
+    return {
+        int(number): b"".join(part).decode("utf-8", "ignore")
+        for number, part in zip(numbers, np.split(tokens, starts[1:]), strict=True)
+    }
 
 
 def varimax(loadings: Float[np.ndarray, "rows columns"], steps: int = 200) -> Float[np.ndarray, "columns columns"]:
@@ -114,4 +116,6 @@ def _names(weights, topic: Int[np.ndarray, "documents"], vocabulary: np.ndarray)
 def topic_labels(groups: tuple[str, ...]) -> LabelSet:
     """One label per topic."""
     member = np.eye(len(groups), dtype=bool)
-    return label_set("topic", [(f"topic: {name}", "topic", "topic", row) for name, row in zip(groups, member, strict=True)])
+    return label_set(
+        "topic", [(f"topic: {name}", "topic", "topic", row) for name, row in zip(groups, member, strict=True)]
+    )

@@ -23,12 +23,7 @@ from lib.models.weights import processed_model
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-ACTIVATIONS = {
-    "gelu_new": tanh_gelu,
-    "gelu_pytorch_tanh": tanh_gelu,
-    "gelu": F.gelu,
-    "relu": F.relu,
-}
+ACTIVATIONS = {"gelu_new": tanh_gelu, "gelu_pytorch_tanh": tanh_gelu, "gelu": F.gelu, "relu": F.relu}
 
 
 @dataclass(frozen=True)
@@ -78,7 +73,9 @@ class Processed:
         centred = residual - residual.mean(-1, keepdim=True)  # several times faster than torch.var
         return (centred.square().mean(-1) + self.eps).sqrt()
 
-    def neuron_activations(self, residual: Float[Tensor, "*rows d_model"], layer: int, neurons: Sequence[int]) -> Float[Tensor, "*rows neurons"]:
+    def neuron_activations(
+        self, residual: Float[Tensor, "*rows d_model"], layer: int, neurons: Sequence[int]
+    ) -> Float[Tensor, "*rows neurons"]:
         """Activations of some of a layer's neurons, from the residual stream that its MLP reads."""
         block = self.blocks[layer]
         return self.activation(self.normalise(residual) @ block.w_in[:, neurons] + block.b_in[neurons])
@@ -86,16 +83,24 @@ class Processed:
     def mlp(self, residual: Float[Tensor, "*rows d_model"], layer: int) -> Float[Tensor, "*rows d_model"]:
         """What a layer's MLP writes."""
         block = self.blocks[layer]
-        return affine(self.activation(affine(self.normalise(residual), block.w_in, block.b_in)), block.w_out, block.b_out)
+        return affine(
+            self.activation(affine(self.normalise(residual), block.w_in, block.b_in)), block.w_out, block.b_out
+        )
 
-    def heads(self, residual: Float[Tensor, "blocks context d_model"], layer: int) -> Float[Tensor, "3 blocks heads context d_head"]:
+    def heads(
+        self, residual: Float[Tensor, "blocks context d_model"], layer: int
+    ) -> Float[Tensor, "3 blocks heads context d_head"]:
         """Queries, keys and values of a layer's heads, from the residual stream before the layer."""
         block = self.blocks[layer]
-        flat = affine(self.normalise(residual), block.qkv.flatten(1), block.qkv_bias.flatten())  # (blocks, context, 3·heads·d_head)
+        flat = affine(
+            self.normalise(residual), block.qkv.flatten(1), block.qkv_bias.flatten()
+        )  # (blocks, context, 3·heads·d_head)
         query, key, value = flat.unflatten(-1, block.qkv.shape[1:]).permute(2, 0, 3, 1, 4)
         return torch.stack([self.turn(query), self.turn(key), value])
 
-    def one_head(self, residual: Float[Tensor, "blocks context d_model"], layer: int, kind: int, head: int) -> Float[Tensor, "blocks context d_head"]:
+    def one_head(
+        self, residual: Float[Tensor, "blocks context d_model"], layer: int, kind: int, head: int
+    ) -> Float[Tensor, "blocks context d_head"]:
         """One head's queries (kind 0), keys (1) or values (2)."""
         block = self.blocks[layer]
         vectors = affine(self.normalise(residual), block.qkv[:, kind, head], block.qkv_bias[kind, head])
@@ -113,14 +118,19 @@ class Processed:
         return torch.cat([first * cosine - second * sine, second * cosine + first * sine, rest], dim=-1)
 
     def layer(
-        self, residual: Float[Tensor, "blocks context d_model"], layer: int, qkv: Float[Tensor, "3 blocks heads context d_head"]
+        self,
+        residual: Float[Tensor, "blocks context d_model"],
+        layer: int,
+        qkv: Float[Tensor, "3 blocks heads context d_head"],
     ) -> tuple[Float[Tensor, "blocks context d_model"], Float[Tensor, "blocks context d_model"]]:
         """What a layer's MLP reads, and the residual stream after the layer."""
         attended = residual + self.mix(qkv, layer)
         read = residual if self.parallel else attended
         return read, attended + self.mlp(read, layer)
 
-    def mix(self, qkv: Float[Tensor, "3 blocks heads context d_head"], layer: int) -> Float[Tensor, "blocks context d_model"]:
+    def mix(
+        self, qkv: Float[Tensor, "3 blocks heads context d_head"], layer: int
+    ) -> Float[Tensor, "blocks context d_model"]:
         """What a layer's attention writes, from queries, keys and values."""
         block = self.blocks[layer]
         z = causal_attention(*qkv, scale=block.attention_scale)
@@ -151,21 +161,34 @@ def processed(model: "str | Path | TransformerBridge") -> Processed:
     by_layer = getattr(original, "scale_attn_by_inverse_layer_idx", False)
     blocks = []
     for layer, block in enumerate(bridge.blocks):
-        qkv = torch.stack([weight[layer] for weight in (bridge.W_Q, bridge.W_K, bridge.W_V)])  # (3, heads, d_model, d_head)
+        qkv = torch.stack(
+            [weight[layer] for weight in (bridge.W_Q, bridge.W_K, bridge.W_V)]
+        )  # (3, heads, d_model, d_head)
         bias = torch.stack([bias[layer] for bias in (bridge.b_Q, bridge.b_K, bridge.b_V)])
-        blocks.append(Block(
-            qkv=_plain(qkv.permute(2, 0, 1, 3)), qkv_bias=_plain(bias),
-            out=_plain(bridge.W_O[layer]), out_bias=_plain(bridge.b_O[layer]),
-            w_in=_plain(block.mlp.W_in), b_in=_plain(block.mlp.b_in),
-            w_out=_plain(block.mlp.W_out), b_out=_plain(block.mlp.b_out),
-            attention_scale=config.d_head**-0.5 / (layer + 1 if by_layer else 1),
-        ))  # fmt: skip
+        blocks.append(
+            Block(
+                qkv=_plain(qkv.permute(2, 0, 1, 3)),
+                qkv_bias=_plain(bias),
+                out=_plain(bridge.W_O[layer]),
+                out_bias=_plain(bridge.b_O[layer]),
+                w_in=_plain(block.mlp.W_in),
+                b_in=_plain(block.mlp.b_in),
+                w_out=_plain(block.mlp.W_out),
+                b_out=_plain(block.mlp.b_out),
+                attention_scale=config.d_head**-0.5 / (layer + 1 if by_layer else 1),
+            )
+        )
     return Processed(
-        embedding=_plain(bridge.W_E), positions=_plain(positions), blocks=tuple(blocks),
-        unembedding=_plain(bridge.W_U), unembedding_bias=_plain(bridge.b_U),
-        eps=config.eps, activation=ACTIVATIONS[config.act_fn],
-        rotary=rotary, parallel=bool(getattr(config, "parallel_attn_mlp", False)),
-    )  # fmt: skip
+        embedding=_plain(bridge.W_E),
+        positions=_plain(positions),
+        blocks=tuple(blocks),
+        unembedding=_plain(bridge.W_U),
+        unembedding_bias=_plain(bridge.b_U),
+        eps=config.eps,
+        activation=ACTIVATIONS[config.act_fn],
+        rotary=rotary,
+        parallel=bool(getattr(config, "parallel_attn_mlp", False)),
+    )
 
 
 def _plain(weight: Tensor) -> Tensor:

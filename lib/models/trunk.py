@@ -37,6 +37,8 @@ WRITERS = ("c_proj", "dense_4h_to_h", "down_proj")  # GPT-2, GPT-NeoX, Llama
 ATTENTIONS = ("attn", "attention", "self_attn")  # of a block, by the same three
 # Buffers that old files hold and no model reads: causal masks, whose "minus infinity" is infinite in half precision.
 MASKS = tuple(f".{attention}.{mask}" for attention in ATTENTIONS for mask in ("bias", "masked_bias"))
+
+
 def read_config(name: str, folder: Path):
     """A seed's config; InputError where there is none or it cannot be read."""
     if not (folder / "config.json").is_file():
@@ -76,7 +78,9 @@ def check_weights(name: str, folder: Path) -> None:
     """Refuses a seed whose weights are truncated, corrupt, NaN or infinite: InputError in one sentence."""
     for path in weight_files(folder):
         try:
-            broken = next((key for key, tensor in _tensors(path) if not key.endswith(MASKS) and not _is_finite(tensor)), None)
+            broken = next(
+                (key for key, tensor in _tensors(path) if not key.endswith(MASKS) and not _is_finite(tensor)), None
+            )
         except Exception as error:  # each reader has its own for each way in which a file can be broken
             raise InputError(
                 f"seed '{name}': {path} is truncated or corrupt ({first_line(error)}); copy it again."
@@ -124,7 +128,16 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> nn.Mod
 ATTENTION, EXACT_ATTENTION = "trunk", "exact trunk"  # what the attention below is called in transformers
 
 
-def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None, exact: bool = False, **others):
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    exact: bool = False,
+    **others,
+):
     if attention_mask is not None or query.shape != key.shape:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
     return causal_attention(query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling, exact), None
@@ -173,7 +186,10 @@ def mixed_precision(precision: str) -> bool:
 
 def _without_autocast(module: nn.Module) -> None:
     """Makes a module compute in the type of its weights, also where autocast is on around it."""
-    forward, reference = type(module).forward, weakref.ref(module)  # a model that held itself would stay in memory after its pass
+    forward, reference = (
+        type(module).forward,
+        weakref.ref(module),
+    )  # a model that held itself would stay in memory after its pass
 
     def whole(*arguments, **named):
         own = reference()
@@ -218,7 +234,10 @@ class Trunk:
 
     @torch.inference_mode()
     def run(
-        self, tokens: Int[Tensor, "blocks context"], visit: Callable[[int, Tensor, Tensor], None], layers: int | None = None
+        self,
+        tokens: Int[Tensor, "blocks context"],
+        visit: Callable[[int, Tensor, Tensor], None],
+        layers: int | None = None,
     ) -> None:
         """Calls visit(layer, pre, post) for the first `layers` layers in order, or for all, and goes no further.
 
@@ -259,5 +278,3 @@ def token_losses(model: nn.Module, tokens: Int[Tensor, "blocks context"]) -> Flo
     return nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(
         len(tokens), -1
     )
-
-

@@ -17,7 +17,13 @@ from lib.report import ledger
 
 def answer(evidence: Evidence, table: pd.DataFrame) -> list[str]:
     """Five sentences; `table` is the run's ledger."""
-    return [_how_many(evidence), _beyond_chance(evidence), _how_different(table), _what(evidence), _what_for(evidence, table)]
+    return [
+        _how_many(evidence),
+        _beyond_chance(evidence),
+        _how_different(table),
+        _what(evidence),
+        _what_for(evidence, table),
+    ]
 
 
 def _how_many(evidence: Evidence) -> str:
@@ -28,7 +34,9 @@ def _how_many(evidence: Evidence) -> str:
     found = f"**{percent(own['share'])}** of the neurons of seed {evidence.reference} ({own['universal']:,.0f} of {own['neurons']:,.0f})"
     text = f"{found} {'is' if own['universal'] == 1 else 'are'} universal: seeds share them with an excess correlation above {evidence.threshold:g}"
     if len(shares) > 1:
-        text += f"; with each of the {len(shares)} seeds as reference it is " + (percent(low) if low == high else f"{percent(low)} to {percent(high)}")
+        text += f"; with each of the {len(shares)} seeds as reference it is " + (
+            percent(low) if low == high else f"{percent(low)} to {percent(high)}"
+        )
     published = properties.PUBLISHED_SHARES["share"]
     return f"{text}, and in the paper's models {percent(published.min(), 1)} to {percent(published.max(), 1)}."
 
@@ -64,18 +72,27 @@ def _what(evidence: Evidence) -> str:
     largest = explained[explained["all"] > 0].nlargest(2, "all")
     text = f"**{percent(explained['all'].sum() / len(rows), 0)}** of seed {evidence.reference}'s neurons respond to something that we can name better than random directions do"
     if len(largest):
-        text += ", most often to " + " and to ".join(f"{row['label']} ({row['all']:,})" for _, row in largest.iterrows())
+        text += ", most often to " + " and to ".join(
+            f"{row['label']} ({row['all']:,})" for _, row in largest.iterrows()
+        )
     return f"{text}; of the {summary.TOP.removeprefix('top ')} with the largest excess {percent(explained[f'{summary.TOP} share'].sum(), 0)} do."
 
 
 def _what_for(evidence: Evidence, table: pd.DataFrame) -> str:
     if "roles" in evidence.tables:
         roles = evidence.tables["roles"]
-        ours, published, learned = (role_counts(roles, f"role_{cut}").groupby("seed")[list(ROLES)].sum().mean() for cut in ("calibrated", "published", "learned"))
+        ours, published, learned = (
+            role_counts(roles, f"role_{cut}").groupby("seed")[list(ROLES)].sum().mean()
+            for cut in ("calibrated", "published", "learned")
+        )
         text = (
             f"By their weights **{ours['prediction']:,.0f}** neurons of a seed raise some tokens (prediction) and {ours['suppression']:,.0f} lower some (suppression) more "
             f"sharply than 99.9 % of random directions would, by the paper's cut {published['prediction']:,.0f} and {published['suppression']:,.0f}"
-            + (f", and {learned['prediction']:,.0f} and {learned['suppression']:,.0f} if tokens that were never learned are left out" if roles["unlearned"].any() else "")
+            + (
+                f", and {learned['prediction']:,.0f} and {learned['suppression']:,.0f} if tokens that were never learned are left out"
+                if roles["unlearned"].any()
+                else ""
+            )
         )
     else:
         text = "What neurons do was not measured in this run"

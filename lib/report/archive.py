@@ -27,7 +27,10 @@ def contents(folder: Path) -> list[Path]:
     if not missing and not any((folder / "tables").glob("*.parquet")):
         missing = ["tables/*.parquet"]
     if not missing:
-        made, asked = json.loads((folder / "provenance.json").read_text())["parameters"], yaml.safe_load((folder / "params.yaml").read_text())
+        made, asked = (
+            json.loads((folder / "provenance.json").read_text())["parameters"],
+            yaml.safe_load((folder / "params.yaml").read_text()),
+        )
         other = sorted(name for name in made if name in asked and made[name] != asked[name])
         missing = [f"report for its params.yaml: {listed(other)} differed when it was made"] if other else []
     if (folder / "unfinished").exists() or missing:

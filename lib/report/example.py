@@ -20,16 +20,27 @@ from lib.report.archive import contents
 from lib.run import Run
 
 HOME = OUTPUTS / "example"
-NOTEBOOK = "03_universality.ipynb"  # the chapter that answers the report's question; the others hold what their pages show
+NOTEBOOK = (
+    "03_universality.ipynb"  # the chapter that answers the report's question; the others hold what their pages show
+)
 LARGEST_TABLE = 20_000  # bytes
 WINDOW = {"width": 1280, "height": 1120}
-QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-         "--disable-sync")  # fmt: skip
+QUIET = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 
 
 def chromium() -> str | None:
     """Path of the Chromium on this machine, or the one that CHROMIUM names; None if there is none."""
-    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    return os.environ.get("CHROMIUM") or next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
 
 
 @contextmanager
@@ -38,7 +49,9 @@ def headless(purpose: str):
     from playwright.sync_api import sync_playwright  # tests without it import this module too
 
     if chromium() is None:
-        raise InputError(f"{purpose} need Chromium, and there is none on this machine; install it or name one with CHROMIUM=/path.")
+        raise InputError(
+            f"{purpose} need Chromium, and there is none on this machine; install it or name one with CHROMIUM=/path."
+        )
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=list(QUIET))
         yield browser
@@ -47,7 +60,9 @@ def headless(purpose: str):
 
 def chosen(folder: Path, shown: set[str]) -> list[Path]:
     """The files of a finished run that are kept, relative to its folder; `shown` are the names of the figures wanted."""
-    kept = [path.relative_to(folder) for path in contents(folder)] + [path.relative_to(folder) for path in folder.glob(f"notebooks/{NOTEBOOK}")]
+    kept = [path.relative_to(folder) for path in contents(folder)] + [
+        path.relative_to(folder) for path in folder.glob(f"notebooks/{NOTEBOOK}")
+    ]
 
     def wanted(path: Path) -> bool:
         if path.parts[0] == "figures":
@@ -78,6 +93,7 @@ REDUCED = '<p style="color: var(--soft); font-size: .9rem">This is the example t
 
 def say_what_is_missing(page: Path) -> None:
     """Tells a page's readers that the example is reduced, and takes away the figures' SVG that it holds and its links to tables and figures that are not there."""
+
     def link(found: re.Match) -> str:
         return found[0] if (page.parent / found[1]).exists() else found[2]
 

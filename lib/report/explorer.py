@@ -55,12 +55,32 @@ RANKED = {
     },
 }
 PLAIN = (  # numbers without a rank
-    "score", "chosen_score", "chance", "difference", "runner_up_score", "raised_score", "lowered_score", "null_score",
-    "attention_head_layer", "attention_head", "attention_deviations", "partner_layer", "partner_neuron", "partner_cos",
-)  # fmt: skip
+    "score",
+    "chosen_score",
+    "chance",
+    "difference",
+    "runner_up_score",
+    "raised_score",
+    "lowered_score",
+    "null_score",
+    "attention_head_layer",
+    "attention_head",
+    "attention_deviations",
+    "partner_layer",
+    "partner_neuron",
+    "partner_cos",
+)
 WORDS = (
-    "family", "best_family", "label", "runner_up_family", "runner_up_label", "raised", "lowered", "role_published", "role_calibrated",
-)  # fmt: skip
+    "family",
+    "best_family",
+    "label",
+    "runner_up_family",
+    "runner_up_label",
+    "raised",
+    "lowered",
+    "role_published",
+    "role_calibrated",
+)
 ABLATED = ("loss", "entropy", "kl_unigram", "reciprocal_rank", "scale")  # outcomes of an intervention
 
 
@@ -73,7 +93,11 @@ def can_explore(run: Run) -> bool:
     """Whether a run has what the explorer needs at least: a table of neurons and their strongest examples."""
     tables = ("neurons_all_seeds", "matches_all_seeds")
     there = all((run.folder / "tables" / f"{name}.parquet").exists() for name in tables)
-    return there and (run.folder / "stats" / "done.json").exists() and any((run.folder / "stats").glob("examples-*.safetensors"))
+    return (
+        there
+        and (run.folder / "stats" / "done.json").exists()
+        and any((run.folder / "stats").glob("examples-*.safetensors"))
+    )
 
 
 def seed_frame(run: Run, seed: str) -> pd.DataFrame:
@@ -127,7 +151,9 @@ def room_for(run: Run) -> int:
 
 @torch.no_grad()
 def extreme_tokens(
-    w_out: Float[Tensor, "neurons d_model"], unit_unembedding: Float[Tensor, "d_model vocabulary"], number: int = LOGIT_TOKENS
+    w_out: Float[Tensor, "neurons d_model"],
+    unit_unembedding: Float[Tensor, "d_model vocabulary"],
+    number: int = LOGIT_TOKENS,
 ) -> dict[str, np.ndarray]:
     """Tokens with the largest and with the smallest cos(w_out, W_U[:, v]), and these cosines, all (neurons, number).
 
@@ -165,26 +191,35 @@ def logit_tokens(run: Run, shown: dict[str, Int[np.ndarray, "rows"]]) -> pd.Data
 # ---------------------------------------------------------------- strongest examples and matches
 
 
-def windows(run: Run, arrays: dict[str, np.ndarray], seed: str, rows: Int[np.ndarray, "rows"], limit: int) -> dict[str, np.ndarray]:
+def windows(
+    run: Run, arrays: dict[str, np.ndarray], seed: str, rows: Int[np.ndarray, "rows"], limit: int
+) -> dict[str, np.ndarray]:
     """The strongest `limit` examples of some neurons of a seed, block −1 where there is none.
 
     `value` (rows, k), the activation; `block`, `position`, `domain` (rows, k); `tokens` (rows, k, window), −1 outside
     the block; `activation` (rows, k, window), NaN where a token does not count.
     """
     value, block, position, window = (
-        arrays[f"{seed}.{name}"].reshape(-1, *arrays[f"{seed}.{name}"].shape[2:])[rows, :limit] for name in ("value", "block", "position", "window")
+        arrays[f"{seed}.{name}"].reshape(-1, *arrays[f"{seed}.{name}"].shape[2:])[rows, :limit]
+        for name in ("value", "block", "position", "window")
     )
     text, radius = run.text.tokens.numpy(), window.shape[-1] // 2
     at = position.astype(np.int64)[..., None] + np.arange(-radius, radius + 1)
     inside = (at >= 0) & (at < text.shape[1]) & (block >= 0)[..., None]
     tokens = text[np.maximum(block, 0)[..., None], at.clip(0, text.shape[1] - 1)]
     return {
-        "value": value, "block": block, "position": position, "domain": run.text.domain.numpy()[np.maximum(block, 0)],
-        "tokens": np.where(inside, tokens, -1), "activation": np.where(inside, window.astype(np.float32), np.nan),
-    }  # fmt: skip
+        "value": value,
+        "block": block,
+        "position": position,
+        "domain": run.text.domain.numpy()[np.maximum(block, 0)],
+        "tokens": np.where(inside, tokens, -1),
+        "activation": np.where(inside, window.astype(np.float32), np.nan),
+    }
 
 
-def match_arrays(matches: pd.DataFrame, seed: str, others: list[str], rows: Int[np.ndarray, "rows"], width: int) -> dict[str, np.ndarray]:
+def match_arrays(
+    matches: pd.DataFrame, seed: str, others: list[str], rows: Int[np.ndarray, "rows"], width: int
+) -> dict[str, np.ndarray]:
     """Each neuron's best match in every other seed, all (rows, others): `partner` as flat index, −1 where there is none,
     `corr` and `baseline`. `width` is the number of neurons of a layer."""
     made = {"partner": np.full((len(rows), len(others)), -1), "corr": np.full((len(rows), len(others)), np.nan)}
@@ -216,13 +251,23 @@ def measured(run: Run) -> dict[str, dict]:
         for at, rows in table.groupby(["layer", "neuron"]):
             distinct = rows.drop_duplicates(column)
             own = found.setdefault(f"{at[0]}/{at[1]}", {})
-            own[kind] = [{column: row[column], **{one: _number(row[one]) for one in outcomes}} for _, row in distinct.iterrows()]
+            own[kind] = [
+                {column: row[column], **{one: _number(row[one]) for one in outcomes}} for _, row in distinct.iterrows()
+            ]
             own["group"], own["tokens"] = sorted(set(rows["group"])), int(rows["tokens"].iloc[0])
     paths = optional(run, "query_paths")
     if paths is not None and not paths.empty:
         for at, rows in paths.groupby(["layer", "neuron", "head_layer", "head"]):
-            changes = {f"{one}_corr": _number(rows["activation"].corr(rows[f"{one}_change"])) for one in ("bos", "norm")}
-            head = {"layer": int(at[2]), "head": int(at[3]), "role": rows["role"].iloc[0], "destinations": len(rows), **changes}
+            changes = {
+                f"{one}_corr": _number(rows["activation"].corr(rows[f"{one}_change"])) for one in ("bos", "norm")
+            }
+            head = {
+                "layer": int(at[2]),
+                "head": int(at[3]),
+                "role": rows["role"].iloc[0],
+                "destinations": len(rows),
+                **changes,
+            }
             found.setdefault(f"{at[0]}/{at[1]}", {}).setdefault("heads", []).append(head)
     return found
 
@@ -239,12 +284,22 @@ def description(run: Run, columns: list[tuple[str, str, str]], shown: dict[str, 
     params, done = run.params, run.done
     tokens = [token_text(run.tokenizer, token) for token in range(len(run.tokenizer))]
     return {
-        "run": params.run, "seeds": list(done["seeds"]), "references": list(done["references"]), "reference": params.reference,
-        "threshold": params.threshold, "layers": done["layers"], "neurons": done["neurons"], "tokens_counted": done["tokens_counted"],
+        "run": params.run,
+        "seeds": list(done["seeds"]),
+        "references": list(done["references"]),
+        "reference": params.reference,
+        "threshold": params.threshold,
+        "layers": done["layers"],
+        "neurons": done["neurons"],
+        "tokens_counted": done["tokens_counted"],
         "ranked": [{"name": name, "words": text, "heading": heading} for name, text, heading in columns],
-        "families": FAMILIES, "words": words, "domains": list(run.text.domains), "vocabulary": tokens,
-        "shown": {seed: len(rows) for seed, rows in shown.items()}, "measured": measured(run),
-    }  # fmt: skip
+        "families": FAMILIES,
+        "words": words,
+        "domains": list(run.text.domains),
+        "vocabulary": tokens,
+        "shown": {seed: len(rows) for seed, rows in shown.items()},
+        "measured": measured(run),
+    }
 
 
 def as_json(content: dict) -> bytes:

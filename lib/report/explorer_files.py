@@ -29,7 +29,16 @@ NONE = 65_535  # where a neuron has no word
 UNKNOWN = 255  # where a percentile is undefined
 SHADES, UNCOUNTED, OUTSIDE = 253, 254, 255  # activations in so many steps; a token that does not count; no token
 COSINE = 10_000  # cosines are whole numbers of this fraction
-TABLES = ("neurons_all_seeds", "matches_all_seeds", "families", "circuits", "roles", "mean_ablation", "fixed_activation", "query_paths")
+TABLES = (
+    "neurons_all_seeds",
+    "matches_all_seeds",
+    "families",
+    "circuits",
+    "roles",
+    "mean_ablation",
+    "fixed_activation",
+    "query_paths",
+)
 
 
 def smallest_unsigned(values: np.ndarray) -> np.ndarray:
@@ -47,10 +56,16 @@ def shaded(activation: np.ndarray, tokens: np.ndarray) -> dict[str, np.ndarray]:
         high = np.where(high > low, high, low + 1)
         steps = np.rint((activation - low[:, None, None]) / (high - low)[:, None, None] * SHADES)
     steps = np.where(known, steps, UNCOUNTED)
-    return {"shade": np.where(tokens < 0, OUTSIDE, steps).astype(np.uint8), "low": low.astype(np.float32), "high": high.astype(np.float32)}
+    return {
+        "shade": np.where(tokens < 0, OUTSIDE, steps).astype(np.uint8),
+        "low": low.astype(np.float32),
+        "high": high.astype(np.float32),
+    }
 
 
-def seed_arrays(frame: pd.DataFrame, rows: Int[np.ndarray, "rows"], columns: list[str], words: list[str]) -> dict[str, np.ndarray]:
+def seed_arrays(
+    frame: pd.DataFrame, rows: Int[np.ndarray, "rows"], columns: list[str], words: list[str]
+) -> dict[str, np.ndarray]:
     """What the page lists of every shown neuron of a seed: `layer`, `neuron` (rows); `values` (columns, rows);
     `percentile` (columns, rows) in whole percent; `plain` (PLAIN, rows); `words` (WORDS, rows), indices of `words`."""
     index = {word: number for number, word in enumerate(words)}
@@ -68,7 +83,9 @@ def seed_arrays(frame: pd.DataFrame, rows: Int[np.ndarray, "rows"], columns: lis
     }
 
 
-def detail_arrays(found: dict[str, np.ndarray], logits: pd.DataFrame, matches: dict[str, np.ndarray], counts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def detail_arrays(
+    found: dict[str, np.ndarray], logits: pd.DataFrame, matches: dict[str, np.ndarray], counts: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     """What the page shows of single neurons: examples (`explorer.windows`), tokens (`explorer.logit_tokens`), matches
     (`explorer.match_arrays`) and histogram (`counts` (rows, bins), `first`, `last` (rows)); all over the same rows."""
     made = shaded(found["activation"], found["tokens"])
@@ -79,7 +96,11 @@ def detail_arrays(found: dict[str, np.ndarray], logits: pd.DataFrame, matches: d
         made[f"{name}_cos"] = np.rint(COSINE * np.stack(logits[f"{name}_cos"].to_list())).astype(np.int16)
     made |= {"partner": matches["partner"].astype(np.int32)}
     made |= {name: matches[name].astype(np.float32) for name in ("corr", "baseline")}
-    return made | {"counts": smallest_unsigned(counts["counts"]), "first": counts["first"].astype(np.float32), "last": counts["last"].astype(np.float32)}
+    return made | {
+        "counts": smallest_unsigned(counts["counts"]),
+        "first": counts["first"].astype(np.float32),
+        "last": counts["last"].astype(np.float32),
+    }
 
 
 def as_script(name: str, content: bytes) -> str:
@@ -94,16 +115,22 @@ def write_data(run: Run, folder: Path) -> None:
     made_from = {
         "tables": {name: file_sha256(path) for name, path in tables.items() if path.exists()},
         "done": file_sha256(run.folder / "stats" / "done.json"),
-        "sources": {module: file_sha256(path) for module, path in (("explorer", explorer.__file__), ("files", __file__))},
-        "threshold": run.params.threshold, "reference": run.params.reference, "text": run.params.text_title,
-    }  # fmt: skip
+        "sources": {
+            module: file_sha256(path) for module, path in (("explorer", explorer.__file__), ("files", __file__))
+        },
+        "threshold": run.params.threshold,
+        "reference": run.params.reference,
+        "text": run.params.text_title,
+    }
     record = folder / "made.json"
     if record.exists() and json.loads(record.read_text()) == made_from:
         return
     for stale in folder.glob("*.js*"):
         stale.unlink()
     for name, content in _files(run):
-        write_atomically(folder / f"{name}.js", lambda path, name=name, content=content: path.write_text(as_script(name, content)))
+        write_atomically(
+            folder / f"{name}.js", lambda path, name=name, content=content: path.write_text(as_script(name, content))
+        )
     write_json(record, made_from)
 
 
@@ -118,8 +145,15 @@ def _files(run: Run):
     room = explorer.room_for(run)
     shown = {seed: explorer.rows_shown(frame, matches, seed, room) for seed, frame in frames.items()}
     columns = explorer.ranked_columns(pd.concat([frames[run.params.reference], *frames.values()]))
-    words = sorted({word for frame in frames.values() for name in WORDS if name in frame for word in frame[name].dropna().unique()})
-    yield "run", explorer.as_json(explorer.description(run, columns, shown, words) | {"plain": PLAIN, "texts": WORDS, "chunk": CHUNK})
+    words = sorted(
+        {word for frame in frames.values() for name in WORDS if name in frame for word in frame[name].dropna().unique()}
+    )
+    yield (
+        "run",
+        explorer.as_json(
+            explorer.description(run, columns, shown, words) | {"plain": PLAIN, "texts": WORDS, "chunk": CHUNK}
+        ),
+    )
 
     total = sum(map(len, shown.values()))
     limit = int(np.clip(EXAMPLES // max(1, total), FEWEST, MOST))
@@ -127,16 +161,25 @@ def _files(run: Run):
     examples, histogram = run.stats("examples"), run.stats("histogram")
     for seed in seeds:
         rows = shown[seed]
-        yield f"seed.{seed}", save(_contiguous(seed_arrays(frames[seed], rows, [name for name, _, _ in columns], words)))
+        yield (
+            f"seed.{seed}",
+            save(_contiguous(seed_arrays(frames[seed], rows, [name for name, _, _ in columns], words))),
+        )
         found = explorer.windows(run, examples, seed, rows, limit)
         pairs = explorer.match_arrays(matches, seed, [other for other in seeds if other != seed], rows, width)
-        flat = {name: histogram[f"{seed}.{name}"].reshape(-1, *histogram[f"{seed}.{name}"].shape[2:])[rows] for name in ("counts", "low", "high")}
+        flat = {
+            name: histogram[f"{seed}.{name}"].reshape(-1, *histogram[f"{seed}.{name}"].shape[2:])[rows]
+            for name in ("counts", "low", "high")
+        }
         bins = {"counts": flat["counts"], "first": flat["low"], "last": flat["high"]}
         own = logits[logits["seed"] == seed]
         for number, start in enumerate(range(0, len(rows), CHUNK)):
             part = slice(start, start + CHUNK)
             arrays = [{name: values[part] for name, values in group.items()} for group in (found, pairs, bins)]
-            yield f"seed.{seed}.{number}", save(_contiguous(detail_arrays(arrays[0], own.iloc[part], arrays[1], arrays[2])))
+            yield (
+                f"seed.{seed}.{number}",
+                save(_contiguous(detail_arrays(arrays[0], own.iloc[part], arrays[1], arrays[2]))),
+            )
 
 
 def _contiguous(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

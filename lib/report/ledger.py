@@ -13,8 +13,15 @@ from lib.chapters.universality import claims as universality_claims
 from lib.display.captions import count
 from lib.display.claims import PAPER, VERDICTS, Claim, Evidence, unmeasured
 
-CLAIMS: tuple[Claim, ...] = (*universality_claims.CLAIMS, *family_claims.CLAIMS, *circuit_claims.CLAIMS, *causal_claims.CLAIMS)
-INTERVENTIONS = tuple(claim for claim in CLAIMS if set(claim.needs) & causal_claims.INTERVENTIONS)  # what neurons change when the model runs
+CLAIMS: tuple[Claim, ...] = (
+    *universality_claims.CLAIMS,
+    *family_claims.CLAIMS,
+    *circuit_claims.CLAIMS,
+    *causal_claims.CLAIMS,
+)
+INTERVENTIONS = tuple(
+    claim for claim in CLAIMS if set(claim.needs) & causal_claims.INTERVENTIONS
+)  # what neurons change when the model runs
 NEEDED = tuple(dict.fromkeys(name for claim in CLAIMS for name in claim.needs))
 
 
@@ -28,9 +35,16 @@ def ledger(evidence: Evidence, claims: tuple[Claim, ...] = CLAIMS) -> pd.DataFra
         else:
             measured = unmeasured("not measured in this run")
         rows.append(
-            {"name": claim.name, "claim": claim.claim, "published": claim.published, **measured._asdict(), "chapter": claim.chapter,
-             "figure": claim.figure, "source": claim.source}
-        )  # fmt: skip
+            {
+                "name": claim.name,
+                "claim": claim.claim,
+                "published": claim.published,
+                **measured._asdict(),
+                "chapter": claim.chapter,
+                "figure": claim.figure,
+                "source": claim.source,
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -38,5 +52,9 @@ def summary(table: pd.DataFrame) -> str:
     """Whose claims these are, and how many hold, do not hold and cannot be told, as a sentence."""
     holds, fails, unknown = (int((table["verdict"] == verdict).sum()) for verdict in VERDICTS)
     own, others = table["source"] == PAPER, table.loc[table["source"] != PAPER, "source"]
-    whose = f", {own.sum()} of the paper and {len(others)} of follow-up work ({', '.join(others.unique())})," if len(others) else " of the paper"
+    whose = (
+        f", {own.sum()} of the paper and {len(others)} of follow-up work ({', '.join(others.unique())}),"
+        if len(others)
+        else " of the paper"
+    )
     return f"Of {count(len(table), 'testable claim')}{whose} {holds} {'holds' if holds == 1 else 'hold'} here, {fails} {'does' if fails == 1 else 'do'} not, and on {unknown} this run cannot tell."

@@ -230,7 +230,11 @@ def _set_symbols(soup: BeautifulSoup) -> None:
     """w_out and its like in sentences and cells with the index below the line; whoever copies or searches finds the text as it was."""
     for text in soup.find_all(string=SYMBOL):
         if not text.find_parent(["pre", "code", "script", "style", "math", "title", "option"]):
-            text.replace_with(BeautifulSoup(SYMBOL.sub(r"<i>\1</i><span class=under>_</span><sub>\2</sub>", str(escape(text))), "html.parser"))
+            text.replace_with(
+                BeautifulSoup(
+                    SYMBOL.sub(r"<i>\1</i><span class=under>_</span><sub>\2</sub>", str(escape(text))), "html.parser"
+                )
+            )
 
 
 def add_figure_tools(soup: BeautifulSoup, folder: Path) -> None:
@@ -253,7 +257,9 @@ def figure_file(path: Path) -> dict[str, str]:
     """Attributes of a link that saves a figure's file. A browser shows a drawing of another file instead of saving it, so
     that the page holds it, compressed; a PNG is on the page already."""
     link = {"href": f"../figures/{path.name}", "download": path.name}
-    return link | ({"data-gzip": b64encode(gzip.compress(path.read_bytes(), mtime=0)).decode()} if path.suffix == ".svg" else {})
+    return link | (
+        {"data-gzip": b64encode(gzip.compress(path.read_bytes(), mtime=0)).decode()} if path.suffix == ".svg" else {}
+    )
 
 
 def add_table_tools(soup: BeautifulSoup, stem: str) -> dict[str, pd.DataFrame]:
@@ -296,7 +302,13 @@ def link_neurons(soup: BeautifulSoup, address: str) -> None:
             for row in body:
                 layer, neuron = (_plain(row[names.index(name)]).replace(",", "") for name in ("layer", "neuron"))
                 cell = row[names.index("neuron")]
-                link = soup.new_tag("a", attrs={"href": f"{address}{layer}/{neuron}", "aria-label": f"Page of layer {layer} neuron {neuron}"})
+                link = soup.new_tag(
+                    "a",
+                    attrs={
+                        "href": f"{address}{layer}/{neuron}",
+                        "aria-label": f"Page of layer {layer} neuron {neuron}",
+                    },
+                )
                 link.extend(list(cell.contents))
                 cell.append(link)
     for heading in soup.find_all("h4"):
@@ -324,7 +336,9 @@ def check_offline(soup: BeautifulSoup) -> None:
     """Raises InputError for a picture without alt text and for anything that a browser would fetch."""
     for image in soup.find_all("img"):
         if image.get("alt", "").strip() in ("", _NO_ALT):
-            raise InputError("a picture has no alt text; show it with the gallery of lib.display.plots or with Image(…, alt=…)")
+            raise InputError(
+                "a picture has no alt text; show it with the gallery of lib.display.plots or with Image(…, alt=…)"
+            )
     for element in soup.find_all(True):
         fetched = [element.get(name) for name in ("src", "srcset", "poster", "data", "background")]
         if element.name in ("link", "image", "use"):
@@ -356,8 +370,17 @@ def embedded_picture(path: Path) -> dict:
     with Image.open(path) as picture:
         alt = picture.info.get("Description") or path.stem.replace("_", " ")
         width = picture.width // 2  # figures are drawn at twice the resolution that they are shown at
-    files = [{"kind": kind.upper(), "link": figure_file(path.with_suffix(f".{kind}"))} for kind in FIGURE_FILES if path.with_suffix(f".{kind}").exists()]
-    return {"source": "data:image/png;base64," + b64encode(path.read_bytes()).decode(), "alt": alt, "width": width, "files": files}
+    files = [
+        {"kind": kind.upper(), "link": figure_file(path.with_suffix(f".{kind}"))}
+        for kind in FIGURE_FILES
+        if path.with_suffix(f".{kind}").exists()
+    ]
+    return {
+        "source": "data:image/png;base64," + b64encode(path.read_bytes()).decode(),
+        "alt": alt,
+        "width": width,
+        "files": files,
+    }
 
 
 def finished(html: str, stem: str) -> tuple[str, dict[str, pd.DataFrame]]:
@@ -377,11 +400,17 @@ def bold(text: str) -> Markup:
 def page(template: str, **content) -> str:
     """A whole HTML page from one of the templates in lib/report/templates."""
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"count": count, "percent": percent, "duration": duration, "memory": memory, "bold": bold}
     script = (TEMPLATES / "page.js").read_text()
-    allowed = b64encode(sha256(script.encode()).digest()).decode()  # the page's policy lets this script run and no other
+    allowed = b64encode(
+        sha256(script.encode()).digest()
+    ).decode()  # the page's policy lets this script run and no other
     shared = {"style": (TEMPLATES / "style.css").read_text(), "script": script, "script_hash": f"'sha256-{allowed}'"}
     return environment.get_template(template).render(**shared, **content)
 

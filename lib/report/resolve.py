@@ -31,7 +31,9 @@ def _refuse_missing_device(params: Params) -> None:
         import torch
 
         if not torch.cuda.is_available():
-            raise InputError("device is 'cuda', but torch finds no CUDA device; on this machine auto and cpu are allowed.")
+            raise InputError(
+                "device is 'cuda', but torch finds no CUDA device; on this machine auto and cpu are allowed."
+            )
 
 
 def _refuse_other_inputs(params: Params) -> None:

@@ -105,7 +105,9 @@ def files_of(source: TextSource) -> list[Path]:
         found = [Path(file) for file in glob.glob(str(path), recursive=True) if Path(file).is_file()]
         wrong = next((file for file in found if not file.name.endswith(ENDINGS)), None)
         if wrong is not None:
-            raise InputError(f"text: {wrong} cannot be read as text; a file must end in {', '.join(ENDINGS)} or .safetensors.")
+            raise InputError(
+                f"text: {wrong} cannot be read as text; a file must end in {', '.join(ENDINGS)} or .safetensors."
+            )
     if not found:
         raise InputError(
             f"text: there is no file {path} and no {', '.join(ENDINGS)} file in a folder or glob of that name; a dataset on "
@@ -223,7 +225,9 @@ def _of_dataset(source: TextSource, commit: str | None, first: int) -> Iterator[
             source.dataset, source.subset, data_files=files, split=source.split, revision=commit, streaming=True
         )
         for number, row in enumerate(rows.skip(first), first):
-            yield _document(row, source, name, lambda number=number: f"the dataset '{source.dataset}', document {number},")
+            yield _document(
+                row, source, name, lambda number=number: f"the dataset '{source.dataset}', document {number},"
+            )
     except (InputError, GeneratorExit):
         raise
     except Exception as error:
@@ -252,8 +256,6 @@ def _hub_sentence(error: Exception, source: TextSource) -> str:
         f"{shown} cannot be read ({type(error).__name__}: {first_line(error)}); run the same command again, what was "
         "tokenised so far is kept."
     )
-
-
 
 
 def _teach_zstd() -> None:

@@ -147,7 +147,9 @@ class Packer:
         self.domains = list(domains)
         cuts = np.cumsum(state["open_sizes"])[:-1]
         pairs = (np.split(state[name], cuts) for name in ("open_tokens", "open_owners"))
-        self.open = [(tokens.astype(self.dtype), owners) for tokens, owners in zip(*pairs, strict=True)] if domains else []
+        self.open = (
+            [(tokens.astype(self.dtype), owners) for tokens, owners in zip(*pairs, strict=True)] if domains else []
+        )
 
 
 # ---------------------------------------------------------------- building the token file
@@ -229,9 +231,13 @@ class _Shards:
                 domains = json.loads(shard.metadata()["domains"])
         tensors = {name: torch.from_numpy(np.concatenate(column)[:blocks]) for name, column in columns.items()}
         return Text(
-            **tensors, domains=tuple(domains), tokenizer_sha256=tokenizer_sha256, vocab_size=len(known.pieces),
-            bos_id=known.bos_id, newline_ids=known.newline_ids,
-        )  # fmt: skip
+            **tensors,
+            domains=tuple(domains),
+            tokenizer_sha256=tokenizer_sha256,
+            vocab_size=len(known.pieces),
+            bos_id=known.bos_id,
+            newline_ids=known.newline_ids,
+        )
 
 
 def build(folder: Path, parts: Callable, known: Vocabulary, size: tuple[int, int], tokenizer_sha256: str) -> Path:
@@ -274,7 +280,9 @@ def token_file(params: Params) -> Path:
     """
     if params.text_source is None:
         return params.text_path
-    with alone(parameters.OUTPUTS / CACHE / "text"):  # several processes, and several runs, may want the same text at once
+    with alone(
+        parameters.OUTPUTS / CACHE / "text"
+    ):  # several processes, and several runs, may want the same text at once
         return made_token_file(params) or _make(params, params.text_source)
 
 
@@ -316,9 +324,13 @@ def _asked(params: Params, source: TextSource) -> dict:
         found = documents.files_of(source)
         files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in found]
     return {
-        "text": source.model_dump(), "files": files, "seeds": params.seeds, "revision": params.revision,
-        "context": params.context, "blocks": -(-params.token_budget // params.context),
-    }  # fmt: skip
+        "text": source.model_dump(),
+        "files": files,
+        "seeds": params.seeds,
+        "revision": params.revision,
+        "context": params.context,
+        "blocks": -(-params.token_budget // params.context),
+    }
 
 
 def local_files_changed(params: Params) -> bool:

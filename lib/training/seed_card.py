@@ -53,29 +53,52 @@ def seeds_section(folder: Path) -> str:
     losses = [record["held_out"]["loss"] for record in records]
     bigram = held_out["bigram"]
     parameters = shape["vocab_size"] * shape["d_model"] + shape["context"] * shape["d_model"] + 2 * shape["d_model"]
-    parameters += shape["n_layer"] * (4 * shape["d_model"] ** 2 + 2 * shape["d_model"] * shape["d_mlp"]
-                                      + 9 * shape["d_model"] + shape["d_mlp"])
-    phases = "; ".join(f"from step {phase['step']:,} learning rate {phase['peak_lr']} and beta2 {phase['beta2']}"
-                       for phase in recipe["phases"] if phase["step"] < first["constant_steps"])
+    parameters += shape["n_layer"] * (
+        4 * shape["d_model"] ** 2 + 2 * shape["d_model"] * shape["d_mlp"] + 9 * shape["d_model"] + shape["d_mlp"]
+    )
+    phases = "; ".join(
+        f"from step {phase['step']:,} learning rate {phase['peak_lr']} and beta2 {phase['beta2']}"
+        for phase in recipe["phases"]
+        if phase["step"] < first["constant_steps"]
+    )
     begun = first.get("begun", 0)
-    again = f" At step {begun:,} it began again from models shipped before, whose own decay had ended there, with another warm-up." if begun else ""
+    again = (
+        f" At step {begun:,} it began again from models shipped before, whose own decay had ended there, with another warm-up."
+        if begun
+        else ""
+    )
     text = HOW.format(
         begun=again,
-        **{**shape, **{k: v for k, v in recipe.items() if k not in ("shape", "phases")}}, phases=phases, neurons=shape["n_layer"] * shape["d_mlp"],
-        parameters=parameters, step_tokens=recipe["batch"] * shape["context"], blocks=held_out["blocks"],
-        matrices=first["matrices"], rounding_cost=max(abs(record["rounding_cost"]) for record in records),
+        **{**shape, **{k: v for k, v in recipe.items() if k not in ("shape", "phases")}},
+        phases=phases,
+        neurons=shape["n_layer"] * shape["d_mlp"],
+        parameters=parameters,
+        step_tokens=recipe["batch"] * shape["context"],
+        blocks=held_out["blocks"],
+        matrices=first["matrices"],
+        rounding_cost=max(abs(record["rounding_cost"]) for record in records),
         check_blocks=len(first["check"]["blocks"]),
-        **{k: first[k] for k in ("constant_steps", "decay_steps", "tokens", "epochs", "compute", "device", "torch")})
+        **{k: first[k] for k in ("constant_steps", "decay_steps", "tokens", "epochs", "compute", "device", "torch")},
+    )
     names = [record["seed"] for record in records]
-    by_domain = [[domain, *(f"{record['held_out']['loss_by_domain'][domain]:.3f}" for record in records), f"{loss:.3f}"]
-                 for domain, loss in bigram["loss_by_domain"].items()]
+    by_domain = [
+        [domain, *(f"{record['held_out']['loss_by_domain'][domain]:.3f}" for record in records), f"{loss:.3f}"]
+        for domain, loss in bigram["loss_by_domain"].items()
+    ]
     overall = ["**all**", *(f"**{loss:.3f}**" for loss in losses), f"**{bigram['loss']:.3f}**"]
     text += table(["domain", *(f"seed {name}" for name in names), "bigram"], [*by_domain, overall])
     gap = bigram["loss"] - max(losses)
-    text += (f"\nThe largest and the smallest of the losses differ by {100 * (max(losses) / min(losses) - 1):.2f} %; "
-             f"the worst seed is {abs(gap):.3f} nats {'below' if gap > 0 else 'above'} the bigram model.\n\n")
-    text += table(["file", "SHA-256"], [[f"`seeds/{name}/model.safetensors`", f"`{file_sha256(folder / name / 'model.safetensors')}`"]
-                                        for name in names])
+    text += (
+        f"\nThe largest and the smallest of the losses differ by {100 * (max(losses) / min(losses) - 1):.2f} %; "
+        f"the worst seed is {abs(gap):.3f} nats {'below' if gap > 0 else 'above'} the bigram model.\n\n"
+    )
+    text += table(
+        ["file", "SHA-256"],
+        [
+            [f"`seeds/{name}/model.safetensors`", f"`{file_sha256(folder / name / 'model.safetensors')}`"]
+            for name in names
+        ],
+    )
     return HEADING + text
 
 

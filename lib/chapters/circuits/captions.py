@@ -43,7 +43,10 @@ def moments_by_layer(circuits: pd.DataFrame) -> Finding:
     )
     if circuits["unlearned"].any():
         left = int((circuits["learned_kurt"] > PUBLISHED_CUTS.kurtosis).sum())
-        sharp = [int(role_counts(circuits, column)[["prediction", "suppression"]].to_numpy().sum()) for column in ("role_calibrated", "role_learned")]
+        sharp = [
+            int(role_counts(circuits, column)[["prediction", "suppression"]].to_numpy().sum())
+            for column in ("role_calibrated", "role_learned")
+        ]
         text += (
             f" **Some of this is about tokens that were never learned**: the unembeddings of {_range(circuits['unlearned'], 0)} tokens of a seed point the way of bytes that UTF-8 does not have, so that one "
             f"direction moves them all. Without them {left:,} of the {published:,} neurons beyond the published kurtosis cut {'is' if left == 1 else 'are'} left, and {sharp[1]:,} prediction and "
@@ -138,7 +141,9 @@ def logit_effects(examples: pd.DataFrame) -> Finding:
     """Figures 5 and 23: what the chosen neurons' classes explain."""
     alt = "Histograms of logit effects over the vocabulary for chosen neurons, tokens of the neuron's class on top."
     if examples.empty:
-        return Finding("No neuron has a role", "No neuron of the reference seed has a role by the calibrated cuts.", alt)
+        return Finding(
+            "No neuron has a role", "No neuron of the reference seed has a role by the calibrated cuts.", alt
+        )
     best = examples.loc[examples["label_score"].idxmax()]
     title = f"“{best['label']}” explains {percent(best['label_score'], 0)} of a {best['role']} neuron's logit effects"
     absent = [role for role in ROLES if role not in set(examples["role"])]
@@ -166,7 +171,9 @@ def classes_by_role(circuits: pd.DataFrame) -> Finding:
         most = f", most often “{own['label'].mode().iloc[0]}”" if named.any() else ""
         parts.append(f"{percent(named.mean(), 1)} of the {count(len(own), f'{role} neuron')} have a class{most}")
     everyone = circuits["label"].notna().mean()
-    text = f"By the calibrated cuts, over all seeds: {'; '.join(parts)}. Of all neurons {percent(everyone, 1)} have one."
+    text = (
+        f"By the calibrated cuts, over all seeds: {'; '.join(parts)}. Of all neurons {percent(everyone, 1)} have one."
+    )
     title = f"{percent(everyone, 1)} of all neurons have a token class beyond chance"
     return Finding(title, text, "Table of the most frequent token classes of each role.")
 
@@ -178,7 +185,14 @@ def class_table(circuits: pd.DataFrame, number: int = 8) -> pd.DataFrame:
         own = circuits.loc[circuits["role_calibrated"] == role, "label"]
         frequent = own.value_counts().head(number)
         classes = ", ".join(f"{label} ({times:,})" for label, times in frequent.items())
-        rows.append({"role": role, "neurons": len(own), "no class": int(own.isna().sum()), "most frequent classes": classes or "–"})
+        rows.append(
+            {
+                "role": role,
+                "neurons": len(own),
+                "no class": int(own.isna().sum()),
+                "most frequent classes": classes or "–",
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -222,7 +236,9 @@ def _with_style(html: str, cell: str, worded: Sequence[bool], style: str) -> str
 
 def next_token(table: pd.DataFrame, tokens: int) -> Finding:
     """Figure 24: do suppression neurons fire more when the next token is one that they suppress?"""
-    alt = "Dot plots of mean activation and effect by whether the next token is in the neuron's class, one row a neuron."
+    alt = (
+        "Dot plots of mean activation and effect by whether the next token is in the neuron's class, one row a neuron."
+    )
     told = []
     for role, verb in (("suppression", "lower"), ("prediction", "raise")):
         own = tested(table, role)
@@ -239,7 +255,10 @@ def next_token(table: pd.DataFrame, tokens: int) -> Finding:
         )
     own = tested(table, "suppression")
     if own.empty:
-        title, verdict = "No suppression neuron to test the paper's claim on", "**The paper's claim cannot be tested in this run.**"
+        title, verdict = (
+            "No suppression neuron to test the paper's claim on",
+            "**The paper's claim cannot be tested in this run.**",
+        )
     else:
         above, more, seeds = int((own["percentile"] > 50).sum()), fire_more(own), count(own["seed"].nunique(), "seed")
         title = f"{above} of {count(len(own), 'suppression neuron')} fire more before their class than the median of their layer"
@@ -283,7 +302,9 @@ def _seeds_agree(row: pd.Series) -> str:
     """The p-value of a row of `roles.universal_shares`, and whose it is."""
     if not row["agree"]:
         return "seeds point in different directions"
-    return p_words(row["p_corrected"]) + (f", the largest of the {row['seeds']} seeds that have one" if row["seeds"] > 1 else "")
+    return p_words(row["p_corrected"]) + (
+        f", the largest of the {row['seeds']} seeds that have one" if row["seeds"] > 1 else ""
+    )
 
 
 def match_agreement(table: pd.DataFrame) -> Finding:
@@ -319,7 +340,11 @@ def property_agreement(table: pd.DataFrame, labels: dict[str, str]) -> Finding:
     alt = "Dot plots of the correlation between a neuron's rank and its best match's for properties of writing weights, beside chance."
     known = table[table["correlation"].notna()]
     if known.empty:
-        return Finding("No property is known of both neurons of any pair", "No pair of matched neurons has a property to compare.", alt)
+        return Finding(
+            "No property is known of both neurons of any pair",
+            "No pair of matched neurons has a property to compare.",
+            alt,
+        )
     parts = []
     for group, rows in known.groupby("group", sort=False):
         beyond = rows["correlation"] > rows["chance_high"]
@@ -332,7 +357,9 @@ def property_agreement(table: pd.DataFrame, labels: dict[str, str]) -> Finding:
     if len(entropy):
         row = entropy.iloc[0]
         verdict = "more often than chance" if row["correlation"] > row["chance_high"] else "no more often than chance"
-        parts.append(f"Matches of neurons that satisfy the entropy rule satisfy it too {verdict} (correlation {signed(row['correlation'], 3)}, {p_words(row['p_value'])}).")
+        parts.append(
+            f"Matches of neurons that satisfy the entropy rule satisfy it too {verdict} (correlation {signed(row['correlation'], 3)}, {p_words(row['p_value'])})."
+        )
     best = known.loc[known["correlation"].idxmax()]
     title = f"Best matches are most alike in the {labels[best['property']]}: {signed(best['correlation'])} ({best['group']} neurons)"
     return Finding(title, " ".join(parts), f"{alt} {title}.")

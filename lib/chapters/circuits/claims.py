@@ -29,13 +29,20 @@ def _share_of(evidence: Evidence, part: str, whole: str) -> Measured:
 
     def sums(column: str) -> pd.DataFrame:
         counts = _counts(evidence, column)
-        return pd.DataFrame({"seed": counts["seed"], "part": counts.eval(part), "whole": counts.eval(whole)}).groupby("seed", sort=False).sum()
+        return (
+            pd.DataFrame({"seed": counts["seed"], "part": counts.eval(part), "whole": counts.eval(whole)})
+            .groupby("seed", sort=False)
+            .sum()
+        )
 
     ours, published = sums("role_calibrated"), int(sums("role_published")["whole"].sum())
     beyond = f"{count(ours['whole'].sum(), 'neuron')} beyond the calibrated cut, {published:,} beyond the paper's"
     if ours["whole"].sum() < FEWEST:
         return unmeasured(f"{beyond} in all seeds, too few")
-    found, learned = (over_seeds(of["part"] / of["whole"].where(of["whole"] > 0), 0.5, True, lambda value: percent(value, 0)) for of in (ours, sums("role_learned")))
+    found, learned = (
+        over_seeds(of["part"] / of["whole"].where(of["whole"] > 0), 0.5, True, lambda value: percent(value, 0))
+        for of in (ours, sums("role_learned"))
+    )
     return _robust(found, learned, f"{found.here}; {beyond}")
 
 
@@ -68,14 +75,20 @@ def _grow(evidence: Evidence) -> Measured:
 
     def peaked(column: str) -> pd.DataFrame:
         counts = _counts(evidence, column)
-        return counts.assign(peaked=counts["up"] + counts["down"]).pivot(index="seed", columns="layer", values="peaked")[[last - 1, last]]
+        return counts.assign(peaked=counts["up"] + counts["down"]).pivot(
+            index="seed", columns="layer", values="peaked"
+        )[[last - 1, last]]
 
     ours, published = peaked("role_calibrated"), peaked("role_published")
     if ours.to_numpy().sum() < FEWEST:
         return unmeasured("fewer than ten neurons beyond the calibrated cut in the last two layers of all seeds")
     found, learned = (over_seeds(of[last] - of[last - 1], 0.0, True, _more) for of in (ours, peaked("role_learned")))
     theirs = (published[last] - published[last - 1]).mean()
-    return _robust(found, learned, f"last layer less the one before: {found.here} beyond the calibrated cut; {_more(theirs)} beyond the paper's")
+    return _robust(
+        found,
+        learned,
+        f"last layer less the one before: {found.here} beyond the calibrated cut; {_more(theirs)} beyond the paper's",
+    )
 
 
 def _more(value: float) -> str:
@@ -89,7 +102,9 @@ def _fire(evidence: Evidence) -> Measured:
     """
     own = tested(evidence.tables[NEXT], "suppression")
     if len(own) < FEWEST:
-        return unmeasured(f"{count(len(own), 'suppression neuron')} with a class that explains more than chance, too few")
+        return unmeasured(
+            f"{count(len(own), 'suppression neuron')} with a class that explains more than chance, too few"
+        )
     found = over_seeds(above_layer(own), 0.5, True, lambda value: percent(value, 0))
     here = f"more than the median of their layer: {found.here}; {count(len(own), 'suppression neuron')}, median effect {signed(own['effect'].median())}"
     return found._replace(here=here, verdict={True: HOLDS, False: FAILS, None: UNKNOWN}[fire_more(own)])
@@ -98,14 +113,49 @@ def _fire(evidence: Evidence) -> Measured:
 _KURTOSIS = ", ".join(f"{number:g}" for number in PUBLISHED_HIGH_KURTOSIS.values())
 
 CLAIMS = (
-    Claim("prediction_rise", "Prediction neurons rise after mid-depth: most lie in the second half of the layers", "after mid-depth (figure 6)",
-          CHAPTER, "roles_by_layer", (ROLE,), _rise),
-    Claim("kurtosis_growth", "Neurons of high kurtosis over the vocabulary (calibrated cut) become more up to the last layer",
-          f"{_KURTOSIS} a seed in layers 20 to 23 (GPT2-medium)", CHAPTER, "figure_06ab_moments", (ROLE,), _grow),
-    Claim("skew_before", "Between mid-depth and the last layer most neurons of high kurtosis (calibrated cut) have positive skew: prediction", "positive (figure 6)",
-          CHAPTER, "roles_by_layer", (ROLE,), _before),
-    Claim("suppression_switch", "In the last layer most neurons of high kurtosis (calibrated cut) have negative skew: prediction gives way to suppression", "an abrupt switch (figure 6)",
-          CHAPTER, "figure_06c_skew", (ROLE,), _switch),
-    Claim("suppression_fires", "Suppression neurons fire more when the next token is one that they lower", "fire more (figure 24)",
-          CHAPTER, "figure_24_next_token", (NEXT,), _fire),
-)  # fmt: skip
+    Claim(
+        "prediction_rise",
+        "Prediction neurons rise after mid-depth: most lie in the second half of the layers",
+        "after mid-depth (figure 6)",
+        CHAPTER,
+        "roles_by_layer",
+        (ROLE,),
+        _rise,
+    ),
+    Claim(
+        "kurtosis_growth",
+        "Neurons of high kurtosis over the vocabulary (calibrated cut) become more up to the last layer",
+        f"{_KURTOSIS} a seed in layers 20 to 23 (GPT2-medium)",
+        CHAPTER,
+        "figure_06ab_moments",
+        (ROLE,),
+        _grow,
+    ),
+    Claim(
+        "skew_before",
+        "Between mid-depth and the last layer most neurons of high kurtosis (calibrated cut) have positive skew: prediction",
+        "positive (figure 6)",
+        CHAPTER,
+        "roles_by_layer",
+        (ROLE,),
+        _before,
+    ),
+    Claim(
+        "suppression_switch",
+        "In the last layer most neurons of high kurtosis (calibrated cut) have negative skew: prediction gives way to suppression",
+        "an abrupt switch (figure 6)",
+        CHAPTER,
+        "figure_06c_skew",
+        (ROLE,),
+        _switch,
+    ),
+    Claim(
+        "suppression_fires",
+        "Suppression neurons fire more when the next token is one that they lower",
+        "fire more (figure 24)",
+        CHAPTER,
+        "figure_24_next_token",
+        (NEXT,),
+        _fire,
+    ),
+)

@@ -62,8 +62,16 @@ def moments_by_layer(circuits: pd.DataFrame) -> Figure:
             if null and any(abs(np.log(place / other)) < 0.04 for other in labelled):
                 continue  # one label would lie on the other
             labelled.append(place)
-            axes.annotate(f"{100 * quantile:g}", (rows["layer"].iloc[0], place), (-5, 0),
-                          textcoords="offset points", va="center", ha="right", fontsize="x-small", color=NEUTRAL)  # fmt: skip
+            axes.annotate(
+                f"{100 * quantile:g}",
+                (rows["layer"].iloc[0], place),
+                (-5, 0),
+                textcoords="offset points",
+                va="center",
+                ha="right",
+                fontsize="x-small",
+                color=NEUTRAL,
+            )
         if null:
             axes.axhline(published, color=NEUTRAL, linestyle=":", label="published cut")
             axes.axhline(circuits[null].mean(), color=BASELINE, linestyle="--", label="99.9 % of random directions")
@@ -87,12 +95,16 @@ def skew_of_peaked(circuits: pd.DataFrame) -> Figure:
     fig, grid = canvas(2, len(layers), (WIDE, 5), sharex=True, squeeze=False)
     extent = max(1.0, circuits.loc[circuits["layer"].isin(layers), "vocab_skew"].abs().max())
     edges = np.linspace(-extent, extent, 31)
-    for row, (cut, name) in zip(grid, ((PUBLISHED_CUTS.kurtosis, "published"), (circuits["null_kurt"], "calibrated")), strict=True):
+    for row, (cut, name) in zip(
+        grid, ((PUBLISHED_CUTS.kurtosis, "published"), (circuits["null_kurt"], "calibrated")), strict=True
+    ):
         peaked = circuits[circuits["vocab_kurt"] > cut]
         for axes, layer in zip(row, layers, strict=True):
             counts = np.array(
                 [
-                    np.histogram(peaked.loc[(peaked["seed"] == seed) & (peaked["layer"] == layer), "vocab_skew"], edges)[0]
+                    np.histogram(
+                        peaked.loc[(peaked["seed"] == seed) & (peaked["layer"] == layer), "vocab_skew"], edges
+                    )[0]
                     for seed in circuits["seed"].unique()
                 ]
             )  # (seeds, bins)
@@ -102,14 +114,24 @@ def skew_of_peaked(circuits: pd.DataFrame) -> Figure:
                 note(axes, "no neuron of any seed")
                 axes.set_yticks([])
                 continue
-            axes.stairs(counts.max(0), edges, baseline=counts.min(0), fill=True, color=CORRELATION, alpha=0.3, label="range over seeds")
+            axes.stairs(
+                counts.max(0),
+                edges,
+                baseline=counts.min(0),
+                fill=True,
+                color=CORRELATION,
+                alpha=0.3,
+                label="range over seeds",
+            )
             axes.stairs(counts.mean(0), edges, color=CORRELATION, linewidth=1.5, label="mean over seeds")
             axes.set_ylim(bottom=0)
             axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         row[0].set_ylabel("neurons")
     for axes in grid[-1]:
         axes.set_xlabel("skew of cos(w_out, W_U)")
-    handles = {label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    handles = {
+        label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
     if handles:
         fig.legend(handles.values(), handles, loc="outside lower center", ncols=2, frameon=False)
     return fig
@@ -143,8 +165,15 @@ def roles_by_layer(circuits: pd.DataFrame) -> Figure:
 
 def _number(axes: Axes, x: float, y: float, value: float, sign: int) -> None:
     if value:
-        axes.annotate(f"{value:,.0f}" if value >= 100 else f"{value:.3g}", (x, y), (0, 3 * sign), textcoords="offset points", ha="center", fontsize="x-small",
-                      va="bottom" if sign > 0 else "top")  # fmt: skip
+        axes.annotate(
+            f"{value:,.0f}" if value >= 100 else f"{value:.3g}",
+            (x, y),
+            (0, 3 * sign),
+            textcoords="offset points",
+            ha="center",
+            fontsize="x-small",
+            va="bottom" if sign > 0 else "top",
+        )
 
 
 def logit_effects(examples: pd.DataFrame, effects: np.ndarray, members: np.ndarray) -> Figure:
@@ -165,7 +194,9 @@ def logit_effects(examples: pd.DataFrame, effects: np.ndarray, members: np.ndarr
         for axes, place in zip(column, places, strict=False):
             row, values, inside = examples.iloc[place], effects[place], members[place].astype(bool)
             edges = np.linspace(values.min(), values.max(), 61)
-            axes.hist(values[inside], edges, color=ROLE_COLOURS[role], histtype="stepfilled", alpha=0.6, label=row["label"])
+            axes.hist(
+                values[inside], edges, color=ROLE_COLOURS[role], histtype="stepfilled", alpha=0.6, label=row["label"]
+            )
             axes.hist(values[~inside], edges, color="#222222", histtype="step", linewidth=1.3, label="other tokens")
             axes.set_yscale("log")
             axes.axvline(0, color=NEUTRAL, linewidth=1, linestyle="--")
@@ -174,8 +205,13 @@ def logit_effects(examples: pd.DataFrame, effects: np.ndarray, members: np.ndarr
                 f"{signed(row['vocab_skew'])}, variance {row['vocab_var']:.3f}",
                 fontsize="small",
             )
-            axes.legend(fontsize="x-small", loc="upper left" if row["vocab_skew"] > 0 else "upper right", handlelength=1,
-                        title=f"score {row['label_score']:.2f}", title_fontsize="x-small")  # fmt: skip
+            axes.legend(
+                fontsize="x-small",
+                loc="upper left" if row["vocab_skew"] > 0 else "upper right",
+                handlelength=1,
+                title=f"score {row['label_score']:.2f}",
+                title_fontsize="x-small",
+            )
             low, high = axes.get_ylim()
             axes.set_ylim(low, high * 30)  # room for the legend
     for axes in grid[:, 0]:
@@ -199,13 +235,22 @@ def next_token(table: pd.DataFrame) -> Figure:
             note(axes, "no suppression or prediction neuron\nwhose class explains more than chance")
     for axes in (left, right):
         axes.axvline(0, color=NEUTRAL, linewidth=1)
-    right.hlines(rows.index, rows["layer_low"], rows["layer_high"], color="#cccccc", linewidth=6, zorder=1,
-                 label="other neurons of the layer, 5 to 95 %")  # fmt: skip
+    right.hlines(
+        rows.index,
+        rows["layer_low"],
+        rows["layer_high"],
+        color="#cccccc",
+        linewidth=6,
+        zorder=1,
+        label="other neurons of the layer, 5 to 95 %",
+    )
     left.hlines(rows.index, rows["mean_out"], rows["mean_in"], color="#cccccc", linewidth=1.5, zorder=1)
     for role, own in rows.groupby("role", sort=False):
         colour = ROLE_COLOURS[role]
         left.plot(own["mean_in"], own.index, "o", color=colour, label=f"{role}, next token in the class")
-        left.plot(own["mean_out"], own.index, "o", markerfacecolor="white", markeredgecolor=colour, label=f"{role}, any other")
+        left.plot(
+            own["mean_out"], own.index, "o", markerfacecolor="white", markeredgecolor=colour, label=f"{role}, any other"
+        )
         right.plot(own["effect"], own.index, "o", color=colour, zorder=2)
     names = [f"{row.label} · {row.seed} L{row.layer}.{row.neuron}" for row in rows.itertuples()]
     left.set_yticks(rows.index, names, fontsize="x-small")
@@ -216,8 +261,12 @@ def next_token(table: pd.DataFrame) -> Figure:
         right.set_xscale("symlog", linthresh=1)
         right.margins(x=0.08)
         right.xaxis.set_major_formatter(PLAIN)
-    handles, labels = (left_part + right_part for left_part, right_part in
-                       zip(left.get_legend_handles_labels(), right.get_legend_handles_labels(), strict=True))  # fmt: skip
+    handles, labels = (
+        left_part + right_part
+        for left_part, right_part in zip(
+            left.get_legend_handles_labels(), right.get_legend_handles_labels(), strict=True
+        )
+    )
     if len(rows):
         fig.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize="small")
     return fig
@@ -235,22 +284,53 @@ def universal_roles(shares: dict[str, pd.DataFrame], threshold: float, top: floa
         table = shares[column]
         at = np.arange(len(table)) + width * (index - (len(columns) - 1) / 2)
         for axes, share, number in ((left, "share", "universal"), (right, "top_share", "top")):
-            axes.bar(at, table[share].fillna(0), width * 0.92, color=[ROLE_COLOURS[role] for role in table["role"]],
-                            alpha=1 if column == "role_calibrated" else 0.45, hatch=None if column == "role_calibrated" else "//",
-                            edgecolor="white", label=CUTS[column])  # fmt: skip
+            axes.bar(
+                at,
+                table[share].fillna(0),
+                width * 0.92,
+                color=[ROLE_COLOURS[role] for role in table["role"]],
+                alpha=1 if column == "role_calibrated" else 0.45,
+                hatch=None if column == "role_calibrated" else "//",
+                edgecolor="white",
+                label=CUTS[column],
+            )
             for place, (_, row) in zip(at, table.iterrows(), strict=True):
                 top_edge = np.nanmax([0, row[share], row["expected"] if axes is right else 0])
-                axes.annotate(f"{row[number]:,}\nof {row['neurons']:,}", (place, top_edge), (0, 3), textcoords="offset points",
-                              ha="center", fontsize="x-small")  # fmt: skip
-        right.plot(at, table["expected"], "_", color="black", markersize=16, markeredgewidth=2, linestyle="none",
-                   label="expected from depth alone" if index == 0 else None)  # fmt: skip
+                axes.annotate(
+                    f"{row[number]:,}\nof {row['neurons']:,}",
+                    (place, top_edge),
+                    (0, 3),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize="x-small",
+                )
+        right.plot(
+            at,
+            table["expected"],
+            "_",
+            color="black",
+            markersize=16,
+            markeredgewidth=2,
+            linestyle="none",
+            label="expected from depth alone" if index == 0 else None,
+        )
     left.set(ylabel=f"universal (excess above {threshold:g})")
     right.set(ylabel=f"among the {100 * top:g} % of largest excess")
     for axes, share in ((left, "share"), (right, "top_share")):
         axes.set_xticks(range(len(ROLES)), ROLES)
         axes.set_xlabel("role of the neuron")
         columns_shown = [share] + ["expected"] * (axes is right)
-        highest = max([0.0, *(value for table in shares.values() for value in table[columns_shown].to_numpy().flat if value == value)])
+        highest = max(
+            [
+                0.0,
+                *(
+                    value
+                    for table in shares.values()
+                    for value in table[columns_shown].to_numpy().flat
+                    if value == value
+                ),
+            ]
+        )
         axes.set_ylim(0, max(1.35 * highest, 1e-3))
         axes.yaxis.set_major_formatter(PERCENT)
     handles, labels = right.get_legend_handles_labels()
@@ -265,12 +345,26 @@ def match_agreement(table: pd.DataFrame, aspects: Sequence[str] = tuple(ASPECTS)
     for axes, aspect in zip(grid[0], aspects, strict=True):
         rows = table[table["aspect"] == aspect].set_index("group").reindex(groups)
         at = np.arange(len(rows))
-        axes.hlines(at, rows["chance_low"], rows["chance_high"], color="#bbbbbb", linewidth=7, label="neurons exchanged within the layer")
+        axes.hlines(
+            at,
+            rows["chance_low"],
+            rows["chance_high"],
+            color="#bbbbbb",
+            linewidth=7,
+            label="neurons exchanged within the layer",
+        )
         axes.plot(rows["agreement"], at, "o", linestyle="none", color=CORRELATION, label="best match")
         for place, (pairs, agreement) in enumerate(zip(rows["pairs"], rows["agreement"], strict=True)):
             beyond = agreement > 0.75
-            axes.annotate(f"{pairs:,.0f} pairs", (agreement if np.isfinite(agreement) else 0, place), (-6 if beyond else 6, 7),
-                          textcoords="offset points", fontsize="x-small", color=NEUTRAL, ha="right" if beyond else "left")  # fmt: skip
+            axes.annotate(
+                f"{pairs:,.0f} pairs",
+                (agreement if np.isfinite(agreement) else 0, place),
+                (-6 if beyond else 6, 7),
+                textcoords="offset points",
+                fontsize="x-small",
+                color=NEUTRAL,
+                ha="right" if beyond else "left",
+            )
         axes.set(xlabel=f"pairs with the same {aspect}", xlim=(-0.02, 1.02))
         axes.set_xticks([0, 0.5, 1])
         axes.xaxis.set_major_formatter(PERCENT)
@@ -291,10 +385,19 @@ def property_agreement(table: pd.DataFrame, labels: dict[str, str]) -> Figure:
         rows = table[table["group"] == group].set_index("property").reindex(list(labels))
         at = np.arange(len(rows))
         axes.axvline(0, color=NEUTRAL, linewidth=1)
-        axes.hlines(at, rows["chance_low"], rows["chance_high"], color="#bbbbbb", linewidth=7, label="neurons exchanged within the layer")
+        axes.hlines(
+            at,
+            rows["chance_low"],
+            rows["chance_high"],
+            color="#bbbbbb",
+            linewidth=7,
+            label="neurons exchanged within the layer",
+        )
         axes.plot(rows["correlation"], at, "o", linestyle="none", color=CORRELATION, label="best match")
         axes.set_yticks(at, list(labels.values()))
-        axes.set(xlabel="correlation of within-layer ranks", title=f"{group} neurons, up to {rows['pairs'].max():,} pairs")
+        axes.set(
+            xlabel="correlation of within-layer ranks", title=f"{group} neurons, up to {rows['pairs'].max():,} pairs"
+        )
     grid[0, 0].invert_yaxis()
     grid[0, 0].set_ylabel("property of the neuron")
     handles, names = grid[0, 0].get_legend_handles_labels()

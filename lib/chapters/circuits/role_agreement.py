@@ -39,11 +39,20 @@ def universal_shares(neurons: pd.DataFrame, column: str, threshold: float) -> pd
     for role in ROLES:
         own = flagged[column] == role
         strata = flagged.assign(own=own, both=own & flagged["top"]).groupby(["seed", "layer"])
-        counts = strata.agg(n=("own", "size"), own=("own", "sum"), top=("top", "sum"), both=("both", "sum")).astype(float)
+        counts = strata.agg(n=("own", "size"), own=("own", "sum"), top=("top", "sum"), both=("both", "sum")).astype(
+            float
+        )
         mean = counts["own"] * counts["top"] / counts["n"]
-        variance = mean * (1 - counts["own"] / counts["n"]) * (counts["n"] - counts["top"]) / (counts["n"] - 1).clip(lower=1)
+        variance = (
+            mean * (1 - counts["own"] / counts["n"]) * (counts["n"] - counts["top"]) / (counts["n"] - 1).clip(lower=1)
+        )
         number = int(own.sum())
-        by_seed = pd.DataFrame({"beyond": counts["both"] - mean, "variance": variance}).groupby("seed").sum().query("variance > 0")
+        by_seed = (
+            pd.DataFrame({"beyond": counts["both"] - mean, "variance": variance})
+            .groupby("seed")
+            .sum()
+            .query("variance > 0")
+        )
         z = (by_seed["beyond"] / by_seed["variance"] ** 0.5).to_numpy()
         agree = (z > 0).all() or (z < 0).all()
         p_value = np.nan if not len(z) else 2 * norm.sf(np.abs(z).min()) if agree else 1.0
@@ -115,7 +124,10 @@ def property_agreement(
 
     def correlations(exchanged: np.ndarray) -> list[float]:
         match = exchanged[other]
-        return [_correlation(values[column][own][groups[group]], values[column][match][groups[group]]) for group, column in rows]
+        return [
+            _correlation(values[column][own][groups[group]], values[column][match][groups[group]])
+            for group, column in rows
+        ]
 
     table = pd.DataFrame(rows, columns=["group", "property"])
     known = [np.isfinite(values[column][own] + values[column][other]) & groups[group] for group, column in rows]

@@ -20,7 +20,9 @@ NO_ROLE = "none"
 DIRECTIONS = 10_000  # random directions of the null
 QUANTILE = 0.999  # of the null, above which a value is more than chance
 NOT_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
-ONE_WAY = 0.8  # cosine with the mean unembedding of such bytes from which a token counts as one of which nothing was learned
+ONE_WAY = (
+    0.8  # cosine with the mean unembedding of such bytes from which a token counts as one of which nothing was learned
+)
 
 
 class Cuts(NamedTuple):
@@ -54,14 +56,20 @@ def roles(neurons: pd.DataFrame, cuts: Cuts) -> pd.Series:
     """
     peaked = neurons["vocab_kurt"] > cuts.kurtosis
     named = np.select(
-        [peaked & (neurons["vocab_skew"] > 0), peaked & (neurons["vocab_skew"] < 0), neurons["vocab_var"] > cuts.variance],
+        [
+            peaked & (neurons["vocab_skew"] > 0),
+            peaked & (neurons["vocab_skew"] < 0),
+            neurons["vocab_var"] > cuts.variance,
+        ],
         ROLES,
         NO_ROLE,
     )
     return pd.Series(named, neurons.index)
 
 
-def unlearned(unit_unembedding: Float[Tensor, "d_model vocabulary"], pieces: Sequence[bytes]) -> Bool[Tensor, "vocabulary"]:
+def unlearned(
+    unit_unembedding: Float[Tensor, "d_model vocabulary"], pieces: Sequence[bytes]
+) -> Bool[Tensor, "vocabulary"]:
     """The tokens of which a model has learned nothing but that they do not come: their unembeddings all point one way.
 
     The way is that of the bytes that UTF-8 does not have, which a byte-level BPE has tokens for and no text contains; `pieces` are the
@@ -159,6 +167,8 @@ def role_counts(circuits: pd.DataFrame, column: str) -> pd.DataFrame:
 
 def layer_quantiles(circuits: pd.DataFrame, column: str, quantiles: Sequence[float]) -> pd.DataFrame:
     """Quantiles of a column within seed and layer, over seeds: columns layer, quantile, mean, low, high."""
-    by_seed = circuits.groupby(["seed", "layer"])[column].quantile(list(quantiles)).rename_axis(["seed", "layer", "quantile"])
+    by_seed = (
+        circuits.groupby(["seed", "layer"])[column].quantile(list(quantiles)).rename_axis(["seed", "layer", "quantile"])
+    )
     over = by_seed.groupby(["layer", "quantile"])
     return over.agg(mean="mean", low="min", high="max").reset_index()

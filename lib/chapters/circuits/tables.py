@@ -57,7 +57,9 @@ def weights_of(run: Run, seed: str) -> tuple[list[torch.Tensor], torch.Tensor]:
 
 
 @torch.no_grad()
-def seed_roles(w_out, unit_unembedding, classes: LabelSet, random_seed: int, pieces: Sequence[bytes] = ()) -> pd.DataFrame:
+def seed_roles(
+    w_out, unit_unembedding, classes: LabelSet, random_seed: int, pieces: Sequence[bytes] = ()
+) -> pd.DataFrame:
     """One row per neuron of one seed: moments of its logit effects, roles by both cuts, token classes.
 
     Columns: layer, neuron; vocab_mean, vocab_var, vocab_skew, vocab_kurt; skew_sign; role_published,
@@ -102,7 +104,9 @@ def seed_roles(w_out, unit_unembedding, classes: LabelSet, random_seed: int, pie
     table["role_published"] = roles.roles(table, PUBLISHED_CUTS)
     table["role_calibrated"] = roles.roles(table, cuts)
     table["skew_sign"] = np.sign(table["vocab_skew"])
-    return table.assign(null_kurt=cuts.kurtosis, null_var=cuts.variance, null_score=score_cut, unlearned=int((~learned).sum()))
+    return table.assign(
+        null_kurt=cuts.kurtosis, null_var=cuts.variance, null_score=score_cut, unlearned=int((~learned).sum())
+    )
 
 
 def role_table(run: Run) -> pd.DataFrame:
@@ -146,7 +150,9 @@ def chosen_for_next_token(table: pd.DataFrame, number: int = CHOSEN) -> pd.DataF
     for role in ("suppression", "prediction"):
         own = roles.of_role(table, role)
         chosen.append(own[own["label_score"] > own["null_score"]].nlargest(number, "vocab_kurt"))
-    return pd.concat(chosen, ignore_index=True)[["seed", "layer", "neuron", "role", "vocab_kurt", "label", "label_score", "null_score"]]
+    return pd.concat(chosen, ignore_index=True)[
+        ["seed", "layer", "neuron", "role", "vocab_kurt", "label", "label_score", "null_score"]
+    ]
 
 
 @torch.no_grad()

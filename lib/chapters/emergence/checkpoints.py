@@ -67,21 +67,33 @@ def points(params: Params, steps: list[int] | None = None, beside: int = 0) -> l
     elif not any(on_hub):
         found, own = _local_points(params), _own_point(params)
     else:
-        raise InputError("checkpoints can be compared where all seeds are local folders or all are on the Hub, not some of each.")
+        raise InputError(
+            "checkpoints can be compared where all seeds are local folders or all are on the Hub, not some of each."
+        )
     missing = sorted(set(steps or ()) - set(found))
     if missing or not (found or beside):
         what = f"checkpoints of step {', '.join(map(str, missing))}" if found else "checkpoints"
-        places = "revisions `checkpoint-<step>` or `step<k>` on the Hub" if all(on_hub) else (
-            "folders outputs/train/<seed>/checkpoint-<step>, which `make seeds` leaves, or <seed folder>/checkpoint-<step>"
+        places = (
+            "revisions `checkpoint-<step>` or `step<k>` on the Hub"
+            if all(on_hub)
+            else (
+                "folders outputs/train/<seed>/checkpoint-<step>, which `make seeds` leaves, or <seed folder>/checkpoint-<step>"
+            )
         )
         has = f"; there are {', '.join(map(str, sorted(found)))}" if found else ""
-        raise InputError(f"no {what} that all of the seeds {', '.join(names)} have: they are looked for as {places}{has}.")
+        raise InputError(
+            f"no {what} that all of the seeds {', '.join(names)} have: they are looked for as {places}{has}."
+        )
     chosen = [found[step] for step in (log_spaced(found) if steps is None else sorted(set(steps)))]
     chosen += [own] if own else []
     if not chosen:
-        raise InputError("models on the Hub have no point of their own beside their checkpoints; name some with STEPS, or leave it out.")
+        raise InputError(
+            "models on the Hub have no point of their own beside their checkpoints; name some with STEPS, or leave it out."
+        )
     if len(chosen) + beside < 2:
-        raise InputError(f"there is one checkpoint only, of step {chosen[0].step}; what changes while training needs two or more.")
+        raise InputError(
+            f"there is one checkpoint only, of step {chosen[0].step}; what changes while training needs two or more."
+        )
     # a stable sort: seeds that do not tell their tokens stay last
     return sorted(chosen, key=lambda point: point.step if np.isfinite(point.step) else np.inf)
 
@@ -92,13 +104,17 @@ def _local_points(params: Params) -> dict[int, Point]:
         folder = seed_folder(params, name)
         place = parameters.OUTPUTS / "train" / folder.name if folder.parent.resolve() == shipped.resolve() else folder
         paths = place.glob("checkpoint-*") if place.is_dir() else ()
-        found[name] = {step_of(path.name): path for path in paths if step_of(path.name) is not None and (path / "config.json").is_file()}
+        found[name] = {
+            step_of(path.name): path
+            for path in paths
+            if step_of(path.name) is not None and (path / "config.json").is_file()
+        }
     shared = set.intersection(*(set(of_seed) for of_seed in found.values()))
     per_step = _step_tokens(params)
     return {
         step: Point(f"checkpoint-{step}", step, step * per_step, {name: str(found[name][step]) for name in found}, {})
         for step in shared
-    }  # fmt: skip
+    }
 
 
 def _own_point(params: Params) -> Point:
@@ -123,12 +139,18 @@ def _step_tokens(params: Params) -> float:
 def _hub_points(params: Params) -> dict[int, Point]:
     found = {name: _revisions(params.seeds[name]) for name in sorted(params.seeds)}
     shared = set.intersection(*(set(of_seed) for of_seed in found.values()))
-    known = [tokens for prefix, tokens in STEP_TOKENS.items() if all(source.startswith(prefix) for source in params.seeds.values())]
+    known = [
+        tokens
+        for prefix, tokens in STEP_TOKENS.items()
+        if all(source.startswith(prefix) for source in params.seeds.values())
+    ]
     per_step = known[0] if known else float("nan")
     return {
-        step: Point(f"checkpoint-{step}", step, step * per_step, dict(params.seeds), {name: found[name][step] for name in found})
+        step: Point(
+            f"checkpoint-{step}", step, step * per_step, dict(params.seeds), {name: found[name][step] for name in found}
+        )
         for step in shared
-    }  # fmt: skip
+    }
 
 
 def _revisions(source: str) -> dict[int, str]:

@@ -73,7 +73,16 @@ def _time_axis(axes: Axes, time: Timeline) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _over_seeds(axes: Axes, table: pd.DataFrame, column: str, time: Timeline, colour: str, label: str | None = None, style: str = "o-", weight: str | None = None) -> None:
+def _over_seeds(
+    axes: Axes,
+    table: pd.DataFrame,
+    column: str,
+    time: Timeline,
+    colour: str,
+    label: str | None = None,
+    style: str = "o-",
+    weight: str | None = None,
+) -> None:
     """Mean over seeds, by a column of weights if one is named, as a line and the range as shading; `table` has rows seed, point and the column."""
     over = table.groupby("point", sort=False)[column].agg(["min", "max"])
     over = over.reindex([point for point in time.at.index if point in over.index])
@@ -91,7 +100,13 @@ def losses(table: pd.DataFrame, time: Timeline) -> Figure:
     domains = domains.reindex(time.at.index)
     last = domains.iloc[-1].sort_values()
     for index, domain in enumerate(last.index):
-        shown = {"label": f"easiest: {domain}"} if index == 0 else {"label": f"hardest: {domain}"} if index == len(last) - 1 else {}
+        shown = (
+            {"label": f"easiest: {domain}"}
+            if index == 0
+            else {"label": f"hardest: {domain}"}
+            if index == len(last) - 1
+            else {}
+        )
         colour = EXCESS if index == 0 else BASELINE if index == len(last) - 1 else "#cccccc"
         axes.plot(time.at[domains.index], domains[domain], color=colour, linewidth=1.5 if shown else 0.8, **shown)
     _over_seeds(axes, table[table["domain"] == "all"], "loss", time, CORRELATION, "all text")
@@ -120,8 +135,16 @@ def by_layer(shares: pd.DataFrame, time: Timeline) -> Figure:
     wide = shares.groupby(["point", "layer"], sort=False)["share"].mean().unstack().reindex(time.at.index)[::-1]
     layers = wide.shape[1]
     fig, axes = canvas(size=(max(5.5, 2.5 + 0.65 * layers), 1.6 + 0.32 * len(wide)))
-    sns.heatmap(100 * wide, ax=axes, cmap="cividis", vmin=0, vmax=max(1e-3, 100 * np.nanmax(wide.to_numpy())), annot=layers <= 12, fmt=".1f",
-                cbar_kws={"label": "universal neurons [%]"})  # fmt: skip
+    sns.heatmap(
+        100 * wide,
+        ax=axes,
+        cmap="cividis",
+        vmin=0,
+        vmax=max(1e-3, 100 * np.nanmax(wide.to_numpy())),
+        annot=layers <= 12,
+        fmt=".1f",
+        cbar_kws={"label": "universal neurons [%]"},
+    )
     names = [short(time.at[point]) if time.log else point for point in wide.index]
     axes.set_yticks(np.arange(len(wide)) + 0.5, names, rotation=0)
     axes.set(xlabel="layer", ylabel=time.label)
@@ -140,7 +163,9 @@ def births_and_deaths(changes: pd.DataFrame, kept: pd.DataFrame, time: Timeline)
     left.bar(x, mean["births"], bottom=mean["stay"], color=EXCESS, label="births")
     left.bar(x, -mean["deaths"], color=NEUTRAL, label="deaths")
     left.axhline(0, color=NEUTRAL, linewidth=1)
-    left.set_xticks(x, [short(time.at[point]) if time.log else point for point in mean.index], rotation=45, fontsize="small")
+    left.set_xticks(
+        x, [short(time.at[point]) if time.log else point for point in mean.index], rotation=45, fontsize="small"
+    )
     left.set(xlabel=f"{time.label}, later checkpoint", ylabel="deaths ↓ neurons ↑ universal\nmean over seeds")
     left.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
     if not mean.to_numpy().any():
@@ -150,10 +175,21 @@ def births_and_deaths(changes: pd.DataFrame, kept: pd.DataFrame, time: Timeline)
     if known.empty:
         note(right, "no universal neuron before the end")
     else:
-        _over_seeds(right, known, "persistence", time, COLOURS["universal"], "universal at the end too", weight="universal")
+        _over_seeds(
+            right, known, "persistence", time, COLOURS["universal"], "universal at the end too", weight="universal"
+        )
         _over_seeds(right, known, "chance", time, NEUTRAL, "chance: neurons of the same layers", ":", "universal")
         if known["same_partner"].notna().any():
-            _over_seeds(right, known[known["same_partner"].notna()], "same_partner", time, CORRELATION, "of these: best match is the same neuron", "s--", "kept")
+            _over_seeds(
+                right,
+                known[known["same_partner"].notna()],
+                "same_partner",
+                time,
+                CORRELATION,
+                "of these: best match is the same neuron",
+                "s--",
+                "kept",
+            )
         _time_axis(right, time)
         if time.log and known["point"].nunique() <= 6:
             right.set_xticks(*zip(*((at, short(at)) for at in time.at[known["point"].unique()]), strict=True))
@@ -173,7 +209,9 @@ def early_and_late(groups: pd.DataFrame, kinds: pd.DataFrame, layers: int, kind:
     below = np.zeros(layers)
     for when, colour in WHEN.items():
         own = groups[groups["when"] == when]
-        number = own.groupby("layer").size().reindex(range(layers), fill_value=0).to_numpy() / max(1, groups["seed"].nunique())
+        number = own.groupby("layer").size().reindex(range(layers), fill_value=0).to_numpy() / max(
+            1, groups["seed"].nunique()
+        )
         left.bar(range(layers), number, bottom=below, color=colour, label=when)
         below = below + number
     layer_axis(left, layers)
@@ -208,7 +246,9 @@ def circuits_appear(heads: pd.DataFrame, layers: pd.DataFrame, time: Timeline) -
         axes.axhline(HALF, color=NEUTRAL, linestyle=":", linewidth=1)
         axes.set(title=label, ylim=(-0.02, 1.02))
         axes.set_ylabel("best head of a seed" if name == "bos" else "")
-    total = layers.groupby(["point", "seed"], sort=False)[["prediction", "suppression", "peaked_positive", "peaked_negative", "low_variance"]].sum()
+    total = layers.groupby(["point", "seed"], sort=False)[
+        ["prediction", "suppression", "peaked_positive", "peaked_negative", "low_variance"]
+    ].sum()
     total = total.assign(max_kurt=layers.groupby(["point", "seed"], sort=False)["max_kurt"].max()).reset_index()
     _over_seeds(grid[1, 0], total, "max_kurt", time, NEUTRAL)
     grid[1, 0].axhline(PUBLISHED_CUTS.kurtosis, color=NEUTRAL, linestyle=":", label="published cut")
@@ -241,7 +281,14 @@ def heads_at_the_end(heads: pd.DataFrame) -> Figure:
         for index, seed in enumerate(seeds):
             own = last[last["seed"] == seed]
             shift = 0.1 * (index - (len(seeds) - 1) / 2)
-            axes.plot(own["layer"] + shift, own[name], "o", color=SEED_COLOURS[index % len(SEED_COLOURS)], markersize=4, label=seed)
+            axes.plot(
+                own["layer"] + shift,
+                own[name],
+                "o",
+                color=SEED_COLOURS[index % len(SEED_COLOURS)],
+                markersize=4,
+                label=seed,
+            )
         axes.set(title=label, ylim=(-0.02, 1.02))
         layer_axis(axes, int(last["layer"].max()) + 1)
     grid[0].set_ylabel("share of attention\none dot a head")

@@ -44,7 +44,9 @@ def induction_score(pattern: Float[Tensor, "blocks heads context context"], leng
     return pattern.diagonal(offset=1 - length, dim1=2, dim2=3)[..., -length:].mean(dim=(0, 2))
 
 
-def repeated_tokens(blocks: int, context: int, allowed: Int[Tensor, "ids"], bos_id: int, random_seed: int) -> Int[Tensor, "blocks context"]:
+def repeated_tokens(
+    blocks: int, context: int, allowed: Int[Tensor, "ids"], bos_id: int, random_seed: int
+) -> Int[Tensor, "blocks context"]:
     """BOS, then random tokens out of `allowed`, then the same tokens again; an odd one is left out at the end."""
     length = (context - 1) // 2
     generator = torch.Generator().manual_seed(random_seed)
@@ -53,7 +55,9 @@ def repeated_tokens(blocks: int, context: int, allowed: Int[Tensor, "ids"], bos_
 
 
 @torch.no_grad()
-def head_table(model: nn.Module, tokens: Int[Tensor, "blocks context"], repeated: Int[Tensor, "blocks twice"]) -> pd.DataFrame:
+def head_table(
+    model: nn.Module, tokens: Int[Tensor, "blocks context"], repeated: Int[Tensor, "blocks twice"]
+) -> pd.DataFrame:
     """One row per head: layer, head, bos and previous (on text), induction (on repeated random tokens).
 
     Attention is computed in full, block by block, since the fused kernels do not give it.
@@ -68,7 +72,10 @@ def head_table(model: nn.Module, tokens: Int[Tensor, "blocks context"], repeated
     for one in repeated.split(1):
         patterns = model(one, output_attentions=True, use_cache=False).attentions
         induction.append(torch.stack([induction_score(pattern.float(), length) for pattern in patterns]))
-    scores = {name: torch.stack(parts).mean(0) for name, parts in (("bos", bos), ("previous", previous), ("induction", induction))}
+    scores = {
+        name: torch.stack(parts).mean(0)
+        for name, parts in (("bos", bos), ("previous", previous), ("induction", induction))
+    }
     layers, heads = scores["bos"].shape
     table = pd.DataFrame({"layer": np.repeat(np.arange(layers), heads), "head": np.tile(np.arange(heads), layers)})
     return table.assign(**{name: values.flatten().cpu().double().numpy() for name, values in scores.items()})
@@ -77,7 +84,9 @@ def head_table(model: nn.Module, tokens: Int[Tensor, "blocks context"], repeated
 # ---------------------------------------------------------------- neurons at one checkpoint
 
 
-def layer_indicators(neurons: pd.DataFrame, matches: pd.DataFrame, null: dict[str, Float[Tensor, "directions"]]) -> pd.DataFrame:
+def layer_indicators(
+    neurons: pd.DataFrame, matches: pd.DataFrame, null: dict[str, Float[Tensor, "directions"]]
+) -> pd.DataFrame:
     """One row per layer of one seed, from its rows of the tables of neurons and matches and its random directions.
 
     Columns: layer, neurons; prediction, suppression, partition (numbers by the calibrated cuts); peaked_positive,
@@ -130,10 +139,17 @@ def transitions(neurons: pd.DataFrame, threshold: float) -> pd.DataFrame:
     flags = _flags(neurons, threshold)
     rows = []
     for (seed, earlier), (_, later) in _neighbours(flags):
-        rows.append({
-            "seed": seed, "point": later.name, "before": int(earlier.sum()), "after": int(later.sum()),
-            "stay": int((earlier & later).sum()), "births": int((~earlier & later).sum()), "deaths": int((earlier & ~later).sum()),
-        })  # fmt: skip
+        rows.append(
+            {
+                "seed": seed,
+                "point": later.name,
+                "before": int(earlier.sum()),
+                "after": int(later.sum()),
+                "stay": int((earlier & later).sum()),
+                "births": int((~earlier & later).sum()),
+                "deaths": int((earlier & ~later).sum()),
+            }
+        )
     return pd.DataFrame(rows, columns=["seed", "point", "before", "after", "stay", "births", "deaths"])
 
 
@@ -146,7 +162,11 @@ def persistence(neurons: pd.DataFrame, threshold: float) -> pd.DataFrame:
     NaN without any.
     """
     names = list(dict.fromkeys(neurons["point"]))
-    rows = [_kept(seed, name, at, end, threshold) for name in names[:-1] for seed, at, end in _pairs(neurons, name, names[-1])]
+    rows = [
+        _kept(seed, name, at, end, threshold)
+        for name in names[:-1]
+        for seed, at, end in _pairs(neurons, name, names[-1])
+    ]
     columns = ["seed", "point", "universal", "kept", "persistence", "chance", "same_partner"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -196,7 +216,9 @@ def _neighbours(flags: pd.Series):
 def _pairs(neurons: pd.DataFrame, start: str, last: str):
     """(seed, its rows at the start, its rows at the end), both in the same order of neurons."""
     for seed, own in neurons.groupby("seed", sort=False):
-        at, end = (own[own["point"] == name].sort_values(["layer", "neuron"]).reset_index(drop=True) for name in (start, last))
+        at, end = (
+            own[own["point"] == name].sort_values(["layer", "neuron"]).reset_index(drop=True) for name in (start, last)
+        )
         yield seed, at, end
 
 
@@ -208,11 +230,14 @@ def _kept(seed: str, name: str, at: pd.DataFrame, end: pd.DataFrame, threshold: 
     before, after = (rows.loc[kept, partners].to_numpy() for rows in (at, end))
     same = (before == after)[(before >= 0) & (after >= 0)]
     return {
-        "seed": seed, "point": name, "universal": number, "kept": int(kept.sum()),
+        "seed": seed,
+        "point": name,
+        "universal": number,
+        "kept": int(kept.sum()),
         "persistence": kept.sum() / number if number else np.nan,
         "chance": float(at.loc[then, "layer"].map(by_layer).mean()) if number else np.nan,
         "same_partner": float(same.mean()) if same.size else np.nan,
-    }  # fmt: skip
+    }
 
 
 # ---------------------------------------------------------------- summaries over checkpoints
@@ -234,10 +259,17 @@ def appearances(indicators: dict[str, tuple[pd.Series, float]]) -> pd.DataFrame:
     for name, (values, bar) in indicators.items():
         wide = values.unstack("point")[list(dict.fromkeys(values.index.get_level_values("point")))]
         above, last = wide > bar, wide.iloc[:, -1]
-        rows.append({
-            "indicator": name, "bar": bar, "first": _from_here_on(above.all()), "any_first": _from_here_on(above.any()),
-            "low": last.min(), "mean": last.mean(), "high": last.max(),
-        })  # fmt: skip
+        rows.append(
+            {
+                "indicator": name,
+                "bar": bar,
+                "first": _from_here_on(above.all()),
+                "any_first": _from_here_on(above.any()),
+                "low": last.min(),
+                "mean": last.mean(),
+                "high": last.max(),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -255,7 +287,9 @@ def indicators(heads: pd.DataFrame, layers: pd.DataFrame, shares: pd.DataFrame) 
     """
     keys = ["seed", "point"]
     best = heads.groupby(keys, sort=False)[["previous", "induction", "bos"]].max()
-    total = layers.groupby(keys, sort=False)[["neurons", "prediction", "suppression", "peaked_positive", "peaked_negative", "low_variance"]].sum()
+    total = layers.groupby(keys, sort=False)[
+        ["neurons", "prediction", "suppression", "peaked_positive", "peaked_negative", "low_variance"]
+    ].sum()
     seeds = total.index.get_level_values("seed").nunique()
     chance = float(binom.ppf(1 - SIGNIFICANT / seeds, total["neurons"].max(), 1 - QUANTILE))
     return {
@@ -263,7 +297,10 @@ def indicators(heads: pd.DataFrame, layers: pd.DataFrame, shares: pd.DataFrame) 
         "an induction head": (best["induction"], HALF),
         "a head that attends to BOS": (best["bos"], HALF),
         "neurons with W_U kurtosis above the calibrated cut": (total["prediction"] + total["suppression"], chance),
-        f"neurons with W_U kurtosis above {PUBLISHED_CUTS.kurtosis:g}": (total["peaked_positive"] + total["peaked_negative"], 0.0),
+        f"neurons with W_U kurtosis above {PUBLISHED_CUTS.kurtosis:g}": (
+            total["peaked_positive"] + total["peaked_negative"],
+            0.0,
+        ),
         "neurons with a logit variance below the null's": (total["low_variance"], chance),
         "one universal neuron in a hundred": (shares.set_index(keys)["share"], 0.01),
     }
@@ -275,4 +312,8 @@ def kinds_of(groups: pd.DataFrame, kinds: pd.Series, name: Callable[[str], str] 
     known = known[known["kind"].notna()]
     shares = known.groupby("when")["kind"].value_counts(normalize=True).rename("share")
     number = known["when"].value_counts().rename("of")
-    return shares.reset_index().merge(number, on="when") if len(known) else pd.DataFrame(columns=["when", "kind", "share", "of"])
+    return (
+        shares.reset_index().merge(number, on="when")
+        if len(known)
+        else pd.DataFrame(columns=["when", "kind", "share", "of"])
+    )

@@ -25,7 +25,6 @@ from lib.base.tensors import write_table
 from lib.chapters.circuits import roles
 from lib.chapters.circuits.tables import weights_of
 from lib.chapters.emergence import statistics
-from lib.chapters.emergence import statistics as emergence_statistics
 from lib.chapters.emergence.checkpoints import Point, lacks_tokeniser, link_seed, points
 from lib.chapters.families.summary import FAMILIES, with_excess
 from lib.chapters.universality.properties import frequency_cosine_correlation, property_tests, reference_shares
@@ -46,9 +45,12 @@ PARTNERS_FROM = 0.25  # excess from which on a neuron's matches ship: persistenc
 def point_params(params: Params, point: Point, tokens: int) -> Params:
     """The parameters of the small run of one checkpoint: outputs/emergence-<run>-<checkpoint>."""
     values = params.model_dump(exclude_none=True) | {
-        "run": f"emergence-{params.run}-{point.label}", "token_budget": tokens, "rotations": min(ROTATIONS, params.rotations),
-        "compare": "all", "seeds": point.sources,
-    }  # fmt: skip
+        "run": f"emergence-{params.run}-{point.label}",
+        "token_budget": tokens,
+        "rotations": min(ROTATIONS, params.rotations),
+        "compare": "all",
+        "seeds": point.sources,
+    }
     values.pop("revision", None)
     if point.revisions:
         return Params(**values, revision=point.revisions)
@@ -62,7 +64,9 @@ def measure(run: Run) -> dict[str, pd.DataFrame]:
     neurons, matches, threshold = run.table("neurons_all_seeds"), run.table("matches_all_seeds"), run.params.threshold
     text = run.text
     allowed = torch.tensor(sorted(set(range(text.vocab_size)) - {text.bos_id, *text.newline_ids}))
-    repeated = statistics.repeated_tokens(statistics.HEAD_BLOCKS, text.context, allowed, text.bos_id, run.params.random_seed)
+    repeated = statistics.repeated_tokens(
+        statistics.HEAD_BLOCKS, text.context, allowed, text.bos_id, run.params.random_seed
+    )
     parts, cuts = {"seeds": [], "layers": [], "heads": [], "properties": []}, {}
     for seed, own in neurons.groupby("seed", sort=False):
         _, unembedding = weights_of(run, seed)
@@ -72,9 +76,13 @@ def measure(run: Run) -> dict[str, pd.DataFrame]:
         found = {
             "seeds": reference_shares(own, threshold).assign(frequency_cosine=frequency_cosine_correlation(own)),
             "layers": statistics.layer_indicators(own, matches[matches["seed"] == seed], null),
-            "heads": statistics.head_table(load_model(seed_source(run.params, seed)), text.tokens[: statistics.HEAD_BLOCKS], repeated),
-            "properties": property_tests(own, threshold)[["property", "label", "published", "effect", "median_percentile", "p_corrected", "verdict"]],
-        }  # fmt: skip
+            "heads": statistics.head_table(
+                load_model(seed_source(run.params, seed)), text.tokens[: statistics.HEAD_BLOCKS], repeated
+            ),
+            "properties": property_tests(own, threshold)[
+                ["property", "label", "published", "effect", "median_percentile", "p_corrected", "verdict"]
+            ],
+        }
         for name, table in found.items():
             parts[name].append(table.drop(columns="seed", errors="ignore").assign(seed=seed))
     made = {name: pd.concat(tables, ignore_index=True) for name, tables in parts.items()}
@@ -89,7 +97,11 @@ def measured_point(params: Params, point: Point, tokens: int, folder: Path) -> d
     for name, source in point.sources.items() if not point.revisions else ():
         if lacks_tokeniser(source):
             link_seed(Path(source), seed_folder(params, name), own.folder / "seeds" / name)
-    if record.get("asked") == asked and record.get("text_sha256") == file_sha256(own.text_path) and not _changed(point, record, folder / "made.json"):
+    if (
+        record.get("asked") == asked
+        and record.get("text_sha256") == file_sha256(own.text_path)
+        and not _changed(point, record, folder / "made.json")
+    ):
         _tidy(own.folder)
         return record
     key = own.folder / "stats" / "key.json"
@@ -102,11 +114,18 @@ def measured_point(params: Params, point: Point, tokens: int, folder: Path) -> d
     for name, table in measure(own).items():
         write_table(folder / f"{name}.parquet", table)
     record = {
-        "asked": asked, "label": point.label, "step": _whole(point.step), "tokens": _whole(point.tokens),
-        "seeds": own.done["seed_hashes"], "text_sha256": own.done["text_hash"], "counted": own.done["tokens_counted"],
-        "precision": own.done["precision"], "layers": own.done["layers"], "neurons": own.done["neurons"],
+        "asked": asked,
+        "label": point.label,
+        "step": _whole(point.step),
+        "tokens": _whole(point.tokens),
+        "seeds": own.done["seed_hashes"],
+        "text_sha256": own.done["text_hash"],
+        "counted": own.done["tokens_counted"],
+        "precision": own.done["precision"],
+        "layers": own.done["layers"],
+        "neurons": own.done["neurons"],
         "seconds": round(time.monotonic() - started),
-    }  # fmt: skip
+    }
     write_json(folder / "made.json", record)
     _tidy(own.folder)
     return record
@@ -149,7 +168,9 @@ def kept_record(folder: Path, settings: dict) -> dict:
         raise InputError(f"{folder} has no {RECORD}, so there are no points in it that could be kept.")
     other = sorted(key for key, value in settings.items() if record.get(key) != value)
     if other:
-        raise InputError(f"the points in {folder} were made with another {', '.join(other)} and cannot stand beside these.")
+        raise InputError(
+            f"the points in {folder} were made with another {', '.join(other)} and cannot stand beside these."
+        )
     return record
 
 
@@ -157,8 +178,12 @@ def kept_points(folder: Path, measured: list[dict], settings: dict) -> tuple[lis
     """Records and tables of the points in `folder` but for those measured now; older final seeds become shipped-<step>."""
     record = kept_record(folder, settings)
     now = {own["label"]: own["seeds"] for own in measured}
-    name = {point["label"]: f"shipped-{point['step']}" if point["label"] == "final" and point["seeds"] != now.get("final") else point["label"]
-            for point in record["points"]}  # fmt: skip
+    name = {
+        point["label"]: f"shipped-{point['step']}"
+        if point["label"] == "final" and point["seeds"] != now.get("final")
+        else point["label"]
+        for point in record["points"]
+    }
     records = [point | {"label": name[point["label"]]} for point in record["points"] if name[point["label"]] not in now]
     tables = {}
     for table in TABLES:
@@ -168,16 +193,21 @@ def kept_points(folder: Path, measured: list[dict], settings: dict) -> tuple[lis
     return records, tables
 
 
-def tabulate_emergence(params: Params, tokens: int | None = None, steps: list[int] | None = None, keep: Path | None = None) -> Path:
+def tabulate_emergence(
+    params: Params, tokens: int | None = None, steps: list[int] | None = None, keep: Path | None = None
+) -> Path:
     """outputs/<run>/emergence with the tables of all checkpoints, those that are missing measured; returns the folder.
 
     The points of the tables in `keep` that are not measured now stand beside them.
     """
     tokens = tokens or min(TOKENS, params.token_budget)
     settings = {
-        "text": params.text_title, "token_budget": tokens, "rotations": min(ROTATIONS, params.rotations), "threshold": params.threshold,
+        "text": params.text_title,
+        "token_budget": tokens,
+        "rotations": min(ROTATIONS, params.rotations),
+        "threshold": params.threshold,
         "random_seed": params.random_seed,
-    }  # fmt: skip
+    }
     chosen = points(params, steps, beside=len(kept_record(keep, settings)["points"]) if keep else 0)
     folder, records = params.folder / "emergence", []
     for number, point in enumerate(chosen, 1):
@@ -186,12 +216,17 @@ def tabulate_emergence(params: Params, tokens: int | None = None, steps: list[in
     settings |= {name: records[0][name] for name in ("text_sha256", "counted", "layers", "neurons")}
     older, kept = kept_points(keep, records, settings) if keep else ([], {})
     for name in TABLES:
-        parts = [pd.read_parquet(folder / "points" / point.label / f"{name}.parquet").assign(point=point.label) for point in chosen]
+        parts = [
+            pd.read_parquet(folder / "points" / point.label / f"{name}.parquet").assign(point=point.label)
+            for point in chosen
+        ]
         table = pd.concat([*([kept[name]] if kept else []), *parts], ignore_index=True)
         write_table(folder / f"{name}.parquet", table.astype({"point": "category", "seed": "category"}))
     own = ("label", "step", "tokens", "seeds", "precision", "seconds")
-    every = sorted([*older, *({name: record[name] for name in own} for record in records)],
-                   key=lambda point: float("inf") if point["step"] is None else point["step"])  # fmt: skip
+    every = sorted(
+        [*older, *({name: record[name] for name in own} for record in records)],
+        key=lambda point: float("inf") if point["step"] is None else point["step"],
+    )
     write_json(folder / RECORD, {"run": params.run, **settings, "points": every})
     return folder
 
@@ -205,7 +240,9 @@ class Emergence:
     def __init__(self, folder: Path, shipped: bool, families: pd.DataFrame | None = None):
         self.folder, self.shipped, self.families = folder, shipped, families
         self.record = _read(folder / RECORD)
-        self.points = pd.DataFrame(self.record["points"])[["label", "step", "tokens"]].rename(columns={"label": "point"})
+        self.points = pd.DataFrame(self.record["points"])[["label", "step", "tokens"]].rename(
+            columns={"label": "point"}
+        )
         self.tables = {name: self._table(name) for name in TABLES}
 
     def early_and_late(self, threshold: float, start: str | None) -> tuple[pd.DataFrame, pd.DataFrame, str]:
@@ -218,9 +255,9 @@ class Emergence:
         groups = statistics.first_universal(self.tables["neurons"], threshold)
         groups["when"] = (groups["order"] <= place).map({True: "early", False: "late"})
         if self.families is None:
-            return groups, emergence_statistics.kinds_of(groups, groups["role"].astype(str)), "role"
+            return groups, statistics.kinds_of(groups, groups["role"].astype(str)), "role"
         known = groups.merge(self.families[[*statistics.KEYS, "family"]], on=statistics.KEYS)
-        return groups, emergence_statistics.kinds_of(known, known["family"].map(FAMILIES)), "family"
+        return groups, statistics.kinds_of(known, known["family"].map(FAMILIES)), "family"
 
     def _table(self, name: str) -> pd.DataFrame:
         table = pd.read_parquet(self.folder / f"{name}.parquet").astype({"point": str, "seed": str})
@@ -235,8 +272,15 @@ def open_chapter(run: Run) -> Emergence | None:
         return Emergence(own, shipped=False, families=_families(run, own))
     home = (parameters.ROOT / "data" / "seeds").resolve()
     folders = [None if run.params.is_on_hub(name) else seed_folder(run.params, name) for name in run.params.seeds]
-    ours = all(folder is not None and folder.resolve().parent == home and folder.name == name for name, folder in zip(run.params.seeds, folders, strict=True))
-    return Emergence(shipped, shipped=True, families=_families(run, shipped)) if ours and (shipped / RECORD).is_file() else None
+    ours = all(
+        folder is not None and folder.resolve().parent == home and folder.name == name
+        for name, folder in zip(run.params.seeds, folders, strict=True)
+    )
+    return (
+        Emergence(shipped, shipped=True, families=_families(run, shipped))
+        if ours and (shipped / RECORD).is_file()
+        else None
+    )
 
 
 def _families(run: Run, folder: Path) -> pd.DataFrame | None:
@@ -262,11 +306,20 @@ def export(folder: Path, to: Path) -> None:
 @told
 def main(arguments: list[str] | None = None) -> int:
     """Command line; 0 on success, 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m lib.chapters.emergence.tables", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.chapters.emergence.tables", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("params", type=Path, help="a parameter file")
     parser.add_argument("--run", help="the run's name, where it is not the file's")
-    parser.add_argument("--tokens", type=int, help=f"positions of text for each checkpoint (default {TOKENS:,}, or the run's if fewer)")
-    parser.add_argument("--steps", type=int, nargs="*", help="the checkpoints' steps (default: log-spaced ones; none: the run's seeds alone)")
+    parser.add_argument(
+        "--tokens", type=int, help=f"positions of text for each checkpoint (default {TOKENS:,}, or the run's if fewer)"
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        nargs="*",
+        help="the checkpoints' steps (default: log-spaced ones; none: the run's seeds alone)",
+    )
     parser.add_argument("--keep", type=Path, help="tables whose points are kept, but for those measured now")
     parser.add_argument("--export", type=Path, help="also write the tables there")
     given = parser.parse_args(arguments)

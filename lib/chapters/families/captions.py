@@ -48,14 +48,22 @@ def family_counts(counts: pd.DataFrame, reference: str) -> Finding:
     largest = explained[explained > 0].sort_values(ascending=False)
     text = f"Of {total:,} neurons **{int(explained.sum()):,}** ({percent(share, 1)}) pass the level of chance. "
     if len(largest):
-        text += "The families are " + listed([f"{FAMILIES[name]} ({number:,})" for name, number in largest.items()]) + ". "
+        text += (
+            "The families are " + listed([f"{FAMILIES[name]} ({number:,})" for name, number in largest.items()]) + ". "
+        )
     empty = [FAMILIES[name] for name, number in explained.items() if not number]
     if empty:
         text += f"No neuron falls into {listed(empty).replace(' and ', ' or ')}. "
     text += _group_sentence(named, TOP, f"the {named[TOP].sum():,} neurons of largest excess ({TOP})")
     universal = int(named["universal"].sum())
-    text += _group_sentence(named, "universal", count(universal, "universal neuron")) if universal else "No neuron is universal at this run's threshold."
-    return Finding(title, text.strip(), f"Bar chart of the share of neurons in each family, by group of neurons. {title}.")
+    text += (
+        _group_sentence(named, "universal", count(universal, "universal neuron"))
+        if universal
+        else "No neuron is universal at this run's threshold."
+    )
+    return Finding(
+        title, text.strip(), f"Bar chart of the share of neurons in each family, by group of neurons. {title}."
+    )
 
 
 def _group_sentence(named: pd.DataFrame, group: str, words: str) -> str:
@@ -78,19 +86,28 @@ def published(table: pd.DataFrame) -> str:
         if not row.neurons:
             parts.append(f"no neuron is {row.group}")
             continue
-        words = {"universal": "universal neurons", "rest": "all others"}.get(row.group, f"neurons of the {row.group} by excess")
-        parts.append(f"of {row.neurons:,} {words} **{row.low:,}** ({percent(row.low / row.neurons, 1)}) are below {PUBLISHED_LOW:g} and {row.high:,} ({percent(row.high / row.neurons, 1)}) reach {PUBLISHED_HIGH:g}")
+        words = {"universal": "universal neurons", "rest": "all others"}.get(
+            row.group, f"neurons of the {row.group} by excess"
+        )
+        parts.append(
+            f"of {row.neurons:,} {words} **{row.low:,}** ({percent(row.low / row.neurons, 1)}) are below {PUBLISHED_LOW:g} and {row.high:,} ({percent(row.high / row.neurons, 1)}) reach {PUBLISHED_HIGH:g}"
+        )
     return f"{theirs} Here " + "; ".join(parts) + ". The scores here are held out, the paper's are not."
 
 
 def scores(rows: pd.DataFrame, table: pd.DataFrame) -> Finding:
     """From one seed's families and `family_summary.held_out`: do scores hold on text that did not choose the label?"""
     passed = rows[rows["family"] != UNEXPLAINED]
-    gap, own, first = rows["gap"].median(), passed["gap"].median(), (rows["first_score"] - rows["first_held_out"]).median()
+    gap, own, first = (
+        rows["gap"].median(),
+        passed["gap"].median(),
+        (rows["first_score"] - rows["first_held_out"]).median(),
+    )
     title = f"Held-out scores differ from those of the choice by {signed(gap, 3)} in the median"
     text = (
         f"The median gap between the score on the half that chose the label and on the held-out half is **{signed(gap, 4)}** over all "
-        f"{len(rows):,} neurons" + (f" and {signed(own, 4)} over the explained ones" if len(passed) else "")
+        f"{len(rows):,} neurons"
+        + (f" and {signed(own, 4)} over the explained ones" if len(passed) else "")
         + f"; where the family is chosen on the first half, too, not by the best held-out score, it is {signed(first, 4)}. "
     )
     lost = table[(table["chosen"] > 0) & (table["held_out"] == 0)]
@@ -104,7 +121,9 @@ def scores(rows: pd.DataFrame, table: pd.DataFrame) -> Finding:
     if len(passed):
         text += f"For {ties:,} of {len(passed):,} explained neurons a label of another family comes within a tenth of the best score, so their family is a near-tie. "
     text += f"The best score of all is {rows['score'].max():.3f} (layer {rows.loc[rows['score'].idxmax(), 'layer']} neuron {rows.loc[rows['score'].idxmax(), 'neuron']}, {rows.loc[rows['score'].idxmax(), 'label']})."
-    return Finding(title, text, f"Histogram of the best held-out scores and scatter against the scores of the choice. {title}.")
+    return Finding(
+        title, text, f"Histogram of the best held-out scores and scatter against the scores of the choice. {title}."
+    )
 
 
 def chance(rows: pd.DataFrame, levels: pd.DataFrame) -> Finding:
@@ -121,7 +140,9 @@ def chance(rows: pd.DataFrame, levels: pd.DataFrame) -> Finding:
     behind = levels.set_index("layer")["median"] > rows.groupby("layer")["score"].median()
     if behind.any():
         text += f" In {listed([f'layer {layer}' for layer in behind.index[behind]])} the median neuron scores less than the median random direction."
-    return Finding(title, text, f"Box plots of best held-out scores by layer with the scores of rotated neurons. {title}.")
+    return Finding(
+        title, text, f"Box plots of best held-out scores by layer with the scores of rotated neurons. {title}."
+    )
 
 
 def by_layer(everyone: pd.DataFrame) -> Finding:
@@ -137,7 +158,9 @@ def by_layer(everyone: pd.DataFrame) -> Finding:
     text = f"The share of explained neurons is largest in layer **{share.idxmax()}** ({percent(share.max(), 1)}) and smallest in layer {share.idxmin()} ({percent(share.min(), 1)}). "
     text += f"Each family has most neurons here: {listed(parts)}. " if parts else ""
     text += PUBLISHED_DEPTHS
-    return Finding(title, text, f"Stacked bars of families by layer, for all neurons and for those of largest excess. {title}.")
+    return Finding(
+        title, text, f"Stacked bars of families by layer, for all neurons and for those of largest excess. {title}."
+    )
 
 
 def by_excess(rows: pd.DataFrame) -> Finding:
@@ -146,7 +169,9 @@ def by_excess(rows: pd.DataFrame) -> Finding:
     rank = rows["excess_corr"].corr(rows["score"], method="spearman")
     top = rows["excess_corr"].rank(ascending=False) <= len(rows) / 10
     shares = explained[top].mean(), explained[~top].mean()
-    title = f"{percent(shares[0], 0)} of the tenth with the largest excess pass chance, {percent(shares[1], 0)} of the rest"
+    title = (
+        f"{percent(shares[0], 0)} of the tenth with the largest excess pass chance, {percent(shares[1], 0)} of the rest"
+    )
     text = f"The rank correlation of excess correlation and best held-out score is **{signed(rank)}** over {len(rows):,} neurons. Of the tenth with the largest excess {percent(shares[0], 1)} pass the level of chance, of the rest {percent(shares[1], 1)}."
     return Finding(title, text, f"Lines of the share of explained neurons by excess correlation. {title}.")
 
@@ -157,7 +182,11 @@ def seeds(shares: pd.DataFrame) -> Finding:
     total = explained.sum(axis=1)
     if len(shares) < 2:
         title = "One seed: no comparison of seeds"
-        return Finding(title, f"Seed {shares.index[0]} has {percent(total.iloc[0], 1)} explained neurons.", f"Dots of the share of each family. {title}.")
+        return Finding(
+            title,
+            f"Seed {shares.index[0]} has {percent(total.iloc[0], 1)} explained neurons.",
+            f"Dots of the share of each family. {title}.",
+        )
     low, high = total.min(), total.max()
     title = f"From {percent(low, 0)} to {percent(high, 0)} of a seed's neurons are explained"
     spread = (explained.max() - explained.min()).sort_values(ascending=False)
@@ -167,7 +196,9 @@ def seeds(shares: pd.DataFrame) -> Finding:
         f"Seeds differ most in {FAMILIES[name]}: {percent(explained[name].min(), 1)} to {percent(explained[name].max(), 1)}. "
     )
     if len(shares) > 2:
-        text += f"The largest standard deviation over seeds of any family's share is {percent(explained.std().max(), 2)}."
+        text += (
+            f"The largest standard deviation over seeds of any family's share is {percent(explained.std().max(), 2)}."
+        )
     return Finding(title, text.strip(), f"Dots of the share of neurons in each family, one per seed. {title}.")
 
 
@@ -180,7 +211,9 @@ def agreement(table: pd.DataFrame, references: int) -> Finding:
         text = "Families are computed for seeds that serve as reference, here for one, so that those of matched neurons cannot be compared; `compare: all` asks it."
         return Finding("One seed has families: none to compare them with", text, alt)
     if not first["pairs"]:
-        return Finding("No explained neuron has a match", "There is no pair of matched neurons with an explained one.", alt)
+        return Finding(
+            "No explained neuron has a match", "There is no pair of matched neurons with an explained one.", alt
+        )
     title = f"{percent(first['same_label'], 0)} of matched pairs share their label, {percent(first['chance_label'], 0)} would by chance"
     if not np.isfinite(first["chance_label"]):
         title = f"{percent(first['same_label'], 0)} of matched pairs share their label"
@@ -203,7 +236,9 @@ def examples_of(chosen: pd.DataFrame, family: str) -> Finding:
     alt = f"Best neurons of the family {words}, with what they answer to."
     if chosen.empty:
         text = f"This run has no label of the family {words}, so no neuron is shown."
-        return Finding(f"No label of the family {words} in this run", f"{text} {NO_PROSE}" if family == "syntax" else text, alt)
+        return Finding(
+            f"No label of the family {words} in this run", f"{text} {NO_PROSE}" if family == "syntax" else text, alt
+        )
     best = chosen.loc[chosen["score"].idxmax()]
     own = int(chosen["assigned"].sum())
     title = f"{capital(words)}: the best score is {best['score']:.2f}, for {best['label']}"

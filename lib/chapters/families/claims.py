@@ -59,7 +59,11 @@ def _in_layers(family: str, depth: float):
         found = of(table, table["family"] == family)
         highest = table.groupby("seed")["chance"].transform("max")
         same = of(table, (table["family"] == family) & (table["score"] > highest))
-        return agreed(found, same, f"{found.here}; with layers' highest level of chance for all ({highest.max():.2f}): {same.here}")
+        return agreed(
+            found,
+            same,
+            f"{found.here}; with layers' highest level of chance for all ({highest.max():.2f}): {same.here}",
+        )
 
     def of(table: pd.DataFrame, chosen: pd.Series) -> Measured:
         layers, own = table["layer"].max() + 1, table[chosen]
@@ -68,8 +72,16 @@ def _in_layers(family: str, depth: float):
         if not len(enough):
             return unmeasured(f"{count(len(own), f'{FAMILIES[family]} neuron')} in all seeds, too few")
         ends = sorted({math.floor(layers * depth), math.ceil(layers * depth)})
-        found = [over_seeds((own["layer"] < end).groupby(own["seed"]).mean()[enough], HALF, True, lambda value: percent(value, 0)) for end in ends]
-        told = [f"{'no whole layer' if end == 0 else 'layer 0' if end == 1 else f'layers 0 to {end - 1}'}: {one.here}" for end, one in zip(ends, found, strict=True)]
+        found = [
+            over_seeds(
+                (own["layer"] < end).groupby(own["seed"]).mean()[enough], HALF, True, lambda value: percent(value, 0)
+            )
+            for end in ends
+        ]
+        told = [
+            f"{'no whole layer' if end == 0 else 'layer 0' if end == 1 else f'layers 0 to {end - 1}'}: {one.here}"
+            for end, one in zip(ends, found, strict=True)
+        ]
         here = f"in {', in '.join(told)}; of {len(own):,} neurons in {layers} layers, universal or not"
         return Measured(found[0].value, found[0].low, found[-1].high, here, decided(found[0].low, found[-1].high, HALF))
 
@@ -98,21 +110,49 @@ def _syntax(evidence: Evidence) -> Measured:
 
 def _depth_claim(family: str, claim: str, depth: float) -> Claim:
     published = f"{PUBLISHED_LAYERS[family].replace(' in ', ' ')}{AMONG}"
-    return Claim(f"depth_{family}", claim, published, CHAPTER, "families_by_layer", (FAMILY,), _in_layers(family, depth))
+    return Claim(
+        f"depth_{family}", claim, published, CHAPTER, "families_by_layer", (FAMILY,), _in_layers(family, depth)
+    )
 
 
 CLAIMS = (
-    Claim("unexplained", f"Most universal neurons are explained: fewer than half have a best score below {PUBLISHED_LOW:g}",
-          f"{PUBLISHED_UNEXPLAINED} of {PUBLISHED_UNIVERSAL:,} below, {percent(PUBLISHED_UNEXPLAINED / PUBLISHED_UNIVERSAL, 1)} (GPT2-medium)",
-          CHAPTER, "family_scores", (FAMILY, EVERYONE), _below),
-    Claim("well_explained", f"Of universal neurons at least one in twenty has a score of {PUBLISHED_HIGH:g} or more",
-          f"about {PUBLISHED_WELL_EXPLAINED} of {PUBLISHED_UNIVERSAL:,}, {percent(PUBLISHED_WELL_EXPLAINED / PUBLISHED_UNIVERSAL, 1)} (GPT2-medium)",
-          CHAPTER, "family_scores", (FAMILY, EVERYONE), _well),
+    Claim(
+        "unexplained",
+        f"Most universal neurons are explained: fewer than half have a best score below {PUBLISHED_LOW:g}",
+        f"{PUBLISHED_UNEXPLAINED} of {PUBLISHED_UNIVERSAL:,} below, {percent(PUBLISHED_UNEXPLAINED / PUBLISHED_UNIVERSAL, 1)} (GPT2-medium)",
+        CHAPTER,
+        "family_scores",
+        (FAMILY, EVERYONE),
+        _below,
+    ),
+    Claim(
+        "well_explained",
+        f"Of universal neurons at least one in twenty has a score of {PUBLISHED_HIGH:g} or more",
+        f"about {PUBLISHED_WELL_EXPLAINED} of {PUBLISHED_UNIVERSAL:,}, {percent(PUBLISHED_WELL_EXPLAINED / PUBLISHED_UNIVERSAL, 1)} (GPT2-medium)",
+        CHAPTER,
+        "family_scores",
+        (FAMILY, EVERYONE),
+        _well,
+    ),
     _depth_claim("unigram", "Most neurons of one word sit in the first quarter of the layers", EARLY),
-    Claim("letters", "Most letters of the alphabet have a neuron that answers to words beginning with it",
-          f"{PUBLISHED_LETTERS} of {LETTERS} letters{AMONG}", CHAPTER, "figure_17_letters", (FAMILY,), _letters),
+    Claim(
+        "letters",
+        "Most letters of the alphabet have a neuron that answers to words beginning with it",
+        f"{PUBLISHED_LETTERS} of {LETTERS} letters{AMONG}",
+        CHAPTER,
+        "figure_17_letters",
+        (FAMILY,),
+        _letters,
+    ),
     _depth_claim("previous_token", "Most previous-token neurons sit in the first half of the layers", HALF),
     _depth_claim("position", "Most position neurons sit in the first quarter of the layers", EARLY),
-    Claim("syntax", "No layer stands out for syntax: none holds half of its neurons", f"no layer stands out{AMONG}",
-          CHAPTER, "families_by_layer", (FAMILY,), _syntax),
-)  # fmt: skip
+    Claim(
+        "syntax",
+        "No layer stands out for syntax: none holds half of its neurons",
+        f"no layer stands out{AMONG}",
+        CHAPTER,
+        "families_by_layer",
+        (FAMILY,),
+        _syntax,
+    ),
+)

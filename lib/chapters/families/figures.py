@@ -33,12 +33,18 @@ def family_counts(counts: pd.DataFrame) -> Figure:
     height = 0.8 / len(groups)
     for index, name in enumerate(groups):
         at = np.arange(len(counts)) + (index - (len(groups) - 1) / 2) * height
-        bars = axes.barh(at, counts[f"{name} share"], height, color=GROUP_COLOURS[name], label=f"{name} ({counts[name].sum():,})")
+        bars = axes.barh(
+            at, counts[f"{name} share"], height, color=GROUP_COLOURS[name], label=f"{name} ({counts[name].sum():,})"
+        )
         axes.bar_label(bars, [f"{number:,}" for number in counts[name]], padding=2, fontsize="x-small")
     axes.set_yticks(range(len(counts)), counts["label"])
     axes.invert_yaxis()
     axes.grid(False, axis="y")
-    axes.set(xlabel="share of the group's neurons", ylabel="family", xlim=(0, 1.12 * max(counts[f"{name} share"].max() for name in groups)))
+    axes.set(
+        xlabel="share of the group's neurons",
+        ylabel="family",
+        xlim=(0, 1.12 * max(counts[f"{name} share"].max() for name in groups)),
+    )
     axes.xaxis.set_major_formatter(PERCENT)
     axes.legend(loc="center right", title="neurons")
     return fig
@@ -51,11 +57,24 @@ def families_by_layer(everyone: pd.DataFrame, top: pd.DataFrame) -> Figure:
         share = table.div(table.sum(axis=1).replace(0, np.nan), axis=0).fillna(0)
         bottom = np.zeros(len(share))
         for name in FAMILIES:
-            axes.bar(share.index, share[name], bottom=bottom, color=COLOURS[name], width=0.8, label=FAMILIES[name], linewidth=0)
+            axes.bar(
+                share.index,
+                share[name],
+                bottom=bottom,
+                color=COLOURS[name],
+                width=0.8,
+                label=FAMILIES[name],
+                linewidth=0,
+            )
             bottom += share[name].to_numpy()
         for layer in share.index[~share.any(axis=1)]:
             axes.text(layer, 0.02, "none", ha="center", va="bottom", rotation=90, color=NEUTRAL)
-        axes.set(xlabel="layer", title=f"{what} ({int(table.to_numpy().sum()):,})", xlim=(-0.6, len(everyone) - 0.4), ylim=(0, 1))
+        axes.set(
+            xlabel="layer",
+            title=f"{what} ({int(table.to_numpy().sum()):,})",
+            xlim=(-0.6, len(everyone) - 0.4),
+            ylim=(0, 1),
+        )
         axes.set_xticks(range(0, len(everyone), 1 if len(everyone) <= 12 else 2))
         axes.yaxis.set_major_formatter(PERCENT)
         axes.grid(False, axis="x")
@@ -72,8 +91,25 @@ def scores(rows: pd.DataFrame, threshold: float) -> Figure:
     bins = np.linspace(0, 1, 41)
     for name, mask in ((TOP, masks[TOP]), ("universal", masks["universal"])):
         if mask.any():
-            left.hist(rows.loc[mask, "score"], bins, density=True, histtype="step", linewidth=2, color=GROUP_COLOURS[name], label=name)
-    left.hist(rows["score"], bins, density=True, histtype="stepfilled", alpha=0.5, color=GROUP_COLOURS["all"], label="all", zorder=0)
+            left.hist(
+                rows.loc[mask, "score"],
+                bins,
+                density=True,
+                histtype="step",
+                linewidth=2,
+                color=GROUP_COLOURS[name],
+                label=name,
+            )
+    left.hist(
+        rows["score"],
+        bins,
+        density=True,
+        histtype="stepfilled",
+        alpha=0.5,
+        color=GROUP_COLOURS["all"],
+        label="all",
+        zorder=0,
+    )
     for at in (PUBLISHED_LOW, PUBLISHED_HIGH):
         left.axvline(at, color=NEUTRAL, linestyle=":", linewidth=1)
     left.set(xlabel="best score on held-out text", ylabel="density of neurons", xlim=(0, 1))
@@ -81,7 +117,15 @@ def scores(rows: pd.DataFrame, threshold: float) -> Figure:
     right.plot([0, 1], [0, 1], color=NEUTRAL, linewidth=1)
     order = rows.sort_values("family", key=lambda family: family != UNEXPLAINED, kind="stable")
     for name, own in order.groupby("family", sort=False):
-        right.scatter(own["chosen_score"], own["score"], s=5, color=COLOURS[name], linewidths=0, rasterized=True, label=FAMILIES[name])
+        right.scatter(
+            own["chosen_score"],
+            own["score"],
+            s=5,
+            color=COLOURS[name],
+            linewidths=0,
+            rasterized=True,
+            label=FAMILIES[name],
+        )
     fig.legend(*right.get_legend_handles_labels(), loc="outside right center", frameon=False, markerscale=3)
     right.set(xlabel="score where the label was chosen", ylabel="score on held-out text", xlim=(0, 1), ylim=(0, 1))
     return fig
@@ -90,10 +134,23 @@ def scores(rows: pd.DataFrame, threshold: float) -> Figure:
 def chance(rows: pd.DataFrame, levels: pd.DataFrame) -> Figure:
     """Best held-out score of neurons by layer, with the median and the 95th percentile of rotated neurons."""
     fig, axes = canvas()
-    sns.boxplot(rows, x="layer", y="score", ax=axes, whis=(5, 95), showfliers=False, linewidth=0.8, width=0.5, color="#56B4E9")
-    for column, label, marker in (("chance", "95 % of rotated neurons are below", "_"), ("median", "median rotated neuron", ".")):
-        axes.plot(levels["layer"], levels[column], marker, markersize=24 if marker == "_" else 10, markeredgewidth=2,
-                  color="#E69F00", label=label, linestyle="none")  # fmt: skip
+    sns.boxplot(
+        rows, x="layer", y="score", ax=axes, whis=(5, 95), showfliers=False, linewidth=0.8, width=0.5, color="#56B4E9"
+    )
+    for column, label, marker in (
+        ("chance", "95 % of rotated neurons are below", "_"),
+        ("median", "median rotated neuron", "."),
+    ):
+        axes.plot(
+            levels["layer"],
+            levels[column],
+            marker,
+            markersize=24 if marker == "_" else 10,
+            markeredgewidth=2,
+            color="#E69F00",
+            label=label,
+            linestyle="none",
+        )
     top = max(rows.groupby("layer")["score"].quantile(0.95).max(), levels["chance"].max())
     axes.set(xlabel="layer", ylabel="best score on held-out text", ylim=(0, max(0.05, 1.35 * top)))
     axes.legend(loc="upper right")
@@ -106,8 +163,17 @@ def seeds(shares: pd.DataFrame) -> Figure:
     explained = [name for name in FAMILIES if name != UNEXPLAINED]
     for index, seed in enumerate(shares.index):
         at = np.arange(len(explained)) + 0.1 * (index - (len(shares) - 1) / 2)
-        axes.plot(at, shares.loc[seed, explained], "o", color=SEED_COLOURS[index % len(SEED_COLOURS)], markersize=5, label=seed)
-    axes.set_xticks(range(len(explained)), [FAMILIES[name].replace(" or ", "\nor ") for name in explained], fontsize="small")
+        axes.plot(
+            at,
+            shares.loc[seed, explained],
+            "o",
+            color=SEED_COLOURS[index % len(SEED_COLOURS)],
+            markersize=5,
+            label=seed,
+        )
+    axes.set_xticks(
+        range(len(explained)), [FAMILIES[name].replace(" or ", "\nor ") for name in explained], fontsize="small"
+    )
     axes.set(xlabel="family", ylabel="share of the seed's neurons", ylim=(0, None))
     axes.yaxis.set_major_formatter(PERCENT)
     axes.legend(title="seed", ncols=5)
@@ -117,10 +183,22 @@ def seeds(shares: pd.DataFrame) -> Figure:
 def agreement(table: pd.DataFrame) -> Figure:
     """Share of matched pairs across seeds with the same family and label, with chance (`family_summary.agreement`)."""
     fig, grid = canvas(1, 2, (WIDE, 1.1 + 0.36 * len(table)), sharey=True)
-    names = [f"{FAMILIES.get(name, name)} ({pairs:,})" for name, pairs in zip(table["pairs_of"], table["pairs"], strict=True)]
+    names = [
+        f"{FAMILIES.get(name, name)} ({pairs:,})" for name, pairs in zip(table["pairs_of"], table["pairs"], strict=True)
+    ]
     for axes, what in zip(grid, ("family", "label"), strict=True):
-        axes.barh(range(len(table)), table[f"same_{what}"].fillna(0), color=CORRELATION, height=0.6, label="matched pairs")
-        axes.plot(table[f"chance_{what}"], range(len(table)), "|", color="#E69F00", markersize=14, markeredgewidth=3, label="chance")
+        axes.barh(
+            range(len(table)), table[f"same_{what}"].fillna(0), color=CORRELATION, height=0.6, label="matched pairs"
+        )
+        axes.plot(
+            table[f"chance_{what}"],
+            range(len(table)),
+            "|",
+            color="#E69F00",
+            markersize=14,
+            markeredgewidth=3,
+            label="chance",
+        )
         axes.set(xlabel=f"pairs with the same {what}", xlim=(0, 1))
         axes.xaxis.set_major_formatter(PERCENT)
         axes.grid(False, axis="y")
@@ -139,9 +217,15 @@ def on_and_off(table: pd.DataFrame) -> Figure:
     fig, axes = canvas(size=(WIDE, 1.0 + 0.42 * len(table)))
     at = np.arange(len(table))
     for shift, column, colour, label in ((-0.12, "on", "#D55E00", "with the label"), (0.12, "off", NEUTRAL, "without")):
-        axes.errorbar(table[column], at + shift, xerr=table[f"{column}_spread"], fmt="o", color=colour, capsize=2, label=label)
+        axes.errorbar(
+            table[column], at + shift, xerr=table[f"{column}_spread"], fmt="o", color=colour, capsize=2, label=label
+        )
     axes.axvline(0, color=NEUTRAL, linewidth=1, linestyle="--")
-    axes.set_yticks(at, [f"{row.label}\nL{row.layer}.{row.neuron}, score {row.score:.2f}" for row in table.itertuples()], fontsize="small")
+    axes.set_yticks(
+        at,
+        [f"{row.label}\nL{row.layer}.{row.neuron}, score {row.score:.2f}" for row in table.itertuples()],
+        fontsize="small",
+    )
     axes.invert_yaxis()
     axes.grid(False, axis="y")
     axes.set(xlabel="activation, mean ± standard deviation over tokens", ylabel="label and neuron")
@@ -165,7 +249,9 @@ def word_places(table: pd.DataFrame) -> Figure:
         if table.loc[table["place"] == place, "tokens"].any():
             axes.plot([], [], "o", color=colour, label=place)
     axes.axhline(0, color=NEUTRAL, linewidth=1, linestyle="--")
-    axes.set_xticks(range(len(neurons)), [f"{label}\nL{layer}.{neuron}" for (layer, neuron, label), _ in neurons], fontsize="small")
+    axes.set_xticks(
+        range(len(neurons)), [f"{label}\nL{layer}.{neuron}" for (layer, neuron, label), _ in neurons], fontsize="small"
+    )
     axes.set(xlabel="word and neuron", ylabel="activation,\nmean ± standard deviation")
     axes.legend(title="the token stands", ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.22), frameon=False)
     return fig
@@ -177,11 +263,22 @@ def heat(table: pd.DataFrame, what: str) -> Figure:
         return _empty("no neuron to show")
     largest = max(1e-3, np.nanmax(np.abs(table.to_numpy())))
     fig, axes = canvas(size=(WIDE, 1.6 + 0.32 * len(table)))
-    sns.heatmap(table, ax=axes, cmap="RdBu_r", norm=TwoSlopeNorm(0, -largest, largest), linewidths=0.3,
-                cbar_kws={"label": "mean activation\n[standard deviations]"})  # fmt: skip
+    sns.heatmap(
+        table,
+        ax=axes,
+        cmap="RdBu_r",
+        norm=TwoSlopeNorm(0, -largest, largest),
+        linewidths=0.3,
+        cbar_kws={"label": "mean activation\n[standard deviations]"},
+    )
     axes.set(xlabel=what, ylabel="neuron")
-    axes.set_xticks(np.arange(table.shape[1]) + 0.5, table.columns, rotation=0 if max(map(len, table.columns)) < 3 else 40,
-                    ha="center" if max(map(len, table.columns)) < 3 else "right", fontsize="small")  # fmt: skip
+    axes.set_xticks(
+        np.arange(table.shape[1]) + 0.5,
+        table.columns,
+        rotation=0 if max(map(len, table.columns)) < 3 else 40,
+        ha="center" if max(map(len, table.columns)) < 3 else "right",
+        fontsize="small",
+    )
     axes.set_yticks(np.arange(len(table)) + 0.5, table.index, rotation=0, fontsize="small")
     return fig
 
@@ -212,14 +309,27 @@ def explained_by_excess(rows: pd.DataFrame) -> Figure:
     ordered = rows.sort_values("excess_corr")
     parts = [ordered.iloc[part] for part in np.array_split(np.arange(len(ordered)), 10)]
     at = [part["excess_corr"].mean() for part in parts]
-    own.plot(at, [(part["family"] != UNEXPLAINED).mean() for part in parts], "o-", color=CORRELATION, label="pass chance")
-    own.plot(at, [(part["score"] >= PUBLISHED_HIGH).mean() for part in parts], "s-", color="#009E73", label=f"score ≥ {PUBLISHED_HIGH:g}")
-    own.plot(at, [(part["score"] < PUBLISHED_LOW).mean() for part in parts], "^-", color=NEUTRAL, label=f"score < {PUBLISHED_LOW:g}")
+    own.plot(
+        at, [(part["family"] != UNEXPLAINED).mean() for part in parts], "o-", color=CORRELATION, label="pass chance"
+    )
+    own.plot(
+        at,
+        [(part["score"] >= PUBLISHED_HIGH).mean() for part in parts],
+        "s-",
+        color="#009E73",
+        label=f"score ≥ {PUBLISHED_HIGH:g}",
+    )
+    own.plot(
+        at,
+        [(part["score"] < PUBLISHED_LOW).mean() for part in parts],
+        "^-",
+        color=NEUTRAL,
+        label=f"score < {PUBLISHED_LOW:g}",
+    )
     own.set(xlabel="excess correlation, mean of a tenth of the neurons", ylabel="share of the tenth", ylim=(0, 1))
     own.yaxis.set_major_formatter(PERCENT)
     own.legend()
     return fig
-
 
 
 def contexts_html(examples: Examples, chosen: pd.DataFrame, contexts: int = 3) -> str:

@@ -32,7 +32,11 @@ PUBLISHED_UNIVERSAL, PUBLISHED_UNEXPLAINED, PUBLISHED_WELL_EXPLAINED = 1211, 283
 PUBLISHED_LOW, PUBLISHED_HIGH = 0.05, 0.5  # scores below and from which the two counts are taken
 # and of universal neurons of its models (METHOD §5): best scores, layers (where it names the model, of how many), numbers
 PUBLISHED_BEST = {"unigram": ("the word “to”", 0.987), "syntax": ("negation", 0.629)}
-PUBLISHED_LAYERS = {"unigram": "mostly in layers 0 and 1", "previous_token": "layers 4 to 6 of 24", "position": "layers 0 to 2"}
+PUBLISHED_LAYERS = {
+    "unigram": "mostly in layers 0 and 1",
+    "previous_token": "layers 4 to 6 of 24",
+    "position": "layers 0 to 2",
+}
 LETTERS, PUBLISHED_LETTERS, PUBLISHED_POSITION = 26, 18, 20
 
 Statistics = Sequence[Mapping[str, Tensor]]  # one seed's layers, each as `GroupedMoments.compact` gives it
@@ -213,9 +217,7 @@ def chance_level(null: Choice, layers: int) -> Float[np.ndarray, "layers"]:
     return np.quantile(null.best().reshape(layers, -1), QUANTILE, axis=1)
 
 
-def assign(
-    choice: Choice, level: Float[np.ndarray, "layers"], labels: pd.DataFrame, scores: Scores
-) -> pd.DataFrame:
+def assign(choice: Choice, level: Float[np.ndarray, "layers"], labels: pd.DataFrame, scores: Scores) -> pd.DataFrame:
     """One row per neuron of a seed: its family, the chosen label, scores on both halves, and the runner-up.
 
     `family` is that of the best held-out score, or "unexplained" where that does not pass the level of the neuron's
@@ -252,7 +254,10 @@ def assign(
     table["first_family"], table["first_score"] = names[before], choice.chosen_score[before, everyone]
     table["first_held_out"] = choice.score[before, everyone]
     for index, name in enumerate(choice.families):
-        table[f"score_{name}"], table[f"label_{name}"] = choice.score[index], labels["label"].to_numpy()[choice.label[index]]
+        table[f"score_{name}"], table[f"label_{name}"] = (
+            choice.score[index],
+            labels["label"].to_numpy()[choice.label[index]],
+        )
     return table
 
 
@@ -291,5 +296,7 @@ def seed_families(
     table = assign(choose(scores.value, families), level, labels, scores)
     table["position_information"] = np.concatenate([position_information(statistics[layer]) for layer in range(layers)])
     best = turned.best().reshape(layers, -1)
-    chance = pd.DataFrame({"layer": range(layers), "chance": level, "median": np.median(best, 1), "largest": best.max(1)})
+    chance = pd.DataFrame(
+        {"layer": range(layers), "chance": level, "median": np.median(best, 1), "largest": best.max(1)}
+    )
     return table, chance

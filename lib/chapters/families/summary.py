@@ -62,7 +62,9 @@ def layer_counts(rows: pd.DataFrame) -> pd.DataFrame:
 
 def seed_shares(families: pd.DataFrame) -> pd.DataFrame:
     """Share of neurons in each family (columns) of each seed (rows)."""
-    return pd.crosstab(families["seed"], families["family"], normalize="index").reindex(columns=list(FAMILIES), fill_value=0.0)
+    return pd.crosstab(families["seed"], families["family"], normalize="index").reindex(
+        columns=list(FAMILIES), fill_value=0.0
+    )
 
 
 def held_out(families: pd.DataFrame) -> pd.DataFrame:
@@ -105,7 +107,15 @@ def matched_pairs(families: pd.DataFrame, matches: pd.DataFrame) -> pd.DataFrame
     """Each best match across seeds (`matches_all_seeds`, correlation above 0) with family and label of both neurons."""
     columns = [*KEY, "family", "label"]
     own = families[columns]
-    other = own.rename(columns={"seed": "model", "layer": "match_layer", "neuron": "match_neuron", "family": "match_family", "label": "match_label"})
+    other = own.rename(
+        columns={
+            "seed": "model",
+            "layer": "match_layer",
+            "neuron": "match_neuron",
+            "family": "match_family",
+            "label": "match_label",
+        }
+    )
     found = matches[matches["corr"] > 0]
     return found.merge(own, on=KEY).merge(other, on=["model", "match_layer", "match_neuron"])
 
@@ -130,7 +140,9 @@ def agreement(pairs: pd.DataFrame) -> pd.DataFrame:
                 "same_family": (part["family"] == part["match_family"]).mean() if len(part) else np.nan,
                 "same_label": _same(part).mean() if len(part) else np.nan,
                 "chance_family": _chance(part["family"], pool["match_family"]),
-                "chance_label": _chance(part["label"], pool.loc[pool["match_family"] != UNEXPLAINED, "match_label"], len(pool)),
+                "chance_label": _chance(
+                    part["label"], pool.loc[pool["match_family"] != UNEXPLAINED, "match_label"], len(pool)
+                ),
             }
         )
     return pd.DataFrame(rows)
@@ -222,8 +234,17 @@ def by_word_place(chosen: pd.DataFrame, statistics, groups: tuple[str, ...]) -> 
             member = np.array([group == f"{word}|{place}" for group in groups])
             mean, spread = mean_and_spread(own, "word_place", member, int(row.neuron))
             tokens = int(own["word_place.count"].sum(0).numpy()[member].sum())
-            rows.append({"layer": row.layer, "neuron": row.neuron, "label": row.label, "place": place, "mean": mean,
-                         "spread": spread, "tokens": tokens})  # fmt: skip
+            rows.append(
+                {
+                    "layer": row.layer,
+                    "neuron": row.neuron,
+                    "label": row.label,
+                    "place": place,
+                    "mean": mean,
+                    "spread": spread,
+                    "tokens": tokens,
+                }
+            )
     return pd.DataFrame(rows, columns=["layer", "neuron", "label", "place", "mean", "spread", "tokens"])
 
 
@@ -242,7 +263,9 @@ def by_group(chosen: pd.DataFrame, statistics, grouping: str) -> np.ndarray:
         count = own[f"{grouping}.count"].double().numpy()
         z = (count * own[f"{grouping}.mean"][..., int(row.neuron)].double().numpy()).sum(0)
         with np.errstate(invalid="ignore", divide="ignore"):
-            rows.append(float(own["mean"][int(row.neuron)]) + float(own["deviation"][int(row.neuron)]) * z / count.sum(0))
+            rows.append(
+                float(own["mean"][int(row.neuron)]) + float(own["deviation"][int(row.neuron)]) * z / count.sum(0)
+            )
     return np.array(rows)
 
 
@@ -254,8 +277,12 @@ def by_letter(chosen: pd.DataFrame, statistics, sets: list[LabelSet]) -> pd.Data
     rows = {}
     for row in chosen.itertuples():
         own = statistics[int(row.layer)]
-        means = [mean_and_spread(own, "token", member, int(row.neuron))[0] for member in token.member[alphabet.to_numpy()]]
-        rows[f"L{row.layer}.{row.neuron} “{row.label[-1]}” {row.score:.2f}"] = (np.array(means) - float(own["mean"][int(row.neuron)])) / float(own["deviation"][int(row.neuron)])
+        means = [
+            mean_and_spread(own, "token", member, int(row.neuron))[0] for member in token.member[alphabet.to_numpy()]
+        ]
+        rows[f"L{row.layer}.{row.neuron} “{row.label[-1]}” {row.score:.2f}"] = (
+            np.array(means) - float(own["mean"][int(row.neuron)])
+        ) / float(own["deviation"][int(row.neuron)])
     return pd.DataFrame.from_dict(rows, orient="index", columns=list(letters))
 
 
@@ -266,6 +293,8 @@ def by_domain(chosen: pd.DataFrame, statistics, domains: tuple[str, ...]) -> pd.
     table = pd.DataFrame(by_group(chosen, statistics, "domain"), columns=list(domains)).dropna(axis=1)
     for index, row in enumerate(chosen.itertuples()):
         own = statistics[int(row.layer)]
-        table.iloc[index] = (table.iloc[index] - float(own["mean"][int(row.neuron)])) / float(own["deviation"][int(row.neuron)])
+        table.iloc[index] = (table.iloc[index] - float(own["mean"][int(row.neuron)])) / float(
+            own["deviation"][int(row.neuron)]
+        )
     table.index = [f"L{row.layer}.{row.neuron} {row.label}" for row in chosen.itertuples()]
     return table

@@ -65,10 +65,14 @@ def rotation_of(run: Run, seed: str) -> Rotation:
     covariance, moments = load_accumulators(run)
     scale = Scale.of(moments[seed])
     turns, deviations = [], []
-    made = rotations(covariance.layers, covariance.neurons, run.params.random_seed, covariance.seeds.index(seed), ROTATION_DRAW)
+    made = rotations(
+        covariance.layers, covariance.neurons, run.params.random_seed, covariance.seeds.index(seed), ROTATION_DRAW
+    )
     for layer, turn in enumerate(made):
         turns.append(turn)
-        deviations.append(rotated_deviation(covariance.within(seed, layer), scale.layer(layer, covariance.neurons), turn))
+        deviations.append(
+            rotated_deviation(covariance.within(seed, layer), scale.layer(layer, covariance.neurons), turn)
+        )
     return Rotation(torch.stack(turns), torch.stack(deviations))
 
 

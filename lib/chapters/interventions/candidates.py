@@ -78,7 +78,9 @@ def frequency_share(w_out: Float[Tensor, "neurons d_model"], reading: Readout) -
     return torch.where(length > 1e-12, along / length.clamp(min=1e-12), 0.0)
 
 
-def logit_variance(w_out: Float[Tensor, "neurons d_model"], unembedding: Float[Tensor, "d_model vocabulary"]) -> Float[Tensor, "neurons"]:
+def logit_variance(
+    w_out: Float[Tensor, "neurons d_model"], unembedding: Float[Tensor, "d_model vocabulary"]
+) -> Float[Tensor, "neurons"]:
     """Variance over the vocabulary of cos(w_out, W_U[:, v]), as `lib.models.weights.vocabulary_moments` has it; 0 for a neuron that writes nothing.
 
     A quadratic form in the covariance of the unembedding's unit columns, so that no neuron meets every token.
@@ -136,6 +138,8 @@ def controls(table: pd.DataFrame, chosen: pd.DataFrame, random_seed: int, number
     METHOD §6; `chosen` neurons are never drawn. Fewer than `number` where there are no more.
     """
     late = table[table["entropy_score"].notna()]
-    ordinary = late[(late["w_out_norm"] < late["w_out_norm"].quantile(0.9)) & (late["vocab_var"] > late["vocab_var"].quantile(0.1))]
+    ordinary = late[
+        (late["w_out_norm"] < late["w_out_norm"].quantile(0.9)) & (late["vocab_var"] > late["vocab_var"].quantile(0.1))
+    ]
     ordinary = ordinary.drop(index=chosen.index, errors="ignore")
     return ordinary.sample(min(number, len(ordinary)), random_state=random_seed).sort_index()

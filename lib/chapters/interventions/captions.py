@@ -33,7 +33,9 @@ def entropy_selection(weights: pd.DataFrame, chosen: pd.DataFrame, space: NullSp
     k = space.basis.shape[1]
     alt = "Scatter plots of logit variance against norm of w_out, and of null-space share against norm, for the last layers' neurons."
     if chosen.empty:
-        return Finding("No neuron writes anything in the last layers", "All output weights of the last layers are 0.", alt)
+        return Finding(
+            "No neuron writes anything in the last layers", "All output weights of the last layers are 0.", alt
+        )
     title = f"{capital(count(passing, 'neuron'))} of the last layers {'has' if passing <= 1 else 'have'} large norm and small logit variance"
     best = chosen.iloc[0]
     partner = f"L{int(best['partner_layer'])}.{int(best['partner_neuron'])}"
@@ -72,7 +74,11 @@ def fixed_activation(table: pd.DataFrame) -> Finding:
     top = at_top(table)
     own, others = top[top["group"] == "entropy"], top[top["group"] == "control"]
     if own.empty or others.empty:
-        return Finding("No candidates or no controls to compare", "There are too few neurons in the last layers for candidates and controls.", alt)
+        return Finding(
+            "No candidates or no controls to compare",
+            "There are too few neurons in the last layers for candidates and controls.",
+            alt,
+        )
     beyond = own[own["entropy_change"].abs() > others["entropy_change"].abs().max()]
     value, tokens = top["value"].iloc[0], int(top["tokens"].iloc[0])
     if beyond.empty:
@@ -103,7 +109,10 @@ def fixed_activation(table: pd.DataFrame) -> Finding:
 def _largest(table: pd.DataFrame, outcome: str) -> dict[str, str]:
     """By group: the largest size of an outcome's total change."""
     change = table.loc[table["variant"] == TOTAL].set_index("group")[f"{outcome}_change"].abs()
-    return {group: f"{change[change.index == group].max():.4f}" if group in change.index else "undefined" for group in GROUPS}
+    return {
+        group: f"{change[change.index == group].max():.4f}" if group in change.index else "undefined"
+        for group in GROUPS
+    }
 
 
 def share_taken(table: pd.DataFrame, outcome: str, variant: str) -> pd.Series:
@@ -148,8 +157,13 @@ def mean_ablation(table: pd.DataFrame) -> Finding:
     """From `mean_ablations`: how much of an effect goes through the final scale, how much along the frequency direction."""
     alt = "Scatter plots of mean-ablation effects: total against direct with the final scale frozen, and with the frequency direction fixed."
     if table.empty:
-        return Finding("No neuron to ablate", "There are too few neurons in the last layers for candidates and controls.", alt)
-    scale, frequency = taken(table, "entropy", FROZEN_SCALE, "entropy"), taken(table, "kl_unigram", FIXED_FREQUENCY, "frequency")
+        return Finding(
+            "No neuron to ablate", "There are too few neurons in the last layers for candidates and controls.", alt
+        )
+    scale, frequency = (
+        taken(table, "entropy", FROZEN_SCALE, "entropy"),
+        taken(table, "kl_unigram", FIXED_FREQUENCY, "frequency"),
+    )
     through = {"entropy": signed_percent(scale.ours), "control": signed_percent(scale.others)}
     along = {"frequency": signed_percent(frequency.ours), "control": signed_percent(frequency.others)}
     entropy, unigram = _largest(table, "entropy"), _largest(table, "kl_unigram")
@@ -175,7 +189,11 @@ def matched_ablation(table: pd.DataFrame) -> Finding:
     """From `matched_ablations`: do a neuron's best matches in other seeds change entropy as it does?"""
     alt = "Scatter plot of the change of entropy by a neuron's mean ablation against that by its best match's in another seed."
     if table.empty:
-        return Finding("No matches to compare", "No neuron that was ablated has a best match in another seed whose mean activation is known.", alt)
+        return Finding(
+            "No matches to compare",
+            "No neuron that was ablated has a best match in another seed whose mean activation is known.",
+            alt,
+        )
     told, found = [], {}
     for group, name in (("entropy", "candidates"), ("control", "controls")):
         own = table[table["group"] == group]
@@ -216,11 +234,16 @@ def attention_scores(weights: pd.DataFrame, chance: pd.DataFrame) -> Finding:
     alt = "Histogram of each neuron's best attention score in standard deviations of random vectors, beside random vectors, and scores by layer of the head."
     reached = weights[weights["attention_score"].notna()]
     if reached.empty:
-        return Finding("No later head that a neuron could reach", "The model has one layer, so that no head reads a neuron.", alt)
+        return Finding(
+            "No later head that a neuron could reach", "The model has one layer, so that no head reads a neuron.", alt
+        )
     random_largest = chance["attention_deviations"].abs().max()
     beyond = reached[reached["attention_deviations"].abs() > random_largest]
     title = f"{capital(count(len(beyond), 'neuron'))} {'is' if len(beyond) <= 1 else 'are'} aligned with a later head's BOS key beyond chance"
-    high, low = reached.loc[reached["attention_deviations"].idxmax()], reached.loc[reached["attention_deviations"].idxmin()]
+    high, low = (
+        reached.loc[reached["attention_deviations"].idxmax()],
+        reached.loc[reached["attention_deviations"].idxmin()],
+    )
     text = (
         f"Of {len(reached):,} neurons that a later head reads, **{len(beyond):,}** ({percent(len(beyond) / len(reached), 1)}) have a best score larger in size than the largest of as many random vectors, {random_largest:.1f} standard "
         f"deviations. The highest is that of {name_of(high)} for L{int(high['attention_head_layer'])}H{int(high['attention_head'])}, {signed(high['attention_score'], 3)} or {signed(high['attention_deviations'], 1)} standard deviations (more attention to BOS, the "
@@ -244,15 +267,23 @@ def value_norms(table: pd.DataFrame) -> Finding:
         else f"So **attention to BOS is not the resting place that it is there**: the median head writes for BOS {percent(1 / ratio)} of what it writes for another "
         "token, and moving its attention there does not switch it off."
     )
-    return Finding(title, text, f"Scatter plot of the norm of W_O v for BOS against its mean over other tokens, one dot a head. {title}.")
+    return Finding(
+        title,
+        text,
+        f"Scatter plot of the norm of W_O v for BOS against its mean over other tokens, one dot a head. {title}.",
+    )
 
 
 def query_paths(summary: pd.DataFrame) -> Finding:
     """From `ablation_summary` with role and score (figures 8b, 8c, 26): does cutting the path undo what the score predicts?"""
     alt = "Scatter plots of the change of attention to BOS and of the norm of the head's output against the neuron's activation, one column a pair."
     if summary.empty:
-        return Finding("No pair of neuron and head", "No head reads a neuron in this model, so that there is no path to cut.", alt)
-    sign = np.where(summary["role"] == "deactivation", -1.0, 1.0)  # a deactivation neuron's loss lowers attention to BOS
+        return Finding(
+            "No pair of neuron and head", "No head reads a neuron in this model, so that there is no path to cut.", alt
+        )
+    sign = np.where(
+        summary["role"] == "deactivation", -1.0, 1.0
+    )  # a deactivation neuron's loss lowers attention to BOS
     as_told = (summary["bos_change_corr"] * sign) > 0.5
     strongest = summary.loc[summary["bos_change"].abs().idxmax()]
     title = f"{capital(count(int(as_told.sum()), 'pair'))} of {len(summary)} {'moves' if as_told.sum() <= 1 else 'move'} attention to BOS as the weights predict (|ρ| > 0.5)"
@@ -285,7 +316,11 @@ def _importance_title(group: str, found: Ranking) -> str:
     sets = f"{found.below:g} of {found.draws} random sets"
     if found.p_value >= SIGNIFICANT:
         return f"Ablating {SETS[group]} is not clearly unlike random ones: above {sets}"
-    return f"Ablating {SETS[group]} costs more loss than {sets} do" if _more(found) else f"Ablating {SETS[group]} costs less loss: more than only {sets}"
+    return (
+        f"Ablating {SETS[group]} costs more loss than {sets} do"
+        if _more(found)
+        else f"Ablating {SETS[group]} costs less loss: more than only {sets}"
+    )
 
 
 def _first_layer(held: pd.DataFrame) -> str:
@@ -335,7 +370,11 @@ def importance_table(compared: pd.DataFrame) -> pd.DataFrame:
     """
     held = compared[compared["kind"] == "mean"].sort_values(["group", "layer"], ascending=[False, True])
     columns = {"set": held["group"], "layer": held["layer"], "neurons": held["neurons"]}
-    for outcome, label, digits in (("loss_change", "Δloss [nats]", 4), ("kl", "KL [nats]", 4), ("residual_power", "power", 2)):
+    for outcome, label, digits in (
+        ("loss_change", "Δloss [nats]", 4),
+        ("kl", "KL [nats]", 4),
+        ("residual_power", "power", 2),
+    ):
         for name, source in ((label, outcome), (f"{label}, random", f"{outcome}_random")):
             columns[name] = [signed(value, digits).removeprefix("+") for value in held[source]]
     for outcome, label in {"loss_change": "Δloss", "kl": "KL", "kl_per_power": "KL per power"}.items():

@@ -24,7 +24,14 @@ from lib.display.claims import (
 )
 
 CHAPTER = "05_weight_circuits"
-WEIGHTS, FIXED, ABLATED, PATHS, NORMS, SETS = "causal_weights", "fixed_activation", "mean_ablation", "query_paths", "value_norms", "ablations"
+WEIGHTS, FIXED, ABLATED, PATHS, NORMS, SETS = (
+    "causal_weights",
+    "fixed_activation",
+    "mean_ablation",
+    "query_paths",
+    "value_norms",
+    "ablations",
+)
 INTERVENTIONS = {FIXED, ABLATED, PATHS, SETS}
 FOLLOW_UP, PERSISTENCE = "arXiv 2406.16254", "arXiv 2508.00903"
 ANTIPODAL, STRONG = -0.5, 0.5  # cosine and correlation from which a claim is granted
@@ -56,7 +63,13 @@ def _beyond_controls(outcome: str, digits: int):
             f"{count(len(controls), 'control')} up to {chance:.{digits}f} in size, {beyond} of the candidates beyond all of them ({p_words(p_value)} in a random order)"
         )
         told = decided(change - half, change + half, chance)
-        return Measured(float(change), float(change - half), float(change + half), here, UNKNOWN if told == HOLDS and p_value >= SIGNIFICANT else told)
+        return Measured(
+            float(change),
+            float(change - half),
+            float(change + half),
+            here,
+            UNKNOWN if told == HOLDS and p_value >= SIGNIFICANT else told,
+        )
 
     return measure
 
@@ -78,13 +91,22 @@ def _order(evidence: Evidence) -> Measured:
     )
     told = decided(change - half, change + half, chance, above=False)
     rare = (less + 1) / (len(controls) + 1) < SIGNIFICANT
-    return Measured(float(change), float(change - half), float(change + half), here, UNKNOWN if told == HOLDS and not rare else told)
+    return Measured(
+        float(change), float(change - half), float(change + half), here, UNKNOWN if told == HOLDS and not rare else told
+    )
 
 
 def _antipodal(evidence: Evidence) -> Measured:
-    cosines = {seed: entropy_candidates(own)["partner_cos"] for seed, own in evidence.tables[WEIGHTS].groupby("seed", sort=False)}
-    found = over_seeds(pd.Series({seed: own.min() for seed, own in cosines.items()}, dtype=float), ANTIPODAL, False, signed)
-    return found._replace(here=f"{found.here}; in each seed the lowest of {count(max(map(len, cosines.values())), 'candidate')}")
+    cosines = {
+        seed: entropy_candidates(own)["partner_cos"]
+        for seed, own in evidence.tables[WEIGHTS].groupby("seed", sort=False)
+    }
+    found = over_seeds(
+        pd.Series({seed: own.min() for seed, own in cosines.items()}, dtype=float), ANTIPODAL, False, signed
+    )
+    return found._replace(
+        here=f"{found.here}; in each seed the lowest of {count(max(map(len, cosines.values())), 'candidate')}"
+    )
 
 
 def _more_taken(outcome: str, variant: str, group: str):
@@ -95,7 +117,13 @@ def _more_taken(outcome: str, variant: str, group: str):
         if np.isnan(found.p_value):
             return unmeasured("no candidate or no control with an effect")
         here = f"{signed_percent(found.ours)} of the median candidate's effect, {signed_percent(found.others)} of the median control's ({p_words(found.p_value)})"
-        return Measured(float(found.delta), np.nan, np.nan, here, decided(found.delta, found.delta, 0.0) if found.p_value < SIGNIFICANT else "cannot tell")
+        return Measured(
+            float(found.delta),
+            np.nan,
+            np.nan,
+            here,
+            decided(found.delta, found.delta, 0.0) if found.p_value < SIGNIFICANT else "cannot tell",
+        )
 
     return measure
 
@@ -111,7 +139,9 @@ def _path(outcome: str, sign: int):
             return unmeasured("no pair of neuron and head with an effect")
         pairs = pairs[pairs["bos"] >= ATTENDED]
         if pairs.empty:
-            return unmeasured(f"none of the pairs' heads gives BOS {percent(ATTENDED, 0)} of its attention, which could be lowered")
+            return unmeasured(
+                f"none of the pairs' heads gives BOS {percent(ATTENDED, 0)} of its attention, which could be lowered"
+            )
         best = pairs.loc[(sign * pairs[outcome]).idxmax()]
         half = norm.isf(SIGNIFICANT / 2) * best[f"{outcome}_error"]
         low, high = np.tanh(np.arctanh(best[outcome]) - half), np.tanh(np.arctanh(best[outcome]) + half)
@@ -133,7 +163,13 @@ def _mean_ablated(evidence: Evidence) -> tuple[pd.DataFrame, pd.DataFrame, Measu
     compared = neuron_sets.comparisons(evidence.tables[SETS]).query("kind == 'mean'")
     own, most = (compared[compared["group"] == group] for group in neuron_sets.CHOSEN)
     number = int(own["neurons"].sum())
-    return own, most, None if number >= FEWEST else unmeasured(f"{count(number, 'universal neuron')} with random ones to compare, too few")
+    return (
+        own,
+        most,
+        None
+        if number >= FEWEST
+        else unmeasured(f"{count(number, 'universal neuron')} with random ones to compare, too few"),
+    )
 
 
 def _more_than_random(evidence: Evidence) -> Measured:
@@ -142,7 +178,13 @@ def _more_than_random(evidence: Evidence) -> Measured:
         return too_few
     found = neuron_sets.ranking(own, "loss_change")
     here = f"more than {found.below:g} of {found.draws} random sets, in {count(len(own), 'layer')} ({p_words(found.p_value)})"
-    return Measured(found.share, np.nan, np.nan, here, decided(found.share, found.share, 0.5) if found.p_value < SIGNIFICANT else "cannot tell")
+    return Measured(
+        found.share,
+        np.nan,
+        np.nan,
+        here,
+        decided(found.share, found.share, 0.5) if found.p_value < SIGNIFICANT else "cannot tell",
+    )
 
 
 def _first_layer_most(evidence: Evidence) -> Measured:
@@ -153,8 +195,10 @@ def _first_layer_most(evidence: Evidence) -> Measured:
     if not np.isfinite(found.half):
         return unmeasured("one block of text gives no standard error")
     low, high = found.difference - found.half, found.difference + found.half
-    here = (f"beyond random sets {signed(found.excess, 4)} nats in layer 0, at most {signed(found.other_excess, 4)} in another (layer {found.other}): "
-            f"difference {signed(found.difference, 4)} ± {found.half:.4f}")  # fmt: skip
+    here = (
+        f"beyond random sets {signed(found.excess, 4)} nats in layer 0, at most {signed(found.other_excess, 4)} in another (layer {found.other}): "
+        f"difference {signed(found.difference, 4)} ± {found.half:.4f}"
+    )
     beside = neuron_sets.first_layer(most)
     if beside:
         here += f"; of each layer's {neuron_sets.MOST} {signed(beside.difference, 4)} ± {beside.half:.4f}"
@@ -162,27 +206,107 @@ def _first_layer_most(evidence: Evidence) -> Measured:
 
 
 CLAIMS = (
-    Claim("entropy_scale", "An entropy neuron held high raises the final LayerNorm scale more than any control moves it",
-          "0.68 → 0.83 (GPT2-medium L23.945 at 6)", CHAPTER, "figure_07_25_fixed_activation", (FIXED,), _beyond_controls("scale", 4)),
-    Claim("entropy_entropy", "An entropy neuron held high raises the entropy of the prediction more than any control moves it",
-          "2.48 → 3.61 nats (the same neuron)", CHAPTER, "figure_07_25_fixed_activation", (FIXED,), _beyond_controls("entropy", 4)),
-    Claim("entropy_order", "An entropy neuron held high hardly changes the rank of the true token: less than the median control, and than nearly all",
-          "reciprocal rank 0.5811 → 0.5806", CHAPTER, "figure_07_25_fixed_activation", (FIXED,), _order),
-    Claim("antipodal", f"An entropy neuron has an antipodal partner: a w_out with a cosine below {signed(ANTIPODAL, 1)}",
-          "−0.89 (GPT2-medium L22.2882)", CHAPTER, "figure_07_entropy_candidates", (WEIGHTS,), _antipodal),
-    Claim("entropy_through_scale", "Entropy neurons act through the final scale: freezing it takes away more than from controls",
-          f"through the scale ({FOLLOW_UP})", CHAPTER, "total_and_direct_effects", (ABLATED,), _more_taken("entropy", FROZEN_SCALE, "entropy"), FOLLOW_UP),
-    Claim("frequency_direction", "Token-frequency neurons act along the unigram direction: fixing it takes away more than from controls",
-          f"along the direction of token frequency ({FOLLOW_UP})", CHAPTER, "total_and_direct_effects", (ABLATED,),
-          _more_taken("kl_unigram", FIXED_FREQUENCY, "frequency"), FOLLOW_UP),
-    Claim("deactivation_bos", f"Cutting a deactivation neuron's path lowers attention to BOS the more it fires: ρ below {signed(-STRONG, 1)}",
-          "−0.93 (GPT2-medium L4.3594 → L5H0)", CHAPTER, "figure_08bc_26_query_paths", (PATHS,), _path("bos_change_corr", -1)),
-    Claim("deactivation_norm", f"Cutting it makes the head write more, the more the neuron fires: ρ with its output's norm above {signed(STRONG, 1)}",
-          "+0.89 (GPT2-medium L4.3594 → L5H0)", CHAPTER, "figure_08bc_26_query_paths", (PATHS,), _path("norm_change_corr", 1)),
-    Claim("bos_resting", f"BOS is a resting place: other tokens' ‖W_O v‖ is more than {RESTING:g} times that of BOS in the median head",
-          "19.4 times (GPT2-medium)", CHAPTER, "bos_value_norms", (NORMS,), _resting),
-    Claim("ablation_universal", "Ablating a layer's universal neurons raises the loss more than ablating as many random neurons of the layer",
-          f"changes predictions ({PERSISTENCE})", CHAPTER, "ablation_of_universal_neurons", (SETS,), _more_than_random, PERSISTENCE),
-    Claim("ablation_first_layer", "Ablating the first layer's universal neurons raises the loss most, beyond what random neurons of a layer do",
-          f"hurts most ({PERSISTENCE})", CHAPTER, "ablation_of_universal_neurons", (SETS,), _first_layer_most, PERSISTENCE),
-)  # fmt: skip
+    Claim(
+        "entropy_scale",
+        "An entropy neuron held high raises the final LayerNorm scale more than any control moves it",
+        "0.68 → 0.83 (GPT2-medium L23.945 at 6)",
+        CHAPTER,
+        "figure_07_25_fixed_activation",
+        (FIXED,),
+        _beyond_controls("scale", 4),
+    ),
+    Claim(
+        "entropy_entropy",
+        "An entropy neuron held high raises the entropy of the prediction more than any control moves it",
+        "2.48 → 3.61 nats (the same neuron)",
+        CHAPTER,
+        "figure_07_25_fixed_activation",
+        (FIXED,),
+        _beyond_controls("entropy", 4),
+    ),
+    Claim(
+        "entropy_order",
+        "An entropy neuron held high hardly changes the rank of the true token: less than the median control, and than nearly all",
+        "reciprocal rank 0.5811 → 0.5806",
+        CHAPTER,
+        "figure_07_25_fixed_activation",
+        (FIXED,),
+        _order,
+    ),
+    Claim(
+        "antipodal",
+        f"An entropy neuron has an antipodal partner: a w_out with a cosine below {signed(ANTIPODAL, 1)}",
+        "−0.89 (GPT2-medium L22.2882)",
+        CHAPTER,
+        "figure_07_entropy_candidates",
+        (WEIGHTS,),
+        _antipodal,
+    ),
+    Claim(
+        "entropy_through_scale",
+        "Entropy neurons act through the final scale: freezing it takes away more than from controls",
+        f"through the scale ({FOLLOW_UP})",
+        CHAPTER,
+        "total_and_direct_effects",
+        (ABLATED,),
+        _more_taken("entropy", FROZEN_SCALE, "entropy"),
+        FOLLOW_UP,
+    ),
+    Claim(
+        "frequency_direction",
+        "Token-frequency neurons act along the unigram direction: fixing it takes away more than from controls",
+        f"along the direction of token frequency ({FOLLOW_UP})",
+        CHAPTER,
+        "total_and_direct_effects",
+        (ABLATED,),
+        _more_taken("kl_unigram", FIXED_FREQUENCY, "frequency"),
+        FOLLOW_UP,
+    ),
+    Claim(
+        "deactivation_bos",
+        f"Cutting a deactivation neuron's path lowers attention to BOS the more it fires: ρ below {signed(-STRONG, 1)}",
+        "−0.93 (GPT2-medium L4.3594 → L5H0)",
+        CHAPTER,
+        "figure_08bc_26_query_paths",
+        (PATHS,),
+        _path("bos_change_corr", -1),
+    ),
+    Claim(
+        "deactivation_norm",
+        f"Cutting it makes the head write more, the more the neuron fires: ρ with its output's norm above {signed(STRONG, 1)}",
+        "+0.89 (GPT2-medium L4.3594 → L5H0)",
+        CHAPTER,
+        "figure_08bc_26_query_paths",
+        (PATHS,),
+        _path("norm_change_corr", 1),
+    ),
+    Claim(
+        "bos_resting",
+        f"BOS is a resting place: other tokens' ‖W_O v‖ is more than {RESTING:g} times that of BOS in the median head",
+        "19.4 times (GPT2-medium)",
+        CHAPTER,
+        "bos_value_norms",
+        (NORMS,),
+        _resting,
+    ),
+    Claim(
+        "ablation_universal",
+        "Ablating a layer's universal neurons raises the loss more than ablating as many random neurons of the layer",
+        f"changes predictions ({PERSISTENCE})",
+        CHAPTER,
+        "ablation_of_universal_neurons",
+        (SETS,),
+        _more_than_random,
+        PERSISTENCE,
+    ),
+    Claim(
+        "ablation_first_layer",
+        "Ablating the first layer's universal neurons raises the loss most, beyond what random neurons of a layer do",
+        f"hurts most ({PERSISTENCE})",
+        CHAPTER,
+        "ablation_of_universal_neurons",
+        (SETS,),
+        _first_layer_most,
+        PERSISTENCE,
+    ),
+)

@@ -85,9 +85,11 @@ class Trace:
 
 @torch.no_grad()
 def run(
-    model: Processed, tokens: Int[Tensor, "blocks context"], interventions: Sequence[Intervention] = (),
+    model: Processed,
+    tokens: Int[Tensor, "blocks context"],
+    interventions: Sequence[Intervention] = (),
     unchanged: Trace | None = None,
-) -> Trace:  # fmt: skip
+) -> Trace:
     """A forward pass under interventions, from the first layer they touch where the unchanged run's trace is given.
 
     Several changes of one neuron apply in the order given. Raises InputError for a neuron or head that the model
@@ -95,8 +97,11 @@ def run(
     """
     _check(model, interventions)
     last = len(model.blocks)
-    touched = [item.head_layer if isinstance(item, PathAblation) else item.layer
-               for item in interventions if not isinstance(item, FreezeFinalScale)]  # fmt: skip
+    touched = [
+        item.head_layer if isinstance(item, PathAblation) else item.layer
+        for item in interventions
+        if not isinstance(item, FreezeFinalScale)
+    ]
     first = 0 if unchanged is None else min(touched, default=last)
     before = [model.embed(tokens)] if unchanged is None else unchanged.before[: first + 1]
     middle = [] if unchanged is None else unchanged.middle[:first]
@@ -106,7 +111,9 @@ def run(
             middle.append(unchanged.middle[layer])
             after = unchanged.before[layer + 1]
         else:
-            qkv = _with_paths(model, before[layer], layer, paths, lambda path: contribution(model, middle, path, interventions))
+            qkv = _with_paths(
+                model, before[layer], layer, paths, lambda path: contribution(model, middle, path, interventions)
+            )
             read, after = model.layer(before[layer], layer, qkv)
             middle.append(read)
         neurons = sorted({item.neuron for item in _changes(interventions, layer)})

@@ -29,8 +29,11 @@ from lib.display.plots import (
 GROUP_COLOURS = {"control": "#999999", "entropy": "#D55E00", "frequency": "#0072B2"}
 SET_MARKERS, HELD_AT = {"mean": "o", "zero": "D"}, {"mean": "their means", "zero": "zero"}
 OUTCOME_LABELS = {
-    "scale": "final LayerNorm scale", "entropy": "entropy [nats]", "loss": "loss [nats]", "reciprocal_rank": "reciprocal rank",
-}  # fmt: skip
+    "scale": "final LayerNorm scale",
+    "entropy": "entropy [nats]",
+    "loss": "loss [nats]",
+    "reciprocal_rank": "reciprocal rank",
+}
 
 
 def entropy_selection(weights: pd.DataFrame, chosen: pd.DataFrame, chance: float) -> Figure:
@@ -40,11 +43,38 @@ def entropy_selection(weights: pd.DataFrame, chosen: pd.DataFrame, chance: float
     """
     fig, grid = canvas(1, 2, (WIDE, 4))
     late = weights[weights["entropy_score"].notna()]
-    for axes, column, label in zip(grid, ("vocab_var", "null_share"), ("logit variance", "null-space share ρ(k) of w_out"), strict=True):
+    for axes, column, label in zip(
+        grid, ("vocab_var", "null_share"), ("logit variance", "null-space share ρ(k) of w_out"), strict=True
+    ):
         rest = weights[weights["entropy_score"].isna()]
-        axes.scatter(rest["w_out_norm"], rest[column], s=4, color="#cccccc", linewidths=0, rasterized=True, label="earlier layers")
-        axes.scatter(late["w_out_norm"], late[column], s=5, color=CORRELATION, alpha=0.5, linewidths=0, rasterized=True, label="last layers")
-        axes.scatter(chosen["w_out_norm"], chosen[column], s=28, color=GROUP_COLOURS["entropy"], edgecolors="black", linewidths=0.5, label="candidates")
+        axes.scatter(
+            rest["w_out_norm"],
+            rest[column],
+            s=4,
+            color="#cccccc",
+            linewidths=0,
+            rasterized=True,
+            label="earlier layers",
+        )
+        axes.scatter(
+            late["w_out_norm"],
+            late[column],
+            s=5,
+            color=CORRELATION,
+            alpha=0.5,
+            linewidths=0,
+            rasterized=True,
+            label="last layers",
+        )
+        axes.scatter(
+            chosen["w_out_norm"],
+            chosen[column],
+            s=28,
+            color=GROUP_COLOURS["entropy"],
+            edgecolors="black",
+            linewidths=0.5,
+            label="candidates",
+        )
         axes.set(xlabel="norm of w_out", ylabel=label)
     if len(late):
         norm, variance = late["w_out_norm"].quantile(0.9), late["vocab_var"].quantile(0.1)
@@ -67,11 +97,26 @@ def fixed_activation(table: pd.DataFrame) -> Figure:
     own, others = table[table["group"] == "entropy"], table[table["group"] == "control"]
     for axes, (outcome, label) in zip(grid.flat, OUTCOME_LABELS.items(), strict=True):
         for index, (_, rows) in enumerate(others.groupby(["layer", "neuron"])):
-            axes.plot(rows["value"], rows[f"{outcome}_change"], color=GROUP_COLOURS["control"], alpha=0.5, linewidth=1,
-                      label="controls" if index == 0 else None)  # fmt: skip
+            axes.plot(
+                rows["value"],
+                rows[f"{outcome}_change"],
+                color=GROUP_COLOURS["control"],
+                alpha=0.5,
+                linewidth=1,
+                label="controls" if index == 0 else None,
+            )
         for index, (_, rows) in enumerate(own.groupby(["layer", "neuron"], sort=False)):
-            axes.errorbar(rows["value"], rows[f"{outcome}_change"], rows[f"{outcome}_error"], color=SEED_COLOURS[index % len(SEED_COLOURS)],
-                          marker="o", markersize=3, linewidth=1.5, capsize=2, label=name_of(rows.iloc[0]))  # fmt: skip
+            axes.errorbar(
+                rows["value"],
+                rows[f"{outcome}_change"],
+                rows[f"{outcome}_error"],
+                color=SEED_COLOURS[index % len(SEED_COLOURS)],
+                marker="o",
+                markersize=3,
+                linewidth=1.5,
+                capsize=2,
+                label=name_of(rows.iloc[0]),
+            )
         axes.axhline(0, color=NEUTRAL, linewidth=1)
         axes.set_ylabel(f"change of {label}")
         if table.empty:
@@ -101,7 +146,9 @@ def _against_total(axes: Axes, table: pd.DataFrame, outcome: str, variant: str, 
     for group, colour in GROUP_COLOURS.items():
         if group in wide.index.get_level_values("group"):
             rows = wide.loc[group]
-            axes.plot(rows[TOTAL], rows[variant], "o", color=colour, markersize=5, alpha=0.8, label=f"{group} ({len(rows)})")
+            axes.plot(
+                rows[TOTAL], rows[variant], "o", color=colour, markersize=5, alpha=0.8, label=f"{group} ({len(rows)})"
+            )
     if wide.empty:
         note(axes, "no neuron to ablate")
     axes.axline((0, 0), slope=1, color=NEUTRAL, linewidth=1, linestyle="--", label="nothing taken away")
@@ -115,15 +162,29 @@ def matched_ablation(table: pd.DataFrame) -> Figure:
     fig, axes = canvas(size=(WIDE * 0.62, 4.2))
     for group in ("control", "entropy"):
         rows = table[table["group"] == group]
-        axes.errorbar(rows["reference_change"], rows["entropy_change"], rows["entropy_error"], rows["reference_error"], fmt="o", linestyle="none", markersize=4,
-                      linewidth=0.8, alpha=0.7, color=GROUP_COLOURS[group], label={"control": "controls", "entropy": "entropy candidates"}[group])  # fmt: skip
+        axes.errorbar(
+            rows["reference_change"],
+            rows["entropy_change"],
+            rows["entropy_error"],
+            rows["reference_error"],
+            fmt="o",
+            linestyle="none",
+            markersize=4,
+            linewidth=0.8,
+            alpha=0.7,
+            color=GROUP_COLOURS[group],
+            label={"control": "controls", "entropy": "entropy candidates"}[group],
+        )
     axes.axhline(0, color=NEUTRAL, linewidth=1)
     axes.axvline(0, color=NEUTRAL, linewidth=1)
     typical = table[["reference_change", "entropy_change"]].abs().median().max()
     if typical > 0:  # few large effects would press the others onto a point
         axes.set_xscale("symlog", linthresh=2 * typical)
         axes.set_yscale("symlog", linthresh=2 * typical)
-    axes.set(xlabel="change of entropy, neuron of the reference seed [nats]", ylabel="change of entropy,\nbest match in another seed [nats]")
+    axes.set(
+        xlabel="change of entropy, neuron of the reference seed [nats]",
+        ylabel="change of entropy,\nbest match in another seed [nats]",
+    )
     if table.empty:
         note(axes, "no match to ablate")
     else:
@@ -140,10 +201,22 @@ def attention_scores(weights: pd.DataFrame, chance: pd.DataFrame) -> Figure:
     for offset, (label, table, colour) in zip((-0.14, 0.14), named, strict=True):
         reached = table[table["attention_score"].notna()]
         left.hist(reached["attention_deviations"], bins, color=colour, alpha=0.6, histtype="stepfilled", label=label)
-        right.scatter(reached["attention_head_layer"] + offset, reached["attention_score"], s=6, color=colour, alpha=0.4, linewidths=0, rasterized=True)
+        right.scatter(
+            reached["attention_head_layer"] + offset,
+            reached["attention_score"],
+            s=6,
+            color=colour,
+            alpha=0.4,
+            linewidths=0,
+            rasterized=True,
+        )
         if reached.empty:
             note(left, "no head reads a neuron")
-    left.set(xlabel="largest score h of a neuron\n[standard deviations of random vectors]", ylabel="neurons (log axis)", yscale="log")
+    left.set(
+        xlabel="largest score h of a neuron\n[standard deviations of random vectors]",
+        ylabel="neurons (log axis)",
+        yscale="log",
+    )
     left.set_ylim(bottom=0.7)
     handles, labels = left.get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
@@ -158,7 +231,9 @@ def attention_scores(weights: pd.DataFrame, chance: pd.DataFrame) -> Figure:
 def value_norms(table: pd.DataFrame) -> Figure:
     """‖W_O v‖ of BOS against its mean over other tokens, one dot a head coloured by layer."""
     fig, axes = canvas(size=(WIDE * 0.62, 4))
-    dots = axes.scatter(table["others"], table["bos"], c=table["layer"], cmap="viridis", s=30, edgecolors="black", linewidths=0.4)
+    dots = axes.scatter(
+        table["others"], table["bos"], c=table["layer"], cmap="viridis", s=30, edgecolors="black", linewidths=0.4
+    )
     low, high = table[["bos", "others"]].min().min(), table[["bos", "others"]].max().max()
     axes.plot([low, high], [low, high], color=NEUTRAL, linewidth=1, linestyle="--", label="equal")
     if low > 0:
@@ -178,11 +253,23 @@ def query_paths(rows: pd.DataFrame) -> Figure:
         first = own.iloc[0]
         shown = own.iloc[:: max(1, len(own) // 2000)]
         for axes, quantity in zip(grid[:, column], ("bos_change", "norm_change"), strict=True):
-            axes.scatter(shown["activation"], shown[quantity], s=4, color=colours[first["role"]], alpha=0.4, linewidths=0, rasterized=True)
+            axes.scatter(
+                shown["activation"],
+                shown[quantity],
+                s=4,
+                color=colours[first["role"]],
+                alpha=0.4,
+                linewidths=0,
+                rasterized=True,
+            )
             axes.axhline(0, color=NEUTRAL, linewidth=1)
             axes.locator_params(nbins=4)
             axes.yaxis.set_major_formatter(PLAIN)
-        grid[0, column].set_title(f"{name_of(first)} → L{first['head_layer']}H{first['head']}\n{first['role']}, h = {first['attention_score']:.2f}".replace("-", "−"))
+        grid[0, column].set_title(
+            f"{name_of(first)} → L{first['head_layer']}H{first['head']}\n{first['role']}, h = {first['attention_score']:.2f}".replace(
+                "-", "−"
+            )
+        )
     for axes in grid[1]:
         axes.set_xlabel("activation")
     if not pairs:
@@ -214,10 +301,28 @@ def importance(table: pd.DataFrame) -> Figure:
             drawn, chosen = others[others["kind"] == kind], own[own["kind"] == kind]
             jitter = 0.02 * (drawn["draw"] - drawn["draw"].mean())
             for axes, outcome in zip(column, ("loss_change", "kl"), strict=True):
-                axes.plot(drawn["layer"] + offset + jitter, drawn[outcome], SET_MARKERS[kind], color=GROUP_COLOURS["control"], markersize=4, alpha=0.7, markeredgewidth=0,
-                          label=f"random, held at {HELD_AT[kind]}")  # fmt: skip
-                axes.errorbar(chosen["layer"] + offset, chosen[outcome], chosen[f"{outcome}_error"], fmt=SET_MARKERS[kind], color=COLOURS["universal"], markersize=6,
-                              markeredgecolor="black", markeredgewidth=0.5, linewidth=1, label=f"the set, held at {HELD_AT[kind]}")  # fmt: skip
+                axes.plot(
+                    drawn["layer"] + offset + jitter,
+                    drawn[outcome],
+                    SET_MARKERS[kind],
+                    color=GROUP_COLOURS["control"],
+                    markersize=4,
+                    alpha=0.7,
+                    markeredgewidth=0,
+                    label=f"random, held at {HELD_AT[kind]}",
+                )
+                axes.errorbar(
+                    chosen["layer"] + offset,
+                    chosen[outcome],
+                    chosen[f"{outcome}_error"],
+                    fmt=SET_MARKERS[kind],
+                    color=COLOURS["universal"],
+                    markersize=6,
+                    markeredgecolor="black",
+                    markeredgewidth=0.5,
+                    linewidth=1,
+                    label=f"the set, held at {HELD_AT[kind]}",
+                )
         column[0].set_title(SETS[group])
         if own.empty:
             for axes in column:

@@ -49,7 +49,9 @@ def attention_scores(
     return scores.masked_fill(~reachable[..., None], torch.nan)
 
 
-def score_columns(w_out: Float[Tensor, "neurons d_model"], directions: Float[Tensor, "layers heads d_model"]) -> pd.DataFrame:
+def score_columns(
+    w_out: Float[Tensor, "neurons d_model"], directions: Float[Tensor, "layers heads d_model"]
+) -> pd.DataFrame:
     """One row per neuron: `attention_score`, its h for the head `attention_head_layer`, `attention_head` for which it is largest in
     size in standard deviations of a random unit vector's, and `attention_deviations`, h in these. Heads' BOS keys differ in length, so that
     only deviations compare from head to head.
@@ -65,13 +67,16 @@ def score_columns(w_out: Float[Tensor, "neurons d_model"], directions: Float[Ten
     value = flat.gather(1, best[:, None])[:, 0].double().numpy()
     spread = spreads[best].double().numpy()
     per_layer = neurons // layers
-    return pd.DataFrame({
-        "layer": np.arange(neurons) // per_layer, "neuron": np.arange(neurons) % per_layer,
-        "attention_score": np.where(reached, value, np.nan),
-        "attention_head_layer": np.where(reached, best.numpy() // heads, -1),
-        "attention_head": np.where(reached, best.numpy() % heads, -1),
-        "attention_deviations": np.where(reached, value / spread, np.nan),
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "layer": np.arange(neurons) // per_layer,
+            "neuron": np.arange(neurons) % per_layer,
+            "attention_score": np.where(reached, value, np.nan),
+            "attention_head_layer": np.where(reached, best.numpy() // heads, -1),
+            "attention_head": np.where(reached, best.numpy() % heads, -1),
+            "attention_deviations": np.where(reached, value / spread, np.nan),
+        }
+    )
 
 
 def top_pairs(columns: pd.DataFrame, number: int = PAIRS) -> pd.DataFrame:
@@ -111,7 +116,10 @@ def head_output(
 
 @torch.no_grad()
 def query_path_ablations(
-    model: Processed, tokens: Int[Tensor, "blocks context"], counted: Bool[Tensor, "blocks context"], pairs: Sequence[PathAblation]
+    model: Processed,
+    tokens: Int[Tensor, "blocks context"],
+    counted: Bool[Tensor, "blocks context"],
+    pairs: Sequence[PathAblation],
 ) -> pd.DataFrame:
     """One row per pair and counted destination in the second half of the context: what cutting the path changes.
 
@@ -130,8 +138,21 @@ def query_path_ablations(
             part["block"] = start + some.nonzero()[:, 0].numpy()
             parts.append(part.assign(layer=pair.layer, neuron=pair.neuron, head_layer=pair.head_layer, head=pair.head))
     if not parts:  # no pair: a model of one layer has no later head
-        names = ["activation", "bos", "norm", "bos_change", "norm_change", "block", "layer", "neuron", "head_layer", "head"]
-        return pd.DataFrame({name: pd.Series(dtype="float64" if place < 5 else "int64") for place, name in enumerate(names)})
+        names = [
+            "activation",
+            "bos",
+            "norm",
+            "bos_change",
+            "norm_change",
+            "block",
+            "layer",
+            "neuron",
+            "head_layer",
+            "head",
+        ]
+        return pd.DataFrame(
+            {name: pd.Series(dtype="float64" if place < 5 else "int64") for place, name in enumerate(names)}
+        )
     return pd.concat(parts, ignore_index=True)
 
 
@@ -141,7 +162,13 @@ def _cut(model: Processed, trace: Trace, pair: PathAblation) -> dict[str, Tensor
     cut = read - contribution(model, trace.middle, pair)
     bos_after, norm_after = head_output(model, cut, read, pair.head_layer, pair.head)
     activation = model.neuron_activations(trace.middle[pair.layer], pair.layer, [pair.neuron])[..., 0]
-    return {"activation": activation, "bos": bos, "norm": norm, "bos_change": bos_after - bos, "norm_change": norm_after - norm}
+    return {
+        "activation": activation,
+        "bos": bos,
+        "norm": norm,
+        "bos_change": bos_after - bos,
+        "norm_change": norm_after - norm,
+    }
 
 
 def ablation_summary(rows: pd.DataFrame) -> pd.DataFrame:
@@ -152,12 +179,21 @@ def ablation_summary(rows: pd.DataFrame) -> pd.DataFrame:
     """
     summary = []
     for (layer, neuron, head_layer, head), own in rows.groupby(["layer", "neuron", "head_layer", "head"], sort=False):
-        row = {"role": own["role"].iloc[0], "layer": layer, "neuron": neuron, "head_layer": head_layer, "head": head, "destinations": len(own)}
+        row = {
+            "role": own["role"].iloc[0],
+            "layer": layer,
+            "neuron": neuron,
+            "head_layer": head_layer,
+            "head": head,
+            "destinations": len(own),
+        }
         row |= {name: own[name].mean() for name in ("bos", "norm", "bos_change", "norm_change")}
         for name in ("bos_change", "norm_change"):
             varies = len(own) > 2 and own["activation"].std() > 0 and own[name].std() > 0
             row[f"{name}_corr"] = np.corrcoef(own["activation"], own[name])[0, 1] if varies else np.nan
-            row[f"{name}_corr_error"] = _correlation_error(own["activation"], own[name], own["block"]) if varies else np.nan
+            row[f"{name}_corr_error"] = (
+                _correlation_error(own["activation"], own[name], own["block"]) if varies else np.nan
+            )
         summary.append(row)
     return pd.DataFrame(summary)
 
@@ -165,9 +201,16 @@ def ablation_summary(rows: pd.DataFrame) -> pd.DataFrame:
 def _correlation_error(x: pd.Series, y: pd.Series, block: pd.Series) -> float:
     """The jackknife's standard error of artanh of the correlation of x and y, a block left out at a time; NaN for one block."""
     x, y = x - x.mean(), y - y.mean()
-    by_block = pd.DataFrame({"n": 1.0, "x": x, "y": y, "xx": x * x, "yy": y * y, "xy": x * y}).astype(float).groupby(block.to_numpy()).sum()
+    by_block = (
+        pd.DataFrame({"n": 1.0, "x": x, "y": y, "xx": x * x, "yy": y * y, "xy": x * y})
+        .astype(float)
+        .groupby(block.to_numpy())
+        .sum()
+    )
     left = by_block.sum() - by_block  # sums of all blocks but one
-    covariance, *variances = (left[a + b] / left["n"] - left[a] * left[b] / left["n"] ** 2 for a, b in ("xy", "xx", "yy"))
+    covariance, *variances = (
+        left[a + b] / left["n"] - left[a] * left[b] / left["n"] ** 2 for a, b in ("xy", "xx", "yy")
+    )
     with np.errstate(divide="ignore", invalid="ignore"):
         z = np.arctanh((covariance / np.sqrt(variances[0] * variances[1])).to_numpy())
     return float(np.sqrt((len(z) - 1) * z.var())) if len(z) > 1 else np.nan

@@ -39,8 +39,10 @@ def at_values(chosen: pd.DataFrame, values: Sequence[float]) -> dict[tuple[int, 
 def at_mean(chosen: pd.DataFrame, neurons: pd.DataFrame) -> dict[tuple[int, int], list[float]]:
     """Each chosen neuron's own mean activation (`activation_mean` of the run's `neurons`): mean ablation."""
     means = neurons.set_index(["layer", "neuron"])["activation_mean"]
-    return {(int(layer), int(neuron)): [float(means.loc[layer, neuron])]
-            for layer, neuron in zip(chosen["layer"], chosen["neuron"], strict=True)}  # fmt: skip
+    return {
+        (int(layer), int(neuron)): [float(means.loc[layer, neuron])]
+        for layer, neuron in zip(chosen["layer"], chosen["neuron"], strict=True)
+    }
 
 
 def weight_columns(model: Processed, reading: Readout, bos_id: int) -> pd.DataFrame:
@@ -59,7 +61,9 @@ def random_scores(model: Processed, bos_id: int, random_seed: int) -> pd.DataFra
 def effect_columns(ablated: pd.DataFrame) -> pd.DataFrame:
     """One row per neuron of a mean ablation's table: `ablation_group` (two joined by +) and each outcome's change in each variant."""
     changes = [name for name in ablated if name.endswith("_change")]
-    wide = ablated.drop_duplicates(["layer", "neuron", "variant"]).pivot(index=["layer", "neuron"], columns="variant", values=changes)
+    wide = ablated.drop_duplicates(["layer", "neuron", "variant"]).pivot(
+        index=["layer", "neuron"], columns="variant", values=changes
+    )
     wide.columns = [
         f"mean_ablation_{name.removesuffix('_change')}" + ("" if variant == TOTAL else "_" + variant.replace(" ", "_"))
         for name, variant in wide.columns

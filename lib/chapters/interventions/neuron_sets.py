@@ -57,9 +57,13 @@ def neuron_sets(neurons: pd.DataFrame, threshold: float, random_seed: int) -> li
         rest = np.setdiff1d(live["neuron"], pd.concat(chosen.values()))
         orders = [random.permutation(rest) for _ in range(DRAWS)]
         chosen = {group: members for group, members in chosen.items() if 0 < 2 * len(members) <= len(rest)}
-        sets += [NeuronSet(int(layer), group, 0, tuple(members.sort_values().tolist())) for group, members in chosen.items()]
+        sets += [
+            NeuronSet(int(layer), group, 0, tuple(members.sort_values().tolist())) for group, members in chosen.items()
+        ]
         for size in sorted({len(members) for members in chosen.values()}):
-            sets += [NeuronSet(int(layer), RANDOM, draw, tuple(order[:size].tolist())) for draw, order in enumerate(orders)]
+            sets += [
+                NeuronSet(int(layer), RANDOM, draw, tuple(order[:size].tolist())) for draw, order in enumerate(orders)
+            ]
     return sets
 
 
@@ -73,9 +77,13 @@ class _Predictions:
         self.likely = self.logits.argmax(1)
         self.loss = self._losses(torch.zeros_like(self.normalised))
         expected = [logits.softmax(-1) @ model.unembedding.T for logits in self.logits.split(TILE)]
-        self.beyond = model.unembedding.T[target] - torch.cat(expected)  # the target's unembedding less the expected one
+        self.beyond = model.unembedding.T[target] - torch.cat(
+            expected
+        )  # the target's unembedding less the expected one
 
-    def changes(self, final: Float[Tensor, "tokens d_model"]) -> tuple[Float[Tensor, "tokens"], Float[Tensor, "tokens"]]:
+    def changes(
+        self, final: Float[Tensor, "tokens d_model"]
+    ) -> tuple[Float[Tensor, "tokens"], Float[Tensor, "tokens"]]:
         """Change of the loss, and KL(unchanged ‖ changed), in nats.
 
         With p the unchanged and q the changed prediction, l their logits and t the target, KL = Σ p (log p − log q) is
@@ -88,18 +96,27 @@ class _Predictions:
     def _losses(self, moved: Float[Tensor, "tokens d_model"]) -> Float[Tensor, "tokens"]:
         """Each token's loss where its normalised residual stream is moved."""
         nothing, parts = self.logits.new_zeros(3, self.logits.shape[1]), []
-        for rows, logits, target, likely in zip(*(x.split(TILE) for x in (moved, self.logits, self.target, self.likely)), strict=True):
+        for rows, logits, target, likely in zip(
+            *(x.split(TILE) for x in (moved, self.logits, self.target, self.likely)), strict=True
+        ):
             each, one = torch.arange(len(rows)), torch.ones(len(rows))
             cases = Cases(each, each, one, one, torch.zeros(len(rows)))
-            parts.append(prediction_statistics(logits, rows.to(self.coarse.dtype) @ self.coarse, cases, nothing, target, likely)[:, 0])
+            parts.append(
+                prediction_statistics(logits, rows.to(self.coarse.dtype) @ self.coarse, cases, nothing, target, likely)[
+                    :, 0
+                ]
+            )
         return torch.cat(parts)
 
 
 @torch.no_grad()
 def ablations(
-    model: Processed, blocks: tuple[Int[Tensor, "blocks context"], Bool[Tensor, "blocks context"]], sets: Sequence[NeuronSet],
-    means: Float[Tensor, "layers neurons"], progress: Callable = lambda chunks: chunks,
-) -> pd.DataFrame:  # fmt: skip
+    model: Processed,
+    blocks: tuple[Int[Tensor, "blocks context"], Bool[Tensor, "blocks context"]],
+    sets: Sequence[NeuronSet],
+    means: Float[Tensor, "layers neurons"],
+    progress: Callable = lambda chunks: chunks,
+) -> pd.DataFrame:
     """One row per set and kind: all its neurons held at their `means`, or at zero, in one run.
 
     `blocks` is tokens and the mask of those that count. Columns layer, group, draw, neurons (how many), kind, tokens; means over counted
@@ -125,8 +142,13 @@ def ablations(
             sums[:, index].index_add_(0, block, found.double())
     number = measured.sum(1).double()
     mean, error = mean_and_error(sums, number)
-    table = pd.DataFrame([one._replace(neurons=len(one.neurons))._asdict() | {"kind": kind, "tokens": int(number.sum())} for one, kind in cases],
-                         columns=[*NeuronSet._fields, "kind", "tokens"])  # fmt: skip
+    table = pd.DataFrame(
+        [
+            one._replace(neurons=len(one.neurons))._asdict() | {"kind": kind, "tokens": int(number.sum())}
+            for one, kind in cases
+        ],
+        columns=[*NeuronSet._fields, "kind", "tokens"],
+    )
     for index, outcome in enumerate(OUTCOMES):
         table[outcome], table[f"{outcome}_error"] = mean[:, index].numpy(), error[:, index].numpy()
     return table
@@ -149,13 +171,34 @@ def comparisons(table: pd.DataFrame) -> pd.DataFrame:
         row = {name: own[name] for name in ("kind", "group", "layer", "neurons")} | {"draws": len(others)}
         for outcome in COMPARED:
             value, random = own[outcome], others[outcome]
-            row |= {outcome: value, f"{outcome}_random": random.mean(), f"{outcome}_spread": random.std(),
-                    f"{outcome}_below": int((random < value).sum()), f"{outcome}_level": int((random == value).sum())}  # fmt: skip
+            row |= {
+                outcome: value,
+                f"{outcome}_random": random.mean(),
+                f"{outcome}_spread": random.std(),
+                f"{outcome}_below": int((random < value).sum()),
+                f"{outcome}_level": int((random == value).sum()),
+            }
         row["loss_change_excess"] = own["loss_change"] - row["loss_change_random"]
-        errors = own["loss_change_error"], others["loss_change_error"].mean(), row["loss_change_spread"] / np.sqrt(len(others))
+        errors = (
+            own["loss_change_error"],
+            others["loss_change_error"].mean(),
+            row["loss_change_spread"] / np.sqrt(len(others)),
+        )
         rows.append(row | {"loss_change_excess_error": np.sqrt(np.square(errors).sum())})
     names = [outcome + ending for outcome in COMPARED for ending in ("", "_random", "_spread", "_below", "_level")]
-    return pd.DataFrame(rows, columns=["kind", "group", "layer", "neurons", "draws", *names, "loss_change_excess", "loss_change_excess_error"])
+    return pd.DataFrame(
+        rows,
+        columns=[
+            "kind",
+            "group",
+            "layer",
+            "neurons",
+            "draws",
+            *names,
+            "loss_change_excess",
+            "loss_change_excess_error",
+        ],
+    )
 
 
 class Ranking(NamedTuple):
@@ -200,6 +243,14 @@ def first_layer(compared: pd.DataFrame) -> FirstLayer | None:
     if 0 not in rows.index or others.empty:
         return None
     first, other = rows.loc[0], others.loc[others["loss_change_excess"].idxmax()]
-    half = norm.isf(SIGNIFICANT / 2 / len(others)) * np.hypot(first["loss_change_excess_error"], other["loss_change_excess_error"])
+    half = norm.isf(SIGNIFICANT / 2 / len(others)) * np.hypot(
+        first["loss_change_excess_error"], other["loss_change_excess_error"]
+    )
     difference = first["loss_change_excess"] - other["loss_change_excess"]
-    return FirstLayer(float(first["loss_change_excess"]), int(other.name), float(other["loss_change_excess"]), float(difference), float(half))
+    return FirstLayer(
+        float(first["loss_change_excess"]),
+        int(other.name),
+        float(other["loss_change_excess"]),
+        float(difference),
+        float(half),
+    )

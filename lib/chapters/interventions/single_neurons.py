@@ -66,7 +66,9 @@ class Effects:
     def table(self) -> pd.DataFrame:
         """One row per neuron, value and variant: each outcome's mean, its change and the change's standard error."""
         before = self.unchanged.sum(0) / self.tokens.sum()
-        change, error = mean_and_error(self.changed - self.unchanged[:, None, None, None], self.tokens)  # (neurons, values, variants, outcomes)
+        change, error = mean_and_error(
+            self.changed - self.unchanged[:, None, None, None], self.tokens
+        )  # (neurons, values, variants, outcomes)
         rows = []
         for n, (layer, neuron) in enumerate(self.neurons):
             for g in range(self.values.shape[1]):
@@ -80,7 +82,9 @@ class Effects:
         return pd.DataFrame(rows)
 
 
-def mean_and_error(sums: Float[Tensor, "blocks *shape"], tokens: Float[Tensor, "blocks"]) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
+def mean_and_error(
+    sums: Float[Tensor, "blocks *shape"], tokens: Float[Tensor, "blocks"]
+) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
     """Means over tokens, from sums over each block's, and their standard errors (NaN with a single block).
 
     The standard error is that of a ratio of sums over blocks, since tokens of one block are not independent.
@@ -101,10 +105,13 @@ def predicting(counted: Bool[Tensor, "blocks context"]) -> Bool[Tensor, "blocks 
 
 @torch.no_grad()
 def effects(
-    model: Processed, reading: Readout, blocks: tuple[Int[Tensor, "blocks context"], Bool[Tensor, "blocks context"]],
-    fixed: dict[tuple[int, int], Sequence[float]], variants: tuple[str, ...] = (TOTAL,),
+    model: Processed,
+    reading: Readout,
+    blocks: tuple[Int[Tensor, "blocks context"], Bool[Tensor, "blocks context"]],
+    fixed: dict[tuple[int, int], Sequence[float]],
+    variants: tuple[str, ...] = (TOTAL,),
     progress: Callable = lambda chunks: chunks,
-) -> Effects:  # fmt: skip
+) -> Effects:
     """Effects of fixing each neuron (layer, neuron) of `fixed` at each of its values, all neurons having equally many.
 
     `blocks` is tokens and the mask of those that count; a counted token's prediction of the next one is measured.
@@ -146,28 +153,42 @@ class _Predictions:
         final, target = trace.final[measured], tokens.roll(-1, 1)[measured]
         block = measured.nonzero()[:, 0]
         last = len(self.model.blocks) - 1
-        active = self.model.neuron_activations(trace.middle[last][measured], last, [self.neurons[index][1] for index in self.late])
+        active = self.model.neuron_activations(
+            trace.middle[last][measured], last, [self.neurons[index][1] for index in self.late]
+        )
         moved = self.values[self.late] - active[..., None]  # (tokens, late neurons, values)
         shifts = {}  # neuron -> change of the final residual stream at each value, (tokens, values, d_model)
         for index in self.early:
-            changed = [run(self.model, tokens, [Fix(*self.neurons[index], value)], trace).final[measured] for value in self.values[index].tolist()]
+            changed = [
+                run(self.model, tokens, [Fix(*self.neurons[index], value)], trace).final[measured]
+                for value in self.values[index].tolist()
+            ]
             shifts[index] = torch.stack(changed, 1) - final[:, None]
         for start in range(0, len(final), TILE):
             tile = slice(start, start + TILE)
-            yield block[tile], *self._tile(final[tile], target[tile], moved[tile], {key: at[tile] for key, at in shifts.items()})
+            yield (
+                block[tile],
+                *self._tile(final[tile], target[tile], moved[tile], {key: at[tile] for key, at in shifts.items()}),
+            )
 
     def _tile(self, final, target, moved, shifts) -> tuple[Tensor, Tensor]:
         rows, values = len(final), self.values.shape[1]
         products = final @ self.reading.unembedding
-        everything = torch.empty(rows, len(self.neurons), values, len(self.variants), len(OUTCOMES), dtype=torch.float64)
+        everything = torch.empty(
+            rows, len(self.neurons), values, len(self.variants), len(OUTCOMES), dtype=torch.float64
+        )
         likely = products.argmax(1)
         nothing = self.late_effects.new_zeros(1, products.shape[1])
         base = self.model.scale(final)[:, None], (final @ self.along)[:, None]  # scale and projection, (rows, 1)
-        unchanged = self._statistics(target, likely, products, nothing, base, base, torch.zeros(rows, 1, dtype=torch.long), (TOTAL,))
+        unchanged = self._statistics(
+            target, likely, products, nothing, base, base, torch.zeros(rows, 1, dtype=torch.long), (TOTAL,)
+        )
         if self.late:
             which = torch.arange(len(self.late)).repeat_interleave(values).expand(rows, -1)
             after = self._along_directions(final, moved)
-            found = self._statistics(target, likely, products, self.late_effects, base, after, which, self.variants, moved.flatten(1))
+            found = self._statistics(
+                target, likely, products, self.late_effects, base, after, which, self.variants, moved.flatten(1)
+            )
             everything[:, self.late] = found.view(rows, len(self.late), values, len(self.variants), -1)
         for index, shift in shifts.items():  # (rows, values, d_model)
             change = (shift.to(self.dtype) @ self.coarse).flatten(0, 1)
@@ -190,11 +211,23 @@ class _Predictions:
         scale, before = after[0], base[0].expand(rows, cases)
         drift = base[1] / base[0] - after[1] / scale
         scales = torch.stack([before if variant == FROZEN_SCALE else scale for variant in variants], 2)
-        along = torch.stack([drift if variant == FIXED_FREQUENCY else torch.zeros_like(drift) for variant in variants], 2)
+        along = torch.stack(
+            [drift if variant == FIXED_FREQUENCY else torch.zeros_like(drift) for variant in variants], 2
+        )
         row, shape = torch.arange(rows), (rows, cases, len(variants))
         moved = torch.ones(rows, cases) if moved is None else moved
-        found = prediction_statistics(products, effects, Cases(
-            row[:, None, None].expand(shape).flatten(), effect[..., None].expand(shape).flatten(),
-            moved[..., None].expand(shape).flatten(), 1 / scales.flatten(), along.flatten(),
-        ), self.reading.constants, target, likely)  # fmt: skip
+        found = prediction_statistics(
+            products,
+            effects,
+            Cases(
+                row[:, None, None].expand(shape).flatten(),
+                effect[..., None].expand(shape).flatten(),
+                moved[..., None].expand(shape).flatten(),
+                1 / scales.flatten(),
+                along.flatten(),
+            ),
+            self.reading.constants,
+            target,
+            likely,
+        )
         return torch.cat([found.view(*shape, -1), scales[..., None]], -1).double()

@@ -20,7 +20,18 @@ from lib.run import Run
 TOKENS = 12_288  # positions of text that effects are measured on, at most
 SHARE = 8  # and at most one in so many of the run's
 PART = 4  # one in so many of these for the matches in other seeds, and for the many sets that are ablated
-SOURCES = (sys.modules[__name__], heads, inputs, weights, single_neurons, candidates, forward, engine, predictions, processed)
+SOURCES = (
+    sys.modules[__name__],
+    heads,
+    inputs,
+    weights,
+    single_neurons,
+    candidates,
+    forward,
+    engine,
+    predictions,
+    processed,
+)
 
 
 def positions(run: Run) -> int:
@@ -94,7 +105,9 @@ def _effects(run: Run, name: str, grouped: pd.DataFrame, fixed: dict, variants: 
     def make() -> pd.DataFrame:
         model = model_of(run, run.params.reference)
         reading = single_neurons.readout(model, unigram_counts(run.text))
-        found = single_neurons.effects(model, reading, sample_blocks(run.text, positions(run)), fixed, variants, _progress(name.replace("_", " ")))
+        found = single_neurons.effects(
+            model, reading, sample_blocks(run.text, positions(run)), fixed, variants, _progress(name.replace("_", " "))
+        )
         return found.table().merge(grouped, on=["layer", "neuron"]).assign(tokens=int(found.tokens.sum()))
 
     return kept(run, name, SOURCES, _made_from(run, grouped.to_dict("list")), make)
@@ -118,9 +131,20 @@ def matched_ablations(run: Run, ablated: pd.DataFrame) -> pd.DataFrame:
             fixed = at_mean(chosen.set_axis(["layer", "neuron"], axis=1), known[known["seed"] == seed])
             model = model_of(run, seed)
             blocks = sample_blocks(run.text, positions(run) // PART)
-            found = single_neurons.effects(model, single_neurons.readout(model, unigram_counts(run.text)), blocks, fixed, progress=_progress(f"matches in {seed}"))
+            found = single_neurons.effects(
+                model,
+                single_neurons.readout(model, unigram_counts(run.text)),
+                blocks,
+                fixed,
+                progress=_progress(f"matches in {seed}"),
+            )
             found = found.table()[["layer", "neuron", "entropy_change", "entropy_error"]]
-            parts.append(rows.merge(found.rename(columns={"layer": "match_layer", "neuron": "match_neuron"}), on=["match_layer", "match_neuron"]))
+            parts.append(
+                rows.merge(
+                    found.rename(columns={"layer": "match_layer", "neuron": "match_neuron"}),
+                    on=["match_layer", "match_neuron"],
+                )
+            )
         return pd.concat(parts[1:] or parts, ignore_index=True)
 
     chosen = own[["layer", "neuron", "seed", "match_layer", "match_neuron"]]
@@ -136,9 +160,15 @@ def ablations(run: Run) -> pd.DataFrame:
     sets = neuron_sets.neuron_sets(neurons, run.params.threshold, run.params.random_seed)
 
     def make() -> pd.DataFrame:
-        means = torch.from_numpy(neurons.pivot(index="layer", columns="neuron", values="activation_mean").to_numpy(dtype="float32", copy=True))
+        means = torch.from_numpy(
+            neurons.pivot(index="layer", columns="neuron", values="activation_mean").to_numpy(
+                dtype="float32", copy=True
+            )
+        )
         blocks = sample_blocks(run.text, positions(run) // PART)
-        return neuron_sets.ablations(model_of(run, run.params.reference), blocks, sets, means, _progress("ablated sets"))
+        return neuron_sets.ablations(
+            model_of(run, run.params.reference), blocks, sets, means, _progress("ablated sets")
+        )
 
     chosen = {"sets": sha256(repr(sets).encode()).hexdigest()}
     return kept(run, "ablations", (*SOURCES, neuron_sets), _made_from(run, chosen), make)
@@ -151,7 +181,9 @@ def query_paths(run: Run, own: pd.DataFrame) -> pd.DataFrame:
 
     def make() -> pd.DataFrame:
         paths = [PathAblation(*map(int, pair)) for pair in pairs[columns].to_numpy()]
-        rows = heads.query_path_ablations(model_of(run, run.params.reference), *sample_blocks(run.text, positions(run)), paths)
+        rows = heads.query_path_ablations(
+            model_of(run, run.params.reference), *sample_blocks(run.text, positions(run)), paths
+        )
         return rows.merge(pairs[["layer", "neuron", "attention_score", "role"]], on=["layer", "neuron"])
 
     return kept(run, "query_paths", SOURCES, _made_from(run, pairs[columns].to_dict("list")), make)
@@ -173,5 +205,9 @@ def _progress(what: str):
 
 def _made_from(run: Run, neurons: dict) -> dict:
     params = run.params
-    return {"reference": params.reference, "random_seed": params.random_seed, "tokens": run.text.tokens.numel(),
-            "chosen": {name: [str(value) for value in values] for name, values in neurons.items()}}  # fmt: skip
+    return {
+        "reference": params.reference,
+        "random_seed": params.random_seed,
+        "tokens": run.text.tokens.numel(),
+        "chosen": {name: [str(value) for value in values] for name, values in neurons.items()},
+    }

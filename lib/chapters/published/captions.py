@@ -13,14 +13,18 @@ def overlap(totals: pd.Series, threshold: float) -> Finding:
     """From `compare.overlap`: do both call the same neurons universal?"""
     alt = "Stacked bars by layer: neurons universal in both, in this run only, in the published table only."
     if not totals["universal"] or not totals["published"]:
-        side = "Neither side has" if not totals["universal"] and not totals["published"] else (
-            "This run has no" if not totals["universal"] else "The published table has no"
-        )  # fmt: skip
+        side = (
+            "Neither side has"
+            if not totals["universal"] and not totals["published"]
+            else ("This run has no" if not totals["universal"] else "The published table has no")
+        )
         text = (
             f"{side} {'a ' if side.startswith('Neither') else ''}universal neuron at {threshold:g}: this run has "
             f"{totals['universal']:,}, the published table {totals['published']:,}."
         )
-        return Finding(f"{totals['universal']:,} universal here, {totals['published']:,} published: nothing overlaps", text, alt)
+        return Finding(
+            f"{totals['universal']:,} universal here, {totals['published']:,} published: nothing overlaps", text, alt
+        )
     title = f"{capital(count(totals['both'], 'neuron'))} universal in both: Jaccard {totals['jaccard']:.3f}"
     text = (
         f"At threshold {threshold:g} this run calls **{totals['universal']:,}** of {totals['neurons']:,} neurons universal and the "
@@ -41,7 +45,9 @@ def values(table: pd.DataFrame, rows: pd.DataFrame, kind: str) -> Finding:
         "than rounding in at least one column."
     )
     if not len(rows):
-        return Finding(f"The tables share no column of {kind}", f"The published table has no {kind} to compare with.", alt)
+        return Finding(
+            f"The tables share no column of {kind}", f"The published table has no {kind} to compare with.", alt
+        )
     if not len(known):
         text = f"{rounding} Too few neurons are listed, or the {kind} are constant, so that no correlation is defined."
         return Finding(f"No correlation of the {kind} is defined", text, alt)
@@ -65,7 +71,9 @@ def layers(matrix: pd.DataFrame) -> Finding:
     alt = "Heat map of the correlation with the published values, one row a column of the tables, one column a layer."
     known = matrix.median().dropna()
     if not len(known):
-        return Finding("No layer has enough listed neurons", "No layer has three listed neurons whose values vary.", alt)
+        return Finding(
+            "No layer has enough listed neurons", "No layer has three listed neurons whose values vary.", alt
+        )
     title = f"The median correlation in a layer goes from {known.min():.3f} to {known.max():.3f}"
     if f"{known.min():.3f}" == f"{known.max():.3f}":
         title = f"The median correlation is {known.max():.3f} in every layer"
@@ -75,7 +83,9 @@ def layers(matrix: pd.DataFrame) -> Finding:
     )
     unknown = len(matrix.columns) - len(known)
     if unknown:
-        text += f" {capital(count(unknown, 'layer'))} {'has' if unknown == 1 else 'have'} fewer than three listed neurons."
+        text += (
+            f" {capital(count(unknown, 'layer'))} {'has' if unknown == 1 else 'have'} fewer than three listed neurons."
+        )
     return Finding(title, text, f"{alt} {title}.")
 
 
@@ -118,7 +128,9 @@ def one_sided(parts: dict[str, pd.DataFrame], totals: pd.Series) -> str:
         top = parts[side].head(5)
         named = ", ".join(f"L{row.layer}.{row.neuron} ({getattr(row, column):.3f})" for row in top.itertuples())
         verb = "is" if number == 1 else "are"
-        sentences.append(f"**{capital(count(number, 'neuron'))}** {verb} universal in {name}; the clearest, with that excess: {named}.")
+        sentences.append(
+            f"**{capital(count(number, 'neuron'))}** {verb} universal in {name}; the clearest, with that excess: {named}."
+        )
     return " ".join(sentences)
 
 

@@ -20,10 +20,14 @@ from lib.chapters.universality.properties import PROPERTIES, universal
 from lib.run import Run
 
 CORRELATIONS = {
-    "max_corr": "largest best match", "mean_corr": "mean best match", "min_corr": "smallest best match",
-    "max_baseline": "largest baseline", "mean_baseline": "mean baseline", "min_baseline": "smallest baseline",
+    "max_corr": "largest best match",
+    "mean_corr": "mean best match",
+    "min_corr": "smallest best match",
+    "max_baseline": "largest baseline",
+    "mean_baseline": "mean baseline",
+    "min_baseline": "smallest baseline",
     "excess_corr": "excess correlation",
-}  # fmt: skip
+}
 COLUMNS = CORRELATIONS | PROPERTIES
 NEEDED = ("layer", "neuron", "excess_corr")
 SAME = 1e-3  # values that are closer than this share of the column's standard deviation are the same but for rounding
@@ -44,7 +48,9 @@ def read_published(path: Path) -> pd.DataFrame:
     missing = [column for column in NEEDED if column not in table]
     if missing:
         has = ", ".join(map(str, table.columns[:12]))
-        raise InputError(f"the published table {path} has no column '{missing[0]}', only {has}; it needs {', '.join(NEEDED)}.")
+        raise InputError(
+            f"the published table {path} has no column '{missing[0]}', only {has}; it needs {', '.join(NEEDED)}."
+        )
     if not len(table):
         raise InputError(f"the published table {path} has no rows.")
     table = table[["layer", "neuron", *(column for column in COLUMNS if column in table)]]
@@ -53,7 +59,9 @@ def read_published(path: Path) -> pd.DataFrame:
         raise InputError(f"the published table {path} has something other than numbers in its column '{wrong}'.")
     for column in ("layer", "neuron"):
         if table[column].isna().any() or (table[column] % 1 != 0).any() or (table[column] < 0).any():
-            raise InputError(f"the published table {path} has values in '{column}' that are not whole numbers from 0 on.")
+            raise InputError(
+                f"the published table {path} has values in '{column}' that are not whole numbers from 0 on."
+            )
     table = table.astype({"layer": int, "neuron": int})
     if table.duplicated(["layer", "neuron"]).any():
         raise InputError(f"the published table {path} has more than one row of the same neuron.")
@@ -110,14 +118,20 @@ def overlap(table: pd.DataFrame) -> pd.Series:
     both, either = int((ours & theirs).sum()), int((ours | theirs).sum())
     return pd.Series(
         {
-            "neurons": len(table), "listed": int(table["listed"].sum()), "universal": int(ours.sum()),
-            "published": int(theirs.sum()), "both": both, "jaccard": _ratio(both, either),
-            "precision": _ratio(both, ours.sum()), "recall": _ratio(both, theirs.sum()),
-            "chance_precision": _ratio(theirs.sum(), len(table)), "chance_recall": _ratio(ours.sum(), len(table)),
+            "neurons": len(table),
+            "listed": int(table["listed"].sum()),
+            "universal": int(ours.sum()),
+            "published": int(theirs.sum()),
+            "both": both,
+            "jaccard": _ratio(both, either),
+            "precision": _ratio(both, ours.sum()),
+            "recall": _ratio(both, theirs.sum()),
+            "chance_precision": _ratio(theirs.sum(), len(table)),
+            "chance_recall": _ratio(ours.sum(), len(table)),
             "differs": int(table["differs"].sum()),
         },
         dtype=object,
-    )  # fmt: skip
+    )
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -22,7 +22,9 @@ def overlap(by_layer: pd.DataFrame) -> Figure:
         ("published only", by_layer["published"] - by_layer["both"], "#BBBBBB"),
     ):
         height = height.to_numpy(dtype=float)
-        axes.bar(by_layer["layer"], height, bottom=bottom, color=colour, width=0.7, label=f"{label} ({height.sum():,.0f})")
+        axes.bar(
+            by_layer["layer"], height, bottom=bottom, color=colour, width=0.7, label=f"{label} ({height.sum():,.0f})"
+        )
         bottom += height
     if not bottom.any():
         note(axes, "no universal neuron on either side")
@@ -42,12 +44,21 @@ def values(table: pd.DataFrame, rows: pd.DataFrame) -> Figure:
     for axes, row in zip(grid.flat, rows.itertuples(), strict=False):
         ours, theirs = listed[row.column], listed[f"{row.column}_published"]
         for name, group in (("other", ~listed["universal"]), ("universal", listed["universal"])):
-            axes.scatter(theirs[group], ours[group], s=4, color=COLOURS[name], alpha=ALPHA[name], linewidths=0, rasterized=True)
+            axes.scatter(
+                theirs[group], ours[group], s=4, color=COLOURS[name], alpha=ALPHA[name], linewidths=0, rasterized=True
+            )
         both = pd.concat([ours, theirs])
         axes.plot([both.min(), both.max()], [both.min(), both.max()], color=NEUTRAL, linewidth=0.8, linestyle="--")
         axes.set_title(folded(row.label) if len(row.label) > 20 else row.label, fontsize="small")
-        axes.text(0.04, 0.95, f"r = {row.pearson:.3f}" if np.isfinite(row.pearson) else "r undefined", transform=axes.transAxes,
-                  va="top", fontsize="small", bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1})  # fmt: skip
+        axes.text(
+            0.04,
+            0.95,
+            f"r = {row.pearson:.3f}" if np.isfinite(row.pearson) else "r undefined",
+            transform=axes.transAxes,
+            va="top",
+            fontsize="small",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+        )
         axes.tick_params(labelsize="x-small")
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.yaxis.set_major_locator(MaxNLocator(4))
@@ -68,8 +79,17 @@ def layers(matrix: pd.DataFrame) -> Figure:
     """Correlation with the published values of each column within each layer; white where it is undefined."""
     count = len(matrix.columns)
     fig, axes = canvas(size=(WIDE, 1.2 + 0.3 * len(matrix)))
-    sns.heatmap(matrix.rename(index=COLUMNS), ax=axes, cmap="cividis", vmin=min(0, np.nanmin(matrix.to_numpy(), initial=0)), vmax=1,
-                annot=count <= 12, fmt=".2f", annot_kws={"fontsize": "x-small"}, cbar_kws={"label": "correlation"})  # fmt: skip
+    sns.heatmap(
+        matrix.rename(index=COLUMNS),
+        ax=axes,
+        cmap="cividis",
+        vmin=min(0, np.nanmin(matrix.to_numpy(), initial=0)),
+        vmax=1,
+        annot=count <= 12,
+        fmt=".2f",
+        annot_kws={"fontsize": "x-small"},
+        cbar_kws={"label": "correlation"},
+    )
     axes.set(xlabel="layer", ylabel=None)
     axes.tick_params(rotation=0)
     return fig

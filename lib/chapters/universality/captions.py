@@ -104,8 +104,12 @@ def correlation_by_layer(neurons: pd.DataFrame) -> Finding:
     )
     dead = int(neurons["dead"].sum())
     if dead:
-        text += f" {capital(count(dead, 'neuron'))} never varied on this text; such dead neurons correlate 0 by definition."
-    return Finding(title, text, f"Box plots by layer of the best-match correlation and of its rotated baseline. {title}.")
+        text += (
+            f" {capital(count(dead, 'neuron'))} never varied on this text; such dead neurons correlate 0 by definition."
+        )
+    return Finding(
+        title, text, f"Box plots by layer of the best-match correlation and of its rotated baseline. {title}."
+    )
 
 
 def draws(draw_summary: pd.DataFrame, spread: pd.Series, neurons: pd.DataFrame) -> Finding:
@@ -131,10 +135,14 @@ def convergence(summary: pd.DataFrame, reference: str, candidates: int) -> Findi
     own = summary[summary["seed"] == reference].sort_values("tokens")
     last = own.iloc[-1]
     floor = universality.noise_floor(candidates, last["tokens"])
-    alt = "Line plots against the number of tokens: mean best-match correlation, baseline and excess; universal neurons."
+    alt = (
+        "Line plots against the number of tokens: mean best-match correlation, baseline and excess; universal neurons."
+    )
     if len(own) < 2:
         title = "One snapshot: too few tokens to see convergence"
-        text = f"The pass recorded a single snapshot; the noise floor at its {last['tokens']:,.0f} tokens is {floor:.4f}."
+        text = (
+            f"The pass recorded a single snapshot; the noise floor at its {last['tokens']:,.0f} tokens is {floor:.4f}."
+        )
         return Finding(title, text, alt)
     before = own.iloc[-2]
     move = last["excess_corr"] - before["excess_corr"]
@@ -175,7 +183,9 @@ def sampling(table: pd.DataFrame, neurons: pd.DataFrame, threshold: float) -> Fi
 def excess(neurons: pd.DataFrame, threshold: float) -> Finding:
     """Figures 2a and 11: how many neurons are universal, beside the published shares."""
     number = int(universal(neurons, threshold).sum())
-    title = f"{capital(count(number, 'neuron'))} of {len(neurons):,} ({percent(number / len(neurons))}) above {threshold:g}"
+    title = (
+        f"{capital(count(number, 'neuron'))} of {len(neurons):,} ({percent(number / len(neurons))}) above {threshold:g}"
+    )
     largest = neurons["excess_corr"].max()
     published = ", ".join(
         f"{percent(row.share)} for {PUBLISHED_MODELS[model]}" for model, row in PUBLISHED_SHARES.iterrows()
@@ -226,7 +236,9 @@ def layer_agreement(matrix: pd.DataFrame) -> Finding:
         f"The layer most faithful to its depth is {highest} ({same.max():.1f} %), the least is {lowest} ({same.min():.1f} %)."
     )
     return Finding(
-        title, text, f"Heat map of the layer of a best match against the layer of the neuron, columns sum to 100 percent. {title}."
+        title,
+        text,
+        f"Heat map of the layer of a best match against the layer of the neuron, columns sum to 100 percent. {title}.",
     )
 
 
@@ -243,7 +255,9 @@ def references(shares: pd.DataFrame, threshold: float, intervals: pd.DataFrame |
     )
     if not shares["universal"].any():
         title = f"No seed as reference has a universal neuron at {threshold:g}"
-        text = f"Whichever of the {len(shares)} seeds is the reference, no neuron is universal at threshold {threshold:g}."
+        text = (
+            f"Whichever of the {len(shares)} seeds is the reference, no neuron is universal at threshold {threshold:g}."
+        )
     if one:
         seed = shares["seed"].iloc[0]
         title = f"Seed {seed} alone serves as reference: {percent(mean)} universal"
@@ -254,7 +268,13 @@ def references(shares: pd.DataFrame, threshold: float, intervals: pd.DataFrame |
     elif intervals is not None:
         own = intervals.loc[intervals["share"].idxmax()]
         ratio = (own["high"] - own["low"]) / max(high - low, 1e-9)
-        moves = "would move the share less" if ratio < 0.5 else "may move the share more" if ratio > 2 else "may move the share about as much"
+        moves = (
+            "would move the share less"
+            if ratio < 0.5
+            else "may move the share more"
+            if ratio > 2
+            else "may move the share about as much"
+        )
         text += (
             f" Another text of this kind {moves}: its 95 % interval is {percent(own['low'])} to {percent(own['high'])} for seed "
             f"{own['seed']} (black line)."
@@ -269,11 +289,17 @@ def partners(numbers: dict[str, float], seeds: int, references: int, threshold: 
     """
     alt = "Share of mutual best matches and of neurons in a clique against the excess correlation; bar chart of cliques by layer."
     found = int(numbers["cliques"])
-    title = f"{capital(count(found, 'set'))} of one neuron from each of {seeds} seeds that are all each other's best match"
+    title = (
+        f"{capital(count(found, 'set'))} of one neuron from each of {seeds} seeds that are all each other's best match"
+    )
     if references < seeds:
         title = f"{percent(numbers['mutual'], 1)} of best matches are mutual"
     text = f"**{percent(numbers['mutual'], 1)}** of best matches are mutual"
-    text += f", of the {count(numbers['universal'], 'universal neuron')} **{percent(numbers['mutual_universal'], 1)}**" if numbers["universal"] else ""
+    text += (
+        f", of the {count(numbers['universal'], 'universal neuron')} **{percent(numbers['mutual_universal'], 1)}**"
+        if numbers["universal"]
+        else ""
+    )
     text += (
         f". {capital(count(found, 'clique'))} of one neuron from every seed {'has' if found <= 1 else 'have'} only mutual best matches"
         if references == seeds
@@ -284,7 +310,11 @@ def partners(numbers: dict[str, float], seeds: int, references: int, threshold: 
             f", {percent(found / numbers['neurons'], 1)} of a seed's neurons; in {numbers['strong_cliques']:,} of them every two correlate above "
             f"{threshold:g}, and {percent(numbers['one_layer'], 0)} lie in one layer"
         )
-        text += f". Of the universal neurons {percent(numbers['in_clique_universal'], 1)} are in a clique" if numbers["universal"] else ""
+        text += (
+            f". Of the universal neurons {percent(numbers['in_clique_universal'], 1)} are in a clique"
+            if numbers["universal"]
+            else ""
+        )
     text += ". "
     if np.isfinite(numbers["assigned_corr"]):
         text += (
@@ -300,7 +330,8 @@ def share_curve(neurons_all_seeds: pd.DataFrame, threshold: float) -> Finding:
     """How much hangs on the threshold, averaged over reference seeds."""
     by_seed = neurons_all_seeds.groupby("seed", sort=False)["excess_corr"]
     below, at, above = np.mean(
-        [universality.share_curve(values, [threshold - 0.1, threshold, threshold + 0.1]) for _, values in by_seed], axis=0
+        [universality.share_curve(values, [threshold - 0.1, threshold, threshold + 0.1]) for _, values in by_seed],
+        axis=0,
     )
     title = f"A threshold 0.1 lower or higher: {percent(below)} or {percent(above)} universal"
     if not below:
@@ -309,7 +340,9 @@ def share_curve(neurons_all_seeds: pd.DataFrame, threshold: float) -> Finding:
         f"Averaged over reference seeds the universal share is {percent(below)} at {threshold - 0.1:.2g}, "
         f"**{percent(at)}** at {threshold:g} and {percent(above)} at {threshold + 0.1:.2g}."
     )
-    return Finding(title, text, f"Share of universal neurons against the threshold, one line per reference seed. {title}.")
+    return Finding(
+        title, text, f"Share of universal neurons against the threshold, one line per reference seed. {title}."
+    )
 
 
 def layers(shares: pd.DataFrame, reference: str) -> Finding:
@@ -322,18 +355,29 @@ def layers(shares: pd.DataFrame, reference: str) -> Finding:
     fullest = fullest.loc[fullest.groupby("model", sort=False)["universal"].idxmax()]
     published = (
         "Published, at a threshold of 0.5, the fullest layer is "
-        + ", ".join(f"layer {row.layer} of {layers_of[row.model]} in {PUBLISHED_MODELS[row.model]} ({percent(row.share, 1)} of its neurons)" for row in fullest.itertuples())
+        + ", ".join(
+            f"layer {row.layer} of {layers_of[row.model]} in {PUBLISHED_MODELS[row.model]} ({percent(row.share, 1)} of its neurons)"
+            for row in fullest.itertuples()
+        )
         + f" ({PUBLISHED_SOURCE})."
     )
     if not total:
-        return Finding("No universal neuron in any layer", f"No neuron of the reference is universal in any layer. {published}", alt)
+        return Finding(
+            "No universal neuron in any layer",
+            f"No neuron of the reference is universal in any layer. {published}",
+            alt,
+        )
     top = own["universal"].idxmax()
     empty = int((own["universal"] == 0).sum())
     title = f"Layer {top} holds {percent(own['universal'].max() / total, 0)} of the universal neurons"
     text = (
         f"The layer with most universal neurons is {top}: **{own['universal'].max():,}** of {total:,}, "
         f"{percent(own['share'].max(), 1)} of that layer. "
-        + (f"{capital(count(empty, 'layer'))} {'has' if empty == 1 else 'have'} none." if empty else "Every layer has some.")
+        + (
+            f"{capital(count(empty, 'layer'))} {'has' if empty == 1 else 'have'} none."
+            if empty
+            else "Every layer has some."
+        )
         + f" {published}"
     )
     return Finding(title, text, f"{alt} {title}.")
@@ -420,7 +464,9 @@ def raw_values(neurons: pd.DataFrame, threshold: float, columns: list[str]) -> F
         compared = max(compared, len(pair))
         parts.append(f"{PROPERTIES[column]} in {int((pair[True] > pair[False]).sum())} of {len(pair)}")
     title = f"Raw values in the {count(compared, 'layer')} with universal neurons"
-    text = f"The median universal neuron lies above the median other neuron of its layer for: {'; '.join(parts)} layers."
+    text = (
+        f"The median universal neuron lies above the median other neuron of its layer for: {'; '.join(parts)} layers."
+    )
     if len(parts) < len(columns):
         text += f" {GATED}"
     return Finding(title, text, f"{alt} {title}.")

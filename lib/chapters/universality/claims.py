@@ -79,7 +79,9 @@ def _frequency_cosine(evidence: Evidence) -> Measured:
     low, high = correlation_interval(value, len(own[["sparsity", "in_out_sim"]].dropna()))
     if not np.isfinite(value):
         return unmeasured("undefined: gated neurons, or one quantity does not vary")
-    return Measured(value, low, high, f"{signed(value)} ({signed(low)} to {signed(high)})", decided(low, high, 0.0, above=False))
+    return Measured(
+        value, low, high, f"{signed(value)} ({signed(low)} to {signed(high)})", decided(low, high, 0.0, above=False)
+    )
 
 
 def _tests(evidence: Evidence) -> pd.DataFrame:
@@ -91,7 +93,11 @@ def _property(column: str):
     def measure(evidence: Evidence) -> Measured:
         tests = evidence.once(_tests)
         if column not in tests.index or not np.isfinite(tests.loc[column, "effect"]):
-            return unmeasured("no universal neuron to rank" if not evidence.universal_of().shape[0] else "not defined for these models")
+            return unmeasured(
+                "no universal neuron to rank"
+                if not evidence.universal_of().shape[0]
+                else "not defined for these models"
+            )
         row = tests.loc[column]
         here = f"median percentile {row['median_percentile']:.0f} of {count(row['universal'], 'neuron')}, effect {signed(row['effect'])}, corrected {p_words(row['p_corrected'])}"
         return Measured(float(row["median_percentile"]), np.nan, np.nan, here, row["verdict"])
@@ -104,26 +110,73 @@ def _property_claims() -> tuple[Claim, ...]:
     for column, medians in PUBLISHED_MEDIANS.iterrows():
         side = "high" if (medians > 50).all() else "low"
         published = f"median percentiles {', '.join(f'{value:.0f}' for value in medians)} ({MODELS})"
-        claims.append(Claim(f"property_{column}", f"Universal neurons have a {side} {PROPERTIES[column]} for their layer", published,
-                            CHAPTER, "figure_03_percentiles", (EVERYONE,), _property(column)))  # fmt: skip
+        claims.append(
+            Claim(
+                f"property_{column}",
+                f"Universal neurons have a {side} {PROPERTIES[column]} for their layer",
+                published,
+                CHAPTER,
+                "figure_03_percentiles",
+                (EVERYONE,),
+                _property(column),
+            )
+        )
     return tuple(claims)
 
 
 _SHARES = ", ".join(f"{percent(row.share)} ({PUBLISHED_MODELS[model]})" for model, row in PUBLISHED_SHARES.iterrows())
-_COSINES = ", ".join(f"{signed(row.frequency_cosine)} ({PUBLISHED_MODELS[model]})" for model, row in PUBLISHED_SHARES.iterrows())
+_COSINES = ", ".join(
+    f"{signed(row.frequency_cosine)} ({PUBLISHED_MODELS[model]})" for model, row in PUBLISHED_SHARES.iterrows()
+)
 
 CLAIMS = (
-    Claim("universal_share", "From 1 to 5 % of the neurons are universal", _SHARES,
-          CHAPTER, "figure_02a_11_distributions", (EVERYONE,), _share),
-    Claim("excess", "A neuron's best match is better than in a rotated basis", "mean excess above 0",
-          CHAPTER, "figure_02a_11_distributions", (EVERYONE,), _excess),
-    Claim("depth", properties.OWN_LAYER, properties.OWN_LAYER_PUBLISHED,
-          CHAPTER, "figure_02c_layers", (MATCHES,), _depth),
-    Claim("gap", "Seeds differ more on how well universal neurons match than on the others", "0.105 against 0.049 over all neurons (GPT2-medium)",
-          CHAPTER, "figure_02b_gap", (EVERYONE, MATCHES), _gap),
-    Claim("layers", "Every layer has universal neurons", "every layer of the three models",
-          CHAPTER, "universal_share_by_layer", (EVERYONE,), _layers),
+    Claim(
+        "universal_share",
+        "From 1 to 5 % of the neurons are universal",
+        _SHARES,
+        CHAPTER,
+        "figure_02a_11_distributions",
+        (EVERYONE,),
+        _share,
+    ),
+    Claim(
+        "excess",
+        "A neuron's best match is better than in a rotated basis",
+        "mean excess above 0",
+        CHAPTER,
+        "figure_02a_11_distributions",
+        (EVERYONE,),
+        _excess,
+    ),
+    Claim(
+        "depth", properties.OWN_LAYER, properties.OWN_LAYER_PUBLISHED, CHAPTER, "figure_02c_layers", (MATCHES,), _depth
+    ),
+    Claim(
+        "gap",
+        "Seeds differ more on how well universal neurons match than on the others",
+        "0.105 against 0.049 over all neurons (GPT2-medium)",
+        CHAPTER,
+        "figure_02b_gap",
+        (EVERYONE, MATCHES),
+        _gap,
+    ),
+    Claim(
+        "layers",
+        "Every layer has universal neurons",
+        "every layer of the three models",
+        CHAPTER,
+        "universal_share_by_layer",
+        (EVERYONE,),
+        _layers,
+    ),
     *_property_claims(),
-    Claim("frequency_cosine", "Neurons that fire often have a lower cos(w_in, w_out)", _COSINES,
-          CHAPTER, "figure_09_frequency_cosine", (EVERYONE,), _frequency_cosine),
-)  # fmt: skip
+    Claim(
+        "frequency_cosine",
+        "Neurons that fire often have a lower cos(w_in, w_out)",
+        _COSINES,
+        CHAPTER,
+        "figure_09_frequency_cosine",
+        (EVERYONE,),
+        _frequency_cosine,
+    ),
+)

@@ -176,7 +176,10 @@ def distributions(neurons: pd.DataFrame, threshold: float) -> Figure:
     """Figures 2a and 11: best match against baseline (left), excess with the threshold (right)."""
     fig, (left, right) = canvas(1, 2)
     bins = np.linspace(0, 1, 61)
-    for column, label, colour in (("mean_corr", "best match", CORRELATION), ("mean_baseline", "rotated baseline", BASELINE)):
+    for column, label, colour in (
+        ("mean_corr", "best match", CORRELATION),
+        ("mean_baseline", "rotated baseline", BASELINE),
+    ):
         left.hist(neurons[column].clip(0, 1), bins, color=colour, alpha=0.65, label=label, histtype="stepfilled")
     left.set(xlabel="correlation, mean over compared seeds", ylabel="neurons", xlim=(0, 1))
     left.legend()
@@ -184,7 +187,9 @@ def distributions(neurons: pd.DataFrame, threshold: float) -> Figure:
     step = max(high - low, 1e-3) / 60
     bins = threshold + step * np.arange(np.floor((low - threshold) / step), np.ceil((high - threshold) / step) + 1)
     for name, group in _groups(neurons, threshold).items():
-        right.hist(group["excess_corr"], bins, color=COLOURS[name], label=f"{name} ({len(group):,})", histtype="stepfilled")
+        right.hist(
+            group["excess_corr"], bins, color=COLOURS[name], label=f"{name} ({len(group):,})", histtype="stepfilled"
+        )
     right.axvline(threshold, color=NEUTRAL, linestyle="--", linewidth=1)
     right.set(xlabel="excess correlation", ylabel="neurons (log axis)", yscale="log")
     right.legend()
@@ -196,9 +201,19 @@ def gap(neurons: pd.DataFrame, threshold: float) -> Figure:
     fig, axes = canvas(size=(NARROW, NARROW * 0.85))
     axes.plot([0, 1], [0, 1], color=NEUTRAL, linewidth=1)
     for name, group in _groups(neurons, threshold).items():
-        axes.scatter(group["min_corr"], group["max_corr"], s=5, alpha=ALPHA[name], color=COLOURS[name], rasterized=True,
-                     linewidths=0, label=f"{name} ({len(group):,})")  # fmt: skip
-    axes.set(xlabel="smallest best-match correlation", ylabel="largest best-match correlation", xlim=(0, 1), ylim=(0, 1))
+        axes.scatter(
+            group["min_corr"],
+            group["max_corr"],
+            s=5,
+            alpha=ALPHA[name],
+            color=COLOURS[name],
+            rasterized=True,
+            linewidths=0,
+            label=f"{name} ({len(group):,})",
+        )
+    axes.set(
+        xlabel="smallest best-match correlation", ylabel="largest best-match correlation", xlim=(0, 1), ylim=(0, 1)
+    )
     axes.legend(loc="lower right", markerscale=3)
     return fig
 
@@ -208,8 +223,17 @@ def layer_agreement(matrix: pd.DataFrame) -> Figure:
     layers = len(matrix)
     size = max(3.6, min(7.5, 1.6 + 0.5 * layers))
     fig, axes = canvas(size=(max(NARROW, size + 1.2), size))
-    sns.heatmap(matrix.T, ax=axes, cmap="cividis", vmin=0, vmax=100, annot=layers <= 12, fmt=".0f", square=True,
-                cbar_kws={"label": "percent of the layer's neurons"})  # fmt: skip
+    sns.heatmap(
+        matrix.T,
+        ax=axes,
+        cmap="cividis",
+        vmin=0,
+        vmax=100,
+        annot=layers <= 12,
+        fmt=".0f",
+        square=True,
+        cbar_kws={"label": "percent of the layer's neurons"},
+    )
     axes.set(xlabel="layer of the neuron", ylabel="layer of its best match")
     axes.invert_yaxis()
     axes.tick_params(rotation=0)
@@ -221,13 +245,25 @@ def references(shares: pd.DataFrame, intervals: pd.DataFrame | None = None) -> F
     fig, axes = canvas(size=(NARROW, 3.2))
     axes.axhline(shares["share"].mean(), color=NEUTRAL, linestyle="--", linewidth=1, zorder=0, label="mean")
     bars = axes.bar(shares["seed"], shares["share"], color=COLOURS["universal"], width=0.6)
-    axes.bar_label(bars, [f"{number:,}" for number in shares["universal"]], padding=3, label_type="edge",
-                   bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
+    axes.bar_label(
+        bars,
+        [f"{number:,}" for number in shares["universal"]],
+        padding=3,
+        label_type="edge",
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+    )
     top = shares["share"].max()
     if intervals is not None:
         of_seed = intervals.set_index("seed").loc[shares["seed"]]
         # beside the middle, where the number of neurons stands
-        axes.vlines(np.arange(len(shares)) + 0.2, of_seed["low"], of_seed["high"], color="black", linewidth=1.5, label="95 % interval")
+        axes.vlines(
+            np.arange(len(shares)) + 0.2,
+            of_seed["low"],
+            of_seed["high"],
+            color="black",
+            linewidth=1.5,
+            label="95 % interval",
+        )
         top = max(top, of_seed["high"].max())
     axes.set(xlabel="reference seed", ylabel="universal neurons")
     axes.yaxis.set_major_formatter(PERCENT)
@@ -252,7 +288,9 @@ def partners(table: pd.DataFrame, found: pd.DataFrame, threshold: float) -> Figu
     if len(found):
         depths = matching.clique_depths(found, layers)
         right.bar(depths["layer"], depths["same"], color=EXCESS, label="all in one layer")
-        right.bar(depths["layer"], depths["spread"], bottom=depths["same"], color="#bbbbbb", label="over several layers")
+        right.bar(
+            depths["layer"], depths["spread"], bottom=depths["same"], color="#bbbbbb", label="over several layers"
+        )
         right.set_ylim(0, 1.15 * (depths["same"] + depths["spread"]).max())
         right.legend()
     else:
@@ -274,12 +312,26 @@ def sampling(table: pd.DataFrame, neurons: pd.DataFrame, threshold: float) -> Fi
     left.plot([0, 1], [0, 1], color=NEUTRAL, linewidth=1)
     bins = np.linspace(0, joined["excess_se"].quantile(0.995), 60)
     for name, group in _groups(joined, threshold).items():
-        left.scatter(group["mean_corr"], group["held_out_corr"], s=5, alpha=ALPHA[name], color=COLOURS[name], rasterized=True,
-                     linewidths=0, label=f"{name} ({len(group):,})")  # fmt: skip
-        right.hist(group["excess_se"].clip(upper=bins[-1]), bins, color=COLOURS[name], histtype="stepfilled", label=name)
+        left.scatter(
+            group["mean_corr"],
+            group["held_out_corr"],
+            s=5,
+            alpha=ALPHA[name],
+            color=COLOURS[name],
+            rasterized=True,
+            linewidths=0,
+            label=f"{name} ({len(group):,})",
+        )
+        right.hist(
+            group["excess_se"].clip(upper=bins[-1]), bins, color=COLOURS[name], histtype="stepfilled", label=name
+        )
     left.set(xlabel="best match on all text", ylabel="partner chosen on one part,\nmeasured on the others")
     left.legend(loc="upper left", markerscale=3)
-    right.set(xlabel="standard error of the excess\n(last bin: all larger ones too)", ylabel="neurons (log axis)", yscale="log")
+    right.set(
+        xlabel="standard error of the excess\n(last bin: all larger ones too)",
+        ylabel="neurons (log axis)",
+        yscale="log",
+    )
     right.xaxis.set_major_locator(MaxNLocator(5))
     right.legend()
     return fig
@@ -296,8 +348,15 @@ def share_curve(neurons_all_seeds: pd.DataFrame, threshold: float) -> Figure:
         share = properties.share_curve(own["excess_corr"], thresholds)
         axes.plot(thresholds, np.where(share > 0, share, np.nan), color=colours[seed], label=f"seed {seed}")
     for model, row in PUBLISHED_SHARES.iterrows():
-        axes.plot(0.5, row["share"], MARKERS[model], markerfacecolor="white", markeredgecolor=NEUTRAL, linestyle="none",
-                  label=f"published, {PUBLISHED_MODELS[model]}")  # fmt: skip
+        axes.plot(
+            0.5,
+            row["share"],
+            MARKERS[model],
+            markerfacecolor="white",
+            markeredgecolor=NEUTRAL,
+            linestyle="none",
+            label=f"published, {PUBLISHED_MODELS[model]}",
+        )
     axes.axvline(threshold, color=NEUTRAL, linestyle="--", linewidth=1)
     axes.set(xlabel="threshold of excess correlation", ylabel="universal neurons (log axis)", yscale="log", xlim=(0, 1))
     axes.set_ylim(smallest / 2, 1.3)
@@ -321,9 +380,24 @@ def layers(shares: pd.DataFrame, reference: str) -> Figure:
     layer_axis(axes, shares["layer"].nunique())
     axes.legend()
     for model, theirs in properties.published_layer_shares().groupby("model", sort=False):
-        beside.plot(theirs["depth"], theirs["share"], MARKERS[model], linestyle="-", linewidth=1, markersize=3, color=NEUTRAL, alpha=0.45,
-                    label=f"published, {PUBLISHED_MODELS[model]}")  # fmt: skip
-    beside.plot((own["layer"] + 0.5) / len(own), own["share"], color=COLOURS["universal"], linewidth=2, label=f"reference {reference}")
+        beside.plot(
+            theirs["depth"],
+            theirs["share"],
+            MARKERS[model],
+            linestyle="-",
+            linewidth=1,
+            markersize=3,
+            color=NEUTRAL,
+            alpha=0.45,
+            label=f"published, {PUBLISHED_MODELS[model]}",
+        )
+    beside.plot(
+        (own["layer"] + 0.5) / len(own),
+        own["share"],
+        color=COLOURS["universal"],
+        linewidth=2,
+        label=f"reference {reference}",
+    )
     beside.set(xlabel="relative depth", xlim=(0, 1), ylim=(0, None))
     beside.yaxis.set_major_formatter(PERCENT)
     beside.legend(fontsize="small")
@@ -337,13 +411,26 @@ def property_percentiles(neurons: pd.DataFrame, threshold: float) -> Figure:
     fig, axes = canvas(size=(WIDE, 4.2))
     axes.axhline(50, color=NEUTRAL, linewidth=1, linestyle="--")
     if len(percentiles):
-        _boxes(axes, percentiles.melt(var_name="property", value_name="percentile"), "property", "percentile",
-               palette=COLOURS["universal"], order=columns)  # fmt: skip
+        _boxes(
+            axes,
+            percentiles.melt(var_name="property", value_name="percentile"),
+            "property",
+            "percentile",
+            palette=COLOURS["universal"],
+            order=columns,
+        )
     else:
         note(axes, "no universal neuron to rank")
     for model, name in PUBLISHED_MODELS.items():
-        axes.plot(np.arange(len(columns)) + 0.33, PUBLISHED_MEDIANS[model], MARKERS[model], color=NEUTRAL, linestyle="none",
-                  markerfacecolor="white", label=f"published median, {name}")  # fmt: skip
+        axes.plot(
+            np.arange(len(columns)) + 0.33,
+            PUBLISHED_MEDIANS[model],
+            MARKERS[model],
+            color=NEUTRAL,
+            linestyle="none",
+            markerfacecolor="white",
+            label=f"published median, {name}",
+        )
     axes.set(xlabel=None, ylabel="percentile within the layer", ylim=(-2, 102), xlim=(-0.6, len(columns) - 0.4))
     axes.set_xticks(range(len(columns)), [folded(PROPERTIES[column]) for column in columns], fontsize="small")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3, frameon=False)
@@ -385,20 +472,42 @@ def raw_values(neurons: pd.DataFrame, threshold: float, columns: Sequence[str]) 
 def _boxes(axes: Axes, data: pd.DataFrame, x: str, y: str, hue: str | None = None, palette=None, **options) -> None:
     """Boxes of the quartiles with whiskers at the 5th and 95th percentile, without single outliers."""
     colour = {"color": palette} if hue is None else {"hue": hue, "palette": palette}
-    sns.boxplot(data, x=x, y=y, ax=axes, whis=(5, 95), showfliers=False, linewidth=0.8, saturation=1,
-                width=0.6, gap=0.1 if hue else 0, **colour, **options)  # fmt: skip
+    sns.boxplot(
+        data,
+        x=x,
+        y=y,
+        ax=axes,
+        whis=(5, 95),
+        showfliers=False,
+        linewidth=0.8,
+        saturation=1,
+        width=0.6,
+        gap=0.1 if hue else 0,
+        **colour,
+        **options,
+    )
 
 
 def frequency_and_cosine(neurons: pd.DataFrame, threshold: float) -> Figure:
     """Figure 9: activation frequency against cos(w_in, w_out), one dot a neuron."""
     fig, axes = canvas(size=(NARROW + 1, HEIGHT))
     for name, group in _groups(neurons, threshold).items():
-        axes.scatter(group["sparsity"], group["in_out_sim"], s=5, alpha=ALPHA[name], color=COLOURS[name], rasterized=True,
-                     linewidths=0, label=f"{name} ({len(group):,})")  # fmt: skip
+        axes.scatter(
+            group["sparsity"],
+            group["in_out_sim"],
+            s=5,
+            alpha=ALPHA[name],
+            color=COLOURS[name],
+            rasterized=True,
+            linewidths=0,
+            label=f"{name} ({len(group):,})",
+        )
     if neurons["in_out_sim"].isna().all():
         note(axes, "a gated neuron has no single w_in")
     axes.axhline(0, color=NEUTRAL, linewidth=1)
-    axes.set(xlabel="activation frequency (share of tokens above 0)", ylabel="cos(w_in, w_out)", xlim=(0, 1), ylim=(-1, 1))
+    axes.set(
+        xlabel="activation frequency (share of tokens above 0)", ylabel="cos(w_in, w_out)", xlim=(0, 1), ylim=(-1, 1)
+    )
     axes.legend(markerscale=3, loc="upper right")
     return fig
 
@@ -412,7 +521,9 @@ def redundancy(neurons: pd.DataFrame, threshold: float) -> Figure:
                 axes.ecdf(group[column], color=COLOURS[name], linewidth=2, label=f"{name} ({len(group):,})")
         if neurons[column].isna().all():
             note(axes, f"a gated neuron has no single {weights}")
-        axes.set(xlabel=f"largest cosine with another neuron's {weights}", xlim=(np.nanmin([0, neurons[column].min()]), 1))
+        axes.set(
+            xlabel=f"largest cosine with another neuron's {weights}", xlim=(np.nanmin([0, neurons[column].min()]), 1)
+        )
     grid[0].set_ylabel("share of neurons at or below")
     grid[1].legend(loc="lower right")
     return fig

@@ -26,13 +26,22 @@ def assignment(
     """Partner (flat index) and correlation of each neuron of a, every neuron of b being used once, with the largest sum of
     correlations."""
     neurons, layers = covariance.neurons, range(covariance.layers)
-    corr = torch.cat([
-        torch.cat([
-            correlations(covariance.block(a, layer, b, other), scales[a].layer(layer, neurons), scales[b].layer(other, neurons)).float()
-            for other in layers
-        ], 1)
-        for layer in layers
-    ])  # fmt: skip
+    corr = torch.cat(
+        [
+            torch.cat(
+                [
+                    correlations(
+                        covariance.block(a, layer, b, other),
+                        scales[a].layer(layer, neurons),
+                        scales[b].layer(other, neurons),
+                    ).float()
+                    for other in layers
+                ],
+                1,
+            )
+            for layer in layers
+        ]
+    )
     corr = corr.cpu()
     partner = torch.from_numpy(linear_sum_assignment(corr.numpy(), maximize=True)[1])
     return partner, corr[torch.arange(len(corr)), partner].double()
@@ -77,7 +86,12 @@ def partners(
     keys = ["layer", "neuron"]
     table = neurons[[*keys, "excess_corr", "mean_corr", "mean_baseline"]]
     table = table.merge(matches.groupby(keys)["mutual"].mean().reset_index(), on=keys)
-    own = found[[f"layer_{reference}", f"neuron_{reference}"]].set_axis(keys, axis=1).astype("int64").assign(in_clique=True)
+    own = (
+        found[[f"layer_{reference}", f"neuron_{reference}"]]
+        .set_axis(keys, axis=1)
+        .astype("int64")
+        .assign(in_clique=True)
+    )
     table = table.merge(own, on=keys, how="left")
     table["in_clique"] = table["in_clique"].notna()
     assigned = assignments.groupby(keys)["corr"].mean().rename("assigned_corr").reset_index()
@@ -90,7 +104,9 @@ def by_excess(table: pd.DataFrame, edges: np.ndarray) -> pd.DataFrame:
     """From `partners`: mean share of mutual matches and of neurons in a clique, by bins of excess between `edges`: excess (middle),
     neurons, mutual, in_clique; bins without neurons are left out."""
     bins = pd.cut(table["excess_corr"], edges)
-    rows = table.groupby(bins, observed=True).agg(neurons=("neuron", "size"), mutual=("mutual", "mean"), in_clique=("in_clique", "mean"))
+    rows = table.groupby(bins, observed=True).agg(
+        neurons=("neuron", "size"), mutual=("mutual", "mean"), in_clique=("in_clique", "mean")
+    )
     rows.insert(0, "excess", [interval.mid for interval in rows.index])
     return rows.reset_index(drop=True)
 

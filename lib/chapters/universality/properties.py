@@ -106,7 +106,9 @@ def published_layer_shares() -> pd.DataFrame:
     rows = []
     for model, counts in PUBLISHED_BY_LAYER.items():
         width = PUBLISHED_SHARES.loc[model, "neurons"] / len(counts)
-        rows += [(model, layer, (layer + 0.5) / len(counts), number, number / width) for layer, number in enumerate(counts)]
+        rows += [
+            (model, layer, (layer + 0.5) / len(counts), number, number / width) for layer, number in enumerate(counts)
+        ]
     return pd.DataFrame(rows, columns=["model", "layer", "depth", "universal", "share"])
 
 

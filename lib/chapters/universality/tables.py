@@ -76,9 +76,15 @@ def assignment_table(covariance: Covariance, moments: dict[str, Moments], refere
     scales, parts = {seed: Scale.of(moments[seed]) for seed in covariance.seeds}, []
     with ThreadPoolExecutor(ASSIGNED_AT_ONCE) as threads:  # each keeps one core busy
         made = threads.map(lambda model: assignment(covariance, reference, model, scales), others)
-        for model, found in zip(others, tqdm(made, desc="one-to-one assignment", total=len(others), unit="seed", file=sys.stderr), strict=True):
+        for model, found in zip(
+            others,
+            tqdm(made, desc="one-to-one assignment", total=len(others), unit="seed", file=sys.stderr),
+            strict=True,
+        ):
             partner, corr = (one.numpy() for one in found)
-            part = neuron_index(layers, neurons).assign(model=model, match_layer=partner // neurons, match_neuron=partner % neurons, corr=corr)
+            part = neuron_index(layers, neurons).assign(
+                model=model, match_layer=partner // neurons, match_neuron=partner % neurons, corr=corr
+            )
             parts.append(part)
     return pd.concat(parts, ignore_index=True)[ASSIGNED]
 
@@ -92,7 +98,11 @@ def sampling_table(run: Run, seeds: list[str]) -> pd.DataFrame:
         part = neuron_index(run.done["layers"], run.done["neurons"])
         part.insert(0, "seed", seed)
         made.append(part.assign(held_out_corr=found.held_out_corr.numpy(), excess_se=found.error.numpy()))
-    return pd.concat(made, ignore_index=True) if made else pd.DataFrame(columns=["seed", "layer", "neuron", "held_out_corr", "excess_se"])
+    return (
+        pd.concat(made, ignore_index=True)
+        if made
+        else pd.DataFrame(columns=["seed", "layer", "neuron", "held_out_corr", "excess_se"])
+    )
 
 
 def draw_table(comparison: Comparison, reference: int, layers: int, neurons: int) -> pd.DataFrame:
@@ -153,7 +163,9 @@ def tabulate(run: Run) -> None:
     made_with = {"reference": params.reference, "threshold": params.threshold, "rotations": params.rotations}
     if run.recorded("tables/done.json") == made_with:
         return
-    (tables / "done.json").unlink(missing_ok=True)  # an interrupted change must not leave it beside half of the new tables
+    (tables / "done.json").unlink(
+        missing_ok=True
+    )  # an interrupted change must not leave it beside half of the new tables
     covariance, moments = load_accumulators(run, device_of(params))
     seeds, layers, neurons = covariance.seeds, covariance.layers, covariance.neurons
 

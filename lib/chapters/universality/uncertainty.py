@@ -60,7 +60,9 @@ def parts_of(run: Run) -> Parts | None:
     recorded = [read_tensors(path) for path in sorted(stats.glob("part-*.safetensors"))]
     if len(recorded) <= FEWEST_PARTS:
         return None
-    products, sums, tokens = (torch.stack([one[name] for one in recorded]).diff(dim=0) for name in ("products", "sums", "tokens"))
+    products, sums, tokens = (
+        torch.stack([one[name] for one in recorded]).diff(dim=0) for name in ("products", "sums", "tokens")
+    )
     return Parts(products, sums, tokens, read_tensors(min(stats.glob("snapshot-*.safetensors")))["partner"])
 
 
@@ -87,7 +89,13 @@ class Sampled:
         the excess itself, are above it too often, and their distance from the share is taken off it.
         """
         found = torch.as_tensor(np.asarray(excess, dtype=np.float32))
-        low, high = ((found + self.moved) > threshold).double().mean(1).quantile(torch.tensor(INTERVAL, dtype=torch.float64)).tolist()
+        low, high = (
+            ((found + self.moved) > threshold)
+            .double()
+            .mean(1)
+            .quantile(torch.tensor(INTERVAL, dtype=torch.float64))
+            .tolist()
+        )
         share = (found > threshold).double().mean().item()
         return min(share, max(0.0, 2 * share - high)), max(share, min(1.0, 2 * share - low))
 
