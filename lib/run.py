@@ -13,6 +13,14 @@ from lib.base.params import Params
 from lib.text.blocks import Text, read_text
 
 
+def with_universal(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
+    """A table with the column `is_universal`, the excess above `threshold`; one without `excess_corr` as it is.
+
+    A missing excess is not universal.
+    """
+    return table.assign(is_universal=table["excess_corr"] > threshold) if "excess_corr" in table else table
+
+
 class Run:
     """One run's parameters, text, statistics and tables, as the notebooks read them."""
 
@@ -57,8 +65,8 @@ class Run:
         return arrays
 
     def table(self, name: str) -> pd.DataFrame:
-        """The table outputs/<run>/tables/<name>.parquet."""
-        return pd.read_parquet(self.folder / "tables" / f"{name}.parquet")
+        """The table outputs/<run>/tables/<name>.parquet; where it has an excess, with the column `is_universal`."""
+        return with_universal(pd.read_parquet(self.folder / "tables" / f"{name}.parquet"), self.params.threshold)
 
     @cached_property
     def neurons(self) -> pd.DataFrame:

@@ -160,14 +160,17 @@ def _uncompiled_if_small(pre, *arguments):
 
 
 @pytest.fixture
+def without_grouped_moments(monkeypatch):
+    """Passes that sum nothing by group, which takes most of the time and memory where labels are not the subject."""
+    monkeypatch.setattr("lib.collect.preflight.run_groupings", lambda run: {})
+
+
+@pytest.fixture
 def make_run(tmp_path, monkeypatch):
     """make_run(seeds, **parameters): a run that writes below the test's temporary folder."""
     monkeypatch.setattr("lib.base.params.OUTPUTS", tmp_path / "outputs")
     # small models run uncompiled: the same expression (test_kernels compares them) without a compilation per shape
     monkeypatch.setattr("lib.collect.reader.fastest_layer_statistics", lambda: _uncompiled_if_small)
-
-    # grouped moments take gigabytes for the shipped seeds; tests/test_family_tables.py collects them
-    monkeypatch.setattr("lib.collect.one_pass.group_sizes", lambda run: ())
 
     def make(seeds: dict[str, Path], **changes) -> Run:
         values = dict(

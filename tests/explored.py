@@ -11,19 +11,18 @@ from lib.chapters.families.tables import open_families
 from lib.chapters.interventions import inputs
 from lib.chapters.interventions import tables as causal_tables
 from lib.chapters.universality.tables import tabulate
-from lib.collect import one_pass as collecting
 from lib.collect import passes
 from lib.kernels.fused import layer_statistics
-from lib.labels.groupings import group_sizes
+from lib.labels.groupings import run_groupings
 from lib.report import render
 from lib.run import Run
 
 
-def made_run(folder: Path, seeds: dict[str, Path], patch, groups=lambda run: (), **changes) -> Run:
+def made_run(folder: Path, seeds: dict[str, Path], patch, groupings=lambda run: {}, **changes) -> Run:
     """A run through all its passes and first tables, with its outputs below `folder`."""
     patch.setattr("lib.base.params.OUTPUTS", folder)
     patch.setattr("lib.collect.reader.fastest_layer_statistics", lambda: layer_statistics)
-    patch.setattr(collecting, "group_sizes", groups)
+    patch.setattr("lib.collect.preflight.run_groupings", groupings)
     values = dict(
         run="test",
         seeds={name: str(path) for name, path in seeds.items()},
@@ -50,7 +49,7 @@ def everything(root: Path) -> Run:
     models = {"a": model, "b": permuted(model, 1)[0], "c": small_model(1)}
     seeds = {name: save_seed(one, root / name) for name, one in models.items()}
     with pytest.MonkeyPatch.context() as patch:
-        run = made_run(root / "outputs", seeds, patch, group_sizes)
+        run = made_run(root / "outputs", seeds, patch, run_groupings)
         open_families(run)
         weights = causal_tables.weight_table(run)
         own = weights[weights["seed"] == "a"]

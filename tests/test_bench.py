@@ -13,6 +13,8 @@ from lib.kernels.fused import layer_statistics
 from lib.models.trunk import load_model
 from lib.report import front
 
+pytestmark = pytest.mark.usefixtures("without_grouped_moments")
+
 
 def test_published_algorithm_and_ours_agree_on_whole_runs(make_run, seed_folders):
     run = make_run(seed_folders, rotations=1)

@@ -24,7 +24,7 @@ from lib.base.params import ROOT
 from lib.base.tensors import write_table
 from lib.chapters.universality import captions, figures, properties
 from lib.display import plots
-from lib.display.captions import Finding
+from lib.display.captions import Caption
 from lib.display.html import gallery_html, neuron_table_html
 from lib.report import pages, render
 
@@ -37,12 +37,12 @@ def shown(data: dict, source: str = "show()", **metadata):
     return new_code_cell(source, outputs=[new_output("display_data", data, metadata=metadata)])
 
 
-def drawn(folder: Path, fig, name: str, finding: Finding, monkeypatch):
+def drawn(folder: Path, fig, name: str, finding: Caption, monkeypatch):
     """A cell with a figure as the gallery shows and saves it."""
     found = []
     with monkeypatch.context() as patch:
         patch.setattr(plots, "display", found.append)
-        plots.gallery(folder)(fig, finding.title, finding.alt, name)
+        plots.gallery(folder)(fig, finding, name)
     png, metadata = found[0]._repr_png_()
     data = png if isinstance(png, str) else b64encode(png).decode()
     return shown({"image/png": data}, **{"image/png": metadata})

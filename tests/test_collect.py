@@ -21,8 +21,11 @@ from lib.base.params import ROOT
 from lib.base.tensors import read_tensors, write_tensors
 from lib.collect.passes import collect
 from lib.collect.planner import Plan, pack, pass_memory, setting_of, shared_shape
-from lib.labels.groupings import group_sizes
+from lib.collect.preflight import Preflight
+from lib.labels.groupings import run_groupings
 from lib.run import Run
+
+pytestmark = pytest.mark.usefixtures("without_grouped_moments")
 
 
 @pytest.mark.parametrize("precision", ["fp64", "int8"])
@@ -48,20 +51,20 @@ def test_a_permuted_copy_matches_itself_neuron_by_neuron(make_run, tmp_path, pre
 SLOW_RUN = """
 import os, sys, time
 from pathlib import Path
-import lib.collect, lib.params, lib.reader
+import lib.base.params, lib.collect.passes, lib.run
 from lib.kernels.fused import layer_statistics
 lib.base.params.OUTPUTS = Path(sys.argv[2])
 lib.collect.passes.SAVE_SECONDS = 0
 lib.collect.reader.fastest_layer_statistics = lambda: layer_statistics
 if "RANK" in os.environ:
-    lib.collect.one_pass.group_sizes = lambda run: ()  # products are what processes share here; saving them is quick
+    lib.collect.preflight.run_groupings = lambda run: {}  # products are what processes share here; saving them is quick
 advance = lib.collect.one_pass.Pass.advance
 def slow(self, chunk, bar):
     advance(self, chunk, bar)
     os.write(1, f"{os.getpid()} {chunk}\\n".encode())  # in one piece, whoever else writes
     time.sleep(0.05)
 lib.collect.one_pass.Pass.advance = slow
-lib.collect.passes.collect(lib.collect.one_pass.Run(lib.base.params.read_params(sys.argv[1])))
+lib.collect.passes.collect(lib.run.Run(lib.base.params.read_params(sys.argv[1])))
 """
 
 
@@ -82,7 +85,7 @@ def start_slowly(run, tmp_path, *launcher) -> subprocess.Popen:
 
 
 def test_a_killed_pass_goes_on_to_the_same_tables(make_run, seed_folders, tmp_path, monkeypatch):
-    monkeypatch.setattr("lib.collect.one_pass.group_sizes", group_sizes)  # grouped moments go on as well
+    monkeypatch.setattr("lib.collect.preflight.run_groupings", run_groupings)  # grouped moments go on as well
     settings = {"precision": "int8", "token_budget": 200 * 256}
     whole = tables_of(make_run(seed_folders, run="whole", **settings))
     run = make_run(seed_folders, run="killed", **settings)
@@ -145,10 +148,12 @@ def test_several_passes_end_with_the_tables_of_one(make_run, seed_folders):
 
 
 def test_a_pass_for_grouped_moments_alone_finds_those_of_one_pass(make_run, seed_folders, monkeypatch):
-    monkeypatch.setattr("lib.collect.one_pass.group_sizes", group_sizes)
+    monkeypatch.setattr("lib.collect.preflight.run_groupings", run_groupings)
     whole = make_run(seed_folders, run="whole", precision="int8")
     collect(whole)
-    setting = setting_of(whole.params, shared_shape(whole.params), torch.device("cpu"), groups=group_sizes(whole))
+    setting = setting_of(
+        whole.params, shared_shape(whole.params), torch.device("cpu"), groups=Preflight(whole).group_sizes
+    )
     alone = pack(setting).passes[0]
     grouped = sum(unit.memory for unit in alone.units if unit.kind == "grouped")
     run = make_run(
@@ -195,7 +200,7 @@ def test_a_pass_is_not_complete_while_another_machine_s_state_is_not_seen(tmp_pa
 
 def test_a_pass_leaves_no_memory_to_the_next(make_run, seed_folders, monkeypatch):
     """Accumulators take gigabytes: they must go with their pass, not when the garbage collector comes round."""
-    monkeypatch.setattr("lib.collect.one_pass.group_sizes", group_sizes)
+    monkeypatch.setattr("lib.collect.preflight.run_groupings", run_groupings)
     passes, make = [], lib.collect.one_pass.Pass
 
     def watched(*arguments):
@@ -208,7 +213,9 @@ def test_a_pass_leaves_no_memory_to_the_next(make_run, seed_folders, monkeypatch
     gc.disable()
     try:
         run = make_run(seed_folders, run="small")
-        setting = setting_of(run.params, shared_shape(run.params), torch.device("cpu"), groups=group_sizes(run))
+        setting = setting_of(
+            run.params, shared_shape(run.params), torch.device("cpu"), groups=Preflight(run).group_sizes
+        )
         whole = pack(setting).passes[0]
         grouped = sum(unit.memory for unit in whole.units if unit.kind == "grouped")
         collect(make_run(seed_folders, run="parts", memory_gb=(pass_memory(setting, whole) - 0.6 * grouped) / 1e9))

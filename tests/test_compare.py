@@ -11,6 +11,8 @@ from lib.base.errors import InputError
 from lib.base.tensors import write_table
 from lib.chapters.published import captions, comparison, figures
 
+pytestmark = pytest.mark.usefixtures("without_grouped_moments")
+
 LAYERS, NEURONS, THRESHOLD = 3, 100, 0.5
 
 

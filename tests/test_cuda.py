@@ -9,12 +9,15 @@ from test_train import RECIPE, small_tokens
 
 from lib.base.tensors import read_tensors
 from lib.kernels.fused import fastest_layer_statistics, layer_statistics, native_layer_statistics
-from lib.labels.groupings import group_sizes
+from lib.labels.groupings import run_groupings
 from lib.models.weights import processed_model
 from lib.training.gpt2 import Kernels
 from lib.training.trainer import Machine, SeedRun
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+    pytest.mark.usefixtures("without_grouped_moments"),
+]
 
 # Largest difference of a correlation from the CPU's in fp64; the forward pass is in fp32, or bf16 below
 TOLERANCE = {"fp64": 1e-4, "fp32": 1e-4, "bf16": 0.05, "int8": 0.05}
@@ -22,7 +25,7 @@ TOLERANCE = {"fp64": 1e-4, "fp32": 1e-4, "bf16": 0.05, "int8": 0.05}
 
 @pytest.mark.parametrize("precision", list(TOLERANCE))
 def test_a_pass_has_the_tables_of_the_cpu(make_run, seed_folders, monkeypatch, precision):
-    monkeypatch.setattr("lib.collect.one_pass.group_sizes", group_sizes)
+    monkeypatch.setattr("lib.collect.preflight.run_groupings", run_groupings)
     settings = {"token_budget": 200 * 256, "memory_gb": 4.0}
     host = make_run(seed_folders, run="host", **settings)
     device = make_run(seed_folders, run="device", **settings, device="cuda", precision=precision)

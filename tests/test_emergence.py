@@ -24,6 +24,8 @@ from lib.chapters.emergence.tables import Emergence, open_chapter, tabulate_emer
 from lib.chapters.universality.properties import OWN_LAYER, layer_shares, reference_shares, universal
 from lib.text.blocks import read_text
 
+pytestmark = pytest.mark.usefixtures("without_grouped_moments")
+
 STEPS = (1, 2)
 BORN = (1, 7)  # the planted neuron, (layer, index)
 

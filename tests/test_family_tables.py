@@ -9,9 +9,7 @@ from lib.base.errors import InputError
 from lib.base.hub import seed_source
 from lib.chapters.families.tables import SeedStatistics, open_families
 from lib.chapters.universality.tables import tabulate
-from lib.collect import one_pass as collecting
-from lib.collect import passes
-from lib.labels.groupings import group_sizes
+from lib.collect import first_look, one_pass, passes
 from lib.labels.labels import occurring
 from lib.labels.token_classes import looks
 from lib.models.trunk import Trunk, load_model
@@ -26,7 +24,6 @@ def direct_activations(run, seed: str, layer: int) -> torch.Tensor:
 
 
 def test_a_lone_reference_has_the_families_that_it_has_among_all(make_run, seed_folders, monkeypatch):
-    monkeypatch.setattr(collecting, "group_sizes", group_sizes)
     found = []
     for compare in ("all", "reference"):
         run = make_run(seed_folders, run=compare, compare=compare, reference="b", token_budget=8 * 256)
@@ -38,10 +35,10 @@ def test_a_lone_reference_has_the_families_that_it_has_among_all(make_run, seed_
 
 def test_families_of_a_run_follow_the_label_table_without_a_model(make_run, seed_folders, monkeypatch):
     run = make_run(seed_folders, token_budget=16 * 256)
-    monkeypatch.setattr(collecting, "group_sizes", group_sizes)
     passes.collect(run)
     tabulate(run)
-    monkeypatch.setattr(collecting, "load_model", None)  # no model from here on
+    for module in (first_look, one_pass):
+        monkeypatch.setattr(module, "load_model", None)  # no model from here on
     data = open_families(run)
     assert len(data.everyone) == 3 * 2 * 48 and data.everyone["score"].between(0, 1).all()
     assert set(data.everyone["seed"]) == {"a", "b", "c"} and len(data.reference) == 96

@@ -12,6 +12,7 @@ from PIL import ImageDraw
 
 from lib.chapters.universality import figures, properties
 from lib.display import plots
+from lib.display.captions import Caption
 from lib.models.weights import READING_COLUMNS
 
 LAYERS, WIDTH = 4, 20
@@ -130,7 +131,7 @@ def test_the_gallery_saves_and_displays_with_the_description(tmp_path, monkeypat
     monkeypatch.setattr(plots, "display", displayed.append)
     fig, axes = plots.canvas()
     axes.plot([1, 2])
-    plots.gallery(tmp_path / "figures")(fig, "A line goes up", "Line through two points.", "line")
+    plots.gallery(tmp_path / "figures")(fig, Caption("A line goes up", "It does.", "Line through two points."), "line")
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["line.pdf", "line.png", "line.svg"]
     data, described = displayed[0]._repr_mimebundle_()
     assert described["image/png"]["alt"] == "Line through two points."

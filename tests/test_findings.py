@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from lib.chapters.universality import captions, properties
-from lib.display.captions import GATED, Finding, count, p_words, percent
+from lib.display.captions import GATED, Caption, count, p_words, percent
 from lib.models.weights import READING_COLUMNS
 from tests.test_figures import convergence_table, losses_table, made_up, matches_table
 
@@ -29,7 +29,7 @@ def test_numbers_in_words():
     assert p_words(0.0) == "p < 1e-300" and p_words(0.031) == "p = 0.031"
 
 
-def findings_of(neurons: pd.DataFrame, threshold: float) -> list[Finding]:
+def findings_of(neurons: pd.DataFrame, threshold: float) -> list[Caption]:
     everyone = pd.concat([neurons.assign(seed=seed) for seed in "ab"])
     tests = properties.property_tests(neurons, threshold)
     number = int(properties.universal(neurons, threshold).sum())

@@ -23,6 +23,8 @@ from lib.chapters.universality.tables import tabulate
 from lib.collect.passes import collect
 from lib.collect.planner import shape_of
 
+pytestmark = pytest.mark.usefixtures("without_grouped_moments")
+
 MODEL, REVISION = "EleutherAI/pythia-160m-seed1", "step143000"
 
 

@@ -11,6 +11,8 @@ from conftest import activations, permuted, save_seed, small_model, tables_of
 
 from lib.chapters.universality import captions, matching, tables
 
+pytestmark = pytest.mark.usefixtures("without_grouped_moments")
+
 
 @pytest.fixture(scope="module")
 def related(tmp_path_factory) -> dict[str, Path]:

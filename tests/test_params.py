@@ -11,6 +11,7 @@ from lib.base import params as parameters
 from lib.base.errors import InputError
 from lib.base.hub import seed_folder, seed_source
 from lib.base.params import ROOT, STATISTICS_KEYS, Params, read_params, write_params
+from lib.cache import refuse_other_statistics
 
 GOOD = {
     "run": "test",
@@ -203,14 +204,14 @@ def test_statistics_key_holds_what_the_pass_depends_on_and_nothing_else(write):
 def test_statistics_of_other_parameters_are_refused_key_by_key(write, tmp_path, monkeypatch):
     monkeypatch.setattr(parameters, "OUTPUTS", tmp_path)
     params = read_params(write())
-    params.refuse_other_statistics()  # nothing there yet
+    refuse_other_statistics(params, None)  # nothing there yet
     record = params.folder / "stats" / "key.json"
     record.parent.mkdir(parents=True)
     record.write_text(json.dumps(params.statistics_key))
-    params.model_copy(update={"reference": "b"}).refuse_other_statistics()
+    refuse_other_statistics(params.model_copy(update={"reference": "b"}), None)
     other = params.model_copy(update={"token_budget": 10240, "random_seed": 3})
     with pytest.raises(InputError) as error:
-        other.refuse_other_statistics()
+        refuse_other_statistics(other, None)
     text = str(error.value)
     assert is_sentence(text) and "token_budget = 20480 (now 10240)" in text and "random_seed = 0 (now 3)" in text
     assert "context" not in text and "make clean RUN=test" in text

@@ -30,6 +30,8 @@ from lib.collect.planner import (
 from lib.collect.processes import Processes, shares
 from lib.kernels.covariance import multiplies_panels
 
+pytestmark = pytest.mark.usefixtures("without_grouped_moments")
+
 SMALL = Shape(layers=12, neurons=3072, width=768, vocabulary=50257, positions=1024, parameters=124_439_808)
 SETTING = Setting(tuple("abcde"), tuple("abcde"), SMALL, blocks=80, context=256, precision="int8", memory=20e9)
 

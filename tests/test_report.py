@@ -30,6 +30,8 @@ from lib.report import archive, example, execute, pages, render, resolve
 from lib.report import steps as report
 from tests.test_params import is_sentence
 
+pytestmark = pytest.mark.usefixtures("without_grouped_moments")
+
 FIXTURES = ROOT / "tests" / "notebooks"
 PIXEL = (  # a transparent PNG of one pixel
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="

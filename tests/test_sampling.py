@@ -8,6 +8,8 @@ from conftest import activations, tables_of
 
 from lib.chapters.universality import captions, uncertainty
 
+pytestmark = pytest.mark.usefixtures("without_grouped_moments")
+
 BLOCKS, PARTS = 128, 16
 
 

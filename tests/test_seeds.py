@@ -23,6 +23,8 @@ from lib.models.weights import READING_COLUMNS, weight_properties
 from lib.text.blocks import read_text
 from lib.text.tokens import tokenizer_sha256
 
+pytestmark = pytest.mark.usefixtures("without_grouped_moments")
+
 
 @pytest.fixture(scope="module")
 def text():

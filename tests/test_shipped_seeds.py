@@ -6,6 +6,8 @@ import torch
 from conftest import SHIPPED, permuted, save_seed, tables_of
 from transformers import GPT2LMHeadModel
 
+pytestmark = pytest.mark.usefixtures("without_grouped_moments")
+
 
 def test_the_shipped_seed_permuted_matches_itself(make_run, tmp_path):
     model = GPT2LMHeadModel.from_pretrained(SHIPPED / "a", dtype=torch.float32).eval()

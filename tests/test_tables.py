@@ -10,6 +10,8 @@ from transformers import GPT2LMHeadModel
 from lib.chapters.universality.tables import tabulate
 from lib.collect.passes import collect
 
+pytestmark = pytest.mark.usefixtures("without_grouped_moments")
+
 NEURON_COLUMNS = (
     "layer neuron max_corr mean_corr min_corr max_baseline min_baseline mean_baseline excess_corr w_in_norm input_bias "
     "w_out_norm in_out_sim l2_penalty mean var skew kurt vocab_mean vocab_var vocab_skew vocab_kurt sparsity"

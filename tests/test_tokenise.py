@@ -26,6 +26,8 @@ from lib.text.tokenise import Packer, Vocabulary, build, vocabulary
 from lib.text.tokens import difference, tokenizer_sha256
 from lib.training.corpus import newline_ids
 
+pytestmark = pytest.mark.usefixtures("without_grouped_moments")
+
 WORDS = ("the", "of", " universal", "neurons", "Schrödinger", "東京", "🙂", "x==y:", "\n\n", "  ", "1,234", "isn't")
 
 

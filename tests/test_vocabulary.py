@@ -21,6 +21,8 @@ from lib.models.trunk import Trunk, load_model
 from lib.models.weights import processed_model
 from tests.conftest import save_seed, small_model
 
+pytestmark = pytest.mark.usefixtures("without_grouped_moments")
+
 TOKENS, WIDTH = 600, 48
 
 

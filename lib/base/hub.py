@@ -52,9 +52,9 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in weight_names(names)]
 
 
-def weights_sha256(folder: Path) -> str | None:
+def weights_sha256(folder: Path, sha256: Callable[[Path], str] = file_sha256) -> str | None:
     """SHA-256 of a model folder's weights: of the one file, or of the list of its shards' hashes; None without any."""
-    hashes = [file_sha256(path) for path in weight_files(folder)]
+    hashes = [sha256(path) for path in weight_files(folder)]
     if len(hashes) < 2:
         return hashes[0] if hashes else None
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()

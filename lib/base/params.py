@@ -173,7 +173,7 @@ class Params(BaseModel):
         return self
 
     def _refuse(self, key: str) -> None:
-        raise InputError(f"{key} is {_shown(getattr(self, key))}, but must be {Params.model_fields[key].description}")
+        raise InputError(f"{key} is {shown(getattr(self, key))}, but must be {Params.model_fields[key].description}")
 
     @property
     def folder(self) -> Path:
@@ -215,23 +215,6 @@ class Params(BaseModel):
         """The parameters that the statistics of the pass depend on; a run's statistics belong to one such key."""
         key = {name: value for name, value in self.model_dump().items() if name in STATISTICS_KEYS}
         return key | ({"reference": self.reference} if self.compare == "reference" else {})
-
-    def refuse_other_statistics(self) -> None:
-        """Raises InputError if this run's folder holds statistics made with other parameters, key by key."""
-        record = self.folder / "stats" / "key.json"
-        if not record.exists():
-            return
-        made_with = json.loads(record.read_text())
-        differences = [
-            f"{name} = {_shown(made_with.get(name))} (now {_shown(value)})"
-            for name, value in self.statistics_key.items()
-            if made_with.get(name) != value
-        ]
-        if differences:
-            raise InputError(
-                f"outputs/{self.run} was made with {listed(differences)}; choose another name with RUN=…, "
-                f"or delete it with `make clean RUN={self.run}`."
-            )
 
 
 def read_params(path: str | Path, **overrides: Any) -> Params:
@@ -313,16 +296,16 @@ def _sentence(error: ValidationError, values: dict[str, Any], model: type[BaseMo
     allowed = model.model_fields[key].description
     if first["type"] == "missing":
         return f"key '{under}{key}' is missing; it must be {allowed}"
-    return f"{under}{key} is {_shown(values[key])}, but must be {allowed}"
+    return f"{under}{key} is {shown(values[key])}, but must be {allowed}"
 
 
 def _unknown(key: Any, value: Any, model: type[BaseModel] = Params, under: str = "") -> str:
     close = difflib.get_close_matches(str(key), model.model_fields, n=1)
     meant = f" (did you mean '{close[0]}'?)" if close else ""
-    return f"unknown key '{under}{key}' with value {_shown(value)}{meant}; allowed are {listed(model.model_fields)}"
+    return f"unknown key '{under}{key}' with value {shown(value)}{meant}; allowed are {listed(model.model_fields)}"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as its YAML, short enough for a sentence."""
     shown = json.dumps(value, ensure_ascii=False, default=str) if not isinstance(value, str) else repr(value)
     return shown if len(shown) <= 120 else shown[:117] + "…"

@@ -6,13 +6,12 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from lib.base.hub import seed_source
 from lib.base.tensors import write_table, write_tensors
 from lib.collect.planner import BATCH
+from lib.collect.preflight import Preflight
 from lib.collect.reader import refuse_nan
 from lib.kernels.fused import INT8_LIMIT
 from lib.models.trunk import Trunk, load_model, mixed_precision, token_losses
-from lib.run import Run
 from lib.text.blocks import Text
 
 LOSS_BLOCKS = 256  # blocks on which each seed's loss is measured
@@ -21,10 +20,6 @@ LOSS_BLOCKS = 256  # blocks on which each seed's loss is measured
 LOSS_LOGITS = (
     2**22
 )  # logits computed at a time, at most: what is freed of more goes back to the system, and is slow to get again
-
-
-def load_seed(run: Run, name: str, device: torch.device):
-    return load_model(seed_source(run.params, name)).to(device)
 
 
 def losses(name: str, model, text) -> list[dict]:
@@ -42,11 +37,11 @@ def losses(name: str, model, text) -> list[dict]:
     return rows
 
 
-def first_look(run: Run, precision: str, device: torch.device) -> None:
+def first_look(inputs: Preflight, precision: str, device: torch.device) -> None:
     """Every seed's loss (tables/losses.parquet) and pilot (stats/pilot.safetensors), one model at a time."""
-    rows, scalings = [], {}
-    for name in tqdm(sorted(run.params.seeds), desc="losses and ranges", unit="seed"):
-        model = load_seed(run, name, device)
+    run, rows, scalings = inputs.run, [], {}
+    for name in tqdm(sorted(inputs.folders), desc="losses and ranges", unit="seed"):
+        model = load_model(inputs.folders[name]).to(device)
         trunk = Trunk(model, mixed_precision(precision))  # which gives the model its fast steps
         rows += losses(name, model, run.text)
         found = pilot(name, trunk, run.text, precision, device)

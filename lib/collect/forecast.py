@@ -19,14 +19,14 @@ from lib.base.hub import seed_config
 from lib.base.machine import device_of
 from lib.base.params import Params, read_params
 from lib.collect.passes import SNAPSHOTS
-from lib.collect.planner import Plan, Setting, Shape, pack, pass_memory, setting_of, shared_shape, work_memory
+from lib.collect.planner import Plan, Setting, Shape, pack, pass_memory, setting_of, work_memory
+from lib.collect.preflight import Preflight
 from lib.collect.processes import Processes
 from lib.kernels.correlation import Scale, block_baseline, haar_rotation
 from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, Operands, symmetric_share
 from lib.kernels.examples import TopExamples
 from lib.kernels.fused import fastest_layer_statistics
 from lib.kernels.grouped import GroupedMoments, Places
-from lib.labels.groupings import group_sizes
 from lib.labels.syntax import has_to_be_read
 from lib.models.trunk import Trunk, mixed_precision
 from lib.run import Run
@@ -242,17 +242,13 @@ def _certain_groups(shape: Shape, context: int, tokens: int) -> tuple[tuple[str,
 
 def lines(params: Params) -> list[str]:
     """The forecast of a run, one line a fact; InputError if it cannot fit."""
-    device = device_of(params)
-    shape = shared_shape(params)
-    known = made_token_file(
-        params
-    )  # of a text that is not tokenised, or read by spaCy, yet only the large groupings can be told, and their sizes bounded
-    unread = bool(known) and has_to_be_read(Run(params))
-    groups = (
-        group_sizes(Run(params))
-        if known and not unread
-        else _certain_groups(shape, params.context, params.token_budget)
-    )
+    inputs, device = Preflight(Run(params)), device_of(params)
+    # only a text that is tokenised and read by spaCy tells all groupings; else the large ones count, with bounds for sizes
+    known = made_token_file(params)
+    unread = bool(known) and has_to_be_read(inputs.run)
+    certain = _certain_groups(inputs.shape, params.context, params.token_budget)
+    groups = inputs.group_sizes if known and not unread else certain
+    shape = inputs.shape
     setting = setting_of(params, shape, device, Processes.on_this_machine(), groups)
     plan = pack(setting)
     told = [

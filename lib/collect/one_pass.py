@@ -16,8 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lib.base.tensors import TensorFiles
-from lib.collect.first_look import load_seed
 from lib.collect.planner import PassPlan, Plan, Unit, release_order
+from lib.collect.preflight import Preflight
 from lib.collect.reader import Dither, SeedReader, Seen
 from lib.kernels.correlation import Covariance, compare, products_at
 from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, Operands
@@ -25,8 +25,7 @@ from lib.kernels.examples import TopExamples
 from lib.kernels.fused import SUMS
 from lib.kernels.grouped import GroupedMoments, Places
 from lib.kernels.histogram import Histogram
-from lib.labels.groupings import run_groupings
-from lib.models.trunk import Trunk, mixed_precision
+from lib.models.trunk import Trunk, load_model, mixed_precision
 from lib.run import Run
 
 HISTOGRAM_EVERY = 8  # one batch in so many is counted into the histograms
@@ -62,7 +61,10 @@ ACCUMULATORS: dict[str, tuple[Callable, Callable]] = {
 class Pass:
     """The seeds and accumulators of one pass in one process, and which chunks of the text they have seen."""
 
-    def __init__(self, run: Run, plan: Plan, number: int, scalings: dict[str, dict[str, Tensor]], device: torch.device):
+    def __init__(
+        self, inputs: Preflight, plan: Plan, number: int, scalings: dict[str, dict[str, Tensor]], device: torch.device
+    ):
+        run = inputs.run
         self.run, self.text, self.plan, self.number, self.device = run, run.text, plan, number, device
         self.planned: PassPlan = plan.passes[number]
         setting = plan.setting
@@ -73,7 +75,7 @@ class Pass:
         self.readers = {
             name: SeedReader(
                 name,
-                Trunk(load_seed(run, name, device), mixed_precision(precision)),
+                Trunk(load_model(inputs.folders[name]).to(device), mixed_precision(precision)),
                 scalings[name],
                 depth,
                 precision,
@@ -85,7 +87,7 @@ class Pass:
         self.dither = Dither(run.params.random_seed, len(self.names), (rows, self.neurons), device)
         grouped = any(unit.kind == "grouped" for unit in self.planned.units)
         groups = dict(setting.groups) if grouped else {}
-        ids = {name: one.ids for name, one in run_groupings(run).items()} if grouped else {}
+        ids = {name: one.ids for name, one in inputs.groupings.items()} if grouped else {}
         self.places = Places(ids, groups, device)
         self.units = {unit: self._accumulator(unit, scalings[unit.seed]) for unit in self.planned.units}
         self.done = torch.zeros(-(-len(self.text.tokens) // self.planned.chunk), dtype=torch.bool)

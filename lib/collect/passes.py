@@ -12,20 +12,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lib.base.errors import InputError, told
-from lib.base.files import alone, file_sha256, write_json
-from lib.base.hub import fetch_seed, seed_folder, seed_source, weights_sha256
+from lib.base.files import alone, write_json
 from lib.base.machine import device_name, device_of
 from lib.base.params import read_params
 from lib.base.tensors import TensorFiles, read_tensors, write_tensors
+from lib.cache import code_of
 from lib.collect.first_look import first_look
 from lib.collect.one_pass import Pass
-from lib.collect.planner import Plan, Setting, pack, pass_memory, setting_of, shared_shape
+from lib.collect.planner import Plan, Setting, pack, pass_memory, setting_of
+from lib.collect.preflight import PASS, Preflight
 from lib.collect.processes import Processes, shares
 from lib.kernels import native
 from lib.kernels.covariance import OPERAND_DTYPES
 from lib.kernels.fused import GPU_TYPES, gpu_loop
-from lib.labels.groupings import group_sizes
-from lib.models.trunk import check_seed, check_weights
 from lib.run import Run
 
 LISTING_SECONDS = 120  # until all that other machines wrote must be seen
@@ -40,59 +39,37 @@ SNAPSHOTS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # shares of the text after which best
 PARTS = 16  # of the text, after each of which the products with the first snapshot's best matches are recorded
 
 
-def check(run: Run) -> None:
-    """Refuses seeds and text that cannot be used, before any work is done."""
-    params = run.params
-    for name in sorted(params.seeds):
-        check_seed(name, Path(seed_source(params, name)), run.text, params.context)
-
-
 def collect(run: Run, grouped: bool = True, snapshots: tuple[float, ...] = SNAPSHOTS) -> None:
     """Runs the passes, or what is left of them; returns at once if all are complete.
 
     A run that looks at neither families nor convergence does without `grouped` moments and without `snapshots`, which
     take more than the products where there is little text.
     """
-    stats = run.folder / "stats"
-    run.params.refuse_other_statistics()
-    complete = (stats / "done.json").exists()
-    for name in sorted(
-        run.params.seeds
-    ):  # what a pass reads is checked first, before the text is made; what it has read is told by its hash
-        if complete:
-            seed_source(run.params, name)
-        else:
-            check_weights(name, Path(fetch_seed(run.params, name)))
-    hashes = file_hashes(run)
-    _refuse_other_files(run, hashes)
-    if complete:
+    inputs = Preflight(run, grouped)
+    inputs.check()
+    if inputs.complete:
         return
-    processes = Processes()
+    processes, stats = Processes(), run.folder / "stats"
+    busy = (
+        f"another process is working on {run.folder}; wait until it ends, or stop it, and run the same command again."
+    )
     with contextlib.ExitStack() as held:
         if processes.first:
-            held.enter_context(
-                alone(
-                    stats,
-                    f"another process is working on {run.folder}; wait until it ends, or stop it, and run the same command again.",
-                )
-            )
+            held.enter_context(alone(stats, busy))
         if not processes.agree((stats / "done.json").exists()):  # another process may have ended it meanwhile
-            _collect(run, processes, hashes, grouped, snapshots)
+            _collect(inputs, processes, snapshots)
 
 
-def _collect(
-    run: Run, processes: Processes, hashes: dict[str, str], grouped: bool, snapshots: tuple[float, ...]
-) -> None:
-    stats, begun = run.folder / "stats", None
-    device, shape = device_of(run.params), shared_shape(run.params)
-    groups = tuple(map(tuple, processes.agree(group_sizes(run) if processes.first and grouped else ())))
-    setting = setting_of(run.params, shape, device, Processes.on_this_machine(), groups)
+def _collect(inputs: Preflight, processes: Processes, snapshots: tuple[float, ...]) -> None:
+    run, params, stats = inputs.run, inputs.params, inputs.run.folder / "stats"
+    device, begun = device_of(params), None
+    groups = tuple(map(tuple, processes.agree(inputs.group_sizes if processes.first else ())))
+    setting = setting_of(params, inputs.shape, device, Processes.on_this_machine(), groups)
     if processes.first:
-        check(run)
         begun = _planned(run, setting)
-        write_json(stats / "key.json", run.params.statistics_key | {"hashes": hashes})
+        write_json(stats / "key.json", params.statistics_key | {"hashes": inputs.hashes})
         if not (stats / "pilot.safetensors").exists():
-            first_look(run, begun["precision"], device)
+            first_look(inputs, begun["precision"], device)
     plan = Plan.resumed(setting, processes.agree(begun))
     stored, scalings = read_tensors(stats / "pilot.safetensors"), {}
     for key, tensor in stored.items():
@@ -100,7 +77,7 @@ def _collect(
         scalings.setdefault(name, {})[what] = tensor.to(device)
     for number in range(len(plan.passes)):
         if not processes.agree((stats / f"pass-{number:02d}.json").exists()):
-            _run_pass(Pass(run, plan, number, scalings, device), processes, stats, snapshots)
+            _run_pass(Pass(inputs, plan, number, scalings, device), processes, stats, snapshots)
         processes.wait()
     if processes.first:
         write_json(stats / "done.json", _summary(run, plan, device, processes.count))
@@ -132,26 +109,6 @@ def _planned(run: Run, setting: Setting) -> dict:
                 f"give it as much, or `make clean RUN={run.params.run}` and begin anew."
             )
     return begun
-
-
-def file_hashes(run: Run) -> dict[str, str]:
-    """SHA-256 of the text and of each seed's weights, by `text` and `seed <name>`; nothing for what is not there."""
-    hashes = {"text": file_sha256(run.text_path)} if run.text_path.is_file() else {}
-    for name in sorted(run.params.seeds):
-        folder = seed_folder(run.params, name)
-        weights = weights_sha256(folder) if folder else None
-        hashes |= {f"seed {name}": weights} if weights else {}
-    return hashes
-
-
-def _refuse_other_files(run: Run, hashes: dict[str, str]) -> None:
-    made_with = (run.recorded("stats/key.json") or {}).get("hashes", hashes)
-    changed = sorted(name for name in made_with if made_with[name] != hashes.get(name))
-    if changed:
-        raise InputError(
-            f"outputs/{run.params.run} was made with other files ({', '.join(changed)} changed since); choose another "
-            f"name with RUN=…, or delete it with `make clean RUN={run.params.run}`."
-        )
 
 
 def _run_pass(work: Pass, processes: Processes, stats: Path, snapshots: tuple[float, ...]) -> None:
@@ -287,6 +244,7 @@ def _summary(run: Run, plan: Plan, device: torch.device, processes: int) -> dict
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "seed_hashes": {name: hashes[f"seed {name}"] for name in setting.seeds if f"seed {name}" in hashes},
         "text_hash": hashes["text"],
+        "code": code_of(PASS),
     }
 
 

@@ -16,7 +16,7 @@ GATED = (
 )
 
 
-class Finding(NamedTuple):
+class Caption(NamedTuple):
     """`title` heads the figure, `text` (Markdown) follows it, `alt` replaces it for a reader who cannot see it."""
 
     title: str

@@ -12,7 +12,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import seaborn as sns
-from IPython.display import Image, display
+from IPython.display import Image, Markdown, display
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -20,6 +20,8 @@ from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter
 from PIL import Image as Picture
 from PIL.PngImagePlugin import PngInfo
+
+from lib.display.captions import Caption
 
 # Okabe and Ito's colours, told apart by readers with any colour vision
 COLOURS = {"universal": "#D55E00", "other": "#56B4E9"}
@@ -52,16 +54,17 @@ sns.set_theme(
 SYMBOL = re.compile(r"(?<![$\w])([wWv])_(out|in|U|O|BOS)\b")  # drawn with its index below the line
 
 
-def gallery(folder: Path) -> Callable[[Figure, str, str, str], None]:
-    """A function `show(fig, title, alt, name)` that titles, displays and saves figures under `folder`.
+def gallery(folder: Path) -> Callable[[Figure, Caption, str], None]:
+    """A function `show(fig, caption, name)` that titles, displays and saves figures under `folder`, and displays the caption.
 
     Each figure is saved as `name.png`, `name.svg` and `name.pdf`; the displayed image carries `alt` for screen readers
     and `name`, which becomes its anchor on the page.
     """
 
-    def show(fig: Figure, title: str, alt: str, name: str) -> None:
-        for text in fig.findobj(Text):
-            text.set_text(_typeset(text.get_text()))
+    def show(fig: Figure, caption: Caption, name: str) -> None:
+        title, text, alt = caption
+        for words in fig.findobj(Text):
+            words.set_text(_typeset(words.get_text()))
         for axis in fig.findobj(Axis):  # labels of ticks are written anew whenever they are drawn
             labels = [label.get_text() for label in axis.get_ticklabels()]
             if isinstance(axis.get_major_locator(), FixedLocator) and any(map(SYMBOL.search, labels)):
@@ -75,6 +78,7 @@ def gallery(folder: Path) -> Callable[[Figure, str, str, str], None]:
         width = int.from_bytes(png[16:20], "big")  # pixels, from the PNG's header
         shown = round(width * 100 / matplotlib.rcParams["savefig.dpi"])
         display(Image(data=png, format="png", alt=alt, width=shown, metadata={"name": name}))
+        display(Markdown(text))
 
     return show
 

@@ -18,11 +18,6 @@ def run_groupings(run: Run) -> dict[str, Grouping]:
     return made
 
 
-def group_sizes(run: Run) -> tuple[tuple[str, int], ...]:
-    """Names and sizes of the groupings, as a plan of passes needs them."""
-    return tuple((name, len(one.groups)) for name, one in run_groupings(run).items())
-
-
 def word_place(run: Run) -> Grouping:
     """Frequent words by where their tokens stand: groups `word|place`, places as `lib.labels.labels.WORD_PLACES` (figures 15, 16)."""
     words = labels.unigram_classes(text_tokens.token_strings(run.tokenizer), labels.token_counts(run.text))

@@ -5,7 +5,6 @@ read from the seeds' weights here, once (logit_tokens.parquet). Runs of large mo
 """
 
 import json
-import sys
 
 import numpy as np
 import pandas as pd
@@ -14,7 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lib.chapters.circuits.tables import kept, weights_of
+from lib.cache import kept
+from lib.chapters.circuits.tables import weights_of
 from lib.chapters.families.summary import FAMILIES
 from lib.chapters.universality.properties import PROPERTIES
 from lib.chapters.universality.tables import neuron_index
@@ -185,7 +185,7 @@ def logit_tokens(run: Run, shown: dict[str, Int[np.ndarray, "rows"]]) -> pd.Data
         return pd.concat(parts, ignore_index=True)
 
     depends_on = {"number": LOGIT_TOKENS, "rows": {seed: [len(rows), int(rows.sum())] for seed, rows in shown.items()}}
-    return kept(run, "logit_tokens", (sys.modules[__name__], weights), depends_on, make)
+    return kept(run, "logit_tokens", __name__, depends_on, make)
 
 
 # ---------------------------------------------------------------- strongest examples and matches

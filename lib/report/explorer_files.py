@@ -15,6 +15,7 @@ from jaxtyping import Int
 from safetensors.numpy import save
 
 from lib.base.files import file_sha256, write_atomically, write_if_changed, write_json
+from lib.cache import code_of, fresh
 from lib.chapters.universality.properties import layer_percentiles
 from lib.report import explorer
 from lib.report.explorer import PLAIN, WORDS
@@ -115,15 +116,13 @@ def write_data(run: Run, folder: Path) -> None:
     made_from = {
         "tables": {name: file_sha256(path) for name, path in tables.items() if path.exists()},
         "done": file_sha256(run.folder / "stats" / "done.json"),
-        "sources": {
-            module: file_sha256(path) for module, path in (("explorer", explorer.__file__), ("files", __file__))
-        },
+        "code": [code_of("lib.report.explorer"), code_of(__name__)],
         "threshold": run.params.threshold,
         "reference": run.params.reference,
         "text": run.params.text_title,
     }
     record = folder / "made.json"
-    if record.exists() and json.loads(record.read_text()) == made_from:
+    if fresh(record, made_from):
         return
     for stale in folder.glob("*.js*"):
         stale.unlink()

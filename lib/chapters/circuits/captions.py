@@ -12,11 +12,11 @@ from lib.base.errors import capital, listed
 from lib.chapters.circuits.next_token import fire_more, tested
 from lib.chapters.circuits.roles import PUBLISHED_CUTS, PUBLISHED_HIGH_KURTOSIS, ROLES, last_layers, role_counts
 from lib.chapters.universality.properties import PUBLISHED_SOURCE
-from lib.display.captions import Finding, count, p_words, percent, signed
+from lib.display.captions import Caption, count, p_words, percent, signed
 from lib.display.claims import SIGNIFICANT
 
 
-def moments_by_layer(circuits: pd.DataFrame) -> Finding:
+def moments_by_layer(circuits: pd.DataFrame) -> Caption:
     """Figures 6a and 6b: how far the distributions of logit effects reach beyond the cuts."""
     seeds = circuits["seed"].nunique()
     published = int((circuits["vocab_kurt"] > PUBLISHED_CUTS.kurtosis).sum())
@@ -53,10 +53,10 @@ def moments_by_layer(circuits: pd.DataFrame) -> Finding:
             f"suppression neurons by cuts calibrated anew instead of {sharp[0]:,}."
         )
     alt = "Line plots of percentiles of kurtosis, skew and variance of logit effects by layer, with both cuts."
-    return Finding(title, text, f"{alt} {title}.")
+    return Caption(title, text, f"{alt} {title}.")
 
 
-def skew_of_peaked(circuits: pd.DataFrame) -> Finding:
+def skew_of_peaked(circuits: pd.DataFrame) -> Caption:
     """Figure 6c: the sign of the skew among neurons of high kurtosis in the last layers."""
     layers = last_layers(circuits["layer"].nunique())
     alt = "Histograms of the skew of logit effects for neurons of high kurtosis in the last layers, for both cuts."
@@ -80,10 +80,10 @@ def skew_of_peaked(circuits: pd.DataFrame) -> Finding:
         f"{capital('; '.join(parts))}. In the paper's GPT2-medium, with 24 layers, the mean number of neurons above its cut is {counts} "
         f"({PUBLISHED_SOURCE}), prediction neurons in the first of these and suppression neurons in the last."
     )
-    return Finding(title, text, f"{alt} {title}.")
+    return Caption(title, text, f"{alt} {title}.")
 
 
-def roles_by_layer(circuits: pd.DataFrame) -> Finding:
+def roles_by_layer(circuits: pd.DataFrame) -> Caption:
     """Does prediction give way to suppression at the end, as in the paper?"""
     alt = "Bar charts of prediction, suppression and partition neurons by layer, for both cuts."
     counts = role_counts(circuits, "role_calibrated")
@@ -95,7 +95,7 @@ def roles_by_layer(circuits: pd.DataFrame) -> Finding:
     )
     if not mean[["prediction", "suppression"]].to_numpy().any():
         text += "No neuron passes the calibrated kurtosis cut either, so there is no switch to look for."
-        return Finding("No prediction or suppression neuron by either cut", text, alt)
+        return Caption("No prediction or suppression neuron by either cut", text, alt)
     top, last = mean["prediction"].idxmax(), mean.index[-1]
     at_end, rest = mean.loc[last], mean.iloc[:-1]
     early = rest["suppression"].sum() / max(1e-9, rest[["prediction", "suppression"]].to_numpy().sum())
@@ -114,7 +114,7 @@ def roles_by_layer(circuits: pd.DataFrame) -> Finding:
         title, seen = "No switch from prediction to suppression in the last layer", "is not seen"
     if not len(rest):
         text += f"The models' one layer has **{at_end['prediction']:.1f}** prediction and **{at_end['suppression']:.1f}** suppression neurons a seed by the calibrated cuts."
-        return Finding(title, text, f"{alt} {title}.")
+        return Caption(title, text, f"{alt} {title}.")
     text += (
         f"By the calibrated cuts prediction neurons are most frequent in layer {top} (**{mean['prediction'].max():.1f}** a seed), and the "
         f"last layer has **{at_end['prediction']:.1f}** prediction and **{at_end['suppression']:.1f}** suppression neurons a seed. "
@@ -134,14 +134,14 @@ def roles_by_layer(circuits: pd.DataFrame) -> Finding:
         f"{'more' if rises else 'no more'} than the first ({mean.loc[deep, 'prediction'].sum():.1f} against "
         f"{mean.loc[~deep, 'prediction'].sum():.1f} a seed)."
     )
-    return Finding(title, text, f"{alt} {title}.")
+    return Caption(title, text, f"{alt} {title}.")
 
 
-def logit_effects(examples: pd.DataFrame) -> Finding:
+def logit_effects(examples: pd.DataFrame) -> Caption:
     """Figures 5 and 23: what the chosen neurons' classes explain."""
     alt = "Histograms of logit effects over the vocabulary for chosen neurons, tokens of the neuron's class on top."
     if examples.empty:
-        return Finding(
+        return Caption(
             "No neuron has a role", "No neuron of the reference seed has a role by the calibrated cuts.", alt
         )
     best = examples.loc[examples["label_score"].idxmax()]
@@ -156,10 +156,10 @@ def logit_effects(examples: pd.DataFrame) -> Finding:
     )
     if absent:
         text += f" The reference seed has no {' and no '.join(absent)} neuron."
-    return Finding(title, text, f"{alt} {title}.")
+    return Caption(title, text, f"{alt} {title}.")
 
 
-def classes_by_role(circuits: pd.DataFrame) -> Finding:
+def classes_by_role(circuits: pd.DataFrame) -> Caption:
     """From the circuit table: how many neurons of a role have a class, and which ones."""
     parts = []
     for role in ROLES:
@@ -175,7 +175,7 @@ def classes_by_role(circuits: pd.DataFrame) -> Finding:
         f"By the calibrated cuts, over all seeds: {'; '.join(parts)}. Of all neurons {percent(everyone, 1)} have one."
     )
     title = f"{percent(everyone, 1)} of all neurons have a token class beyond chance"
-    return Finding(title, text, "Table of the most frequent token classes of each role.")
+    return Caption(title, text, "Table of the most frequent token classes of each role.")
 
 
 def class_table(circuits: pd.DataFrame, number: int = 8) -> pd.DataFrame:
@@ -234,7 +234,7 @@ def _with_style(html: str, cell: str, worded: Sequence[bool], style: str) -> str
     return parts[0] + "".join(marked)
 
 
-def next_token(table: pd.DataFrame, tokens: int) -> Finding:
+def next_token(table: pd.DataFrame, tokens: int) -> Caption:
     """Figure 24: do suppression neurons fire more when the next token is one that they suppress?"""
     alt = (
         "Dot plots of mean activation and effect by whether the next token is in the neuron's class, one row a neuron."
@@ -271,10 +271,10 @@ def next_token(table: pd.DataFrame, tokens: int) -> Finding:
             "the seeds disagree or the neurons are too few.**"
         )
     text = f"Measured on {tokens:,} positions. {' '.join(told)} {verdict}"
-    return Finding(title, text, f"{alt} {title}.")
+    return Caption(title, text, f"{alt} {title}.")
 
 
-def universal_roles(shares: dict[str, pd.DataFrame], threshold: float, top: float) -> Finding:
+def universal_roles(shares: dict[str, pd.DataFrame], threshold: float, top: float) -> Caption:
     """Are neurons with a role more often universal than others at their depth?"""
     alt = "Bar charts of the share of each role's neurons that are universal, and that are among the most universal."
     table = shares["role_calibrated"].set_index("role")
@@ -295,7 +295,7 @@ def universal_roles(shares: dict[str, pd.DataFrame], threshold: float, top: floa
         said += [f"fewer {listed(less)}"] if less else []
         title = f"The most universal: {', '.join(said)} than depth explains"
     text = f"By the calibrated cuts and at threshold {threshold:g}, over the seeds that serve as reference, universal are: {'; '.join(parts)}."
-    return Finding(title, text, f"{alt} {title}.")
+    return Caption(title, text, f"{alt} {title}.")
 
 
 def _seeds_agree(row: pd.Series) -> str:
@@ -307,7 +307,7 @@ def _seeds_agree(row: pd.Series) -> str:
     )
 
 
-def match_agreement(table: pd.DataFrame) -> Finding:
+def match_agreement(table: pd.DataFrame) -> Caption:
     """Does a neuron's best match in another seed do the same to the logits?"""
     alt = "Dot plots of the share of best matches with the same role, sign of skew and token class, beside chance."
     rows = table.set_index(["group", "aspect"])
@@ -332,15 +332,15 @@ def match_agreement(table: pd.DataFrame) -> Finding:
     above = int((counted["agreement"] > counted["chance_high"]).sum())
     text += f"In {above} of {len(counted)} comparisons the agreement is above everything that the permutations reached."
     title = f"{above} of {count(len(counted), 'comparison')} with matches in other seeds agree more than chance"
-    return Finding(title, text, f"{alt} {title}.")
+    return Caption(title, text, f"{alt} {title}.")
 
 
-def property_agreement(table: pd.DataFrame, labels: dict[str, str]) -> Finding:
+def property_agreement(table: pd.DataFrame, labels: dict[str, str]) -> Caption:
     """Which properties of a neuron's writing weights does its best match share? `labels` names the columns."""
     alt = "Dot plots of the correlation between a neuron's rank and its best match's for properties of writing weights, beside chance."
     known = table[table["correlation"].notna()]
     if known.empty:
-        return Finding(
+        return Caption(
             "No property is known of both neurons of any pair",
             "No pair of matched neurons has a property to compare.",
             alt,
@@ -362,7 +362,7 @@ def property_agreement(table: pd.DataFrame, labels: dict[str, str]) -> Finding:
         )
     best = known.loc[known["correlation"].idxmax()]
     title = f"Best matches are most alike in the {labels[best['property']]}: {signed(best['correlation'])} ({best['group']} neurons)"
-    return Finding(title, " ".join(parts), f"{alt} {title}.")
+    return Caption(title, " ".join(parts), f"{alt} {title}.")
 
 
 def _range(values: pd.Series, digits: int = 2) -> str:

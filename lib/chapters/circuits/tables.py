@@ -3,8 +3,7 @@
 A table is made again when the seeds, the parameters that it depends on or the code that makes it have changed.
 """
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -12,35 +11,21 @@ import pandas as pd
 import torch
 from torch.nn.functional import normalize
 
-from lib.base.files import file_sha256, write_json
 from lib.base.hub import seed_source
 from lib.base.tensors import write_table
-from lib.chapters.circuits import next_token, roles
+from lib.cache import kept
+from lib.chapters.circuits import roles
 from lib.chapters.circuits.next_token import class_sums, next_token_table, with_corrected_p
 from lib.chapters.circuits.roles import PUBLISHED_CUTS, best_class, class_scores, null_cuts, random_directions
 from lib.chapters.families.tables import statistics
-from lib.labels import labels, token_classes
+from lib.labels import labels
 from lib.labels.labels import LabelSet, token_counts, token_labels
 from lib.models import weights as circuits
 from lib.models.trunk import load_model
 from lib.run import Run
 from lib.text import tokens as text_tokens
 
-SOURCES = (sys.modules[__name__], circuits, roles, labels, token_classes)  # what makes roles.parquet
 CHOSEN = 10  # neurons of a role, over all seeds, that are split by the next token
-
-
-def kept(run: Run, name: str, modules, depends_on: dict, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-    """The run's table `name`, made and written if it is not there or was made from something else.
-
-    What it was made from is recorded beside it: the seeds, `depends_on` and the sources of `modules`.
-    """
-    sources = {module.__name__: file_sha256(module.__file__) for module in modules}
-    made_from = {"seeds": run.done["seed_hashes"], "sources": sources, **depends_on}
-    if run.recorded(f"tables/{name}.json") != made_from:
-        write_table(run.folder / "tables" / f"{name}.parquet", make())
-        write_json(run.folder / "tables" / f"{name}.json", made_from)
-    return run.table(name)
 
 
 @cache
@@ -122,7 +107,7 @@ def role_table(run: Run) -> pd.DataFrame:
         return pd.concat(parts, ignore_index=True)
 
     depends_on = {"random_seed": run.params.random_seed, "tokens": run.text.tokens.numel()}
-    return kept(run, "roles", SOURCES, depends_on, make)
+    return kept(run, "roles", __name__, depends_on, make)
 
 
 def write_circuits(run: Run, table: pd.DataFrame, weights: pd.DataFrame, effects: pd.DataFrame) -> pd.DataFrame:
@@ -197,4 +182,4 @@ def next_token_effects(run: Run, table: pd.DataFrame) -> pd.DataFrame:
         found = pd.concat(parts) if parts else next_token_table(chosen.assign(class_row=0), {})
         return with_corrected_p(found)
 
-    return kept(run, "next_token", (*SOURCES, next_token), {"tokens": run.text.tokens.numel(), "neurons": names}, make)
+    return kept(run, "next_token", __name__, {"tokens": run.text.tokens.numel(), "neurons": names}, make)

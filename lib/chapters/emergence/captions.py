@@ -7,7 +7,7 @@ from lib.base.errors import capital
 from lib.chapters.emergence.claims import OWN, VERDICTS, spread
 from lib.chapters.emergence.figures import HEAD_SCORES, Timeline, short
 from lib.chapters.emergence.statistics import HALF
-from lib.display.captions import Finding, count, percent
+from lib.display.captions import Caption, count, percent
 
 NO_TABLES = (
     "There are no tables of training checkpoints for these seeds. `make emergence RUN=…` makes them where all seeds have "
@@ -56,7 +56,7 @@ def _moment(point: str, time: Timeline) -> str:
     return f"{short(time.at[point])} {time.label.removeprefix('training ')}" if time.log else point
 
 
-def losses(table: pd.DataFrame, time: Timeline) -> Finding:
+def losses(table: pd.DataFrame, time: Timeline) -> Caption:
     """How far training has come."""
     everything = table[table["domain"] == "all"].groupby("point", sort=False)["loss"].mean()
     first, last = everything.index[0], everything.index[-1]
@@ -72,12 +72,12 @@ def losses(table: pd.DataFrame, time: Timeline) -> Finding:
         text += f" The lowest is {everything[best]:.3f} at {_moment(best, time)}."
     if len(end) > 1:
         text += f" At the end the easiest domain is *{end.index[0]}* ({end.iloc[0]:.2f}), the hardest *{end.index[-1]}* ({end.iloc[-1]:.2f})."
-    return Finding(
+    return Caption(
         title, text, f"Line chart of held-out loss against training, one line a domain and one for all text. {title}."
     )
 
 
-def shares(table: pd.DataFrame, time: Timeline, threshold: float) -> Finding:
+def shares(table: pd.DataFrame, time: Timeline, threshold: float) -> Caption:
     """When neurons become universal."""
     by_point = table.groupby("point", sort=False)["share"]
     mean, end = by_point.mean(), by_point.get_group(table["point"].iloc[-1])
@@ -86,7 +86,7 @@ def shares(table: pd.DataFrame, time: Timeline, threshold: float) -> Finding:
     tail = f" The mean excess correlation goes from {excess.iloc[0]:.3f} to {excess.iloc[-1]:.3f}."
     if not mean.any():
         title = f"No neuron is universal at threshold {threshold:g} at any checkpoint"
-        return Finding(title, f"{title}, whatever the reference.{tail}", f"{alt} {title}.")
+        return Caption(title, f"{title}, whatever the reference.{tail}", f"{alt} {title}.")
     first, top = mean[mean > 0].index[0], mean.idxmax()
     title = f"{percent(mean.iloc[-1])} of the neurons are universal at the end; the first ones appear by {_moment(first, time)}"
     text = (
@@ -99,15 +99,15 @@ def shares(table: pd.DataFrame, time: Timeline, threshold: float) -> Finding:
         )
         + tail
     )
-    return Finding(title, text, f"{alt} {title}.")
+    return Caption(title, text, f"{alt} {title}.")
 
 
-def by_layer(table: pd.DataFrame, time: Timeline) -> Finding:
+def by_layer(table: pd.DataFrame, time: Timeline) -> Caption:
     """Where they become universal first, and where they are at the end; rows point, seed, layer, universal, share."""
     alt = "Heat map of the share of universal neurons by layer and checkpoint."
     wide = table.groupby(["point", "layer"], sort=False)["share"].mean().unstack()
     if not wide.to_numpy().any():
-        return Finding(
+        return Caption(
             "No layer has a universal neuron at any checkpoint",
             "No layer has a universal neuron at any checkpoint.",
             alt,
@@ -122,15 +122,15 @@ def by_layer(table: pd.DataFrame, time: Timeline) -> Finding:
     text = f"The first universal neurons, by {_moment(first.name, time)}, are most frequent in layer **{first.idxmax()}** ({percent(first.max())} of it)."
     if last.any():
         text += f" At the end layer **{last.idxmax()}** leads with {percent(last.max())}, and layer {last.idxmin()} has the fewest, {percent(last.min())}."
-    return Finding(title, text, f"{alt} {title}.")
+    return Caption(title, text, f"{alt} {title}.")
 
 
-def births_and_deaths(changes: pd.DataFrame, kept: pd.DataFrame, time: Timeline, start: str | None) -> Finding:
+def births_and_deaths(changes: pd.DataFrame, kept: pd.DataFrame, time: Timeline, start: str | None) -> Caption:
     """Do universal neurons stay, and do they keep their partners? `start` is the checkpoint about halfway."""
     alt = "Bar chart of universal neurons that stay, are born and die between checkpoints, and line chart of persistence with chance."
     births, deaths = (int(changes[name].sum()) for name in ("births", "deaths"))
     if not births + deaths + int(changes["stay"].sum()):
-        return Finding(
+        return Caption(
             "No neuron is universal at any checkpoint", "There are neither births nor deaths of universal neurons.", alt
         )
     seeds = changes["seed"].nunique()
@@ -138,7 +138,7 @@ def births_and_deaths(changes: pd.DataFrame, kept: pd.DataFrame, time: Timeline,
     halfway = kept[(kept["point"] == start) & kept["persistence"].notna()]
     if halfway.empty:
         title = f"{count(births, 'birth')} and {count(deaths, 'death')} of universal neurons".capitalize()
-        return Finding(
+        return Caption(
             title, f"{text} No neuron was universal halfway, so that persistence is undefined.", f"{alt} {title}."
         )
     # over all seeds' neurons, so that a seed with few does not weigh as much as one with many
@@ -154,16 +154,16 @@ def births_and_deaths(changes: pd.DataFrame, kept: pd.DataFrame, time: Timeline,
     if len(known):
         same = np.average(known["same_partner"], weights=known["kept"])
         text += f" In **{percent(same, 1)}** of the pairs with another seed the best match of those that stay is the same neuron at both times."
-    return Finding(title, text, f"{alt} {title}.")
+    return Caption(title, text, f"{alt} {title}.")
 
 
 def early_and_late(
     groups: pd.DataFrame, kinds: pd.DataFrame, boundary: str | None, time: Timeline, kind: str
-) -> Finding:
+) -> Caption:
     """Are those that became universal early others than the late ones?"""
     alt = "Stacked bars of early and late universal neurons by layer, and bars of what they are."
     if groups.empty:
-        return Finding(
+        return Caption(
             "No neuron is universal at the end",
             "No neuron is universal at the end, so that none came early or late.",
             alt,
@@ -189,7 +189,7 @@ def early_and_late(
             f" By {kind} {whose} differ most in *{name}*: {percent(shown.loc[name, 'early'], 1)} of {early:,} early "
             f"and {percent(shown.loc[name, 'late'], 1)} of {late:,} late ones."
         )
-    return Finding(title, text, f"{alt} {title}.")
+    return Caption(title, text, f"{alt} {title}.")
 
 
 def appearance_table(table: pd.DataFrame, time: Timeline) -> pd.DataFrame:
@@ -208,7 +208,7 @@ def appearance_table(table: pd.DataFrame, time: Timeline) -> pd.DataFrame:
     )
 
 
-def circuits_appear(table: pd.DataFrame, time: Timeline) -> Finding:
+def circuits_appear(table: pd.DataFrame, time: Timeline) -> Caption:
     """What is there in all seeds, and since when."""
     there, missing = table[table["first"].notna()], table[table["first"].isna()]
     title = f"{len(there)} of {count(len(table), 'indicator')} {'is above its' if len(there) == 1 else 'are above their'} bar in every seed at the end"
@@ -221,10 +221,10 @@ def circuits_appear(table: pd.DataFrame, time: Timeline) -> Finding:
     if len(missing):
         text += f" Not in all seeds at the end: {'; '.join(missing['indicator'])}."
     text += f" The bars: a head gives {percent(HALF, 0)} of its attention; a count of neurons is more than random directions would reach in any of the seeds, by the published cut any at all; one neuron in a hundred is universal."
-    return Finding(title, text, f"Six line charts of indicators against training, range over seeds shaded. {title}.")
+    return Caption(title, text, f"Six line charts of indicators against training, range over seeds shaded. {title}.")
 
 
-def heads_at_the_end(heads: pd.DataFrame) -> Finding:
+def heads_at_the_end(heads: pd.DataFrame) -> Caption:
     """The best head of each kind at the last checkpoint."""
     last = heads[heads["point"] == heads["point"].iloc[-1]]
     said: list[str] = []
@@ -236,7 +236,7 @@ def heads_at_the_end(heads: pd.DataFrame) -> Finding:
         )
     best = last.loc[last["bos"].idxmax()]
     title = f"The head that gives BOS most attention gives it {percent(best['bos'], 0)}"
-    return Finding(
+    return Caption(
         title,
         f"{capital('; '.join(said))}.",
         f"Dot plots of three attention scores of every head by layer, one colour a seed. {title}.",

@@ -19,9 +19,10 @@ import torch
 from lib.base import params as parameters
 from lib.base.errors import InputError, told
 from lib.base.files import file_sha256, write_json
-from lib.base.hub import seed_folder, seed_source, weight_files, weights_sha256
+from lib.base.hub import seed_folder, seed_source, weights_sha256
 from lib.base.params import Params, read_params
 from lib.base.tensors import write_table
+from lib.cache import content_sha256
 from lib.chapters.circuits import roles
 from lib.chapters.circuits.tables import weights_of
 from lib.chapters.emergence import statistics
@@ -100,7 +101,7 @@ def measured_point(params: Params, point: Point, tokens: int, folder: Path) -> d
     if (
         record.get("asked") == asked
         and record.get("text_sha256") == file_sha256(own.text_path)
-        and not _changed(point, record, folder / "made.json")
+        and not _changed(point, record)
     ):
         _tidy(own.folder)
         return record
@@ -142,15 +143,12 @@ def _tidy(folder: Path) -> None:
         folder.rmdir()
 
 
-def _changed(point: Point, record: dict, made: Path) -> bool:
-    """Whether a local seed's weights are others than those measured; only files newer than the tables are hashed."""
-    if point.revisions:
-        return False
-    for name, source in point.sources.items():
-        newer = any(path.stat().st_mtime > made.stat().st_mtime for path in weight_files(Path(source)))
-        if newer and weights_sha256(Path(source)) != record["seeds"].get(name):
-            return True
-    return False
+def _changed(point: Point, record: dict) -> bool:
+    """Whether a local seed's weights are others than those measured."""
+    sources = {} if point.revisions else point.sources
+    return any(
+        weights_sha256(Path(source), content_sha256) != record["seeds"].get(name) for name, source in sources.items()
+    )
 
 
 def _whole(number: float) -> int | None:

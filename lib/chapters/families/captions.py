@@ -20,7 +20,7 @@ from lib.chapters.families.scoring import (
 )
 from lib.chapters.families.summary import FAMILIES, TOP
 from lib.chapters.universality.properties import PUBLISHED_SOURCE
-from lib.display.captions import Finding, count, percent, signed
+from lib.display.captions import Caption, count, percent, signed
 
 PUBLISHED_DEPTHS = (
     f"In the paper, which looks among universal neurons only, word neurons sit {PUBLISHED_LAYERS['unigram']}, position neurons in {PUBLISHED_LAYERS['position']} and "
@@ -39,7 +39,7 @@ def labels(table: pd.DataFrame) -> str:
     return f"Every neuron is scored on **{len(table):,} labels**: {listed(parts)}."
 
 
-def family_counts(counts: pd.DataFrame, reference: str) -> Finding:
+def family_counts(counts: pd.DataFrame, reference: str) -> Caption:
     """From `family_summary.family_counts`: which families the reference's neurons fall into."""
     named = counts.set_index("family")
     total, explained = int(named["all"].sum()), named["all"].drop(UNEXPLAINED)
@@ -61,7 +61,7 @@ def family_counts(counts: pd.DataFrame, reference: str) -> Finding:
         if universal
         else "No neuron is universal at this run's threshold."
     )
-    return Finding(
+    return Caption(
         title, text.strip(), f"Bar chart of the share of neurons in each family, by group of neurons. {title}."
     )
 
@@ -95,7 +95,7 @@ def published(table: pd.DataFrame) -> str:
     return f"{theirs} Here " + "; ".join(parts) + ". The scores here are held out, the paper's are not."
 
 
-def scores(rows: pd.DataFrame, table: pd.DataFrame) -> Finding:
+def scores(rows: pd.DataFrame, table: pd.DataFrame) -> Caption:
     """From one seed's families and `family_summary.held_out`: do scores hold on text that did not choose the label?"""
     passed = rows[rows["family"] != UNEXPLAINED]
     gap, own, first = (
@@ -121,12 +121,12 @@ def scores(rows: pd.DataFrame, table: pd.DataFrame) -> Finding:
     if len(passed):
         text += f"For {ties:,} of {len(passed):,} explained neurons a label of another family comes within a tenth of the best score, so their family is a near-tie. "
     text += f"The best score of all is {rows['score'].max():.3f} (layer {rows.loc[rows['score'].idxmax(), 'layer']} neuron {rows.loc[rows['score'].idxmax(), 'neuron']}, {rows.loc[rows['score'].idxmax(), 'label']})."
-    return Finding(
+    return Caption(
         title, text, f"Histogram of the best held-out scores and scatter against the scores of the choice. {title}."
     )
 
 
-def chance(rows: pd.DataFrame, levels: pd.DataFrame) -> Finding:
+def chance(rows: pd.DataFrame, levels: pd.DataFrame) -> Caption:
     """From one seed's families and `family_chance`: what random directions reach with the same labels."""
     median, typical = rows["score"].median(), levels["median"].median()
     low, high = levels["chance"].min(), levels["chance"].max()
@@ -140,12 +140,12 @@ def chance(rows: pd.DataFrame, levels: pd.DataFrame) -> Finding:
     behind = levels.set_index("layer")["median"] > rows.groupby("layer")["score"].median()
     if behind.any():
         text += f" In {listed([f'layer {layer}' for layer in behind.index[behind]])} the median neuron scores less than the median random direction."
-    return Finding(
+    return Caption(
         title, text, f"Box plots of best held-out scores by layer with the scores of rotated neurons. {title}."
     )
 
 
-def by_layer(everyone: pd.DataFrame) -> Finding:
+def by_layer(everyone: pd.DataFrame) -> Caption:
     """From `family_summary.layer_counts`: at what depth each family sits."""
     explained = everyone.drop(columns=UNEXPLAINED)
     share = explained.sum(axis=1) / everyone.sum(axis=1)
@@ -158,12 +158,12 @@ def by_layer(everyone: pd.DataFrame) -> Finding:
     text = f"The share of explained neurons is largest in layer **{share.idxmax()}** ({percent(share.max(), 1)}) and smallest in layer {share.idxmin()} ({percent(share.min(), 1)}). "
     text += f"Each family has most neurons here: {listed(parts)}. " if parts else ""
     text += PUBLISHED_DEPTHS
-    return Finding(
+    return Caption(
         title, text, f"Stacked bars of families by layer, for all neurons and for those of largest excess. {title}."
     )
 
 
-def by_excess(rows: pd.DataFrame) -> Finding:
+def by_excess(rows: pd.DataFrame) -> Caption:
     """Do neurons that other seeds share have better explanations?"""
     explained = rows["family"] != UNEXPLAINED
     rank = rows["excess_corr"].corr(rows["score"], method="spearman")
@@ -173,16 +173,16 @@ def by_excess(rows: pd.DataFrame) -> Finding:
         f"{percent(shares[0], 0)} of the tenth with the largest excess pass chance, {percent(shares[1], 0)} of the rest"
     )
     text = f"The rank correlation of excess correlation and best held-out score is **{signed(rank)}** over {len(rows):,} neurons. Of the tenth with the largest excess {percent(shares[0], 1)} pass the level of chance, of the rest {percent(shares[1], 1)}."
-    return Finding(title, text, f"Lines of the share of explained neurons by excess correlation. {title}.")
+    return Caption(title, text, f"Lines of the share of explained neurons by excess correlation. {title}.")
 
 
-def seeds(shares: pd.DataFrame) -> Finding:
+def seeds(shares: pd.DataFrame) -> Caption:
     """From `family_summary.seed_shares`: do seeds hold families in the same proportions?"""
     explained = shares.drop(columns=UNEXPLAINED)
     total = explained.sum(axis=1)
     if len(shares) < 2:
         title = "One seed: no comparison of seeds"
-        return Finding(
+        return Caption(
             title,
             f"Seed {shares.index[0]} has {percent(total.iloc[0], 1)} explained neurons.",
             f"Dots of the share of each family. {title}.",
@@ -199,19 +199,19 @@ def seeds(shares: pd.DataFrame) -> Finding:
         text += (
             f"The largest standard deviation over seeds of any family's share is {percent(explained.std().max(), 2)}."
         )
-    return Finding(title, text.strip(), f"Dots of the share of neurons in each family, one per seed. {title}.")
+    return Caption(title, text.strip(), f"Dots of the share of neurons in each family, one per seed. {title}.")
 
 
-def agreement(table: pd.DataFrame, references: int) -> Finding:
+def agreement(table: pd.DataFrame, references: int) -> Caption:
     """From `family_summary.agreement`: do matched neurons of two seeds answer to the same thing? `references` are the seeds that have families."""
     named = table.set_index("pairs_of")
     first = named.iloc[0]
     alt = "Bars of the share of matched pairs across seeds with the same family and label, with the share expected by chance."
     if references < 2:
         text = "Families are computed for seeds that serve as reference, here for one, so that those of matched neurons cannot be compared; `compare: all` asks it."
-        return Finding("One seed has families: none to compare them with", text, alt)
+        return Caption("One seed has families: none to compare them with", text, alt)
     if not first["pairs"]:
-        return Finding(
+        return Caption(
             "No explained neuron has a match", "There is no pair of matched neurons with an explained one.", alt
         )
     title = f"{percent(first['same_label'], 0)} of matched pairs share their label, {percent(first['chance_label'], 0)} would by chance"
@@ -227,16 +227,16 @@ def agreement(table: pd.DataFrame, references: int) -> Finding:
     if len(own):
         best = own["same_label"].idxmax()
         text += f"Among families with at least 20 pairs, {FAMILIES[best]} is the most universal: {percent(own.loc[best, 'same_label'], 1)} of its {own.loc[best, 'pairs']:,.0f} pairs share the label."
-    return Finding(title, text.strip(), f"{alt} {title}.")
+    return Caption(title, text.strip(), f"{alt} {title}.")
 
 
-def examples_of(chosen: pd.DataFrame, family: str) -> Finding:
+def examples_of(chosen: pd.DataFrame, family: str) -> Caption:
     """From `family_summary.shown`: the neurons that a family explains best."""
     words = FAMILIES[family]
     alt = f"Best neurons of the family {words}, with what they answer to."
     if chosen.empty:
         text = f"This run has no label of the family {words}, so no neuron is shown."
-        return Finding(
+        return Caption(
             f"No label of the family {words} in this run", f"{text} {NO_PROSE}" if family == "syntax" else text, alt
         )
     best = chosen.loc[chosen["score"].idxmax()]
@@ -252,7 +252,7 @@ def examples_of(chosen: pd.DataFrame, family: str) -> Finding:
     if family in PUBLISHED_BEST:
         label, score = PUBLISHED_BEST[family]
         text += f" The paper's best neuron for *{label}* has {score:g}, not held out."
-    return Finding(title if len(title) <= 95 else title[:94] + "…", text, f"{alt} {title}.")
+    return Caption(title if len(title) <= 95 else title[:94] + "…", text, f"{alt} {title}.")
 
 
 def duplicates(table: pd.DataFrame, places: pd.DataFrame) -> str:
@@ -270,11 +270,11 @@ def duplicates(table: pd.DataFrame, places: pd.DataFrame) -> str:
     return text
 
 
-def position(chosen: pd.DataFrame, rows: pd.DataFrame) -> Finding:
+def position(chosen: pd.DataFrame, rows: pd.DataFrame) -> Caption:
     """The neurons whose firing tells most about the position (figure 19)."""
     alt = "Lines of the mean activation by position in the block, one panel a neuron."
     if chosen.empty:
-        return Finding("No neuron to show", "There is no neuron whose firing could be related to position.", alt)
+        return Caption("No neuron to show", "There is no neuron whose firing could be related to position.", alt)
     best = chosen.iloc[0]
     number = int((rows["family"] == "position").sum())
     title = f"Firing tells at most {best['position_information']:.3f} bits about the position in the block"
@@ -284,4 +284,4 @@ def position(chosen: pd.DataFrame, rows: pd.DataFrame) -> Finding:
         f"{'is' if number == 1 else 'are'} explained best by position, universal or not. The paper, which looks among universal neurons only, finds {PUBLISHED_POSITION} position "
         f"neurons in GPT2-small, and position neurons in {PUBLISHED_LAYERS['position']}."
     )
-    return Finding(title, text, f"{alt} {title}.")
+    return Caption(title, text, f"{alt} {title}.")

@@ -16,9 +16,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lib.base.errors import InputError
-from lib.base.files import file_sha256, write_json
+from lib.base.files import write_json
 from lib.base.tensors import TensorFiles, write_table
-from lib.chapters.families import scoring
+from lib.cache import code_of, fresh
 from lib.chapters.families.scoring import Rotation, label_table, seed_families
 from lib.chapters.families.summary import matched_pairs, with_excess
 from lib.kernels.correlation import Scale, rotated_deviation, rotations
@@ -87,8 +87,8 @@ def labels_digest(sets: Sequence[LabelSet]) -> str:
 
 def tabulate_families(run: Run, sets: list[LabelSet]) -> None:
     """Writes the tables of families unless they are there for exactly these labels and this code; needs the statistics, not a model."""
-    made_with = {"labels": labels_digest(sets), "code": file_sha256(scoring.__file__)}
-    if run.recorded("tables/families.json") == made_with:
+    made_from = {"labels": labels_digest(sets), "seeds": run.done["seed_hashes"], "code": code_of(__name__)}
+    if fresh(run.folder / "tables" / "families.json", made_from):
         return
     tables, families, chances = run.folder / "tables", [], []
     for seed in tqdm(run.done["references"], desc="families", file=sys.stderr):
@@ -102,7 +102,7 @@ def tabulate_families(run: Run, sets: list[LabelSet]) -> None:
     write_table(tables / "families.parquet", pd.concat(families, ignore_index=True))
     write_table(tables / "family_chance.parquet", pd.concat(chances, ignore_index=True))
     write_table(tables / "labels.parquet", label_table(sets, own[0]))
-    write_json(tables / "families.json", made_with)
+    write_json(tables / "families.json", made_from)
 
 
 class Families:

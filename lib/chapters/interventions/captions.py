@@ -13,7 +13,7 @@ from lib.base.errors import capital
 from lib.chapters.interventions.candidates import NullSpace
 from lib.chapters.interventions.neuron_sets import CHOSEN, DRAWS, MOST, UNIVERSAL, Ranking, first_layer, ranking
 from lib.chapters.interventions.single_neurons import FIXED_FREQUENCY, FROZEN_SCALE, TOTAL
-from lib.display.captions import Finding, count, p_words, percent, signed, signed_percent
+from lib.display.captions import Caption, count, p_words, percent, signed, signed_percent
 from lib.display.claims import SIGNIFICANT
 
 GROUPS = ("entropy", "frequency", "control")
@@ -26,14 +26,14 @@ def name_of(row) -> str:
     return f"L{int(row.layer)}.{int(row.neuron)}"
 
 
-def entropy_selection(weights: pd.DataFrame, chosen: pd.DataFrame, space: NullSpace) -> Finding:
+def entropy_selection(weights: pd.DataFrame, chosen: pd.DataFrame, space: NullSpace) -> Caption:
     """From one seed's `weight_columns` and its candidates: who satisfies the rule, and how much lies in the null space."""
     late = weights[weights["entropy_score"].notna()]
     passing = int(late["entropy"].sum())
     k = space.basis.shape[1]
     alt = "Scatter plots of logit variance against norm of w_out, and of null-space share against norm, for the last layers' neurons."
     if chosen.empty:
-        return Finding(
+        return Caption(
             "No neuron writes anything in the last layers", "All output weights of the last layers are 0.", alt
         )
     title = f"{capital(count(passing, 'neuron'))} of the last layers {'has' if passing <= 1 else 'have'} large norm and small logit variance"
@@ -55,7 +55,7 @@ def entropy_selection(weights: pd.DataFrame, chosen: pd.DataFrame, space: NullSp
             f"But **this unembedding has no null space** worth the name: it reads the largest of these directions with {percent(space.depth, 1)} of its median "
             "singular value, so that little can be written without changing logits."
         )
-    return Finding(title, text, f"{alt} {title}.")
+    return Caption(title, text, f"{alt} {title}.")
 
 
 def at_top(table: pd.DataFrame) -> pd.DataFrame:
@@ -68,13 +68,13 @@ def _told(values: pd.Series, digits: int = 4) -> str:
     return f"{signed(low, digits)} to {signed(high, digits)}"
 
 
-def fixed_activation(table: pd.DataFrame) -> Finding:
+def fixed_activation(table: pd.DataFrame) -> Caption:
     """From `fixed_activations` (figures 7, 25): do the candidates move scale and entropy more than the controls do?"""
     alt = "Line plots of the change of LayerNorm scale, entropy, loss and reciprocal rank against the fixed activation, candidates over controls."
     top = at_top(table)
     own, others = top[top["group"] == "entropy"], top[top["group"] == "control"]
     if own.empty or others.empty:
-        return Finding(
+        return Caption(
             "No candidates or no controls to compare",
             "There are too few neurons in the last layers for candidates and controls.",
             alt,
@@ -103,7 +103,7 @@ def fixed_activation(table: pd.DataFrame) -> Finding:
         lower = lowest["entropy_change"] < min(0, others["entropy_change"].min())
         text += "**none changes it more than every control does**, so that this run shows no clear entropy neuron."
         text += f" ({name_of(lowest)} lowers it more than any control does.)" if lower else ""
-    return Finding(title, text, f"{alt} {title}.")
+    return Caption(title, text, f"{alt} {title}.")
 
 
 def _largest(table: pd.DataFrame, outcome: str) -> dict[str, str]:
@@ -153,11 +153,11 @@ def _acting(found: Taken, where: str) -> str:
     return f"the candidates act {where} {'more' if found.delta > 0 else 'less'} than other neurons do ({p_words(found.p_value)})"
 
 
-def mean_ablation(table: pd.DataFrame) -> Finding:
+def mean_ablation(table: pd.DataFrame) -> Caption:
     """From `mean_ablations`: how much of an effect goes through the final scale, how much along the frequency direction."""
     alt = "Scatter plots of mean-ablation effects: total against direct with the final scale frozen, and with the frequency direction fixed."
     if table.empty:
-        return Finding(
+        return Caption(
             "No neuron to ablate", "There are too few neurons in the last layers for candidates and controls.", alt
         )
     scale, frequency = (
@@ -182,14 +182,14 @@ def mean_ablation(table: pd.DataFrame) -> Finding:
     )
     if any(share.startswith("−") for share in (*through.values(), *along.values())):
         text += " A negative share means that the effect grows."
-    return Finding(title, text, f"{alt} {title}.")
+    return Caption(title, text, f"{alt} {title}.")
 
 
-def matched_ablation(table: pd.DataFrame) -> Finding:
+def matched_ablation(table: pd.DataFrame) -> Caption:
     """From `matched_ablations`: do a neuron's best matches in other seeds change entropy as it does?"""
     alt = "Scatter plot of the change of entropy by a neuron's mean ablation against that by its best match's in another seed."
     if table.empty:
-        return Finding(
+        return Caption(
             "No matches to compare",
             "No neuron that was ablated has a best match in another seed whose mean activation is known.",
             alt,
@@ -212,7 +212,7 @@ def matched_ablation(table: pd.DataFrame) -> Finding:
         beside = f" (controls {signed(found['control'])})" if "control" in found else ""
         title = f"Effects on entropy of candidates and of their matches: rank correlation {signed(found['entropy'])}{beside}"
     told.append("Pairs that share a neuron are not independent, so no test is made of these numbers.")
-    return Finding(title, " ".join(told), f"{alt} {title}.")
+    return Caption(title, " ".join(told), f"{alt} {title}.")
 
 
 def frequency_selection(weights: pd.DataFrame, chosen: pd.DataFrame) -> str:
@@ -226,7 +226,7 @@ def frequency_selection(weights: pd.DataFrame, chosen: pd.DataFrame) -> str:
     )
 
 
-def attention_scores(weights: pd.DataFrame, chance: pd.DataFrame) -> Finding:
+def attention_scores(weights: pd.DataFrame, chance: pd.DataFrame) -> Caption:
     """From one seed's `weight_columns` (figure 8a): are neurons aligned with BOS keys beyond what random vectors are?
 
     `chance` is `causal.random_scores`: as many random vectors in the same layers.
@@ -234,7 +234,7 @@ def attention_scores(weights: pd.DataFrame, chance: pd.DataFrame) -> Finding:
     alt = "Histogram of each neuron's best attention score in standard deviations of random vectors, beside random vectors, and scores by layer of the head."
     reached = weights[weights["attention_score"].notna()]
     if reached.empty:
-        return Finding(
+        return Caption(
             "No later head that a neuron could reach", "The model has one layer, so that no head reads a neuron.", alt
         )
     random_largest = chance["attention_deviations"].abs().max()
@@ -249,10 +249,10 @@ def attention_scores(weights: pd.DataFrame, chance: pd.DataFrame) -> Finding:
         f"deviations. The highest is that of {name_of(high)} for L{int(high['attention_head_layer'])}H{int(high['attention_head'])}, {signed(high['attention_score'], 3)} or {signed(high['attention_deviations'], 1)} standard deviations (more attention to BOS, the "
         f"head *deactivated*); the lowest that of {name_of(low)} for L{int(low['attention_head_layer'])}H{int(low['attention_head'])}, {signed(low['attention_score'], 3)} or {signed(low['attention_deviations'], 1)} (the head *activated*)."
     )
-    return Finding(title, text, f"{alt} {title}.")
+    return Caption(title, text, f"{alt} {title}.")
 
 
-def value_norms(table: pd.DataFrame) -> Finding:
+def value_norms(table: pd.DataFrame) -> Caption:
     """From `value_norms`: is BOS a resting place, with values smaller than other tokens'?"""
     ratio = table["ratio"].median()
     smaller = int((table["ratio"] > 1).sum())
@@ -267,18 +267,18 @@ def value_norms(table: pd.DataFrame) -> Finding:
         else f"So **attention to BOS is not the resting place that it is there**: the median head writes for BOS {percent(1 / ratio)} of what it writes for another "
         "token, and moving its attention there does not switch it off."
     )
-    return Finding(
+    return Caption(
         title,
         text,
         f"Scatter plot of the norm of W_O v for BOS against its mean over other tokens, one dot a head. {title}.",
     )
 
 
-def query_paths(summary: pd.DataFrame) -> Finding:
+def query_paths(summary: pd.DataFrame) -> Caption:
     """From `ablation_summary` with role and score (figures 8b, 8c, 26): does cutting the path undo what the score predicts?"""
     alt = "Scatter plots of the change of attention to BOS and of the norm of the head's output against the neuron's activation, one column a pair."
     if summary.empty:
-        return Finding(
+        return Caption(
             "No pair of neuron and head", "No head reads a neuron in this model, so that there is no path to cut.", alt
         )
     sign = np.where(
@@ -298,7 +298,7 @@ def query_paths(summary: pd.DataFrame) -> Finding:
     )
     if not as_told.any():
         text += " **No pair of this run is a clear attention (de)activation neuron.**"
-    return Finding(title, text, f"{alt} {title}.")
+    return Caption(title, text, f"{alt} {title}.")
 
 
 SETS = {UNIVERSAL: "universal neurons", MOST: f"the {MOST.removeprefix('top ')} of largest excess"}
@@ -336,7 +336,7 @@ def _first_layer(held: pd.DataFrame) -> str:
     )
 
 
-def importance(compared: pd.DataFrame) -> Finding:
+def importance(compared: pd.DataFrame) -> Caption:
     """From `ablation.comparisons`: do a layer's universal neurons matter more than random ones, and where most?"""
     alt = "Dot plots by layer of the change of loss and of the KL divergence when sets of neurons are ablated, universal ones over grey random ones."
     told, titles = [], []
@@ -360,7 +360,7 @@ def importance(compared: pd.DataFrame) -> Finding:
         "and the test is on this text alone: a set of few neurons, each of which seldom fires, may rank otherwise on another."
     )
     title = titles[0] if titles else "No set of universal neurons to ablate beside random ones"
-    return Finding(title, "\n\n".join(told), f"{alt} {title}.")
+    return Caption(title, "\n\n".join(told), f"{alt} {title}.")
 
 
 def importance_table(compared: pd.DataFrame) -> pd.DataFrame:

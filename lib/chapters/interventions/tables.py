@@ -9,29 +9,16 @@ from tqdm import tqdm
 
 from lib.base.errors import InputError, capital
 from lib.base.hub import seed_source
-from lib.chapters.circuits.tables import kept
-from lib.chapters.interventions import candidates, engine, heads, inputs, neuron_sets, single_neurons
+from lib.cache import kept
+from lib.chapters.interventions import candidates, heads, inputs, neuron_sets, single_neurons
 from lib.chapters.interventions.engine import PathAblation
 from lib.chapters.interventions.inputs import VARIANTS, at_mean, at_values, sample_blocks, unigram_counts
-from lib.kernels import forward, predictions
-from lib.models import processed, weights
+from lib.models import processed
 from lib.run import Run
 
 TOKENS = 12_288  # positions of text that effects are measured on, at most
 SHARE = 8  # and at most one in so many of the run's
 PART = 4  # one in so many of these for the matches in other seeds, and for the many sets that are ablated
-SOURCES = (
-    sys.modules[__name__],
-    heads,
-    inputs,
-    weights,
-    single_neurons,
-    candidates,
-    forward,
-    engine,
-    predictions,
-    processed,
-)
 
 
 def positions(run: Run) -> int:
@@ -65,7 +52,7 @@ def weight_table(run: Run) -> pd.DataFrame:
             parts.append(part)
         return pd.concat(parts, ignore_index=True)
 
-    return kept(run, "causal_weights", SOURCES, {"tokens": run.text.tokens.numel()}, make)
+    return kept(run, "causal_weights", __name__, {"tokens": run.text.tokens.numel()}, make)
 
 
 def null_space_of(run: Run, seed: str) -> candidates.NullSpace:
@@ -110,7 +97,7 @@ def _effects(run: Run, name: str, grouped: pd.DataFrame, fixed: dict, variants: 
         )
         return found.table().merge(grouped, on=["layer", "neuron"]).assign(tokens=int(found.tokens.sum()))
 
-    return kept(run, name, SOURCES, _made_from(run, grouped.to_dict("list")), make)
+    return kept(run, name, __name__, _made_from(run, grouped.to_dict("list")), make)
 
 
 def matched_ablations(run: Run, ablated: pd.DataFrame) -> pd.DataFrame:
@@ -148,7 +135,7 @@ def matched_ablations(run: Run, ablated: pd.DataFrame) -> pd.DataFrame:
         return pd.concat(parts[1:] or parts, ignore_index=True)
 
     chosen = own[["layer", "neuron", "seed", "match_layer", "match_neuron"]]
-    return kept(run, "matched_ablation", SOURCES, _made_from(run, chosen.to_dict("list")), make)
+    return kept(run, "matched_ablation", __name__, _made_from(run, chosen.to_dict("list")), make)
 
 
 def ablations(run: Run) -> pd.DataFrame:
@@ -171,7 +158,7 @@ def ablations(run: Run) -> pd.DataFrame:
         )
 
     chosen = {"sets": sha256(repr(sets).encode()).hexdigest()}
-    return kept(run, "ablations", (*SOURCES, neuron_sets), _made_from(run, chosen), make)
+    return kept(run, "ablations", __name__, _made_from(run, chosen), make)
 
 
 def query_paths(run: Run, own: pd.DataFrame) -> pd.DataFrame:
@@ -186,7 +173,7 @@ def query_paths(run: Run, own: pd.DataFrame) -> pd.DataFrame:
         )
         return rows.merge(pairs[["layer", "neuron", "attention_score", "role"]], on=["layer", "neuron"])
 
-    return kept(run, "query_paths", SOURCES, _made_from(run, pairs[columns].to_dict("list")), make)
+    return kept(run, "query_paths", __name__, _made_from(run, pairs[columns].to_dict("list")), make)
 
 
 def value_norms(run: Run) -> pd.DataFrame:
@@ -196,7 +183,7 @@ def value_norms(run: Run) -> pd.DataFrame:
         tokens, _ = sample_blocks(run.text, positions(run) // 2)
         return heads.value_norms(model_of(run, run.params.reference), tokens)
 
-    return kept(run, "value_norms", SOURCES, _made_from(run, {}), make)
+    return kept(run, "value_norms", __name__, _made_from(run, {}), make)
 
 
 def _progress(what: str):

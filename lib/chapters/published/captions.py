@@ -4,12 +4,12 @@ import pandas as pd
 
 from lib.base.errors import capital
 from lib.chapters.published.comparison import COLUMNS
-from lib.display.captions import Finding, count, percent, signed
+from lib.display.captions import Caption, count, percent, signed
 
 TOP = 20  # neurons in a table of those that disagree
 
 
-def overlap(totals: pd.Series, threshold: float) -> Finding:
+def overlap(totals: pd.Series, threshold: float) -> Caption:
     """From `compare.overlap`: do both call the same neurons universal?"""
     alt = "Stacked bars by layer: neurons universal in both, in this run only, in the published table only."
     if not totals["universal"] or not totals["published"]:
@@ -22,7 +22,7 @@ def overlap(totals: pd.Series, threshold: float) -> Finding:
             f"{side} {'a ' if side.startswith('Neither') else ''}universal neuron at {threshold:g}: this run has "
             f"{totals['universal']:,}, the published table {totals['published']:,}."
         )
-        return Finding(
+        return Caption(
             f"{totals['universal']:,} universal here, {totals['published']:,} published: nothing overlaps", text, alt
         )
     title = f"{capital(count(totals['both'], 'neuron'))} universal in both: Jaccard {totals['jaccard']:.3f}"
@@ -32,10 +32,10 @@ def overlap(totals: pd.Series, threshold: float) -> Finding:
         f"{percent(totals['precision'], 1)} of this run's are published (precision; by chance {percent(totals['chance_precision'])}), "
         f"and {percent(totals['recall'], 1)} of the published are found here (recall; by chance {percent(totals['chance_recall'])})."
     )
-    return Finding(title, text, f"{alt} {title}.")
+    return Caption(title, text, f"{alt} {title}.")
 
 
-def values(table: pd.DataFrame, rows: pd.DataFrame, kind: str) -> Finding:
+def values(table: pd.DataFrame, rows: pd.DataFrame, kind: str) -> Caption:
     """From rows of `compare.agreement`: do the listed neurons have the same numbers? `kind` names the columns in plural."""
     known = rows.dropna(subset="pearson").sort_values("pearson")
     alt = f"Scatter plots of this run's {kind} against the published ones, one dot a neuron, with the line of equal values."
@@ -45,12 +45,12 @@ def values(table: pd.DataFrame, rows: pd.DataFrame, kind: str) -> Finding:
         "than rounding in at least one column."
     )
     if not len(rows):
-        return Finding(
+        return Caption(
             f"The tables share no column of {kind}", f"The published table has no {kind} to compare with.", alt
         )
     if not len(known):
         text = f"{rounding} Too few neurons are listed, or the {kind} are constant, so that no correlation is defined."
-        return Finding(f"No correlation of the {kind} is defined", text, alt)
+        return Caption(f"No correlation of the {kind} is defined", text, alt)
     low, high = known.iloc[0], known.iloc[-1]
     if len(known) == 1 or f"{low['pearson']:.3f}" == f"{high['pearson']:.3f}":
         title = f"The {kind} correlate {high['pearson']:.3f} with the published ones"
@@ -63,15 +63,15 @@ def values(table: pd.DataFrame, rows: pd.DataFrame, kind: str) -> Finding:
     excess = known[known["column"] == "excess_corr"]
     if len(excess):
         text += f" The excess correlation differs from the published one by {signed(excess['median_difference'].iloc[0], 4)} in the median."
-    return Finding(title, text, f"{alt} {title}.")
+    return Caption(title, text, f"{alt} {title}.")
 
 
-def layers(matrix: pd.DataFrame) -> Finding:
+def layers(matrix: pd.DataFrame) -> Caption:
     """From `compare.agreement_by_layer`: is the agreement the same at every depth?"""
     alt = "Heat map of the correlation with the published values, one row a column of the tables, one column a layer."
     known = matrix.median().dropna()
     if not len(known):
-        return Finding(
+        return Caption(
             "No layer has enough listed neurons", "No layer has three listed neurons whose values vary.", alt
         )
     title = f"The median correlation in a layer goes from {known.min():.3f} to {known.max():.3f}"
@@ -86,7 +86,7 @@ def layers(matrix: pd.DataFrame) -> Finding:
         text += (
             f" {capital(count(unknown, 'layer'))} {'has' if unknown == 1 else 'have'} fewer than three listed neurons."
         )
-    return Finding(title, text, f"{alt} {title}.")
+    return Caption(title, text, f"{alt} {title}.")
 
 
 def differing(table: pd.DataFrame) -> str:

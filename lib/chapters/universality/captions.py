@@ -13,10 +13,10 @@ from lib.chapters.universality.properties import (
     universal,
 )
 from lib.display import claims
-from lib.display.captions import GATED, Finding, count, p_words, percent, signed
+from lib.display.captions import GATED, Caption, count, p_words, percent, signed
 
 
-def losses(table: pd.DataFrame, vocabulary: int) -> Finding:
+def losses(table: pd.DataFrame, vocabulary: int) -> Caption:
     """From `losses`: how well and how equally the seeds predict the text. `vocabulary` is the number of tokens."""
     total = table[table["domain"] == "all"].set_index("seed")["loss"]
     domains = table[table["domain"] != "all"].groupby("domain")["loss"].mean().sort_values()
@@ -35,10 +35,10 @@ def losses(table: pd.DataFrame, vocabulary: int) -> Finding:
             f" On average over seeds the easiest domain is *{domains.index[0]}* ({domains.iloc[0]:.2f}) and the "
             f"hardest *{domains.index[-1]}* ({domains.iloc[-1]:.2f})."
         )
-    return Finding(title, text, f"Dot plot of loss in nats per token by domain of text, one dot per seed. {title}.")
+    return Caption(title, text, f"Dot plot of loss in nats per token by domain of text, one dot per seed. {title}.")
 
 
-def composition(text_table: pd.DataFrame) -> Finding:
+def composition(text_table: pd.DataFrame) -> Caption:
     """From `text`: what the tokens are."""
     by_size = text_table.sort_values("counted", ascending=False)
     counted, tokens = int(by_size["counted"].sum()), int(by_size["tokens"].sum())
@@ -55,7 +55,7 @@ def composition(text_table: pd.DataFrame) -> Finding:
         )
     else:
         text += f"They are all *{largest['domain']}*."
-    return Finding(title, text, f"Bar chart of the number of counted tokens in each domain of text. {title}.")
+    return Caption(title, text, f"Bar chart of the number of counted tokens in each domain of text. {title}.")
 
 
 def pass_facts(done: dict) -> list[tuple[str, str]]:
@@ -74,7 +74,7 @@ def pass_facts(done: dict) -> list[tuple[str, str]]:
     return rows
 
 
-def shapes_of_activation(chosen: pd.DataFrame) -> Finding:
+def shapes_of_activation(chosen: pd.DataFrame) -> Caption:
     """From rows of `neurons` that a histogram is drawn of: how skewed and how often active they are."""
     skewed = int((chosen["skew"] > 1).sum())
     verb = "has" if skewed == 1 else "have"
@@ -86,10 +86,10 @@ def shapes_of_activation(chosen: pd.DataFrame) -> Finding:
         f"{percent(often['sparsity'], 1)} of the counted tokens; the least often active, layer {seldom['layer']:.0f} "
         f"neuron {seldom['neuron']:.0f}, on {percent(seldom['sparsity'], 1)}."
     )
-    return Finding(title, text, f"Histograms of the pre-activation of chosen neurons, counts on a log axis. {title}.")
+    return Caption(title, text, f"Histograms of the pre-activation of chosen neurons, counts on a log axis. {title}.")
 
 
-def correlation_by_layer(neurons: pd.DataFrame) -> Finding:
+def correlation_by_layer(neurons: pd.DataFrame) -> Caption:
     """From `neurons`: best matches and their rotated baseline."""
     corr, baseline = neurons["mean_corr"].mean(), neurons["mean_baseline"].mean()
     layers = neurons.groupby("layer")[["mean_corr", "mean_baseline", "excess_corr"]].mean()
@@ -107,17 +107,17 @@ def correlation_by_layer(neurons: pd.DataFrame) -> Finding:
         text += (
             f" {capital(count(dead, 'neuron'))} never varied on this text; such dead neurons correlate 0 by definition."
         )
-    return Finding(
+    return Caption(
         title, text, f"Box plots by layer of the best-match correlation and of its rotated baseline. {title}."
     )
 
 
-def draws(draw_summary: pd.DataFrame, spread: pd.Series, neurons: pd.DataFrame) -> Finding:
+def draws(draw_summary: pd.DataFrame, spread: pd.Series, neurons: pd.DataFrame) -> Caption:
     """From `universality.draw_summary` and `draw_spread` of the reference: does the chance of the rotation matter?"""
     alt = "Histogram of the standard deviation over rotation draws of each neuron's baseline, and universal neurons by draw."
     if len(draw_summary) < 2:
         title = "One rotation draw: its spread is unknown"
-        return Finding(title, "This run drew a single rotation, so nothing can be said about the spread.", alt)
+        return Caption(title, "This run drew a single rotation, so nothing can be said about the spread.", alt)
     typical, worst = spread.median(), spread.max()
     counts = draw_summary["universal"]
     called = f"{counts.min():,} to {counts.max():,}" if counts.min() < counts.max() else f"{counts.min() or 'none'}"
@@ -127,10 +127,10 @@ def draws(draw_summary: pd.DataFrame, spread: pd.Series, neurons: pd.DataFrame) 
         f"and {worst:.4f} at most, against a mean baseline of {neurons['mean_baseline'].mean():.3f}. "
         f"Any one draw alone would call {called} of {len(neurons):,} neurons universal."
     )
-    return Finding(title, text, f"{alt} {title}.")
+    return Caption(title, text, f"{alt} {title}.")
 
 
-def convergence(summary: pd.DataFrame, reference: str, candidates: int) -> Finding:
+def convergence(summary: pd.DataFrame, reference: str, candidates: int) -> Caption:
     """From `universality.convergence_summary`: what more tokens change. `candidates` is the size of a model."""
     own = summary[summary["seed"] == reference].sort_values("tokens")
     last = own.iloc[-1]
@@ -143,7 +143,7 @@ def convergence(summary: pd.DataFrame, reference: str, candidates: int) -> Findi
         text = (
             f"The pass recorded a single snapshot; the noise floor at its {last['tokens']:,.0f} tokens is {floor:.4f}."
         )
-        return Finding(title, text, alt)
+        return Caption(title, text, alt)
     before = own.iloc[-2]
     move = last["excess_corr"] - before["excess_corr"]
     title = f"The last {last['tokens'] / before['tokens']:.1f}× of tokens moved the mean excess by {signed(move, 4)}"
@@ -158,15 +158,15 @@ def convergence(summary: pd.DataFrame, reference: str, candidates: int) -> Findi
         )
     else:
         text += "No neuron is universal at either point."
-    return Finding(title, text, f"{alt} {title}.")
+    return Caption(title, text, f"{alt} {title}.")
 
 
-def sampling(table: pd.DataFrame, neurons: pd.DataFrame, threshold: float) -> Finding:
+def sampling(table: pd.DataFrame, neurons: pd.DataFrame, threshold: float) -> Caption:
     """From the reference's rows of `sampling`, and `neurons`: is a best match more than luck of the text?"""
     alt = "Scatter of the correlation on other text against the best match; histogram of the standard error of the excess."
     if not len(table):
         text = "This run recorded no parts of its text: that needs one process, one pass for all products, and enough text."
-        return Finding("No parts of the text to compare", text, alt)
+        return Caption("No parts of the text to compare", text, alt)
     baseline = neurons[["layer", "neuron", "mean_baseline"]].merge(table, on=["layer", "neuron"])
     held_out = (baseline["held_out_corr"] - baseline["mean_baseline"] > threshold).mean()
     title = f"With partners chosen on other text the mean match is {table['held_out_corr'].mean():.3f} instead of {neurons['mean_corr'].mean():.3f}"
@@ -177,10 +177,10 @@ def sampling(table: pd.DataFrame, neurons: pd.DataFrame, threshold: float) -> Fi
         f"{table['excess_se'].quantile(0.99):.4f} at the 99th percentile. Parts were drawn as if each were independent of the others; where "
         "they share documents they are not, and true errors are somewhat larger."
     )
-    return Finding(title, text, f"{alt} {title}.")
+    return Caption(title, text, f"{alt} {title}.")
 
 
-def excess(neurons: pd.DataFrame, threshold: float) -> Finding:
+def excess(neurons: pd.DataFrame, threshold: float) -> Caption:
     """Figures 2a and 11: how many neurons are universal, beside the published shares."""
     number = int(universal(neurons, threshold).sum())
     title = (
@@ -197,18 +197,18 @@ def excess(neurons: pd.DataFrame, threshold: float) -> Finding:
         f"{neurons['excess_corr'].median():.3f}. Published at a threshold of 0.5 and on 100 million tokens: {published} "
         f"({PUBLISHED_SOURCE})."
     )
-    return Finding(
+    return Caption(
         title, text, f"Histograms of mean best-match correlation and baseline, and of the excess correlation. {title}."
     )
 
 
-def gap(neurons: pd.DataFrame, threshold: float, compared: int) -> Finding:
+def gap(neurons: pd.DataFrame, threshold: float, compared: int) -> Caption:
     """Figure 2b: do the compared seeds agree on how good a neuron's match is?"""
     gaps, chosen = universality.gap(neurons), universal(neurons, threshold)
     alt = "Scatter of each neuron's smallest against its largest best-match correlation over the compared seeds."
     if compared < 2:
         text = "Only one seed is compared, so the largest and the smallest correlation are the same."
-        return Finding("One compared seed: nothing to differ", text, alt)
+        return Caption("One compared seed: nothing to differ", text, alt)
     title = f"Over {compared} compared seeds the best match varies by {gaps.mean():.3f} on average"
     text = f"The mean gap between largest and smallest is **{gaps.mean():.3f}** over all neurons"
     text += (
@@ -217,10 +217,10 @@ def gap(neurons: pd.DataFrame, threshold: float, compared: int) -> Finding:
         else "; no neuron is universal at this threshold."
     )
     text += f" Published for GPT2-medium: 0.049 and 0.105 ({PUBLISHED_SOURCE})."
-    return Finding(title, text, f"{alt} {title}.")
+    return Caption(title, text, f"{alt} {title}.")
 
 
-def layer_agreement(matrix: pd.DataFrame) -> Finding:
+def layer_agreement(matrix: pd.DataFrame) -> Caption:
     """Figure 2c: do matches lie at the same depth?"""
     values = matrix.to_numpy()
     known = np.isfinite(values).all(axis=1)
@@ -235,14 +235,14 @@ def layer_agreement(matrix: pd.DataFrame) -> Finding:
         f"{100 * (distance <= 1).mean():.1f} %. "
         f"The layer most faithful to its depth is {highest} ({same.max():.1f} %), the least is {lowest} ({same.min():.1f} %)."
     )
-    return Finding(
+    return Caption(
         title,
         text,
         f"Heat map of the layer of a best match against the layer of the neuron, columns sum to 100 percent. {title}.",
     )
 
 
-def references(shares: pd.DataFrame, threshold: float, intervals: pd.DataFrame | None = None) -> Finding:
+def references(shares: pd.DataFrame, threshold: float, intervals: pd.DataFrame | None = None) -> Caption:
     """From `universality.reference_shares` and `sampling.share_intervals`: does the choice of the reference seed matter, or of the
     text?"""
     low, high, mean = shares["share"].min(), shares["share"].max(), shares["share"].mean()
@@ -279,10 +279,10 @@ def references(shares: pd.DataFrame, threshold: float, intervals: pd.DataFrame |
             f" Another text of this kind {moves}: its 95 % interval is {percent(own['low'])} to {percent(own['high'])} for seed "
             f"{own['seed']} (black line)."
         )
-    return Finding(title, text, f"Bar chart of the share of universal neurons with each seed as reference. {title}.")
+    return Caption(title, text, f"Bar chart of the share of universal neurons with each seed as reference. {title}.")
 
 
-def partners(numbers: dict[str, float], seeds: int, references: int, threshold: float) -> Finding:
+def partners(numbers: dict[str, float], seeds: int, references: int, threshold: float) -> Caption:
     """From `matching.summary`: does another seed hold the same neuron, or a similar one?
 
     `seeds` is how many the run has, `references` how many of them serve as reference: cliques are looked for where all do.
@@ -323,10 +323,10 @@ def partners(numbers: dict[str, float], seeds: int, references: int, threshold: 
         )
     else:
         text += "The one-to-one assignment is left out for models of this size: its time grows with the cube of the neurons."
-    return Finding(title, text, f"{alt} {title}.")
+    return Caption(title, text, f"{alt} {title}.")
 
 
-def share_curve(neurons_all_seeds: pd.DataFrame, threshold: float) -> Finding:
+def share_curve(neurons_all_seeds: pd.DataFrame, threshold: float) -> Caption:
     """How much hangs on the threshold, averaged over reference seeds."""
     by_seed = neurons_all_seeds.groupby("seed", sort=False)["excess_corr"]
     below, at, above = np.mean(
@@ -340,12 +340,12 @@ def share_curve(neurons_all_seeds: pd.DataFrame, threshold: float) -> Finding:
         f"Averaged over reference seeds the universal share is {percent(below)} at {threshold - 0.1:.2g}, "
         f"**{percent(at)}** at {threshold:g} and {percent(above)} at {threshold + 0.1:.2g}."
     )
-    return Finding(
+    return Caption(
         title, text, f"Share of universal neurons against the threshold, one line per reference seed. {title}."
     )
 
 
-def layers(shares: pd.DataFrame, reference: str) -> Finding:
+def layers(shares: pd.DataFrame, reference: str) -> Caption:
     """From `universality.layer_shares` of all seeds: at which depth universal neurons sit."""
     own = shares[shares["seed"] == reference].set_index("layer")
     total = int(own["universal"].sum())
@@ -362,7 +362,7 @@ def layers(shares: pd.DataFrame, reference: str) -> Finding:
         + f" ({PUBLISHED_SOURCE})."
     )
     if not total:
-        return Finding(
+        return Caption(
             "No universal neuron in any layer",
             f"No neuron of the reference is universal in any layer. {published}",
             alt,
@@ -380,10 +380,10 @@ def layers(shares: pd.DataFrame, reference: str) -> Finding:
         )
         + f" {published}"
     )
-    return Finding(title, text, f"{alt} {title}.")
+    return Caption(title, text, f"{alt} {title}.")
 
 
-def properties(tests: pd.DataFrame, number: int) -> Finding:
+def properties(tests: pd.DataFrame, number: int) -> Caption:
     """Figure 3: how universal neurons rank among the neurons of their layer."""
     alt = "Box plots of the percentile within their layer of the universal neurons, one per property."
     untested = tests["median_percentile"].isna()
@@ -392,7 +392,7 @@ def properties(tests: pd.DataFrame, number: int) -> Finding:
     unknown = told[told["verdict"] == "cannot tell"]
     if number == 0:
         text = "No neuron is universal at this threshold, so there is nothing to rank."
-        return Finding("No universal neuron to rank", text, alt)
+        return Caption("No universal neuron to rank", text, alt)
     title = f"{len(holds)} of {len(told)} published directions hold"
     parts = []
     if len(holds):
@@ -414,7 +414,7 @@ def properties(tests: pd.DataFrame, number: int) -> Finding:
         )
     if untested.any():
         parts.append(GATED)
-    return Finding(title, " ".join(parts), f"{alt} {title}.")
+    return Caption(title, " ".join(parts), f"{alt} {title}.")
 
 
 def _all_or_no(chosen: pd.Series) -> str:
@@ -448,13 +448,13 @@ def property_table(tests: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def raw_values(neurons: pd.DataFrame, threshold: float, columns: list[str]) -> Finding:
+def raw_values(neurons: pd.DataFrame, threshold: float, columns: list[str]) -> Caption:
     """Figure 14: raw values by layer, universal against other."""
     chosen = universal(neurons, threshold)
     alt = "Box plots of raw property values by layer, universal neurons beside the other neurons."
     if chosen.all() or not chosen.any():
         text = f"{_all_or_no(chosen)} neuron is universal at this threshold, so there is nothing to compare."
-        return Finding("Raw values by layer, of one group only", text, alt)
+        return Caption("Raw values by layer, of one group only", text, alt)
     both = neurons.assign(universal=chosen).groupby(["layer", "universal"])[columns].median().unstack()
     parts, compared = [], 0
     for column in columns:
@@ -469,14 +469,14 @@ def raw_values(neurons: pd.DataFrame, threshold: float, columns: list[str]) -> F
     )
     if len(parts) < len(columns):
         text += f" {GATED}"
-    return Finding(title, text, f"{alt} {title}.")
+    return Caption(title, text, f"{alt} {title}.")
 
 
-def frequency_and_cosine(neurons: pd.DataFrame) -> Finding:
+def frequency_and_cosine(neurons: pd.DataFrame) -> Caption:
     """Figure 9: do neurons that fire often erase, and neurons that fire seldom keep, what they read?"""
     alt = "Scatter of activation frequency against cos(w_in, w_out), one dot a neuron."
     if neurons["in_out_sim"].isna().all():
-        return Finding("Gated neurons have no cos(w_in, w_out)", GATED, alt)
+        return Caption("Gated neurons have no cos(w_in, w_out)", GATED, alt)
     correlation = universality.frequency_cosine_correlation(neurons)
     extent = neurons["in_out_sim"].abs().max()
     published = ", ".join(
@@ -489,23 +489,23 @@ def frequency_and_cosine(neurons: pd.DataFrame) -> Finding:
         f"Over all neurons the correlation is **{signed(correlation)}**, {same} the published {published} "
         f"({PUBLISHED_SOURCE}). The cosines stay within ±{extent:.2f} (published: within about ±0.8)."
     )
-    return Finding(title, text, f"{alt} {title}.")
+    return Caption(title, text, f"{alt} {title}.")
 
 
-def redundancy(neurons: pd.DataFrame, threshold: float) -> Finding:
+def redundancy(neurons: pd.DataFrame, threshold: float) -> Caption:
     """Figure 10: does a model hold near copies of its universal neurons?"""
     chosen = universal(neurons, threshold)
     alt = "Cumulative shares of neurons by the largest cosine with another neuron of the same model, w_in and w_out."
     if neurons["max_cos_in"].isna().all():
         text = f"The median neuron's nearest other neuron has a cosine of {neurons['max_cos_out'].median():.2f} in w_out. {GATED}"
-        return Finding("Nearest other neuron of the same model in w_out", text, alt)
+        return Caption("Nearest other neuron of the same model in w_out", text, alt)
     if chosen.all() or not chosen.any():
         median_in, median_out = neurons["max_cos_in"].median(), neurons["max_cos_out"].median()
         text = (
             f"{_all_or_no(chosen)} neuron is universal at this threshold. The median neuron's nearest other neuron has a "
             f"cosine of {median_in:.2f} (w_in) and {median_out:.2f} (w_out)."
         )
-        return Finding("Nearest other neuron of the same model, with one group only", text, alt)
+        return Caption("Nearest other neuron of the same model, with one group only", text, alt)
     other_in, other_out = (neurons.loc[~chosen, column].median() for column in ("max_cos_in", "max_cos_out"))
     own_in, own_out = (neurons.loc[chosen, column].median() for column in ("max_cos_in", "max_cos_out"))
     closer = [name for name, own, rest in (("w_in", own_in, other_in), ("w_out", own_out, other_out)) if own > rest]
@@ -514,4 +514,4 @@ def redundancy(neurons: pd.DataFrame, threshold: float) -> Finding:
         f"The largest cosine with another neuron's w_in has median **{own_in:.2f}** for universal and {other_in:.2f} for "
         f"other neurons; for w_out **{own_out:.2f}** and {other_out:.2f}."
     )
-    return Finding(title, text, f"{alt} {title}.")
+    return Caption(title, text, f"{alt} {title}.")

@@ -18,6 +18,7 @@ from lib.base.hub import seed_source
 from lib.base.machine import device_of
 from lib.base.params import read_params
 from lib.base.tensors import read_tensors, write_table
+from lib.cache import code_of, fresh
 from lib.chapters.universality.matching import MOST, assignment, cliques
 from lib.chapters.universality.properties import reference_shares
 from lib.chapters.universality.uncertainty import parts_of, sampled
@@ -27,6 +28,7 @@ from lib.kernels.moments import Moments
 from lib.models.weights import weight_properties
 from lib.run import Run
 
+MODULE = "lib.chapters.universality.tables"
 CORRELATION_COLUMNS = ("max_corr", "mean_corr", "min_corr", "max_baseline", "mean_baseline", "min_baseline")
 
 
@@ -160,8 +162,9 @@ def neuron_table(run: Run, seed: str, moments, columns: dict[str, np.ndarray]) -
 def tabulate(run: Run) -> None:
     """Writes all tables of a run whose pass is complete; returns at once if they are there for these parameters."""
     tables, params = run.folder / "tables", run.params
-    made_with = {"reference": params.reference, "threshold": params.threshold, "rotations": params.rotations}
-    if run.recorded("tables/done.json") == made_with:
+    made_from = {"reference": params.reference, "threshold": params.threshold, "rotations": params.rotations}
+    made_from |= {"statistics": run.done, "code": code_of(MODULE)}
+    if fresh(tables / "done.json", made_from):
         return
     (tables / "done.json").unlink(
         missing_ok=True
@@ -196,7 +199,7 @@ def tabulate(run: Run) -> None:
     write_table(tables / "assignments.parquet", assignment_table(covariance, moments, params.reference))
     write_table(tables / "sampling.parquet", sampling_table(run, list(seeds)))
     write_table(tables / "text.parquet", text_table(run))
-    write_json(tables / "done.json", made_with)
+    write_json(tables / "done.json", made_from)
 
 
 def convergence_table(run: Run, made: dict[str, pd.DataFrame], snapshots: pd.DataFrame) -> pd.DataFrame:

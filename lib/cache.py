@@ -1,0 +1,146 @@
+"""What is fresh and what must be made again: one rule for statistics, tables, kept results and the explorer's files.
+
+A result is fresh if the record beside it equals what it would be made from now: its inputs, and the code that makes it.
+That code is the module that makes it and every module it imports from the rooms that compute, without comments and
+docstrings, and the C++ sources where a kernel is among them. So an edit of a caption repeats nothing, and one of a
+kernel repeats whatever it computes. Only the passes over the text, which may have taken hours, are not thrown away for
+an edit of the code: `collect` says so in a line, and `make clean` repeats them.
+"""
+
+import ast
+import hashlib
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lib.base import params as parameters
+from lib.base.errors import InputError, listed
+from lib.base.files import file_sha256, read_json, write_json
+from lib.base.hub import seed_folder, weights_sha256
+from lib.base.params import Params
+
+if TYPE_CHECKING:  # resolving parameters comes here too, and must not wait for torch
+    from pandas import DataFrame
+
+    from lib.run import Run
+
+COMPUTING = ("kernels", "text", "models", "labels", "collect", "chapters")  # rooms whose code decides numbers
+NATIVE = ("*.cpp", "*.h")  # in lib/kernels
+
+
+# ---------------------------------------------------------------- inputs
+
+
+def content_sha256(path: Path) -> str:
+    """SHA-256 of a file, hashed again only where its size or its time of change is another than at the last call."""
+    memory = parameters.OUTPUTS / parameters.CACHE / "hashes.json"
+    known, state = read_json(memory), path.stat()
+    now = [state.st_size, state.st_mtime_ns]
+    name = str(path.resolve())
+    if known.get(name, [])[:2] != now:
+        known[name] = [*now, file_sha256(path)]
+        write_json(memory, known)
+    return known[name][2]
+
+
+def input_hashes(params: Params, text: Path | None) -> dict[str, str]:
+    """SHA-256 of the text and of each seed's weights, by `text` and `seed <name>`; nothing for what is not there."""
+    hashes = {"text": content_sha256(text)} if text and text.is_file() else {}
+    for name in sorted(params.seeds):
+        folder = seed_folder(params, name)
+        weights = weights_sha256(folder, content_sha256) if folder else None
+        hashes |= {f"seed {name}": weights} if weights else {}
+    return hashes
+
+
+def refuse_other_statistics(params: Params, text: Path | None) -> None:
+    """Raises InputError if the run's statistics were made with other parameters, or from other files."""
+    made_with = read_json(params.folder / "stats" / "key.json")
+    if not made_with:
+        return
+    ways_out = f"choose another name with RUN=…, or delete it with `make clean RUN={params.run}`."
+    differences = [
+        f"{name} = {parameters.shown(made_with.get(name))} (now {parameters.shown(value)})"
+        for name, value in params.statistics_key.items()
+        if made_with.get(name) != value
+    ]
+    if differences:
+        raise InputError(f"outputs/{params.run} was made with {listed(differences)}; {ways_out}")
+    now = input_hashes(params, text)
+    changed = [name for name, sha256 in made_with.get("hashes", {}).items() if now.get(name, sha256) != sha256]
+    if changed:
+        raise InputError(
+            f"outputs/{params.run} was made from other files ({listed(changed)} changed since then); {ways_out}"
+        )
+
+
+# ---------------------------------------------------------------- code
+
+
+def code_of(module: str) -> str:
+    """SHA-256 of the code behind a module's results, `lib.chapters.families.tables` for example."""
+    digest = hashlib.sha256()
+    modules = _behind(module)
+    for name in sorted(modules):
+        digest.update(f"{name}\n{_parsed(name)[0]}\n".encode())
+    if any(name.startswith("lib.kernels.") for name in modules):
+        for pattern in NATIVE:
+            for path in sorted((parameters.ROOT / "lib" / "kernels").glob(pattern)):
+                digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _behind(module: str) -> set[str]:
+    """A module and all that it imports, directly or not, from the rooms that compute."""
+    found, waiting = set(), [module]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += [other for other in _parsed(name)[1] if other.split(".")[1] in COMPUTING]
+    return found
+
+
+@cache
+def _parsed(module: str) -> tuple[str, tuple[str, ...]]:
+    """A module's syntax tree without docstrings, as text, and the modules of lib that it imports."""
+    tree, imported = ast.parse(_path(module).read_text(encoding="utf-8")), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("lib."):
+            names = (f"{node.module}.{name.name}" for name in node.names)
+            imported += [name if _path(name).is_file() else node.module for name in names]
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                node.body = node.body[1:]
+    return ast.dump(tree), tuple(name for name in imported if _path(name).is_file())
+
+
+def _path(module: str) -> Path:
+    return parameters.ROOT.joinpath(*module.split(".")).with_suffix(".py")
+
+
+# ---------------------------------------------------------------- results
+
+
+def fresh(record: Path, made_from: dict[str, Any]) -> bool:
+    """Whether the record of a result says that it was made from just this."""
+    return read_json(record) == json.loads(json.dumps(made_from))
+
+
+def kept(run: "Run", name: str, module: str, inputs: dict[str, Any], make: Callable[[], "DataFrame"]) -> "DataFrame":
+    """The run's table `name`, made and written unless it is fresh.
+
+    What it was made from stands beside it in tables/<name>.json: the seeds, `inputs` and the code of `module`.
+    """
+    from lib.base.tensors import write_table
+
+    made_from = {"seeds": run.done["seed_hashes"], "code": code_of(module), **inputs}
+    record = run.folder / "tables" / f"{name}.json"
+    if not fresh(record, made_from):
+        record.unlink(missing_ok=True)
+        write_table(run.folder / "tables" / f"{name}.parquet", make())
+        write_json(record, made_from)
+    return run.table(name)

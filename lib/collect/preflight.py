@@ -1,0 +1,74 @@
+"""What a run reads, found and checked once before anything slow starts, and handed down to the passes and the forecast."""
+
+import sys
+from functools import cached_property
+from pathlib import Path
+
+from lib.base.hub import fetch_seed, seed_source
+from lib.cache import code_of, input_hashes, refuse_other_statistics
+from lib.collect.planner import Shape, shared_shape
+from lib.labels.groupings import run_groupings
+from lib.labels.labels import Grouping
+from lib.models.trunk import check_seed, check_weights
+from lib.run import Run
+from lib.text.blocks import Text
+
+PASS = "lib.collect.passes"  # the module that makes statistics
+
+
+class Preflight:
+    """A run's inputs; each is found when first asked for, once, and InputError says in one sentence what is wrong with it."""
+
+    def __init__(self, run: Run, grouped: bool = True):
+        self.run, self.params, self.grouped = run, run.params, grouped
+        self.complete = (run.folder / "stats" / "done.json").exists()
+
+    @cached_property
+    def folders(self) -> dict[str, Path]:
+        """Each seed's folder. Weights that a pass will read are checked; those that it has read are known by their hash."""
+        if self.complete:
+            return {name: seed_source(self.params, name) for name in self.params.seeds}
+        folders = {name: fetch_seed(self.params, name) for name in sorted(self.params.seeds)}
+        for name, folder in folders.items():
+            check_weights(name, folder)
+        return folders
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the text and of each seed's weights, by `text` and `seed <name>`."""
+        return input_hashes(self.params, self.run.text_path)
+
+    @cached_property
+    def shape(self) -> Shape:
+        """The shape of all seeds, from their configs alone."""
+        return shared_shape(self.params)
+
+    @property
+    def text(self) -> Text:
+        """The run's text, cut to its context and token budget."""
+        return self.run.text
+
+    @cached_property
+    def groupings(self) -> dict[str, Grouping]:
+        """The groupings of the text's tokens that grouped moments are summed by."""
+        return run_groupings(self.run) if self.grouped else {}
+
+    @property
+    def group_sizes(self) -> tuple[tuple[str, int], ...]:
+        """Names and sizes of the groupings, as the planner needs them."""
+        return tuple((name, len(one.groups)) for name, one in self.groupings.items())
+
+    def check(self) -> None:
+        """Refuses statistics of other parameters or files, and seeds and a text that cannot be used together."""
+        refuse_other_statistics(self.params, None)
+        folders = self.folders  # before the text is made
+        refuse_other_statistics(self.params, self.run.text_path)
+        if self.complete:
+            if self.run.done.get("code", code_of(PASS)) != code_of(PASS):
+                print(
+                    f"note: the code of the pass has changed since it ran; `make clean RUN={self.params.run}` repeats it.",
+                    file=sys.stderr,
+                )
+            return
+        for name, folder in folders.items():
+            check_seed(name, folder, self.text, self.params.context)
