@@ -1,7 +1,7 @@
 # make report [RUN=tiny] [SEED=a] [TOKENS=1000000] [PARAMS=path.yaml]; `make help` lists the targets.
 .DEFAULT_GOAL := help
 .PHONY: help report plan compare emergence archive example test lab bench seeds lint clean environment FORCE
-# Only chapters are made at the same time, by `make report`: none needs another, and each keeps hardly more than one core busy.
+# Only chapters are made at the same time, by `make report`: each keeps hardly more than one core busy.
 ifndef CHAPTERS_AT_ONCE
 .NOTPARALLEL:
 endif
@@ -30,16 +30,26 @@ endif
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 OUT := outputs/$(RUN)
-# The longest chapter first: the others are done meanwhile.
-LONGEST := $(wildcard notebooks/05_weight_circuits.ipynb)
+# The longest chapters first: the others are done meanwhile.
+LONGEST := $(wildcard notebooks/05_*.ipynb notebooks/06_*.ipynb)
 CHAPTERS := $(LONGEST) $(filter-out $(LONGEST),$(sort $(wildcard notebooks/*.ipynb)))
 EXECUTED := $(CHAPTERS:notebooks/%=$(OUT)/notebooks/%)
 # A published table that `make compare` has laid beside the run's own adds a page.
 EXECUTED += $(patsubst %,$(OUT)/notebooks/published.ipynb,$(wildcard $(OUT)/tables/published.parquet))
-# What makes the pages, and what makes the seeds, the text, the archive and the explorer notebook, does not change what a chapter computes.
-PAGES := $(wildcard lib/report/steps.py lib/report/pages.py lib/report/front.py lib/report/answer.py lib/report/ledger.py lib/display/claims.py lib/*_claims.py lib/explorer*.py lib/report_template/* lib/report/* lib/report/templates/* lib/display/claims.py lib/chapters/*/claims.py bench/*.json)
-SHIPPING := $(wildcard lib/training/corpus.py lib/training/sources.py lib/training/bigram.py lib/training/train.py lib/training/trainer.py lib/training/gpt2.py lib/training/seed_card.py lib/report/archive.py lib/report/example.py lib/lab/panels.py lib/lab/widgets.py lib/lab/*.py lib/training/*.py)
-LIBRARY := $(filter-out $(PAGES) $(SHIPPING),$(wildcard lib/*.py lib/*/*.py lib/chapters/*/*.py lib/kernels/*.cpp lib/kernels/*.h))
+# What makes a chapter again (docs/layout.md): code of the rooms above lib/chapters/, of its own folder, and of the
+# chapters before it whatever computes. What makes the pages again: lib/report/ and all claims.
+ABOVE := $(wildcard lib/*.py $(foreach room,base kernels text models labels collect display,lib/$(room)/*.py) lib/kernels/*.cpp lib/kernels/*.h)
+PAGES := $(wildcard lib/report/*.py lib/report/templates/* lib/chapters/*/claims.py bench/*.json)
+FOLDERS := universality families circuits interventions emergence published
+NUMBERS_universality := 01_% 02_% 03_%
+NUMBERS_families := 04_%
+NUMBERS_circuits := 05_%
+NUMBERS_interventions := 06_%
+NUMBERS_emergence := 07_%
+NUMBERS_published := published
+folder = $(wildcard lib/chapters/$1/*.py)
+computing = $(filter-out $(addprefix lib/chapters/$1/,figures.py captions.py claims.py),$(call folder,$1))
+executed = $(filter $(NUMBERS_$1:%=$(OUT)/notebooks/%.ipynb),$(EXECUTED))
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -61,7 +71,7 @@ example: $(OUT)/report/index.html ## the example report in outputs/example, from
 plan: $(READY) ## memory, passes, disk and time that a run will take; [RUN=tiny] [SEED=a] [TOKENS=1000000] [PARAMS=path.yaml]
 	@$(PY) -m lib.collect.forecast '$(PARAMS)' --run '$(RUN)' $(if $(SEED),--seed '$(SEED)') $(if $(TOKENS),--tokens '$(TOKENS)')
 
-emergence: $(READY) ## chapter 06's tables, from the seeds' training checkpoints; [RUN=tiny] [TOKENS=300000] [STEPS="64 512", or none] [KEEP=data/emergence] [EXPORT=data/emergence]
+emergence: $(READY) ## chapter 07's tables, from the seeds' training checkpoints; [RUN=tiny] [TOKENS=300000] [STEPS="64 512", or none] [KEEP=data/emergence] [EXPORT=data/emergence]
 	@$(PY) -m lib.chapters.emergence.tables '$(PARAMS)' --run '$(RUN)' $(if $(TOKENS),--tokens '$(TOKENS)') $(if $(STEPS),--steps $(filter-out none,$(STEPS))) $(if $(KEEP),--keep '$(KEEP)') $(if $(EXPORT),--export '$(EXPORT)')
 
 test: $(READY) ## the test suite
@@ -106,18 +116,24 @@ $(OUT)/stats/done.json: $(OUT)/statistics.yaml
 	@$(PY) -m lib.collect $(OUT)/params.yaml
 	@touch $@
 
-$(OUT)/tables/done.json: $(OUT)/stats/done.json $(OUT)/params.yaml $(wildcard lib/chapters/universality/tables.py lib/kernels/correlation.py lib/models/weights.py lib/chapters/universality/matching.py lib/chapters/universality/uncertainty.py lib/chapters/universality/properties.py lib/kernels/correlation.py lib/models/weights.py lib/chapters/universality/tables.py lib/chapters/universality/matching.py lib/chapters/universality/uncertainty.py lib/chapters/universality/properties.py)
-	@$(if $(filter-out $(OUT)/params.yaml,$?),rm -f $@)
+$(OUT)/tables/done.json: $(OUT)/stats/done.json $(OUT)/params.yaml $(ABOVE) $(call computing,universality)
 	@$(PY) -m lib.chapters.universality.tables $(OUT)/params.yaml
 	@touch $@
 
-$(OUT)/notebooks/%.ipynb: notebooks/%.ipynb $(OUT)/tables/done.json $(LIBRARY)
+$(OUT)/notebooks/%.ipynb: notebooks/%.ipynb $(OUT)/tables/done.json
 	@$(PY) -m lib.report execute $< $(OUT)/params.yaml
 
-# The shipped tables of checkpoints, or the run's own, may have been made since; and chapter 06 shows its claims itself.
-$(OUT)/notebooks/06_emergence.ipynb: $(wildcard data/emergence/emergence.json $(OUT)/emergence/emergence.json lib/chapters/emergence/claims.py lib/display/claims.py)
+EARLIER :=
+define chapter
+$(if $(call executed,$1),$(call executed,$1): $(ABOVE) $(EARLIER) $(call folder,$1))
+EARLIER += $(call computing,$1)
+endef
+$(foreach name,$(FOLDERS),$(eval $(call chapter,$(name))))
+# Chapter 06 reads the roles that chapter 05 keeps, and chapter 07 the families of chapter 04.
+$(filter %/06_interventions.ipynb,$(EXECUTED)): | $(filter %/05_weight_circuits.ipynb,$(EXECUTED))
+$(filter %/07_emergence.ipynb,$(EXECUTED)): $(wildcard data/emergence/emergence.json $(OUT)/emergence/emergence.json) | $(filter %/04_families.ipynb,$(EXECUTED))
 
-$(OUT)/notebooks/published.ipynb: notebooks/optional/published.ipynb $(OUT)/tables/published.parquet $(OUT)/tables/done.json $(LIBRARY)
+$(OUT)/notebooks/published.ipynb: notebooks/optional/published.ipynb $(OUT)/tables/published.parquet $(OUT)/tables/done.json
 	@$(PY) -m lib.chapters.published.comparison $(OUT)/params.yaml
 	@$(PY) -m lib.report execute $< $(OUT)/params.yaml
 

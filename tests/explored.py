@@ -6,7 +6,7 @@ import pytest
 from conftest import TEXT, permuted, save_seed, small_model
 
 from lib.base.params import Params, write_params
-from lib.chapters.circuits import tables
+from lib.chapters.circuits.tables import role_table
 from lib.chapters.families.tables import open_families
 from lib.chapters.interventions import inputs
 from lib.chapters.interventions import tables as causal_tables
@@ -58,6 +58,6 @@ def everything(root: Path) -> Run:
         causal_tables.fixed_activations(run, grouped)
         causal_tables.query_paths(run, own)
         causal_tables.ablations(run)
-        tables.write_circuits(run, tables.role_table(run), weights, inputs.effect_columns(ablated))
+        causal_tables.write_circuits(run, role_table(run), weights, inputs.effect_columns(ablated))
         render.render(run.folder)
     return run

@@ -17,13 +17,13 @@ def leave(path: Path, line: str) -> None:
         log.write(line + "\n")
 
 
-if module == "lib.report.steps" and arguments[0] == "resolve":
-    from lib.report import steps
+if module == "lib.report" and arguments[0] == "resolve":
+    from lib.report import __main__ as steps
 
     params.OUTPUTS = Path("outputs")
     sys.exit(steps.main(arguments))
-elif module in ("lib.collect.one_pass", "lib.chapters.universality.tables"):
-    step = module.removeprefix("lib.")
+elif module in ("lib.collect", "lib.chapters.universality.tables"):
+    step = module.split(".")[-1]
     folder = {"collect": "stats", "tables": "tables"}[step]
     leave(Path(arguments[0]).parent / folder / "done.json", step)
     (Path(arguments[0]).parent / folder / "done.json").write_text("{}")
@@ -31,11 +31,11 @@ elif module == "lib.chapters.published.comparison":
     kept = Path(arguments[0]).parent / "tables" / "published.parquet"
     if len(arguments) == 2:
         leave(kept, f"compare {arguments[1]}")
-elif module == "lib.report.steps" and arguments[0] == "execute":
+elif module == "lib.report" and arguments[0] == "execute":
     notebook = Path(arguments[1])
     if notebook.read_text() == "fail":
         leave(Path("unfinished"), f"execute {notebook.stem}")
         sys.exit(1)
     leave(Path(arguments[2]).parent / "notebooks" / notebook.name, f"execute {notebook.stem}")
-elif module == "lib.report.steps" and arguments[0] == "render":
+elif module == "lib.report" and arguments[0] == "render":
     leave(Path(arguments[1]) / "report" / "index.html", "render")

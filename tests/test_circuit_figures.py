@@ -8,6 +8,9 @@ import pytest
 
 from lib.chapters.circuits import captions, figures, role_agreement
 from lib.chapters.circuits import roles as vocabulary
+from lib.chapters.interventions import captions as written
+from lib.chapters.interventions import figures as drawn
+from lib.display.html import table_html
 
 LAYERS, WIDTH = 4, 25
 
@@ -82,7 +85,7 @@ def everything(case: str):
     properties = table.assign(entropy=table["neuron"] < 3, nowhere=np.nan)
     ranks = role_agreement.property_agreement(properties, matches_of(table), list(labels), 0, draws=10)
     return [
-        (captions.property_agreement(ranks, labels), figures.property_agreement(ranks, labels)),
+        (written.property_agreement(ranks, labels), drawn.property_agreement(ranks, labels)),
         (captions.moments_by_layer(table), figures.moments_by_layer(table)),
         (captions.skew_of_peaked(table), figures.skew_of_peaked(table)),
         (captions.roles_by_layer(table), figures.roles_by_layer(table)),
@@ -168,7 +171,7 @@ def test_tables_of_words_wrap_to_the_left_and_escape_what_the_text_holds():
     examples = pd.DataFrame(
         {"role": ["prediction"], "layer": [1], "neuron": [2], "label": ["a <b>"], "label_score": [0.5]}
     )
-    html = captions.words_html(captions.token_table(examples, [(["x", "<i>"], ["y"])]))
+    html = table_html(captions.token_table(examples, [(["x", "<i>"], ["y"])]))
     assert "&lt;i&gt;" in html and "a &lt;b&gt;" in html and "<i>" not in html
     assert html.count("text-align:left;white-space:normal") == 5 and "<td>1</td>" in html
     assert captions.readable("     a  b----------") == "␣×5a␣␣b-×10"

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -170,7 +171,7 @@ def test_paths_start_at_the_root_and_hub_ids_are_told_from_folders(write, tmp_pa
     assert params.text_path == ROOT / "data/tokens.safetensors"
     assert seed_folder(params, "a") == ROOT / "data/seeds/a"
     assert seed_folder(params, "b") is None and params.is_on_hub("b")
-    assert seed_source(params, "c") == "/elsewhere/c"
+    assert seed_source(params, "c") == Path("/elsewhere/c")
 
 
 def test_a_revision_for_all_seeds_or_for_each(write):

@@ -26,8 +26,8 @@ from lib.base.files import file_sha256
 from lib.base.params import ROOT, read_params
 from lib.base.tensors import write_table
 from lib.chapters.universality import properties
+from lib.report import __main__ as report
 from lib.report import archive, example, execute, pages, render, resolve
-from lib.report import steps as report
 from tests.test_params import is_sentence
 
 pytestmark = pytest.mark.usefixtures("without_grouped_moments")
@@ -92,13 +92,14 @@ def test_resolve_notices_a_text_that_changed_since_the_pass(tmp_path, monkeypatc
     text.write_bytes(b"before")
     values = yaml.safe_load((ROOT / "params" / "smoke.yaml").read_text()) | {"text": str(text)}
     file.write_text(yaml.safe_dump(values))
-    done = tmp_path / "smoke" / "stats" / "done.json"
-    done.parent.mkdir(parents=True)
-    done.write_text(json.dumps({"text_hash": file_sha256(text), "seed_hashes": {}}))
-    os.utime(done, (1, 1))
+    params = resolve.resolve(file, "smoke")
+    key = tmp_path / "smoke" / "stats" / "key.json"
+    key.parent.mkdir(parents=True)
+    key.write_text(json.dumps(params.statistics_key | {"hashes": {"text": file_sha256(text)}}))
     resolve.resolve(file, "smoke")
     text.write_bytes(b"after")
-    with pytest.raises(InputError, match="has changed since") as error:
+    os.utime(text, (1, 1))  # however old the new file looks
+    with pytest.raises(InputError, match="was made from other files \\(text changed") as error:
         resolve.resolve(file, "smoke")
     assert is_sentence(str(error.value))
 
@@ -186,7 +187,7 @@ def test_full_disk_while_rendering_is_one_sentence(complete, capfd, monkeypatch)
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(report, "write_if_changed", full)
+    monkeypatch.setattr("lib.report.render.write_if_changed", full)
     assert report.main(["render", str(complete)]) == 2
     assert capfd.readouterr().err.startswith("error: no space left on the disk")
     monkeypatch.undo()
@@ -525,19 +526,20 @@ def make(tmp_path):
     for name in ("Makefile", "requirements.txt", "constraints.txt", "params"):
         (shutil.copytree if name == "params" else shutil.copy)(ROOT / name, tmp_path / name)
     for name in (
-        "notebooks/01_one.ipynb",
         "notebooks/02_two.ipynb",
+        "notebooks/04_four.ipynb",
         "notebooks/optional/published.ipynb",
         "lib/chapters/universality/tables.py",
-        "lib/kernels/correlation.py",
-        "lib/models/weights.py",
         "lib/chapters/universality/matching.py",
-        "lib/chapters/universality/uncertainty.py",
-        "lib/chapters/universality/properties.py",
+        "lib/chapters/universality/captions.py",
+        "lib/chapters/families/scoring.py",
+        "lib/chapters/families/captions.py",
+        "lib/chapters/families/claims.py",
         "lib/collect/one_pass.py",
         "lib/display/plots.py",
-        "lib/report/steps.py",
         "lib/report/pages.py",
+        "lib/report/templates/page.js",
+        "lib/training/train.py",
         "lib/kernels/loops.cpp",
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
@@ -564,20 +566,26 @@ def make(tmp_path):
 
 
 def test_make_redoes_what_changed_and_nothing_else(make, tmp_path):
-    everything = ["collect", "tables", "execute 01_one", "execute 02_two", "render"]
+    both = ["execute 02_two", "execute 04_four", "render"]
+    everything = ["collect", "tables", *both]
     done, steps = make("report")
     assert done.returncode == 0 and steps == everything, done.stderr
     assert done.stdout.splitlines()[-1] == f"Report: {tmp_path}/outputs/tiny/report/index.html"
     done, steps = make("report")
     assert steps == [] and done.stdout == f"Report: {tmp_path}/outputs/tiny/report/index.html\n"
     for file, expected in {
-        "notebooks/02_two.ipynb": ["execute 02_two", "render"],
-        "lib/display/plots.py": ["execute 01_one", "execute 02_two", "render"],
-        "lib/kernels/loops.cpp": ["execute 01_one", "execute 02_two", "render"],
+        "notebooks/04_four.ipynb": ["execute 04_four", "render"],
+        "lib/chapters/universality/captions.py": ["execute 02_two", "render"],  # of one folder: its chapters alone
+        "lib/chapters/families/captions.py": ["execute 04_four", "render"],
+        "lib/chapters/families/claims.py": ["execute 04_four", "render"],
+        "lib/chapters/families/scoring.py": ["execute 04_four", "render"],  # nothing of an earlier chapter
+        "lib/chapters/universality/matching.py": ["tables", *both],
+        "lib/display/plots.py": ["tables", *both],
+        "lib/kernels/loops.cpp": ["tables", *both],
+        "lib/collect/one_pass.py": ["tables", *both],  # never a new pass for an edit
         "lib/report/pages.py": ["render"],
-        "lib/chapters/universality/tables.py": ["tables", "execute 01_one", "execute 02_two", "render"],
-        "lib/chapters/universality/matching.py": ["tables", "execute 01_one", "execute 02_two", "render"],
-        "lib/collect/one_pass.py": ["execute 01_one", "execute 02_two", "render"],  # never a new pass for an edit
+        "lib/report/templates/page.js": ["render"],
+        "lib/training/train.py": [],
     }.items():
         (tmp_path / file).touch()
         assert make("report")[1] == expected, file
@@ -595,11 +603,11 @@ def test_make_compare_adds_a_page_that_stays(make, tmp_path):
     (tmp_path / "notebooks/02_two.ipynb").touch()
     assert make("report")[1] == ["execute 02_two", "render"]
     (tmp_path / "lib/chapters/universality/tables.py").touch()
-    assert make("report")[1] == ["tables", "execute 01_one", "execute 02_two", "execute published", "render"]
+    assert make("report")[1] == ["tables", "execute 02_two", "execute 04_four", "execute published", "render"]
     assert make("compare", "PUBLISHED=other.csv", "RUN=new")[1][-5:] == [
         "compare other.csv",
-        "execute 01_one",
         "execute 02_two",
+        "execute 04_four",
         "execute published",
         "render",
     ]
@@ -624,7 +632,7 @@ def test_make_refuses_bad_input_and_keeps_the_run(make, tmp_path):
 def test_make_runs_a_stopped_notebook_again(make, tmp_path):
     (tmp_path / "notebooks" / "02_two.ipynb").write_text("fail")
     done, steps = make("report")
-    assert done.returncode != 0 and steps[-1] == "execute 02_two"
+    assert done.returncode != 0 and "execute 02_two" in steps and "render" not in steps
     (tmp_path / "notebooks" / "02_two.ipynb").write_text("")
     assert make("report")[1] == ["execute 02_two", "render"]
 

@@ -14,6 +14,7 @@ from lib.base.hub import seed_source
 from lib.base.tensors import write_tensors
 from lib.chapters.circuits import roles, tables
 from lib.chapters.circuits.next_token import GROUPING
+from lib.chapters.interventions.tables import write_circuits
 from lib.kernels.grouped import GroupedMoments, Places
 from lib.labels import labels
 from lib.labels.labels import LabelSet
@@ -200,7 +201,7 @@ def test_the_tables_of_a_run_find_what_was_planted_and_are_made_once(run, monkey
     del run.done
     weights = table[["seed", "layer", "neuron"]].assign(norm=1.0)
     effects = pd.DataFrame({"layer": [1], "neuron": [5], "loss": [0.25]})
-    circuits = tables.write_circuits(run, table, weights, effects)
+    circuits = write_circuits(run, table, weights, effects)
     assert len(circuits) == len(table) and circuits["loss"].notna().sum() == 1 and (circuits["norm"] == 1).all()
     assert circuits.loc[circuits["loss"].notna(), "seed"].tolist() == ["a"]
     pd.testing.assert_frame_equal(pd.read_parquet(run.folder / "tables" / "circuits.parquet"), circuits)
@@ -219,7 +220,7 @@ def test_effects_equal_the_raw_model_s_weights_by_hand(run):
     found = tables.logit_effects(run, "a", chosen)
     np.testing.assert_allclose(found, want, atol=1e-5)
     w_out, unit = tables.weights_of(run, "a")
-    moments = tables.circuits.vocabulary_moments(torch.stack([w_out[0][2], w_out[1][5]]), unit)
+    moments = tables.weights.vocabulary_moments(torch.stack([w_out[0][2], w_out[1][5]]), unit)
     np.testing.assert_allclose(moments["vocab_kurt"], stats.kurtosis(want, axis=1, fisher=False), rtol=1e-5)
     promoted, suppressed = roles.extreme_tokens(found[0], 3)
     assert promoted == np.argsort(-want[0])[:3].tolist() and suppressed == np.argsort(want[0])[:3].tolist()

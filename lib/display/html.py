@@ -131,3 +131,23 @@ def neuron_table_html(examples: Examples, chosen: pd.DataFrame, columns: Sequenc
 
 def _cell(value) -> str:
     return f"{value:,}" if isinstance(value, int | np.integer) else f"{value:.3f}"
+
+
+def table_html(table: pd.DataFrame) -> str:
+    """A table as HTML, without its index: columns of words are left-aligned and wrap, numbers stay right-aligned."""
+    worded = [not pd.api.types.is_numeric_dtype(table[column]) for column in table]
+    left = "text-align:left"
+    heads = "".join(
+        f'<th style="{left}">{escape(str(name))}</th>' if words else f"<th>{escape(str(name))}</th>"
+        for name, words in zip(table, worded, strict=True)
+    )
+    word = f'<td class="words" style="{left};white-space:normal;overflow-wrap:break-word">'
+    rows = "".join(
+        "<tr>"
+        + "".join(
+            f"{word if words else '<td>'}{escape(str(cell))}</td>" for cell, words in zip(row, worded, strict=True)
+        )
+        + "</tr>"
+        for row in table.itertuples(index=False)
+    )
+    return f'<table class="dataframe words"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'

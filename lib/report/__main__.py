@@ -1,7 +1,56 @@
-"""`python -m lib.report resolve|execute|render …`"""
+"""The steps of a report that the Makefile chains: resolve the parameters, execute a notebook, render the pages.
 
+`python -m lib.report resolve|execute|render …`; what goes wrong is told in one sentence on stderr.
+"""
+
+import argparse
+import errno
 import sys
+from pathlib import Path
 
-from lib.report.steps import main
+from lib.base.errors import told
+from lib.report.execute import NotebookError, execute
+from lib.report.render import render
+from lib.report.resolve import resolve
 
-sys.exit(main())
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m lib.report", description=__doc__.splitlines()[0])
+    steps = parser.add_subparsers(dest="step", required=True)
+    step = steps.add_parser("resolve", help="check the parameters and write outputs/<run>/params.yaml")
+    step.add_argument("--params", type=Path, required=True)
+    step.add_argument("--run", required=True)
+    step.add_argument("--seed")
+    step.add_argument("--tokens")
+    step = steps.add_parser("execute", help="run one notebook into outputs/<run>/notebooks")
+    step.add_argument("notebook", type=Path)
+    step.add_argument("params_file", type=Path)
+    step = steps.add_parser("render", help="write outputs/<run>/report from the executed notebooks")
+    step.add_argument("folder", type=Path)
+    return parser
+
+
+@told
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; 0 on success, 2 for bad input, 1 for a notebook that fails."""
+    given = _arguments().parse_args(arguments)
+    try:
+        if given.step == "resolve":
+            resolve(given.params, given.run, given.seed, given.tokens)
+        elif given.step == "execute":
+            execute(given.notebook, given.params_file)
+        else:
+            render(given.folder)
+    except NotebookError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print("error: no space left on the disk; free some and run the same command again.", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -24,7 +24,7 @@ def execute(notebook: Path, params_file: Path) -> Path:
     Raises InputError where the notebook did, and NotebookError for any other failing cell or a dead kernel; then
     the partial notebook and the traceback are in outputs/<run>/unfinished.
     """
-    _leave_out_web_addresses()
+    leave_out_web_addresses()
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
@@ -74,7 +74,7 @@ def execute(notebook: Path, params_file: Path) -> Path:
     return executed
 
 
-def _leave_out_web_addresses() -> None:
+def leave_out_web_addresses() -> None:
     """Has jsonschema, which notebooks are checked with, do without its 38 parsers of web addresses: it is imported thrice as fast."""
     sys.modules.setdefault("rfc3987_syntax", None)
 

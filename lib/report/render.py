@@ -12,14 +12,14 @@ from lib.base import params as parameters
 from lib.base.files import read_json, write_if_changed
 from lib.base.hub import seed_folder
 from lib.base.params import Params, read_params
-from lib.report.execute import _leave_out_web_addresses
+from lib.report.execute import leave_out_web_addresses
 
 EXPLORER = "neurons.html"  # the page of single neurons, linked where there is one
 
 
 def render(folder: Path) -> Path:
     """Writes outputs/<run>/report and provenance.json from the run's notebooks, tables and figures."""
-    _leave_out_web_addresses()
+    leave_out_web_addresses()
     from lib.base.tensors import write_table, write_tables_shown
     from lib.report import front, pages
     from lib.report.explorer import can_explore

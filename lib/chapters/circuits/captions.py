@@ -216,24 +216,6 @@ def readable(token: str) -> str:
     return re.sub(r"(.)\1{4,}", lambda run: f"{run[1]}×{len(run[0])}", token.replace(" ", "␣"))
 
 
-def words_html(table: pd.DataFrame) -> str:
-    """A table as HTML whose columns of words are left-aligned and wrap."""
-    html = table.to_html(index=False, border=0, classes="words")
-    html = html.replace('<tr style="text-align: right;">', "<tr>")
-    worded = [not pd.api.types.is_numeric_dtype(table[column]) for column in table]
-    style = ' class="words" style="text-align:left;white-space:normal;overflow-wrap:break-word"'
-    head, body = html.split("<tbody>")
-    head = _with_style(head, "th", worded, ' style="text-align:left"')
-    return head + "<tbody>" + _with_style(body, "td", worded, style)
-
-
-def _with_style(html: str, cell: str, worded: Sequence[bool], style: str) -> str:
-    """Gives the style to every cell of the columns that are `worded`, cells being written row by row."""
-    parts = html.split(f"<{cell}>")
-    marked = [f"<{cell}{style if worded[i % len(worded)] else ''}>{part}" for i, part in enumerate(parts[1:])]
-    return parts[0] + "".join(marked)
-
-
 def next_token(table: pd.DataFrame, tokens: int) -> Caption:
     """Figure 24: do suppression neurons fire more when the next token is one that they suppress?"""
     alt = (
@@ -333,36 +315,6 @@ def match_agreement(table: pd.DataFrame) -> Caption:
     text += f"In {above} of {len(counted)} comparisons the agreement is above everything that the permutations reached."
     title = f"{above} of {count(len(counted), 'comparison')} with matches in other seeds agree more than chance"
     return Caption(title, text, f"{alt} {title}.")
-
-
-def property_agreement(table: pd.DataFrame, labels: dict[str, str]) -> Caption:
-    """Which properties of a neuron's writing weights does its best match share? `labels` names the columns."""
-    alt = "Dot plots of the correlation between a neuron's rank and its best match's for properties of writing weights, beside chance."
-    known = table[table["correlation"].notna()]
-    if known.empty:
-        return Caption(
-            "No property is known of both neurons of any pair",
-            "No pair of matched neurons has a property to compare.",
-            alt,
-        )
-    parts = []
-    for group, rows in known.groupby("group", sort=False):
-        beyond = rows["correlation"] > rows["chance_high"]
-        best = rows.loc[rows["correlation"].idxmax()]
-        parts.append(
-            f"For {group} neurons **{int(beyond.sum())}** of {count(len(rows), 'property').replace('propertys', 'properties')} correlate more than every permutation; most "
-            f"alike is the {labels[best['property']]} ({signed(best['correlation'])})."
-        )
-    entropy = known[(known["property"] == "entropy") & (known["group"] == "all")]
-    if len(entropy):
-        row = entropy.iloc[0]
-        verdict = "more often than chance" if row["correlation"] > row["chance_high"] else "no more often than chance"
-        parts.append(
-            f"Matches of neurons that satisfy the entropy rule satisfy it too {verdict} (correlation {signed(row['correlation'], 3)}, {p_words(row['p_value'])})."
-        )
-    best = known.loc[known["correlation"].idxmax()]
-    title = f"Best matches are most alike in the {labels[best['property']]}: {signed(best['correlation'])} ({best['group']} neurons)"
-    return Caption(title, " ".join(parts), f"{alt} {title}.")
 
 
 def _range(values: pd.Series, digits: int = 2) -> str:

@@ -28,17 +28,6 @@ from lib.display.plots import (
 )
 
 CUTS = {"role_published": "published cuts", "role_calibrated": "calibrated cuts"}
-WRITING_PROPERTIES = {
-    "vocab_kurt": "kurtosis of cos(w_out, W_U)",
-    "vocab_skew": "skew of cos(w_out, W_U)",
-    "vocab_var": "variance of cos(w_out, W_U)",
-    "w_out_norm": "norm of w_out",
-    "frequency_share": "cosine with token frequency",
-    "null_share": "share in the null space of W_U",
-    "entropy_score": "entropy score",
-    "entropy": "entropy rule",
-    "attention_deviations": "attention score",
-}
 SHADES = ("#c6c6c6", "#9ecae1", "#56B4E9", "#0072B2", "#003f66")  # from the middle of a distribution outwards
 
 
@@ -374,32 +363,4 @@ def match_agreement(table: pd.DataFrame, aspects: Sequence[str] = tuple(ASPECTS)
     grid[0, 0].margins(y=0.15)
     handles, labels = grid[0, 0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
-    return fig
-
-
-def property_agreement(table: pd.DataFrame, labels: dict[str, str]) -> Figure:
-    """Correlation between a neuron's rank and its best match's by property, beside chance; `labels` names the columns."""
-    groups = list(dict.fromkeys(table["group"]))
-    fig, grid = canvas(1, len(groups), (WIDE + 1, 1.6 + 0.34 * len(labels)), sharey=True, sharex=True, squeeze=False)
-    for axes, group in zip(grid[0], groups, strict=True):
-        rows = table[table["group"] == group].set_index("property").reindex(list(labels))
-        at = np.arange(len(rows))
-        axes.axvline(0, color=NEUTRAL, linewidth=1)
-        axes.hlines(
-            at,
-            rows["chance_low"],
-            rows["chance_high"],
-            color="#bbbbbb",
-            linewidth=7,
-            label="neurons exchanged within the layer",
-        )
-        axes.plot(rows["correlation"], at, "o", linestyle="none", color=CORRELATION, label="best match")
-        axes.set_yticks(at, list(labels.values()))
-        axes.set(
-            xlabel="correlation of within-layer ranks", title=f"{group} neurons, up to {rows['pairs'].max():,} pairs"
-        )
-    grid[0, 0].invert_yaxis()
-    grid[0, 0].set_ylabel("property of the neuron")
-    handles, names = grid[0, 0].get_legend_handles_labels()
-    fig.legend(handles, names, loc="outside lower center", ncols=2, frameon=False)
     return fig

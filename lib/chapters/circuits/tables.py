@@ -12,7 +12,6 @@ import torch
 from torch.nn.functional import normalize
 
 from lib.base.hub import seed_source
-from lib.base.tensors import write_table
 from lib.cache import kept
 from lib.chapters.circuits import roles
 from lib.chapters.circuits.next_token import class_sums, next_token_table, with_corrected_p
@@ -20,7 +19,7 @@ from lib.chapters.circuits.roles import PUBLISHED_CUTS, best_class, class_scores
 from lib.chapters.families.tables import statistics
 from lib.labels import labels
 from lib.labels.labels import LabelSet, token_counts, token_labels
-from lib.models import weights as circuits
+from lib.models import weights
 from lib.models.trunk import load_model
 from lib.run import Run
 from lib.text import tokens as text_tokens
@@ -37,7 +36,7 @@ def label_set(run: Run) -> LabelSet:
 @torch.no_grad()
 def weights_of(run: Run, seed: str) -> tuple[list[torch.Tensor], torch.Tensor]:
     """A seed's processed writing weights, (d_mlp, d_model) by layer, and its unembedding with columns of length 1."""
-    bridge = circuits.processed_model(seed_source(run.params, seed))
+    bridge = weights.processed_model(seed_source(run.params, seed))
     return [block.mlp.W_out.detach().float() for block in bridge.blocks], normalize(bridge.W_U.detach().float(), dim=0)
 
 
@@ -56,23 +55,23 @@ def seed_roles(
     (`pieces` are the tokens' bytes).
     """
     directions = random_directions(roles.DIRECTIONS, len(unit_unembedding), random_seed)
-    null = circuits.vocabulary_moments(directions, unit_unembedding)
+    null = weights.vocabulary_moments(directions, unit_unembedding)
     cuts = null_cuts(null)
     null_score = class_scores(directions, unit_unembedding, null["vocab_var"], classes.member).score.amax(dim=1)
     score_cut = float(np.quantile(null_score.numpy(), roles.QUANTILE))
 
     learned = ~roles.unlearned(unit_unembedding, pieces)
     known = unit_unembedding[:, learned]
-    known_cuts = cuts if learned.all() else null_cuts(circuits.vocabulary_moments(directions, known))
+    known_cuts = cuts if learned.all() else null_cuts(weights.vocabulary_moments(directions, known))
 
     frames = []
     for layer, writes in enumerate(w_out):
-        moments = circuits.vocabulary_moments(writes, unit_unembedding)
+        moments = weights.vocabulary_moments(writes, unit_unembedding)
         scores = class_scores(writes, unit_unembedding, moments["vocab_var"], classes.member)
         frame = pd.DataFrame({name: values.numpy() for name, values in moments.items()})
         frame.insert(0, "layer", layer)
         frame.insert(1, "neuron", range(len(frame)))
-        of_known = moments if learned.all() else circuits.vocabulary_moments(writes, known)
+        of_known = moments if learned.all() else weights.vocabulary_moments(writes, known)
         of_known = pd.DataFrame({name: values.numpy() for name, values in of_known.items()})
         frame["learned_kurt"], frame["learned_skew"] = of_known["vocab_kurt"], of_known["vocab_skew"]
         frame["role_learned"] = roles.roles(of_known, known_cuts)
@@ -110,21 +109,6 @@ def role_table(run: Run) -> pd.DataFrame:
     return kept(run, "roles", __name__, depends_on, make)
 
 
-def write_circuits(run: Run, table: pd.DataFrame, weights: pd.DataFrame, effects: pd.DataFrame) -> pd.DataFrame:
-    """circuits.parquet: everything that the chapter says about a neuron, one row per neuron of every seed.
-
-    `table` is `role_table`'s; `weights` has more columns for the same neurons, of which those that the table has are
-    left out; `effects` has columns for those neurons of the reference seed (layer, neuron) that were intervened on,
-    which are missing for all others.
-    """
-    keys = ["seed", "layer", "neuron"]
-    new = [name for name in weights if name in keys or name not in table]
-    joined = table.merge(weights[new], on=keys, how="left", validate="one_to_one")
-    joined = joined.merge(effects.assign(seed=run.params.reference), on=keys, how="left", validate="one_to_one")
-    write_table(run.folder / "tables" / "circuits.parquet", joined)
-    return joined
-
-
 def chosen_for_next_token(table: pd.DataFrame, number: int = CHOSEN) -> pd.DataFrame:
     """The `number` suppression and as many prediction neurons of largest kurtosis over all seeds, by the calibrated cuts, of those
     whose class explains more than chance.
@@ -156,7 +140,7 @@ def processing_error(run: Run, seed: str, blocks: int = 2) -> float:
     """Largest difference between the logits of the processed and of the raw model after taking out each position's mean."""
     tokens = run.text.tokens[:blocks]
     raw = load_model(seed_source(run.params, seed))(tokens).logits
-    moved = circuits.processed_model(seed_source(run.params, seed))(tokens) - raw
+    moved = weights.processed_model(seed_source(run.params, seed))(tokens) - raw
     return float((moved - moved.mean(dim=-1, keepdim=True)).abs().max())
 
 

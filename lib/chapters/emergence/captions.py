@@ -44,14 +44,6 @@ def claims(table: pd.DataFrame) -> str:
     )
 
 
-def wrapped(table: pd.DataFrame) -> str:
-    """A table of sentences as HTML whose cells break, so that all columns can be seen at once."""
-    html = table.to_html(index=False, border=0)
-    return html.replace("<td>", '<td style="white-space: normal; text-align: left">').replace(
-        "<th>", '<th style="white-space: normal; text-align: left">'
-    )
-
-
 def _moment(point: str, time: Timeline) -> str:
     return f"{short(time.at[point])} {time.label.removeprefix('training ')}" if time.log else point
 

@@ -380,3 +380,33 @@ def importance_table(compared: pd.DataFrame) -> pd.DataFrame:
     for outcome, label in {"loss_change": "Δloss", "kl": "KL", "kl_per_power": "KL per power"}.items():
         columns[f"of {DRAWS} below in {label}"] = held[f"{outcome}_below"]
     return pd.DataFrame(columns)
+
+
+def property_agreement(table: pd.DataFrame, labels: dict[str, str]) -> Caption:
+    """Which properties of a neuron's writing weights does its best match share? `labels` names the columns."""
+    alt = "Dot plots of the correlation between a neuron's rank and its best match's for properties of writing weights, beside chance."
+    known = table[table["correlation"].notna()]
+    if known.empty:
+        return Caption(
+            "No property is known of both neurons of any pair",
+            "No pair of matched neurons has a property to compare.",
+            alt,
+        )
+    parts = []
+    for group, rows in known.groupby("group", sort=False):
+        beyond = rows["correlation"] > rows["chance_high"]
+        best = rows.loc[rows["correlation"].idxmax()]
+        parts.append(
+            f"For {group} neurons **{int(beyond.sum())}** of {count(len(rows), 'property').replace('propertys', 'properties')} correlate more than every permutation; most "
+            f"alike is the {labels[best['property']]} ({signed(best['correlation'])})."
+        )
+    entropy = known[(known["property"] == "entropy") & (known["group"] == "all")]
+    if len(entropy):
+        row = entropy.iloc[0]
+        verdict = "more often than chance" if row["correlation"] > row["chance_high"] else "no more often than chance"
+        parts.append(
+            f"Matches of neurons that satisfy the entropy rule satisfy it too {verdict} (correlation {signed(row['correlation'], 3)}, {p_words(row['p_value'])})."
+        )
+    best = known.loc[known["correlation"].idxmax()]
+    title = f"Best matches are most alike in the {labels[best['property']]}: {signed(best['correlation'])} ({best['group']} neurons)"
+    return Caption(title, " ".join(parts), f"{alt} {title}.")

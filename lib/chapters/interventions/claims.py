@@ -23,7 +23,7 @@ from lib.display.claims import (
     unmeasured,
 )
 
-CHAPTER = "05_weight_circuits"
+CHAPTER = "06_interventions"
 WEIGHTS, FIXED, ABLATED, PATHS, NORMS, SETS = (
     "causal_weights",
     "fixed_activation",

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from lib.base.errors import InputError, capital
 from lib.base.hub import seed_source
+from lib.base.tensors import write_table
 from lib.cache import kept
 from lib.chapters.interventions import candidates, heads, inputs, neuron_sets, single_neurons
 from lib.chapters.interventions.engine import PathAblation
@@ -198,3 +199,18 @@ def _made_from(run: Run, neurons: dict) -> dict:
         "tokens": run.text.tokens.numel(),
         "chosen": {name: [str(value) for value in values] for name, values in neurons.items()},
     }
+
+
+def write_circuits(run: Run, table: pd.DataFrame, weights: pd.DataFrame, effects: pd.DataFrame) -> pd.DataFrame:
+    """circuits.parquet: everything that the chapter says about a neuron, one row per neuron of every seed.
+
+    `table` is `role_table`'s; `weights` has more columns for the same neurons, of which those that the table has are
+    left out; `effects` has columns for those neurons of the reference seed (layer, neuron) that were intervened on,
+    which are missing for all others.
+    """
+    keys = ["seed", "layer", "neuron"]
+    new = [name for name in weights if name in keys or name not in table]
+    joined = table.merge(weights[new], on=keys, how="left", validate="one_to_one")
+    joined = joined.merge(effects.assign(seed=run.params.reference), on=keys, how="left", validate="one_to_one")
+    write_table(run.folder / "tables" / "circuits.parquet", joined)
+    return joined
