@@ -104,7 +104,7 @@ def product_dtype(vocabulary: int, dtype: torch.dtype) -> torch.dtype:
     """The type in which a *change* of the residual stream meets a large unembedding.
 
     With bf16 instructions that is bf16: its rounding, a few thousandths of the change, has no sign and leaves
-    no trace in a mean over thousands of tokens (tests/test_interventions.py).
+    no trace in a mean over thousands of tokens (tests/chapters/interventions/test_engine.py).
     """
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if fast and vocabulary >= LARGE and dtype == torch.float32 else dtype

@@ -18,6 +18,7 @@ from transformers import GPT2LMHeadModel
 
 from lib.base.errors import InputError
 from lib.base.files import file_sha256
+from lib.base.params import ROOT
 from lib.text.blocks import read_text
 from lib.training.bigram import Bigram
 from lib.training.gpt2 import Kernels, Shape, new_model, token_losses, training_loss
@@ -37,7 +38,6 @@ from lib.training.trainer import (
     stored_step,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "data" / "seeds"
 SMALL = Shape(vocab_size=50, context=12, n_layer=2, d_model=16, n_head=2, d_mlp=32)
 RECIPE = Recipe(batch=3, warmup_steps=4, shape=SMALL)
@@ -141,9 +141,9 @@ def test_training_is_transformers_with_plain_adamw(tmp_path, monkeypatch):
 KILLED = """
 import sys, time, torch
 sys.path.insert(0, {root!r})
-import lib.trainer
+import lib.training.trainer
 torch.set_num_threads(1)
-from tests.test_train import small_run
+from tests.training.test_train import small_run
 lib.training.trainer.SAVE_SECONDS = 0.2
 run = small_run(__import__("pathlib").Path({folder!r}))
 take = run._step

@@ -18,7 +18,6 @@ import pytest
 from bs4 import BeautifulSoup
 from conftest import needs_browser
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from test_ledger import make_tables
 
 from lib.base.params import ROOT
 from lib.base.tensors import write_table
@@ -27,6 +26,7 @@ from lib.display import plots
 from lib.display.captions import Caption
 from lib.display.html import gallery_html, neuron_table_html
 from lib.report import pages, render
+from tests.report.test_ledger import make_tables
 
 pytestmark = needs_browser
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}

@@ -28,7 +28,7 @@ from lib.base.tensors import write_table
 from lib.chapters.universality import properties
 from lib.report import __main__ as report
 from lib.report import archive, example, execute, pages, render, resolve
-from tests.test_params import is_sentence
+from tests.base.test_params import is_sentence
 
 pytestmark = pytest.mark.usefixtures("without_grouped_moments")
 

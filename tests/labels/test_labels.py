@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import TEXT, TOKENIZER
 from transformers import AutoTokenizer
 
 from lib.base.errors import InputError
@@ -11,7 +12,6 @@ from lib.labels.token_classes import TOKEN_CLASSES, TokenClass, looks, names, pr
 from lib.text import domains
 from lib.text import tokens as text_tokens
 from lib.text.blocks import Text, read_text
-from tests.conftest import TEXT, TOKENIZER
 
 # label: tokens that carry it / tokens that do not
 BY_HAND = {

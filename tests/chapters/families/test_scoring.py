@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import TEXT, TOKENIZER
 from transformers import AutoTokenizer
 
 from lib.base.errors import InputError
@@ -15,7 +16,6 @@ from lib.kernels.grouped import GroupedMoments, Places
 from lib.labels.labels import LabelSet, groupings, label_sets
 from lib.labels.syntax import linguistic_labels, read_linguistics
 from lib.text.blocks import read_text
-from tests.conftest import TEXT, TOKENIZER
 
 BLOCKS, NEURONS = 400, 48
 PLANTED = {  # label that the neuron answers to: family it must land in

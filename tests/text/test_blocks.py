@@ -10,9 +10,10 @@ from safetensors.torch import save_file
 
 from lib.base.errors import InputError
 from lib.base.files import file_sha256
+from lib.base.params import ROOT
 from lib.text.blocks import Text, counted_mask, read_text, write_text
 
-DATA = Path(__file__).parent.parent / "data"
+DATA = ROOT / "data"
 
 
 def small_text() -> Text:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import TEXT, TOKENIZER
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
@@ -24,7 +25,6 @@ from lib.labels.syntax import (
 )
 from lib.text.blocks import Text, packing_order, read_text
 from lib.text.tokens import token_bytes
-from tests.conftest import TEXT, TOKENIZER
 
 AWKWARD = {
     "emoji": "I 👩‍👩‍👧‍👦 love 🇩🇪🎉🎉 parties 😀😀, don't you?",

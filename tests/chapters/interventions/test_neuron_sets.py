@@ -6,8 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_causal import CONTEXT, LAYERS, NEURONS, small, with_w_out
-from test_causal import VOCABULARY as WORDS
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lib.chapters.interventions import captions, neuron_sets
@@ -16,6 +14,8 @@ from lib.chapters.interventions.neuron_sets import MOST, RANDOM, UNIVERSAL, Neur
 from lib.display.claims import UNKNOWN, Evidence
 from lib.models.processed import processed
 from lib.report import ledger
+from tests.chapters.interventions.test_tables import CONTEXT, LAYERS, NEURONS, small, with_w_out
+from tests.chapters.interventions.test_tables import VOCABULARY as WORDS
 
 VOCABULARY, WIDTH = 97, 40
 

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 
 from lib.base.errors import InputError
 from lib.base.files import file_sha256
+from lib.base.params import ROOT
 from lib.text.blocks import read_text
 from lib.training import corpus
 from lib.training.sources import ARCHIVES, Archive, Document, capped, plain, sqlite_files, unique, untagged, unwikied
 
-DATA = Path(__file__).parent.parent / "data"
+DATA = ROOT / "data"
 
 
 def made_up(domain: str, count: int, words: int = 40) -> list[Document]:

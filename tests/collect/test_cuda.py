@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 import torch
 from conftest import tables_of
-from test_train import RECIPE, small_tokens
 
 from lib.base.tensors import read_tensors
 from lib.kernels.fused import fastest_layer_statistics, layer_statistics, native_layer_statistics
@@ -13,6 +12,7 @@ from lib.labels.groupings import run_groupings
 from lib.models.weights import processed_model
 from lib.training.gpt2 import Kernels
 from lib.training.trainer import Machine, SeedRun
+from tests.training.test_train import RECIPE, small_tokens
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),

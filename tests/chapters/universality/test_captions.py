@@ -7,7 +7,7 @@ import pytest
 from lib.chapters.universality import captions, properties
 from lib.display.captions import GATED, Caption, count, p_words, percent
 from lib.models.weights import READING_COLUMNS
-from tests.test_figures import convergence_table, losses_table, made_up, matches_table
+from tests.chapters.universality.test_figures import convergence_table, losses_table, made_up, matches_table
 
 EVERY_CASE = pytest.mark.parametrize("threshold", [-1, 0.5, 0.93, 2], ids=["all", "some", "few", "none"])
 

@@ -23,7 +23,7 @@ from lib.base.params import ROOT
 from lib.lab import panels
 from lib.lab.widgets import LabelPanel, TextPanel, ThresholdPanel
 from lib.models.trunk import Trunk, load_model
-from tests.test_params import is_sentence
+from tests.base.test_params import is_sentence
 
 TEXTS = ["the", " The", " then", "42", " 1999", "\n", " a"]
 
