@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from lib.base.errors import InputError, told
+from lib.base.errors import InputError, exit_on_input_error
 from lib.base.params import read_params
 from lib.report.example import WINDOW, headless
 
@@ -33,7 +33,7 @@ def views(browser, address: str) -> tuple[float, float]:
         return painted / 1000, complete
 
 
-@told
+@exit_on_input_error
 def main(arguments: list[str] | None = None) -> int:
     """Command line: the folder of a run with a finished report."""
     given = sys.argv[1:] if arguments is None else arguments

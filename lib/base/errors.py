@@ -1,4 +1,4 @@
-"""The one error that users are meant to read: bad input, told in one sentence."""
+"""The one error that users are meant to read: bad input, in one sentence."""
 
 import sys
 from collections.abc import Callable, Iterable
@@ -9,8 +9,8 @@ class InputError(Exception):
     """Something the user gave cannot be used; the message is one sentence naming it and what is allowed."""
 
 
-def told(main: Callable[..., int]) -> Callable[..., int]:
-    """A command line that tells an InputError as its one sentence on stderr and returns 2."""
+def exit_on_input_error(main: Callable[..., int]) -> Callable[..., int]:
+    """Print an InputError to stderr and return 2."""
 
     @wraps(main)
     def command(*arguments) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from lib.base.errors import InputError, told
+from lib.base.errors import InputError, exit_on_input_error
 from lib.base.hub import seed_config
 from lib.base.machine import device_of
 from lib.base.params import Params, read_params
@@ -302,7 +302,7 @@ def lines(params: Params) -> list[str]:
     return told + lacking
 
 
-@told
+@exit_on_input_error
 def main(arguments: list[str] | None = None) -> int:
     """Command line: one parameter file, and what `make` says instead of it; 0 on success, 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m lib.collect.forecast", description=__doc__.splitlines()[0])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lib.base.errors import InputError, told
+from lib.base.errors import InputError, exit_on_input_error
 from lib.base.files import alone, write_json
 from lib.base.machine import device_name, device_of
 from lib.base.params import read_params
@@ -255,7 +255,7 @@ def _loops(device: torch.device, precision: str) -> str:
     return "C++" if native.libraries() else "torch"
 
 
-@told
+@exit_on_input_error
 def main() -> int:
     """Command line: one parameter file, as resolved by `lib.report.steps resolve`."""
     if len(sys.argv) != 2:

@@ -8,7 +8,7 @@ import errno
 import sys
 from pathlib import Path
 
-from lib.base.errors import told
+from lib.base.errors import exit_on_input_error
 from lib.report.execute import NotebookError, execute
 from lib.report.render import render
 from lib.report.resolve import resolve
@@ -30,7 +30,7 @@ def _arguments() -> argparse.ArgumentParser:
     return parser
 
 
-@told
+@exit_on_input_error
 def main(arguments: list[str] | None = None) -> int:
     """Command line; 0 on success, 2 for bad input, 1 for a notebook that fails."""
     given = _arguments().parse_args(arguments)

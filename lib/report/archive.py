@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from lib.base.errors import InputError, listed, told
+from lib.base.errors import InputError, exit_on_input_error, listed
 from lib.base.files import write_atomically
 
 FILES = ("params.yaml", "provenance.json")
@@ -66,7 +66,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(entry, io.BytesIO(data))
 
 
-@told
+@exit_on_input_error
 def main(arguments: list[str] | None = None) -> int:
     """Command line: the folder of a run; prints the path of its archive."""
     given = sys.argv[1:] if arguments is None else arguments

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from lib.base.errors import InputError, told
+from lib.base.errors import InputError, exit_on_input_error
 from lib.base.params import OUTPUTS, ROOT, read_params
 from lib.display.plots import in_few_colours
 from lib.report.archive import contents
@@ -104,7 +104,7 @@ def say_what_is_missing(page: Path) -> None:
     page.write_text(text.replace("</h1>", f"</h1>\n{REDUCED}", 1))
 
 
-@told
+@exit_on_input_error
 def main(arguments: list[str] | None = None) -> int:
     """Command line: the folder of a run."""
     given = sys.argv[1:] if arguments is None else arguments

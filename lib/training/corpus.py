@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from lib.base.errors import InputError, told
+from lib.base.errors import InputError, exit_on_input_error
 from lib.base.files import file_sha256
 from lib.text.blocks import SHUFFLE_SEED, Text, packing_order, write_text
 from lib.training.sources import ARCHIVES, MB, Archive, Document, documents, hash_order, licences, size
@@ -275,7 +275,7 @@ def ship(out: Path, data: Path) -> None:
         shutil.copytree(out / folder, data / folder, dirs_exist_ok=True)
 
 
-@told
+@exit_on_input_error
 def main() -> int:
     """Command line; returns 0, or 2 after one sentence about what the user can mend."""
     parser = argparse.ArgumentParser(

@@ -42,7 +42,7 @@ from typing import IO
 import torch
 from transformers import GPT2LMHeadModel
 
-from lib.base.errors import InputError, told
+from lib.base.errors import InputError, exit_on_input_error
 from lib.base.files import file_sha256
 from lib.base.machine import device_name
 from lib.text.blocks import Text, read_text
@@ -346,7 +346,7 @@ def locked(folder: Path) -> IO[str]:
     return file
 
 
-@told
+@exit_on_input_error
 def main(arguments: list[str]) -> int:
     """Command line (`--help`): 0 when all is trained, 2 for bad input, 143 when it was asked to stop."""
     options = parsed(arguments)

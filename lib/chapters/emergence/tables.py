@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from lib.base import params as parameters
-from lib.base.errors import InputError, told
+from lib.base.errors import InputError, exit_on_input_error
 from lib.base.files import file_sha256, write_json
 from lib.base.hub import seed_folder, seed_source, weights_sha256
 from lib.base.params import Params, read_params
@@ -301,7 +301,7 @@ def export(folder: Path, to: Path) -> None:
     write_table(to / "neurons.parquet", neurons)
 
 
-@told
+@exit_on_input_error
 def main(arguments: list[str] | None = None) -> int:
     """Command line; 0 on success, 2 for bad input."""
     parser = argparse.ArgumentParser(

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lib.base.errors import InputError, told
+from lib.base.errors import InputError, exit_on_input_error
 from lib.base.files import file_sha256, write_json
 from lib.base.params import read_params
 from lib.base.tensors import write_table
@@ -206,7 +206,7 @@ def compare(run: Run, path: Path | None = None) -> pd.DataFrame:
     return table
 
 
-@told
+@exit_on_input_error
 def main(arguments: list[str]) -> int:
     """Command line: a parameter file as resolved, and a published table unless the run keeps one."""
     if not arguments or len(arguments) > 2 or arguments[1:] == [""]:

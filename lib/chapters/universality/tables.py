@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from lib.base.errors import told
+from lib.base.errors import exit_on_input_error
 from lib.base.files import write_json
 from lib.base.hub import seed_source
 from lib.base.machine import device_of
@@ -212,7 +212,7 @@ def convergence_table(run: Run, made: dict[str, pd.DataFrame], snapshots: pd.Dat
     return table[["seed", "tokens", "layer", "neuron", "mean_corr", "baseline", "excess_corr"]]
 
 
-@told
+@exit_on_input_error
 def main() -> int:
     """Command line: one parameter file, as resolved by `lib.report.steps resolve`."""
     if len(sys.argv) != 2:
