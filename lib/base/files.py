@@ -27,7 +27,7 @@ def write_atomically(path: Path, write) -> None:
 
     A full disk, or a place where nothing can be written, raises InputError; what was there before stays.
     """
-    temporary = path.with_name(path.name + ".writing")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.writing")  # two processes may write the same file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
