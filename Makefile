@@ -16,6 +16,7 @@ PUBLISHED_TOKENS =
 STEPS =
 KEEP =
 EXPORT =
+INTO =
 SEED_TOKENS = 174587904
 PYTHON = python3.11
 VENV = .venv
@@ -38,7 +39,7 @@ EXECUTED := $(CHAPTERS:notebooks/%=$(OUT)/notebooks/%)
 EXECUTED += $(patsubst %,$(OUT)/notebooks/published.ipynb,$(wildcard $(OUT)/tables/published.parquet))
 # What makes a chapter again (docs/layout.md): code of the rooms above lib/chapters/, of its own folder, and of the
 # chapters before it whatever computes. What makes the pages again: lib/report/ and all claims.
-ABOVE := $(wildcard lib/*.py $(foreach room,base kernels text models labels collect display,lib/$(room)/*.py) lib/kernels/*.cpp lib/kernels/*.h)
+ABOVE := $(wildcard lib/*.py $(foreach room,base kernels text models labels collect display,lib/$(room)/*.py lib/$(room)/*.yaml) lib/kernels/*.cpp lib/kernels/*.h)
 PAGES := $(wildcard lib/report/*.py lib/report/templates/* lib/chapters/*/claims.py bench/*.json)
 FOLDERS := universality families circuits interventions emergence published
 NUMBERS_universality := 01_% 02_% 03_%
@@ -65,8 +66,8 @@ compare: $(OUT)/tables/done.json ## a published per-neuron table beside the run'
 archive: $(READY) ## a finished run as one file to share, with checksums; [RUN=tiny]
 	@$(PY) -m lib.report.archive $(OUT)
 
-example: $(OUT)/report/index.html ## the example report in outputs/example, from a finished run; [RUN=tiny]
-	@$(PY) -m lib.report.example $(OUT)
+example: $(OUT)/report/index.html ## a reduced copy of a finished run, as the repository keeps it; [RUN=tiny] [INTO=outputs/example]
+	@$(PY) -m lib.report.example $(OUT) $(if $(INTO),--into '$(INTO)')
 
 plan: $(READY) ## memory, passes, disk and time that a run will take; [RUN=tiny] [SEED=a] [TOKENS=1000000] [PARAMS=path.yaml]
 	@$(PY) -m lib.collect.forecast '$(PARAMS)' --run '$(RUN)' $(if $(SEED),--seed '$(SEED)') $(if $(TOKENS),--tokens '$(TOKENS)')

@@ -85,6 +85,8 @@ def code_of(module: str) -> str:
     modules = _behind(module)
     for name in sorted(modules):
         digest.update(f"{name}\n{_parsed(name)[0]}\n".encode())
+        table = _path(name).with_suffix(".yaml")  # a module's data, which stands beside it
+        digest.update(table.read_bytes() if table.is_file() else b"")
     if any(name.startswith("lib.kernels.") for name in modules):
         for pattern in NATIVE:
             for path in sorted((parameters.ROOT / "lib" / "kernels").glob(pattern)):

