@@ -1,14 +1,29 @@
 """Labels of tokens: every class on tokens picked by hand, unigram variants, shifts, domains, places in words."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from conftest import TEXT, TOKENIZER
 from transformers import AutoTokenizer
 
+from lib import cache
+from lib.base import params as parameters
 from lib.base.errors import InputError
 from lib.labels import labels
-from lib.labels.token_classes import TOKEN_CLASSES, TokenClass, looks, names, prefixes, suffixes, words
+from lib.labels.token_classes import (
+    TOKEN_CLASSES,
+    TokenClass,
+    first_letters,
+    looks,
+    names,
+    prefixes,
+    read_token_classes,
+    signs,
+    suffixes,
+    words,
+)
 from lib.text import domains
 from lib.text import tokens as text_tokens
 from lib.text.blocks import Text, read_text
@@ -74,7 +89,7 @@ def text() -> Text:
     return read_text(TEXT).take(200 * 256)
 
 
-def test_every_class_on_tokens_picked_by_hand():
+def test_token_classes_on_tokens_picked_by_hand():
     table = {one.label: one for one in TOKEN_CLASSES}
     assert len(table) == len(TOKEN_CLASSES) > 300, "several hundred, names unique"
     for label, (inside, outside) in BY_HAND.items():
@@ -92,8 +107,62 @@ def test_every_class_on_tokens_picked_by_hand():
         (prefixes("re")[0], [" redo"], [" are"]),
     ],
 )
-def test_each_form_of_a_line(one, inside, outside):
+def test_each_kind_of_entry(one, inside, outside):
     assert all(one.members(inside)) and not any(one.members(outside))
+
+
+def test_table_of_token_classes_gives_one_class_per_entry_or_item(tmp_path):
+    (tmp_path / "table.yaml").write_text(
+        """
+        # a comment
+        - {label: no, looks: ' ?\\d+'}
+        - label: "yes, yes"
+          words: >-
+            yes on
+            true
+        - {label: town, names: New_York}
+        - {label: comma, signs: ','}
+        - suffixes: ing ed
+        - prefixes: un
+        - first_letters: ab
+        """
+    )
+    expected = [looks("no", r" ?\d+"), words("yes, yes", "yes on true"), names("town", "New_York"), signs("comma", ",")]
+    expected += [*suffixes("ing ed"), *prefixes("un"), *first_letters("ab")]
+    assert read_token_classes(tmp_path / "table.yaml") == tuple(expected)
+
+
+@pytest.mark.parametrize(
+    "entries, message",
+    [
+        ("- {label: x, looks: '('}", r"token class 'x' has the pattern '\(', which is not a regular expression"),
+        ("- {label: x, looks: a}\n- {label: x, words: b}", "table.yaml gives the label 'x' twice"),
+        ("- suffixes: ed ed", "table.yaml gives the label 'ends with -ed' twice"),
+        (
+            "- {label: x, sounds: a}",
+            r"table.yaml has the entry \{'label': 'x', 'sounds': 'a'\}; an entry is a label with",
+        ),
+        ("- {words: a}", "table.yaml has the entry"),
+        ("- {label: x, words: [a, b]}", "table.yaml has the entry"),
+        ("x: a", "table.yaml has the entry"),
+        ("\n- {label: x", "table.yaml, line 2: not valid YAML"),
+    ],
+)
+def test_bad_table_of_token_classes_is_refused_in_one_sentence(tmp_path, entries, message):
+    (tmp_path / "table.yaml").write_text(entries)
+    with pytest.raises(InputError, match=message) as refused:
+        read_token_classes(tmp_path / "table.yaml")
+    assert str(refused.value).endswith(".") and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("tables", ["families", "circuits"])
+def test_families_and_roles_are_made_again_after_an_edit_of_the_token_classes(tmp_path, monkeypatch, tables):
+    shutil.copytree(parameters.ROOT / "lib", tmp_path / "lib", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(parameters, "ROOT", tmp_path)
+    before = cache.code_of(f"lib.chapters.{tables}.tables")
+    with (tmp_path / "lib" / "labels" / "token_classes.yaml").open("a") as table:
+        table.write("- {label: x, words: y}\n")
+    assert cache.code_of(f"lib.chapters.{tables}.tables") != before
 
 
 def test_token_strings_are_exact_bytes(tokenizer):
@@ -131,7 +200,7 @@ def test_token_labels_of_the_shipped_tokeniser(text, tokenizer):
     assert again.labels.equals(made.labels) and (again.member == made.member).all()
 
 
-def test_one_line_by_a_user_is_picked_up_everywhere(text, tokenizer):
+def test_added_token_class_labels_current_previous_and_next_token(text, tokenizer):
     table = (*TOKEN_CLASSES, words("mine", "whale sea ship"))
     sets = {one.grouping: one for one in labels.label_sets(text, tokenizer, table)}
     for grouping, name in (("token", "mine"), ("previous_token", "previous: mine"), ("next_token", "next: mine")):
