@@ -1,7 +1,7 @@
-"""How soon a reader sees a finished report: `python -m bench.pages outputs/<run>` prints one line a page and the report's size.
+"""How soon a reader sees a finished report: `python -m bench.pages outputs/<run>` prints a line a page and its size.
 
-Every page is opened from disk in a fresh profile of headless Chromium, some times in turn; given are the median and the slowest
-time from asking for it to its first paint, and to everything being there: the page loaded, a neuron complete with its contexts.
+Every page is opened several times, from disk and in a fresh profile of headless Chromium. A line has the median and the
+slowest time to the first paint, and to the complete page (a neuron with its contexts).
 """
 
 import statistics
@@ -9,9 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+from lib.base.browser import WINDOW, headless
 from lib.base.errors import InputError, exit_on_input_error
 from lib.base.params import read_params
-from lib.report.example import WINDOW, headless
 
 ROUNDS = 5
 PAINTED = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
@@ -26,9 +26,8 @@ def views(browser, address: str) -> tuple[float, float]:
         if "#" in address:
             page.wait_for_selector(f'#card[data-complete="{address.split("#")[1]}"]')
         complete = time.perf_counter() - started
-        while (
-            painted := page.evaluate(PAINTED)
-        ) is None:  # the pages' own policy forbids Playwright to wait for an expression
+        # the pages' own policy forbids Playwright to wait for an expression
+        while (painted := page.evaluate(PAINTED)) is None:
             page.wait_for_timeout(10)
         return painted / 1000, complete
 

@@ -13,11 +13,11 @@ import torch
 from local_hub import LocalHub
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from lib.base.browser import FLAGS, chromium
 from lib.base.params import ROOT, Params
 from lib.chapters.universality.tables import tabulate
 from lib.collect.passes import collect
 from lib.kernels.fused import fastest_layer_statistics, layer_statistics
-from lib.report.example import QUIET, chromium
 from lib.run import Run
 from lib.text.blocks import read_text
 
@@ -44,7 +44,7 @@ def browser():
     """Headless Chromium, driven by Playwright."""
     driver = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
     with driver.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield chromium
         chromium.close()
 
@@ -93,7 +93,7 @@ def tables_of(run: Run) -> dict[str, pd.DataFrame]:
     """A run's first tables, after its pass."""
     collect(run)
     tabulate(run)
-    return {path.stem: pd.read_parquet(path) for path in (run.folder / "tables").glob("*.parquet")}
+    return {path.stem: run.table(path.stem) for path in (run.folder / "tables").glob("*.parquet")}
 
 
 def permuted(model: GPT2LMHeadModel, seed: int) -> tuple[GPT2LMHeadModel, list[torch.Tensor]]:

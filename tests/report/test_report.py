@@ -367,6 +367,32 @@ def test_the_example_says_what_it_lacks_and_links_to_nothing_that_it_lacks(tmp_p
     )
 
 
+def test_the_example_replaces_only_an_earlier_example(tmp_path):
+    run, into = tmp_path / "run", tmp_path / "into"
+    run.mkdir()
+    example.refuse_other_folder(into, run)  # a new folder
+    into.mkdir()
+    example.refuse_other_folder(into, run)  # an empty one
+    (into / "report").mkdir()
+    (into / "screenshots").mkdir()
+    example.refuse_other_folder(into, run)
+    (into / "notes.txt").touch()
+    (tmp_path / "file").touch()
+    for folder, expected in (
+        (into, "it has notes.txt"),
+        (tmp_path / "file", "is a file"),
+        (run, "must not lie in the run"),
+        (tmp_path, "is not an example report"),
+    ):
+        with pytest.raises(InputError, match=expected) as error:
+            example.refuse_other_folder(folder, run)
+        assert is_sentence(str(error.value))
+    (into / "notes.txt").unlink()
+    (into / "screenshots").rmdir()
+    with pytest.raises(InputError, match="it has no screenshots"):
+        example.refuse_other_folder(into, run)
+
+
 def test_archive_of_a_report_made_with_other_parameters_is_refused(complete, capsys):
     params = complete / "params.yaml"
     before = params.read_text()
