@@ -62,7 +62,7 @@ def refuse_other_statistics(params: Params, text: Path | None) -> None:
         return
     ways_out = f"choose another name with RUN=…, or delete it with `make clean RUN={params.run}`."
     differences = [
-        f"{name} = {parameters.shown(made_with.get(name))} (now {parameters.shown(value)})"
+        f"{name} = {parameters.quoted(made_with.get(name))} (now {parameters.quoted(value)})"
         for name, value in params.statistics_key.items()
         if made_with.get(name) != value
     ]

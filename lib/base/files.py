@@ -1,4 +1,4 @@
-"""Files, without importing torch: read as JSON, hashed, written whole or not at all, and only where their content changed."""
+"""Files: read as JSON, hashed, written completely or not at all, and locked for one process. Imports no torch."""
 
 import contextlib
 import errno
@@ -6,14 +6,22 @@ import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lib.base.errors import InputError
 
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # errors of file systems that cannot lock
+
 
 def read_json(path: Path) -> dict:
-    """A JSON file's content; nothing of one that is not there."""
+    """A JSON file's content; {} for a file that does not exist."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Saves a dictionary as indented JSON, atomically."""
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))
 
 
 def file_sha256(path: Path | str) -> str:
@@ -22,10 +30,10 @@ def file_sha256(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_atomically(path: Path, write) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Calls write(temporary path) and renames: the file at `path` is the old or the new one, never half of it.
 
-    A full disk, or a place where nothing can be written, raises InputError; what was there before stays.
+    InputError for a full disk or a path that cannot be written; the old file stays.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.writing")  # two processes may write the same file
     try:
@@ -35,11 +43,10 @@ def write_atomically(path: Path, write) -> None:
     except Exception as error:
         if temporary.exists():
             temporary.unlink()
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        if full:
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
             raise InputError(
                 f"no space left on the disk while writing {path}; free some and run the same command again, "
-                "it goes on from the last saved state."
+                "it resumes from the last saved state."
             ) from error
         if isinstance(error, OSError):
             raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
@@ -47,27 +54,28 @@ def write_atomically(path: Path, write) -> None:
 
 
 def write_if_changed(path: Path, content: str) -> None:
-    """Writes a text file atomically unless it has this content already, so that its time tells a change to make."""
+    """Writes a text file atomically unless it has this content, so that `make` sees a new time only after a change."""
     if not path.exists() or path.read_text(encoding="utf-8") != content:
         write_atomically(path, lambda temporary: temporary.write_text(content, encoding="utf-8"))
 
 
 @contextlib.contextmanager
-def alone(folder: Path, busy: str | None = None):
-    """Waits until no other process is in a block of this kind for the same folder, or raises InputError with the sentence `busy`; a
-    process that dies leaves it. With `busy`, file systems that cannot lock are let pass."""
+def locked(folder: Path, busy: str | None = None) -> Iterator[None]:
+    """Holds the lock of a folder, which a process that dies releases.
+
+    Waits while another process holds it or, with `busy`, raises InputError with that sentence, in which `{pid}` is the
+    other process's id. With `busy`, a file system that cannot lock is accepted.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "a") as file:
+    with open(folder / "lock", "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
         except BlockingIOError as error:
-            raise InputError(busy) from error
+            file.seek(0)
+            raise InputError(busy.replace("{pid}", file.read().strip())) from error
         except OSError as error:
-            if not busy or error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            if not busy or error.errno not in NO_LOCKS:
                 raise
+        file.truncate(0)
+        print(os.getpid(), file=file, flush=True)
         yield
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Saves a dictionary as indented JSON, atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))

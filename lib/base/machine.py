@@ -9,8 +9,15 @@ import torch
 from lib.base.params import Params
 
 
+def device_of(params: Params) -> torch.device:
+    """The device a run uses; `auto` is a GPU if there is one. Each of several processes has its own GPU."""
+    if params.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
 def device_name(device: torch.device) -> str:
-    """The processor as its maker names it, with the number of cores or GPUs used."""
+    """The GPU's name, or the processor's with the number of threads used."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
@@ -20,7 +27,7 @@ def device_name(device: torch.device) -> str:
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes that a run may take on a GPU, or on this machine (or in its control group, where that is less)."""
+    """Free bytes on a GPU, or on this machine, at most the limit of this process's control group."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     info = Path("/proc/meminfo")
@@ -29,11 +36,11 @@ def free_memory(device: torch.device) -> float:
         free = int(lines["MemAvailable"].split()[0]) * 1024
     else:
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
-    return min([free, *_group_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+    return min([free, *control_group_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
 
 
-def _group_limits(groups: Path, root: Path) -> list[float]:
-    """Limits in bytes of this process's control groups, as Slurm or a container sets them: those of its own group and of all above it."""
+def control_group_limits(groups: Path, root: Path) -> list[float]:
+    """Memory limits in bytes of this process's control group and all above it, as Slurm or a container sets them."""
     found = []
     for line in groups.read_text().splitlines() if groups.exists() else ():
         _, controllers, own = line.split(":", 2)
@@ -46,10 +53,3 @@ def _group_limits(groups: Path, root: Path) -> list[float]:
             if folder.is_relative_to(top) and limit.is_file() and (allowed := limit.read_text().strip()) != "max":
                 found.append(float(allowed))
     return found
-
-
-def device_of(params: Params) -> torch.device:
-    """The device a run uses; `auto` is the first GPU, else the CPU. Each of several processes has a GPU of its own."""
-    if params.device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

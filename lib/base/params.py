@@ -1,7 +1,7 @@
-"""A run's parameters: from a YAML file, and what overrides it, to one checked and frozen object.
+"""A run's parameters: from a YAML file and overrides to one checked and frozen object.
 
-Every way to get them wrong ends in one InputError sentence that names the key, its value and what is allowed.
-Relative paths in a parameter file start at the repository's root, wherever the file lies.
+Every mistake ends in one InputError sentence that names the key, its value and what is allowed. Relative paths in a
+parameter file start at the repository's root, wherever the file is.
 """
 
 import difflib
@@ -18,40 +18,36 @@ from lib.base.files import write_if_changed
 
 ROOT = Path(__file__).resolve().parents[2]
 OUTPUTS = ROOT / "outputs"
+CACHE = "cache"  # the folder in outputs/ that all runs share, hence not a run's name
 
-# What the pass over the text depends on; everything else is algebra on its statistics.
+# Keys that the pass over the text depends on; everything else is algebra on its statistics.
 STATISTICS_KEYS = ("seeds", "revision", "text", "context", "token_budget", "random_seed", "precision", "compare")
 
-_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_SEED = re.compile(r"[A-Za-z0-9_-]+")
+_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SEED_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_CHECKED = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-CACHE = "cache"  # the folder in outputs/ that all runs share, hence no run's name
+
+def _optional(description: str) -> Any:
+    return Field(None, min_length=1, description=description)
 
 
 class TextSource(BaseModel):
     """Documents that the run tokenises itself: a dataset on the Hub, or local files."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = _CHECKED
 
-    dataset: str | None = Field(None, min_length=1, description="the id of a dataset on the Hub, `owner/name`")
-    files: str | None = Field(
-        None,
-        min_length=1,
-        description="the path of a .jsonl, .jsonl.zst, .txt or .parquet file, a folder or a glob of them",
+    dataset: str | None = _optional("the id of a dataset on the Hub, `owner/name`")
+    files: str | None = _optional("the path of a .jsonl, .jsonl.zst, .txt or .parquet file, a folder or a glob of them")
+    subset: str | None = _optional("the name of one of the dataset's subsets")
+    split: str | None = _optional("the name of one of the dataset's splits")
+    data_files: str | None = _optional(
+        "the path or glob of the split's files, if the dataset does not declare its splits"
     )
-    subset: str | None = Field(None, min_length=1, description="the name of one of the dataset's subsets")
-    split: str | None = Field(None, min_length=1, description="the name of one of the dataset's splits")
-    data_files: str | None = Field(
-        None,
-        min_length=1,
-        description="the path or glob of the split's files in the dataset, where it does not declare them",
-    )
-    revision: str | None = Field(None, min_length=1, description="a branch, tag or commit of the dataset, in quotes")
+    revision: str | None = _optional("a branch, tag or commit of the dataset, in quotes")
     field: str = Field("text", min_length=1, description="the name of the field that holds a document's text")
-    domain: str | None = Field(
-        None, min_length=1, description="the name of the field that holds a document's domain, such as `meta.source`"
-    )
+    domain: str | None = _optional("the name of the field that holds a document's domain, such as `meta.source`")
 
     @field_validator("dataset")
     @classmethod
@@ -61,7 +57,7 @@ class TextSource(BaseModel):
         return dataset
 
     @model_validator(mode="after")
-    def _agree(self) -> "TextSource":
+    def _keys_agree(self) -> "TextSource":
         if (self.dataset is None) == (self.files is None):
             raise InputError("text must have one of the keys dataset and files")
         if self.dataset is not None and self.split is None:
@@ -85,9 +81,9 @@ class TextSource(BaseModel):
 
 
 class Params(BaseModel):
-    """One run's parameters (DESIGN, params/<run>.yaml). A field's description is what its value may be."""
+    """One run's parameters, params/<run>.yaml. A field's description says which values are allowed."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = _CHECKED
 
     run: str = Field(description="a folder name of letters, digits, '.', '_' and '-', other than 'cache'")
     seeds: dict[str, str] = Field(
@@ -101,8 +97,8 @@ class Params(BaseModel):
     )
     reference: str = Field(description="the name of one of the seeds")
     text: str | TextSource = Field(
-        description="the path of a token file or of .jsonl, .jsonl.zst, .txt or .parquet files, or a mapping with the keys "
-        'dataset and split, or files (README.md, "Text")'
+        description="the path of a token file or of .jsonl, .jsonl.zst, .txt or .parquet files, or a mapping with the "
+        "keys dataset and split, or files (docs/models-and-text.md)"
     )
     context: int = Field(ge=3, description="a whole number of tokens, 3 or more")
     token_budget: int = Field(description="a whole number of tokens, at least one context")
@@ -121,7 +117,7 @@ class Params(BaseModel):
     @field_validator("run")
     @classmethod
     def _is_folder_name(cls, run: str) -> str:
-        if not _RUN.fullmatch(run) or run == CACHE:
+        if not _RUN_NAME.fullmatch(run) or run == CACHE:
             raise ValueError
         return run
 
@@ -132,18 +128,12 @@ class Params(BaseModel):
             if text == "":
                 raise ValueError
             return text
-        unnamed = next((key for key in text if not isinstance(key, str)), None)
-        if unnamed is not None:
-            raise InputError(_unknown(unnamed, text[unnamed], TextSource, "text."))
-        try:
-            return TextSource(**text)
-        except ValidationError as error:
-            raise InputError(_sentence(error, text, TextSource, "text.")) from None
+        return _checked(TextSource, text, "text.")
 
     @field_validator("seeds")
     @classmethod
     def _are_different_models(cls, seeds: dict[str, str]) -> dict[str, str]:
-        named = all(_SEED.fullmatch(name) and source.strip() for name, source in seeds.items())
+        named = all(_SEED_NAME.fullmatch(name) and source.strip() for name, source in seeds.items())
         if len(seeds) < 2 or not named:
             raise ValueError
         return seeds
@@ -157,7 +147,7 @@ class Params(BaseModel):
         return revision
 
     @model_validator(mode="after")
-    def _agree(self) -> "Params":
+    def _keys_agree(self) -> "Params":
         if self.reference not in self.seeds:
             raise InputError(
                 f"reference is {self.reference!r}, but must be the name of one of the seeds ({listed(self.seeds)})"
@@ -173,7 +163,7 @@ class Params(BaseModel):
         return self
 
     def _refuse(self, key: str) -> None:
-        raise InputError(f"{key} is {shown(getattr(self, key))}, but must be {Params.model_fields[key].description}")
+        raise InputError(f"{key} is {quoted(getattr(self, key))}, but must be {Params.model_fields[key].description}")
 
     @property
     def folder(self) -> Path:
@@ -220,24 +210,22 @@ class Params(BaseModel):
 def read_params(path: str | Path, **overrides: Any) -> Params:
     """The parameters in a YAML file, with `overrides` that are not None instead of the file's values.
 
-    Raises InputError, in one sentence, for a file that cannot be read and for any key or value not allowed.
+    InputError for a file that cannot be read and for every key or value that is not allowed.
     """
     values = _read_mapping(Path(path)) | {name: value for name, value in overrides.items() if value is not None}
     try:
-        return Params(**values)
-    except ValidationError as error:
-        raise InputError(f"{path}: {_sentence(error, values)}.") from None
+        return _checked(Params, values)
     except InputError as error:
         raise InputError(f"{path}: {error}.") from None
 
 
 def write_params(params: Params, path: Path) -> None:
-    """Writes parameters as YAML, without touching a file that already says the same."""
+    """Writes parameters as YAML, unless the file holds them already."""
     write_if_changed(path, _as_yaml(params.model_dump(exclude_none=True)))
 
 
 def write_statistics_key(params: Params, path: Path) -> None:
-    """Writes the part of the parameters that the pass depends on, without touching a file that says the same."""
+    """Writes the parameters that the pass depends on as YAML, unless the file holds them already."""
     write_if_changed(path, _as_yaml(params.statistics_key))
 
 
@@ -250,7 +238,7 @@ def _as_yaml(values: dict) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key given twice, of which plain YAML silently keeps the last."""
+    """Refuses a key that is given twice; plain YAML would keep the last one."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -281,31 +269,34 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: a parameter file holds lines `key: value`, with the keys {listed(Params.model_fields)}."
         )
-    unnamed = next((key for key in values if not isinstance(key, str)), None)
-    if unnamed is not None:
-        raise InputError(f"{path}: {_unknown(unnamed, values[unnamed])}.")
     return values
 
 
-def _sentence(error: ValidationError, values: dict[str, Any], model: type[BaseModel] = Params, under: str = "") -> str:
-    """The first thing that is wrong, unknown keys before others, without its full stop; `under` prefixes keys."""
-    first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+def _checked(model: type[BaseModel], values: dict[Any, Any], prefix: str = "") -> Any:
+    """The model of these values; InputError, without a full stop, on the first mistake. `prefix` goes before keys."""
+    unnamed = next((key for key in values if not isinstance(key, str)), None)
+    if unnamed is not None:
+        raise InputError(_unknown_key(model, unnamed, values[unnamed], prefix))
+    try:
+        return model(**values)
+    except ValidationError as error:
+        first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")  # unknown keys first
     key = first["loc"][0]
     if first["type"] == "extra_forbidden":
-        return _unknown(key, values[key], model, under)
+        raise InputError(_unknown_key(model, key, values[key], prefix))
     allowed = model.model_fields[key].description
     if first["type"] == "missing":
-        return f"key '{under}{key}' is missing; it must be {allowed}"
-    return f"{under}{key} is {shown(values[key])}, but must be {allowed}"
+        raise InputError(f"key '{prefix}{key}' is missing; it must be {allowed}")
+    raise InputError(f"{prefix}{key} is {quoted(values[key])}, but must be {allowed}")
 
 
-def _unknown(key: Any, value: Any, model: type[BaseModel] = Params, under: str = "") -> str:
+def _unknown_key(model: type[BaseModel], key: Any, value: Any, prefix: str) -> str:
     close = difflib.get_close_matches(str(key), model.model_fields, n=1)
     meant = f" (did you mean '{close[0]}'?)" if close else ""
-    return f"unknown key '{under}{key}' with value {shown(value)}{meant}; allowed are {listed(model.model_fields)}"
+    return f"unknown key '{prefix}{key}' with value {quoted(value)}{meant}; allowed are {listed(model.model_fields)}"
 
 
-def shown(value: Any) -> str:
-    """A value as its YAML, short enough for a sentence."""
-    shown = json.dumps(value, ensure_ascii=False, default=str) if not isinstance(value, str) else repr(value)
-    return shown if len(shown) <= 120 else shown[:117] + "…"
+def quoted(value: Any) -> str:
+    """A value as in YAML, at most 120 characters of it, for a sentence."""
+    text = repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 120 else text[:117] + "…"

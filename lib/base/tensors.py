@@ -1,4 +1,4 @@
-"""Tensors and tables on disk: safetensors and Parquet, written whole or not at all, read in parts."""
+"""Tensors and tables on disk: safetensors and Parquet, written completely or not at all, read in parts."""
 
 from pathlib import Path
 
@@ -22,14 +22,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise InputError(f"{path} is corrupt ({error}); delete it and run again.") from error
+        raise _corrupt(path, error) from error
 
 
 class TensorFiles:
-    """The tensors of several safetensors files, mapped into memory and read in parts, so that none is loaded whole.
-
-    InputError for a corrupt file.
-    """
+    """Tensors of several safetensors files, memory-mapped and read in parts; InputError for a corrupt file."""
 
     def __init__(self, paths: list[Path]):
         self._file = {}
@@ -37,7 +34,7 @@ class TensorFiles:
             try:
                 opened = safe_open(path, "pt")
             except SafetensorError as error:
-                raise InputError(f"{path} is corrupt ({error}); delete it and run again.") from error
+                raise _corrupt(path, error) from error
             self._file |= {name: opened for name in opened.keys()}
 
     def names(self) -> list[str]:
@@ -53,13 +50,17 @@ class TensorFiles:
         return self._file[name].get_slice(name)[index : index + 1][0]
 
 
+def _corrupt(path: Path, error: SafetensorError) -> InputError:
+    return InputError(f"{path} is corrupt ({error}); delete it and run again.")
+
+
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Saves a table as Parquet, atomically."""
     write_atomically(path, lambda temporary: table.to_parquet(temporary, index=False))
 
 
 def write_tables_shown(folder: Path, tables: dict[str, pd.DataFrame]) -> None:
-    """Saves the tables that a report's pages show, as CSV and Parquet; files of tables that are gone go too."""
+    """Saves the tables that a report's pages show as CSV and Parquet, and deletes files of tables no longer shown."""
     wanted = {folder / f"{name}.{ending}" for name in tables for ending in ("csv", "parquet")}
     for stale in {*folder.glob("*.csv"), *folder.glob("*.parquet")} - wanted:
         stale.unlink()

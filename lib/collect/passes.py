@@ -1,4 +1,8 @@
-"""The passes of a run, one after the other: what each process reads, saves and adds up."""
+"""The passes of a run, one after the other: what each process reads, saves and adds up.
+
+outputs/<run>/stats ends with safetensors files `<kind>-<pass>` and a summary, done.json. `python -m lib.collect
+outputs/<run>/params.yaml` runs them, or `torchrun --nproc-per-node=K -m lib.collect outputs/<run>/params.yaml`.
+"""
 
 import contextlib
 import resource
@@ -12,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lib.base.errors import InputError, exit_on_input_error
-from lib.base.files import alone, write_json
+from lib.base.files import locked, write_json
 from lib.base.machine import device_name, device_of
 from lib.base.params import read_params
 from lib.base.tensors import TensorFiles, read_tensors, write_tensors
@@ -27,15 +31,9 @@ from lib.kernels.covariance import OPERAND_DTYPES
 from lib.kernels.fused import GPU_TYPES, gpu_loop
 from lib.run import Run
 
-LISTING_SECONDS = 120  # until all that other machines wrote must be seen
-
-
-SAVE_SECONDS = 180  # between two saves, for each gigabyte of state (and for less)
-
-
+LISTING_SECONDS = 120  # within which files written by other machines must appear
+SAVE_SECONDS = 180  # between two saves of a state of up to a gigabyte; for larger ones, for each gigabyte
 SNAPSHOTS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # shares of the text after which best matches are recorded
-
-
 PARTS = 16  # of the text, after each of which the products with the first snapshot's best matches are recorded
 
 
@@ -55,7 +53,7 @@ def collect(run: Run, grouped: bool = True, snapshots: tuple[float, ...] = SNAPS
     )
     with contextlib.ExitStack() as held:
         if processes.first:
-            held.enter_context(alone(stats, busy))
+            held.enter_context(locked(stats, busy))
         if not processes.agree((stats / "done.json").exists()):  # another process may have ended it meanwhile
             _collect(inputs, processes, snapshots)
 
@@ -87,10 +85,11 @@ def _collect(inputs: Preflight, processes: Processes, snapshots: tuple[float, ..
 
 
 def _planned(run: Run, setting: Setting) -> dict:
-    """The plan that this run began with, or a new one where no pass has saved anything yet, as JSON; InputError if it cannot fit."""
-    begun = {"precision": setting.precision} | (
-        run.recorded("stats/plan.json") or {}
-    )  # a plan of older code did not say it
+    """The plan that this run began with, or a new one where no pass has saved anything yet, as JSON.
+
+    InputError if it does not fit into memory_gb.
+    """
+    begun = {"precision": setting.precision} | (run.recorded("stats/plan.json") or {})
     setting = replace(setting, precision=begun["precision"])  # the pilot's scales are its
     stats = run.folder / "stats"
     if "passes" not in begun or not any([*stats.glob("pass-*.json"), *stats.glob("pass-*.safetensors")]):
@@ -105,8 +104,8 @@ def _planned(run: Run, setting: Setting) -> dict:
         need = max((pass_memory(setting, part) for part in left), default=0)
         if need > run.params.memory_gb * 1e9:
             raise InputError(
-                f"memory_gb allows {run.params.memory_gb:g} GB, but this run began with passes of up to {need / 1e9:.1f} GB a process; "
-                f"give it as much, or `make clean RUN={run.params.run}` and begin anew."
+                f"memory_gb allows {run.params.memory_gb:g} GB, but this run began with passes of up to "
+                f"{need / 1e9:.1f} GB a process; give it as much, or `make clean RUN={run.params.run}` and begin anew."
             )
     return begun
 
@@ -145,8 +144,8 @@ def _run_pass(work: Pass, processes: Processes, stats: Path, snapshots: tuple[fl
 def _others(stats: Path, prefix: str, mine: Path, done: Tensor) -> list[Path]:
     """The states of the other processes, once they hold each chunk that this one has not `done`, each once.
 
-    On a file system shared by machines a file that another one wrote may be seen late, or an older one of that name. InputError if
-    chunks are missing still.
+    On a file system shared by machines, a file that another machine wrote may appear late, or as an older version.
+    InputError if chunks are missing after LISTING_SECONDS.
     """
     waited = 0
     while True:
@@ -182,13 +181,10 @@ def _advance(work: Pass, chunks: list[int], marks: list[int], processes: Process
             if any(before < mark <= now < blocks for mark in marks):
                 write_tensors(state.parent / f"snapshot-{now:06d}.safetensors", work.snapshot())
             if marks and any(before < round(blocks * part / PARTS) <= now for part in range(1, PARTS + 1)):
-                first = min(
-                    state.parent.glob("snapshot-*.safetensors"), default=None
-                )  # none where the text is a few blocks
+                first = min(state.parent.glob("snapshot-*.safetensors"), default=None)  # none in a very short text
                 if first:
-                    write_tensors(
-                        state.parent / f"part-{now:06d}.safetensors", work.part(read_tensors(first)["partner"])
-                    )
+                    part = work.part(read_tensors(first)["partner"])
+                    write_tensors(state.parent / f"part-{now:06d}.safetensors", part)
             if time.monotonic() - saved > SAVE_SECONDS * max(1, gigabytes) and chunk != chunks[-1]:
                 write_tensors(state, work.state_dict())
                 saved = time.monotonic()
@@ -257,7 +253,7 @@ def _loops(device: torch.device, precision: str) -> str:
 
 @exit_on_input_error
 def main() -> int:
-    """Command line: one parameter file, as resolved by `lib.report.steps resolve`."""
+    """Command line: one parameter file, as resolved by `lib.report resolve`."""
     if len(sys.argv) != 2:
         print("usage: python -m lib.collect outputs/<run>/params.yaml", file=sys.stderr)
         return 2

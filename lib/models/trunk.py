@@ -25,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from lib.base.errors import InputError, first_line
-from lib.base.hub import weight_files, what_is_missing
+from lib.base.hub import missing_part, weight_files
 from lib.kernels.forward import affine, causal_attention, tanh_gelu
 from lib.kernels.native import keep_freed_memory
 from lib.text.blocks import Text
@@ -42,7 +42,7 @@ MASKS = tuple(f".{attention}.{mask}" for attention in ATTENTIONS for mask in ("b
 def read_config(name: str, folder: Path):
     """A seed's config; InputError where there is none or it cannot be read."""
     if not (folder / "config.json").is_file():
-        raise InputError(f"seed '{name}': {folder} has no {what_is_missing(())}.")
+        raise InputError(f"seed '{name}': {folder} has no {missing_part(())}.")
     try:
         return AutoConfig.from_pretrained(folder)
     except (ValueError, OSError, json.JSONDecodeError) as error:
@@ -55,7 +55,7 @@ def check_seed(name: str, folder: Path, text: Text, context: int) -> None:
     Raises InputError with one sentence for: no folder, no config, no weights, another vocabulary or tokeniser than the text's, a
     context longer than the model's.
     """
-    missing = what_is_missing({path.name for path in folder.iterdir()} if folder.is_dir() else set())
+    missing = missing_part({path.name for path in folder.iterdir()} if folder.is_dir() else set())
     if missing:
         raise InputError(f"seed '{name}': {folder} has no {missing}.")
     config = read_config(name, folder)

@@ -239,7 +239,7 @@ def _of_dataset(source: TextSource, commit: str | None, first: int) -> Iterator[
 def _hub_sentence(error: Exception, source: TextSource) -> str:
     from huggingface_hub import constants
 
-    from lib.base.hub import sentence
+    from lib.base.hub import download_failure
 
     shown = f"the dataset '{source.dataset}'"
     if constants.is_offline_mode():
@@ -251,7 +251,7 @@ def _hub_sentence(error: Exception, source: TextSource) -> str:
     while cause is not None and not type(cause).__module__.startswith(("huggingface_hub", "httpx")):
         cause = cause.__cause__ or cause.__context__
     if cause is not None:
-        return sentence(cause, "dataset", source.dataset, source.revision)
+        return download_failure(cause, "dataset", source.dataset, source.revision)
     return (
         f"{shown} cannot be read ({type(error).__name__}: {first_line(error)}); run the same command again, what was "
         "tokenised so far is kept."

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from lib.base import params as parameters
 from lib.base.errors import InputError
-from lib.base.files import alone, write_atomically, write_if_changed, write_json
+from lib.base.files import locked, write_atomically, write_if_changed, write_json
 from lib.base.hub import seed_source
 from lib.base.params import CACHE, Params, TextSource
 from lib.text import documents
@@ -280,7 +280,7 @@ def token_file(params: Params) -> Path:
     """
     if params.text_source is None:
         return params.text_path
-    with alone(
+    with locked(
         parameters.OUTPUTS / CACHE / "text"
     ):  # several processes, and several runs, may want the same text at once
         return made_token_file(params) or _make(params, params.text_source)

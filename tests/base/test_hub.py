@@ -101,7 +101,7 @@ STAYS = {
     "token": ("401", "/api/", "hf auth login"),
     "permission": ("403", "/api/", "forbids access"),
     "file gone": ("404", "model.safetensors", "answers 404"),
-    "rate limit": ("429", "/api/", "takes no more requests"),
+    "rate limit": ("429", "/api/", "rate limit"),
     "server": ("500", "/resolve/", "status 500"),
     "corrupt": ("corrupt", "/storage/", "damaged twice"),
 }
@@ -140,7 +140,7 @@ def test_without_network_or_offline_only_the_cache_is_used(served, folder, monke
     assert "unset HF_HUB_OFFLINE" in refused(MODEL, REVISION) and served.requests == []
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    assert "cannot be made" in refused(MODEL, REVISION)
+    assert "no connection to the Hub" in refused(MODEL, REVISION)
     monkeypatch.setattr(constants, "ENDPOINT", served.url)
     fetched = fetch("a", MODEL, REVISION)
     close_session()

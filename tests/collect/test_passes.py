@@ -1,4 +1,4 @@
-"""The pass as a whole on small models: a planted truth, and kills in the middle. On the shipped seeds: test_shipped_seeds.py."""
+"""The pass as a whole on small models: a planted truth, and kills in the middle."""
 
 import gc
 import json
@@ -16,7 +16,7 @@ from conftest import permuted, save_seed, small_model, tables_of
 
 import lib.collect
 from lib.base.errors import InputError
-from lib.base.files import alone, write_json
+from lib.base.files import locked, write_json
 from lib.base.params import ROOT
 from lib.base.tensors import read_tensors, write_tensors
 from lib.collect.passes import collect
@@ -245,7 +245,7 @@ def test_the_same_run_twice_gives_identical_tables(make_run, seed_folders):
 def test_a_second_process_on_the_same_run_is_told_so(make_run, seed_folders):
     run = make_run(seed_folders)
     with (
-        alone(run.folder / "stats"),
+        locked(run.folder / "stats"),
         pytest.raises(InputError, match="another process is working on .*; wait until it ends"),
     ):
         collect(run)
@@ -253,7 +253,7 @@ def test_a_second_process_on_the_same_run_is_told_so(make_run, seed_folders):
 
 
 def test_less_memory_is_heeded_until_a_pass_has_saved_something(make_run, seed_folders, monkeypatch):
-    """After a kill for want of memory a lower memory_gb gives more passes; once passes are under way it is refused, not ignored."""
+    """A lower memory_gb gives more passes until a pass has saved its state; then it is refused."""
 
     def interrupted(*_):
         raise KeyboardInterrupt

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import GPT2Config
 
 from lib.base.errors import InputError
-from lib.base.machine import _group_limits
+from lib.base.machine import control_group_limits
 from lib.collect import forecast
 from lib.collect.forecast import GPUS, operations, published, seconds
 from lib.collect.planner import (
@@ -185,7 +185,7 @@ def test_the_limits_of_control_groups_above_this_process_are_seen(tmp_path):
         (root / place).parent.mkdir(parents=True, exist_ok=True)
         (root / place).write_text(limit + "\n")
     groups.write_text("0::/job/step\n")
-    assert _group_limits(groups, root) == [8000]
+    assert control_group_limits(groups, root) == [8000]
     groups.write_text("5:cpu,cpuacct:/box\n4:memory:/box\n")
-    assert _group_limits(groups, root) == [5000]
-    assert _group_limits(tmp_path / "none", root) == []
+    assert control_group_limits(groups, root) == [5000]
+    assert control_group_limits(tmp_path / "none", root) == []

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lib.base.errors import InputError
-from lib.base.files import alone, file_sha256
+from lib.base.files import file_sha256, locked
 from lib.base.params import TextSource
 from lib.run import Run
 from lib.text import documents, tokenise
@@ -422,10 +422,10 @@ def test_only_one_makes_a_text_at_a_time(tmp_path):
     order = []
 
     def second():
-        with alone(tmp_path / "text"):
+        with locked(tmp_path / "text"):
             order.append("second")
 
-    with alone(tmp_path / "text"):
+    with locked(tmp_path / "text"):
         waiting = threading.Thread(target=second)
         waiting.start()
         waiting.join(0.2)

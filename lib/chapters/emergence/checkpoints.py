@@ -15,7 +15,7 @@ import numpy as np
 
 from lib.base import params as parameters
 from lib.base.errors import InputError
-from lib.base.hub import seed_folder, sentence, what_is_missing
+from lib.base.hub import download_failure, missing_part, seed_folder
 from lib.base.params import Params
 
 MOST = 13  # points of one run, log-spaced; all powers of two up to 4,096
@@ -160,14 +160,14 @@ def _revisions(source: str) -> dict[int, str]:
     try:
         refs = HfApi(endpoint=constants.ENDPOINT).list_repo_refs(source)
     except Exception as error:
-        raise InputError(sentence(error, "model", source)) from error
+        raise InputError(download_failure(error, "model", source)) from error
     names = [ref.name for ref in (*refs.branches, *refs.tags)]
     return {step_of(name): name for name in names if step_of(name) is not None}
 
 
 def lacks_tokeniser(source: str) -> bool:
     """Whether a local checkpoint would be a seed folder if it had its tokeniser, which trainers leave out."""
-    return "tokeniser" in (what_is_missing({path.name for path in Path(source).iterdir()}) or "")
+    return "tokeniser" in (missing_part({path.name for path in Path(source).iterdir()}) or "")
 
 
 def link_seed(checkpoint: Path, own: Path, into: Path) -> None:
