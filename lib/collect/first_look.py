@@ -15,11 +15,13 @@ from lib.models.trunk import Trunk, load_model, mixed_precision, token_losses
 from lib.text.blocks import Text
 
 LOSS_BLOCKS = 256  # blocks on which each seed's loss is measured
-
-
-LOSS_LOGITS = (
-    2**22
-)  # logits computed at a time, at most: what is freed of more goes back to the system, and is slow to get again
+LOSS_LOGITS = 2**22  # logits computed at a time; larger buffers return to the OS and are slow to reallocate
+PILOT_BLOCKS = 64  # blocks, spread over the text, that fix shifts and scales
+PILOT_NAMES = ("pre_scaling", "post_scaling", "low", "high", "post_standard")
+INT8_DEVIATIONS = 12.0  # int8 operands reach at most so many standard deviations from the mean …
+INT8_TOKENS = 50_000  # … in a text of so many tokens; in longer ones the reach grows with the root of the tokens,
+INT8_MAX_GROWTH = 4.0  # to at most four times as many deviations
+INT8_MAX_REACH = 2.0  # and at most twice the pilot's range
 
 
 def losses(name: str, model, text) -> list[dict]:
@@ -50,31 +52,13 @@ def first_look(inputs: Preflight, precision: str, device: torch.device) -> None:
     write_tensors(run.folder / "stats" / "pilot.safetensors", scalings)
 
 
-PILOT = 64  # blocks that fix shifts and scales
-
-
-REACH, REACH_TOKENS = (
-    12.0,
-    50_000,
-)  # int8 operands cover the pilot's range, but on so many tokens not more standard deviations each way
-
-
-GROWTH, MARGIN = (
-    4.0,
-    2.0,
-)  # on more tokens they reach farther, at most so many times as far and so far beyond the pilot's range
-
-
-PILOT_NAMES = ("pre_scaling", "post_scaling", "low", "high", "post_standard")
-
-
 def pilot(name: str, trunk: Trunk, text: Text, precision: str, device: torch.device) -> dict[str, Tensor]:
     """Shifts and scales of one seed from blocks spread over the text, by PILOT_NAMES.
 
-    Scalings (layers, 2, neurons) of pre-activation and activation, the range (layers, neurons) of the pre-activation, and
-    `post_standard`, the activation's mean and inverse deviation whatever the precision of the products.
+    Scalings (layers, 2, neurons) of pre-activation and activation, the range (layers, neurons) of the pre-activation,
+    and `post_standard`, the activation's mean and inverse deviation at any precision of the products.
     """
-    spread = torch.linspace(0, len(text.tokens) - 1, min(PILOT, len(text.tokens))).long()
+    spread = torch.linspace(0, len(text.tokens) - 1, min(PILOT_BLOCKS, len(text.tokens))).long()
     tokens, counted = text.tokens[spread], text.counted(spread)
     ranges: dict[tuple[str, int], _Range] = {}
     size = BATCH[device.type]
@@ -103,7 +87,7 @@ def pilot(name: str, trunk: Trunk, text: Text, precision: str, device: torch.dev
 
 
 class _Range:
-    """Count, sums and extremes of some neurons' values; sums about the first values' mean, so that few digits are lost."""
+    """Count, sums and extremes of neurons' values; sums are taken about the first values' mean, to lose few digits."""
 
     def __init__(self):
         self.count, self.total, self.squares = 0, 0.0, 0.0
@@ -141,13 +125,13 @@ def _plain_scaling(post: _Range) -> Float[Tensor, "2 neurons"]:
 def _int8_scaling(post: _Range, tokens: int) -> Float[Tensor, "2 neurons"]:
     """Steps so fine that a long tail is clipped rather than the bulk made coarse; what is clipped is added exactly.
 
-    The noise of rounding in a correlation is proportional to the step and falls with the square root of the tokens. So steps
-    may grow with that root, and with many tokens hardly anything has to be clipped, which is what costs.
+    The rounding noise of a correlation is proportional to the step and falls with the square root of the tokens. So
+    steps may grow with that root, and with many tokens hardly anything has to be clipped, which is what costs time.
     """
-    growth = min(GROWTH, max(1.0, (tokens / REACH_TOKENS) ** 0.5))
-    low = torch.maximum(post.low, post.mean - growth * REACH * post.deviation)
-    high = torch.minimum(post.high, post.mean + growth * REACH * post.deviation)
-    return torch.stack([(low + high) / 2, 2 * INT8_LIMIT / _floored((high - low) * min(growth, MARGIN))])
+    growth = min(INT8_MAX_GROWTH, max(1.0, (tokens / INT8_TOKENS) ** 0.5))
+    low = torch.maximum(post.low, post.mean - growth * INT8_DEVIATIONS * post.deviation)
+    high = torch.minimum(post.high, post.mean + growth * INT8_DEVIATIONS * post.deviation)
+    return torch.stack([(low + high) / 2, 2 * INT8_LIMIT / _floored((high - low) * min(growth, INT8_MAX_REACH))])
 
 
 def _floored(scale: Tensor) -> Tensor:

@@ -27,22 +27,21 @@ from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, Operands, symm
 from lib.kernels.examples import TopExamples
 from lib.kernels.fused import fastest_layer_statistics
 from lib.kernels.grouped import GroupedMoments, Places
-from lib.labels.syntax import has_to_be_read
+from lib.labels.syntax import needs_spacy
 from lib.models.trunk import Trunk, mixed_precision
 from lib.run import Run
 from lib.text.tokenise import made_token_file
 
-# Published dense peaks without sparsity (NVIDIA data sheets, SXM), memory and its bandwidth; the shares of them that a run is taken to reach.
+# NVIDIA's data sheets (SXM): dense peaks without sparsity, memory, bandwidth.
 GPUS = {
     "H100": {"bf16": 989e12, "fp32": 67e12, "memory": 80e9, "bandwidth": 3.35e12},
     "H200": {"bf16": 989e12, "fp32": 67e12, "memory": 141e9, "bandwidth": 4.8e12},
 }
+# The shares of these peaks that a run is taken to reach.
 PRODUCT_SHARE, FORWARD_SHARE, ALGEBRA_SHARE, TRAFFIC_SHARE = 0.6, 0.25, 0.5, 0.3
-ACTIVATION_TRAFFIC, GROUPED_TRAFFIC = (
-    40,
-    24,
-)  # bytes moved for each activation that is measured; that is grouped, for each grouping
-TRIED_GROUPS = 4096  # groups of a grouping, at most, when the speed of grouped moments is measured
+ACTIVATION_TRAFFIC = 40  # bytes moved for each activation that is measured
+GROUPED_TRAFFIC = 24  # bytes moved for each activation and grouping
+TRIED_GROUPS = 4096  # most groups of a grouping when the speed of grouped moments is measured
 GPU_DISK = 1e9  # bytes a second that statistics are written and read with
 COMPILING = 20.0  # seconds that torch.compile and loading libraries take
 
@@ -243,9 +242,9 @@ def _certain_groups(shape: Shape, context: int, tokens: int) -> tuple[tuple[str,
 def lines(params: Params) -> list[str]:
     """The forecast of a run, one line a fact; InputError if it cannot fit."""
     inputs, device = Preflight(Run(params)), device_of(params)
-    # only a text that is tokenised and read by spaCy tells all groupings; else the large ones count, with bounds for sizes
+    # all groupings are known only of a text that is tokenised and read by spaCy; else the large ones, by bounds
     known = made_token_file(params)
-    unread = bool(known) and has_to_be_read(inputs.run)
+    unread = bool(known) and needs_spacy(inputs.run)
     certain = _certain_groups(inputs.shape, params.context, params.token_budget)
     groups = inputs.group_sizes if known and not unread else certain
     shape = inputs.shape
@@ -257,12 +256,12 @@ def lines(params: Params) -> list[str]:
         f"passes over the text: {len(plan.passes)}, each within {setting.memory / 1e9:.1f} GB",
     ]
     for number, part in enumerate(plan.passes):
-        by_kind: dict[str, list[int]] = {}
+        seeds, by_kind = len(part.depths(shape.layers)), {}
         for unit in part.units:
             by_kind.setdefault(unit.kind, []).append(unit.memory)
         told += [
-            f"pass {number + 1}: {pass_memory(setting, part) / 1e9:.2f} GB = weights of {len(part.depths(shape.layers))} seeds "
-            f"{setting.model_bytes * len(part.depths(shape.layers)) / 1e9:.2f}, work {work_memory(setting, part) / 1e9:.2f}, "
+            f"pass {number + 1}: {pass_memory(setting, part) / 1e9:.2f} GB = weights of {seeds} seeds "
+            f"{setting.model_bytes * seeds / 1e9:.2f}, work {work_memory(setting, part) / 1e9:.2f}, "
             + ", ".join(f"{kind} {sum(sizes) / 1e9:.2f}" for kind, sizes in by_kind.items())
         ]
     counted = operations(setting, plan)
@@ -272,11 +271,12 @@ def lines(params: Params) -> list[str]:
     ]
     if not known or unread:
         told.append(
-            "the text is not made ready yet, so that of the labels' groupings only the large ones are counted, by bounds: passes, disk and time may come out otherwise"
+            "the text is not prepared yet: only the large groupings of labels are counted, by upper bounds, so that "
+            "passes, disk and time may differ"
         )
     if unread:
         told.append(
-            "before the passes spaCy reads the English prose for labels of syntax, minutes per million tokens on one core, which the times leave out"
+            "not counted: before the passes spaCy labels the syntax of English prose, some minutes per million tokens"
         )
     places = [("this machine", plan, measured(setting, plan, seed_config(params, params.reference), device))]
     lacking = []
@@ -296,7 +296,8 @@ def lines(params: Params) -> list[str]:
     for place, planned, speeds in places:
         parts = seconds(planned, speeds, params.rotations)
         told.append(
-            f"time on {place}: passes {parts['passes']:,.0f} s ({len(planned.passes)}), tables {parts['tables']:,.0f} s, "
+            f"time on {place}: passes {parts['passes']:,.0f} s ({len(planned.passes)}), "
+            f"tables {parts['tables']:,.0f} s, "
             f"together {sum(parts.values()) / 60:,.1f} min"
         )
     return told + lacking

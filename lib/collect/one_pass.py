@@ -1,9 +1,7 @@
-"""The passes over the text: every block goes once through the seeds that a pass needs and into all its accumulators.
+"""One pass over the text: every block goes once through the seeds that the pass needs and into all its accumulators.
 
-Which accumulators a pass holds is planned by memory (`lib.collect.planner`); runs that fit take one pass. Each process saves its state every few
-minutes and goes on from there after a kill; outputs/<run>/stats ends with safetensors files `<kind>-<pass>` and a
-summary in done.json. `python -m lib.collect outputs/<run>/params.yaml`, or with several processes
-`torchrun --nproc-per-node=K -m lib.collect outputs/<run>/params.yaml`.
+`lib.collect.planner` decides by memory which accumulators a pass holds; a run that fits takes one pass. The state of a
+pass can be saved, loaded and merged, so that passes resume after a kill and processes share the text.
 """
 
 import copy
@@ -28,7 +26,7 @@ from lib.kernels.histogram import Histogram
 from lib.models.trunk import Trunk, load_model, mixed_precision
 from lib.run import Run
 
-HISTOGRAM_EVERY = 8  # one batch in so many is counted into the histograms
+HISTOGRAM_EVERY = 8  # batches: one in eight is counted into the histograms
 PART_SUMS = ("operand1", "post1", "post2")
 
 
@@ -50,8 +48,8 @@ def _feed_histogram(histogram: Histogram, seen: Seen) -> None:
         histogram.update(seen.layer, seen.pre, seen.counted)
 
 
-# How the accumulators of one seed are made, from the run, their unit and the seed's pilot (`lib.collect.first_look.PILOT_NAMES`), and
-# how they are fed each layer's activations (`lib.collect.reader.Seen`) from the unit's first layer to the one before its stop.
+# How the accumulators of one seed are made from the run, their unit and the seed's pilot (`PILOT_NAMES`), and
+# how they are fed each layer's activations (`reader.Seen`), from the unit's first layer to the one before its stop.
 ACCUMULATORS: dict[str, tuple[Callable, Callable]] = {
     "examples": (_examples, _feed_examples),
     "histogram": (_histogram, _feed_histogram),
@@ -181,7 +179,7 @@ class Pass:
         )
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Best matches and one rotation's baseline on the tokens so far, averaged over compared seeds; and each match's partner."""
+        """Best matches, partners and one rotation's baseline on the tokens so far, averaged over compared seeds."""
         moments = {name: reader.moments for name, reader in self.readers.items()}
         comparison = compare(self.covariance(), moments, self.run.params.random_seed, draws=1)
         return {
@@ -192,7 +190,7 @@ class Pass:
         }
 
     def part(self, partner: Int[Tensor, "seeds seeds total"]) -> dict[str, Tensor]:
-        """What the correlations with these partners are computed from, on the tokens so far (`lib.chapters.universality.uncertainty`)."""
+        """What the correlations with these partners are computed from, on the tokens so far."""
         moments = [self.readers[name].moments for name in self.names]
         sums = [one.sums[:, [SUMS.index(name) for name in PART_SUMS]].movedim(1, 0).flatten(1) for one in moments]
         return {

@@ -4,9 +4,10 @@ Everything that a pass may hold is a `Unit`: what it accumulates, which layers o
 `units_of` lists a run's units in the order in which they are packed, and `pack` fills one pass after another up to
 the memory limit. A pass runs the seeds that its units need, as far as the last layer that they need.
 
-To add an accumulator of a seed's activations: list its units in `units_of` with their bytes, one per seed, or one per seed
-and layer where a seed's is large (then name the kind in LAYERWISE), and say in `lib.collect.one_pass.ACCUMULATORS` how it is
-made and fed. Its tensors then lie in stats/<kind>-<pass>.safetensors, named `<seed>.<tensor>` or `<seed>.<layer>.<tensor>`.
+To add an accumulator (docs/contributing.md): list its units in `units_of` with their bytes, one per seed, or one per
+seed and layer where a seed's is large (then name the kind in LAYERWISE), and say in `lib.collect.one_pass.ACCUMULATORS`
+how it is made and fed. Its tensors lie in stats/<kind>-<pass>.safetensors, as `<seed>.<tensor>` or
+`<seed>.<layer>.<tensor>`.
 """
 
 from dataclasses import dataclass, replace
@@ -22,21 +23,19 @@ from lib.base.params import Params
 from lib.kernels.covariance import OPERAND_DTYPES, fastest_precision, layers_at_once
 from lib.kernels.grouped import memory_bytes
 
-BATCH = {"cpu": 8, "cuda": 32}  # blocks in one forward pass, at least
-MANY, NARROW = (
-    128,
-    2**25,
-)  # blocks in one on a GPU, at most, and activations of a layer up to which it has more than the least
-CHUNK = {"cpu": 64, "cuda": 128}  # blocks in one covariance product, at most
-OPERANDS = 640e6  # bytes of operands in one covariance product, at most; on a GPU a tenth of its memory
+BATCH = {"cpu": 8, "cuda": 32}  # fewest blocks in one forward pass
+GPU_MAX_BATCH = 128  # blocks
+GPU_BATCH_ACTIVATIONS = 2**25  # per layer; narrower layers get larger batches
+CHUNK = {"cpu": 64, "cuda": 128}  # most blocks in one covariance product
+OPERANDS = 640e6  # most bytes of operands in one covariance product; on a GPU a tenth of its memory
 BASE = 0.7e9  # bytes that Python and its libraries take
-INT8_SUMS = 2**31 // 127**2  # tokens whose 8-bit products an int32 sum holds, whatever they are
+INT8_SUMS = 2**31 // 127**2  # tokens whose 8-bit products an int32 sum always holds
 SHARE = 0.8  # of the memory that is free, for memory_gb: auto
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The shape that all seeds of a run share: layers, neurons a layer, and the sizes that memory and time depend on."""
+    """The shape that all seeds of a run share: layers, neurons a layer, and what else memory and time depend on."""
 
     layers: int
     neurons: int
@@ -108,7 +107,7 @@ class Setting:
 
     @property
     def rotated(self) -> tuple[str, ...]:
-        """Seeds whose layers are rotated: by the baseline those that some reference is compared with, by the null of the
+        """Seeds whose layers are rotated: for the baseline those that a reference is compared with, for the null of the
         families' scores, which need grouped moments, the references."""
         return tuple(
             seed for seed in self.seeds if self.groups or any(seed != reference for reference in self.references)
@@ -131,13 +130,14 @@ class Setting:
 
 
 def batch_blocks(device: str, context: int, neurons: int, blocks: int) -> int:
-    """Blocks in one forward pass through layers of so many neurons, of a text of so many `blocks`, on a GPU a power of two.
+    """Blocks in one forward pass, by the neurons of a layer and the `blocks` of the text; on a GPU a power of two.
 
-    There launching a narrow layer's kernels takes longer than they run: for the shipped seeds, in batches of 32 blocks, four times.
+    On a GPU, launching the kernels of a narrow layer takes longer than running them: four times as long for the
+    shipped seeds in batches of 32 blocks.
     A short text still has sixteen batches where the least allows it.
     """
-    fitting = min(NARROW // (context * neurons), blocks // 16) if device == "cuda" else 0
-    return max(BATCH[device], min(MANY, 1 << fitting.bit_length() >> 1))
+    fitting = min(GPU_BATCH_ACTIVATIONS // (context * neurons), blocks // 16) if device == "cuda" else 0
+    return max(BATCH[device], min(GPU_MAX_BATCH, 1 << fitting.bit_length() >> 1))
 
 
 def units_of(setting: Setting) -> list[Unit]:
@@ -196,7 +196,7 @@ class Plan:
     passes: tuple[PassPlan, ...]
 
     def takes_snapshots(self, part: PassPlan, count: int) -> bool:
-        """Whether a pass records `count` times how results converge: one that holds all products in one process, cheaply.
+        """Whether a pass records `count` times how results converge: only one that holds all products can.
 
         A snapshot's rotations take 4·N²·n operations a pair and all products 2·N²·tokens.
         """
@@ -212,9 +212,9 @@ class Plan:
 
     @classmethod
     def resumed(cls, setting: Setting, begun: dict) -> "Plan":
-        """The passes that a run began with, perhaps with other memory, on another device or with another number of processes.
+        """The passes that a run began with, even if memory, device or number of processes differ now.
 
-        Their precision is the one that they began with: the pilot's scales, and the moments of passes that are done, are its.
+        They keep their precision, which the pilot's scales and the moments of finished passes depend on.
         """
         setting = replace(setting, precision=begun["precision"])
         units = {f"{unit.kind}.{unit.name}": unit for unit in units_of(setting)}
@@ -297,8 +297,8 @@ def pack(setting: Setting) -> Plan:
         least = pass_memory(setting, _with_chunk(setting, held))
         if least > setting.memory:
             raise InputError(
-                f"this run needs at least {least / 1e9:.1f} GB of memory in one process, but only {setting.memory / 1e9:.1f} GB "
-                "may be used (memory_gb); give it more, fewer processes, or smaller models."
+                f"this run needs at least {least / 1e9:.1f} GB of memory in one process, but memory_gb allows "
+                f"{setting.memory / 1e9:.1f} GB; allow more, use fewer processes, or use smaller models."
             )
     return Plan(setting, (*passes, _with_chunk(setting, held)))
 
@@ -342,7 +342,7 @@ def setting_of(
 ) -> Setting:
     """What the plan of a run depends on, on this device; `processes` share the memory of this machine.
 
-    `groups` are the names and sizes of the groupings of `lib.labels.groupings`; without them no grouped moments are planned.
+    `groups` are names and sizes of the groupings of `lib.labels.groupings`; without them nothing grouped is planned.
     They are planned for the references, layer by layer, since those of one layer of a large model take gigabytes.
     """
     blocks = params.token_budget // params.context

@@ -1,4 +1,4 @@
-"""What a run reads, found and checked once before anything slow starts, and handed down to the passes and the forecast."""
+"""What a run reads, found and checked once before anything slow starts, then handed down to passes and forecast."""
 
 import sys
 from functools import cached_property
@@ -17,7 +17,7 @@ PASS = "lib.collect.passes"  # the module that makes statistics
 
 
 class Preflight:
-    """A run's inputs; each is found when first asked for, once, and InputError says in one sentence what is wrong with it."""
+    """A run's inputs. Each is found once, when first asked for; InputError says what is wrong with it."""
 
     def __init__(self, run: Run, grouped: bool = True):
         self.run, self.params, self.grouped = run, run.params, grouped
@@ -25,7 +25,7 @@ class Preflight:
 
     @cached_property
     def folders(self) -> dict[str, Path]:
-        """Each seed's folder. Weights that a pass will read are checked; those that it has read are known by their hash."""
+        """Each seed's folder. Weights are checked before a pass reads them; afterwards their hash vouches for them."""
         if self.complete:
             return {name: seed_source(self.params, name) for name in self.params.seeds}
         folders = {name: fetch_seed(self.params, name) for name in sorted(self.params.seeds)}
@@ -65,10 +65,8 @@ class Preflight:
         refuse_other_statistics(self.params, self.run.text_path)
         if self.complete:
             if self.run.done.get("code", code_of(PASS)) != code_of(PASS):
-                print(
-                    f"note: the code of the pass has changed since it ran; `make clean RUN={self.params.run}` repeats it.",
-                    file=sys.stderr,
-                )
+                repeat = f"`make clean RUN={self.params.run}` deletes its results, so that the next run repeats it"
+                print(f"note: the code of the pass has changed since it ran; {repeat}.", file=sys.stderr)
             return
         for name, folder in folders.items():
             check_seed(name, folder, self.text, self.params.context)

@@ -31,8 +31,8 @@ class Processes:
     def _session(self, store: dist.Store) -> str:
         """A name that all processes of this start share, and no earlier one.
 
-        torchrun may keep its store when it starts processes again, so what lies there may be from processes that are dead:
-        each process makes itself known by a name of its own, and the first answers to that name until all have joined.
+        torchrun may keep its store when it restarts processes, so entries may come from dead ones. Each process
+        therefore announces itself under a random name, and the first answers that name until all have joined.
         """
         own = uuid4().hex
         if not self.first:

@@ -1,7 +1,7 @@
 """One seed in one pass: its activations on blocks of text become operands of the products, and feed its accumulators.
 
-The pilot, a look at some blocks spread over the text, fixes how activations are shifted and scaled. It is taken once for a run, so
-that no number depends on which process handles a block, or in which pass.
+The pilot, a look at some blocks spread over the text, fixes how activations are shifted and scaled. It is taken once
+for a run, so that no number depends on which process handles a block, or in which pass.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from lib.kernels.moments import Moments
 from lib.models.trunk import Trunk
 from lib.text.blocks import Text
 
-ROWS = 16  # operands have a multiple of so many rows, the last ones 0 where need be: products of 8-bit numbers ask for it on a GPU
+ROW_MULTIPLE = 16  # operands are padded with zeros to so many rows, as 8-bit products on a GPU need
 
 
 @dataclass
@@ -87,8 +87,8 @@ class SeedReader:
         self.statistics = fastest_layer_statistics()
 
     def operands(self, text: Text, blocks: Int[Tensor, "blocks"], dither: Callable[[int], Tensor]) -> Operands:
-        """Each layer's operand on some blocks' tokens, 0 where one does not count; moments and the other accumulators are fed
-        on the way.
+        """Each layer's operand on the tokens of some blocks, 0 where a token does not count; feeds moments and all
+        other accumulators on the way.
 
         `dither` gives the uniform numbers of a batch by its number in the text.
         """
@@ -96,7 +96,7 @@ class SeedReader:
         size = batch_blocks(self.device.type, text.context, neurons, len(text.tokens))
         rows, batches = size * text.context, blocks.split(size)
         used, layers = len(batches) * rows, self.depth if self.measured else 0
-        made = Operands.empty(-(-used // ROWS) * ROWS, layers, neurons, self.dtype, self.device)
+        made = Operands.empty(-(-used // ROW_MULTIPLE) * ROW_MULTIPLE, layers, neurons, self.dtype, self.device)
         made.in_order(used).zero_()
         entries: list[list[tuple]] = [[] for _ in range(layers)]
         for first, batch in zip(range(0, used, rows), batches, strict=True):
@@ -111,7 +111,8 @@ class SeedReader:
     def _batch(
         self, text: Text, batch: Tensor, size: int, noise: Tensor, values: Tensor, clipped: list, first: int
     ) -> None:
-        """One batch, filled up to `size` blocks, writing its operands into `values` (`Operands.in_order`), whose first token is number `first` of the chunk, and what is clipped of them into `clipped`."""
+        """One batch, padded to `size` blocks: operands go into `values` (`Operands.in_order`), clipped parts into
+        `clipped`; `first` is the number of its first token in the chunk."""
         tokens, mask = _padded(text, batch, size)
         self.moments.count(int(mask.sum()))
         tokens, flat = tokens.to(self.device), mask.flatten().to(self.device)

@@ -9,7 +9,7 @@ from lib.run import Run
 
 
 def load_accumulators(run: Run, device: torch.device | str = "cpu") -> tuple[Covariance, dict[str, Moments]]:
-    """The finished covariances, block by block from disk to the device, and moments of a run, for the algebra that follows."""
+    """A run's finished covariances, read from disk to the device block by block, and its moments by seed."""
     stats = run.folder / "stats"
     stored = TensorFiles(sorted(stats.glob("moments-*.safetensors")))
     seeds, references = tuple(run.done["seeds"]), tuple(run.done["references"])

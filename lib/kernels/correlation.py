@@ -79,7 +79,7 @@ class Matches:
         self.partner = torch.full((total,), -1, dtype=torch.int64)
 
     def update(self, rows: slice, corr: Float[Tensor, "rows columns"], first: int) -> None:
-        """Takes over what is better in the correlations of some neurons with the partners from flat index `first` on."""
+        """Keeps the better of old and new matches, given correlations with partners from flat index `first` on."""
         value, index = corr.max(dim=1)
         value, index = value.double().cpu(), index.cpu() + first
         better = value > self.corr[rows]
@@ -87,7 +87,7 @@ class Matches:
         self.partner[rows] = torch.where(better, index, self.partner[rows])
 
     def returned(self, back: "Matches") -> Bool[Tensor, "total"]:
-        """Whether a neuron's best match has that neuron as its own best match in `back`; never where they do not correlate."""
+        """Whether a neuron is its best match's best match in `back`; never where they do not correlate."""
         return (self.corr > 0) & (back.partner[self.partner] == torch.arange(len(self.partner)))
 
 
@@ -165,8 +165,8 @@ def products_at(
 class Comparison:
     """All best matches and baselines between seeds; first axis reference seed, second compared seed, both in order.
 
-    Arrays: corr, partner, mutual (seeds, seeds, total) and baseline (draws, seeds, seeds, total); the diagonal, and the rows
-    of seeds that are no reference, are NaN (−1, False). `mutual` says whether a neuron is its partner's best match, too.
+    Arrays: corr, partner, mutual (seeds, seeds, total) and baseline (draws, seeds, seeds, total). The diagonal and the
+    rows of seeds that are no reference are NaN (−1, False). `mutual`: the neuron is its partner's best match, too.
     """
 
     corr: Float[Tensor, "seeds seeds total"]

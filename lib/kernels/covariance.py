@@ -32,7 +32,7 @@ def fastest_precision(device: torch.device, tokens: int) -> str:
 class Clipped:
     """What the cast to int8 cut off: few entries, each with a token, a neuron and the excess that the operand lacks.
 
-    `tokens` and `neurons` are those with any entry, each once. The entries are sorted by neuron, those of neuron number n
+    `tokens` and `neurons` are those with an entry, each once. Entries are sorted by neuron; those of neuron number n
     beginning at `first[n]`; `row` is each one's place in `tokens`.
     """
 
@@ -188,7 +188,7 @@ class LayerProducts:
         self.sums = torch.zeros(layers, neurons, neurons, dtype=accumulator, device=device)
 
     def update(self, left: Operand, right: Operands) -> None:
-        """Adds one chunk of tokens: one layer of a seed with every layer of another, rows in the same order of tokens."""
+        """Adds one chunk: one layer of a seed with every layer of another, rows in the same order of tokens."""
         if left.in_panels:
             self._add_panels(self.sums, left.values, right.values, own=False)
         else:

@@ -87,7 +87,7 @@ def _by_neuron(
     block: Int[Tensor, "pairs"],
     blocks: int,
 ) -> Float[Tensor, "n candidates ..."]:
-    """What pairs of block and neuron found, by neuron and in the order of the blocks; −inf (or −1) where a block has no pair."""
+    """What pairs of block and neuron found, by neuron and block; −inf (or −1) where a block has no pair."""
     empty = -torch.inf if found.is_floating_point() else -1
     slots = torch.full((len(wanted), blocks, *found.shape[1:]), empty, dtype=found.dtype, device=found.device)
     slots[row, block] = found

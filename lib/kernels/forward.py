@@ -30,7 +30,8 @@ def causal_attention(
 ) -> Float[Tensor, "texts tokens heads d_head"]:
     """softmax(scale · q kᵀ) v, each token seeing itself and those before it.
 
-    Matrix units, which `exact` does without, add up scores to fp32's last digit and weights times values with an error of 2⁻¹⁷ of what is summed.
+    On matrix units scores are exact to fp32's last digit, and weights times values to 2⁻¹⁷ of what is summed. `exact`
+    does without these units.
     """
     plain = all(
         one.dtype == torch.float32
@@ -54,8 +55,8 @@ def affine(
 ) -> Float[Tensor, "*rows b"]:
     """x · weight + bias; in bf16 with sums in fp32 where autocast is on.
 
-    Matrix units multiply bf16 only. Without autocast they are given each float as the sum of two such numbers: the error is some 2⁻¹⁶ of
-    what is summed, where plain fp32 has 2⁻¹⁸, in a third of the time. A weight that is bf16 to begin with saves a third of that.
+    Matrix units multiply bf16 only. Without autocast each float is given to them as the sum of two bf16 numbers: the
+    error is 2⁻¹⁶ of what is summed instead of fp32's 2⁻¹⁸, in a third of the time, or less where the weight is bf16.
     """
     (depth, columns), flat = weight.shape, x.reshape(-1, x.shape[-1])
     exact = not torch.is_autocast_enabled(x.device.type)

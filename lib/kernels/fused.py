@@ -1,8 +1,8 @@
 """The elementwise work of the pass: one layer's activations of a batch of tokens become sums and a matrix operand.
 
 Everything that touches each activation once is one expression here, so that torch.compile fuses it (C++ on CPU, Triton
-on CUDA). Run eagerly it gives the same numbers, some twenty times more slowly. Where products are so fast that this work
-counts it has loops of its own: native.cpp for the 8-bit operands of a CPU, triton_loops.py for the fp32 and bf16 ones of a GPU.
+on CUDA). Run eagerly it gives the same numbers, some twenty times more slowly. Where products are so fast that this
+work counts, loops replace it: native.cpp for 8-bit operands on a CPU, triton_loops.py for fp32 and bf16 on a GPU.
 """
 
 import warnings
@@ -30,12 +30,12 @@ def layer_statistics(
     dither: Float[Tensor, "tokens neurons"],
     operand: Float[Tensor, "tokens neurons"] | Int8[Tensor, "tokens neurons"] | Int8[Tensor, "fours 4 panels panel"],
 ) -> Float[Tensor, "sums neurons"]:
-    """Sums over counted tokens (rows in the order of SUMS); writes what the covariance product needs into `operand`, a view of
+    """Sums over counted tokens (rows as in SUMS); writes what the covariance product needs into `operand`, a view of
     one layer of `lib.kernels.covariance.Operands`.
 
     Both activations are shifted and scaled first: x = (value − scaling[0]) · scaling[1]. Pre-activations give
     Σx … Σx⁴ and the number of tokens with pre > 0 (GELU keeps the sign); activations give Σy, Σy² and the operand,
-    y cast to the type of `operand`. For int8 the cast is a stochastic rounding, floor(y + dither) with dither uniform in [0, 1), so
+    y cast to the type of `operand`. For int8 it is floor(y + dither), with dither uniform in [0, 1), so
     that rounding errors of two neurons are independent and covariances stay unbiased; what falls outside ±127
     is clipped and counted in `clipped` (`clipped_entries` finds it), while `operand1` sums the values before clipping.
     Uncounted tokens contribute zero everywhere.
@@ -88,7 +88,7 @@ NATIVE_ROWS = 256  # ROWS in native.cpp
 def native_layer_statistics(
     pre, post, counted, pre_scaling, post_scaling, dither, operand
 ) -> Float[Tensor, "sums neurons"] | None:
-    """`layer_statistics` by native.cpp or, on a GPU, triton_loops.py; None, with nothing done, for what neither takes."""
+    """`layer_statistics` by native.cpp or, on a GPU, triton_loops.py; None, with nothing done, if neither applies."""
     if pre.is_cuda:
         return _on_gpu(pre, post, counted, pre_scaling, post_scaling, operand)
     (tokens, neurons), others = pre.shape, (counted, pre_scaling, post_scaling, dither)
@@ -112,7 +112,7 @@ def _on_gpu(pre, post, *others_and_operand: Tensor) -> Float[Tensor, "sums neuro
 
 @cache
 def gpu_loop(device: torch.device) -> Callable | None:
-    """The loop of triton_loops.py where a first call of it succeeds: Triton has to be there, with a compiler, and know the GPU."""
+    """The loop of triton_loops.py if a first call succeeds: it needs Triton, a compiler and a GPU that Triton knows."""
     try:
         from lib.kernels.triton_loops import layer_statistics as loop
 
@@ -137,7 +137,7 @@ def compiled_layer_statistics() -> Callable:
 
 @cache
 def fastest_layer_statistics() -> Callable:
-    """`layer_statistics` by a loop of our own or compiled, where the first call shows that a compiler is at hand, else as it
+    """`layer_statistics` by a loop of ours, or compiled where the first call shows that a compiler is there, else as it
     stands (with a warning)."""
     chosen = []
 

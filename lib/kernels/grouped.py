@@ -47,8 +47,8 @@ def memory_bytes(groups: Mapping[str, int], neurons: int) -> int:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a batch's tokens belong in one grouping: rows half · groups + group that occur, sorted, how many of them are of
-    even blocks (they come first), for each token the index of its row among them, or one past the last where it has no label,
+    """Where a batch's tokens belong in one grouping: the rows half · groups + group that occur, sorted; how many
+    of them are of even blocks (these come first); each token's index among them, or one past the last without a label;
     and the tokens that have one in the order of their rows, each row's beginning at `first`."""
 
     present: Int[Tensor, "rows"]
@@ -99,7 +99,7 @@ class Places:
         return Place(present[inside], even, inverse, number, order[:labelled], number.cumsum(0) - number)
 
     def workspace(self, tokens: int, neurons: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Memory for x, x², activity and the sums by row, kept between batches: fresh memory costs more than the sums."""
+        """Buffers for x, x², activity and the sums by row, kept between batches: allocating costs more than summing."""
         if self._memory is None or self._memory[0].shape != (tokens, neurons):
             self._memory = tuple(
                 torch.empty(length, neurons, device=self.device) for length in (tokens, tokens, tokens, tokens + 1)
@@ -205,7 +205,7 @@ class GroupedMoments:
         groups, neurons), `spread` (groups, neurons), the deviation of z within a group, `center` and `variance`
         (halves, neurons), mean and variance of z over the labelled tokens of a half, and for small groupings `active`,
         the share of tokens with activation > 0, of the shape of `mean`. Large groupings are stored in fp16, which
-        moves a score by less than 1e-3. Empty groups and dead neurons are 0. The sums are given up on the way, so that both never
+        moves a score by less than 1e-3. Empty groups and dead neurons are 0. Sums are freed on the way; both never
         have to be in memory.
         """
         mean, deviation = self.neuron_moments()

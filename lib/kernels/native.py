@@ -28,7 +28,7 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 
 @cache
 def libraries() -> tuple[ctypes.CDLL, ...]:
-    """The sources compiled for this processor, which takes a second: those for which that works. Whoever calls has another way."""
+    """The sources compiled for this processor, in a second; those that fail are left out, and torch does their work."""
     if shutil.which(COMPILER) is None:
         return ()
     loaded, running = [], {}
@@ -86,7 +86,7 @@ def _given(argument: Tensor | int | float | None):
 
 @cache
 def keep_freed_memory() -> None:
-    """Has the C library keep up to a quarter of a gigabyte that was freed, so that the activations of each batch need not be
+    """Lets the C library keep up to 0.25 GB of freed memory, so that each batch's activations need not be
     fetched from the system anew, page by page; only glibc knows how."""
     with contextlib.suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,8 +1,8 @@
 """What the next-token distribution becomes when the final residual stream is moved: many cases in one fused pass.
 
-Logits are linear in the residual stream up to the LayerNorm scale, so that a moved distribution needs no product with the
-whole unembedding, only a pass over the vocabulary. A loop in forward.cpp keeps nothing of size cases × vocabulary; where there is
-no compiler, torch gives the same numbers, more slowly.
+Logits are linear in the residual stream up to the LayerNorm scale, so a moved distribution needs no product with the
+whole unembedding, only a pass over the vocabulary. A loop in forward.cpp keeps nothing of size cases × vocabulary;
+without a compiler, torch gives the same numbers, more slowly.
 """
 
 from typing import NamedTuple
@@ -21,7 +21,7 @@ FAR = 1e9  # a sum of exponentials from which the logit that they are relative t
 
 
 class Cases(NamedTuple):
-    """Distributions to look at: logits = (products[row] + moved · effects[effect]) · scaling + bias + along · frequency."""
+    """Distributions: logits = (products[row] + moved · effects[effect]) · scaling + bias + along · frequency."""
 
     row: Int[Tensor, "cases"]
     effect: Int[Tensor, "cases"]
@@ -68,9 +68,10 @@ def prediction_statistics(
 ) -> Float[Tensor, "cases statistics"]:
     """STATISTICS of each case: loss, entropy and KL(case ‖ unigram) in nats, and 1 / rank of the target token.
 
-    `products` is the unchanged residual stream times W_U, before LayerNorm's division, and `effects` holds changes of it;
+    `products` is the unchanged residual stream times W_U, before LayerNorm's division; `effects` holds changes of it;
     the rows of `constants` are the unembedding's bias, a direction in logit space (`frequency`) and the log unigram
-    probabilities. `likely` is each token's likely prediction, unchanged: whatever it is, results are the same, and quicker if its logits are large.
+    probabilities. `likely` is each token's likely prediction; results do not depend on it, speed does: its logits
+    should be large.
     """
     bias, frequency, _ = constants
     step = max(1, PIECE // products.shape[1])

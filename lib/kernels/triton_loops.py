@@ -1,7 +1,7 @@
 """The loops that torch.compile leaves slow on a GPU, in Triton: the sums and operands of `lib.kernels.fused`.
 
-torch.compile makes of the expression one loop that reads every activation once, too, but gives few programs many tokens each: on
-an H200 it took 2.3 to 4.4 times as long (8,192 and 32,768 tokens of 1,024 neurons in bf16), besides some seconds of compiling.
+torch.compile also makes one loop of the expression, but gives few programs many tokens each: on an H200 it took 2.3 to
+4.4 times as long (8,192 and 32,768 tokens of 1,024 neurons in bf16), and some seconds to compile.
 """
 
 import torch

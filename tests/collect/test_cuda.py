@@ -1,4 +1,4 @@
-"""The same code on a GPU: a whole pass, the fused kernel and training steps against the CPU's. Skipped without a GPU."""
+"""A whole pass, the fused kernel and training steps on a GPU against the CPU; skipped without a GPU."""
 
 import numpy as np
 import pandas as pd

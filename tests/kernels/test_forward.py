@@ -114,7 +114,7 @@ def autocast_affine(x, weight, bias):
 
 @pytest.mark.skipif(not ON_MATRIX_UNITS, reason="no matrix units")
 def test_affine_on_matrix_units_knows_a_weight_that_is_bf16(monkeypatch):
-    """The products of what a weight lacks are left out only where it lacks nothing: fp32's own numbers are seen to the sixteenth bit."""
+    """The second bf16 part of a weight is left out only where it is zero: fp32 weights count to the sixteenth bit."""
     x, weight, bias = torch.eye(256), torch.full((256, 32), 1.0), torch.zeros(32)
     monkeypatch.setattr(torch, "addmm", None)  # so that it is ours
     assert (affine(x, weight, bias) == 1).all()

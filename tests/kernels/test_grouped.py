@@ -15,8 +15,7 @@ CONTEXT, NEURONS = 12, 5
 
 
 def made_up(blocks: int, seed: int = 0, groups: int = 40, neurons: int = NEURONS):
-    """(v, ids, counted): activations of five kinds, one with a large mean and one dead, repeated for more neurons; groups from
-    all tokens to one in a thousand."""
+    """(v, ids, counted): activations of five kinds, one with a large mean, one dead; groups of all tokens to few."""
     generator = np.random.default_rng(seed)
     v = generator.normal(0, 1, (blocks, CONTEXT, NEURONS)) ** 3 * np.array([1, 0.1, 30, 1, 1]) + np.array(
         [0, 2, 50, 0, 0]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from lib.collect.first_look import REACH, REACH_TOKENS, _int8_scaling, _Range
+from lib.collect.first_look import INT8_DEVIATIONS, INT8_TOKENS, _int8_scaling, _Range
 from lib.kernels import native
 from lib.kernels.correlation import Covariance, Scale, best_matches, compare, haar_rotation, rotations
 from lib.kernels.covariance import OPERAND_DTYPES, PANEL, Clipped, LayerProducts, Operands
@@ -187,7 +187,7 @@ def test_int8_rounding_is_unbiased_where_plain_rounding_is_not():
     seed=st.integers(0, 1000),
 )
 def test_hard_activations_have_the_correlations_of_fp64(tokens, mean, outlier, dead, seed):
-    """Dead neurons, large means, a single token and outliers far beyond int8: against np.corrcoef, up to rounding noise."""
+    """Dead neurons, large means, a single token and outliers beyond int8, against np.corrcoef, up to rounding."""
     generator = torch.Generator().manual_seed(seed)
     post = {name: activations(seed + i, tokens, mean).float() for i, name in enumerate("ab")}
     for values in post.values():
@@ -211,18 +211,18 @@ def test_hard_activations_have_the_correlations_of_fp64(tokens, mean, outlier, d
 
 
 def test_int8_steps_grow_with_the_root_of_the_tokens():
-    """A neuron with a long tail: its range in deviations, and how far the range goes beyond the pilot's where it has none."""
+    """A long tail limits the range in deviations; without one the range goes a little beyond the pilot's."""
     seen = _Range()
     seen.update(
         torch.cat([torch.randn(10_000, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([[60.0, 3.0]])])
     )
     half = {
-        tokens: INT8_LIMIT / _int8_scaling(seen, tokens)[1] for tokens in (1000, REACH_TOKENS, 4 * REACH_TOKENS, 10**9)
+        tokens: INT8_LIMIT / _int8_scaling(seen, tokens)[1] for tokens in (1000, INT8_TOKENS, 4 * INT8_TOKENS, 10**9)
     }
     deviation, span = float(seen.deviation[0]), float(seen.high[1] - seen.low[1])
     low = float(seen.low[0])
-    for tokens, growth, margin in ((1000, 1, 1), (REACH_TOKENS, 1, 1), (4 * REACH_TOKENS, 2, 2), (10**9, 4, 2)):
-        high = float(seen.mean[0]) + growth * REACH * deviation
+    for tokens, growth, margin in ((1000, 1, 1), (INT8_TOKENS, 1, 1), (4 * INT8_TOKENS, 2, 2), (10**9, 4, 2)):
+        high = float(seen.mean[0]) + growth * INT8_DEVIATIONS * deviation
         assert half[tokens].tolist() == pytest.approx([margin * (high - low) / 2, margin * span / 2], rel=1e-5)
 
 
@@ -389,7 +389,7 @@ def some_activations(tokens: int, neurons: int):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("tokens", "panels"), [(3, False), (256, False), (599, False), (8, True), (600, True)])
 def test_native_statistics_equal_plain_ones(dtype, tokens, panels):
-    """The loop in C++, writing into a layer's part of the operands: every operand and count exactly, sums to their last digits."""
+    """The C++ loop writes into a layer's part of the operands: operands and counts exactly, sums to the last digits."""
     pre, post, *others = some_activations(tokens, 64)
     given = pre.to(dtype), post.to(dtype), *others
     want_sums, want = statistics(*given, dtype=torch.int8)
