@@ -88,8 +88,9 @@ seeds: $(READY) ## build the text and train the shipped seeds again (minutes on 
 	$(PY) -m lib.training.corpus
 	$(PY) -m lib.training.train --all --tokens $(SEED_TOKENS) --export
 
-lint: $(READY) ## ruff
+lint: $(READY) ## ruff: rules and layout
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 
 clean: ## delete outputs/$(RUN), statistics included; [RUN=tiny]
 	rm -rf "$(OUT)"
