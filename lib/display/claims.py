@@ -24,7 +24,7 @@ PAPER = "arXiv 2401.12181"
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a claim may look at: the run's tables by name, its reference seed and its threshold."""
+    """What a claim may look at: the run's tables by name (flagged with `is_universal`), its reference seed and its threshold."""
 
     tables: Mapping[str, pd.DataFrame]
     reference: str
@@ -48,7 +48,7 @@ class Evidence:
     def universal_of(self, name: str = "neurons_all_seeds") -> pd.DataFrame:
         """The reference seed's universal neurons."""
         own = self.own(name)
-        return own[own["excess_corr"] > self.threshold]
+        return own[own["is_universal"]]
 
 
 class Measured(NamedTuple):

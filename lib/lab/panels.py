@@ -16,12 +16,13 @@ from torch import Tensor
 
 from lib.base.errors import InputError
 from lib.chapters.families.scoring import EVEN, FEWEST_TOKENS, ODD, variance_reduction
-from lib.chapters.universality.properties import layer_shares, share_curve, universal
+from lib.chapters.universality.properties import layer_shares, share_curve
 from lib.display.captions import count, percent
 from lib.display.html import LEVELS, STYLE
 from lib.display.plots import COLOURS, NEUTRAL, PERCENT, layer_axis
 from lib.labels.token_classes import looks, words
 from lib.models.trunk import Trunk
+from lib.run import with_universal
 from lib.text.tokens import token_text
 
 GRID = np.linspace(0, 1, 201)  # thresholds of the curve
@@ -40,12 +41,12 @@ def threshold_figure(own: pd.DataFrame, threshold: float, layer: int) -> Figure:
     curve, depth, here = fig.subplots(1, 3)
     fig.subplots_adjust(left=0.07, right=0.99, bottom=0.19, top=0.89, wspace=0.3)
     curve.plot(GRID, share_curve(own["excess_corr"], GRID), color=NEUTRAL)
-    share = universal(own, threshold).mean()
+    share = (own["excess_corr"] > threshold).mean()
     curve.plot([threshold], [share], "o", color=COLOURS["universal"])
     curve.axvline(threshold, color=COLOURS["universal"], linestyle="--", linewidth=1)
     curve.set(xlabel="threshold of the excess correlation", ylabel="share of universal neurons", ylim=(0, None))
     curve.yaxis.set_major_formatter(PERCENT)
-    shares = layer_shares(own, threshold)
+    shares = layer_shares(with_universal(own, threshold))
     bars = depth.bar(shares["layer"], shares["share"], color=COLOURS["universal"])
     for bar, one in zip(bars, shares["layer"], strict=True):
         bar.set_alpha(1 if one == layer else 0.45)
@@ -67,7 +68,7 @@ def threshold_figure(own: pd.DataFrame, threshold: float, layer: int) -> Figure:
 
 def threshold_sentence(own: pd.DataFrame, seed: str, threshold: float, layer: int) -> str:
     """What `threshold_figure` shows, in numbers (Markdown)."""
-    chosen = universal(own, threshold)
+    chosen = own["excess_corr"] > threshold
     here = own["layer"] == layer
     number, within = int(chosen.sum()), int((chosen & here).sum())
     return (
@@ -165,7 +166,7 @@ def fired(post: Float[np.ndarray, "layers tokens neurons"], own: pd.DataFrame, t
 
     `own` has the seed's rows of neurons_all_seeds, whose activation_mean and activation_std are over the run's text.
     """
-    chosen = own[universal(own, threshold) & (own["activation_std"] > 0)][
+    chosen = own[(own["excess_corr"] > threshold) & (own["activation_std"] > 0)][
         ["layer", "neuron", "excess_corr", "activation_mean", "activation_std"]
     ]
     on = post[chosen["layer"], :, chosen["neuron"]]  # (chosen, tokens)

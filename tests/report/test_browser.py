@@ -25,7 +25,8 @@ from lib.chapters.universality import captions, figures, properties
 from lib.display import plots
 from lib.display.captions import Caption
 from lib.display.html import gallery_html, neuron_table_html
-from lib.report import pages, render
+from lib.report import notebook_pages, pages, render
+from lib.run import with_universal
 from tests.report.test_ledger import make_tables
 
 pytestmark = needs_browser
@@ -69,10 +70,10 @@ def folder(tmp_path_factory) -> Path:
     tables = make_tables(1, universal=True)
     for name, table in tables.items():
         write_table(folder / "tables" / f"{name}.parquet", table)
-    everyone = tables["neurons_all_seeds"]
-    write_table(folder / "tables" / "references.parquet", properties.reference_shares(everyone, 0.5))
+    everyone = with_universal(tables["neurons_all_seeds"], 0.5)
+    write_table(folder / "tables" / "references.parquet", properties.reference_shares(everyone))
     own = everyone[everyone["seed"] == "a"].reset_index(drop=True)
-    tests, shares = properties.property_tests(own, 0.5), properties.layer_shares(everyone, 0.5)
+    tests, shares = properties.property_tests(own), properties.layer_shares(everyone)
     with pytest.MonkeyPatch.context() as patch:
         pictures = [
             drawn(folder / "figures", figures.distributions(own, 0.5), FIGURES[0], captions.excess(own, 0.5), patch),
@@ -309,7 +310,7 @@ def test_neurons_link_to_their_pages_in_tables_and_headings():
         f"{table}{browse}{other}<h4>layer 3 neuron 17: word x, score 0.5</h4><h4>words</h4>", "html.parser"
     )
     before = [pages.read_table(element) for element in soup.select("table, [role=table]")]
-    pages.link_neurons(soup, "neurons.html#b/")
+    notebook_pages.link_neurons(soup, "neurons.html#b/")
     assert [(link["href"], link.text) for link in soup.find_all("a")] == [
         ("neurons.html#b/2/1017", "1,017"),
         ("neurons.html#b/0/5", "5"),

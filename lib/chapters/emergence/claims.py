@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binom
 
-from lib.chapters.circuits.roles import PUBLISHED_CUTS, PUBLISHED_HIGH_KURTOSIS, QUANTILE
+from lib.chapters.circuits.roles import NULL_QUANTILE, PUBLISHED_CUTS, PUBLISHED_HIGH_KURTOSIS
 from lib.chapters.emergence.statistics import HALF, layer_persistence, persistence
 from lib.chapters.families.summary import FAMILIES
 from lib.chapters.universality.properties import (
@@ -20,10 +20,10 @@ from lib.chapters.universality.properties import (
     layer_shares,
     own_layer_excess,
     reference_shares,
-    universal,
 )
 from lib.display.captions import percent, signed
 from lib.display.claims import FEWEST, SIGNIFICANT
+from lib.run import with_universal
 
 PAPER, FOLLOWER = "arXiv 2401.12181", "arXiv 2508.00903"
 OWN = "this report"  # asks what neither paper is known to state; a score that it takes from elsewhere is named
@@ -82,7 +82,7 @@ def claims(
 
 
 def _universality(neurons: pd.DataFrame, layers: pd.DataFrame, threshold: float) -> list[dict]:
-    shares = reference_shares(neurons, threshold)["share"]
+    shares = reference_shares(with_universal(neurons, threshold))["share"]
     least = PUBLISHED_SHARES["share"].min()
     published = f"{percent(least)} to {percent(PUBLISHED_SHARES['share'].max())}"
     same = layers.groupby("seed")["same_layer"].agg(own_layer_excess)
@@ -105,7 +105,7 @@ def _universality(neurons: pd.DataFrame, layers: pd.DataFrame, threshold: float)
 
 
 def _properties(properties: pd.DataFrame, neurons: pd.DataFrame, threshold: float) -> list[dict]:
-    number = universal(neurons, threshold).groupby(neurons["seed"]).sum()
+    number = (neurons["excess_corr"] > threshold).groupby(neurons["seed"]).sum()
     rows = []
     for (_, label), own in properties[properties["published"] != ""].groupby(["property", "label"], sort=False):
         answers = [
@@ -147,7 +147,7 @@ def _circuits(layers: pd.DataFrame, heads: pd.DataFrame) -> list[dict]:
     prediction = pd.DataFrame({"early": total("prediction", ~late), "late": total("prediction", late)})
     final = pd.DataFrame({"suppression": total("suppression", end), "prediction": total("prediction", end)})
     low, asked = total("low_variance", layers["layer"] >= depth - 2), total("neurons", layers["layer"] >= depth - 2)
-    surprising = binom.sf(low - 1, asked, 1 - QUANTILE) < SIGNIFICANT
+    surprising = binom.sf(low - 1, asked, 1 - NULL_QUANTILE) < SIGNIFICANT
     bos = heads.groupby("seed")["bos"].max()
     return [
         _row(
@@ -182,10 +182,10 @@ def _circuits(layers: pd.DataFrame, heads: pd.DataFrame) -> list[dict]:
             ),
         ),
         _row(
-            f"In the last two layers more neurons than chance have a logit variance below {percent(QUANTILE, 1)} of random directions: one of two marks of entropy neurons, a large norm is the other",
+            f"In the last two layers more neurons than chance have a logit variance below {percent(NULL_QUANTILE, 1)} of random directions: one of two marks of entropy neurons, a large norm is the other",
             PAPER,
             "figure 7",
-            f"{spread(low, lambda v: f'{v:.1f}')} neurons, {float((asked * (1 - QUANTILE)).mean()):.1f} by chance",
+            f"{spread(low, lambda v: f'{v:.1f}')} neurons, {float((asked * (1 - NULL_QUANTILE)).mean()):.1f} by chance",
             verdict([bool(one) for one in surprising]),
         ),
         _row(
@@ -214,7 +214,7 @@ def _families(families: pd.DataFrame | None, threshold: float) -> list[dict]:
     rows = []
     for family in PAPER_FAMILIES:
         claim = f"There are universal neurons of the family “{FAMILIES[family]}”"
-        own = families[universal(families, threshold)]
+        own = families[families["excess_corr"] > threshold]
         number = int((own["family"] == family).sum())
         rows.append(
             _row(
@@ -247,7 +247,7 @@ def _training(neurons: pd.DataFrame, points: pd.DataFrame, threshold: float) -> 
     kept = persistence(neurons, threshold)
     kept = kept[kept["point"] == start]
     shares = [
-        layer_shares(neurons[neurons["point"] == point], threshold).groupby("seed")["share"].mean()
+        layer_shares(with_universal(neurons[neurons["point"] == point], threshold)).groupby("seed")["share"].mean()
         for point in (start, points["point"].iloc[-1])
     ]
     layers = layer_persistence(neurons, threshold, start)

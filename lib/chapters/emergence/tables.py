@@ -71,16 +71,16 @@ def measure(run: Run) -> dict[str, pd.DataFrame]:
     parts, cuts = {"seeds": [], "layers": [], "heads": [], "properties": []}, {}
     for seed, own in neurons.groupby("seed", sort=False):
         _, unembedding = weights_of(run, seed)
-        directions = roles.random_directions(roles.DIRECTIONS, len(unembedding), run.params.random_seed)
+        directions = roles.random_directions(roles.NULL_DIRECTIONS, len(unembedding), run.params.random_seed)
         null = weights.vocabulary_moments(directions, unembedding)
         cuts[seed] = roles.null_cuts(null)
         found = {
-            "seeds": reference_shares(own, threshold).assign(frequency_cosine=frequency_cosine_correlation(own)),
+            "seeds": reference_shares(own).assign(frequency_cosine=frequency_cosine_correlation(own)),
             "layers": statistics.layer_indicators(own, matches[matches["seed"] == seed], null),
             "heads": statistics.head_table(
                 load_model(seed_source(run.params, seed)), text.tokens[: statistics.HEAD_BLOCKS], repeated
             ),
-            "properties": property_tests(own, threshold)[
+            "properties": property_tests(own)[
                 ["property", "label", "published", "effect", "median_percentile", "p_corrected", "verdict"]
             ],
         }

@@ -19,7 +19,6 @@ from lib.chapters.families.scoring import (
     PUBLISHED_WELL_EXPLAINED,
 )
 from lib.chapters.families.summary import FAMILIES, with_excess
-from lib.chapters.universality.properties import universal
 from lib.display.captions import count, percent
 from lib.display.claims import FEWEST, Claim, Evidence, Measured, agreed, decided, over_seeds, share, unmeasured
 
@@ -33,7 +32,7 @@ EARLY = 0.25  # the published layers 0 and 1, and 0 to 2, whose model is not nam
 
 def _universal_rows(evidence: Evidence) -> pd.DataFrame:
     rows = with_excess(evidence.tables[FAMILY], evidence.tables[EVERYONE])
-    return rows[(rows["seed"] == evidence.reference) & universal(rows, evidence.threshold)]
+    return rows[(rows["seed"] == evidence.reference) & (rows["excess_corr"] > evidence.threshold)]
 
 
 def _below(evidence: Evidence) -> Measured:

@@ -16,7 +16,7 @@ from lib.base.errors import InputError, exit_on_input_error
 from lib.base.files import file_sha256, write_json
 from lib.base.params import read_params
 from lib.base.tensors import write_table
-from lib.chapters.universality.properties import PROPERTIES, universal
+from lib.chapters.universality.properties import PROPERTIES
 from lib.run import Run
 
 CORRELATIONS = {
@@ -87,7 +87,7 @@ def joined(neurons: pd.DataFrame, published: pd.DataFrame, threshold: float) -> 
     suffixed = published[["layer", "neuron", *columns]].rename(columns={name: f"{name}_published" for name in columns})
     table = neurons[["layer", "neuron", *columns]].merge(suffixed, "left", ["layer", "neuron"], indicator="listed")
     table["listed"] = table["listed"] == "both"
-    table["universal"] = universal(table, threshold)
+    table["universal"] = table["excess_corr"] > threshold
     table["universal_published"] = table["excess_corr_published"] > threshold
     gaps = pd.DataFrame({name: _gap(table, name) for name in columns})
     table["distance"] = np.sqrt((gaps**2).mean(axis=1))

@@ -10,7 +10,6 @@ from lib.chapters.universality.properties import (
     PUBLISHED_MODELS,
     PUBLISHED_SHARES,
     PUBLISHED_SOURCE,
-    universal,
 )
 from lib.display import claims
 from lib.display.captions import GATED, Caption, count, p_words, percent, signed
@@ -173,7 +172,7 @@ def sampling(table: pd.DataFrame, neurons: pd.DataFrame, threshold: float) -> Ca
     text = (
         f"The mean best match is {neurons['mean_corr'].mean():.4f} on all text; with the partner chosen on the first part of it and measured on the "
         f"rest it is **{table['held_out_corr'].mean():.4f}**, and {percent(held_out)} of the neurons are universal by it, "
-        f"{percent(universal(neurons, threshold).mean())} by the best match. The standard error of a neuron's excess is **{table['excess_se'].median():.4f}** in the median and "
+        f"{percent(neurons['is_universal'].mean())} by the best match. The standard error of a neuron's excess is **{table['excess_se'].median():.4f}** in the median and "
         f"{table['excess_se'].quantile(0.99):.4f} at the 99th percentile. Parts were drawn as if each were independent of the others; where "
         "they share documents they are not, and true errors are somewhat larger."
     )
@@ -182,7 +181,7 @@ def sampling(table: pd.DataFrame, neurons: pd.DataFrame, threshold: float) -> Ca
 
 def excess(neurons: pd.DataFrame, threshold: float) -> Caption:
     """Figures 2a and 11: how many neurons are universal, beside the published shares."""
-    number = int(universal(neurons, threshold).sum())
+    number = int(neurons["is_universal"].sum())
     title = (
         f"{capital(count(number, 'neuron'))} of {len(neurons):,} ({percent(number / len(neurons))}) above {threshold:g}"
     )
@@ -204,7 +203,7 @@ def excess(neurons: pd.DataFrame, threshold: float) -> Caption:
 
 def gap(neurons: pd.DataFrame, threshold: float, compared: int) -> Caption:
     """Figure 2b: do the compared seeds agree on how good a neuron's match is?"""
-    gaps, chosen = universality.gap(neurons), universal(neurons, threshold)
+    gaps, chosen = universality.gap(neurons), neurons["is_universal"]
     alt = "Scatter of each neuron's smallest against its largest best-match correlation over the compared seeds."
     if compared < 2:
         text = "Only one seed is compared, so the largest and the smallest correlation are the same."
@@ -450,7 +449,7 @@ def property_table(tests: pd.DataFrame) -> pd.DataFrame:
 
 def raw_values(neurons: pd.DataFrame, threshold: float, columns: list[str]) -> Caption:
     """Figure 14: raw values by layer, universal against other."""
-    chosen = universal(neurons, threshold)
+    chosen = neurons["is_universal"]
     alt = "Box plots of raw property values by layer, universal neurons beside the other neurons."
     if chosen.all() or not chosen.any():
         text = f"{_all_or_no(chosen)} neuron is universal at this threshold, so there is nothing to compare."
@@ -494,7 +493,7 @@ def frequency_and_cosine(neurons: pd.DataFrame) -> Caption:
 
 def redundancy(neurons: pd.DataFrame, threshold: float) -> Caption:
     """Figure 10: does a model hold near copies of its universal neurons?"""
-    chosen = universal(neurons, threshold)
+    chosen = neurons["is_universal"]
     alt = "Cumulative shares of neurons by the largest cosine with another neuron of the same model, w_in and w_out."
     if neurons["max_cos_in"].isna().all():
         text = f"The median neuron's nearest other neuron has a cosine of {neurons['max_cos_out'].median():.2f} in w_out. {GATED}"

@@ -29,7 +29,7 @@ MODELS = ", ".join(PUBLISHED_MODELS.values())
 
 
 def _share(evidence: Evidence) -> Measured:
-    shares = properties.reference_shares(evidence.tables[EVERYONE], evidence.threshold)["share"]
+    shares = properties.reference_shares(evidence.tables[EVERYONE])["share"]
     inside = shares.between(*SHARE_RANGE)
     verdict = HOLDS if inside.all() else UNKNOWN if inside.any() else FAILS
     return over_seeds(shares, SHARE_RANGE[0], True, percent)._replace(verdict=verdict)
@@ -65,7 +65,7 @@ def _gap(evidence: Evidence) -> Measured:
 
 
 def _layers(evidence: Evidence) -> Measured:
-    shares = properties.layer_shares(evidence.tables[EVERYONE], evidence.threshold)
+    shares = properties.layer_shares(evidence.tables[EVERYONE])
     by_seed = shares.groupby("seed", sort=False)["universal"].agg(lambda found: (found > 0).mean())
     if shares.groupby("seed")["universal"].sum().max() < FEWEST:
         return unmeasured(f"fewer than {FEWEST} universal neurons in every seed")
@@ -86,7 +86,7 @@ def _frequency_cosine(evidence: Evidence) -> Measured:
 
 def _tests(evidence: Evidence) -> pd.DataFrame:
     """`property_tests` of the reference seed by property."""
-    return properties.property_tests(evidence.own(EVERYONE), evidence.threshold).set_index("property")
+    return properties.property_tests(evidence.own(EVERYONE)).set_index("property")
 
 
 def _property(column: str):

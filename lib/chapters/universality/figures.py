@@ -16,7 +16,6 @@ from lib.chapters.universality.properties import (
     PUBLISHED_MEDIANS,
     PUBLISHED_MODELS,
     PUBLISHED_SHARES,
-    universal,
 )
 from lib.display.plots import (
     ALPHA,
@@ -41,7 +40,7 @@ from lib.display.plots import (
 
 def _groups(neurons: pd.DataFrame, threshold: float) -> dict[str, pd.DataFrame]:
     """Other neurons first, so that universal ones are drawn on top."""
-    chosen = universal(neurons, threshold)
+    chosen = neurons["is_universal"]
     return {"other": neurons[~chosen], "universal": neurons[chosen]}
 
 
@@ -308,7 +307,7 @@ def sampling(table: pd.DataFrame, neurons: pd.DataFrame, threshold: float) -> Fi
     `table` has the reference's rows of `sampling`, in the order of `neurons`.
     """
     fig, (left, right) = canvas(1, 2, (WIDE, 4.0))
-    joined = neurons[["layer", "neuron", "mean_corr", "excess_corr"]].merge(table, on=["layer", "neuron"])
+    joined = neurons[["layer", "neuron", "mean_corr", "excess_corr", "is_universal"]].merge(table, on=["layer", "neuron"])
     left.plot([0, 1], [0, 1], color=NEUTRAL, linewidth=1)
     bins = np.linspace(0, joined["excess_se"].quantile(0.995), 60)
     for name, group in _groups(joined, threshold).items():
@@ -407,7 +406,7 @@ def layers(shares: pd.DataFrame, reference: str) -> Figure:
 def property_percentiles(neurons: pd.DataFrame, threshold: float) -> Figure:
     """Figure 3: percentile of universal neurons within their own layer, with the published medians beside the boxes."""
     columns = list(PUBLISHED_MEDIANS.index)
-    percentiles = properties.layer_percentiles(neurons, columns)[universal(neurons, threshold)]
+    percentiles = properties.layer_percentiles(neurons, columns)[neurons["is_universal"]]
     fig, axes = canvas(size=(WIDE, 4.2))
     axes.axhline(50, color=NEUTRAL, linewidth=1, linestyle="--")
     if len(percentiles):
@@ -441,7 +440,7 @@ def raw_values(neurons: pd.DataFrame, threshold: float, columns: Sequence[str]) 
     """Figure 14: raw values by layer, universal beside other neurons; median, quartiles, 5th and 95th percentile."""
     rows = -(-len(columns) // 2)
     fig, grid = canvas(rows, 2, (WIDE, 0.8 + 2.1 * rows), sharex=True, squeeze=False)
-    chosen = universal(neurons, threshold)
+    chosen = neurons["is_universal"]
     group = pd.Series(np.where(chosen, "universal", "other"), neurons.index, name="group")
     for axes, column in zip(grid.flat, columns, strict=False):
         if neurons[column].isna().all():

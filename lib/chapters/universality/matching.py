@@ -14,7 +14,6 @@ from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from lib.chapters.universality.properties import universal
 from lib.kernels.correlation import Covariance, Scale, correlations
 
 MOST = 8192  # neurons of a model, up to which they are assigned one to one: time grows with the cube
@@ -84,7 +83,7 @@ def partners(
     """Per neuron of the reference: layer, neuron, excess_corr, mean_corr, mutual (share of compared seeds in which the best match is
     mutual), in_clique, assigned_corr and assigned_excess (means over compared seeds; NaN where nothing was assigned)."""
     keys = ["layer", "neuron"]
-    table = neurons[[*keys, "excess_corr", "mean_corr", "mean_baseline"]]
+    table = neurons[[*keys, "excess_corr", "is_universal", "mean_corr", "mean_baseline"]]
     table = table.merge(matches.groupby(keys)["mutual"].mean().reset_index(), on=keys)
     own = (
         found[[f"layer_{reference}", f"neuron_{reference}"]]
@@ -126,7 +125,7 @@ def clique_depths(found: pd.DataFrame, layers: int) -> pd.DataFrame:
 
 def summary(table: pd.DataFrame, found: pd.DataFrame, threshold: float) -> dict[str, float]:
     """Numbers of the chapter's sentence, from `partners` and `cliques`; NaN for what there is nothing of."""
-    chosen = universal(table, threshold)
+    chosen = table["is_universal"]
     return {
         "neurons": len(table),
         "universal": int(chosen.sum()),

@@ -30,6 +30,7 @@ PROPERTIES = {
     "vocab_kurt": "kurtosis of cos(w_out, W_U)",
 }
 
+TOP_SHARE = 0.05  # most universal neurons of a seed: the top 5 % by excess, which exists at any threshold
 OWN_LAYER = "A neuron's best match lies in its own layer more often than by chance"  # asked in chapters 3 and 6
 OWN_LAYER_PUBLISHED = "figure 2c shows the shares by pairs of layers"
 
@@ -65,9 +66,9 @@ PUBLISHED_MEDIANS = pd.DataFrame.from_dict(
 )
 
 
-def universal(neurons: pd.DataFrame, threshold: float) -> pd.Series:
-    """True where the excess correlation is above the threshold; a missing excess is not universal."""
-    return neurons["excess_corr"] > threshold
+def most_universal(neurons: pd.DataFrame) -> pd.Series:
+    """True for the TOP_SHARE of each seed's neurons with the largest excess correlation."""
+    return neurons.groupby("seed")["excess_corr"].rank(ascending=False, method="first", pct=True) <= TOP_SHARE
 
 
 def share_curve(excess: pd.Series, thresholds: Sequence[float]) -> np.ndarray:
@@ -78,25 +79,23 @@ def share_curve(excess: pd.Series, thresholds: Sequence[float]) -> np.ndarray:
     return above / max(1, len(ordered))
 
 
-def reference_shares(neurons_all_seeds: pd.DataFrame, threshold: float) -> pd.DataFrame:
+def reference_shares(neurons_all_seeds: pd.DataFrame) -> pd.DataFrame:
     """One row per seed as reference: seed, neurons, universal, share, mean_excess, dead."""
-    flagged = neurons_all_seeds.assign(universal=universal(neurons_all_seeds, threshold))
-    rows = flagged.groupby("seed", sort=False).agg(
+    rows = neurons_all_seeds.groupby("seed", sort=False).agg(
         neurons=("neuron", "size"),
-        universal=("universal", "sum"),
-        share=("universal", "mean"),
+        universal=("is_universal", "sum"),
+        share=("is_universal", "mean"),
         mean_excess=("excess_corr", "mean"),
         dead=("dead", "sum"),
     )
     return rows.reset_index()
 
 
-def layer_shares(neurons: pd.DataFrame, threshold: float) -> pd.DataFrame:
+def layer_shares(neurons: pd.DataFrame) -> pd.DataFrame:
     """One row per layer (and seed, where the table has several): layer, neurons, universal, share."""
     keys = [key for key in ("seed", "layer") if key in neurons]
-    flagged = neurons.assign(universal=universal(neurons, threshold))
-    rows = flagged.groupby(keys, sort=False).agg(
-        neurons=("neuron", "size"), universal=("universal", "sum"), share=("universal", "mean")
+    rows = neurons.groupby(keys, sort=False).agg(
+        neurons=("neuron", "size"), universal=("is_universal", "sum"), share=("is_universal", "mean")
     )
     return rows.reset_index()
 
@@ -144,7 +143,7 @@ def layer_percentiles(neurons: pd.DataFrame, columns: Sequence[str]) -> pd.DataF
     return 100 * (grouped.rank() - 0.5) / grouped.transform("count")
 
 
-def property_tests(neurons: pd.DataFrame, threshold: float) -> pd.DataFrame:
+def property_tests(neurons: pd.DataFrame) -> pd.DataFrame:
     """One row per property: do universal neurons rank differently from the rest of their own layer?
 
     Two-sided Mann–Whitney U on within-layer percentiles. `effect` is Cliff's delta 2U/(n₁n₂) − 1: the chance that
@@ -155,7 +154,7 @@ def property_tests(neurons: pd.DataFrame, threshold: float) -> pd.DataFrame:
     """
     columns = [column for column in PROPERTIES if column in neurons]
     percentiles = layer_percentiles(neurons, columns)
-    chosen = universal(neurons, threshold)
+    chosen = neurons["is_universal"]
     rows = []
     for column in columns:
         ours, others = (percentiles.loc[mask, column].dropna() for mask in (chosen, ~chosen))
@@ -213,21 +212,20 @@ def noise_floor(candidates: int, tokens: float | np.ndarray) -> float | np.ndarr
     return np.sqrt(2 * np.log(candidates) / tokens)
 
 
-def convergence_summary(convergence: pd.DataFrame, threshold: float) -> pd.DataFrame:
+def convergence_summary(convergence: pd.DataFrame) -> pd.DataFrame:
     """One row per seed and snapshot of the pass, with means over neurons.
 
     Columns: seed, tokens, mean_corr, baseline, excess_corr, universal (count), agreement: of the neurons
     universal at this snapshot or at the end, the share that is universal at both (NaN if there is none).
     """
-    flagged = convergence.assign(universal=universal(convergence, threshold))
     rows = []
-    for seed, of_seed in flagged.groupby("seed", sort=False):
+    for seed, of_seed in convergence.groupby("seed", sort=False):
         snapshots = {
             tokens: frame.set_index(["layer", "neuron"]) for tokens, frame in of_seed.groupby("tokens", sort=True)
         }
-        final = list(snapshots.values())[-1]["universal"]
+        final = list(snapshots.values())[-1]["is_universal"]
         for tokens, frame in snapshots.items():
-            now, last = frame["universal"].align(final, fill_value=False)
+            now, last = frame["is_universal"].align(final, fill_value=False)
             either = int((now | last).sum())
             rows.append(
                 {

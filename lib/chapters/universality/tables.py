@@ -26,7 +26,7 @@ from lib.collect.statistics import load_accumulators
 from lib.kernels.correlation import Comparison, Covariance, Scale, compare
 from lib.kernels.moments import Moments
 from lib.models.weights import weight_properties
-from lib.run import Run
+from lib.run import Run, with_universal
 
 MODULE = "lib.chapters.universality.tables"
 CORRELATION_COLUMNS = ("max_corr", "mean_corr", "min_corr", "max_baseline", "mean_baseline", "min_baseline")
@@ -193,7 +193,7 @@ def tabulate(run: Run) -> None:
         own = made[name]["seed"] == params.reference
         write_table(tables / f"{name}.parquet", made[name][own].drop(columns="seed"))
     write_table(tables / "baseline_draws.parquet", made["baseline_draws"])
-    write_table(tables / "references.parquet", reference_shares(made["neurons"], params.threshold))
+    write_table(tables / "references.parquet", reference_shares(with_universal(made["neurons"], params.threshold)))
     write_table(tables / "convergence.parquet", convergence_table(run, made, snapshot_table(run, seeds)))
     write_table(tables / "cliques.parquet", cliques(made["matches"]))
     write_table(tables / "assignments.parquet", assignment_table(covariance, moments, params.reference))

@@ -16,7 +16,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lib.base.tensors import read_tensors
-from lib.chapters.universality.properties import universal
 from lib.run import Run
 
 DRAWS = 400  # bootstrap draws
@@ -123,5 +122,5 @@ def share_intervals(run: Run, neurons_all_seeds: pd.DataFrame, threshold: float)
     for seed, own in neurons_all_seeds.groupby("seed", sort=False):
         found = sampled(parts, seeds.index(seed), run.params.random_seed)
         low, high = found.share_interval(own["excess_corr"], threshold)
-        rows.append({"seed": seed, "share": universal(own, threshold).mean(), "low": low, "high": high})
+        rows.append({"seed": seed, "share": own["is_universal"].mean(), "low": low, "high": high})
     return pd.DataFrame(rows)

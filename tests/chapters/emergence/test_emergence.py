@@ -21,7 +21,8 @@ from lib.chapters.emergence import checkpoints, claims, figures, statistics
 from lib.chapters.emergence import statistics as emergence_statistics
 from lib.chapters.emergence import tables as emergence_tables
 from lib.chapters.emergence.tables import Emergence, open_chapter, tabulate_emergence
-from lib.chapters.universality.properties import OWN_LAYER, layer_shares, reference_shares, universal
+from lib.chapters.universality.properties import OWN_LAYER, layer_shares, reference_shares
+from lib.run import with_universal
 from lib.text.blocks import read_text
 
 pytestmark = pytest.mark.usefixtures("without_grouped_moments")
@@ -63,7 +64,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def params(make_run, trained, monkeypatch) -> Params:
-    monkeypatch.setattr("lib.chapters.circuits.roles.DIRECTIONS", 200)
+    monkeypatch.setattr("lib.chapters.circuits.roles.NULL_DIRECTIONS", 200)
     return make_run({name: trained / name for name in "abc"}, token_budget=8 * 256).params
 
 
@@ -240,7 +241,7 @@ def test_births_deaths_and_persistence_of_a_small_history():
     assert kept.loc["one", "same_partner"] == 0 and kept.loc["two", "same_partner"] == 1
     since = statistics.first_universal(neurons, 0.5).set_index(["layer", "neuron"])["since"]
     assert since.to_dict() == {(0, 0): "one", (0, 1): "two"}
-    assert universal(neurons[neurons["point"] == "end"], 0.5).sum() == 2
+    assert (neurons[neurons["point"] == "end"]["excess_corr"] > 0.5).sum() == 2
 
 
 def test_no_universal_neuron_at_all_gives_empty_tables():
@@ -371,8 +372,8 @@ def history(excess: dict[str, float]) -> tuple[dict[str, pd.DataFrame], pd.DataF
 def test_every_figure_and_sentence_of_the_chapter_has_words_for_it(excess):
     tables, points = history(excess)
     time = figures.timeline(points)
-    shares = statistics.by_point(tables["neurons"], lambda own: reference_shares(own, 0.5))
-    layers = statistics.by_point(tables["neurons"], lambda own: layer_shares(own, 0.5))
+    shares = statistics.by_point(tables["neurons"], lambda own: reference_shares(with_universal(own, 0.5)))
+    layers = statistics.by_point(tables["neurons"], lambda own: layer_shares(with_universal(own, 0.5)))
     changes, kept = statistics.transitions(tables["neurons"], 0.5), statistics.persistence(tables["neurons"], 0.5)
     start = claims.middle_point(points)
     groups = statistics.first_universal(tables["neurons"], 0.5).assign(when="early")

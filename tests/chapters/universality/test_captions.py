@@ -7,6 +7,7 @@ import pytest
 from lib.chapters.universality import captions, properties
 from lib.display.captions import GATED, Caption, count, p_words, percent
 from lib.models.weights import READING_COLUMNS
+from lib.run import with_universal
 from tests.chapters.universality.test_figures import convergence_table, losses_table, made_up, matches_table
 
 EVERY_CASE = pytest.mark.parametrize("threshold", [-1, 0.5, 0.93, 2], ids=["all", "some", "few", "none"])
@@ -30,10 +31,11 @@ def test_numbers_in_words():
 
 
 def findings_of(neurons: pd.DataFrame, threshold: float) -> list[Caption]:
+    neurons = with_universal(neurons, threshold)
     everyone = pd.concat([neurons.assign(seed=seed) for seed in "ab"])
-    tests = properties.property_tests(neurons, threshold)
-    number = int(properties.universal(neurons, threshold).sum())
-    summary = properties.convergence_summary(convergence_table(neurons), threshold)
+    tests = properties.property_tests(neurons)
+    number = int(neurons["is_universal"].sum())
+    summary = properties.convergence_summary(convergence_table(neurons))
     draws = neurons.assign(baseline=neurons["mean_baseline"], draw=0)[["draw", "layer", "neuron", "baseline"]]
     two = pd.concat([draws, draws.assign(draw=1, baseline=draws["baseline"] + 0.01)])
     return [
@@ -51,12 +53,12 @@ def findings_of(neurons: pd.DataFrame, threshold: float) -> list[Caption]:
         captions.gap(neurons, threshold, 4),
         captions.gap(neurons, threshold, 1),
         captions.layer_agreement(properties.layer_agreement(matches_table())),
-        captions.references(properties.reference_shares(everyone, threshold), threshold),
+        captions.references(properties.reference_shares(everyone), threshold),
         captions.references(
-            properties.reference_shares(everyone[everyone["seed"] == everyone["seed"].iloc[0]], threshold), threshold
+            properties.reference_shares(everyone[everyone["seed"] == everyone["seed"].iloc[0]]), threshold
         ),
         captions.share_curve(everyone, threshold),
-        captions.layers(properties.layer_shares(everyone, threshold), "a"),
+        captions.layers(properties.layer_shares(everyone), "a"),
         captions.properties(tests, number),
         captions.raw_values(neurons, threshold, ["skew", "kurt"]),
         captions.frequency_and_cosine(neurons),
@@ -77,14 +79,14 @@ def test_every_finding_has_a_title_a_text_and_a_description_without_nan(threshol
 
 
 def test_the_excess_sentence_counts():
-    neurons = made_up()
+    neurons = with_universal(made_up(), 0.5)
     number = int((neurons["excess_corr"] > 0.5).sum())
     finding = captions.excess(neurons, 0.5)
     assert (
         f"**{number} neurons** of {len(neurons)} (**{100 * number / len(neurons):.2f} %**) are universal"
         in finding.text
     )
-    assert captions.excess(neurons, 2).text.startswith("**No neuron** of 80 (**0 %**) is universal")
+    assert captions.excess(with_universal(neurons, 2), 2).text.startswith("**No neuron** of 80 (**0 %**) is universal")
     assert "1.26 % for Pythia-160M, 4.16 % for GPT2-small, 1.23 % for GPT2-medium" in finding.text
 
 
@@ -107,7 +109,7 @@ def test_the_property_sentence_names_each_verdict():
 
 
 def test_the_property_table_shows_dashes_for_what_is_unknown():
-    table = captions.property_table(properties.property_tests(made_up(), 2)).set_index("property")
+    table = captions.property_table(properties.property_tests(with_universal(made_up(), 2))).set_index("property")
     assert (table["effect (Cliff's delta)"] == "–").all() and (table["corrected p"] == "–").all()
     assert table.loc["activation frequency", "published GPT2-small"] == "24"
 

@@ -14,6 +14,7 @@ from lib.chapters.universality import figures, properties
 from lib.display import plots
 from lib.display.captions import Caption
 from lib.models.weights import READING_COLUMNS
+from lib.run import with_universal
 
 LAYERS, WIDTH = 4, 20
 
@@ -50,15 +51,16 @@ def matches_table() -> pd.DataFrame:
 
 
 def convergence_table(neurons: pd.DataFrame) -> pd.DataFrame:
-    own = neurons[["layer", "neuron", "mean_corr", "excess_corr"]].assign(baseline=0.1)
+    own = neurons[["layer", "neuron", "mean_corr", "excess_corr", "is_universal"]].assign(baseline=0.1)
     return pd.concat([own.assign(seed=seed, tokens=tokens) for seed in "ab" for tokens in (1000, 2000)])
 
 
 def every_figure(neurons: pd.DataFrame, threshold: float) -> dict[str, Figure]:
+    neurons = with_universal(neurons, threshold)
     everyone = pd.concat([neurons.assign(seed=seed) for seed in "ab"])
     draws = neurons.assign(baseline=neurons["mean_baseline"], draw=0)[["draw", "layer", "neuron", "baseline"]]
     two = pd.concat([draws, draws.assign(draw=1, baseline=draws["baseline"] + draws["neuron"] / 1000)])
-    summary = properties.convergence_summary(convergence_table(neurons), threshold)
+    summary = properties.convergence_summary(convergence_table(neurons))
     histogram = {
         "a.counts": np.tile(np.arange(8), (LAYERS, WIDTH, 1)),
         "a.low": np.full((LAYERS, WIDTH), -2.0),
@@ -76,9 +78,9 @@ def every_figure(neurons: pd.DataFrame, threshold: float) -> dict[str, Figure]:
         "distributions": figures.distributions(neurons, threshold),
         "gap": figures.gap(neurons, threshold),
         "agreement": figures.layer_agreement(properties.layer_agreement(matches_table())),
-        "references": figures.references(properties.reference_shares(everyone, threshold)),
+        "references": figures.references(properties.reference_shares(everyone)),
         "curve": figures.share_curve(everyone, threshold),
-        "layers": figures.layers(properties.layer_shares(everyone, threshold), "a"),
+        "layers": figures.layers(properties.layer_shares(everyone), "a"),
         "percentiles": figures.property_percentiles(neurons, threshold),
         "raw": figures.raw_values(neurons, threshold, ["in_out_sim", "kurt", "sparsity"]),
         "frequency": figures.frequency_and_cosine(neurons, threshold),
@@ -105,16 +107,17 @@ def test_every_figure_draws_without_a_warning_and_labels_its_axes(threshold, lef
 def test_bars_are_as_high_as_the_shares():
     neurons = made_up()
     everyone = pd.concat([neurons.assign(seed="a"), neurons.assign(seed="b", excess_corr=0.0)])
-    shares = properties.reference_shares(everyone, 0.5)
+    everyone = with_universal(everyone, 0.5)
+    shares = properties.reference_shares(everyone)
     bars = figures.references(shares).axes[0].patches
     assert [bar.get_height() for bar in bars] == [(neurons["excess_corr"] > 0.5).mean(), 0]
-    by_layer = properties.layer_shares(everyone, 0.5)
+    by_layer = properties.layer_shares(everyone)
     bars = figures.layers(by_layer, "a").axes[0].patches
     assert [bar.get_height() for bar in bars] == by_layer.query("seed == 'a'")["share"].tolist()
 
 
 def test_the_excess_histogram_separates_universal_neurons_at_the_threshold():
-    neurons = made_up()
+    neurons = with_universal(made_up(), 0.5)
     labels = figures.distributions(neurons, 0.5).axes[1].get_legend().get_texts()
     number = int((neurons["excess_corr"] > 0.5).sum())
     assert [label.get_text() for label in labels] == [f"other ({80 - number})", f"universal ({number})"]

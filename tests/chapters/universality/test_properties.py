@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from lib.chapters.universality import properties
+from lib.run import with_universal
 
 
 def neurons(**columns) -> pd.DataFrame:
@@ -14,7 +15,7 @@ def neurons(**columns) -> pd.DataFrame:
 
 def test_universal_is_strictly_above_the_threshold_and_a_missing_excess_is_not():
     table = neurons(excess_corr=[0.5, 0.500001, -1.0, np.nan])
-    assert properties.universal(table, 0.5).tolist() == [False, True, False, False]
+    assert with_universal(table, 0.5)["is_universal"].tolist() == [False, True, False, False]
 
 
 def test_share_curve_counts_like_universal():
@@ -22,7 +23,7 @@ def test_share_curve_counts_like_universal():
     shares = properties.share_curve(excess, [-1, 0.1, 0.5, 0.55, 1])
     assert shares.tolist() == [0.75, 0.5, 0.25, 0.25, 0]
     for threshold, share in zip([-1, 0.1, 0.5, 0.55, 1], shares, strict=True):
-        assert properties.universal(neurons(excess_corr=excess), threshold).mean() == share
+        assert with_universal(neurons(excess_corr=excess), threshold)["is_universal"].mean() == share
 
 
 def test_published_counts_by_layer_add_up_to_the_published_ones():
@@ -42,11 +43,12 @@ def test_shares_by_reference_and_by_layer():
             ),
         ]
     )
-    by_seed = properties.reference_shares(table, 0.5).set_index("seed")
+    table = with_universal(table, 0.5)
+    by_seed = properties.reference_shares(table).set_index("seed")
     assert by_seed["universal"].to_dict() == {"a": 2, "b": 2}
     assert by_seed.loc["a", "mean_excess"] == pytest.approx(0.4)
     assert by_seed["dead"].to_dict() == {"a": 0, "b": 1}
-    by_layer = properties.layer_shares(table, 0.5).set_index(["seed", "layer"])
+    by_layer = properties.layer_shares(table).set_index(["seed", "layer"])
     assert by_layer["universal"].to_dict() == {("a", 0): 1, ("a", 1): 1, ("b", 0): 0, ("b", 1): 2}
     assert by_layer["share"].to_dict() == {("a", 0): 0.5, ("a", 1): 0.5, ("b", 0): 0.0, ("b", 1): 1.0}
 
@@ -82,7 +84,7 @@ def planted(universal: int, layers: int = 2, width: int = 30) -> pd.DataFrame:
 
 
 def test_property_tests_compare_with_the_published_direction():
-    tests = properties.property_tests(planted(universal=6), 0.5).set_index("property")
+    tests = properties.property_tests(with_universal(planted(universal=6), 0.5)).set_index("property")
     assert list(tests.index) == ["sparsity", "mean", "var", "skew"]
     assert tests.loc["skew", "effect"] == 1  # every universal neuron ranks above every other one of its layer
     assert tests.loc["skew", "median_percentile"] == pytest.approx(100 * (27.5 - 0.5) / 30)  # ranks 25 to 30
@@ -95,16 +97,16 @@ def test_property_tests_compare_with_the_published_direction():
 
 def test_the_effect_is_cliffs_delta_counted_pair_by_pair():
     table = neurons(excess_corr=[0.9, 0.9, 0.1, 0.1, 0.1], skew=[3.0, 1.0, 2.0, 1.0, 0.0])
-    tests = properties.property_tests(table, 0.5).set_index("property")
+    tests = properties.property_tests(with_universal(table, 0.5)).set_index("property")
     # 3 beats three; 1 loses to 2, ties with 1, beats 0
     assert tests.loc["skew", "effect"] == pytest.approx((3 + 0) / 6)
 
 
 def test_too_few_universal_neurons_cannot_tell_and_none_is_no_error():
-    few = properties.property_tests(planted(universal=4), 0.5).set_index("property")
+    few = properties.property_tests(with_universal(planted(universal=4), 0.5)).set_index("property")
     assert few.loc["skew", "effect"] == 1 and few.loc["skew", "verdict"] == "cannot tell"
     for threshold in (-1, 2):  # all neurons universal, no neuron universal
-        tests = properties.property_tests(planted(universal=4), threshold)
+        tests = properties.property_tests(with_universal(planted(universal=4), threshold))
         assert tests["effect"].isna().all() and tests["p_corrected"].isna().all()
         assert set(tests["verdict"]) == {"", "cannot tell"}
 
@@ -138,11 +140,11 @@ def test_convergence_summary_by_hand():
     table = pd.DataFrame(rows, columns=["seed", "tokens", "neuron", "excess_corr"]).assign(
         layer=0, mean_corr=1.0, baseline=0.5
     )
-    summary = properties.convergence_summary(table, 0.5)
+    summary = properties.convergence_summary(with_universal(table, 0.5))
     assert summary["universal"].tolist() == [2, 2]
     assert summary["excess_corr"].tolist() == pytest.approx([0.6, 0.7])
     assert summary["agreement"].tolist() == pytest.approx([1 / 3, 1])
-    assert properties.convergence_summary(table, 2)["agreement"].isna().all()
+    assert properties.convergence_summary(with_universal(table, 2))["agreement"].isna().all()
 
 
 def test_rotation_draws_by_hand():

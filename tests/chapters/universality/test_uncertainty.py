@@ -7,6 +7,7 @@ import torch
 from conftest import activations, tables_of
 
 from lib.chapters.universality import captions, uncertainty
+from lib.run import with_universal
 
 pytestmark = pytest.mark.usefixtures("without_grouped_moments")
 
@@ -72,7 +73,7 @@ def test_intervals_hold_the_share_and_widen_with_the_errors():
 def test_the_table_of_intervals_and_its_sentence(run):
     made = tables_of(run)
     everyone = made["neurons_all_seeds"]
-    rows = uncertainty.share_intervals(run, everyone, 0.0)
+    rows = uncertainty.share_intervals(run, with_universal(everyone, 0.0), 0.0)
     assert rows["seed"].tolist() == ["a", "b", "c"] and (rows["low"] <= rows["high"]).all()
     assert (rows["share"] - (everyone["excess_corr"] > 0).groupby(everyone["seed"]).mean().to_numpy()).abs().max() == 0
     text = captions.sampling(made["sampling"].query("seed == 'a'"), run.neurons, 0.0).text
