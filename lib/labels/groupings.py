@@ -6,26 +6,25 @@ from lib.labels import labels, syntax, topics
 from lib.labels.labels import WORD_PLACES, Grouping, LabelSet
 from lib.labels.token_classes import TOKEN_CLASSES, TokenClass
 from lib.run import Run
-from lib.text import tokens as text_tokens
+from lib.text.tokens import token_strings
 
 
 def run_groupings(run: Run) -> dict[str, Grouping]:
-    """Every grouping of the run's text that has a group at all; `token`, in which every token has one, comes first."""
+    """Every grouping of the run's text that has a group; `token`, in which every token has one, comes first."""
     made = labels.groupings(run.text, run.tokenizer)
-    for extra in (syntax.run_linguistics(run), topics.topics(run.text, run.tokenizer), word_place(run)):
+    for extra in (syntax.run_syntax(run), topics.topics(run.text, run.tokenizer), word_place(run)):
         if extra is not None and extra.groups:
             made[extra.name] = extra
     return made
 
 
 def word_place(run: Run) -> Grouping:
-    """Frequent words by where their tokens stand: groups `word|place`, places as `lib.labels.labels.WORD_PLACES` (figures 15, 16)."""
-    words = labels.unigram_classes(text_tokens.token_strings(run.tokenizer), labels.token_counts(run.text))
+    """Frequent words by where their tokens stand in them: groups `word|place` (figures 15, 16)."""
+    words = labels.unigram_classes(token_strings(run.tokenizer), labels.token_counts(run.text))
     word_of_token = torch.full((run.text.vocab_size,), -1, dtype=torch.int32)
     for index, tokens in enumerate(words.values()):
         word_of_token[tokens] = index
-    word = word_of_token[run.text.tokens]
-    place = labels.word_places(run.text, run.tokenizer)
+    word, place = word_of_token[run.text.tokens], labels.word_places(run.text, run.tokenizer)
     groups = tuple(f"{one}|{where}" for one in words for where in WORD_PLACES)
     return Grouping("word_place", groups, torch.where(word < 0, -1, word * len(WORD_PLACES) + place).int())
 
@@ -33,9 +32,9 @@ def word_place(run: Run) -> Grouping:
 def run_label_sets(
     run: Run, groupings: dict[str, Grouping], classes: tuple[TokenClass, ...] = TOKEN_CLASSES
 ) -> list[LabelSet]:
-    """The labels over a run's groupings; `classes` is the table of token classes."""
+    """The labels over a run's groupings; `classes` are the token classes."""
     sets = labels.label_sets(run.text, run.tokenizer, classes)
-    for name, of_groups in (("linguistics", syntax.linguistic_labels), ("topic", topics.topic_labels)):
+    for name, labels_of in ((syntax.GROUPING, syntax.syntax_labels), ("topic", topics.topic_labels)):
         if name in groupings:
-            sets.append(of_groups(groupings[name].groups))
+            sets.append(labels_of(groupings[name].groups))
     return [one for one in sets if len(one.labels)]

@@ -1,7 +1,7 @@
-"""Labels of tokens: integer groupings of every token of the text, and binary labels over the groups (METHOD §5).
+"""Labels of tokens: integer groupings of all tokens of the text, and binary labels over the groups (docs/method.md §5).
 
-A neuron's moments are collected once per group; every binary label is then a choice of groups, so that a new label
-costs algebra, not a pass. Topics and linguistic labels, made in modules of their own, have the same form.
+A neuron's moments are collected once per group. A binary label is then a choice of groups: a new one costs algebra, not
+a pass over the text. Topics and syntax have modules of their own and the same form.
 """
 
 import re
@@ -20,8 +20,8 @@ from lib.text.blocks import Text
 from lib.text.domains import CODE, DOMAINS, LANGUAGES
 from lib.text.tokens import token_strings, token_text
 
-WORD_RATE = 3000 / 10_000_000  # a unigram word is more frequent than this (METHOD §5)
-WORD_VARIANTS = 3  # and has more variants by case and leading space than this
+MIN_WORD_RATE = 3000 / 10_000_000  # of tokens; a unigram word is more frequent (docs/method.md §5)
+MAX_RARE_VARIANTS = 3  # a unigram word has more variants by case and leading space
 POSITIONS = (2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
 WORD_PLACES = ("as word", "word start", "word middle", "other")
 
@@ -39,8 +39,8 @@ class Grouping:
 class LabelSet:
     """Binary labels over the groups of one grouping.
 
-    `labels` has one row per label with its readable name (`label`, unique), its `family` and the `kind` it is a value
-    of; `member` (labels, groups) is True where the label is 1, and False for all other tokens that have a group.
+    `labels` has one row per label: its readable name (`label`, unique), its `family`, and the `kind` it is a value of.
+    `member` (labels, groups) is True where the label is 1.
     """
 
     grouping: str
@@ -49,50 +49,48 @@ class LabelSet:
 
 
 def label_set(grouping: str, rows: list[tuple[str, str, str, np.ndarray]]) -> LabelSet:
-    """A set from rows (label, family, kind, member), without the labels that no group or every group carries."""
+    """A set from rows (label, family, kind, member), without labels that no group or every group carries.
+
+    Raises InputError if two labels have the same name.
+    """
     kept = [row for row in rows if row[3].any() and not row[3].all()]
     labels = pd.DataFrame([row[:3] for row in kept], columns=["label", "family", "kind"])
-    if labels["label"].duplicated().any():
-        raise InputError(
-            f"the label '{labels['label'][labels['label'].duplicated()].iloc[0]}' is given twice; names of labels must differ."
-        )
+    twice = labels["label"][labels["label"].duplicated()]
+    if len(twice):
+        raise InputError(f"the label '{twice.iloc[0]}' is given twice; names of labels must differ.")
     groups = len(rows[0][3]) if rows else 0
     return LabelSet(grouping, labels, np.stack([row[3] for row in kept]) if kept else np.zeros((0, groups), bool))
-
-
-# ---------------------------------------------------------------- the text of tokens
-
-
-def occurring(text: Text) -> Int[np.ndarray, "groups"]:
-    """The token ids that stand in the text at all, sorted: the groups of the current, the previous and the next token.
-
-    The others would take memory and disk for nothing: of GPT-2's 50,257 tokens a text of 20 thousand has some thousands.
-    """
-    return text.tokens.unique().numpy()
-
-
-def token_counts(text: Text) -> Int[np.ndarray, "vocabulary"]:
-    """How often each token id stands in the text, counted tokens only."""
-    return torch.bincount(text.tokens[text.counted()], minlength=text.vocab_size).numpy()
 
 
 # ---------------------------------------------------------------- labels of the current token
 
 
-def unigram_classes(texts: list[str], counts: Int[np.ndarray, "vocabulary"]) -> dict[str, list[int]]:
-    """Ids of a word's variants by case and leading space, for each frequent word with enough of them (METHOD §5).
+def occurring(text: Text) -> Int[np.ndarray, "groups"]:
+    """The token ids that occur in the text, sorted: the groups of the current, the previous and the next token.
 
-    A word counts if its variants together are more than 3,000 in 10 million tokens and if there are more than 3.
+    Groups for the rest of the vocabulary would only take memory and disk.
+    """
+    return text.tokens.unique().numpy()
+
+
+def token_counts(text: Text) -> Int[np.ndarray, "vocabulary"]:
+    """How often each token id occurs in the text, counted tokens only."""
+    return torch.bincount(text.tokens[text.counted()], minlength=text.vocab_size).numpy()
+
+
+def unigram_classes(texts: list[str], counts: Int[np.ndarray, "vocabulary"]) -> dict[str, list[int]]:
+    """For each frequent word with enough variants by case and leading space, their token ids (docs/method.md §5).
+
+    The variants together must exceed MIN_WORD_RATE, and there must be more than MAX_RARE_VARIANTS.
     """
     variants = defaultdict(list)
     for token, text in enumerate(texts):
         word = text.removeprefix(" ")
         if word.isalpha():
             variants[word.lower()].append(token)
-    least = WORD_RATE * counts.sum()
-    return {
-        word: ids for word, ids in sorted(variants.items()) if len(ids) > WORD_VARIANTS and counts[ids].sum() > least
-    }
+    least = MIN_WORD_RATE * counts.sum()
+    frequent = {word: ids for word, ids in sorted(variants.items()) if counts[ids].sum() > least}
+    return {word: ids for word, ids in frequent.items() if len(ids) > MAX_RARE_VARIANTS}
 
 
 def token_labels(
@@ -101,18 +99,16 @@ def token_labels(
     vocab_size: int = 0,
     classes: tuple[TokenClass, ...] = TOKEN_CLASSES,
 ) -> LabelSet:
-    """Labels of the current token: the classes of lib/labels/token_classes.py, and unigram words if `counts` of the tokens are given.
+    """Labels of the current token: the token classes, and unigram words if the tokens' `counts` are given.
 
-    `vocab_size` above the tokeniser's own adds groups that carry no label, for models whose vocabulary is padded.
+    A `vocab_size` above the tokeniser's adds groups without labels, for models whose vocabulary is padded.
     """
     texts = token_strings(tokenizer)
-    size = max(len(texts), vocab_size)
-    rows = []
-    if counts is not None:
-        for word, ids in unigram_classes(texts, counts).items():
-            rows.append((f"word “{word}”", "unigram", "word", np.isin(np.arange(size), ids)))
+    everyone = np.arange(max(len(texts), vocab_size))
+    words = {} if counts is None else unigram_classes(texts, counts)
+    rows = [(f"word “{word}”", "unigram", "word", np.isin(everyone, ids)) for word, ids in words.items()]
     for one in classes:
-        member = np.zeros(size, bool)
+        member = np.zeros(len(everyone), bool)
         member[: len(texts)] = one.members(texts)
         rows.append((one.label, one.family, one.family.replace("_", " "), member))
     return label_set("token", rows)
@@ -131,40 +127,34 @@ def shifted(labels: LabelSet, grouping: str) -> LabelSet:
 def position_labels(context: int) -> LabelSet:
     """Coarse labels of the position in the block (0 is BOS): below 2, 3, 5, 10 …"""
     position = np.arange(context)
-    return label_set(
-        "position",
-        [(f"position < {edge}", "position", "position", position < edge) for edge in POSITIONS if edge < context],
-    )
+    edges = [edge for edge in POSITIONS if edge < context]
+    return label_set("position", [(f"position < {edge}", "position", "position", position < edge) for edge in edges])
 
 
 def domain_labels(domains: tuple[str, ...]) -> LabelSet:
-    """Each language, what is English, foreign language or code, and each domain that is not all of a language.
+    """Labels for languages, English, languages other than English, source code, genres and single domains.
 
-    Languages are those of `lib.text.domains`; of a domain that it does not name none is known, and it carries no label of one.
+    A label with the same or the opposite members as an earlier one is left out. Languages are those of
+    lib/text/domains.yaml; a domain that is not named there carries no label of a language.
     """
+    names = np.array(domains)
     language = np.array([DOMAINS[domain].language if domain in DOMAINS else "" for domain in domains])
     genre = np.array([re.sub(r" \(\w\w\)$", "", domain) for domain in domains])
+    foreign = sorted(set(language) - {"en", CODE, ""})
+    genres = sorted(one for one, count in Counter(genre).items() if count > 1)
     rows = [
-        ("source code", "context", "language", language == CODE),
-        ("language other than English", "context", "language", ~np.isin(language, ["en", CODE, ""])),
-        ("natural language: English", "context", "language", language == "en"),
+        ("source code", "language", language == CODE),
+        ("language other than English", "language", ~np.isin(language, ["en", CODE, ""])),
+        ("natural language: English", "language", language == "en"),
+        *((f"language: {LANGUAGES.get(one, one)}", "language", language == one) for one in foreign),
+        *((f"genre: {one}", "genre", genre == one) for one in genres),
+        *((f"domain: {one}", "domain", names == one) for one in domains),
     ]
-    rows += [
-        (f"language: {LANGUAGES.get(one, one)}", "context", "language", language == one)
-        for one in sorted(set(language) - {"en", CODE, ""})
-    ]
-    rows += [
-        (f"genre: {one}", "context", "genre", genre == one)
-        for one, count in sorted(Counter(genre).items())
-        if count > 1
-    ]
-    rows += [(f"domain: {one}", "context", "domain", np.array(domains) == one) for one in domains]
     seen, kept = set(), []
-    for row in rows:
-        key = row[3].tobytes()
-        if key not in seen and (~row[3]).tobytes() not in seen:
-            kept.append(row)
-        seen.add(key)
+    for label, kind, member in rows:
+        if not {member.tobytes(), (~member).tobytes()} & seen:
+            kept.append((label, "context", kind, member))
+        seen.add(member.tobytes())
     return label_set("domain", kept)
 
 
@@ -172,14 +162,13 @@ def domain_labels(domains: tuple[str, ...]) -> LabelSet:
 
 
 def groupings(text: Text, tokenizer) -> dict[str, Grouping]:
-    """The groupings that need no model of language: token, previous_token, next_token, position and domain.
+    """The groupings that need no language model: token, previous_token, next_token, position and domain.
 
-    Ids are int32; the first token of a block has no previous and the last no next one.
+    Ids are int32. The first token of a block has no previous token, the last no next one.
     """
     present = occurring(text)
-    words = tuple(
-        token_text(tokenizer, token) if token < len(tokenizer) else f"id {token}" for token in present.tolist()
-    )
+    known = len(tokenizer)
+    words = tuple(token_text(tokenizer, one) if one < known else f"id {one}" for one in present.tolist())
     tokens = torch.bucketize(text.tokens, torch.from_numpy(present), out_int32=True)
     none = torch.full_like(tokens[:, :1], -1)
     positions = torch.arange(text.context, dtype=torch.int32).expand(tokens.shape)
@@ -194,33 +183,26 @@ def groupings(text: Text, tokenizer) -> dict[str, Grouping]:
 
 
 def label_sets(text: Text, tokenizer, classes: tuple[TokenClass, ...] = TOKEN_CLASSES) -> list[LabelSet]:
-    """The labels over the groups of `groupings`: token classes of the current, the previous and the next token, position and domain."""
-    whole, present = token_labels(tokenizer, token_counts(text), text.vocab_size, classes), occurring(text)
-    current = label_set("token", list(zip(*whole.labels.to_numpy().T, whole.member[:, present], strict=True)))
-    return [
-        current,
-        shifted(current, "previous_token"),
-        shifted(current, "next_token"),
-        position_labels(text.context),
-        domain_labels(text.domains),
-    ]
+    """The labels over `groupings`: classes of the current, the previous and the next token, position and domain."""
+    vocabulary = token_labels(tokenizer, token_counts(text), text.vocab_size, classes)
+    members = vocabulary.member[:, occurring(text)]
+    current = label_set("token", list(zip(*vocabulary.labels.to_numpy().T, members, strict=True)))
+    neighbours = [shifted(current, "previous_token"), shifted(current, "next_token")]
+    return [current, *neighbours, position_labels(text.context), domain_labels(text.domains)]
 
 
 def word_places(text: Text, tokenizer) -> Int[Tensor, "blocks context"]:
-    """Where in a word each token stands, an index into WORD_PLACES (figures 4a, 15, 16), whatever its label.
+    """Where in a word each token stands, an index into WORD_PLACES (figures 4a, 15, 16).
 
-    *As word*: it holds a letter or digit, none touches it before and none after; *word start*: one touches it after
-    only; *word middle*: one touches it before (the end of a word too); *other*: the token has no letter or digit.
+    *As word*: the token has a letter or digit, and none touches it before or after. *Word start*: one touches it only
+    after. *Word middle*: one touches it before (so also the end of a word). *Other*: it has no letter or digit.
     """
     texts = token_strings(tokenizer) + [""] * (text.vocab_size - len(tokenizer))
-    opens, ends, holds = (
-        torch.tensor(column)
-        for column in zip(
-            *((one[:1].isalnum(), one[-1:].isalnum(), any(map(str.isalnum, one))) for one in texts), strict=True
-        )
-    )
+    starts_with_letter = torch.tensor([one[:1].isalnum() for one in texts])[text.tokens]
+    ends_with_letter = torch.tensor([one[-1:].isalnum() for one in texts])[text.tokens]
+    has_letter = torch.tensor([any(map(str.isalnum, one)) for one in texts])[text.tokens]
     outside = torch.zeros_like(text.tokens[:, :1], dtype=torch.bool)
-    before = torch.cat([outside, ends[text.tokens[:, :-1]]], 1) & opens[text.tokens]
-    after = torch.cat([opens[text.tokens[:, 1:]], outside], 1) & ends[text.tokens]
-    place = torch.where(before, 2, torch.where(after, 1, 0))
-    return torch.where(holds[text.tokens], place, 3).int()
+    touched_before = torch.cat([outside, ends_with_letter[:, :-1]], 1) & starts_with_letter
+    touched_after = torch.cat([starts_with_letter[:, 1:], outside], 1) & ends_with_letter
+    place = torch.where(touched_before, 2, torch.where(touched_after, 1, 0))
+    return torch.where(has_letter, place, 3).int()

@@ -1,7 +1,7 @@
-"""Topics: truncated SVD of TF-IDF over the text's documents, each document in its strongest topic (METHOD §5).
+"""Topics: truncated SVD of TF-IDF over the text's documents, each document in its strongest topic (docs/method.md §5).
 
-The singular vectors are turned by varimax, so that a document lies along few of them; a topic is named by the terms
-that set its documents apart, and is constant over a document.
+Varimax rotates the singular vectors, so that a document lies along few of them. A topic is named by the terms that set
+its documents apart.
 """
 
 import numpy as np
@@ -14,15 +14,15 @@ from lib.text.blocks import Text
 from lib.text.tokens import token_bytes
 
 COMPONENTS = 63
-LEAST_DOCUMENTS = 3  # a topic with fewer is given up, its documents go to their next strongest
-MOST_COMMON = 0.08  # terms in a larger share of documents are left out: every language's function words
-TERMS = 4  # in a topic's name
-FEWEST = 20  # documents below which there are no topics
+MIN_TOPIC_DOCUMENTS = 3  # the documents of a smaller topic go to their next strongest
+MAX_TERM_SHARE = 0.08  # of documents; more common terms are every language's function words
+NAME_TERMS = 4
+MIN_TEXT_DOCUMENTS = 20  # below, there are no topics
 RANDOM_SEED = 0
 
 
 def token_documents(text: Text) -> Int[Tensor, "blocks context"]:
-    """The document of each token, numbered as `text.documents`; without document names every stretch between BOS is one."""
+    """The document of each token, an index into `text.documents`; without names, each stretch between BOS is one."""
     ends = (text.tokens == text.bos_id).long()
     if not text.documents:
         return (ends.flatten().cumsum(0) - 1).view(text.tokens.shape)
@@ -31,7 +31,7 @@ def token_documents(text: Text) -> Int[Tensor, "blocks context"]:
 
 
 def document_strings(text: Text, tokenizer) -> dict[int, str]:
-    """Each document's text as far as the blocks hold it, blocks in the order of the file; bytes that are no character dropped."""
+    """Each document's text as far as the blocks hold it, in their order, without bytes that are no character."""
     pieces = np.array(token_bytes(tokenizer) + [b""] * (text.vocab_size - len(tokenizer)), dtype=object)
     documents = token_documents(text).flatten().numpy()
     order = np.argsort(documents, kind="stable")
@@ -44,7 +44,7 @@ def document_strings(text: Text, tokenizer) -> dict[int, str]:
 
 
 def varimax(loadings: Float[np.ndarray, "rows columns"], steps: int = 200) -> Float[np.ndarray, "columns columns"]:
-    """The rotation that makes the variance of the squared entries of each column of loadings @ rotation large (Kaiser 1958)."""
+    """The rotation that maximises the variance of the squared entries in each column of the result (Kaiser 1958)."""
     rows, columns = loadings.shape
     rotation, before = np.eye(columns), 0.0
     for _ in range(steps):
@@ -58,10 +58,10 @@ def varimax(loadings: Float[np.ndarray, "rows columns"], steps: int = 200) -> Fl
 
 
 def topics(text: Text, tokenizer) -> Grouping:
-    """The grouping `topic`: the strongest topic of each token's document, −1 for documents with no usable term.
+    """The grouping `topic`: the strongest topic of each token's document, −1 for documents without a usable term.
 
-    Without groups if the text has fewer than 20 documents. Deterministic: the SVD starts from a fixed seed, and each
-    axis points where its largest coordinates are.
+    No groups for a text of few documents. Deterministic: the SVD starts from a fixed seed, and each axis points where
+    its largest coordinates are.
     """
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -69,53 +69,50 @@ def topics(text: Text, tokenizer) -> Grouping:
     documents = token_documents(text)
     strings = document_strings(text, tokenizer)
     none = Grouping("topic", (), torch.full(text.tokens.shape, -1, dtype=torch.int32))
-    if len(strings) < FEWEST:
+    if len(strings) < MIN_TEXT_DOCUMENTS:
         return none
-    vectors = TfidfVectorizer(token_pattern=r"[^\W\d_]{3,}", min_df=2, max_df=MOST_COMMON, sublinear_tf=True)
+    vectors = TfidfVectorizer(token_pattern=r"[^\W\d_]{3,}", min_df=2, max_df=MAX_TERM_SHARE, sublinear_tf=True)
     try:
         weights = vectors.fit_transform(strings.values())
-    except ValueError:  # sklearn's way to say that no term is left
+    except ValueError:  # no term is left
         return none
-    if min(weights.shape) < FEWEST:
+    if min(weights.shape) < MIN_TEXT_DOCUMENTS:
         return none
     svd = TruncatedSVD(min(COMPONENTS, min(weights.shape) - 1), random_state=RANDOM_SEED)
     coordinates = svd.fit_transform(weights)
     turned = coordinates @ varimax(coordinates)
     turned *= np.sign((turned**3).sum(0))
-    chosen = _frequent_strongest(turned)
-    kept = np.unique(chosen)
-    names = _names(weights, np.searchsorted(kept, chosen), vectors.get_feature_names_out())
+    _, topic = np.unique(_frequent_strongest(turned), return_inverse=True)
+    names = _names(weights, topic, vectors.get_feature_names_out())
     topic_of_document = np.full(max(strings) + 1, -1)
-    usable = weights.getnnz(axis=1) > 0
-    topic_of_document[list(strings)] = np.where(usable, np.searchsorted(kept, chosen), -1)
+    topic_of_document[list(strings)] = np.where(weights.getnnz(axis=1) > 0, topic, -1)
     return Grouping("topic", names, torch.from_numpy(topic_of_document).int()[documents])
 
 
 def _frequent_strongest(strength: Float[np.ndarray, "documents topics"]) -> Int[np.ndarray, "documents"]:
-    """Per document the strongest topic, after giving up, rarest first, topics that too few documents choose."""
+    """Per document the strongest topic, after dropping topics that too few documents choose, rarest first."""
     strength = strength.copy()
     while True:
         chosen = strength.argmax(1)
         counts = np.bincount(chosen, minlength=strength.shape[1])
-        rare = (counts > 0) & (counts < LEAST_DOCUMENTS)
+        rare = (counts > 0) & (counts < MIN_TOPIC_DOCUMENTS)
         if not rare.any() or (counts > 0).sum() == 1:
             return chosen
         strength[:, np.where(rare, counts, counts.max() + 1).argmin()] = -np.inf
 
 
 def _names(weights, topic: Int[np.ndarray, "documents"], vocabulary: np.ndarray) -> tuple[str, ...]:
-    """The terms whose mean TF-IDF in the topic's documents exceeds that in all others most."""
+    """Per topic the terms whose mean TF-IDF in its documents exceeds that in all others most."""
     names = []
     for one in range(topic.max() + 1):
         inside = np.asarray(weights[topic == one].mean(0)).ravel()
         outside = np.asarray(weights[topic != one].mean(0)).ravel() if (topic != one).any() else 0
-        names.append(" ".join(vocabulary[np.argsort(outside - inside, kind="stable")[:TERMS]]))
+        names.append(" ".join(vocabulary[np.argsort(outside - inside, kind="stable")[:NAME_TERMS]]))
     return tuple(f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names))
 
 
 def topic_labels(groups: tuple[str, ...]) -> LabelSet:
     """One label per topic."""
-    member = np.eye(len(groups), dtype=bool)
-    return label_set(
-        "topic", [(f"topic: {name}", "topic", "topic", row) for name, row in zip(groups, member, strict=True)]
-    )
+    members = np.eye(len(groups), dtype=bool)
+    rows = [(f"topic: {name}", "topic", "topic", member) for name, member in zip(groups, members, strict=True)]
+    return label_set("topic", rows)

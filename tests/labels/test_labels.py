@@ -230,7 +230,7 @@ def test_groupings_agree_with_the_text(text, tokenizer):
         assert one.member.shape == (len(one.labels), len(made[one.grouping].groups))
 
 
-def test_tokens_that_the_text_does_not_have_take_no_group_and_no_label(text, tokenizer):
+def test_tokens_outside_the_text_get_no_group_and_no_label(text, tokenizer):
     short = text.take(2 * text.context)
     present, made = labels.occurring(short), labels.groupings(short, tokenizer)
     assert len(present) < 2 * text.context and all(
@@ -250,7 +250,7 @@ def test_position_labels_only_below_the_context():
     assert made.member[3].tolist() == [True] * 10 + [False] * 6
 
 
-def test_domain_labels():
+def test_domain_labels_name_language_genre_and_domain():
     made = labels.domain_labels(("c code", "law (fr)", "scripture (de)", "scripture (fr)", "speeches"))
     carried = {label: member.tolist() for label, member in zip(made.labels["label"], made.member, strict=True)}
     assert carried["source code"] == [True, False, False, False, False]
@@ -262,7 +262,7 @@ def test_domain_labels():
     assert len(labels.domain_labels(("web",)).labels) == 0
 
 
-def test_domain_labels_of_the_pile_and_of_domains_that_nothing_is_known_of():
+def test_domain_labels_of_the_pile_and_of_unknown_domains():
     made = labels.domain_labels(("Github", "EuroParl", "Wikipedia (en)", "DM Mathematics", "our code (fr)"))
     carried = {label: member.tolist() for label, member in zip(made.labels["label"], made.member, strict=True)}
     assert carried["source code"] == [True, False, False, False, False]
@@ -281,7 +281,7 @@ def test_domain_labels_of_the_pile_and_of_domains_that_nothing_is_known_of():
     }
 
 
-def test_a_line_in_the_table_of_domains_gives_a_text_its_labels(monkeypatch):
+def test_domain_named_in_the_table_gets_its_labels(monkeypatch):
     monkeypatch.setitem(domains.DOMAINS, "forum", domains.Domain("nl"))
     made = labels.domain_labels(("forum", "web"))
     assert made.labels["label"].tolist() == ["language other than English"], (
@@ -305,7 +305,7 @@ def test_every_domain_of_the_shipped_text_and_every_set_of_the_pile_is_known():
     assert {domain.language for domain in domains.DOMAINS.values() if domain.prose} == {"en"}
 
 
-def test_word_places(tokenizer):
+def test_word_places_tell_start_middle_and_whole_word(tokenizer):
     sample = " universal (the) foo_bar x1\n"
     ids = tokenizer(sample, add_special_tokens=False)["input_ids"]
     tokens = torch.tensor([[0, *ids]])

@@ -1,4 +1,4 @@
-"""Linguistic labels and topics: alignment without drift on awkward text, sentence edges, files, determinism."""
+"""Syntax labels and topics: alignment without drift on awkward text, sentence edges, files, determinism."""
 
 from dataclasses import replace
 from functools import cache
@@ -14,15 +14,7 @@ from transformers import AutoTokenizer
 
 from lib.base.files import file_sha256
 from lib.labels import syntax, topics
-from lib.labels.syntax import (
-    SEPARATOR,
-    Grouping,
-    aligned,
-    linguistic_labels,
-    passages,
-    read_linguistics,
-    write_linguistics,
-)
+from lib.labels.syntax import SEPARATOR, Grouping, aligned, passages, stored_syntax, syntax_labels, write_syntax
 from lib.text.blocks import Text, packing_order, read_text
 from lib.text.tokens import token_bytes
 
@@ -80,13 +72,13 @@ def assert_no_drift(pieces: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize("kind", AWKWARD)
-def test_no_drift_on_awkward_text(kind):
+def test_alignment_does_not_drift_on_awkward_text(kind):
     pieces = cut_bytes(AWKWARD[kind])
     assert b"".join(pieces) == AWKWARD[kind].encode()
     assert_no_drift(pieces)
 
 
-def test_no_drift_when_a_passage_starts_and_ends_inside_a_character():
+def test_alignment_does_not_drift_when_a_passage_starts_and_ends_inside_a_character():
     pieces = [b"\x98\x80", b" w", b"or", b"d \xf0\x9f", b"\x98", b"\x80.", b" \xc3"]
     assert_no_drift(pieces)
     string = b"".join(pieces).decode("utf-8", "surrogateescape")
@@ -103,7 +95,7 @@ def test_no_drift_when_a_passage_starts_and_ends_inside_a_character():
     st.integers(0, 3),
     st.integers(0, 3),
 )
-def test_no_drift_on_any_text(string, skip_first, skip_last):
+def test_alignment_does_not_drift_on_any_text(string, skip_first, skip_last):
     raw = string.encode()
     pieces = cut_bytes(string)
     if pieces and len(pieces[0]) > skip_first and len(pieces[-1]) > skip_last and len(pieces) > 1:
@@ -136,15 +128,16 @@ def text_of(*documents: str, domain: str = "speeches", context: int = 32) -> Tex
 
 
 SPEECH = (
-    "The old captain had not seen three white whales in London. She wrote many letters to Mary, and he answers them slowly! "
-    "Grandmothers slept. They were sailing to the islands when the storms came; we saw nothing. "
+    "The old captain had not seen three white whales in London. She wrote many letters to Mary, "
+    "and he answers them slowly! Grandmothers slept. "
+    "They were sailing to the islands when the storms came; we saw nothing. "
 ) * 3
 
 
 @pytest.fixture(scope="module")
 def spoken() -> tuple[Text, syntax.Grouping]:
     text = text_of(SPEECH, "Where is Anna?\n\nHere.")
-    return text, syntax.linguistics(text, tokenizer())
+    return text, syntax.read_syntax(text, tokenizer())
 
 
 def test_passages_join_blocks_in_the_order_before_shuffling():
@@ -159,9 +152,9 @@ def test_passages_join_blocks_in_the_order_before_shuffling():
     assert max(len(block) for block, _ in passages(unknown, ("fiction",))) == text.context - 1, "each block alone"
 
 
-def test_labels_of_a_sentence(spoken):
+def test_syntax_labels_of_a_sentence(spoken):
     text, grouping = spoken
-    labels = linguistic_labels(grouping.groups)
+    labels = syntax_labels(grouping.groups)
     rows = dict(zip(labels.labels["label"], labels.member, strict=True))
     assert (labels.labels["family"] == "syntax").all() and labels.member.shape[1] == len(grouping.groups)
     inverse = torch.from_numpy(np.argsort(packing_order(len(text.tokens))))
@@ -197,26 +190,23 @@ def test_sentence_edges_are_one_token_each(spoken):
     assert starts == ends and 12 <= starts <= 16
 
 
-def test_file_round_trip_and_refusal_of_another_text(spoken, tmp_path):
+def test_stored_signatures_are_read_back_for_the_same_text_only(spoken, tmp_path):
     _, grouping = spoken
-    write_linguistics(tmp_path / "x.parquet", grouping, "abc")
-    back = read_linguistics(tmp_path / "x.parquet", "abc")
+    write_syntax(tmp_path / "x.parquet", grouping, "abc")
+    back = stored_syntax(tmp_path / "x.parquet", "abc")
     assert back.groups == grouping.groups and torch.equal(back.ids, grouping.ids)
-    assert (
-        read_linguistics(tmp_path / "x.parquet", "abd") is None
-        and read_linguistics(tmp_path / "y.parquet", "abc") is None
-    )
+    assert stored_syntax(tmp_path / "x.parquet", "abd") is None and stored_syntax(tmp_path / "y.parquet", "abc") is None
 
 
-def test_a_text_in_which_nothing_is_labelled_round_trips(tmp_path):
+def test_signatures_of_a_text_without_labels_are_read_back(tmp_path):
     nothing = Grouping("linguistics", (), torch.full((2, 3), -1, dtype=torch.int32))
-    write_linguistics(tmp_path / "x.parquet", nothing, "abc")
-    back = read_linguistics(tmp_path / "x.parquet", "abc")
+    write_syntax(tmp_path / "x.parquet", nothing, "abc")
+    back = stored_syntax(tmp_path / "x.parquet", "abc")
     assert back.groups == () and torch.equal(back.ids, nothing.ids)
 
 
-def test_shipped_file_belongs_to_the_shipped_text():
-    grouping = read_linguistics(TEXT.with_name(syntax.FILE), file_sha256(TEXT))
+def test_shipped_signatures_belong_to_the_shipped_text():
+    grouping = stored_syntax(TEXT.with_name(syntax.FILE), file_sha256(TEXT))
     text = read_text(TEXT)
     assert grouping is not None and grouping.ids.shape == text.tokens.shape
     english = torch.tensor([domain in syntax.ENGLISH_PROSE for domain in text.domains])[text.domain]
@@ -227,7 +217,7 @@ def test_shipped_file_belongs_to_the_shipped_text():
         text.tokens
     ]
     assert (grouping.ids[blank] == -1).all()
-    made = linguistic_labels(grouping.groups)
+    made = syntax_labels(grouping.groups)
     rows = dict(zip(made.labels["label"], made.member, strict=True))
     for label, word in (
         ("part of speech: determiner", " the"),
@@ -241,30 +231,30 @@ def test_shipped_file_belongs_to_the_shipped_text():
         assert rows[label][here[here >= 0].numpy()].mean() > 0.8, label
 
 
-def test_a_run_with_another_text_keeps_its_own(spoken, tmp_path, capsys, monkeypatch):
+def test_run_with_its_own_text_reads_it_once_and_keeps_the_signatures(spoken, tmp_path, capsys, monkeypatch):
     text, grouping = spoken
     path = tmp_path / "text.safetensors"
     path.write_bytes(b"another text")
     run = SimpleNamespace(text_path=path, text=text, tokenizer=tokenizer(), folder=tmp_path / "run")
-    assert syntax.has_to_be_read(run)
-    made = syntax.run_linguistics(run)
+    assert syntax.needs_spacy(run)
+    made = syntax.run_syntax(run)
     assert made.groups == grouping.groups and torch.equal(made.ids, grouping.ids), "the same again"
-    monkeypatch.setattr(syntax, "linguistics", None)
-    assert torch.equal(syntax.run_linguistics(run).ids, made.ids), "read, not made again"
-    assert not syntax.has_to_be_read(run)
+    monkeypatch.setattr(syntax, "read_syntax", None)
+    assert torch.equal(syntax.run_syntax(run).ids, made.ids), "read, not made again"
+    assert not syntax.needs_spacy(run)
     run.text = replace(text, domains=("python code",))
     capsys.readouterr()
-    assert syntax.run_linguistics(run) is None
-    assert capsys.readouterr().err.startswith("no linguistic labels: none of the text's domains")
+    assert syntax.run_syntax(run) is None
+    assert capsys.readouterr().err.startswith("no syntax labels: none of the text's domains")
     run.text, asked = replace(text, domains=("forum",)), []
     monkeypatch.setattr(syntax, "ENGLISH_PROSE", ("speeches", "forum"))
-    monkeypatch.setattr(syntax, "linguistics", lambda _text, _tokenizer, chosen: asked.append(chosen) or grouping)
-    assert syntax.run_linguistics(run) and syntax.run_linguistics(run) and asked == [("forum",)], (
+    monkeypatch.setattr(syntax, "read_syntax", lambda _text, _tokenizer, chosen: asked.append(chosen) or grouping)
+    assert syntax.run_syntax(run) and syntax.run_syntax(run) and asked == [("forum",)], (
         "made for the domains that are prose, once"
     )
 
 
-def test_topics_are_constant_over_documents_and_the_same_again():
+def test_topics_are_constant_over_documents_and_deterministic():
     text = read_text(TEXT).take(600 * 256)
     first, second = topics.topics(text, tokenizer()), topics.topics(text, tokenizer())
     assert first.groups == second.groups and torch.equal(first.ids, second.ids)
@@ -276,7 +266,7 @@ def test_topics_are_constant_over_documents_and_the_same_again():
     assert (labels.member == np.eye(len(first.groups), dtype=bool)).all()
 
 
-def test_documents_that_speak_of_one_thing_share_a_topic(monkeypatch):
+def test_documents_on_one_subject_share_a_topic(monkeypatch):
     subjects = (
         "whale ship ocean captain harpoon sailor",
         "matrix vector polynomial integral theorem proof",
@@ -285,7 +275,7 @@ def test_documents_that_speak_of_one_thing_share_a_topic(monkeypatch):
     )
     draw = np.random.default_rng(0)
     stories = [" ".join(draw.choice(subject.split(), 30)) for _ in range(12) for subject in subjects]
-    monkeypatch.setattr(topics, "MOST_COMMON", 0.5)
+    monkeypatch.setattr(topics, "MAX_TERM_SHARE", 0.5)
     text = text_of(*stories)
     documents, made = topics.token_documents(text), topics.topics(text, tokenizer())
     of_document = [int(made.ids[documents == document][0]) for document in range(len(stories))]
@@ -293,11 +283,11 @@ def test_documents_that_speak_of_one_thing_share_a_topic(monkeypatch):
     assert all(of_document[index] == of_document[index % 4] for index in range(len(stories)))
 
 
-def test_too_few_documents_have_no_topics():
+def test_text_of_too_few_documents_has_no_topics():
     made = topics.topics(text_of(SPEECH, "Where?"), tokenizer())
     assert made.groups == () and (made.ids == -1).all() and len(topics.topic_labels(made.groups).labels) == 0
 
 
-def test_documents_of_a_text_without_names():
+def test_stretches_between_bos_are_documents_where_names_are_missing():
     text = replace(text_of("a b", "c", context=16), documents=())
     assert len(topics.token_documents(text).unique()) == int((text.tokens == 0).sum())

@@ -14,7 +14,7 @@ from lib.chapters.families import scoring
 from lib.kernels.correlation import rotations
 from lib.kernels.grouped import GroupedMoments, Places
 from lib.labels.labels import LabelSet, groupings, label_sets
-from lib.labels.syntax import linguistic_labels, read_linguistics
+from lib.labels.syntax import stored_syntax, syntax_labels
 from lib.text.blocks import read_text
 
 BLOCKS, NEURONS = 400, 48
@@ -34,10 +34,10 @@ def world():
     whole = read_text(TEXT)
     text = whole.take(BLOCKS * whole.context)
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
-    signatures = read_linguistics(ROOT / "data" / "linguistics.parquet", file_sha256(TEXT))
+    signatures = stored_syntax(ROOT / "data" / "linguistics.parquet", file_sha256(TEXT))
     made = {name: (len(one.groups), one.ids) for name, one in groupings(text, tokenizer).items()}
     made["linguistics"] = len(signatures.groups), signatures.ids[:BLOCKS]
-    return made, [*label_sets(text, tokenizer), linguistic_labels(signatures.groups)], text.counted()
+    return made, [*label_sets(text, tokenizer), syntax_labels(signatures.groups)], text.counted()
 
 
 def planted_activations(world, noise: float) -> torch.Tensor:
