@@ -1,4 +1,4 @@
-"""The one error that users are meant to read: bad input, in one sentence."""
+"""The error that users are meant to read, InputError, and pieces of its sentence."""
 
 import sys
 from collections.abc import Callable, Iterable
@@ -6,7 +6,7 @@ from functools import wraps
 
 
 class InputError(Exception):
-    """Something the user gave cannot be used; the message is one sentence naming it and what is allowed."""
+    """Bad input; the message is one sentence that names it and what is allowed."""
 
 
 def exit_on_input_error(main: Callable[..., int]) -> Callable[..., int]:
@@ -30,8 +30,9 @@ def listed(names: Iterable[str]) -> str:
 
 
 def first_line(error: Exception) -> str:
+    """An error's first line as part of a sentence, or the name of its type."""
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    return lines[0].rstrip(".").replace(". ", "; ") if lines else type(error).__name__
 
 
 def capital(text: str) -> str:

@@ -1,7 +1,7 @@
-"""The token file: blocks of token ids with a domain label each, and the mask of the tokens that count.
+"""The token file: blocks of token ids, each with a domain label, and the mask of the tokens that count.
 
 A token file is safetensors with `tokens` (blocks, context) uint16, or uint32 for a vocabulary above 65,536, `domain`
-(blocks) uint8 and `document` (blocks) int32, and strings in its metadata. The first id of every block is BOS.
+(blocks) uint8, `document` (blocks) int32 and metadata. The first id of every block is BOS.
 """
 
 import json
@@ -17,21 +17,21 @@ from torch import Tensor
 
 from lib.base.errors import InputError
 
-SHUFFLE_SEED = 20240122  # of the order in which the shipped text's blocks are packed
-METADATA = ("domains", "tokenizer_sha256", "vocab_size", "bos_id", "newline_ids", "context")
+SHUFFLE_SEED = 20240122  # of the order of the shipped text's blocks
+REQUIRED_METADATA = ("domains", "tokenizer_sha256", "vocab_size", "bos_id", "newline_ids", "context")
 
 
 def counted_mask(
     tokens: Int[Tensor, "blocks context"], bos_id: int, newline_ids: tuple[int, ...]
 ) -> Bool[Tensor, "blocks context"]:
-    """True where a position counts: neither BOS nor a token that is nothing but line ends."""
+    """True where a position counts: neither BOS nor a token that consists of line ends only."""
     left_out = torch.tensor([bos_id, *newline_ids], dtype=tokens.dtype, device=tokens.device)
     return ~torch.isin(tokens, left_out)
 
 
 @dataclass(frozen=True)
 class Text:
-    """Token blocks as read from a token file; `domain` indexes `domains`, `document` indexes `documents`."""
+    """Blocks of a token file; `domain` indexes `domains`, `document` indexes `documents`."""
 
     tokens: Int[Tensor, "blocks context"]
     domain: Int[Tensor, "blocks"]
@@ -54,36 +54,31 @@ class Text:
 
     def take(self, token_budget: int) -> "Text":
         """The first `token_budget // context` blocks; InputError when that is none or more than there are."""
-        most = self.tokens.numel()
-        if not self.context <= token_budget <= most:
+        available = self.tokens.numel()
+        if not self.context <= token_budget <= available:
             raise InputError(
                 f"A token budget of {token_budget} cannot be used with this text: "
-                f"it must be from {self.context} (one block) to {most} (the whole text)."
+                f"it must be from {self.context} (one block) to {available} (the whole text)."
             )
-        return self._blocks(slice(token_budget // self.context))
+        blocks = slice(token_budget // self.context)
+        return replace(self, tokens=self.tokens[blocks], domain=self.domain[blocks], document=self.document[blocks])
 
     def cut(self, context: int) -> "Text":
-        """The same blocks shortened to `context` tokens; InputError when they are shorter than that or it is below 2."""
+        """The same blocks shortened to `context` tokens; InputError below 2 or above their length."""
         if not 2 <= context <= self.context:
-            raise InputError(
-                f"A context of {context} cannot be used with this text: it must be from 2 to {self.context}."
-            )
+            allowed = f"it must be from 2 to {self.context}"
+            raise InputError(f"A context of {context} cannot be used with this text: {allowed}.")
         return replace(self, tokens=self.tokens[:, :context])
-
-    def _blocks(self, blocks: slice) -> "Text":
-        return replace(self, tokens=self.tokens[blocks], domain=self.domain[blocks], document=self.document[blocks])
 
 
 def write_text(path: Path | str, text: Text) -> None:
     """Writes a token file; the same text always gives the same bytes.
 
-    The header is written here because the safetensors writer keeps metadata in no fixed order.
+    The header is written here because the safetensors writer has no fixed order of metadata.
     """
     if text.vocab_size > 2**32 or len(text.domains) > 2**8:
-        raise InputError(
-            f"A token file holds ids below {2**32} and at most 256 domains, not {text.vocab_size} ids "
-            f"and {len(text.domains)} domains."
-        )
+        found = f"{text.vocab_size} ids and {len(text.domains)} domains"
+        raise InputError(f"A token file holds ids below {2**32} and at most 256 domains, not {found}.")
     kind, dtype = ("U16", "<u2") if text.vocab_size <= 2**16 else ("U32", "<u4")
     metadata = {
         "domains": json.dumps(text.domains),
@@ -112,32 +107,8 @@ def write_text(path: Path | str, text: Text) -> None:
             file.write(np.ascontiguousarray(array).tobytes())
 
 
-def _field(path: Path, metadata: dict[str, str], name: str, kind: type) -> int | str:
-    """Metadata value as an int, or as the string it is."""
-    try:
-        return kind(metadata[name])
-    except ValueError:
-        raise InputError(
-            f"The token file {path} has metadata '{name}' = {metadata[name]!r}, where a whole number is needed."
-        ) from None
-
-
-def _fields(path: Path, metadata: dict[str, str], name: str, kind: type) -> tuple:
-    """Metadata value that is a JSON list of ints or of strings."""
-    try:
-        values = json.loads(metadata[name])
-    except json.JSONDecodeError:
-        values = None
-    if not isinstance(values, list) or not all(type(value) is kind for value in values):
-        raise InputError(
-            f"The token file {path} has metadata '{name}' = {metadata[name][:60]!r}, "
-            f"where a JSON list of type {kind.__name__} is needed."
-        )
-    return tuple(values)
-
-
 def read_text(path: Path | str) -> Text:
-    """Reads and checks a token file; InputError, in one sentence, for everything that keeps it from being used."""
+    """Reads and checks a token file; InputError for everything that keeps it from being used."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"The token file {path} does not exist.")
@@ -148,66 +119,72 @@ def read_text(path: Path | str) -> Text:
             tensors = {name: file.get_tensor(name) for name in ("tokens", "domain", "document") if name in names}
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"The token file {path} is not a readable safetensors file ({error}).") from None
-    for name in ("tokens", "domain"):
-        if name not in tensors:
-            raise InputError(f"The token file {path} has no tensor '{name}'.")
-    for name in METADATA:
-        if name not in metadata:
-            raise InputError(f"The token file {path} has no metadata '{name}'.")
+    try:
+        return _checked(tensors, metadata)
+    except InputError as problem:
+        raise InputError(f"The token file {path} has {problem}.") from None
+
+
+def _checked(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Text:
+    """The text of a token file's content; InputError for what is wrong, as the object of "The token file has"."""
+    lacking = [f"tensor '{name}'" for name in ("tokens", "domain") if name not in tensors]
+    lacking += [f"metadata '{name}'" for name in REQUIRED_METADATA if name not in metadata]
+    if lacking:
+        raise InputError(f"no {lacking[0]}")
     for name, tensor in tensors.items():
         if tensor.is_floating_point():
-            raise InputError(
-                f"The token file {path} has '{name}' of type {tensor.dtype}, where whole numbers are needed."
-            )
+            raise InputError(f"'{name}' of type {tensor.dtype}, where whole numbers are needed")
         tensors[name] = tensor.long()  # 8 bytes a token: 0.8 GB for 100 million
-    tokens, domain = tensors["tokens"], tensors["domain"]
     text = Text(
-        tokens=tokens,
-        domain=domain,
-        document=tensors.get("document", torch.zeros_like(domain)),
-        domains=_fields(path, metadata, "domains", str),
-        tokenizer_sha256=_field(path, metadata, "tokenizer_sha256", str),
-        vocab_size=_field(path, metadata, "vocab_size", int),
-        bos_id=_field(path, metadata, "bos_id", int),
-        newline_ids=_fields(path, metadata, "newline_ids", int),
-        documents=_fields(path, {"documents": "[]", **metadata}, "documents", str),
+        tokens=tensors["tokens"],
+        domain=tensors["domain"],
+        document=tensors.get("document", torch.zeros_like(tensors["domain"])),
+        domains=_list_of(str, metadata, "domains"),
+        tokenizer_sha256=metadata["tokenizer_sha256"],
+        vocab_size=_whole_number(metadata, "vocab_size"),
+        bos_id=_whole_number(metadata, "bos_id"),
+        newline_ids=_list_of(int, metadata, "newline_ids"),
+        documents=_list_of(str, {"documents": "[]", **metadata}, "documents"),
     )
-    _check(path, text, _field(path, metadata, "context", int))
+    shape, context = tuple(text.tokens.shape), _whole_number(metadata, "context")
+    if len(shape) != 2 or 0 in shape or shape[1] != context:
+        raise InputError(f"tokens of shape {shape}, where (blocks, {context}) with at least one block is needed")
+    labels, numbers = tuple(text.domain.shape), tuple(text.document.shape)
+    if labels != shape[:1] or numbers != shape[:1]:
+        raise InputError(
+            f"{shape[0]} blocks but domain labels of shape {labels} and document numbers of shape {numbers}"
+        )
+    low, high = map(int, text.tokens.aminmax())
+    if low < 0 or high >= text.vocab_size:
+        raise InputError(f"token ids from {low} to {high}, where 0 to {text.vocab_size - 1} is the vocabulary")
+    low, high = map(int, text.domain.aminmax())
+    if low < 0 or high >= len(text.domains):
+        raise InputError(f"domain labels from {low} to {high}, but {len(text.domains)} domain names")
+    wrong = (text.tokens[:, 0] != text.bos_id).nonzero()
+    if len(wrong):
+        start = f"that do not start with BOS (id {text.bos_id})"
+        raise InputError(f"{len(wrong)} blocks {start}, the first being block {int(wrong[0])}")
     return text
 
 
-def _check(path: Path, text: Text, context: int) -> None:
-    """InputError unless shapes, ids, labels and block starts agree."""
-    shape = tuple(text.tokens.shape)
-    if len(shape) != 2 or 0 in shape or shape[1] != context:
-        raise InputError(
-            f"The token file {path} has tokens of shape {shape}, where (blocks, {context}) with "
-            "at least one block is needed."
-        )
-    if text.domain.shape != shape[:1] or text.document.shape != shape[:1]:
-        raise InputError(
-            f"The token file {path} has {shape[0]} blocks but domain labels of shape "
-            f"{tuple(text.domain.shape)} and document numbers of shape {tuple(text.document.shape)}."
-        )
-    low, high = int(text.tokens.min()), int(text.tokens.max())
-    if low < 0 or high >= text.vocab_size:
-        raise InputError(
-            f"The token file {path} has token ids from {low} to {high}, "
-            f"where 0 to {text.vocab_size - 1} is the vocabulary."
-        )
-    low, high = int(text.domain.min()), int(text.domain.max())
-    if low < 0 or high >= len(text.domains):
-        raise InputError(
-            f"The token file {path} has domain labels from {low} to {high}, but {len(text.domains)} domain names."
-        )
-    wrong = (text.tokens[:, 0] != text.bos_id).nonzero()
-    if len(wrong):
-        raise InputError(
-            f"The token file {path} has {len(wrong)} blocks that do not start with BOS (id {text.bos_id}), "
-            f"the first being block {int(wrong[0])}."
-        )
+def _whole_number(metadata: dict[str, str], name: str) -> int:
+    try:
+        return int(metadata[name])
+    except ValueError:
+        raise InputError(f"metadata '{name}' = {metadata[name]!r}, where a whole number is needed") from None
+
+
+def _list_of(kind: type, metadata: dict[str, str], name: str) -> tuple:
+    try:
+        values = json.loads(metadata[name])
+    except json.JSONDecodeError:
+        values = None
+    if not isinstance(values, list) or not all(type(value) is kind for value in values):
+        needed = f"a JSON list of type {kind.__name__} is needed"
+        raise InputError(f"metadata '{name}' = {metadata[name][:60]!r}, where {needed}")
+    return tuple(values)
 
 
 def packing_order(blocks: int, seed: int = SHUFFLE_SEED) -> np.ndarray:
-    """How `packed` shuffles that many blocks: entry i is the place, before the shuffle, of block i of the file."""
+    """The order of the shipped text's blocks: entry i is the place, before shuffling, of block i of the file."""
     return np.random.Generator(np.random.PCG64(seed)).permutation(blocks)

@@ -1,8 +1,8 @@
 """Documents as they stream from a source: a dataset on the Hub, or local .jsonl, .jsonl.zst, .txt and .parquet files.
 
-A document has a number, its place in the source from 0 on; a text file is one document, handed on in parts, so that
-none has to fit in memory. Folders of local files take turns, a document each, so that a prefix holds some of all.
-Every fault of a source is one InputError sentence.
+A document has a number, its place in the source from 0 on; a text file is one document. Long documents come in parts,
+so that none has to fit in memory. Folders of local files take turns, one document each, so that a prefix of the text
+holds some of all. Every fault of a source is one InputError sentence.
 """
 
 import glob
@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +20,12 @@ import pyarrow
 import pyarrow.parquet
 
 from lib.base.errors import InputError, first_line
+from lib.base.hub import download_failure
 from lib.base.params import TextSource
 
 ENDINGS = (".jsonl", ".jsonl.zst", ".txt", ".parquet")
-PART = 2**18  # characters after which a part of a document ends with its line
-UNKNOWN = "unknown"  # the domain of a document whose domain field is empty
+PART_CHARACTERS = 2**18  # a longer document is handed on in parts, each ending with a line
+UNKNOWN_DOMAIN = "unknown"  # of a document whose domain field is empty
 
 
 class Part(NamedTuple):
@@ -50,15 +52,15 @@ def parts(source: TextSource, commit: str | None = None, start: tuple[int, int] 
 
 
 def _parts_of(lines: Iterable[str]) -> Iterator[str]:
-    """Lines joined to parts of about PART characters; a part ends before the blanks that end a line.
+    """Lines joined into parts of about PART_CHARACTERS; a part ends before the blanks that end a line.
 
-    Before blanks byte-level BPE in GPT-2's way cuts anyway, so that parts have the tokens of the whole.
+    GPT-2's pre-tokeniser cuts before blanks anyway, so the parts have the tokens of the whole.
     """
     part, size = [], 0
     for line in lines:
         part.append(line)
         size += len(line)
-        if size >= PART and (whole := "".join(part)).strip():
+        if size >= PART_CHARACTERS and (whole := "".join(part)).strip():
             yield whole.rstrip()
             part = [whole[len(whole.rstrip()) :]]
             size = len(part[0])
@@ -71,33 +73,37 @@ def _document(row: dict[str, Any], source: TextSource, domain: str, where: Calla
     text = _value(row, source.field, where)
     if not isinstance(text, str | None):
         raise InputError(f"{where()}: field '{source.field}' is {type(text).__name__}, where text is needed.")
-    if text and not text.isascii():  # half of a pair of surrogates, as JSON may hold, is no character
+    if text and not text.isascii():  # JSON may hold half of a surrogate pair, which is not a character
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if source.domain is not None:
         value = _value(row, source.domain, where)
-        domain = UNKNOWN if value in (None, "") else str(value)
-    lines = io.StringIO(text or "", newline="\n") if len(text or "") > PART else [text or ""]
+        domain = UNKNOWN_DOMAIN if value in (None, "") else str(value)
+    lines = io.StringIO(text or "", newline="\n") if len(text or "") > PART_CHARACTERS else [text or ""]
     return domain, lines
 
 
 def _value(row: dict[str, Any], field: str, where: Callable[[], str]) -> Any:
-    """A field of a record; dots lead into fields of fields."""
+    """A field of a record; dots separate nested fields."""
     if field in row:
         return row[field]
     value: Any = row
     for step in field.split("."):
         if not isinstance(value, dict) or step not in value:
-            known = ", ".join(f"'{name}'" for name in row) or "none"
-            raise InputError(f"{where()} has no field '{field}'; its fields are {known}.")
+            raise _no_field(where(), field, row)
         value = value[step]
     return value
+
+
+def _no_field(where: str, field: str, known: Iterable[str]) -> InputError:
+    names = ", ".join(f"'{name}'" for name in known) or "none"
+    return InputError(f"{where} has no field '{field}'; its fields are {names}.")
 
 
 # ---------------------------------------------------------------- local files
 
 
 def files_of(source: TextSource) -> list[Path]:
-    """The files that a path, folder or glob stands for, by path; InputError if there is none that can be read."""
+    """The files of a path, folder or glob, sorted; InputError if there is none, or one of another kind."""
     path = source.path
     if path.is_dir():
         found = [file for file in path.rglob("*") if file.is_file() and file.name.endswith(ENDINGS)]
@@ -110,8 +116,8 @@ def files_of(source: TextSource) -> list[Path]:
             )
     if not found:
         raise InputError(
-            f"text: there is no file {path} and no {', '.join(ENDINGS)} file in a folder or glob of that name; a dataset on "
-            "the Hub is given as a mapping with the keys dataset and split."
+            f"text: there is no file {path} and no {', '.join(ENDINGS)} file in a folder or glob of that name; a "
+            "dataset on the Hub is a mapping with the keys dataset and split (docs/models-and-text.md)."
         )
     return sorted(found)
 
@@ -141,16 +147,16 @@ def _of_file(file: Path, source: TextSource) -> Iterator[Document]:
     else:
         for number, line in enumerate(_lines(file), 1):
             if line.strip():
-                where = _place(file, "line", number)
+                where = partial("{}, line {}".format, file, number)
                 yield _document(_record(line, where), source, domain, where)
 
 
 def _lines(file: Path) -> Iterator[str]:
-    """The lines of a text file, line ends kept as they are."""
+    """The lines of a text file with their line ends."""
     with _readable(file):
         packed = file.suffix == ".zst"
         raw = io.BufferedReader(pyarrow.input_stream(str(file), compression="zstd")) if packed else open(file, "rb")
-        # only a newline ends a line of JSON; a text file may use others
+        # only a newline ends a line of JSON; a text file may have other line ends
         with io.TextIOWrapper(raw, encoding="utf-8-sig", newline="" if file.suffix == ".txt" else "\n") as text:
             yield from text
 
@@ -172,22 +178,15 @@ def _of_parquet(file: Path, source: TextSource, domain: str) -> Iterator[Documen
         columns = [name if name in known else name.split(".")[0] for name in wanted]
         missing = [name for name, column in zip(wanted, columns, strict=True) if column not in known]
         if missing:
-            listed = ", ".join(f"'{name}'" for name in known)
-            raise InputError(f"{file} has no field '{missing[0]}'; its fields are {listed}.")
-        number = 0
-        for batch in table.iter_batches(256, columns=list(dict.fromkeys(columns))):
-            for row in batch.to_pylist():
-                number += 1
-                yield _document(row, source, domain, _place(file, "row", number))
-
-
-def _place(file: Path, what: str, number: int) -> Callable[[], str]:
-    return lambda: f"{file}, {what} {number}"
+            raise _no_field(str(file), missing[0], known)
+        batches = table.iter_batches(256, columns=list(dict.fromkeys(columns)))
+        for number, row in enumerate(itertools.chain.from_iterable(batch.to_pylist() for batch in batches), 1):
+            yield _document(row, source, domain, partial("{}, row {}".format, file, number))
 
 
 @contextmanager
 def _readable(file: Path) -> Iterator[None]:
-    """What keeps a file from being read, as one sentence."""
+    """Turns errors of reading a file into InputError."""
     try:
         yield
     except UnicodeDecodeError as error:
@@ -201,23 +200,23 @@ def _readable(file: Path) -> Iterator[None]:
 
 
 def dataset_commit(source: TextSource) -> str:
-    """The commit that a dataset's revision stands for now, asked of the Hub."""
+    """The commit that a dataset's revision now stands for, from the Hub."""
     from huggingface_hub import HfApi, constants
 
     if source.revision is not None and re.fullmatch(r"[0-9a-f]{40}", source.revision):
         return source.revision
     try:
         return HfApi(endpoint=constants.ENDPOINT).dataset_info(source.dataset, revision=source.revision).sha
-    except Exception as error:  # of huggingface_hub or its HTTP client: each has its sentence
-        raise InputError(f"text: {_hub_sentence(error, source)}") from error
+    except Exception as error:  # of huggingface_hub or its HTTP client
+        raise InputError(f"text: {_dataset_failure(error, source)}") from error
 
 
 def _of_dataset(source: TextSource, commit: str | None, first: int) -> Iterator[Document]:
-    """Documents of a dataset's split from the `first` on, streamed."""
+    """Documents of a dataset's split from number `first` on, streamed."""
     import datasets
     from datasets.exceptions import DatasetGenerationError
 
-    _teach_zstd()
+    _register_zstd()
     name = source.dataset.split("/")[-1]
     try:
         files = {source.split: source.data_files} if source.data_files else None
@@ -225,21 +224,18 @@ def _of_dataset(source: TextSource, commit: str | None, first: int) -> Iterator[
             source.dataset, source.subset, data_files=files, split=source.split, revision=commit, streaming=True
         )
         for number, row in enumerate(rows.skip(first), first):
-            yield _document(
-                row, source, name, lambda number=number: f"the dataset '{source.dataset}', document {number},"
-            )
+            where = partial("the dataset '{}', document {}".format, source.dataset, number)
+            yield _document(row, source, name, where)
     except (InputError, GeneratorExit):
         raise
     except Exception as error:
         if isinstance(error, ValueError) and not isinstance(error, DatasetGenerationError | pyarrow.ArrowException):
             raise InputError(f"text: the dataset '{source.dataset}' cannot be used ({first_line(error)}).") from error
-        raise InputError(f"text: {_hub_sentence(error, source)}") from error
+        raise InputError(f"text: {_dataset_failure(error, source)}") from error
 
 
-def _hub_sentence(error: Exception, source: TextSource) -> str:
+def _dataset_failure(error: Exception, source: TextSource) -> str:
     from huggingface_hub import constants
-
-    from lib.base.hub import download_failure
 
     shown = f"the dataset '{source.dataset}'"
     if constants.is_offline_mode():
@@ -253,13 +249,13 @@ def _hub_sentence(error: Exception, source: TextSource) -> str:
     if cause is not None:
         return download_failure(cause, "dataset", source.dataset, source.revision)
     return (
-        f"{shown} cannot be read ({type(error).__name__}: {first_line(error)}); run the same command again, what was "
-        "tokenised so far is kept."
+        f"{shown} cannot be read ({type(error).__name__}: {first_line(error)}); run the same command again, the tokens "
+        "so far are kept."
     )
 
 
-def _teach_zstd() -> None:
-    """Lets `datasets` open .zst files with pyarrow, for which it would need a package of its own."""
+def _register_zstd() -> None:
+    """Lets `datasets` open .zst files with pyarrow instead of another package."""
     import fsspec.compression
 
     if "zstd" not in fsspec.compression.compr:

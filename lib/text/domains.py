@@ -1,4 +1,4 @@
-"""Language of each domain of a text, and whether it is running English text: the table domains.yaml (docs/method.md §5).
+"""The language of each domain of a text, and whether it is English prose: the table domains.yaml (docs/method.md §5).
 
 Syntax is labelled in English prose only, and labels of context name languages and source code. A domain that the table
 does not name is read like any other, but gets neither kind of label.

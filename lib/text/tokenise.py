@@ -1,8 +1,8 @@
-"""Text from documents: tokenised once with the seeds' tokeniser into a cached token file, resumable to the last byte.
+"""A token file from documents: tokenised once with the seeds' tokeniser, cached, and resumed after a kill.
 
-The documents of a domain are joined by BOS and cut into blocks of `context` tokens, BOS first, as they stream by. A
-block ends where a word begins, looked for among its last REACH tokens; what then remains of it is filled with BOS, which
-is never counted. Where there is no such place (no blanks, as in Chinese) it ends between two characters.
+The documents of a domain are joined by BOS and cut into blocks of `context` tokens, BOS first. A block ends where a
+word begins among its last WORD_SEARCH_TOKENS tokens, or between two characters where there are no blanks (as in
+Chinese). The rest of the block is filled with BOS, which never counts.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 from lib.base import params as parameters
 from lib.base.errors import InputError
-from lib.base.files import locked, write_atomically, write_if_changed, write_json
+from lib.base.files import locked, read_json, write_atomically, write_if_changed, write_json
 from lib.base.hub import seed_source
 from lib.base.params import CACHE, Params, TextSource
 from lib.text import documents
@@ -30,21 +31,23 @@ from lib.text.blocks import Text, write_text
 from lib.text.documents import Part
 from lib.text.tokens import shared_tokenizer, token_bytes, tokenizer_sha256
 
-PACKING = 1  # counts changes to how documents become blocks; part of what names a cached text
-REACH = 16  # tokens before the end of a block among which a word may begin
-BATCH = 2**21  # characters that are tokenised at a time, spread over all cores
-SHARD = 2**22  # tokens that are saved at a time, hence the most that a kill can lose
-MOST_DOMAINS = 256
+PACKING_VERSION = 1  # raise it with every change to how documents become blocks: it is part of a cached text's name
+WORD_SEARCH_TOKENS = 16  # at the end of a block
+BATCH_CHARACTERS = 2**21  # tokenised at a time, on all cores
+SHARD_TOKENS = 2**22  # saved at a time: the most that a kill can lose
+MAX_DOMAINS = 256
+
+
 # ---------------------------------------------------------------- the tokeniser
 
 
 @dataclass(frozen=True, repr=False)
 class Vocabulary:
-    """A tokeniser and what the packing needs to know of each token id."""
+    """A tokeniser and what packing needs to know of each token id."""
 
     tokenizer: Tokenizer
     bos_id: int
-    pieces: tuple[bytes, ...]  # what each token stands for, nothing for special ones
+    pieces: tuple[bytes, ...]  # each token's bytes, empty for special tokens
 
     @property
     def dtype(self) -> type[np.unsignedinteger]:
@@ -53,23 +56,22 @@ class Vocabulary:
 
     @property
     def newline_ids(self) -> tuple[int, ...]:
-        """Ids of the tokens that are nothing but line ends."""
+        """Ids of the tokens that consist of line ends only."""
         return tuple(token for token, piece in enumerate(self.pieces) if piece and not piece.strip(b"\r\n"))
 
-    def places(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Three booleans a token: it begins with a blank, it ends with one, it begins inside a character."""
+    def boundaries(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Three booleans a token: begins with a blank, ends with a blank, begins inside a character."""
         texts = [piece.decode(errors="ignore") for piece in self.pieces]
-        begins = np.array([text[:1].isspace() for text in texts])
-        ends = np.array([text[-1:].isspace() for text in texts])
+        begins, ends = (np.array([text[place].isspace() for text in texts]) for place in (slice(1), slice(-1, None)))
         begins[self.bos_id] = ends[self.bos_id] = True
         return begins, ends, np.array([piece[:1] != b"" and 0x80 <= piece[0] < 0xC0 for piece in self.pieces])
 
 
 def vocabulary(tokenizer) -> Vocabulary:
-    """From a fast tokeniser of transformers; InputError if no token can stand at the start of a block, or if it is no byte-level BPE."""
+    """From a fast tokeniser of transformers; InputError if it has neither BOS nor EOS, or is not a byte-level BPE."""
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if bos is None:
-        raise InputError("the seeds' tokeniser has neither a BOS nor an EOS token, one of which must begin each block.")
+        raise InputError("the seeds' tokeniser has neither a BOS nor an EOS token, and each block must begin with one.")
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_padding()
     backend.no_truncation()
@@ -82,24 +84,24 @@ def vocabulary(tokenizer) -> Vocabulary:
 
 
 class Packer:
-    """Tokens of documents to blocks, with one open block a domain; its state can be saved and loaded."""
+    """Turns tokens of documents into blocks, with one open block a domain; its state can be saved and loaded."""
 
     def __init__(self, known: Vocabulary, context: int):
         self.context, self.bos, self.dtype = context, known.bos_id, known.dtype
-        self.begins, self.ends, self.inside = known.places()
+        self.begins, self.ends, self.inside = known.boundaries()
         self.domains: list[str] = []
         self.open: list[tuple[np.ndarray, np.ndarray]] = []  # per domain: ids, and the document of each
         self.blocks: list[tuple[np.ndarray, int, int]] = []  # (ids, domain, document of the first token)
 
     def add(self, domain: str, document: int, ids: np.ndarray) -> None:
-        """Tokens of one document, or of its next part; full blocks come to `blocks`."""
+        """Adds tokens of a document, or of its next part; full blocks go to `blocks`."""
         if not len(ids):
             return
         if domain not in self.domains:
-            if len(self.domains) == MOST_DOMAINS:
+            if len(self.domains) == MAX_DOMAINS:
                 raise InputError(
-                    f"the text has more than {MOST_DOMAINS} domains, the last being {domain[:60]!r}; text.domain must name a "
-                    "field with a few kinds of text."
+                    f"the text has more than {MAX_DOMAINS} domains, the last being {domain[:60]!r}; text.domain must "
+                    "name a field with a few kinds of text."
                 )
             self.domains.append(domain)
             self.open.append((np.empty(0, self.dtype), np.empty(0, np.int32)))
@@ -108,15 +110,15 @@ class Packer:
         separator = [self.bos] if len(owners) and owners[-1] != document else []
         tokens = np.concatenate([tokens, np.array(separator, self.dtype), ids])
         owners = np.concatenate([owners, np.full(len(separator) + len(ids), document, np.int32)])
-        while len(tokens) >= self.context:  # one more than a block's body: what follows decides where it ends
+        while len(tokens) >= self.context:  # a block's body and the token after it, which decides the block's end
             stop = self._end(tokens)
             self._emit(label, tokens[:stop], owners)
-            stop += int(tokens[stop] == self.bos)  # the block's own BOS does for a separator
+            stop += int(tokens[stop] == self.bos)  # the next block's own BOS separates documents too
             tokens, owners = tokens[stop:], owners[stop:]
         self.open[label] = tokens, owners
 
     def finish(self) -> None:
-        """The open blocks, filled up with BOS."""
+        """Emits the open blocks, filled up with BOS."""
         for label, (tokens, owners) in enumerate(self.open):
             if len(tokens):
                 self._emit(label, tokens, owners)
@@ -124,7 +126,7 @@ class Packer:
 
     def _end(self, tokens: np.ndarray) -> int:
         body = self.context - 1
-        stops = np.arange(max(1, body - REACH), body + 1)
+        stops = np.arange(max(1, body - WORD_SEARCH_TOKENS), body + 1)
         word = self.begins[tokens[stops]] | self.ends[tokens[stops - 1]]
         for possible in (word, ~self.inside[tokens[stops]]):
             if possible.any():
@@ -147,30 +149,24 @@ class Packer:
         self.domains = list(domains)
         cuts = np.cumsum(state["open_sizes"])[:-1]
         pairs = (np.split(state[name], cuts) for name in ("open_tokens", "open_owners"))
-        self.open = (
-            [(tokens.astype(self.dtype), owners) for tokens, owners in zip(*pairs, strict=True)] if domains else []
-        )
+        blocks = [(tokens.astype(self.dtype), owners) for tokens, owners in zip(*pairs, strict=True)]
+        self.open = blocks if domains else []
 
 
 # ---------------------------------------------------------------- building the token file
 
 
 def tokenised(parts: Iterable[Part], known: Vocabulary) -> Iterator[tuple[Part, np.ndarray]]:
-    """Each part with its ids; a batch is tokenised by all cores while the next one is read."""
+    """Each part with its ids; all cores tokenise one batch while the next is read."""
 
     def ids_of(batch: list[Part]) -> list[np.ndarray]:
         encoded = known.tokenizer.encode_batch_fast([part.text for part in batch], add_special_tokens=False)
         return [np.array(encoding.ids, known.dtype) for encoding in encoded]
 
     with ThreadPoolExecutor(1) as ahead:
-        waiting = None
-        for batch in _batches(parts):
-            begun = ahead.submit(ids_of, batch), batch
-            if waiting:
-                yield from zip(waiting[1], waiting[0].result(), strict=True)
-            waiting = begun
-        if waiting:
-            yield from zip(waiting[1], waiting[0].result(), strict=True)
+        started = ((batch, ahead.submit(ids_of, batch)) for batch in _batches(parts))
+        for (batch, ids), _ in pairwise(chain(started, [None])):  # the next batch starts before this one is awaited
+            yield from zip(batch, ids.result(), strict=True)
 
 
 def _batches(parts: Iterable[Part]) -> Iterator[list[Part]]:
@@ -178,7 +174,7 @@ def _batches(parts: Iterable[Part]) -> Iterator[list[Part]]:
     for part in parts:
         batch.append(part)
         size += len(part.text)
-        if size >= BATCH:
+        if size >= BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
     if batch:
@@ -186,7 +182,7 @@ def _batches(parts: Iterable[Part]) -> Iterator[list[Part]]:
 
 
 class _Shards:
-    """The pieces of a text that is being made, in a folder: written whole or not at all."""
+    """The parts of an unfinished text in a folder, each written completely or not at all."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -195,7 +191,7 @@ class _Shards:
         return sorted(self.folder.glob("shard-*.safetensors"))
 
     def write(self, packer: Packer, position: tuple[int, int]) -> None:
-        """Saves the packer's blocks, and where to go on: the next (document, part)."""
+        """Saves the packer's blocks, and the next (document, part) to read."""
         tokens = [block for block, _, _ in packer.blocks]
         state, domains = packer.state()
         arrays = state | {
@@ -210,7 +206,7 @@ class _Shards:
         packer.blocks.clear()
 
     def resume(self, packer: Packer) -> tuple[tuple[int, int], int]:
-        """The position to go on from, and the number of blocks that are there."""
+        """The position to continue from, and the number of blocks that are done."""
         position, blocks = (0, 0), 0
         for path in self.paths():
             with safe_open(path, "np") as shard:
@@ -230,20 +226,14 @@ class _Shards:
                     column.append(shard.get_tensor(name))
                 domains = json.loads(shard.metadata()["domains"])
         tensors = {name: torch.from_numpy(np.concatenate(column)[:blocks]) for name, column in columns.items()}
-        return Text(
-            **tensors,
-            domains=tuple(domains),
-            tokenizer_sha256=tokenizer_sha256,
-            vocab_size=len(known.pieces),
-            bos_id=known.bos_id,
-            newline_ids=known.newline_ids,
-        )
+        of_tokenizer = {"vocab_size": len(known.pieces), "bos_id": known.bos_id, "newline_ids": known.newline_ids}
+        return Text(**tensors, **of_tokenizer, domains=tuple(domains), tokenizer_sha256=tokenizer_sha256)
 
 
 def build(folder: Path, parts: Callable, known: Vocabulary, size: tuple[int, int], tokenizer_sha256: str) -> Path:
-    """Writes folder/tokens.safetensors, of at most size = (blocks, context), and goes on with what is in the folder.
+    """Writes folder/tokens.safetensors, of at most size = (blocks, context), and continues what is in the folder.
 
-    `parts(start)` gives the documents' parts from a position on. Raises InputError if there is no text in them.
+    `parts(start)` gives the documents' parts from a position on. InputError if they hold no text.
     """
     blocks, context = size
     packer, shards = Packer(known, context), _Shards(folder)
@@ -254,7 +244,7 @@ def build(folder: Path, parts: Callable, known: Vocabulary, size: tuple[int, int
             packer.add(part.domain, part.number, ids)
             position = part.number, part.index + 1
             bar.update((len(packer.blocks) - before) * context)
-            if len(packer.blocks) * context >= SHARD:
+            if len(packer.blocks) * context >= SHARD_TOKENS:
                 there += len(packer.blocks)
                 shards.write(packer, position)
             if there + len(packer.blocks) >= blocks:
@@ -272,35 +262,34 @@ def build(folder: Path, parts: Callable, known: Vocabulary, size: tuple[int, int
     return folder / "tokens.safetensors"
 
 
-def token_file(params: Params) -> Path:
-    """The token file of a run: that of its parameters, or one made from its documents and kept in outputs/cache.
+# ---------------------------------------------------------------- a run's token file
 
-    A run remembers in outputs/<run>/text.json which commit of a dataset it reads and which file it made, so that it
-    goes on with the same documents, and asks for neither tokeniser nor network once it has them.
+
+def token_file(params: Params) -> Path:
+    """The token file of a run: the one its parameters name, or one made from its documents and kept in outputs/cache.
+
+    outputs/<run>/text.json records which commit of a dataset the run reads and which file it made: the run keeps
+    reading the same documents, and needs neither tokeniser nor network once it has the file.
     """
     if params.text_source is None:
         return params.text_path
-    with locked(
-        parameters.OUTPUTS / CACHE / "text"
-    ):  # several processes, and several runs, may want the same text at once
-        return made_token_file(params) or _make(params, params.text_source)
+    with locked(_cache_folder()):  # several processes or runs may want the same text
+        return made_token_file(params) or _made(params, params.text_source)
 
 
-def _make(params: Params, source: TextSource) -> Path:
-    """The token file of documents, which is made, or was for another run."""
-    record, asked = params.folder / "text.json", _asked(params, source)
-    known = json.loads(record.read_text()) if record.exists() else {}
+def _made(params: Params, source: TextSource) -> Path:
+    asked, known = _asked(params, source), _record(params)
     if known.get("asked") != asked:
         commit = None if source.dataset is None else documents.dataset_commit(source)
         known = {"asked": asked, "commit": commit, "cache": None}
     tokenizer = shared_tokenizer(params)
     sha256 = tokenizer_sha256(Path(seed_source(params, params.reference)))
-    made_from = {"packing": PACKING, "tokenizer": sha256, "commit": known["commit"]}
+    made_from = {"packing": PACKING_VERSION, "tokenizer": sha256, "commit": known["commit"]}
     made_from |= {name: asked[name] for name in ("text", "files", "context", "blocks")}
     known["cache"] = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
-    cache = parameters.OUTPUTS / CACHE / "text" / known["cache"]
+    cache = _cache_folder() / known["cache"]
     write_json(cache / "made_from.json", made_from)
-    write_if_changed(record, json.dumps(known, indent=2) + "\n")
+    write_if_changed(params.folder / "text.json", json.dumps(known, indent=2) + "\n")
     if not (cache / "tokens.safetensors").is_file():
         size = asked["blocks"], params.context
         build(cache, partial(documents.parts, source, known["commit"]), vocabulary(tokenizer), size, sha256)
@@ -308,17 +297,30 @@ def _make(params: Params, source: TextSource) -> Path:
 
 
 def made_token_file(params: Params) -> Path | None:
-    """The run's token file if it is there already: nothing is made and nothing is asked for."""
+    """The run's token file if it exists; makes nothing and asks for nothing."""
     if params.text_source is None:
         return params.text_path if params.text_path.is_file() else None
-    record = params.folder / "text.json"
-    known = json.loads(record.read_text()) if record.exists() else {}
-    path = parameters.OUTPUTS / CACHE / "text" / str(known.get("cache")) / "tokens.safetensors"
+    known = _record(params)
+    path = _cache_folder() / str(known.get("cache")) / "tokens.safetensors"
     return path if path.is_file() and known["asked"] == _asked(params, params.text_source) else None
 
 
+def local_files_changed(params: Params) -> bool:
+    """Whether a run's local documents changed since its token file was made; InputError if they are gone."""
+    known, files = _record(params), _asked(params, params.text_source)["files"]
+    return bool(known) and known["asked"]["files"] != files
+
+
+def _cache_folder() -> Path:
+    return parameters.OUTPUTS / CACHE / "text"
+
+
+def _record(params: Params) -> dict:
+    return read_json(params.folder / "text.json")
+
+
 def _asked(params: Params, source: TextSource) -> dict:
-    """What of a run's parameters and local files decides its token file, as JSON gives it back."""
+    """The parameters and local files that decide a run's token file, as read back from JSON."""
     files = None
     if source.dataset is None:
         found = documents.files_of(source)
@@ -331,9 +333,3 @@ def _asked(params: Params, source: TextSource) -> dict:
         "context": params.context,
         "blocks": -(-params.token_budget // params.context),
     }
-
-
-def local_files_changed(params: Params) -> bool:
-    """Whether a run's local documents are others than those that its token file was made from; InputError for none."""
-    record, now = params.folder / "text.json", _asked(params, params.text_source)["files"]
-    return record.exists() and json.loads(record.read_text())["asked"]["files"] != now

@@ -23,7 +23,7 @@ from lib.text import documents, tokenise
 from lib.text.blocks import read_text
 from lib.text.documents import Part, parts
 from lib.text.tokenise import Packer, Vocabulary, build, vocabulary
-from lib.text.tokens import difference, tokenizer_sha256
+from lib.text.tokens import tokenizer_difference, tokenizer_sha256
 from lib.training.corpus import newline_ids
 
 pytestmark = pytest.mark.usefixtures("without_grouped_moments")
@@ -83,7 +83,7 @@ def test_what_a_byte_level_token_stands_for(shipped):
     assert b"".join(shipped.pieces[token] for token in ids) == text.encode()
     assert shipped.newline_ids == newline_ids(Tokenizer.from_file(str(TOKENIZER / "tokenizer.json")))
     assert shipped.newline_ids == read_text(SHIPPED.parent / "tokens.safetensors").newline_ids and shipped.bos_id == 0
-    begins, ends, inside = shipped.places()
+    begins, ends, inside = shipped.boundaries()
     assert begins[ids[1]] and not begins[ids[0]] and ends[shipped.newline_ids[0]]
     assert inside.sum() >= 64 and not (inside & begins).any()  # continuation bytes of UTF-8
 
@@ -125,15 +125,15 @@ def test_why_two_tokenisers_differ():
         copy["model"]["merges"].pop()
         del copy["model"]["vocab"][max(copy["model"]["vocab"], key=copy["model"]["vocab"].get)]
 
-    assert difference(ours, changed(lambda copy: None)) is None
-    assert difference(ours, changed(swap_ids)) == "the token 'a' has the id 65 in one and 66 in the other"
+    assert tokenizer_difference(ours, changed(lambda copy: None)) is None
+    assert tokenizer_difference(ours, changed(swap_ids)) == "the token 'a' has the id 65 in one and 66 in the other"
     assert (
-        difference(ours, changed(drop_merges))
+        tokenizer_difference(ours, changed(drop_merges))
         == f"their merges differ from number {len(described['model']['merges']) - 4} on"
     )
-    assert "vocabularies of 8,192 and 8,191 tokens" in difference(ours, changed(drop_token))
-    assert "they encode" in difference(ours, changed(add_blank))
-    assert "BOS or EOS" in difference(ours, changed(lambda copy: None, bos_token="a"))
+    assert "vocabularies of 8,192 and 8,191 tokens" in tokenizer_difference(ours, changed(drop_token))
+    assert "they encode" in tokenizer_difference(ours, changed(add_blank))
+    assert "BOS or EOS" in tokenizer_difference(ours, changed(lambda copy: None, bos_token="a"))
 
 
 # ---------------------------------------------------------------- packing
@@ -144,7 +144,7 @@ def naively_packed(stream: list[int], context: int, pieces: tuple[bytes, ...]) -
     texts = [piece.decode(errors="ignore") for piece in pieces]
     blocks, body = [], context - 1
     while len(stream) > body:
-        stops = range(body, max(0, body - tokenise.REACH - 1), -1)
+        stops = range(body, max(0, body - tokenise.WORD_SEARCH_TOKENS - 1), -1)
 
         def at_word(stop, stream=stream):
             before, after = stream[stop - 1], stream[stop]
@@ -232,7 +232,7 @@ def test_a_long_document_in_parts_has_the_tokens_of_the_whole(tmp_path, shipped,
     )
     (tmp_path / "x.txt").write_bytes(text.encode())
     (tmp_path / "x.jsonl").write_text(json.dumps({"text": text}))
-    monkeypatch.setattr(documents, "PART", 100)
+    monkeypatch.setattr(documents, "PART_CHARACTERS", 100)
     for name in ("x.txt", "x.jsonl"):
         found = texts_of(tmp_path / name)
         assert len(found) > 20 and {part.number for part in found} == {0}
@@ -284,9 +284,9 @@ class Killed(Exception):
 def test_after_a_kill_at_any_moment_the_bytes_are_the_same(tmp_path, shipped, monkeypatch):
     (tmp_path / "x.jsonl").write_bytes(json_lines(some_documents(300)))
     source = TextSource(files=str(tmp_path / "x.jsonl"), domain="meta.kind")
-    monkeypatch.setattr(tokenise, "SHARD", 20 * 32)
-    monkeypatch.setattr(tokenise, "BATCH", 500)
-    monkeypatch.setattr(documents, "PART", 50)
+    monkeypatch.setattr(tokenise, "SHARD_TOKENS", 20 * 32)
+    monkeypatch.setattr(tokenise, "BATCH_CHARACTERS", 500)
+    monkeypatch.setattr(documents, "PART_CHARACTERS", 50)
     sizes = {"whole": 10**6, "budget": 700}
     for name, blocks in sizes.items():
         undisturbed = build(
