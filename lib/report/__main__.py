@@ -1,6 +1,6 @@
 """The steps of a report that the Makefile chains: resolve the parameters, execute a notebook, render the pages.
 
-`python -m lib.report resolve|execute|render …`; what goes wrong is told in one sentence on stderr.
+`python -m lib.report resolve|execute|render …`; an error is one sentence on stderr.
 """
 
 import argparse
@@ -8,7 +8,7 @@ import errno
 import sys
 from pathlib import Path
 
-from lib.base.errors import exit_on_input_error
+from lib.base.errors import InputError, exit_on_input_error
 from lib.report.execute import NotebookError, execute
 from lib.report.render import render
 from lib.report.resolve import resolve
@@ -47,8 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        print("error: no space left on the disk; free some and run the same command again.", file=sys.stderr)
-        return 2
+        raise InputError("no space left on the disk; free some and run the same command again.") from error
     return 0
 
 

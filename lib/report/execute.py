@@ -15,16 +15,16 @@ from lib.base.files import read_json
 
 
 class NotebookError(Exception):
-    """A notebook did not run to its end; the message says where it stopped and where what it wrote so far lies."""
+    """A notebook stopped; the message says where, and where its partial copy lies."""
 
 
 def execute(notebook: Path, params_file: Path) -> Path:
-    """Runs a notebook with papermill in its own folder; its executed copy lies in outputs/<run>/notebooks.
+    """Runs a notebook in its own folder; the executed copy lies in outputs/<run>/notebooks.
 
-    Raises InputError where the notebook did, and NotebookError for any other failing cell or a dead kernel; then
-    the partial notebook and the traceback are in outputs/<run>/unfinished.
+    Raises InputError where the notebook did, and NotebookError for any other failing cell or a dead kernel. Then
+    outputs/<run>/unfinished has the partial notebook and the traceback.
     """
-    leave_out_web_addresses()
+    skip_web_address_parsers()
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
@@ -36,8 +36,8 @@ def execute(notebook: Path, params_file: Path) -> Path:
     log = partial.with_suffix(".log")
     for folder in (executed.parent, partial.parent):
         folder.mkdir(parents=True, exist_ok=True)
-    log.write_text("", encoding="utf-8")  # so that no other chapter, ending now, takes the folder for empty
-    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it would say is in the sentence that we raise
+    log.write_text("", encoding="utf-8")  # keeps the folder while another chapter ends
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # our sentence says the same
     started = time.monotonic()
     try:
         papermill.execute_notebook(
@@ -63,24 +63,24 @@ def execute(notebook: Path, params_file: Path) -> Path:
     except (DeadKernelError, RuntimeError) as error:
         log.unlink()
         raise NotebookError(
-            f"the kernel of {notebook.name} died{_where(partial)}, most likely killed for want of memory "
+            f"the kernel of {notebook.name} died{_where(partial)}, probably for lack of memory "
             f"(partial notebook: {partial}); {_one_line(error)}"
         ) from None
     os.replace(partial, executed)
     log.unlink()
-    with contextlib.suppress(OSError):  # another chapter's lies there
+    with contextlib.suppress(OSError):  # another chapter's files are there
         partial.parent.rmdir()
     print(f"{notebook.name}: done in {time.monotonic() - started:.0f} s", file=sys.stderr)
     return executed
 
 
-def leave_out_web_addresses() -> None:
-    """Has jsonschema, which notebooks are checked with, do without its 38 parsers of web addresses: it is imported thrice as fast."""
+def skip_web_address_parsers() -> None:
+    """Makes jsonschema, which checks notebooks, import in a third of the time: without its parsers of web addresses."""
     sys.modules.setdefault("rfc3987_syntax", None)
 
 
 def _kernel_manager() -> type:
-    """Kernels that are always this environment's Python, whatever kernels are installed on the machine."""
+    """Kernels that always run this environment's Python, not a kernel installed on the machine."""
     import zmq
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
@@ -95,9 +95,9 @@ def _kernel_manager() -> type:
         @property
         def kernel_spec(self) -> KernelSpec:
             return KernelSpec(
-                # its log has nothing that the notebook does not show, and may break into our sentence
+                # the kernel's log repeats the notebook, and may break into our sentence
                 argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=CRITICAL"],
-                # threads that wait for work while another chapter computes would keep it from its core
+                # waiting threads must not keep another chapter from its core
                 env={"PYTHONPATH": search, "OMP_WAIT_POLICY": "passive", "PYDEVD_DISABLE_FILE_VALIDATION": "1"},
                 metadata={"supported_encryption": ["curve"]},
                 display_name="Python 3",
@@ -113,7 +113,7 @@ def _refuse_full_disk(name: str, message: str) -> None:
 
 
 def _where(partial: Path) -> str:
-    """' in cell [n]' for the last code cell that was begun in a partial notebook, if one was."""
+    """' in cell [n]' for the last code cell of a partial notebook that began."""
     cells = [cell for cell in read_json(partial).get("cells", []) if cell["cell_type"] == "code" and cell["source"]]
     begun = sum(cell["metadata"].get("papermill", {}).get("status", "pending") != "pending" for cell in cells)
     return f" in cell [{begun}]" if begun else ""

@@ -18,7 +18,7 @@ def resolve(parameter_file: Path, run: str, seed: str | None = None, tokens: str
     budget = int(tokens) if tokens and re.fullmatch(r"\d+", tokens) else tokens
     params = read_params(parameter_file, run=run, reference=seed, token_budget=budget)
     _refuse_missing_device(params)
-    _refuse_other_documents(params)
+    _refuse_changed_documents(params)
     refuse_other_statistics(params, params.text_path)
     write_statistics_key(params, params.folder / "statistics.yaml")
     write_params(params, params.folder / "params.yaml")
@@ -31,16 +31,14 @@ def _refuse_missing_device(params: Params) -> None:
         import torch
 
         if not torch.cuda.is_available():
-            raise InputError(
-                "device is 'cuda', but torch finds no CUDA device; on this machine auto and cpu are allowed."
-            )
+            raise InputError("device is 'cuda', but torch finds no CUDA device; this machine allows auto and cpu.")
 
 
-def _refuse_other_documents(params: Params) -> None:
-    """Local documents must be there, and what statistics were made from must not have changed since."""
+def _refuse_changed_documents(params: Params) -> None:
+    """Local documents must exist, and must not have changed since statistics were made from them."""
     if params.text_source is None or params.text_source.dataset is not None:
         return
-    from lib.text.tokenise import local_files_changed  # imports what no run of a token file needs
+    from lib.text.tokenise import local_files_changed  # slow to import
 
     if local_files_changed(params) and (params.folder / "stats" / "done.json").exists():
         raise InputError(
@@ -50,7 +48,7 @@ def _refuse_other_documents(params: Params) -> None:
 
 
 def _forget_other_tables(params: Params) -> None:
-    """A live notebook may have left tables of another threshold; without their record make writes them again."""
+    """Deletes the record of tables that a live notebook left for another threshold, so that make writes them again."""
     record = params.folder / "tables" / "done.json"
     if any(getattr(params, key, value) != value for key, value in read_json(record).items()):
         record.unlink()

@@ -27,7 +27,7 @@ from lib.base.params import ROOT, read_params
 from lib.base.tensors import write_table
 from lib.chapters.universality import properties
 from lib.report import __main__ as report
-from lib.report import archive, example, execute, pages, render, resolve
+from lib.report import archive, example, execute, notebook_pages, pages, render, resolve
 from tests.base.test_params import is_sentence
 
 pytestmark = pytest.mark.usefixtures("without_grouped_moments")
@@ -204,7 +204,7 @@ def read_page(folder: Path, name: str) -> BeautifulSoup:
 @pytest.mark.parametrize("name", ["index.html", "01_complete.html"])
 def test_nothing_leaves_the_page(complete, name):
     page = read_page(complete, name)
-    pages.check_offline(page)
+    notebook_pages.check_offline(page)
     assert not page.find_all(["iframe", "object", "embed", "video", "audio"])
     assert all(link["href"].startswith("data:") for link in page.find_all("link"))
     policy = page.find("meta", attrs={"http-equiv": True})["content"]
@@ -450,7 +450,7 @@ def test_pages_that_could_not_be_shown_are_refused(folder, cell, expected):
 
 def test_drawing_with_alt_text_is_embedded(tmp_path):
     cell = shown({"image/svg+xml": "<svg/>"}, {"image/svg+xml": {"alt": "nothing drawn"}})
-    chapter = pages.read_chapter(write_notebook(tmp_path / "x.ipynb", new_markdown_cell("# X"), cell))
+    chapter = notebook_pages.read_chapter(write_notebook(tmp_path / "x.ipynb", new_markdown_cell("# X"), cell))
     assert 'alt="nothing drawn"' in chapter.rest and "data:image/svg+xml;base64" in chapter.rest
 
 
@@ -467,7 +467,7 @@ def test_a_section_whose_code_shows_nothing_is_left_out(tmp_path):
         silent,
         shown({"text/plain": "seen"}),
     )
-    chapter = pages.read_chapter(write_notebook(tmp_path / "x.ipynb", *cells))
+    chapter = notebook_pages.read_chapter(write_notebook(tmp_path / "x.ipynb", *cells))
     assert [name for _, name in chapter.sections] == ["Words", "Full"] and "nothing here" not in chapter.rest
 
 
@@ -476,7 +476,7 @@ def test_scripts_are_left_out(tmp_path):
         shown({"text/html": "<p>kept</p><script>alert(1)</script>"}),
         shown({"application/javascript": "alert(1)"}),
     )
-    chapter = pages.read_chapter(write_notebook(tmp_path / "x.ipynb", new_markdown_cell("# X"), *cells))
+    chapter = notebook_pages.read_chapter(write_notebook(tmp_path / "x.ipynb", new_markdown_cell("# X"), *cells))
     assert "kept" in chapter.rest and "alert" not in chapter.rest
 
 
@@ -485,7 +485,7 @@ def test_symbols_have_their_index_below_the_line(tmp_path):
         new_markdown_cell("# X\n\nThe w_out of & `w_out`, w_in_norm"),
         shown({"text/html": "<table><thead><tr><th>w_in</th></tr></thead></table>"}),
     )
-    chapter = pages.read_chapter(write_notebook(tmp_path / "x.ipynb", *cells))
+    chapter = notebook_pages.read_chapter(write_notebook(tmp_path / "x.ipynb", *cells))
     assert (
         'The <i>w</i><span class="under">_</span><sub>out</sub> of &amp; <code>w_out</code>, w_in_norm'
         in chapter.opening
@@ -505,7 +505,7 @@ def test_symbols_have_their_index_below_the_line(tmp_path):
     }.items(),
 )
 def test_mathml(latex, expected):
-    assert expected in pages.mathml(latex)
+    assert expected in notebook_pages.mathml(latex)
 
 
 @pytest.mark.parametrize(
@@ -520,22 +520,17 @@ def test_mathml(latex, expected):
     ],
 )
 def test_which_dollars_are_formulas(tmp_path, text, formulas):
-    chapter = pages.read_chapter(write_notebook(tmp_path / "x.ipynb", new_markdown_cell(text)))
+    chapter = notebook_pages.read_chapter(write_notebook(tmp_path / "x.ipynb", new_markdown_cell(text)))
     assert chapter.opening.count("<math") == formulas
 
 
 def test_punctuation_stays_with_its_formula(tmp_path):
-    chapter = pages.read_chapter(write_notebook(tmp_path / "x.ipynb", new_markdown_cell("If $a$; then $b$ too.")))
+    chapter = notebook_pages.read_chapter(
+        write_notebook(tmp_path / "x.ipynb", new_markdown_cell("If $a$; then $b$ too."))
+    )
     together = BeautifulSoup(chapter.opening, "html.parser").select("span.together")
     assert [span.get_text() for span in together] == ["a;"] and "; then" not in chapter.opening
     assert " ".join(BeautifulSoup(chapter.opening, "html.parser").get_text().split()) == "If a; then b too."
-
-
-@pytest.mark.parametrize(
-    "share, text", [(0, "0 %"), (0.0416, "4.16 %"), (0.00012, "0.01 %"), (0.42, "42.0 %"), (1, "100 %")]
-)
-def test_percent(share, text):
-    assert pages.percent(share) == text
 
 
 @pytest.mark.parametrize("seconds, text", [(1.23, "1.2 s"), (42, "42 s"), (61.2, "1 min 1 s"), (7260, "2 h 1 min")])

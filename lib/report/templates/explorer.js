@@ -1,5 +1,5 @@
-/* The neuron explorer: finds neurons in a run's tables and shows one. Its address is the page's hash, #seed/layer/neuron.
-   Data files are scripts that call explorerFile(name, base64 of gzip); lib/report/explorer_files.py writes them and says what is in them. */
+/* The neuron explorer: finds neurons and shows one. Its address is the page's hash, #seed/layer/neuron.
+   Data files are scripts that call explorerFile(name, base64 of gzip); lib/report/explorer_files.py writes and describes them. */
 (() => {
   'use strict';
   const $ = id => document.getElementById(id);
@@ -53,7 +53,7 @@
     if (!loaded.has(name)) {
       loaded.set(name, new Promise((resolve, reject) => {
         waiting.set(name, resolve);
-        const script = element('script', {src: `neurons/${encodeURIComponent(name)}.js`, onerror: () => reject(new Error(`The file neurons/${name}.js, which make report writes beside this page, is not here.`))});
+        const script = element('script', {src: `neurons/${encodeURIComponent(name)}.js`, onerror: () => reject(new Error(`The file neurons/${name}.js is missing; make report writes it beside this page.`))});
         document.head.append(script);
       }).then(unpacked).then(buffer => name === 'run' ? JSON.parse(new TextDecoder().decode(buffer)) : tensors(buffer)));
     }
@@ -129,7 +129,7 @@
     $('more').hidden = listed.length <= limit;
     const universal = listed.filter(at => isUniversal(seed, at)).length, all = run.layers * run.neurons;
     $('found').textContent = `${listed.length.toLocaleString('en')} neurons of seed ${seed.name}, ${universal.toLocaleString('en')} of them universal`
-      + (seed.count < all ? `. This page holds the ${seed.count.toLocaleString('en')} of ${all.toLocaleString('en')} that match other seeds best; the tables have all.` : '.');
+      + (seed.count < all ? `. This page holds the ${seed.count.toLocaleString('en')} of ${all.toLocaleString('en')} that match other seeds best. The tables have all.` : '.');
     scatter();
   }
   const labelOf = (seed, at) => word(seed, 'family', at) === 'unexplained' ? 'unexplained' : word(seed, 'label', at);
@@ -195,7 +195,7 @@
     const px = x(coordinate(seed, across, here.at)), py = y(coordinate(seed, up, here.at));
     if (Number.isFinite(px) && Number.isFinite(py)) { ink.strokeStyle = colour('chosen'); ink.lineWidth = 2; ink.beginPath(); ink.arc(px, py, 6, 0, 2 * Math.PI); ink.stroke(); }
     const name = column => column === 'layer' ? 'layer' : run.ranked.find(one => one.name === column).words;
-    canvas.setAttribute('aria-label', `Scatter of ${listed.length} neurons of seed ${seed.name}: ${name(up)} against ${name(across)}. The list below has the same neurons.`);
+    canvas.setAttribute('aria-label', `Scatter of ${listed.length} neurons of seed ${seed.name}: ${name(up)} against ${name(across)}.`);
   }
 
   function nearest(event) {
@@ -233,7 +233,7 @@
 
   function histogram(get) {
     const counts = [...get('counts')], first = get('first')[0], last = get('last')[0], total = counts.reduce((sum, one) => sum + one, 0);
-    if (!total) return element('p', {className: 'none', textContent: 'No token was counted into this histogram.'});
+    if (!total) return element('p', {className: 'none', textContent: 'The histogram has no counted token.'});
     const width = 340, height = 222, base = 200, most = Math.log1p(Math.max(...counts)), step = width / counts.length, bin = (last - first) / counts.length;
     const zero = -first / (last - first) * width;
     const picture = drawn('svg', {class: 'histogram', viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': `Histogram of the pre-activation from ${number(first)} to ${number(last)}, ${total} tokens`});
@@ -305,15 +305,15 @@
   function sentence(seed, at) {
     const rows = [], excess = value(seed, 'excess_corr', at), score = plain(seed, 'score', at);
     const row = (term, text) => rows.push(element('dt', {textContent: term}), element('dd', {textContent: text}));
-    if (Number.isFinite(excess)) row('Universality', `Excess correlation ${fixed(excess, 3)}: its best matches in other seeds correlate ${fixed(value(seed, 'mean_corr', at), 3)} on average, in a rotated basis ${fixed(value(seed, 'mean_baseline', at), 3)}.`);
+    if (Number.isFinite(excess)) row('Universality', `Excess correlation ${fixed(excess, 3)}: on average its best matches in other seeds correlate at ${fixed(value(seed, 'mean_corr', at), 3)}, against ${fixed(value(seed, 'mean_baseline', at), 3)} in a rotated basis.`);
     if (Number.isFinite(score)) {
       const second = word(seed, 'runner_up_label', at);
-      row('Fires on', `${quoted(word(seed, 'label', at))} explains ${fixed(100 * score, 1)} % of its variance on held-out text (chance ${fixed(100 * plain(seed, 'chance', at), 1)} %); it is ${plain(seed, 'difference', at) >= 0 ? 'more' : 'less'} active there.`
+      row('Responds to', `${quoted(word(seed, 'label', at))} explains ${fixed(100 * score, 1)} % of its variance on held-out text (chance level ${fixed(100 * plain(seed, 'chance', at), 1)} %). It is ${plain(seed, 'difference', at) >= 0 ? 'more' : 'less'} active there.`
         + (second ? ` The best label of another family is ${quoted(second)} (${fixed(100 * plain(seed, 'runner_up_score', at), 1)} %).` : ''));
     }
     if (Number.isFinite(plain(seed, 'raised_score', at))) {
       const named = kind => `${quoted(word(seed, kind, at))} (${fixed(100 * plain(seed, `${kind}_score`, at), 1)} %)`;
-      row('Writes', `Of all token classes it raises ${named('raised')} and lowers ${named('lowered')} most clearly, in shares of the variance of its logit effects (chance ${fixed(100 * plain(seed, 'null_score', at), 1)} %).`);
+      row('Writes', `Of all token classes it raises ${named('raised')} and lowers ${named('lowered')} most clearly, as shares of the variance of its logit effects (chance level ${fixed(100 * plain(seed, 'null_score', at), 1)} %).`);
     }
     return rows.length ? element('dl', {className: 'said'}, ...rows) : null;
   }
@@ -331,11 +331,11 @@
     const partner = plain(seed, 'partner_neuron', at), partnerLayer = plain(seed, 'partner_layer', at), head = plain(seed, 'attention_score', at) || value(seed, 'attention_score', at);
     if (Number.isFinite(partner)) {
       const name = `${seed.name}/${partnerLayer}/${partner}`;
-      facts.push(element('li', {}, 'It writes most nearly the opposite of ', element('a', {href: `#${name}`, textContent: name}), ` (cosine ${fixed(plain(seed, 'partner_cos', at), 3)}).`));
+      facts.push(element('li', {}, 'Its most opposed output weights are those of ', element('a', {href: `#${name}`, textContent: name}), ` (cosine ${fixed(plain(seed, 'partner_cos', at), 3)}).`));
     }
-    if (run.ranked.some(one => one.name === 'attention_score') && Number.isFinite(head)) facts.push(element('li', {textContent: `Of all later heads it turns L${plain(seed, 'attention_head_layer', at)}H${plain(seed, 'attention_head', at)} most ${head > 0 ? 'to' : 'from'} the first token: score ${fixed(head, 3)}, ${fixed(plain(seed, 'attention_deviations', at), 1)} deviations of random directions.`}));
+    if (run.ranked.some(one => one.name === 'attention_score') && Number.isFinite(head)) facts.push(element('li', {textContent: `Of all later heads it moves L${plain(seed, 'attention_head_layer', at)}H${plain(seed, 'attention_head', at)} most ${head > 0 ? 'towards' : 'away from'} the first token: score ${fixed(head, 3)}, ${fixed(plain(seed, 'attention_deviations', at), 1)} standard deviations of random directions.`}));
     const own = seed.name === run.reference ? run.measured[`${layer}/${seed.data.neuron.values[at]}`] : null;
-    for (const one of own?.heads ?? []) facts.push(element('li', {textContent: `Measured as attention ${one.role} of L${one.layer}H${one.head} at ${one.destinations.toLocaleString('en')} positions: its activation correlates ${fixed(one.bos_corr, 2)} with the change of attention to the first token and ${fixed(one.norm_corr, 2)} with the change of the head's output norm when its path is cut.`}));
+    for (const one of own?.heads ?? []) facts.push(element('li', {textContent: `Measured for attention ${one.role} of L${one.layer}H${one.head} at ${one.destinations.toLocaleString('en')} positions: when its path is cut, its activation correlates at ${fixed(one.bos_corr, 2)} with the change in attention to the first token, and at ${fixed(one.norm_corr, 2)} with the change in the head's output norm.`}));
     if (facts.length) parts.push(element('ul', {className: 'facts'}, ...facts));
     const outcomes = {loss: 'loss [nats]', entropy: 'entropy [nats]', kl_unigram: 'KL to unigram [nats]', reciprocal_rank: 'reciprocal rank', scale: 'final scale'};
     for (const [kind, column, about] of [['ablation', 'variant', 'Fixed at its mean activation'], ['fixed', 'value', 'Fixed at a value']]) {
@@ -355,10 +355,10 @@
     const numbers = element('p', {className: 'numbers', textContent: `correlation ${fixed(corr, 3)}, rotated basis ${fixed(baseline, 3)}`});
     const box = element('section', {className: 'match'});
     box.dataset.match = where;
-    if (at === undefined) { box.append(element('h4', {textContent: where}), numbers, element('p', {className: 'none', textContent: 'Not among the neurons that this page holds.'})); return box; }
+    if (at === undefined) { box.append(element('h4', {textContent: where}), numbers, element('p', {className: 'none', textContent: 'This page does not hold the neuron.'})); return box; }
     const get = await details(other, at), back = run.seeds.filter(one => one !== name).indexOf(own.seed.name);
     const mutual = get('partner')[back] === own.seed.data.layer.values[own.at] * run.neurons + own.seed.data.neuron.values[own.at];
-    numbers.append(mutual ? ', each the other’s best match' : '', labelOf(other, at) ? element('br') : '', labelOf(other, at) ?? '');
+    numbers.append(mutual ? ', mutual best matches' : '', labelOf(other, at) ? element('br') : '', labelOf(other, at) ?? '');
     box.append(element('h4', {}, element('a', {href: `#${where}`, textContent: where})), numbers, examples(get, MATCH_EXAMPLES, true));
     return box;
   }
@@ -382,8 +382,8 @@
         element('section', {}, heading('Pre-activation', 'tokens on a log scale; active right of 0'), histogram(get)),
         element('section', {}, heading('Promotes', 'cos(w_out, W_U)'), logits(get, 'promoted', 'up')),
         element('section', {}, heading('Suppresses', 'cos(w_out, W_U)'), logits(get, 'suppressed', 'down'))),
-      heading('Where it is most active', 'point at a token for its activation'), examples(get, Infinity, false),
-      heading('Counterparts in the other seeds', 'the most correlated neuron of each'), made,
+      heading('Strongest examples', 'point at a token for its activation'), examples(get, Infinity, false),
+      heading('Best matches in the other seeds', 'the most correlated neuron of each'), made,
       heading('Properties', `value, and percentile in layer ${seed.data.layer.values[at]}`), properties(seed, at),
       ...(effect ? [heading('Circuits and effects'), ...effect] : []),
     ].filter(Boolean));
@@ -403,11 +403,11 @@
   async function follow() {
     const parts = decodeURIComponent(location.hash.slice(1)).split('/'), [name, layer, neuron] = [parts[0], Number(parts[1]), Number(parts[2])];
     if (!location.hash.slice(1)) return follow.first();
-    if (!run.seeds.includes(name)) return fail(`There is no seed “${name}”; the seeds are ${run.seeds.join(', ')}.`);
+    if (!run.seeds.includes(name)) return fail(`There is no seed “${name}”. The seeds are ${run.seeds.join(', ')}.`);
     const seed = await seedOf(name), at = seed.row.get(layer * run.neurons + neuron);
     const exists = Number.isInteger(layer) && Number.isInteger(neuron) && layer >= 0 && layer < run.layers && neuron >= 0 && neuron < run.neurons;
     if (!exists) return fail(`There is no neuron “${parts.slice(1).join('/')}” in seed ${name}; layers are 0 to ${run.layers - 1}, neurons 0 to ${run.neurons - 1}.`);
-    if (at === undefined) return fail(`This page holds the ${seed.count.toLocaleString('en')} neurons of seed ${name} that match other seeds best, and ${parts.slice(1).join('/')} is not among them; the tables have all.`);
+    if (at === undefined) return fail(`This page holds the ${seed.count.toLocaleString('en')} neurons of seed ${name} that match other seeds best, without ${parts.slice(1).join('/')}. The tables have all.`);
     here = {seed, at};
     $('seed').value = name;
     if ($('layer').value !== 'all') $('layer').value = String(layer);
@@ -496,7 +496,7 @@
     fold();
   }
 
-  /* Where a neuron lies in the scatter, in CSS pixels from its corner, for whoever wants to point at it. */
+  /* Where a neuron lies in the scatter plot [CSS pixels from its corner]; for tests. */
   window.neuronPlace = (layer, neuron) => places.find(({at}) => here.seed.data.layer.values[at] === layer && here.seed.data.neuron.values[at] === neuron);
 
   load('run').then(async content => {

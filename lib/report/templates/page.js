@@ -1,4 +1,4 @@
-/* Everything a page does by itself: light and dark, figures that enlarge, tables that sort and filter, the place in the contents. */
+/* What every page does: light and dark, figures that enlarge, tables that sort and filter, the current section. */
 (() => {
   'use strict';
   const root = document.documentElement;
@@ -25,7 +25,7 @@
 
   const bytes = text => Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
 
-  /* A figure is saved from the page itself: the drawing from its compressed copy, the picture from what is shown. */
+  /* A figure is saved from the page itself: the SVG from its compressed copy, the PNG from the picture shown. */
   async function save(event) {
     const link = event.currentTarget, {gzip} = link.dataset;
     event.preventDefault();
@@ -72,27 +72,27 @@
         heads.forEach(other => other.removeAttribute('aria-sort'));
         head.setAttribute('aria-sort', down ? 'descending' : 'ascending');
         const rows = [...body.rows].map(row => ({row, text: row.cells[column]?.textContent.trim() ?? ''}));
-        const told = rows.filter(({text}) => text && text !== '–');
-        const numeric = told.every(({text}) => !Number.isNaN(number(text)));
+        const known = rows.filter(({text}) => text && text !== '–');
+        const numeric = known.every(({text}) => !Number.isNaN(number(text)));
         const order = (a, b) => numeric ? number(a.text) - number(b.text) : a.text.localeCompare(b.text, 'en', {numeric: true});
-        told.sort((a, b) => down ? order(b, a) : order(a, b));
-        body.append(...told.map(({row}) => row), ...rows.filter(each => !told.includes(each)).map(({row}) => row));
+        known.sort((a, b) => down ? order(b, a) : order(a, b));
+        body.append(...known.map(({row}) => row), ...rows.filter(each => !known.includes(each)).map(({row}) => row));
       });
     });
   }
 
   function filtering(table, box) {
     const field = make('input', {type: 'search', autocomplete: 'off'});
-    const told = make('output', {});
+    const shown = make('output', {});
     field.addEventListener('input', () => {
       const words = field.value.toLowerCase().split(/\s+/).filter(Boolean), rows = [...table.tBodies[0].rows];
       for (const row of rows) { const text = row.textContent.toLowerCase(); row.hidden = !words.every(word => text.includes(word)); }
-      told.textContent = words.length ? `${rows.filter(row => !row.hidden).length} of ${rows.length} rows` : '';
+      shown.textContent = words.length ? `${rows.filter(row => !row.hidden).length} of ${rows.length} rows` : '';
     });
-    box.before(make('p', {className: 'filter'}, make('label', {}, 'Filter ', field), ' ', told));
+    box.before(make('p', {className: 'filter'}, make('label', {}, 'Filter ', field), ' ', shown));
   }
 
-  /* What scrolls sideways can be reached by keyboard, and nothing else gets in the way of it. */
+  /* Only what scrolls sideways can be reached by keyboard. */
   function reachable() {
     for (const box of document.querySelectorAll('main math[display="block"], main pre, main .neuron-table')) {
       if (box.scrollWidth > box.clientWidth) box.setAttribute('tabindex', '0'); else box.removeAttribute('tabindex');
