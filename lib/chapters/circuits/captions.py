@@ -1,6 +1,6 @@
-"""What the figures of chapter 5's first half show, in words: from its tables to titles, sentences and descriptions.
+"""What chapter 5's figures show, in words: from its tables to titles, captions, alternative texts and tables of words.
 
-As in lib/display/captions.py every number is computed, and there are words for roles that no neuron has.
+Every number is computed, and there are words for roles that no neuron has.
 """
 
 import re
@@ -9,48 +9,40 @@ from collections.abc import Sequence
 import pandas as pd
 
 from lib.base.errors import capital, listed
-from lib.chapters.circuits.next_token import fire_more, tested
-from lib.chapters.circuits.roles import PUBLISHED_CUTS, PUBLISHED_HIGH_KURTOSIS, ROLES, last_layers, role_counts
-from lib.chapters.universality.properties import PUBLISHED_SOURCE
-from lib.display.captions import Caption, count, p_words, percent, signed
+from lib.chapters.circuits.claims import fire_more, tested
+from lib.chapters.circuits.role_agreement import TOP_WITH_ROLE
+from lib.chapters.circuits.roles import PUBLISHED_CUTS, ROLES, last_layers, role_counts
+from lib.chapters.universality.properties import TOP_SHARE
+from lib.display.captions import Caption, count, p_words, percent
 from lib.display.claims import SIGNIFICANT
+
+SHARP = ["prediction", "suppression"]  # the roles of high kurtosis
 
 
 def moments_by_layer(circuits: pd.DataFrame) -> Caption:
-    """Figures 6a and 6b: how far the distributions of logit effects reach beyond the cuts."""
-    seeds = circuits["seed"].nunique()
-    published = int((circuits["vocab_kurt"] > PUBLISHED_CUTS.kurtosis).sum())
-    beyond = int((circuits["vocab_kurt"] > circuits["null_kurt"]).sum())
-    wide = int((circuits["vocab_var"] > PUBLISHED_CUTS.variance).sum())
-    wider = int((circuits["vocab_var"] > circuits["null_var"]).sum())
-    total = len(circuits)
-    title = f"{capital(count(published, 'neuron'))} above the published kurtosis cut, {percent(beyond / total, 1)} above the null's"
-    largest = circuits["vocab_kurt"].max()
+    """Figures 6a and 6b: how many neurons have logit effects beyond the cuts."""
+    kurtosis, variance, total = circuits["vocab_kurt"], circuits["vocab_var"], len(circuits)
+    published, beyond = (int((kurtosis > cut).sum()) for cut in (PUBLISHED_CUTS.kurtosis, circuits["null_kurt"]))
+    wide, wider = (percent((variance > cut).mean(), 1) for cut in (PUBLISHED_CUTS.variance, circuits["null_var"]))
+    share, calibrated = percent(beyond / total, 1), _range(circuits["null_var"], 4)
+    title = f"{capital(count(published, 'neuron'))} above the published kurtosis cut, {share} above chance"
     text = (
-        f"Over {count(seeds, 'seed')} and {total:,} neurons, **{count(published, 'neuron')}** "
-        f"{'has' if published <= 1 else 'have'} kurtosis above the published cut of {PUBLISHED_CUTS.kurtosis:g} (the largest is "
-        f"{largest:.2f}), while **{beyond:,}** ({percent(beyond / total, 1)}) exceed the calibrated cut of "
-        f"{_range(circuits['null_kurt'])}, which 0.1 % of random directions do. The published cut of the variance, "
-        f"{PUBLISHED_CUTS.variance:g}, is exceeded by {percent(wide / total, 1)} of the neurons, the calibrated one of "
-        f"{_range(circuits['null_var'], 4)} by **{percent(wider / total, 1)}**: "
+        f"Of {total:,} neurons of {count(circuits['seed'].nunique(), 'seed')}, **{published:,}** exceed the published "
+        f"kurtosis cut of {PUBLISHED_CUTS.kurtosis:g} and **{beyond:,}** ({share}) the calibrated cut of "
+        f"{_range(circuits['null_kurt'])}, which 0.1 % of random directions exceed. "
     )
-    below = (circuits.groupby("seed")["null_var"].first() > PUBLISHED_CUTS.variance).all()
+    if (circuits["null_var"] > PUBLISHED_CUTS.variance).all():
+        text += "In every seed random directions pass the published variance cut, so it selects nothing here: "
     text += (
-        "in every seed the published variance cut lies below what random directions reach in this unembedding, so it "
-        "selects nothing here that chance would not."
-        if below
-        else "the published variance cut is stricter than chance needs in at least one seed."
+        f"{wide} exceed the variance of {PUBLISHED_CUTS.variance:g}, **{wider}** the calibrated cut of {calibrated}."
     )
     if circuits["unlearned"].any():
         left = int((circuits["learned_kurt"] > PUBLISHED_CUTS.kurtosis).sum())
-        sharp = [
-            int(role_counts(circuits, column)[["prediction", "suppression"]].to_numpy().sum())
-            for column in ("role_calibrated", "role_learned")
-        ]
+        all_tokens, learned = (circuits[f"role_{cut}"].isin(SHARP).sum() for cut in ("calibrated", "learned"))
         text += (
-            f" **Some of this is about tokens that were never learned**: the unembeddings of {_range(circuits['unlearned'], 0)} tokens of a seed point the way of bytes that UTF-8 does not have, so that one "
-            f"direction moves them all. Without them {left:,} of the {published:,} neurons beyond the published kurtosis cut {'is' if left == 1 else 'are'} left, and {sharp[1]:,} prediction and "
-            f"suppression neurons by cuts calibrated anew instead of {sharp[0]:,}."
+            f" Tokens that were never learned ({_range(circuits['unlearned'], 0)} a seed) cause part of this: without "
+            f"them {left:,} instead of {published:,} neurons exceed the published kurtosis cut, {learned:,} instead "
+            f"of {all_tokens:,} the calibrated one."
         )
     alt = "Line plots of percentiles of kurtosis, skew and variance of logit effects by layer, with both cuts."
     return Caption(title, text, f"{alt} {title}.")
@@ -59,80 +51,54 @@ def moments_by_layer(circuits: pd.DataFrame) -> Caption:
 def skew_of_peaked(circuits: pd.DataFrame) -> Caption:
     """Figure 6c: the sign of the skew among neurons of high kurtosis in the last layers."""
     layers = last_layers(circuits["layer"].nunique())
-    alt = "Histograms of the skew of logit effects for neurons of high kurtosis in the last layers, for both cuts."
     late = circuits[circuits["layer"].isin(layers)]
-    parts, shares = [], []
-    for name, cut in (("published", PUBLISHED_CUTS.kurtosis), ("calibrated", late["null_kurt"])):
-        peaked = late[late["vocab_kurt"] > cut]
-        if peaked.empty:
-            parts.append(f"no neuron of the last {count(len(layers), 'layer')} passes the {name} cut")
-            continue
-        by_layer = peaked.groupby("layer")["vocab_skew"]
-        told = [f"{percent((skew < 0).mean(), 1)} of {len(skew):,} in layer {layer}" for layer, skew in by_layer]
-        parts.append(f"by the {name} cut the share with negative skew is {listed(told)}")
-        shares.append((name, [f"{(skew < 0).sum():,} of {len(skew):,} in layer {layer}" for layer, skew in by_layer]))
-    title = "No neuron of the last layers passes either cut"
-    if shares:
-        name, told = shares[0]
-        title = f"Negative skew at high kurtosis ({name} cut): {', '.join(told[-2:])}"
-    counts = ", ".join(f"{number:g} in layer {layer}" for layer, number in PUBLISHED_HIGH_KURTOSIS.items())
+    parts, title = [], "No neuron of the last layers passes either cut"
+    for name, cut in (("calibrated", late["null_kurt"]), ("published", PUBLISHED_CUTS.kurtosis)):
+        by_layer = late[late["vocab_kurt"] > cut].groupby("layer")["vocab_skew"]
+        shares = [f"{(skew < 0).sum():,} of {len(skew):,} in layer {layer}" for layer, skew in by_layer]
+        if shares:
+            title = f"Negative skew at high kurtosis ({name} cut): {', '.join(shares[-2:])}"
+        nobody = f"no neuron of the last {count(len(layers), 'layer')} passes the {name} cut"
+        parts.append(f"{listed(shares)} by the {name} cut" if shares else nobody)
     text = (
-        f"{capital('; '.join(parts))}. In the paper's GPT2-medium, with 24 layers, the mean number of neurons above its cut is {counts} "
-        f"({PUBLISHED_SOURCE}), prediction neurons in the first of these and suppression neurons in the last."
+        f"Negative skew, hence suppression: {'; '.join(parts)}. In the paper's GPT2-medium prediction neurons lead in "
+        "the first of the last four layers, suppression neurons in the last."
     )
+    alt = "Histograms of the skew of logit effects for neurons of high kurtosis in the last layers, for both cuts."
     return Caption(title, text, f"{alt} {title}.")
 
 
 def roles_by_layer(circuits: pd.DataFrame) -> Caption:
     """Does prediction give way to suppression at the end, as in the paper?"""
     alt = "Bar charts of prediction, suppression and partition neurons by layer, for both cuts."
-    counts = role_counts(circuits, "role_calibrated")
-    mean = counts.groupby("layer")[list(ROLES)].mean()
     published = role_counts(circuits, "role_published")[list(ROLES)].sum()
-    text = (
-        f"Over all seeds the published cuts find {count(published['prediction'], 'prediction neuron')}, "
-        f"{count(published['suppression'], 'suppression neuron')} and {count(published['partition'], 'partition neuron')}. "
-    )
-    if not mean[["prediction", "suppression"]].to_numpy().any():
+    text = listed([count(published[role], f"{role} neuron") for role in ROLES])
+    text = f"By the published cuts all seeds together have {text}. "
+    counts = role_counts(circuits, "role_calibrated")
+    mean = counts.groupby("layer")[SHARP].mean()
+    if not mean.to_numpy().any():
         text += "No neuron passes the calibrated kurtosis cut either, so there is no switch to look for."
         return Caption("No prediction or suppression neuron by either cut", text, alt)
-    top, last = mean["prediction"].idxmax(), mean.index[-1]
-    at_end, rest = mean.loc[last], mean.iloc[:-1]
-    early = rest["suppression"].sum() / max(1e-9, rest[["prediction", "suppression"]].to_numpy().sum())
-    late = at_end["suppression"] / max(1e-9, at_end["prediction"] + at_end["suppression"])
-    own = counts[counts["layer"] == last]
-    led = int((own["suppression"] > own["prediction"]).sum())
-    if not len(rest):
+    up, down = mean.iloc[-1]
+    if len(mean) == 1:
         title = "One layer: no depth at which prediction gives way to suppression"
-    elif led == len(own):
-        title = f"Suppression takes over in the last layer: {at_end['suppression']:.3g} against {at_end['prediction']:.3g} neurons a seed"
-        seen = "is seen"
-    elif led:
-        title = f"Suppression outnumbers prediction in the last layer of {led} of {len(own)} seeds"
-        seen = f"is seen in {led} of {len(own)} seeds, which is no rule,"
-    else:
-        title, seen = "No switch from prediction to suppression in the last layer", "is not seen"
-    if not len(rest):
-        text += f"The models' one layer has **{at_end['prediction']:.1f}** prediction and **{at_end['suppression']:.1f}** suppression neurons a seed by the calibrated cuts."
+        text += f"By the calibrated cuts a seed has **{up:.1f}** prediction and **{down:.1f}** suppression neurons."
         return Caption(title, text, f"{alt} {title}.")
-    text += (
-        f"By the calibrated cuts prediction neurons are most frequent in layer {top} (**{mean['prediction'].max():.1f}** a seed), and the "
-        f"last layer has **{at_end['prediction']:.1f}** prediction and **{at_end['suppression']:.1f}** suppression neurons a seed. "
-        f"Suppression neurons are {percent(late, 1)} of the two together in the last layer and {percent(early, 1)} before it, so "
-        f"**the paper's switch to suppression {seen} in this run**. Partition neurons are most "
-        f"frequent in layer {mean['partition'].idxmax()} ({mean['partition'].max():.1f} a seed)."
+    own = counts[counts["layer"] == mean.index[-1]]
+    led, seeds = int((own["suppression"] > own["prediction"]).sum()), len(own)
+    if led == seeds:
+        title = f"Suppression takes over in the last layer: {down:.3g} against {up:.3g} neurons a seed"
+    elif led:
+        title = f"Suppression outnumbers prediction in the last layer of {led} of {seeds} seeds"
+    else:
+        title = "No switch from prediction to suppression in the last layer"
+    seen = "is seen" if led == seeds else f"is seen in {led} of {seeds} seeds" if led else "is not seen"
+    early, late = (
+        percent(part["suppression"].sum() / max(1e-9, part.to_numpy().sum()), 1) for part in (mean[:-1], mean[-1:])
     )
-    found = counts["suppression"].sum()
     text += (
-        f" All in all {percent(found / len(circuits))} of the neurons are suppression neurons; of random directions 0.1 % pass the "
-        "same kurtosis cut, with a skew of either sign."
-    )
-    deep = mean.index >= len(mean) / 2
-    rises = mean.loc[deep, "prediction"].sum() > mean.loc[~deep, "prediction"].sum()
-    text += (
-        f" The paper's prediction neurons rise after mid-depth; here the second half of the layers holds "
-        f"{'more' if rises else 'no more'} than the first ({mean.loc[deep, 'prediction'].sum():.1f} against "
-        f"{mean.loc[~deep, 'prediction'].sum():.1f} a seed)."
+        f"By the calibrated cuts **{late}** of the prediction and suppression neurons suppress in the last layer, "
+        f"{early} before it: **the paper's switch to suppression {seen}**."
     )
     return Caption(title, text, f"{alt} {title}.")
 
@@ -141,74 +107,47 @@ def logit_effects(examples: pd.DataFrame) -> Caption:
     """Figures 5 and 23: what the chosen neurons' classes explain."""
     alt = "Histograms of logit effects over the vocabulary for chosen neurons, tokens of the neuron's class on top."
     if examples.empty:
-        return Caption(
-            "No neuron has a role", "No neuron of the reference seed has a role by the calibrated cuts.", alt
-        )
-    best = examples.loc[examples["label_score"].idxmax()]
+        return Caption("No neuron has a role", "No neuron of the reference seed has a calibrated role.", alt)
+    best, chance = examples.loc[examples["label_score"].idxmax()], examples["null_score"].iloc[0]
     title = f"“{best['label']}” explains {percent(best['label_score'], 0)} of a {best['role']} neuron's logit effects"
-    absent = [role for role in ROLES if role not in set(examples["role"])]
-    chance = examples["null_score"].iloc[0]
     above = int((examples["label_score"] > chance).sum())
     text = (
-        f"The class explains most for layer {best['layer']} neuron {best['neuron']}, a {best['role']} neuron: **{best['label']}**, "
-        f"{percent(best['label_score'], 1)} of the variance. For {above} of the {count(len(examples), 'neuron')} shown the score is "
-        f"more than the {chance:.3f} that the best of all classes reaches for one random direction in a thousand."
+        f"For **{above}** of the {count(len(examples), 'neuron')} shown the best token class explains more than "
+        f"{chance:.3f}, what the best class reaches for one random direction in a thousand."
     )
+    absent = [role for role in ROLES if role not in set(examples["role"])]
     if absent:
         text += f" The reference seed has no {' and no '.join(absent)} neuron."
     return Caption(title, text, f"{alt} {title}.")
 
 
-def classes_by_role(circuits: pd.DataFrame) -> Caption:
-    """From the circuit table: how many neurons of a role have a class, and which ones."""
-    parts = []
+def classes_by_role(circuits: pd.DataFrame) -> str:
+    """How many neurons have a class, under the table of classes."""
+    shares = [f"{percent(circuits['label'].notna().mean(), 1)} of all neurons"]
     for role in ROLES:
-        own = circuits[circuits["role_calibrated"] == role]
-        if own.empty:
-            parts.append(f"there is no {role} neuron")
-            continue
-        named = own["label"].notna()
-        most = f", most often “{own['label'].mode().iloc[0]}”" if named.any() else ""
-        parts.append(f"{percent(named.mean(), 1)} of the {count(len(own), f'{role} neuron')} have a class{most}")
-    everyone = circuits["label"].notna().mean()
-    text = (
-        f"By the calibrated cuts, over all seeds: {'; '.join(parts)}. Of all neurons {percent(everyone, 1)} have one."
-    )
-    title = f"{percent(everyone, 1)} of all neurons have a token class beyond chance"
-    return Caption(title, text, "Table of the most frequent token classes of each role.")
+        named = circuits.loc[circuits["role_calibrated"] == role, "label"].notna()
+        if len(named):
+            shares.append(f"{percent(named.mean(), 1)} of {count(len(named), f'{role} neuron')}")
+    return f"{capital(listed(shares))} have a class beyond chance (calibrated cuts, all seeds)."
 
 
 def class_table(circuits: pd.DataFrame, number: int = 8) -> pd.DataFrame:
-    """The most frequent token classes of each role: columns role, neurons, classes (with their counts)."""
+    """The most frequent token classes of each role: columns role, neurons, no class, most frequent classes."""
     rows = []
     for role in ROLES:
         own = circuits.loc[circuits["role_calibrated"] == role, "label"]
         frequent = own.value_counts().head(number)
         classes = ", ".join(f"{label} ({times:,})" for label, times in frequent.items())
-        rows.append(
-            {
-                "role": role,
-                "neurons": len(own),
-                "no class": int(own.isna().sum()),
-                "most frequent classes": classes or "–",
-            }
-        )
-    return pd.DataFrame(rows)
+        rows.append((role, len(own), int(own.isna().sum()), classes or "–"))
+    return pd.DataFrame(rows, columns=["role", "neurons", "no class", "most frequent classes"])
 
 
 def token_table(examples: pd.DataFrame, extremes: Sequence[tuple[list[str], list[str]]]) -> pd.DataFrame:
-    """Tokens that the chosen neurons promote and suppress most, in a reader's words."""
-    return pd.DataFrame(
-        {
-            "role": examples["role"].to_numpy(),
-            "layer": examples["layer"].to_numpy(),
-            "neuron": examples["neuron"].to_numpy(),
-            "class": examples["label"].to_numpy(),
-            "score": [f"{score:.2f}" for score in examples["label_score"]],
-            "promotes most": ["\u00a0 ".join(promoted) for promoted, _ in extremes],
-            "suppresses most": ["\u00a0 ".join(suppressed) for _, suppressed in extremes],
-        }
-    )
+    """The tokens that the chosen neurons raise and lower most; `extremes` has both lists for each example."""
+    table = examples[["role", "layer", "neuron", "label"]].rename(columns={"label": "class"})
+    raised, lowered = (["\u00a0 ".join(tokens[side]) for tokens in extremes] for side in (0, 1))
+    scores = [f"{score:.2f}" for score in examples["label_score"]]
+    return table.assign(**{"score": scores, "raises most": raised, "lowers most": lowered})
 
 
 def readable(token: str) -> str:
@@ -217,103 +156,73 @@ def readable(token: str) -> str:
 
 
 def next_token(table: pd.DataFrame, tokens: int) -> Caption:
-    """Figure 24: do suppression neurons fire more when the next token is one that they suppress?"""
-    alt = (
-        "Dot plots of mean activation and effect by whether the next token is in the neuron's class, one row a neuron."
-    )
-    told = []
-    for role, verb in (("suppression", "lower"), ("prediction", "raise")):
+    """Figure 24: do suppression neurons fire more when the next token is one that they lower?"""
+    parts = []
+    for role in ("prediction", "suppression"):
         own = tested(table, role)
-        if own.empty:
-            told.append(f"There is no {role} neuron with a class that explains more than chance to test.")
-            continue
-        sure = own["p_corrected"] < SIGNIFICANT
-        more, less = int((sure & (own["effect"] > 0)).sum()), int((sure & (own["effect"] < 0)).sum())
-        above, far = int((own["percentile"] > 50).sum()), int((own["percentile"] > 95).sum())
-        told.append(
-            f"Of the **{count(len(own), f'{role} neuron')}** tested, **{more}** {'fires' if more == 1 else 'fire'} more when the next token is in the class that they {verb} most "
-            f"and {less} {'fires' if less == 1 else 'fire'} less (corrected p below {SIGNIFICANT:g}); the median effect is **{signed(own['effect'].median())}** standard "
-            f"deviations. On the same split a class moves whole layers: above the median of the other neurons of their layer lie {above}, above 95 % of them {far}."
-        )
-    own = tested(table, "suppression")
+        above, number = int((own["percentile"] > 50).sum()), count(len(own), f"{role} neuron")
+        parts.append(f"**{above}** of {number}" if len(own) else f"none of {number}")
+    seeds, holds = count(own["seed"].nunique(), "seed"), "The paper's claim about suppression neurons holds in"
+    title = f"{above} of {number} fire more before their class than the median of their layer"
+    verdict = {
+        True: f"{holds} each of the {seeds} that have one",
+        False: f"{holds} none of the {seeds} that have one",
+        None: "Whether the paper's claim about suppression neurons holds, this run cannot tell",
+    }[fire_more(own) if len(own) else None]
     if own.empty:
-        title, verdict = (
-            "No suppression neuron to test the paper's claim on",
-            "**The paper's claim cannot be tested in this run.**",
-        )
-    else:
-        above, more, seeds = int((own["percentile"] > 50).sum()), fire_more(own), count(own["seed"].nunique(), "seed")
-        title = f"{above} of {count(len(own), 'suppression neuron')} fire more before their class than the median of their layer"
-        verdict = (
-            f"**The paper's claim that suppression neurons fire more when the next token is in their class holds in each of the {seeds} that have one.**"
-            if more
-            else f"**The paper's claim that suppression neurons fire more when the next token is in their class holds in none of the {seeds} that have one.**"
-            if more is False
-            else "**Whether suppression neurons fire more when the next token is in their class, as the paper says, this run cannot tell: "
-            "the seeds disagree or the neurons are too few.**"
-        )
-    text = f"Measured on {tokens:,} positions. {' '.join(told)} {verdict}"
-    return Caption(title, text, f"{alt} {title}.")
-
-
-def universal_roles(shares: dict[str, pd.DataFrame], threshold: float, top: float) -> Caption:
-    """Are neurons with a role more often universal than others at their depth?"""
-    alt = "Bar charts of the share of each role's neurons that are universal, and that are among the most universal."
-    table = shares["role_calibrated"].set_index("role")
-    parts, more, less = [], [], []
-    for role, row in table.iterrows():
-        if not row["neurons"]:
-            parts.append(f"no neuron is a {role} neuron")
-            continue
-        parts.append(
-            f"**{row['universal']:,.0f}** of {count(row['neurons'], f'{role} neuron')} ({percent(row['share'])}) and {percent(row['top_share'], 1)} among the "
-            f"{100 * top:g} % of largest excess, where {percent(row['expected'], 1)} is expected at their depth ({_seeds_agree(row)})"
-        )
-        if row["p_corrected"] < SIGNIFICANT:
-            (more if row["top_share"] > row["expected"] else less).append(role)
-    title = "No role is more or less universal than its depth explains"
-    if more or less:
-        said = [f"more {listed(more)}"] if more else []
-        said += [f"fewer {listed(less)}"] if less else []
-        title = f"The most universal: {', '.join(said)} than depth explains"
-    text = f"By the calibrated cuts and at threshold {threshold:g}, over the seeds that serve as reference, universal are: {'; '.join(parts)}."
-    return Caption(title, text, f"{alt} {title}.")
-
-
-def _seeds_agree(row: pd.Series) -> str:
-    """The p-value of a row of `roles.universal_shares`, and whose it is."""
-    if not row["agree"]:
-        return "seeds point in different directions"
-    return p_words(row["p_corrected"]) + (
-        f", the largest of the {row['seeds']} seeds that have one" if row["seeds"] > 1 else ""
+        title = "No suppression neuron to test the paper's claim on"
+        verdict = "The paper's claim about suppression neurons cannot be tested in this run"
+    text = (
+        f"On {tokens:,} positions {listed(parts)} fire more before a token of their class than the median of the other "
+        f"neurons of their layer. **{verdict}.**"
     )
+    alt = "Dot plots of mean activation and effect by whether the next token is in the neuron's class."
+    return Caption(title, text, f"{alt} {title}.")
+
+
+def universal_roles(shares: dict[str, pd.DataFrame], threshold: float) -> Caption:
+    """Are neurons with a role more often universal than others at their depth?"""
+    table = shares["role_calibrated"]
+    table = table[table["neurons"] > 0]
+    more, fewer, universal, top = [], [], [], []
+    for row in table.itertuples():
+        neurons = count(row.neurons, f"{row.role} neuron")
+        universal.append(f"**{row.universal:,}** of {neurons}")
+        certainty = p_words(row.p_corrected) if row.agree else "seeds disagree"
+        expected = f"{percent(row.expected, 1)} at their depth, {certainty}"
+        top.append(f"{percent(row.top_share, 1)} of {row.role} neurons ({expected})")
+        if row.p_corrected < SIGNIFICANT:
+            (more if row.top_share > row.expected else fewer).append(row.role)
+    title = "No role is more or less universal than its depth explains"
+    if more or fewer:
+        said = [f"{word} {listed(roles)}" for word, roles in (("more", more), ("fewer", fewer)) if roles]
+        title = f"The most universal: {', '.join(said)} than depth explains"
+    text = (
+        f"Universal (excess above {threshold:g}) are {listed(universal)}. In the top {100 * TOP_SHARE:g} % by excess "
+        f"are {listed(top)}."
+        if universal
+        else "No neuron has a role."
+    )
+    alt = "Bar charts of the share of each role's neurons that are universal, and that are among the most universal."
+    return Caption(title, text, f"{alt} {title}.")
 
 
 def match_agreement(table: pd.DataFrame) -> Caption:
     """Does a neuron's best match in another seed do the same to the logits?"""
-    alt = "Dot plots of the share of best matches with the same role, sign of skew and token class, beside chance."
-    rows = table.set_index(["group", "aspect"])
-    said = []
-    for role in ROLES:
-        row = rows.loc[(role, "role")]
-        if not row["pairs"]:
-            said.append(f"no {role} neuron has a match")
-            continue
-        said.append(
-            f"{percent(row['agreement'], 1)} of the best matches of {role} neurons are {role} neurons too (chance {percent(row['chance'], 1)}, "
-            f"{p_words(row['p_value'])})"
-        )
-    text = f"{capital('; '.join(said))}. "
-    top = rows.loc[("most universal with a role", "token class")]
-    if top["pairs"]:
-        text += (
-            f"Of the most universal neurons that have a role and a token class, **{percent(top['agreement'], 1)}** of the best matches have "
-            f"the same class (chance {percent(top['chance'], 1)}, {p_words(top['p_value'])}; {top['pairs']:,.0f} pairs). "
-        )
-    counted = rows[rows["pairs"] > 0]
+    counted = table[table["pairs"] > 0].set_index(["group", "property"])
     above = int((counted["agreement"] > counted["chance_high"]).sum())
-    text += f"In {above} of {len(counted)} comparisons the agreement is above everything that the permutations reached."
     title = f"{above} of {count(len(counted), 'comparison')} with matches in other seeds agree more than chance"
+
+    def against_chance(key: tuple[str, str]) -> str:
+        row = counted.loc[key]
+        return f"**{percent(row['agreement'], 1)}** (chance {percent(row['chance'], 1)}, {p_words(row['p_value'])})"
+
+    said = [f"{against_chance((role, 'role'))} of {role} neurons" for role in ROLES if (role, "role") in counted.index]
+    text = f"The best match has the same role for {listed(said)}." if said else "No neuron with a role has a match."
+    key = TOP_WITH_ROLE, "token class"
+    if key in counted.index:
+        text += f" Of the most universal neurons with a role, {against_chance(key)} match a neuron of the same class."
+    alt = "Dot plots of the share of best matches with the same role, sign of skew and token class, beside chance."
     return Caption(title, text, f"{alt} {title}.")
 
 

@@ -1,62 +1,105 @@
-"""The paper's claims that the first half of chapter 5 tests: prediction, suppression, and when suppression neurons fire.
+"""The paper's claims that chapter 5 tests: prediction, suppression, and when suppression neurons fire.
 
 Roles are by the calibrated cuts, since a small model may have no neuron beyond the published ones.
 """
 
+from collections.abc import Callable
+
 import pandas as pd
 
-from lib.chapters.circuits.next_token import above_layer, fire_more, tested
 from lib.chapters.circuits.roles import PUBLISHED_HIGH_KURTOSIS, role_counts
 from lib.display.captions import count, percent, signed
-from lib.display.claims import FAILS, FEWEST, HOLDS, UNKNOWN, Claim, Evidence, Measured, agreed, over_seeds, unmeasured
+from lib.display.claims import (
+    FAILS,
+    FEWEST,
+    HOLDS,
+    UNKNOWN,
+    Claim,
+    Evidence,
+    Measured,
+    agreed,
+    over_seeds,
+    share,
+    unmeasured,
+)
 
 CHAPTER = "05_weight_circuits"
 ROLE, NEXT = "roles", "next_token"
+ONE_LAYER = "the models have one layer"
+
+
+def tested(next_token: pd.DataFrame, role: str) -> pd.DataFrame:
+    """A role's rows that have an effect and a class that explains more of the logit effects than chance."""
+    rows = next_token[next_token["role"] == role]
+    return rows[rows["effect"].notna() & (rows["label_score"] > rows["null_score"])]
+
+
+def share_above_layer(rows: pd.DataFrame) -> pd.Series:
+    """Per seed the share of neurons with an effect above the median of their layer's others on the same split."""
+    return (rows["percentile"] > 50).groupby(rows["seed"], sort=False).mean()
+
+
+def fire_more(rows: pd.DataFrame) -> bool | None:
+    """Whether neurons exceed the median of their layer: most in each seed, and over half of all (Wilson, 95 %).
+
+    None where seeds disagree, the interval contains a half, or there are too few neurons.
+    """
+    by_seed = share_above_layer(rows)
+    pooled = share((rows["percentile"] > 50).sum(), len(rows), 0.5, True, "neuron").verdict
+    if (by_seed > 0.5).all() and pooled == HOLDS:
+        return True
+    return False if (by_seed < 0.5).all() and pooled == FAILS else None
 
 
 def _counts(evidence: Evidence, column: str = "role_calibrated") -> pd.DataFrame:
-    """Neurons of each role by seed and layer, as `up` (prediction) and `down` (suppression), and how deep the layer lies."""
+    """By seed and layer: prediction neurons (`up`), suppression neurons (`down`), and where the layer lies."""
     counts = role_counts(evidence.tables[ROLE], column).rename(columns={"prediction": "up", "suppression": "down"})
     layers = counts["layer"].max() + 1
     return counts.assign(deep=counts["layer"] >= layers / 2, last=counts["layer"] == layers - 1)
 
 
-def _share_of(evidence: Evidence, part: str, whole: str) -> Measured:
-    """Per seed the sum of `part` over that of `whole`, expressions of `_counts`' columns, against a half; seeds with none are left out.
-
-    Undecided where it hangs on tokens that the models have not learned.
-    """
-
-    def sums(column: str) -> pd.DataFrame:
-        counts = _counts(evidence, column)
-        return (
-            pd.DataFrame({"seed": counts["seed"], "part": counts.eval(part), "whole": counts.eval(whole)})
-            .groupby("seed", sort=False)
-            .sum()
-        )
-
-    ours, published = sums("role_calibrated"), int(sums("role_published")["whole"].sum())
-    beyond = f"{count(ours['whole'].sum(), 'neuron')} beyond the calibrated cut, {published:,} beyond the paper's"
-    if ours["whole"].sum() < FEWEST:
-        return unmeasured(f"{beyond} in all seeds, too few")
+def _per_seed(
+    evidence: Evidence,
+    value: Callable[[pd.DataFrame], pd.Series],
+    bound: float,
+    words: Callable[[float], str],
+    details: str,
+) -> Measured:
+    """Whether the `value` of each seed's `_counts` is above a bound; undecided if it depends on unlearned tokens."""
     found, learned = (
-        over_seeds(of["part"] / of["whole"].where(of["whole"] > 0), 0.5, True, lambda value: percent(value, 0))
-        for of in (ours, sums("role_learned"))
+        over_seeds(value(_counts(evidence, column)), bound, True, words)
+        for column in ("role_calibrated", "role_learned")
     )
-    return _robust(found, learned, f"{found.here}; {beyond}")
-
-
-def _robust(found: Measured, learned: Measured, here: str) -> Measured:
-    """What is found over all tokens, undecided where it is not so `learned`, over the tokens that models have learned."""
+    here = found.here + details
     if learned.here != found.here:
         here += f"; without tokens that were never learned {learned.here}"
     return agreed(found, learned, here)
 
 
+def _share_of(evidence: Evidence, part: str, whole: str) -> Measured:
+    """Per seed the sum of `part` over that of `whole`, expressions of `_counts`' columns, against a half."""
+
+    def value(counts: pd.DataFrame) -> pd.Series:
+        columns = {"seed": counts["seed"], "part": counts.eval(part), "whole": counts.eval(whole)}
+        sums = pd.DataFrame(columns).groupby("seed", sort=False).sum()
+        return sums["part"] / sums["whole"].where(sums["whole"] > 0)
+
+    ours, published = (
+        int(_counts(evidence, column).eval(whole).sum()) for column in ("role_calibrated", "role_published")
+    )
+    details = f"{count(ours, 'neuron')} beyond the calibrated cut, {published:,} beyond the paper's"
+    if ours < FEWEST:
+        return unmeasured(f"{details} in all seeds, too few")
+    return _per_seed(evidence, value, 0.5, _whole_percent, f"; {details}")
+
+
+def _whole_percent(value: float) -> str:
+    return percent(value, 0)
+
+
 def _rise(evidence: Evidence) -> Measured:
-    if _counts(evidence)["layer"].max() == 0:
-        return unmeasured("the models have one layer")
-    return _share_of(evidence, "up * deep", "up")
+    one_layer = _counts(evidence)["layer"].max() == 0
+    return unmeasured(ONE_LAYER) if one_layer else _share_of(evidence, "up * deep", "up")
 
 
 def _switch(evidence: Evidence) -> Measured:
@@ -69,26 +112,20 @@ def _before(evidence: Evidence) -> Measured:
 
 def _grow(evidence: Evidence) -> Measured:
     """Per seed the difference of peaked neurons between the last layer and the one before it."""
-    last = _counts(evidence)["layer"].max()
+    counts = _counts(evidence)
+    last = counts["layer"].max()
     if last < 1:
-        return unmeasured("the models have one layer")
-
-    def peaked(column: str) -> pd.DataFrame:
-        counts = _counts(evidence, column)
-        return counts.assign(peaked=counts["up"] + counts["down"]).pivot(
-            index="seed", columns="layer", values="peaked"
-        )[[last - 1, last]]
-
-    ours, published = peaked("role_calibrated"), peaked("role_published")
-    if ours.to_numpy().sum() < FEWEST:
+        return unmeasured(ONE_LAYER)
+    if counts.loc[counts["layer"] >= last - 1, ["up", "down"]].to_numpy().sum() < FEWEST:
         return unmeasured("fewer than ten neurons beyond the calibrated cut in the last two layers of all seeds")
-    found, learned = (over_seeds(of[last] - of[last - 1], 0.0, True, _more) for of in (ours, peaked("role_learned")))
-    theirs = (published[last] - published[last - 1]).mean()
-    return _robust(
-        found,
-        learned,
-        f"last layer less the one before: {found.here} beyond the calibrated cut; {_more(theirs)} beyond the paper's",
-    )
+
+    def value(counts: pd.DataFrame) -> pd.Series:
+        peaked = (counts["up"] + counts["down"]).groupby([counts["seed"], counts["layer"]]).sum().unstack()
+        return peaked[last] - peaked[last - 1]
+
+    theirs = value(_counts(evidence, "role_published")).mean()
+    details = f" more than in the layer before, beyond the calibrated cut; {_more(theirs)} beyond the paper's"
+    return _per_seed(evidence, value, 0.0, _more, details)
 
 
 def _more(value: float) -> str:
@@ -96,17 +133,13 @@ def _more(value: float) -> str:
 
 
 def _fire(evidence: Evidence) -> Measured:
-    """Per seed the share of suppression neurons that go beyond the median of their layer on the same split, against a half (`fire_more`).
-
-    Seeds have one vote each, since what is universal recurs from seed to seed.
-    """
+    """Per seed the share of suppression neurons above the median of their layer (`fire_more`), one vote a seed."""
     own = tested(evidence.tables[NEXT], "suppression")
+    number = count(len(own), "suppression neuron")
     if len(own) < FEWEST:
-        return unmeasured(
-            f"{count(len(own), 'suppression neuron')} with a class that explains more than chance, too few"
-        )
-    found = over_seeds(above_layer(own), 0.5, True, lambda value: percent(value, 0))
-    here = f"more than the median of their layer: {found.here}; {count(len(own), 'suppression neuron')}, median effect {signed(own['effect'].median())}"
+        return unmeasured(f"{number} with a class that explains more than chance, too few")
+    found = over_seeds(share_above_layer(own), 0.5, True, _whole_percent)
+    here = f"above the median of their layer: {found.here}; {number}, median effect {signed(own['effect'].median())}"
     return found._replace(here=here, verdict={True: HOLDS, False: FAILS, None: UNKNOWN}[fire_more(own)])
 
 
@@ -133,8 +166,8 @@ CLAIMS = (
     ),
     Claim(
         "skew_before",
-        "Between mid-depth and the last layer most neurons of high kurtosis (calibrated cut) have positive skew: prediction",
-        "positive (figure 6)",
+        "Between mid-depth and the last layer most neurons of high kurtosis (calibrated cut) are prediction neurons",
+        "positive skew (figure 6)",
         CHAPTER,
         "roles_by_layer",
         (ROLE,),
@@ -142,7 +175,7 @@ CLAIMS = (
     ),
     Claim(
         "suppression_switch",
-        "In the last layer most neurons of high kurtosis (calibrated cut) have negative skew: prediction gives way to suppression",
+        "In the last layer most neurons of high kurtosis (calibrated cut) are suppression neurons",
         "an abrupt switch (figure 6)",
         CHAPTER,
         "figure_06c_skew",

@@ -1,7 +1,7 @@
-"""Are roles universal? From roles and matches of neurons to shares and agreements, each beside what chance gives.
+"""Are roles universal? From roles and matches of neurons to shares and agreements, each beside its chance level.
 
-Roles and universality both change with depth, so chance keeps the depth: neurons are exchanged within their own seed and
-layer. Every seed is taken as reference, with its own excess correlations.
+Roles and universality both change with depth, so the chance level keeps the depth: neurons are exchanged within their
+seed and layer. Every seed that serves as reference counts, with its own excess correlations.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,109 +11,92 @@ import pandas as pd
 from scipy.stats import norm
 
 from lib.chapters.circuits.roles import NO_ROLE, ROLES
-from lib.chapters.universality.properties import holm, universal
+from lib.chapters.universality.properties import holm, most_universal
 
-TOP = 0.05  # share of a seed's neurons that counts as "most universal", since small models may have none above the threshold
-DRAWS = 200  # permutations
-
-# What a neuron and its match may have in common: name → column of the circuit table
-ASPECTS = {"role": "role_calibrated", "sign of skew": "skew_sign", "token class": "label"}
-
-
-def most_universal(neurons: pd.DataFrame, top: float = TOP) -> pd.Series:
-    """True for the `top` share of each seed's neurons by excess correlation."""
-    return neurons.groupby("seed")["excess_corr"].rank(ascending=False, method="first", pct=True) <= top
+PERMUTATIONS = 200
+# What a neuron and its match may both write: name → column of roles.parquet
+WRITTEN = {"role": "role_calibrated", "sign of skew": "skew_sign", "token class": "label"}
+TOP_WITH_ROLE = "most universal with a role"
 
 
-def universal_shares(neurons: pd.DataFrame, column: str, threshold: float) -> pd.DataFrame:
-    """One row per role in `column`: how many of its neurons are universal and how many are among the most universal.
+def universal_shares(neurons: pd.DataFrame, column: str) -> pd.DataFrame:
+    """One row per role in `column`: how many of its neurons are universal, and how many among the most universal.
 
-    `neurons` has one row per neuron of every seed: seed, layer, excess_corr and the column. `expected` is the share of
-    most universal neurons that a random choice of as many neurons from each seed's layer has; `p_value` is the largest of the
-    own two-sided Cochran–Mantel–Haenszel tests of the `seeds` that have such neurons, over layers, and 1 where these do not `agree` in
-    direction: what is universal recurs from seed to seed, so that seeds are no samples to be pooled. `p_corrected` is Holm's over roles.
-    Shares of a role that no neuron has are NaN.
+    `neurons` has one row per neuron of every seed: seed, layer, excess_corr, is_universal and the column. `expected`
+    is the `top_share` of as many random neurons of each seed's layers. `p_value` is from two-sided
+    Cochran–Mantel–Haenszel tests over layers, one for each of the `seeds` that have such neurons: the largest, or 1
+    where the seeds do not `agree` in direction. Seeds are not pooled, because universal neurons recur across seeds.
+    `p_corrected` is Holm's over roles. Shares of a role that no neuron has are NaN.
     """
-    flagged = neurons.assign(universal=universal(neurons, threshold), top=most_universal(neurons))
+    flagged = neurons.assign(top=most_universal(neurons))
     rows = []
     for role in ROLES:
         own = flagged[column] == role
         strata = flagged.assign(own=own, both=own & flagged["top"]).groupby(["seed", "layer"])
-        counts = strata.agg(n=("own", "size"), own=("own", "sum"), top=("top", "sum"), both=("both", "sum")).astype(
-            float
-        )
-        mean = counts["own"] * counts["top"] / counts["n"]
-        variance = (
-            mean * (1 - counts["own"] / counts["n"]) * (counts["n"] - counts["top"]) / (counts["n"] - 1).clip(lower=1)
-        )
-        number = int(own.sum())
-        by_seed = (
-            pd.DataFrame({"beyond": counts["both"] - mean, "variance": variance})
-            .groupby("seed")
-            .sum()
-            .query("variance > 0")
-        )
-        z = (by_seed["beyond"] / by_seed["variance"] ** 0.5).to_numpy()
-        agree = (z > 0).all() or (z < 0).all()
-        p_value = np.nan if not len(z) else 2 * norm.sf(np.abs(z).min()) if agree else 1.0
+        counts = strata.agg(n=("own", "size"), own=("own", "sum"), top=("top", "sum"), both=("both", "sum"))
+        n, chosen, top = (counts[name].astype(float) for name in ("n", "own", "top"))
+        mean = chosen * top / n
+        variance = mean * (1 - chosen / n) * (n - top) / (n - 1).clip(lower=1)
+        sums = pd.DataFrame({"beyond": counts["both"] - mean, "variance": variance}).groupby("seed").sum()
+        sums = sums[sums["variance"] > 0]
+        z = (sums["beyond"] / sums["variance"] ** 0.5).to_numpy()
+        agree = bool((z > 0).all() or (z < 0).all())
         rows.append(
             {
                 "role": role,
-                "neurons": number,
-                "universal": int(flagged.loc[own, "universal"].sum()),
-                "share": flagged.loc[own, "universal"].mean() if number else np.nan,
+                "neurons": int(own.sum()),
+                "universal": int(flagged.loc[own, "is_universal"].sum()),
                 "top": int(counts["both"].sum()),
-                "top_share": counts["both"].sum() / number if number else np.nan,
-                "expected": mean.sum() / number if number else np.nan,
-                "p_value": p_value,
+                "expected": mean.sum(),
+                "p_value": np.nan if not len(z) else 2 * norm.sf(np.abs(z).min()) if agree else 1.0,
                 "seeds": len(z),
-                "agree": bool(agree),
+                "agree": agree,
             }
         )
     table = pd.DataFrame(rows)
-    table["p_corrected"] = holm(table["p_value"])
-    return table
+    share, top_share, expected = (table[name] / table["neurons"] for name in ("universal", "top", "expected"))
+    return table.assign(share=share, top_share=top_share, expected=expected, p_corrected=holm(table["p_value"]))
 
 
-def match_agreement(neurons: pd.DataFrame, matches: pd.DataFrame, random_seed: int, draws: int = DRAWS) -> pd.DataFrame:
-    """How often a neuron's best match in another seed shares its role, sign of skew and token class.
+def match_agreement(
+    neurons: pd.DataFrame, matches: pd.DataFrame, random_seed: int, draws: int = PERMUTATIONS
+) -> pd.DataFrame:
+    """How often a neuron's best match in another seed has the same role, sign of skew and token class.
 
-    `neurons`: one row per neuron of every seed, with seed, layer, neuron, excess_corr and the columns of ASPECTS
-    (a missing label agrees with nothing); `matches` as in matches_all_seeds.parquet, of which those with
-    correlation 0 or less are left out. One row per group (each role, no role, and among the neurons with a role the
-    most universal) and aspect: `pairs`, `agreement`, and over permutations of the neurons within each seed's layer
-    the mean `chance` with its smallest and largest (`chance_low`, `chance_high`) and the one-sided `p_value`.
-    Agreement is counted over the neurons that have the aspect at all.
+    `neurons`: one row per neuron of every seed, with seed, layer, neuron, excess_corr and the columns of WRITTEN (a
+    missing label agrees with nothing); `matches` as in matches_all_seeds.parquet, without those of correlation ≤ 0.
+    One row per `group` (each role, no role, and the most universal neurons that have a role) and `property`: `pairs`,
+    `agreement`, and over permutations of the neurons within each seed's layer the mean `chance`, its range
+    (`chance_low`, `chance_high`) and the one-sided `p_value`. Only neurons that have the property count.
     """
     neurons = neurons.reset_index(drop=True)
     own, other = _pairs(neurons, matches)
-    codes = {aspect: pd.factorize(neurons[column])[0] for aspect, column in ASPECTS.items()}  # −1: missing
-    has_role = (neurons["role_calibrated"] != NO_ROLE).to_numpy()
-    groups = {role: (neurons["role_calibrated"] == role).to_numpy() for role in (*ROLES, NO_ROLE)}
-    groups["most universal with a role"] = has_role & most_universal(neurons).to_numpy()
+    codes = {name: pd.factorize(neurons[column])[0] for name, column in WRITTEN.items()}  # −1: missing
+    groups = {role: neurons["role_calibrated"] == role for role in (*ROLES, NO_ROLE)}
+    groups[TOP_WITH_ROLE] = ~groups[NO_ROLE] & most_universal(neurons)
     subsets = {
-        (group, aspect): np.flatnonzero(chosen[own] & (code[own] >= 0))
+        (group, name): np.flatnonzero(chosen.to_numpy()[own] & (code[own] >= 0))
         for group, chosen in groups.items()
-        for aspect, code in codes.items()
+        for name, code in codes.items()
     }
 
     def agreements(exchanged: np.ndarray) -> list[float]:
-        same = {aspect: code[own] == code[exchanged[other]] for aspect, code in codes.items()}
-        return [same[aspect][rows].mean() if len(rows) else np.nan for (_, aspect), rows in subsets.items()]
+        same = {name: code[own] == code[exchanged[other]] for name, code in codes.items()}
+        return [same[name][rows].mean() if len(rows) else np.nan for (_, name), rows in subsets.items()]
 
-    table = pd.DataFrame(list(subsets), columns=["group", "aspect"])
+    table = pd.DataFrame(list(subsets), columns=["group", "property"])
     table["pairs"] = [len(rows) for rows in subsets.values()]
     return table.assign(**_against_chance("agreement", agreements, neurons, random_seed, draws))
 
 
 def property_agreement(
-    neurons: pd.DataFrame, matches: pd.DataFrame, columns: Sequence[str], random_seed: int, draws: int = DRAWS
+    neurons: pd.DataFrame, matches: pd.DataFrame, columns: Sequence[str], random_seed: int, draws: int = PERMUTATIONS
 ) -> pd.DataFrame:
-    """How alike a neuron and its best match rank within their layers by each numeric or yes-no column.
+    """How alike a neuron and its best match rank within their layers by each numeric or yes/no column.
 
-    As `match_agreement`, for the groups of all neurons and of the most universal: `correlation` is Pearson's between the
-    two percentile ranks within seed and layer (Spearman's without what depth explains), over pairs that both have a
-    value; NaN where there are fewer than three such pairs or one side is constant.
+    As `match_agreement`, for the groups of all neurons and of the most universal. `correlation` is Pearson's between
+    the two percentile ranks within seed and layer (Spearman's without the effect of depth), over pairs that both have
+    a value; NaN where there are fewer than three such pairs or one side is constant.
     """
     neurons = neurons.reset_index(drop=True)
     own, other = _pairs(neurons, matches)
@@ -123,11 +106,8 @@ def property_agreement(
     rows = [(group, column) for group in groups for column in columns]
 
     def correlations(exchanged: np.ndarray) -> list[float]:
-        match = exchanged[other]
-        return [
-            _correlation(values[column][own][groups[group]], values[column][match][groups[group]])
-            for group, column in rows
-        ]
+        one, two = own, exchanged[other]
+        return [_correlation(*(values[column][side][groups[group]] for side in (one, two))) for group, column in rows]
 
     table = pd.DataFrame(rows, columns=["group", "property"])
     known = [np.isfinite(values[column][own] + values[column][other]) & groups[group] for group, column in rows]
@@ -139,8 +119,8 @@ def _pairs(neurons: pd.DataFrame, matches: pd.DataFrame) -> tuple[np.ndarray, np
     """Rows of `neurons` of each matched neuron and of its match."""
     place = pd.Series(neurons.index, pd.MultiIndex.from_frame(neurons[["seed", "layer", "neuron"]]))
     found = matches[matches["corr"] > 0]
-    own = place.loc[pd.MultiIndex.from_frame(found[["seed", "layer", "neuron"]])].to_numpy()
-    other = place.loc[pd.MultiIndex.from_frame(found[["model", "match_layer", "match_neuron"]])].to_numpy()
+    sides = ["seed", "layer", "neuron"], ["model", "match_layer", "match_neuron"]
+    own, other = (place.loc[pd.MultiIndex.from_frame(found[side])].to_numpy() for side in sides)
     return own, other
 
 
@@ -155,9 +135,9 @@ def _correlation(one: np.ndarray, two: np.ndarray) -> float:
 def _against_chance(
     name: str, measure: Callable[[np.ndarray], list[float]], neurons: pd.DataFrame, random_seed: int, draws: int
 ) -> dict[str, np.ndarray]:
-    """What `measure` gives, and its mean, smallest and largest value and p-value over exchanges of neurons within a layer.
+    """What `measure` gives, with its mean, range and p-value over exchanges of neurons within a seed's layer.
 
-    `measure` takes the row that stands in for each row of `neurons`.
+    `measure` takes the row that replaces each row of `neurons`.
     """
     observed = np.array(measure(np.arange(len(neurons))))
     generator = np.random.default_rng(random_seed)

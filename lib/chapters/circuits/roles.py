@@ -1,8 +1,8 @@
-"""What neurons do to the next-token distribution, read from weights: roles and token classes (METHOD §6).
+"""What neurons do to the next-token distribution, read from weights: roles and token classes (docs/method.md §6).
 
-A neuron's direct effect on the logit of token v is its activation times w_out · W_U[:, v]. The shape of that effect over
-the vocabulary makes it a prediction, suppression or partition neuron; how much of its variance a class of tokens explains
-says what it predicts, suppresses or partitions. Random directions through the same W_U say what chance gives.
+A neuron changes the logit of token v by its activation times w_out · W_U[:, v]. The shape of that effect over the
+vocabulary makes it a prediction, suppression or partition neuron; the token class that explains most of its variance
+says of what. Random directions through the same W_U give the chance level.
 """
 
 from collections.abc import Sequence
@@ -17,16 +17,14 @@ from torch.nn.functional import normalize, pad
 
 ROLES = ("prediction", "suppression", "partition")
 NO_ROLE = "none"
-DIRECTIONS = 10_000  # random directions of the null
-QUANTILE = 0.999  # of the null, above which a value is more than chance
-NOT_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
-ONE_WAY = (
-    0.8  # cosine with the mean unembedding of such bytes from which a token counts as one of which nothing was learned
-)
+NULL_DIRECTIONS = 10_000  # random directions of the null
+NULL_QUANTILE = 0.999  # of the null; a value above it is beyond chance
+BYTES_NOT_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
+UNLEARNED_COSINE = 0.8  # of an unlearned token's unembedding with the mean one of those bytes, at least
 
 
 class Cuts(NamedTuple):
-    """A neuron with more than `kurtosis` promotes or suppresses few tokens; one with more than `variance` splits many."""
+    """A neuron above `kurtosis` raises or lowers few tokens; one above `variance` splits the vocabulary."""
 
     kurtosis: float
     variance: float
@@ -37,48 +35,39 @@ PUBLISHED_HIGH_KURTOSIS = {20: 130.8, 21: 142.2, 22: 207.2, 23: 339.2}  # GPT2-m
 
 
 def random_directions(number: int, d_model: int, random_seed: int) -> Float[Tensor, "number d_model"]:
-    """Isotropic directions with mean zero over the residual stream, as processed writing weights have."""
+    """Isotropic unit directions with mean zero over the residual stream, as processed writing weights have."""
     drawn = torch.randn(number, d_model, generator=torch.Generator().manual_seed(random_seed))
     return normalize(drawn - drawn.mean(dim=1, keepdim=True), dim=1)
 
 
-def null_cuts(null: dict[str, Float[Tensor, "directions"]], quantile: float = QUANTILE) -> Cuts:
-    """The cuts that one random direction in 1 / (1 − quantile) exceeds; `null` is `vocabulary_moments` of such directions."""
-    kurtosis, variance = (float(np.quantile(null[name].numpy(), quantile)) for name in ("vocab_kurt", "vocab_var"))
-    return Cuts(kurtosis, variance)
+def null_cuts(null: dict[str, Float[Tensor, "directions"]], quantile: float = NULL_QUANTILE) -> Cuts:
+    """The quantiles of kurtosis and variance over random directions; `null` is their `vocabulary_moments`."""
+    return Cuts(*(float(np.quantile(null[name].numpy(), quantile)) for name in ("vocab_kurt", "vocab_var")))
 
 
 def roles(neurons: pd.DataFrame, cuts: Cuts) -> pd.Series:
     """Prediction, suppression, partition or none, from the columns vocab_kurt, vocab_skew and vocab_var.
 
-    Kurtosis above its cut makes a prediction neuron if the skew is positive and a suppression neuron if it is
-    negative; any other neuron with variance above its cut is a partition neuron.
+    Kurtosis above its cut makes a prediction neuron if the skew is positive, a suppression neuron if it is negative;
+    any other neuron with variance above its cut is a partition neuron.
     """
-    peaked = neurons["vocab_kurt"] > cuts.kurtosis
-    named = np.select(
-        [
-            peaked & (neurons["vocab_skew"] > 0),
-            peaked & (neurons["vocab_skew"] < 0),
-            neurons["vocab_var"] > cuts.variance,
-        ],
-        ROLES,
-        NO_ROLE,
-    )
-    return pd.Series(named, neurons.index)
+    peaked, skew = neurons["vocab_kurt"] > cuts.kurtosis, neurons["vocab_skew"]
+    conditions = [peaked & (skew > 0), peaked & (skew < 0), neurons["vocab_var"] > cuts.variance]
+    return pd.Series(np.select(conditions, ROLES, NO_ROLE), neurons.index)
 
 
-def unlearned(
+def unlearned_tokens(
     unit_unembedding: Float[Tensor, "d_model vocabulary"], pieces: Sequence[bytes]
 ) -> Bool[Tensor, "vocabulary"]:
-    """The tokens of which a model has learned nothing but that they do not come: their unembeddings all point one way.
+    """Tokens of which a model has learned only that they do not occur: their unembeddings share one direction.
 
-    The way is that of the bytes that UTF-8 does not have, which a byte-level BPE has tokens for and no text contains; `pieces` are the
-    bytes of each token. None, where a vocabulary has no such bytes, or the model has not learned to make them unlikely.
+    The direction is the mean unembedding of the bytes that UTF-8 does not use: a byte-level BPE has tokens for them,
+    but no text contains them. `pieces` are the bytes of each token. Without such tokens the mask is empty.
     """
-    never = [token for token, piece in enumerate(pieces) if len(piece) == 1 and piece[0] in NOT_IN_UTF8]
+    never = [token for token, piece in enumerate(pieces) if len(piece) == 1 and piece[0] in BYTES_NOT_IN_UTF8]
     if not never:
         return torch.zeros(unit_unembedding.shape[1], dtype=torch.bool)
-    return normalize(unit_unembedding[:, never].mean(dim=1), dim=0) @ unit_unembedding > ONE_WAY
+    return normalize(unit_unembedding[:, never].mean(dim=1), dim=0) @ unit_unembedding > UNLEARNED_COSINE
 
 
 class ClassScores(NamedTuple):
@@ -94,12 +83,12 @@ def class_scores(
     variance: Float[Tensor, "neurons"],
     member: Bool[np.ndarray, "labels vocabulary"],
 ) -> ClassScores:
-    """Variance reduction (METHOD §5) of cos(w_out, W_U[:, v]) by membership of v in each class.
+    """Variance reduction (docs/method.md §5) of cos(w_out, W_U[:, v]) by membership of v in each class.
 
-    With β the class's share of the vocabulary, 1 − [(1−β) σ²₀ + β σ²₁] / σ² = β (1−β) (μ₁ − μ₀)² / σ², and a class
-    mean of cosines is the cosine's product with the class's mean unembedding: no value per token is needed.
+    With β the class's share of the vocabulary, 1 − [(1−β) σ²₀ + β σ²₁] / σ² = β (1−β) (μ₁ − μ₀)² / σ². A class mean
+    of cosines is the cosine's product with the class's mean unembedding, so no value per token is needed.
     `variance` is that of the cosines over the vocabulary. Score and effect are 0 where the class holds no token or
-    every token, and the score where the neuron writes nothing. Tokens with which an embedding is padded are in no class.
+    every token, and the score where the neuron writes nothing. Tokens that pad an embedding are in no class.
     """
     inside = torch.from_numpy(member).to(unit_unembedding)  # (labels, vocabulary)
     inside = pad(inside, (0, unit_unembedding.shape[1] - inside.shape[1]))
@@ -115,20 +104,17 @@ def class_scores(
     return ClassScores(torch.where(variance[:, None] > 0, score, 0.0), effect)
 
 
-def best_class(scores: ClassScores, sign: int) -> tuple[np.ndarray, np.ndarray]:
-    """Index and score of the class that explains most of those that a neuron raises (sign 1) or lowers (sign −1).
-
-    The score is 0 where there is no such class.
-    """
+def best_class_by_sign(scores: ClassScores, sign: int) -> tuple[np.ndarray, np.ndarray]:
+    """Index and score of each neuron's best class of those that it raises (sign 1) or lowers (−1); score 0 if none."""
     score, index = torch.where(scores.effect * sign > 0, scores.score, 0.0).max(dim=1)
     return index.numpy(), score.numpy()
 
 
-def of_role(circuits: pd.DataFrame, role: str) -> pd.DataFrame:
-    """A role's neurons by the calibrated cuts, with the class that the role is about as `label` and `label_score`.
+def neurons_of_role(circuits: pd.DataFrame, role: str) -> pd.DataFrame:
+    """A role's neurons by the calibrated cuts; `label` and `label_score` become the class that the role is about.
 
-    A prediction neuron's class is the best of those that it raises, a suppression neuron's the best of those that it
-    lowers, a partition neuron's the better of the two, however low the score.
+    It is the best class that a prediction neuron raises, that a suppression neuron lowers, or either way for a
+    partition neuron, however low its score.
     """
     own = circuits[circuits["role_calibrated"] == role]
     raises = own["raised_score"] >= own["lowered_score"] if role == "partition" else role == "prediction"
@@ -138,10 +124,10 @@ def of_role(circuits: pd.DataFrame, role: str) -> pd.DataFrame:
 
 
 def example_neurons(circuits: pd.DataFrame, number: int) -> pd.DataFrame:
-    """For each role the `number` neurons of largest kurtosis (partition: variance), those with a class beyond chance first."""
+    """`number` neurons of each role with the largest kurtosis (partition: variance), first those with a class."""
     chosen = []
     for role in ROLES:
-        own = of_role(circuits, role)
+        own = neurons_of_role(circuits, role)
         by = "vocab_var" if role == "partition" else "vocab_kurt"
         own = own.assign(named=own["label_score"] > own["null_score"]).sort_values(["named", by], ascending=False)
         chosen.append(own.drop(columns="named").head(number))
@@ -149,13 +135,13 @@ def example_neurons(circuits: pd.DataFrame, number: int) -> pd.DataFrame:
 
 
 def extreme_tokens(effects: Float[np.ndarray, "vocabulary"], number: int) -> tuple[list[int], list[int]]:
-    """Ids of the `number` tokens that a neuron promotes most and of those that it suppresses most, strongest first."""
+    """Ids of the `number` tokens that a neuron raises most and of those that it lowers most, strongest first."""
     order = np.argsort(effects, kind="stable")
     return order[::-1][:number].tolist(), order[:number].tolist()
 
 
 def last_layers(layers: int) -> list[int]:
-    """The last sixth of the depth, two layers at least: the paper's last 4 of 24 (figure 6c)."""
+    """The last sixth of the depth, at least two layers: the paper's last 4 of 24 (figure 6c)."""
     return list(range(max(0, layers - max(2, layers // 6)), layers))
 
 
@@ -167,8 +153,6 @@ def role_counts(circuits: pd.DataFrame, column: str) -> pd.DataFrame:
 
 def layer_quantiles(circuits: pd.DataFrame, column: str, quantiles: Sequence[float]) -> pd.DataFrame:
     """Quantiles of a column within seed and layer, over seeds: columns layer, quantile, mean, low, high."""
-    by_seed = (
-        circuits.groupby(["seed", "layer"])[column].quantile(list(quantiles)).rename_axis(["seed", "layer", "quantile"])
-    )
-    over = by_seed.groupby(["layer", "quantile"])
+    by_seed = circuits.groupby(["seed", "layer"])[column].quantile(list(quantiles))
+    over = by_seed.rename_axis(["seed", "layer", "quantile"]).groupby(["layer", "quantile"])
     return over.agg(mean="mean", low="min", high="max").reset_index()

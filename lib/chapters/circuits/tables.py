@@ -1,6 +1,6 @@
-"""The chapter's tables: what each seed's weights and a few forward passes say, made once per run and kept with it.
+"""The chapter's tables: what each seed's weights say about its neurons, and their activations by the next token.
 
-A table is made again when the seeds, the parameters that it depends on or the code that makes it have changed.
+A table is made once per run and again when the seeds, its parameters or the code that makes it have changed.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,10 @@ from torch.nn.functional import normalize
 from lib.base.hub import seed_source
 from lib.cache import kept
 from lib.chapters.circuits import roles
-from lib.chapters.circuits.next_token import class_sums, next_token_table, with_corrected_p
-from lib.chapters.circuits.roles import PUBLISHED_CUTS, best_class, class_scores, null_cuts, random_directions
+from lib.chapters.circuits.next_token import class_sums, next_token_table
+from lib.chapters.circuits.roles import best_class_by_sign, class_scores
 from lib.chapters.families.tables import statistics
+from lib.chapters.universality.properties import holm
 from lib.labels import labels
 from lib.labels.labels import LabelSet, token_counts, token_labels
 from lib.models import weights
@@ -24,7 +25,7 @@ from lib.models.trunk import load_model
 from lib.run import Run
 from lib.text import tokens as text_tokens
 
-CHOSEN = 10  # neurons of a role, over all seeds, that are split by the next token
+SPLIT_PER_ROLE = 10  # neurons of a role, over all seeds, that are split by the next token
 
 
 @cache
@@ -44,25 +45,25 @@ def weights_of(run: Run, seed: str) -> tuple[list[torch.Tensor], torch.Tensor]:
 def seed_roles(
     w_out, unit_unembedding, classes: LabelSet, random_seed: int, pieces: Sequence[bytes] = ()
 ) -> pd.DataFrame:
-    """One row per neuron of one seed: moments of its logit effects, roles by both cuts, token classes.
+    """One row per neuron of one seed: moments of its logit effects, roles by both pairs of cuts, token classes.
 
     Columns: layer, neuron; vocab_mean, vocab_var, vocab_skew, vocab_kurt; skew_sign; role_published,
-    role_calibrated; raised, raised_score, lowered, lowered_score: the class that explains most of the variance (METHOD
-    §5) among those with higher, and with lower logit effects than the other tokens; label, label_family,
-    label_score: the better of the two, without a name if its score is no more than chance; and for the seed as a whole
-    null_kurt, null_var, null_score: what one random direction in a thousand exceeds. `learned_kurt`, `learned_skew` and role_learned are
-    the kurtosis, the skew and the role by calibrated cuts over the tokens that are not `vocabulary.unlearned`, of which there are `unlearned`
-    (`pieces` are the tokens' bytes).
+    role_calibrated; raised, raised_score, lowered, lowered_score: the class that explains most of the variance
+    (docs/method.md §5) of those with higher, and with lower logit effects than the other tokens; label, label_family,
+    label_score: the better of the two, unnamed if its score is within chance. The same for all neurons: null_kurt,
+    null_var, null_score, which one random direction in a thousand exceeds, and the number of `unlearned` tokens
+    (`roles.unlearned_tokens`; `pieces` are the tokens' bytes). learned_kurt, learned_skew, role_learned are kurtosis,
+    skew and role by calibrated cuts over the other tokens.
     """
-    directions = random_directions(roles.DIRECTIONS, len(unit_unembedding), random_seed)
+    directions = roles.random_directions(roles.NULL_DIRECTIONS, len(unit_unembedding), random_seed)
     null = weights.vocabulary_moments(directions, unit_unembedding)
-    cuts = null_cuts(null)
+    cuts = roles.null_cuts(null)
     null_score = class_scores(directions, unit_unembedding, null["vocab_var"], classes.member).score.amax(dim=1)
-    score_cut = float(np.quantile(null_score.numpy(), roles.QUANTILE))
+    score_cut = float(np.quantile(null_score.numpy(), roles.NULL_QUANTILE))
 
-    learned = ~roles.unlearned(unit_unembedding, pieces)
+    learned = ~roles.unlearned_tokens(unit_unembedding, pieces)
     known = unit_unembedding[:, learned]
-    known_cuts = cuts if learned.all() else null_cuts(weights.vocabulary_moments(directions, known))
+    known_cuts = cuts if learned.all() else roles.null_cuts(weights.vocabulary_moments(directions, known))
 
     frames = []
     for layer, writes in enumerate(w_out):
@@ -75,21 +76,23 @@ def seed_roles(
         of_known = pd.DataFrame({name: values.numpy() for name, values in of_known.items()})
         frame["learned_kurt"], frame["learned_skew"] = of_known["vocab_kurt"], of_known["vocab_skew"]
         frame["role_learned"] = roles.roles(of_known, known_cuts)
-        best = {name: best_class(scores, sign) for name, sign in (("raised", 1), ("lowered", -1))}
+        best = {name: best_class_by_sign(scores, sign) for name, sign in (("raised", 1), ("lowered", -1))}
         for name, (index, score) in best.items():
             frame[name], frame[f"{name}_score"] = classes.labels["label"].to_numpy()[index], score
-        raises = frame["raised_score"] >= frame["lowered_score"]
-        index = np.where(raises, best["raised"][0], best["lowered"][0])
+        index = np.where(frame["raised_score"] >= frame["lowered_score"], best["raised"][0], best["lowered"][0])
         frame["label_score"] = frame[["raised_score", "lowered_score"]].max(axis=1)
         for column, source in (("label", "label"), ("label_family", "family")):
             frame[column] = pd.Series(classes.labels[source].to_numpy()[index]).where(frame["label_score"] > score_cut)
         frames.append(frame)
     table = pd.concat(frames, ignore_index=True)
-    table["role_published"] = roles.roles(table, PUBLISHED_CUTS)
-    table["role_calibrated"] = roles.roles(table, cuts)
-    table["skew_sign"] = np.sign(table["vocab_skew"])
     return table.assign(
-        null_kurt=cuts.kurtosis, null_var=cuts.variance, null_score=score_cut, unlearned=int((~learned).sum())
+        role_published=roles.roles(table, roles.PUBLISHED_CUTS),
+        role_calibrated=roles.roles(table, cuts),
+        skew_sign=np.sign(table["vocab_skew"]),
+        null_kurt=cuts.kurtosis,
+        null_var=cuts.variance,
+        null_score=score_cut,
+        unlearned=int((~learned).sum()),
     )
 
 
@@ -98,35 +101,31 @@ def role_table(run: Run) -> pd.DataFrame:
 
     def make() -> pd.DataFrame:
         classes, pieces = label_set(run), text_tokens.token_bytes(run.tokenizer)
-        parts = []
-        for seed in sorted(run.params.seeds):
-            part = seed_roles(*weights_of(run, seed), classes, run.params.random_seed, pieces)
-            part.insert(0, "seed", seed)
-            parts.append(part)
-        return pd.concat(parts, ignore_index=True)
+        parts = {
+            seed: seed_roles(*weights_of(run, seed), classes, run.params.random_seed, pieces)
+            for seed in sorted(run.params.seeds)
+        }
+        return pd.concat(parts, names=["seed"]).reset_index("seed").reset_index(drop=True)
 
     depends_on = {"random_seed": run.params.random_seed, "tokens": run.text.tokens.numel()}
     return kept(run, "roles", __name__, depends_on, make)
 
 
-def chosen_for_next_token(table: pd.DataFrame, number: int = CHOSEN) -> pd.DataFrame:
-    """The `number` suppression and as many prediction neurons of largest kurtosis over all seeds, by the calibrated cuts, of those
-    whose class explains more than chance.
+def chosen_for_next_token(table: pd.DataFrame, number: int = SPLIT_PER_ROLE) -> pd.DataFrame:
+    """The suppression and the prediction neurons of largest kurtosis over all seeds, `number` each, with a class.
 
-    `label` is the class that the suppression neuron lowers, or the prediction neuron raises, most clearly.
+    They have a role by the calibrated cuts and a class that explains more than chance: `label`, which the suppression
+    neuron lowers, or the prediction neuron raises, most clearly.
     """
-    chosen = []
-    for role in ("suppression", "prediction"):
-        own = roles.of_role(table, role)
-        chosen.append(own[own["label_score"] > own["null_score"]].nlargest(number, "vocab_kurt"))
-    return pd.concat(chosen, ignore_index=True)[
-        ["seed", "layer", "neuron", "role", "vocab_kurt", "label", "label_score", "null_score"]
-    ]
+    columns = ["seed", "layer", "neuron", "role", "vocab_kurt", "label", "label_score", "null_score"]
+    both = (roles.neurons_of_role(table, role) for role in ("suppression", "prediction"))
+    chosen = [own[own["label_score"] > own["null_score"]].nlargest(number, "vocab_kurt") for own in both]
+    return pd.concat(chosen, ignore_index=True)[columns]
 
 
 @torch.no_grad()
 def logit_effects(run: Run, seed: str, chosen: pd.DataFrame) -> np.ndarray:
-    """cos(w_out, W_U[:, v]) of the chosen neurons (rows with layer and neuron) for the text's tokens v, shape (neurons, vocabulary)."""
+    """cos(w_out, W_U[:, v]) of the neurons in `chosen` (layer, neuron) for the tokens v: (neurons, vocabulary)."""
     w_out, unit_unembedding = weights_of(run, seed)
     unit_unembedding = unit_unembedding[:, : run.text.vocab_size]  # without those of a padded embedding
     if chosen.empty:
@@ -137,25 +136,23 @@ def logit_effects(run: Run, seed: str, chosen: pd.DataFrame) -> np.ndarray:
 
 @torch.no_grad()
 def processing_error(run: Run, seed: str, blocks: int = 2) -> float:
-    """Largest difference between the logits of the processed and of the raw model after taking out each position's mean."""
-    tokens = run.text.tokens[:blocks]
-    raw = load_model(seed_source(run.params, seed))(tokens).logits
-    moved = weights.processed_model(seed_source(run.params, seed))(tokens) - raw
+    """Largest difference between logits of the processed and the raw model, without each position's mean."""
+    tokens, source = run.text.tokens[:blocks], seed_source(run.params, seed)
+    moved = weights.processed_model(source)(tokens) - load_model(source)(tokens).logits
     return float((moved - moved.mean(dim=-1, keepdim=True)).abs().max())
 
 
 def next_token_effects(run: Run, table: pd.DataFrame) -> pd.DataFrame:
     """next_token.parquet: the chosen neurons' activations by whether the next token is in their class (figure 24).
 
-    From the grouped moments of the run's pass, hence for seeds that serve as reference.
+    From the grouped moments of the run's pass, hence for seeds that serve as reference. `p_corrected` is Holm's.
     """
     chosen = chosen_for_next_token(table[table["seed"].isin(run.done["references"])])
     names = [f"{row.seed} {row.layer} {row.neuron} {row.label}" for row in chosen.itertuples()]
 
     def make() -> pd.DataFrame:
-        classes = label_set(run)
+        classes, present, parts = label_set(run), labels.occurring(run.text), []
         rows = dict(zip(classes.labels["label"], range(len(classes.labels)), strict=True))
-        present, parts = labels.occurring(run.text), []
         for seed, of_seed in chosen.groupby("seed"):
             own, sums, place = statistics(run, seed), {}, {}
             for layer, of_layer in of_seed.groupby("layer"):
@@ -164,6 +161,6 @@ def next_token_effects(run: Run, table: pd.DataFrame) -> pd.DataFrame:
                 place |= {index: distinct.index(label) for index, label in of_layer["label"].items()}
             parts.append(next_token_table(of_seed.assign(class_row=pd.Series(place)), sums))
         found = pd.concat(parts) if parts else next_token_table(chosen.assign(class_row=0), {})
-        return with_corrected_p(found)
+        return found.assign(p_corrected=holm(found["p_value"]))
 
     return kept(run, "next_token", __name__, {"tokens": run.text.tokens.numel(), "neurons": names}, make)

@@ -1,4 +1,4 @@
-"""Figures and sentences of chapter 5's first half, for made-up tables: no, one and many neurons of each role."""
+"""Figures and captions of chapter 5, for made-up tables: no, one and many neurons of each role."""
 
 import warnings
 
@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.chapters.circuits import captions, figures, role_agreement
-from lib.chapters.circuits import roles as vocabulary
+from lib.chapters.circuits import captions, figures, role_agreement, roles
 from lib.chapters.interventions import captions as written
 from lib.chapters.interventions import figures as drawn
 from lib.display.html import table_html
+from lib.run import with_universal
 
 LAYERS, WIDTH = 4, 25
 
@@ -36,8 +36,8 @@ def made_up(case: str) -> pd.DataFrame:
         table.loc[last, "vocab_kurt"], table.loc[last, "vocab_skew"] = 12.0, -1.0
     table.loc[3, ["vocab_kurt", "vocab_skew"]] = np.nan  # writes nothing
     table["null_kurt"], table["null_var"], table["null_score"] = 3.4, 0.005, 0.1
-    table["role_published"] = vocabulary.roles(table, vocabulary.PUBLISHED_CUTS)
-    table["role_calibrated"] = vocabulary.roles(table, vocabulary.Cuts(3.4, 0.005))
+    table["role_published"] = roles.roles(table, roles.PUBLISHED_CUTS)
+    table["role_calibrated"] = roles.roles(table, roles.Cuts(3.4, 0.005))
     table["learned_kurt"], table["role_learned"], table["unlearned"] = (
         table["vocab_kurt"] - 2,
         table["role_calibrated"],
@@ -50,7 +50,7 @@ def made_up(case: str) -> pd.DataFrame:
     table["label_score"] = table[["raised_score", "lowered_score"]].max(axis=1)
     table["label"] = table["raised"].where(table["label_score"] > 0.1)
     table["excess_corr"] = generator.uniform(-0.1, 0.6, total)
-    return table
+    return with_universal(table, 0.5)
 
 
 def matches_of(table: pd.DataFrame) -> pd.DataFrame:
@@ -59,7 +59,7 @@ def matches_of(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def splits_of(table: pd.DataFrame) -> pd.DataFrame:
-    chosen = [vocabulary.of_role(table, role).head(6) for role in ("suppression", "prediction")]
+    chosen = [roles.neurons_of_role(table, role).head(6) for role in ("suppression", "prediction")]
     chosen = pd.concat(chosen, ignore_index=True)
     generator = np.random.default_rng(1)
     for name in ("mean_in", "mean_out", "effect"):
@@ -72,14 +72,14 @@ def splits_of(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def everything(case: str):
-    """(finding, figure or None) of every kind."""
+    """(caption, figure) of every kind."""
     table = made_up(case)
     own = table[table["seed"] == "a"]
-    examples = vocabulary.example_neurons(own, 2)
+    examples = roles.example_neurons(own, 2)
     effects = np.random.default_rng(2).normal(0, 0.1, (len(examples), 300))
     members = effects > 0.1
     split = splits_of(table)
-    shares = {column: role_agreement.universal_shares(table, column, 0.5) for column in figures.CUTS}
+    shares = {column: role_agreement.universal_shares(table, column) for column in figures.CUTS}
     agreement = role_agreement.match_agreement(table, matches_of(table), 0, draws=10)
     labels = {"vocab_kurt": "kurtosis", "entropy": "entropy rule", "nowhere": "unknown"}
     properties = table.assign(entropy=table["neuron"] < 3, nowhere=np.nan)
@@ -90,32 +90,30 @@ def everything(case: str):
         (captions.skew_of_peaked(table), figures.skew_of_peaked(table)),
         (captions.roles_by_layer(table), figures.roles_by_layer(table)),
         (captions.logit_effects(examples), figures.logit_effects(examples, effects, members)),
-        (captions.classes_by_role(table), None),
         (captions.next_token(split, 1000), figures.next_token(split)),
-        (
-            captions.universal_roles(shares, 0.5, role_agreement.TOP),
-            figures.universal_roles(shares, 0.5, role_agreement.TOP),
-        ),
+        (captions.universal_roles(shares, 0.5), figures.universal_roles(shares, 0.5)),
         (captions.match_agreement(agreement), figures.match_agreement(agreement)),
     ]
 
 
 @pytest.mark.parametrize("case", ["none", "one suppression", "many", "switch"])
-def test_every_case_is_drawn_without_a_warning_and_told_without_nan(case):
+def test_every_case_has_a_figure_without_a_warning_and_a_caption_without_nan(case):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for finding, fig in everything(case):
-            for words in finding:
-                assert words and "nan" not in words.replace("*", " ").replace("(", " ").split(), finding
-            assert len(finding.title) <= 100 and not finding.title.endswith("."), finding.title
-            assert finding.text.endswith((".", ".**")) and finding.alt.endswith("."), finding
-            if fig is not None:
-                fig.draw_without_rendering()
-                panels = [axes for axes in fig.axes if axes.get_visible()]
-                assert any(axes.get_xlabel() for axes in panels) and any(axes.get_ylabel() for axes in panels)
+        assert captions.classes_by_role(made_up(case)).endswith(
+            " have a class beyond chance (calibrated cuts, all seeds)."
+        )
+        for caption, fig in everything(case):
+            for words in caption:
+                assert words and "nan" not in words.replace("*", " ").replace("(", " ").split(), caption
+            assert len(caption.title) <= 100 and not caption.title.endswith("."), caption.title
+            assert caption.text.endswith((".", ".**")) and caption.alt.endswith("."), caption
+            fig.draw_without_rendering()
+            panels = [axes for axes in fig.axes if axes.get_visible()]
+            assert any(axes.get_xlabel() for axes in panels) and any(axes.get_ylabel() for axes in panels)
 
 
-def test_the_switch_and_the_counts_are_told_as_they_are():
+def test_captions_say_where_suppression_takes_over_and_how_many_neurons_pass_the_cuts():
     switch = captions.roles_by_layer(made_up("switch"))
     assert switch.title == "Suppression takes over in the last layer: 25 against 0 neurons a seed"
     assert (
@@ -130,10 +128,8 @@ def test_the_switch_and_the_counts_are_told_as_they_are():
     assert none.title == "No prediction or suppression neuron by either cut"
     table = made_up("many")
     published = int((table["vocab_kurt"] > 10).sum())
-    assert (
-        f"**{published} neurons** have kurtosis above the published cut of 10" in captions.moments_by_layer(table).text
-    )
-    assert "No neuron of the last 2 layers passes the published cut" in captions.skew_of_peaked(made_up("none")).text
+    assert f"**{published}** exceed the published kurtosis cut of 10" in captions.moments_by_layer(table).text
+    assert "no neuron of the last 2 layers passes the published cut" in captions.skew_of_peaked(made_up("none")).text
 
 
 @pytest.mark.parametrize(
@@ -147,7 +143,7 @@ def test_the_switch_and_the_counts_are_told_as_they_are():
         ([], "cannot be tested"),
     ],
 )
-def test_the_claim_about_suppression_neurons_is_judged_seed_by_seed_against_their_layers(percentiles, verdict):
+def test_the_claim_about_suppression_neurons_is_decided_seed_by_seed_against_their_layers(percentiles, verdict):
     table = pd.DataFrame({"role": "suppression", "percentile": np.array(percentiles, dtype=float)})
     table = table.assign(
         effect=-0.1,

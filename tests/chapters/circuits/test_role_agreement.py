@@ -1,4 +1,4 @@
-"""Universality of roles and next-token splits: against statsmodels, scipy, and populations made so that the answer is known."""
+"""Universality of roles and next-token splits, against statsmodels, scipy and populations with a known answer."""
 
 import numpy as np
 import pandas as pd
@@ -8,7 +8,9 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import StratifiedTable
 
 from lib.chapters.circuits import next_token, role_agreement
+from lib.chapters.universality.properties import most_universal
 from lib.kernels.grouped import GroupedMoments, Places
+from lib.run import with_universal
 
 LAYERS, WIDTH = 3, 60
 
@@ -30,7 +32,7 @@ def population():
     one["label"] = generator.choice(["digits", "capitals", None], len(one), p=[0.3, 0.3, 0.4])
     both = pd.concat([one.assign(seed=seed) for seed in "ab"], ignore_index=True)
     both["excess_corr"] = generator.uniform(0, 0.6, len(both)) + 0.1 * both["layer"]
-    return both
+    return with_universal(both, 0.5)
 
 
 def pairs(population, order) -> pd.DataFrame:
@@ -43,7 +45,7 @@ def pairs(population, order) -> pd.DataFrame:
 
 def test_matches_with_equal_properties_agree_wholly_and_exchanged_ones_by_chance(population):
     right = role_agreement.match_agreement(population, pairs(population, np.arange(WIDTH)), 0, draws=50).set_index(
-        ["group", "aspect"]
+        ["group", "property"]
     )
     assert (right["agreement"] == 1).all()
     assert (right["p_value"][right["chance_high"] < 1] < 0.05).all()
@@ -61,12 +63,12 @@ def test_agreement_by_hand_and_a_dead_match_does_not_count(population):
     two["role_calibrated"] = ["prediction", "prediction", "none", "prediction", "suppression", "none"]
     two["label"] = ["digits", None, None, "digits", "digits", None]
     matches = pairs(two, np.arange(3))
-    found = role_agreement.match_agreement(two, matches, 0, draws=5).set_index(["group", "aspect"])
+    found = role_agreement.match_agreement(two, matches, 0, draws=5).set_index(["group", "property"])
     assert found.loc[("prediction", "role"), ["pairs", "agreement"]].tolist() == [3, pytest.approx(2 / 3)]
     assert found.loc[("prediction", "token class"), ["pairs", "agreement"]].tolist() == [2, 1]
     assert found.loc[("partition", "role"), "pairs"] == 0 and np.isnan(found.loc[("partition", "role"), "p_value"])
     matches.loc[matches.index[0], "corr"] = 0.0
-    found = role_agreement.match_agreement(two, matches, 0, draws=5).set_index(["group", "aspect"])
+    found = role_agreement.match_agreement(two, matches, 0, draws=5).set_index(["group", "property"])
     assert found.loc[("prediction", "role"), "pairs"] == 2
 
 
@@ -90,8 +92,8 @@ def test_ranks_of_matches_correlate_wholly_or_by_chance_and_depth_alone_is_no_co
 
 
 def test_the_test_of_universal_shares_is_the_weakest_of_those_of_statsmodels(population):
-    found = role_agreement.universal_shares(population, "role_calibrated", 0.5).set_index("role")
-    top = role_agreement.most_universal(population)
+    found = role_agreement.universal_shares(population, "role_calibrated").set_index("role")
+    top = most_universal(population)
     assert top.groupby(population["seed"]).sum().tolist() == [LAYERS * WIDTH * 0.05] * 2
     for role in ("prediction", "partition"):
         own = population["role_calibrated"] == role
@@ -109,7 +111,7 @@ def test_the_test_of_universal_shares_is_the_weakest_of_those_of_statsmodels(pop
         assert found.loc[role, "p_value"] == pytest.approx(max(p_values) if len(signs) == 1 else 1, rel=1e-6)
         assert found.loc[role, "universal"] == (population.loc[own, "excess_corr"] > 0.5).sum()
         assert found.loc[role, "top_share"] == pytest.approx(top[own].mean())
-    nobody = role_agreement.universal_shares(population.assign(role_calibrated="none"), "role_calibrated", 0.5)
+    nobody = role_agreement.universal_shares(population.assign(role_calibrated="none"), "role_calibrated")
     assert nobody["neurons"].tolist() == [0, 0, 0] and nobody[["share", "expected", "p_value"]].isna().all(axis=None)
 
 
@@ -118,7 +120,7 @@ def test_the_test_of_universal_shares_is_the_weakest_of_those_of_statsmodels(pop
 
 @pytest.fixture(scope="module")
 def split():
-    """Activations (tokens, neurons), which of two classes the tokens that follow are in, and the sums of grouped moments."""
+    """Activations (tokens, neurons), the classes of the next tokens, and the sums of grouped moments."""
     random, generator = np.random.default_rng(3), torch.Generator().manual_seed(1)
     following = torch.randint(0, 50, (12, 20), generator=generator)
     following[:, -1] = -1
@@ -165,10 +167,9 @@ def test_the_table_ranks_a_neuron_among_the_others_of_its_layer(split):
     chosen = pd.DataFrame(
         {"layer": 1, "neuron": [int(effects.argmax()), int(effects.argmin())], "class_row": 0}, index=[7, 9]
     )
-    table = next_token.with_corrected_p(next_token.next_token_table(chosen, sums))
+    table = next_token.next_token_table(chosen, sums)
     assert table["percentile"].tolist() == [100, 0] and table.index.tolist() == [7, 9] and "class_row" not in table
     assert table["effect"].tolist() == [effects.max(), effects.min()]
-    assert (table["p_corrected"] >= table["p_value"]).all()
     assert next_token.next_token_table(chosen.head(0), {}).shape[0] == 0
 
 

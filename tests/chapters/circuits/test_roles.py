@@ -77,7 +77,7 @@ def planted(weights, classes, sign: int) -> pd.DataFrame:
 def test_planted_neurons_are_found_first_and_the_opposite_weights_swap_their_roles(weights, classes):
     for sign, role in ((1, "prediction"), (-1, "suppression")):
         table = planted(weights, classes, sign)
-        first = roles.of_role(table, role).nlargest(1, "vocab_kurt").iloc[0]
+        first = roles.neurons_of_role(table, role).nlargest(1, "vocab_kurt").iloc[0]
         assert (first["layer"], first["neuron"]) == (1, 7) and first["role_calibrated"] == role
         assert (table["role_calibrated"] == role).sum() <= 3
         mean = table[(table["layer"] == 0) & (table["neuron"] == 3)].iloc[0]
@@ -183,15 +183,16 @@ def write_next_token_moments(run, seed, folder):
 
 
 def test_the_tables_of_a_run_find_what_was_planted_and_are_made_once(run, monkeypatch):
-    monkeypatch.setattr(roles, "DIRECTIONS", 1000)
+    monkeypatch.setattr(roles, "NULL_DIRECTIONS", 1000)
     table = tables.role_table(run)
     assert list(table["seed"].unique()) == ["a", "b"] and len(table) == 2 * 2 * 48
     for seed, role, side in (("a", "prediction", "raised"), ("b", "suppression", "lowered")):
-        first = roles.of_role(table[table["seed"] == seed], role).nlargest(1, "vocab_kurt").iloc[0]
+        first = roles.neurons_of_role(table[table["seed"] == seed], role).nlargest(1, "vocab_kurt").iloc[0]
         assert (first["layer"], first["neuron"], first[side]) == (1, 5, "digits")
     split = tables.next_token_effects(run, table)
     row = split[(split["seed"] == "b") & (split["role"] == "suppression") & (split["neuron"] == 5)].iloc[0]
     assert row["label"] == "digits" and {"effect", "p_corrected", "percentile"} <= set(split)
+    assert (split["p_corrected"] >= split["p_value"])[split["p_value"].notna()].all() and split["p_value"].notna().any()
     assert row["count_in"] + row["count_out"] == int(run.text.counted()[:, :-1].sum())
     written = (run.folder / "tables" / "roles.parquet").stat().st_mtime_ns
     monkeypatch.setattr(tables, "seed_roles", None)  # would fail if it were made again
@@ -240,18 +241,18 @@ def test_processed_and_raw_activations_of_the_trunk_are_those_split_by_the_next_
 
 
 def test_tokens_that_were_never_learned_point_one_way_and_are_left_out():
-    """Bytes that UTF-8 has not, and two tokens that were as rare, share a direction; a neuron along it is sharp by them alone."""
+    """Bytes that UTF-8 does not use and two tokens as rare share a direction; only they make a neuron sharp."""
     generator = torch.Generator().manual_seed(0)
     pieces = [bytes([byte]) for byte in range(256)] + [b"word"] * 744
     unembedding = torch.randn(32, 1000, generator=generator)
     way = torch.randn(32, generator=generator)
-    rare = [*roles.NOT_IN_UTF8, 300, 301]
+    rare = [*roles.BYTES_NOT_IN_UTF8, 300, 301]
     unembedding[:, rare] = way[:, None] + 0.1 * torch.randn(32, len(rare), generator=generator)
     unit = unembedding / unembedding.norm(dim=0)
-    assert roles.unlearned(unit, pieces).nonzero()[:, 0].tolist() == sorted(rare)
-    assert not roles.unlearned(unit, [b"word"] * 1000).any() and not roles.unlearned(unit, []).any()
+    assert roles.unlearned_tokens(unit, pieces).nonzero()[:, 0].tolist() == sorted(rare)
+    assert not roles.unlearned_tokens(unit, [b"word"] * 1000).any() and not roles.unlearned_tokens(unit, []).any()
     untrained = torch.nn.functional.normalize(torch.randn(32, 1000, generator=generator), dim=0)
-    assert not roles.unlearned(untrained, pieces).any()
+    assert not roles.unlearned_tokens(untrained, pieces).any()
     classes = LabelSet(
         "token", pd.DataFrame({"label": ["x"], "family": ["token_class"], "kind": ["k"]}), np.arange(1000)[None] < 500
     )
@@ -261,7 +262,7 @@ def test_tokens_that_were_never_learned_point_one_way_and_are_left_out():
         "none",
     ]
     assert (table["unlearned"] == len(rare)).all() and table.loc[0, "learned_kurt"] < 3.5 < table.loc[0, "vocab_kurt"]
-    cosine = (torch.nn.functional.normalize(way, dim=0) @ unit)[~roles.unlearned(unit, pieces)].double().numpy()
+    cosine = (torch.nn.functional.normalize(way, dim=0) @ unit)[~roles.unlearned_tokens(unit, pieces)].double().numpy()
     assert table.loc[0, "learned_kurt"] == pytest.approx(
         ((cosine - cosine.mean()) ** 4).mean() / cosine.var() ** 2, rel=1e-4
     )
