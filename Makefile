@@ -39,7 +39,7 @@ EXECUTED := $(CHAPTERS:notebooks/%=$(OUT)/notebooks/%)
 EXECUTED += $(patsubst %,$(OUT)/notebooks/published.ipynb,$(wildcard $(OUT)/tables/published.parquet))
 # What makes a chapter again (docs/layout.md): code of the rooms above lib/chapters/, of its own folder, and of the
 # chapters before it whatever computes. What makes the pages again: lib/report/ and all claims.
-ABOVE := $(wildcard lib/*.py $(foreach room,base kernels text models labels collect display,lib/$(room)/*.py lib/$(room)/*.yaml) lib/kernels/*.cpp lib/kernels/*.h)
+ABOVE := $(wildcard lib/*.py $(foreach room,base kernels text models labels collect display,lib/$(room)/*.py lib/$(room)/*.yaml lib/$(room)/*.css) lib/kernels/*.cpp lib/kernels/*.h)
 PAGES := $(wildcard lib/report/*.py lib/report/templates/* lib/chapters/*/claims.py bench/*.json)
 FOLDERS := universality families circuits interventions emergence published
 NUMBERS_universality := 01_% 02_% 03_%

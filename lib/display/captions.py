@@ -1,23 +1,18 @@
-"""What a figure shows, in words: from a run's tables to a title, a sentence and an alternative text.
+"""Captions of figures, and the only functions that round numbers for a sentence.
 
-Every number is computed, so that the report stays true when a parameter changes; every function also has words for
-the cases in which there is nothing to show (no universal neuron, one seed, one rotation draw).
+A caption's numbers are computed from the run's tables, and it has words for the cases with nothing to show: no
+universal neuron, one seed, one rotation draw.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-pass
-
-GATED = (
-    "These models have gated MLPs, whose neurons read through two vectors (gate and up), so that what one w_in defines is "
-    "left out: its norm, bias, cosine with w_out and nearest other neuron, and the L2 penalty."
-)
+GATED = "Neurons of gated MLPs read through two vectors (gate and up); properties of a single w_in are left out."
 
 
 class Caption(NamedTuple):
-    """`title` heads the figure, `text` (Markdown) follows it, `alt` replaces it for a reader who cannot see it."""
+    """`title` states the finding above the figure, `text` (Markdown) stands below it, `alt` describes it in words."""
 
     title: str
     text: str
@@ -33,7 +28,7 @@ def percent(share: float, digits: int = 2) -> str:
 
 
 def signed(value: float, digits: int = 2) -> str:
-    """A number with its sign, minus as a minus; what rounds to 0 has none."""
+    """A number with its sign, + or −; what rounds to 0 has none."""
     if not np.isfinite(value):
         return "undefined"
     text = f"{value:+.{digits}f}".replace("-", "−")
@@ -41,27 +36,18 @@ def signed(value: float, digits: int = 2) -> str:
 
 
 def signed_percent(value: float) -> str:
-    """A share that may be below 0 or above 1, in whole percent."""
+    """A share below 0 or above 1 in whole percent: −0.25 as "−25 %"."""
     return f"{100 * value:.0f} %".replace("-", "−") if np.isfinite(value) else "undefined"
 
 
-def count(number: int, noun: str) -> str:
-    """1 neuron, 2 neurons, 1,234 neurons, no neuron."""
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """1 neuron, 2 neurons, 1,234 neurons, no neuron; `plural` where an s does not make it, "properties"."""
     number = int(number)
-    return f"no {noun}" if number == 0 else f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"no {noun}" if number == 0 else f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def p_words(p_value: float) -> str:
-    """A p-value as it is written in a sentence."""
+    """p = 0.031, as in a sentence."""
     if not np.isfinite(p_value):
         return "p undefined"
     return "p < 1e-300" if p_value < 1e-300 else f"p = {p_value:.2g}"
-
-
-# ---------------------------------------------------------------- chapter 1: the seeds, the text and the pass
-
-
-# ---------------------------------------------------------------- chapter 2: correlation and its baseline
-
-
-# ---------------------------------------------------------------- chapter 3: universality

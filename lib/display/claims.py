@@ -1,11 +1,11 @@
-"""What a published claim is, and how a run's measurement decides it; the chapters' claims stand in lib/*_claims.py.
+"""How a run's measurement decides a published claim; the chapters' claims are in their own modules.
 
-A claim is decided by an interval: it holds if all of the interval lies on the claimed side of a bound, it does not
-hold if all of it lies on the other side, and this run cannot tell in between, or where there is nothing to measure. Where a test
-decides instead, the value's side counts if its p-value is below 0.05, and there is no interval.
+A claim holds if the whole interval of the measurement lies on the claimed side of a bound, and does not hold if all of
+it lies on the other side; in between, or with nothing to measure, this run cannot tell. Where a test decides instead,
+there is no interval: the value's side counts if its p-value is below SIGNIFICANT.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -20,11 +20,13 @@ from lib.display.captions import count, percent
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot tell"
 VERDICTS = (HOLDS, FAILS, UNKNOWN)
 PAPER = "arXiv 2401.12181"
+FEWEST = 10  # universal neurons below which no direction is claimed
+SIGNIFICANT = 0.05  # corrected p-value above which no direction is claimed
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a claim may look at: the run's tables by name (flagged with `is_universal`), its reference seed and its threshold."""
+    """What a claim is decided by: the run's tables by name (with `is_universal`), its reference seed and threshold."""
 
     tables: Mapping[str, pd.DataFrame]
     reference: str
@@ -40,7 +42,7 @@ class Evidence:
         return {}
 
     def once(self, make: Callable[["Evidence"], Any]) -> Any:
-        """What `make` computes from this evidence, computed once however many claims read it."""
+        """The result of `make`, computed once for all claims that read it."""
         if make not in self._made:
             self._made[make] = make(self)
         return self._made[make]
@@ -62,7 +64,7 @@ class Measured(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """One claim: the published statement and value, the tables it is tested on, the figure that shows it, the test, and whose claim it is."""
+    """A published statement and value, the tables and the test that decide it, the figure that shows it, its source."""
 
     name: str
     claim: str
@@ -74,8 +76,20 @@ class Claim(NamedTuple):
     source: str = PAPER
 
 
+def claim_rows(evidence: Evidence, claims: Iterable[Claim]) -> pd.DataFrame:
+    """One row per claim: name, claim, published, value, low, high (NaN where undefined), here (the value in words),
+    verdict (one of VERDICTS), chapter, figure, source. A claim without its tables cannot be decided."""
+    rows = []
+    for claim in claims:
+        measured = all(name in evidence.tables for name in claim.needs)
+        result = claim.measure(evidence) if measured else unmeasured("not measured in this run")
+        head = {"name": claim.name, "claim": claim.claim, "published": claim.published}
+        rows.append(head | result._asdict() | {name: getattr(claim, name) for name in ("chapter", "figure", "source")})
+    return pd.DataFrame(rows)
+
+
 def decided(low: float, high: float, bound: float, above: bool = True) -> str:
-    """The verdict of an interval on the claim that a quantity is above (or, not `above`, below) a bound."""
+    """The verdict of an interval on the claim that a quantity is above a bound, or below it if not `above`."""
     if not (np.isfinite(low) and np.isfinite(high)):
         return UNKNOWN
     if not above:
@@ -84,35 +98,34 @@ def decided(low: float, high: float, bound: float, above: bool = True) -> str:
 
 
 def agreed(found: Measured, other: Measured, here: str) -> Measured:
-    """What is found, told as `here`; undecided where another way of asking has another verdict."""
+    """`found` with the words `here`; undecided if another measurement of the same claim has another verdict."""
     return found._replace(here=here, verdict=found.verdict if found.verdict == other.verdict else UNKNOWN)
 
 
 def unmeasured(why: str) -> Measured:
-    """Nothing to measure: this run cannot tell, and `why`."""
+    """This run cannot tell; `why` says what is missing."""
     return Measured(np.nan, np.nan, np.nan, why, UNKNOWN)
 
 
 def over_seeds(values: pd.Series, bound: float, above: bool, words: Callable[[float], str]) -> Measured:
-    """From one value per seed: their mean and range; the claim holds if it does for every seed. `words` writes a value."""
+    """Mean and range of one value per seed; the claim holds if it does for every seed. `words` formats a value."""
     known = values.dropna()
     if known.empty:
         return unmeasured("nothing to measure in any seed")
     low, high, mean = float(known.min()), float(known.max()), float(known.mean())
     seeds = count(len(known), "seed")
-    same = words(low) == words(high)
-    here = (
-        f"{words(mean)} ({seeds})"
-        if len(known) < 2
-        else f"{words(mean)} in each of {seeds}"
-        if same
-        else f"{words(mean)} ({words(low)} to {words(high)} over {seeds})"
-    )
+    if len(known) < 2:
+        over = f"({seeds})"
+    elif words(low) == words(high):
+        over = f"in each of {seeds}"
+    else:
+        over = f"({words(low)} to {words(high)} over {seeds})"
+    here = f"{words(mean)} {over}"
     return Measured(mean, low, high, here, decided(low, high, bound, above))
 
 
 def share(number: int, total: int, bound: float, above: bool, noun: str) -> Measured:
-    """From a count of `noun`: its share with Wilson's 95 % interval; UNKNOWN of fewer than FEWEST."""
+    """A share of `total` with Wilson's 95 % interval; UNKNOWN if `total` is below FEWEST. `noun` is what is counted."""
     number, total = int(number), int(total)
     if not total:
         return unmeasured(f"no {noun}")
@@ -123,23 +136,17 @@ def share(number: int, total: int, bound: float, above: bool, noun: str) -> Meas
 
 
 def correlation_interval(correlation: float, number: int) -> tuple[float, float]:
-    """95 % interval of a Pearson correlation of `number` pairs, by Fisher's transformation; NaN below four pairs."""
+    """95 % interval of a Pearson correlation of `number` pairs, by Fisher's transformation; NaN for fewer than four."""
     if number < 4 or not abs(correlation) < 1:
         return np.nan, np.nan
-    half = norm.isf(SIGNIFICANT / 2) / np.sqrt(number - 3)
-    return float(np.tanh(np.arctanh(correlation) - half)), float(np.tanh(np.arctanh(correlation) + half))
+    middle, half = np.arctanh(correlation), norm.isf(SIGNIFICANT / 2) / np.sqrt(number - 3)
+    return float(np.tanh(middle - half)), float(np.tanh(middle + half))
 
 
 def median_interval(values: pd.Series) -> tuple[float, float]:
-    """Interval of a median of at least 95 % confidence, by order statistics; NaN below six values."""
+    """Interval of a median with at least 95 % confidence, by order statistics; NaN for fewer than six values."""
     ordered, number = np.sort(values.dropna().to_numpy(float)), int(values.notna().sum())
     lower = int(binom.ppf(SIGNIFICANT / 2, number, 0.5)) if number else 0
     if number < 6 or lower < 1:
         return np.nan, np.nan
     return float(ordered[lower - 1]), float(ordered[number - lower])
-
-
-FEWEST = 10  # universal neurons below which no direction is claimed
-
-
-SIGNIFICANT = 0.05  # corrected p-value above which no direction is claimed

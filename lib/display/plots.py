@@ -1,7 +1,7 @@
-"""The report's figures: from a run's tables to matplotlib figures, and the function that shows and saves them.
+"""The theme, colours and helpers of all figures, and the function that shows and saves them.
 
-One visual language: the theme is set on import, universal and other neurons have the same two colours everywhere,
-depth runs along the x axis, dense scatters are rasterised. Functions draw and return; only `gallery` writes files.
+Universal and other neurons have the same two colours everywhere, depth runs along the x axis, dense scatters are
+rasterised. Functions draw and return; only `gallery` writes files.
 """
 
 import re
@@ -23,17 +23,18 @@ from PIL.PngImagePlugin import PngInfo
 
 from lib.display.captions import Caption
 
-# Okabe and Ito's colours, told apart by readers with any colour vision
+# Okabe and Ito's colours, which readers with any colour vision can distinguish
 COLOURS = {"universal": "#D55E00", "other": "#56B4E9"}
 ALPHA = {"universal": 0.9, "other": 0.5}  # of single dots
 CORRELATION, BASELINE, EXCESS, NEUTRAL = "#0072B2", "#E69F00", "#009E73", "#555555"
+ROLE_COLOURS = {"prediction": "#0072B2", "suppression": "#CC79A7", "partition": "#E69F00", "none": "#888888"}
 SEED_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 MARKERS = {"pythia": "s", "small": "o", "medium": "^"}
 WIDE, NARROW, HEIGHT = 9.0, 5.5, 3.6  # inches
-# Colours of a PNG and how they are chosen, the smallest first. Lines and text need few; the scale of a heat map shows steps without many.
+# Palettes of a PNG, the smallest first: lines and text need few colours, the scale of a heat map many.
 PALETTES = ((32, Picture.Quantize.MAXCOVERAGE), (64, Picture.Quantize.MAXCOVERAGE), (128, Picture.Quantize.MEDIANCUT))
 PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.6g} %")
-PLAIN = FuncFormatter(lambda value, _: f"{value:g}")  # instead of powers of ten on a short log axis
+PLAIN = FuncFormatter(lambda value, _: f"{value:g}")  # for a short log axis, instead of powers of ten
 
 sns.set_theme(
     context="notebook",
@@ -51,21 +52,21 @@ sns.set_theme(
     },
 )
 
-SYMBOL = re.compile(r"(?<![$\w])([wWv])_(out|in|U|O|BOS)\b")  # drawn with its index below the line
+SYMBOL = re.compile(r"(?<![$\w])([wWv])_(out|in|U|O|BOS)\b")  # drawn with a subscript
 
 
 def gallery(folder: Path) -> Callable[[Figure, Caption, str], None]:
-    """A function `show(fig, caption, name)` that titles, displays and saves figures under `folder`, and displays the caption.
+    """A function `show(fig, caption, name)` that titles, saves and displays a figure and displays its caption.
 
-    Each figure is saved as `name.png`, `name.svg` and `name.pdf`; the displayed image carries `alt` for screen readers
-    and `name`, which becomes its anchor on the page.
+    It writes `name.png`, `name.svg` and `name.pdf` to `folder`. The displayed image carries the caption's `alt` for
+    screen readers and `name`, which becomes its anchor on the page.
     """
 
     def show(fig: Figure, caption: Caption, name: str) -> None:
         title, text, alt = caption
         for words in fig.findobj(Text):
             words.set_text(_typeset(words.get_text()))
-        for axis in fig.findobj(Axis):  # labels of ticks are written anew whenever they are drawn
+        for axis in fig.findobj(Axis):  # drawing writes the labels of ticks again
             labels = [label.get_text() for label in axis.get_ticklabels()]
             if isinstance(axis.get_major_locator(), FixedLocator) and any(map(SYMBOL.search, labels)):
                 axis.set_ticklabels([_typeset(label) for label in labels])
@@ -84,13 +85,15 @@ def gallery(folder: Path) -> Callable[[Figure, Caption, str], None]:
 
 
 def _typeset(text: str, face: str = "mathit") -> str:
-    """The text with its symbols drawn as such, the index below the line."""
+    """The text with its symbols in TeX: w_out as w with the subscript out."""
     return SYMBOL.sub(rf"$\\{face}{{\1}}_{{\\mathrm{{\2}}}}$", text)
 
 
 def in_few_colours(picture: Picture.Image) -> Picture.Image:
-    """The picture in the first palette in which at most one pixel in a thousand is off by more than 12 of 255 in any channel, or in
-    the last; it makes a PNG, and the pages that hold it, a third as large."""
+    """The picture in the smallest of PALETTES that keeps its colours, which makes a PNG a third as large.
+
+    A palette keeps them if no more than one pixel in a thousand is off by more than 12 of 255 in any channel.
+    """
     whole = picture.convert("RGB")
     for colours, method in PALETTES:
         reduced = whole.quantize(colours, method, dither=Picture.Dither.NONE)
@@ -112,47 +115,40 @@ def _as_png(fig: Figure, alt: str) -> bytes:
 
 
 def canvas(rows: int = 1, columns: int = 1, size: tuple[float, float] = (WIDE, HEIGHT), **options):
-    """(figure, axes) that pyplot does not track, so that a notebook shows it once and frees it."""
+    """(figure, axes) unknown to pyplot, so that a notebook shows the figure once and frees it."""
     fig = Figure(figsize=size, layout="constrained")
     return fig, fig.subplots(rows, columns, **options)
 
 
 def note(axes: Axes, text: str) -> None:
-    """Says inside an otherwise empty panel why it is empty."""
-    axes.text(
-        0.5,
-        0.5,
-        text,
-        transform=axes.transAxes,
-        ha="center",
-        va="center",
-        color=NEUTRAL,
-        bbox={"facecolor": "white", "edgecolor": "none"},
-    )
+    """Says inside an empty panel why it is empty."""
+    box = {"facecolor": "white", "edgecolor": "none"}
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=NEUTRAL, bbox=box)
+
+
+def legend_below(fig: Figure, columns: int = 2, **options) -> None:
+    """One legend for all panels below them, each label once."""
+    panels = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in fig.axes]
+    found = {label: handle for panel in panels for handle, label in panel}
+    if found:
+        fig.legend(found.values(), found, loc="outside lower center", ncols=columns, frameon=False, **options)
+
+
+def legend_right(axes: Axes, **options) -> None:
+    """A legend beside the axes."""
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, **options)
 
 
 def layer_axis(axes: Axes, layers: int) -> None:
-    """Labels an x axis that is depth, with a tick at every layer, or at every second one of a deep model."""
+    """Labels an x axis that is depth, with a tick at every layer, or at every second one beyond 12 layers."""
     axes.set_xlabel("layer")
     axes.set_xticks(range(0, layers, 1 if layers <= 12 else 2))
 
 
-# ---------------------------------------------------------------- chapter 1
-
-
-# ---------------------------------------------------------------- chapter 2
-
-
-# ---------------------------------------------------------------- chapter 3
-
-
 def folded(label: str) -> str:
-    """A label on two lines, broken at the blank nearest to its middle that is outside brackets."""
+    """A label on two lines, broken at the space nearest to its middle, but not inside brackets."""
     blanks = [index for index, letter in enumerate(label) if letter == " " and "(" not in label[:index]]
     if not blanks:
         return label
     middle = min(blanks, key=lambda index: abs(index - len(label) / 2))
     return label[:middle] + "\n" + label[middle + 1 :]
-
-
-ROLE_COLOURS = {"prediction": "#0072B2", "suppression": "#CC79A7", "partition": "#E69F00", "none": "#888888"}
