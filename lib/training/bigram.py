@@ -1,7 +1,5 @@
 """An interpolated bigram model (Jelinek–Mercer), the baseline that a seed's held-out loss is read against."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +23,7 @@ class Bigram:
     weights: np.ndarray  # (buckets, 3): λ₂, λ₁, λ₀
 
     @classmethod
-    def fitted(cls, blocks: np.ndarray, vocab_size: int, fit_share: float = 0.02) -> Bigram:
+    def fitted(cls, blocks: np.ndarray, vocab_size: int, fit_share: float = 0.02) -> "Bigram":
         """Counts on the first blocks, λ by maximum likelihood (EM) on the last `fit_share` of them.
 
         blocks: (blocks, context) token ids, all of the training text.
@@ -44,9 +42,10 @@ class Bigram:
         """p(token | previous token) of every predicted token, shape (blocks, context − 1)."""
         previous, following = token_pairs(blocks)
         parts = self._component_probabilities(previous, following)
-        return (parts * self.weights[self._bucket(previous)]).sum(axis=1).reshape(len(blocks), -1)
+        return (parts * self.weights[self.bucket(previous)]).sum(axis=1).reshape(len(blocks), -1)
 
-    def _bucket(self, previous: np.ndarray) -> np.ndarray:
+    def bucket(self, previous: np.ndarray) -> np.ndarray:
+        """Row of `weights` for each first token."""
         return np.searchsorted(CONTEXT_BUCKETS, self.context_counts[previous], side="right")
 
     def _component_probabilities(self, previous: np.ndarray, following: np.ndarray) -> np.ndarray:
@@ -58,7 +57,7 @@ class Bigram:
 
     def _fitted_weights(self, blocks: np.ndarray, rounds: int = 50) -> np.ndarray:
         previous, following = token_pairs(blocks)
-        parts, bucket = self._component_probabilities(previous, following), self._bucket(previous)
+        parts, bucket = self._component_probabilities(previous, following), self.bucket(previous)
         weights = self.weights.copy()
         for _ in range(rounds):
             share = parts * weights[bucket]

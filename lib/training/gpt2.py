@@ -1,11 +1,8 @@
 """A lean GPT-2 forward pass on the parameters of transformers' GPT2LMHeadModel, for training.
 
-Same function as the library's model (a test compares the logits), with mixed precision laid out by
-hand: matrix products in the compute dtype, residual stream, LayerNorm and loss in fp32.
-The vocabulary's logits are never held at once: `training_loss` goes through them in chunks.
+It computes what the library's model does (a test compares them) in mixed precision: matrix products in the compute
+dtype, residual stream, LayerNorm and loss in fp32. Logits are computed in chunks, never all at once.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Callable
@@ -16,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-CHUNK_ROWS = {"cpu": 512, "cuda": 8192}  # rows of logits held at once; the CPU's stay inside its L3 cache
+CHUNK_ROWS = {"cpu": 512, "cuda": 8192}  # rows of logits at once; the CPU's fit its L3 cache
 
 
 @dataclass(frozen=True)
@@ -52,11 +49,11 @@ def new_model(shape: Shape, seed: int, bos_id: int = 0) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(config).float()
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def training_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q kᵀ/√d_head) v under the causal mask; all (B, n_head, T, d_head).
 
-    On a GPU the fused kernel; on a CPU plain products in two halves of queries (the first half needs
-    no later keys), which with `torch.compile` take half of the fused CPU kernel's time.
+    A GPU runs the fused kernel. A CPU takes the queries in two halves (the first needs no later keys), which with
+    `torch.compile` needs half the fused CPU kernel's time.
     """
     if q.is_cuda:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -71,10 +68,9 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def final_hidden(weights: dict[str, Tensor], tokens: Tensor, n_head: int, dtype: torch.dtype) -> Tensor:
-    """Hidden states after the last LayerNorm, ready for the unembedding.
+    """Hidden states after the last LayerNorm, (B, T, d_model) in `dtype`.
 
-    weights: the model's parameters by their name in `GPT2LMHeadModel`; tokens: (B, T) int64.
-    Returns (B, T, d_model) in `dtype`.
+    weights: parameters by their name in `GPT2LMHeadModel`; tokens: (B, T) int64.
     """
     B, T = tokens.shape
     w = {name.removeprefix("transformer."): value for name, value in weights.items()}
@@ -93,8 +89,7 @@ def final_hidden(weights: dict[str, Tensor], tokens: Tensor, n_head: int, dtype:
         at = f"h.{layer}"
         qkv = project(norm(x, f"{at}.ln_1"), f"{at}.attn.c_attn")  # (B·T, 3·d_model)
         q, k, v = qkv.view(B, T, 3, n_head, d_model // n_head).permute(2, 0, 3, 1, 4)  # 3 × (B, n_head, T, d_head)
-        mixed = causal_attention(q, k, v)
-        mixed = mixed.transpose(1, 2).reshape(B * T, d_model)
+        mixed = training_attention(q, k, v).transpose(1, 2).reshape(B * T, d_model)
         x = x + project(mixed, f"{at}.attn.c_proj")
         pre = project(norm(x, f"{at}.ln_2"), f"{at}.mlp.c_fc")  # (B·T, d_mlp)
         # gelu_new by its fused kernel: the same tanh formula
@@ -144,13 +139,13 @@ class _MeanLoss(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Kernels:
-    """The two functions in which the time goes, plain or compiled."""
+    """The two functions that take the time, plain or compiled."""
 
     final_hidden: Callable = final_hidden
     softmax_residual: Callable = softmax_residual
 
     @classmethod
-    def compiled(cls) -> Kernels:
+    def compiled(cls) -> "Kernels":
         return cls(torch.compile(final_hidden, dynamic=False), torch.compile(softmax_residual, dynamic=False))
 
 
@@ -164,7 +159,7 @@ def training_loss(
 
 
 @torch.no_grad()
-def token_losses(weights: dict[str, Tensor], tokens: Tensor, n_head: int, dtype: torch.dtype) -> Tensor:
+def lean_token_losses(weights: dict[str, Tensor], tokens: Tensor, n_head: int, dtype: torch.dtype) -> Tensor:
     """−log p of every predicted token, fp32. tokens: (B, T); returns (B, T − 1)."""
     hidden = final_hidden(weights, tokens, n_head, dtype)[:, :-1].flatten(0, 1)
     unembed = weights["transformer.wte.weight"].to(dtype)

@@ -1,4 +1,4 @@
-"""The section "Seeds" of data/README.md: the template seed_card.md, filled from the records that ship with the seeds."""
+"""The section "Seeds" of data/README.md: the template seed_card.md, filled from the shipped seeds' records."""
 
 import json
 from pathlib import Path

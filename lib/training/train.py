@@ -1,32 +1,11 @@
-"""Trains the seeds and ships them: `python -m lib.training.train --all --tokens 5000000 --export`.
+"""Trains the seeds and ships them: `python -m lib.training.train --all --tokens 5000000 --export` (docs/training.md).
 
-Worker processes take the idle seed with the fewest tokens for a stage at a time, so that at any moment all
-seeds have seen about equally many. `--export` brings them level, lets each decay on a branch of its own (in stages too),
-and writes the models with their held-out losses. SIGTERM saves and stops; the same command goes on. Where the states are
-gone, `--start data/seeds` goes on from the shipped models.
-
-The recipe, tried on a GPU on seeds a and b, each on 22.7 million tokens of which the last 3.8 million are the decay (held-out loss on
-400 blocks): learning rate 1.5e-3 gave 4.167 and 4.185, 3e-3 gave 3.981 and 3.990, 6e-3 gave 3.924 and 3.905; 3e-3 with weight decay 0.2
-gave 3.975 and 3.997. The middle rate was taken: runs as short as these favour high ones. On a CPU the same recipe takes a gradient in parts.
-
-Batch size and amount of text, tried on two CPU cores on a smaller sibling (4 layers of 512 neurons, d_model 128; seeds a and b on 2.8 million tokens
-each, warm-up of 1.2 million, the last sixth the decay; universality from 102,400 held-out tokens between the two):
-
-    blocks a step, text read           held-out loss    mean excess    neurons above 0.3    largest W_U kurtosis
-    8, of 0.43M tokens 6.5 times       5.147, 5.149     0.162, 0.156   7.5 %, 6.2 %         4.2, 4.4
-    32, of 0.43M tokens 6.5 times      5.266, 5.255     0.111, 0.111   1.2 %, 1.4 %         4.0, 3.9
-    128, of 0.43M tokens 6.5 times     6.126, 6.314     0.048, 0.063   none                 3.6, 3.9
-    32, of 1.7M tokens 1.6 times       5.178, 5.195     0.128, 0.131   1.5 %, 2.5 %         5.2, 4.2
-    32, of all 27M tokens, a tenth     5.179, 5.183     0.126, 0.129   2.0 %, 2.2 %         5.6, 5.4
-
-So short a run gains from many small steps, and from text that is not read too often. How far that carries to the shipped seeds (256 blocks a step,
-3,197 steps, 7.6 times through the text) was not tried.
+Worker processes train one seed each for a stage, then take the idle seed with the fewest tokens, so all seeds stay
+level. `--export` decays each seed on its own branch and writes the models with their held-out losses. SIGTERM saves and
+stops; the same command resumes.
 """
 
-from __future__ import annotations
-
 import argparse
-import fcntl
 import json
 import math
 import os
@@ -37,26 +16,23 @@ from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import IO
 
 import torch
 from transformers import GPT2LMHeadModel
 
 from lib.base.errors import InputError, exit_on_input_error
-from lib.base.files import file_sha256
+from lib.base.files import file_sha256, locked
 from lib.base.machine import device_name
 from lib.text.blocks import Text, read_text
 from lib.training.bigram import Bigram
-from lib.training.gpt2 import token_losses
+from lib.training.gpt2 import lean_token_losses
 from lib.training.seed_card import seeds_section, write_section
 from lib.training.trainer import Decay, Machine, Recipe, SeedRun, shipped_record, shipped_step, stored, stored_step
 
-SEEDS = {name: number for number, name in enumerate("abcde")}  # a seed's number draws its weights and its data order
-STAGE_TOKENS = {"cpu": 2**18, "cuda": 2**26}  # a worker trains a seed on so many before it takes the next
-SHIPPED_MATRICES = (
-    torch.float8_e4m3fn
-)  # 5 MB a seed in git's history, for a few thousandths of a nat (training.json, rounding_cost)
-CHECK_BLOCKS = 16  # held-out blocks on which transformers itself must find the stated loss again
+SEEDS = {name: number for number, name in enumerate("abcde")}  # the number draws a seed's weights and its data order
+STAGE_TOKENS = {"cpu": 2**18, "cuda": 2**26}
+SHIPPED_MATRICES = torch.float8_e4m3fn  # 5 MB a seed, for a few thousandths of a nat (training.json, rounding_cost)
+CHECK_BLOCKS = 16  # held-out blocks on which transformers must reproduce the stated loss
 
 
 @dataclass(frozen=True)
@@ -69,12 +45,12 @@ class Paths:
     tokenizer: Path = Path("data/tokenizer")
     ship: Path = Path("data/seeds")
     readme: Path = Path("data/README.md")
-    start: Path | None = None  # shipped models that seeds without a state begin from
+    start: Path | None = None  # shipped models that seeds without a state start from
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker does next: train `seed` up to `until_step`, on its decay's branch if there is one, or ship it."""
+    """Train `seed` up to `until_step`, on its decay's branch if there is one, and ship it if asked."""
 
     seed: str
     until_step: int
@@ -100,14 +76,14 @@ def losses_by_domain(losses: torch.Tensor, text: Text, blocks: torch.Tensor) -> 
 
 
 def bigram_losses(train: Text, held_out: Text, blocks: torch.Tensor) -> dict:
-    """The interpolated bigram model's held-out losses, counted on the whole training text."""
+    """Held-out losses of the interpolated bigram model, which is counted on the whole training text."""
     model = Bigram.fitted(train.tokens.numpy(), train.vocab_size)
     losses = -torch.from_numpy(model.probabilities(held_out.tokens[blocks].numpy())).log()
     return losses_by_domain(losses, held_out, blocks)
 
 
 def check_loss(folder: Path, held_out: Text, blocks: torch.Tensor) -> float:
-    """Mean loss that transformers finds in fp32 for the shipped model on `blocks`."""
+    """Mean fp32 loss of the shipped model on `blocks`, by transformers itself."""
     model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
     tokens = held_out.tokens[blocks]
     with torch.no_grad():
@@ -116,12 +92,12 @@ def check_loss(folder: Path, held_out: Text, blocks: torch.Tensor) -> float:
 
 
 def decay_folder(folder: Path, decay: Decay) -> Path:
-    """Where the branch of the run in `folder` lies that decays to zero learning rate."""
+    """The folder of the branch of a run that decays to zero learning rate."""
     return folder / f"decay-{decay.start}"
 
 
 def branched(folder: Path, decay: Decay) -> Path:
-    """`decay_folder`, begun with the state of the run in `folder`."""
+    """`decay_folder`, starting with the state of the run in `folder`."""
     branch = decay_folder(folder, decay)
     if stored_step(branch) == 0 and stored_step(folder) > 0:
         branch.mkdir(parents=True, exist_ok=True)
@@ -131,25 +107,20 @@ def branched(folder: Path, decay: Decay) -> Path:
 
 
 def ship(branch: SeedRun, name: str, paths: Paths, held_out: Text, n_blocks: int, baseline: dict) -> dict:
-    """Writes the model at the end of its decay to `paths.ship`/name with its record."""
+    """Writes the model at the end of its decay to paths.ship/name; its record."""
     folder = paths.ship / name
     folder.parent.mkdir(parents=True, exist_ok=True)
     branch.save_model(folder, SHIPPED_MATRICES)
-    for file in paths.tokenizer.glob("*.json"):  # without the blanks that make a large file of it
-        (folder / file.name).write_text(
-            json.dumps(json.loads(file.read_text()), ensure_ascii=False, separators=(",", ":")) + "\n"
-        )
-
+    for file in paths.tokenizer.glob("*.json"):  # compact: blanks would double the file
+        compact = json.dumps(json.loads(file.read_text()), ensure_ascii=False, separators=(",", ":"))
+        (folder / file.name).write_text(compact + "\n")
     blocks = evenly_spaced(len(held_out.tokens), n_blocks)
     weights = {key: stored(w, SHIPPED_MATRICES).float() for key, w in branch.weights.items()}
 
     def on_held_out(weights: dict[str, torch.Tensor], blocks: torch.Tensor) -> torch.Tensor:
-        return torch.cat(
-            [
-                token_losses(weights, part.to(branch.machine.device), branch.recipe.shape.n_head, torch.float32).cpu()
-                for part in held_out.tokens[blocks].split(16)
-            ]
-        )
+        parts = (part.to(branch.machine.device) for part in held_out.tokens[blocks].split(16))
+        heads = branch.recipe.shape.n_head
+        return torch.cat([lean_token_losses(weights, part, heads, torch.float32).cpu() for part in parts])
 
     losses = on_held_out(weights, blocks)
     check_blocks = evenly_spaced(len(held_out.tokens), CHECK_BLOCKS)
@@ -198,35 +169,37 @@ def catch_signals() -> None:
 
 
 def work(connection: Connection, paths: Paths, recipe: Recipe, machine: Machine, held_out_blocks: int) -> None:
-    """A worker process: does the tasks that arrive, answers each with its log's last line or its record."""
+    """A worker process: does the tasks that arrive, answers each with its log's last line, or its record."""
     catch_signals()
     parent = os.getppid()
     kernels = machine.prepare()
     train, held_out = read_text(paths.train_text), read_text(paths.held_out_text)
     tokens = train.tokens.to(machine.device)
+
+    def should_stop() -> bool:
+        return stopping() or os.getppid() != parent  # the main process was killed
+
     while True:
         while not connection.poll(0.5):
-            if stopping() or os.getppid() != parent:
+            if should_stop():
                 return
         try:
             task: Task = connection.recv()
-        except EOFError:  # the main process was killed
+        except EOFError:
             return
         start = paths.start / task.seed if paths.start else None
         folder = branched(paths.out / task.seed, task.decay) if task.decay else paths.out / task.seed
         run = SeedRun(folder, SEEDS[task.seed], tokens, recipe, machine, kernels, task.decay, start)
-        run.train(task.until_step, lambda: stopping() or os.getppid() != parent)
-        if task.ship and not stopping():
-            answer = ship(run, task.seed, paths, held_out, held_out_blocks, task.baseline)
-        else:
-            answer = run.last_line()
-        if stopping() or os.getppid() != parent:
+        run.train(task.until_step, should_stop)
+        ready = task.ship and not stopping()
+        answer = ship(run, task.seed, paths, held_out, held_out_blocks, task.baseline) if ready else run.last_line()
+        if should_stop():
             return
         connection.send((task.seed, run.step, answer))
 
 
 class Workers:
-    """A pool of worker processes, one task each at a time; a worker that dies ends the run."""
+    """Worker processes with one task each at a time; a worker that dies ends the run."""
 
     def __init__(self, count: int, *arguments: object):
         context = get_context("spawn")
@@ -239,13 +212,13 @@ class Workers:
             self.idle.append(ours)
 
     def give(self, task: Task) -> None:
-        """Hands a task to an idle worker; there must be one."""
+        """Gives a task to an idle worker; there must be one."""
         connection = self.idle.pop(0)
         connection.send(task)
         self.busy[connection] = task.seed
 
     def answers(self, timeout: float | None = 1.0) -> list[tuple[str, int, dict]]:
-        """What finished tasks say; raises InputError when a worker has died."""
+        """Answers of finished tasks; InputError when a worker has died."""
         found = []
         for connection in wait(list(self.busy), timeout):
             try:
@@ -253,10 +226,8 @@ class Workers:
             except EOFError:
                 if stopping():
                     return found
-                raise InputError(
-                    f"The worker that trained seed {self.busy[connection]} ended before its time; "
-                    "its own message stands above."
-                ) from None
+                seed = self.busy[connection]
+                raise InputError(f"The worker that trained seed {seed} died; its own message is above.") from None
             del self.busy[connection]
             self.idle.append(connection)
         return found
@@ -273,7 +244,10 @@ class Workers:
 def round_robin(
     workers: Workers, steps: dict[str, int], until_step: int, step_tokens: int, stage: int, decay: Decay | None = None
 ) -> None:
-    """Trains every seed, or its decay, to `until_step`, `stage` steps of the idle seed with the fewest at a time. Updates `steps`."""
+    """Trains every seed, or its decay, to `until_step`: `stage` steps of the idle seed with the fewest steps at a time.
+
+    Updates `steps`, the steps done by seed.
+    """
     while not stopping() and (workers.busy or min(steps.values()) < until_step):
         waiting = [s for s in steps if s not in workers.busy.values() and steps[s] < until_step]
         for seed in sorted(waiting, key=lambda s: (steps[s], s))[: len(workers.idle)]:
@@ -296,23 +270,18 @@ def ship_all(workers: Workers, names: list[str], decay: Decay, baseline: dict) -
             workers.give(Task(seed, decay.start + decay.steps, decay, ship=True, baseline=baseline))
         for seed, _, record in workers.answers():
             if record:
-                print(
-                    f"seed {seed} shipped: {record['tokens'] / 1e6:.2f}M tokens, held-out loss "
-                    f"{record['held_out']['loss']}, bigram {baseline['loss']}",
-                    flush=True,
-                )
+                tokens, loss = record["tokens"] / 1e6, record["held_out"]["loss"]
+                text = f"{tokens:.2f}M tokens, held-out loss {loss}, bigram {baseline['loss']}"
+                print(f"seed {seed} shipped: {text}", flush=True)
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
-    """The command line; ends the process with a sentence for one that is not allowed."""
+    """The command line; exits with a message for a wrong one."""
     parser = argparse.ArgumentParser(prog="python -m lib.training.train", description=__doc__.splitlines()[0])
     parser.add_argument("--all", action="store_true", help="train all five seeds")
     parser.add_argument("--seed", nargs="+", choices=SEEDS, default=[], help="train these seeds")
-    parser.add_argument(
-        "--tokens",
-        type=int,
-        help="tokens of the constant phase, each seed (left out with --export: as many as the furthest seed has)",
-    )
+    tokens = "tokens of the constant phase, each seed (default with --export: as many as the furthest seed has)"
+    parser.add_argument("--tokens", type=int, help=tokens)
     parser.add_argument("--export", action="store_true", help="then decay and write the models to --ship")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
@@ -329,21 +298,34 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def locked(folder: Path) -> IO[str]:
-    """Opens folder/pid, locks it and writes this process's id there; InputError if another process trains there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = open(folder / "pid", "a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
+def checked_texts(paths: Paths, recipe: Recipe) -> tuple[Text, Text]:
+    """Training and held-out text; InputError if they do not fit the seeds or each other."""
+    texts, shape = (read_text(paths.train_text), read_text(paths.held_out_text)), recipe.shape
+    for text in texts:
+        if (text.vocab_size, text.context) != (shape.vocab_size, shape.context):
+            raise InputError(
+                f"The seeds need {shape.vocab_size} token ids and blocks of {shape.context} tokens; a text has "
+                f"{text.vocab_size} and {text.context}."
+            )
+    if texts[0].tokenizer_sha256 != texts[1].tokenizer_sha256:
+        raise InputError(f"{paths.train_text} and {paths.held_out_text} were made with different tokenisers.")
+    return texts
+
+
+def last_constant_step(options: argparse.Namespace, furthest: int, step_tokens: int) -> int:
+    """The step that the constant phase ends with; InputError if the options or the `furthest` seed do not allow it."""
+    if options.tokens is None and not (options.export and furthest):
         raise InputError(
-            f"Process {file.read().strip()} is training in {folder}: stop it first, or give another --out folder."
-        ) from None
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    return file
+            "Give --tokens, the tokens of the constant phase for each seed; only --export of trained seeds can do "
+            "without it."
+        )
+    until_step = furthest if options.tokens is None else math.ceil(options.tokens / step_tokens)
+    if options.export and furthest > until_step:
+        raise InputError(
+            f"A seed is already trained to step {furthest:,} ({furthest * step_tokens:,} tokens), so it cannot be "
+            f"shipped as of step {until_step:,}; give at least as many --tokens, none, or another --out."
+        )
+    return until_step
 
 
 @exit_on_input_error
@@ -352,46 +334,29 @@ def main(arguments: list[str]) -> int:
     options = parsed(arguments)
     catch_signals()
     paths = Paths(**{name: getattr(options, name) for name in asdict(Paths())})
+    busy = f"Process {{pid}} is training in {paths.out}: stop it first, or give another --out folder."
+    with locked(paths.out, busy):
+        return train_and_ship(options, paths, list(SEEDS) if options.all else options.seed)
+
+
+def train_and_ship(options: argparse.Namespace, paths: Paths, names: list[str]) -> int:
+    """Trains these seeds and ships them if asked; 0 or, when it was asked to stop, 143."""
     recipe = Recipe(batch=options.batch)
-    names = list(SEEDS) if options.all else options.seed
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     machine = Machine.chosen(options.device, options.precision)
     count = options.workers or (1 if machine.device == "cuda" else min(len(names), cores))
-    machine = replace(
-        machine, compiled=machine.compiled and not options.eager, threads=options.threads or max(1, cores // count)
-    )
+    threads = options.threads or max(1, cores // count)
+    machine = replace(machine, compiled=machine.compiled and not options.eager, threads=threads)
     stage = max(1, STAGE_TOKENS[machine.device] // recipe.step_tokens)
-
-    lock = locked(paths.out)  # kept open, and so held, until the process ends
     steps = {
         name: stored_step(paths.out / name) or (shipped_step(shipped_record(paths.start / name)) if paths.start else 0)
         for name in names
     }
-    furthest = max(steps.values())
-    if options.tokens is None and not (options.export and furthest):
-        raise InputError(
-            "Give --tokens, how many each seed shall read in the constant phase; it can be left out only with "
-            "--export where some were trained already."
-        )
-    until_step = furthest if options.tokens is None else math.ceil(options.tokens / recipe.step_tokens)
-    if options.export and furthest > until_step:
-        raise InputError(
-            f"A seed has been trained to step {furthest:,} ({furthest * recipe.step_tokens:,} tokens) already, so that it cannot be shipped as of step "
-            f"{until_step:,}; give at least as many --tokens, none, or another --out."
-        )
-    train, held_out = read_text(paths.train_text), read_text(paths.held_out_text)
-    for text in (train, held_out):
-        if (text.vocab_size, text.context) != (recipe.shape.vocab_size, recipe.shape.context):
-            raise InputError(
-                f"The seeds need {recipe.shape.vocab_size} token ids and blocks of {recipe.shape.context} "
-                f"tokens; a text has {text.vocab_size} and {text.context}."
-            )
-    if train.tokenizer_sha256 != held_out.tokenizer_sha256:
-        raise InputError(f"{paths.train_text} and {paths.held_out_text} were made with different tokenisers.")
-
+    until_step = last_constant_step(options, max(steps.values()), recipe.step_tokens)
+    train, held_out = checked_texts(paths, recipe)
     print(
         f"seeds {' '.join(names)} to step {until_step} on {len(train.tokens)} blocks: {count} processes × "
-        f"{machine.threads} threads, {machine.device}, {machine.dtype}, pid {os.getpid()} in {lock.name}",
+        f"{machine.threads} threads, {machine.device}, {machine.dtype}, pid {os.getpid()} in {paths.out / 'lock'}",
         flush=True,
     )
     workers = Workers(count, paths, recipe, machine, options.held_out_blocks)
@@ -401,15 +366,15 @@ def main(arguments: list[str]) -> int:
             decay = Decay(until_step, max(1, round(until_step * recipe.decay_share)))
             decayed = {name: stored_step(decay_folder(paths.out / name, decay)) or until_step for name in names}
             round_robin(workers, decayed, until_step + decay.steps, recipe.step_tokens, stage, decay)
-            if not stopping():
-                blocks = evenly_spaced(len(held_out.tokens), options.held_out_blocks)
-                ship_all(workers, names, decay, bigram_losses(train, held_out, blocks))
-            if not stopping():
-                write_section(paths.readme, seeds_section(paths.ship))
+        if options.export and not stopping():
+            blocks = evenly_spaced(len(held_out.tokens), options.held_out_blocks)
+            ship_all(workers, names, decay, bigram_losses(train, held_out, blocks))
+        if options.export and not stopping():
+            write_section(paths.readme, seeds_section(paths.ship))
     finally:
         workers.close()
     if stopping():
-        print("stopped; every seed's state is saved, the same command goes on from there", flush=True)
+        print("stopped; every seed's state is saved, the same command resumes", flush=True)
         return 143
     return 0
 

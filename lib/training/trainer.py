@@ -1,10 +1,8 @@
 """Training one seed: the recipe, its schedule, the order of the data, and a run that survives a kill.
 
-The schedule is warm-up, then constant; a decay branches off in a folder of its own, so that the constant
-phase can go on later. A run's state and its step say all that is needed to go on exactly.
+The learning rate warms up, then stays constant; a decay branches off in another folder, so that the constant phase can
+continue later. A run's state and step are all that it needs to resume exactly.
 """
-
-from __future__ import annotations
 
 import copy
 import json
@@ -18,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -27,17 +26,14 @@ from transformers.utils import logging as transformers_logging
 from lib.base.errors import InputError
 from lib.training.gpt2 import Kernels, Shape, new_model, training_loss
 
-SAVE_SECONDS = 180  # at most this much work is lost by a kill
+SAVE_SECONDS = 180  # the most work that a kill can lose
 LOG_STEPS = 16
-PART_BLOCKS = {
-    "cpu": 8,
-    "cuda": 256,
-}  # blocks whose gradient is taken at a time: a step's activations need not all be in memory
+MICROBATCH_BLOCKS = {"cpu": 8, "cuda": 256}  # blocks whose gradient is taken at a time, to limit memory
 
 
 @dataclass(frozen=True)
 class Phase:
-    """What holds from step `step` on, until the next phase begins."""
+    """Learning rate and beta2 from step `step` on, until the next phase."""
 
     step: int
     peak_lr: float
@@ -46,7 +42,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that the seeds share. A run that goes on later must keep what it has been trained with so far."""
+    """All that the seeds share. A resumed run must keep the recipe of the steps that it has done."""
 
     batch: int = 256  # blocks a step
     phases: tuple[Phase, ...] = (Phase(0, 3e-3, 0.95),)
@@ -67,31 +63,30 @@ class Recipe:
         return max((phase for phase in self.phases if phase.step <= step), key=lambda phase: phase.step)
 
     def record(self) -> dict:
-        """As it is written to JSON and read back."""
+        """The recipe as read back from JSON."""
         return json.loads(json.dumps(asdict(self)))
 
 
-def begun(recipe: dict, step: int) -> dict:
-    """A recipe's record with only the phases that `step` completed steps have been trained in."""
+def until(recipe: dict, step: int) -> dict:
+    """A recipe's record without the phases that begin after `step` completed steps."""
     return recipe | {"phases": [phase for phase in recipe["phases"] if phase["step"] < max(step, 1)]}
 
 
 @dataclass(frozen=True)
 class Decay:
-    """Linear decay to zero: `steps` steps that follow `start` steps of the constant phase."""
+    """Linear decay to zero over `steps` steps, after `start` steps of the constant phase."""
 
     start: int
     steps: int
 
 
 def learning_rate(recipe: Recipe, step: int, decay: Decay | None = None, begun: int = 0) -> float:
-    """The rate of the step after `step` completed ones: linear warm-up from step `begun` on, constant by phases, then `decay`.
+    """The rate after `step` completed steps: linear warm-up from step `begun`, constant by phases, then `decay`.
 
     The decay starts from the rate of the phase that it branches off.
     """
-    rate = recipe.phase(step if decay is None else min(step, decay.start)).peak_lr * min(
-        1.0, (step - begun + 1) / recipe.warmup_steps
-    )
+    phase = recipe.phase(min(step, decay.start) if decay else step)
+    rate = phase.peak_lr * min(1.0, (step - begun + 1) / recipe.warmup_steps)
     if decay is not None and step >= decay.start:
         rate *= 1 - (step - decay.start) / decay.steps
     return rate
@@ -104,7 +99,7 @@ def block_order(n_blocks: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def step_blocks(n_blocks: int, seed: int, step: int, batch: int) -> np.ndarray:
-    """Indices of the blocks that step `step` (0, 1, …) reads; needs nothing but the step, so resuming is exact."""
+    """Indices of the blocks that step `step` (0, 1, …) reads; they depend on the step only, so resuming is exact."""
     position = np.arange(step * batch, (step + 1) * batch)
     epoch = position // n_blocks
     orders = {e: block_order(n_blocks, seed, e) for e in np.unique(epoch).tolist()}
@@ -112,7 +107,7 @@ def step_blocks(n_blocks: int, seed: int, step: int, batch: int) -> np.ndarray:
 
 
 def is_checkpoint(step: int) -> bool:
-    """Whether the model after `step` steps is kept: at powers of two, and from 1,024 on also at 1.5 times these."""
+    """Whether to keep the model after `step` steps: at powers of two, and from 1,024 on also at 1.5 times these."""
     return step.bit_count() == 1 or (step > 1024 and step.bit_count() == 2 and bool(step & step >> 1))
 
 
@@ -126,7 +121,7 @@ class Machine:
     threads: int
 
     @classmethod
-    def chosen(cls, device: str = "auto", precision: str = "auto", threads: int = 1) -> Machine:
+    def chosen(cls, device: str = "auto", precision: str = "auto", threads: int = 1) -> "Machine":
         """Resolves `auto`: a GPU where there is one, bf16 where the hardware multiplies it, compiled where it can."""
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -139,7 +134,7 @@ class Machine:
         return cls(device, torch.bfloat16 if bf16 else torch.float32, compiled, threads)
 
     def prepare(self) -> Kernels:
-        """Sets torch's threads and precision for this whole process; the kernels that training takes."""
+        """Sets torch's threads and precision for this process; the kernels for training."""
         transformers_logging.disable_progress_bar()
         transformers_logging.set_verbosity_error()
         torch.set_num_threads(self.threads)
@@ -149,15 +144,15 @@ class Machine:
 
 
 def stored(weights: Tensor, matrices: torch.dtype = torch.bfloat16) -> Tensor:
-    """A parameter as a model file holds it: matrices and embeddings in dtype `matrices`, biases and LayerNorm in bf16."""
+    """A parameter as in a model file: matrices and embeddings in dtype `matrices`, biases and LayerNorm in bf16."""
     return weights.detach().to(matrices if weights.dim() > 1 else torch.bfloat16)
 
 
 class SeedRun:
     """One seed's training: its weights, optimiser and step, kept in `folder`.
 
-    state.safetensors  fp32 weights, both Adam moments, step
-                       (and `begun`, the step of the shipped weights that it began with: 0 if with random ones)
+    state.safetensors  fp32 weights, both Adam moments, step, and `begun`, the step of the shipped weights that it
+                       started from (0 for random weights)
     log.jsonl          a line per LOG_STEPS steps
     checkpoint-<step>/ bf16 model at 1, 2, 4, … and from 1,024 on also at 1.5 times these steps
     """
@@ -166,19 +161,14 @@ class SeedRun:
         self,
         folder: Path,
         seed: int,
-        tokens: Tensor,
+        tokens: Int[Tensor, "blocks context"],
         recipe: Recipe,
         machine: Machine,
         kernels: Kernels,
         decay: Decay | None = None,
         start: Path | None = None,
     ):
-        self.folder, self.seed, self.tokens, self.recipe = (
-            folder,
-            seed,
-            tokens,
-            recipe,
-        )  # tokens: (blocks, context), on any device
+        self.folder, self.seed, self.tokens, self.recipe = folder, seed, tokens, recipe
         self.machine, self.kernels, self.decay = machine, kernels, decay
         self.step, self.begun = 0, 0
         self.model = new_model(recipe.shape, seed).to(machine.device)
@@ -194,16 +184,16 @@ class SeedRun:
         if self.state_path.exists():
             self.load()
         elif start is not None:
-            self._begin_from(start)
+            self._start_from(start)
         self._cut_log()
 
     @property
     def state_path(self) -> Path:
-        """Where the run's state lies once it was saved."""
+        """The file of the run's state."""
         return self.folder / "state.safetensors"
 
     def train(self, until_step: int, stop: Callable[[], bool] = lambda: False) -> None:
-        """Trains up to `until_step` steps in total, saving on the way and at the end, or until `stop()`."""
+        """Trains up to `until_step` steps in total, or until `stop()`; saves now and then and at the end."""
         saved = logged = time.monotonic()
         losses: list[Tensor] = []
         while self.step < until_step and not stop():
@@ -225,7 +215,7 @@ class SeedRun:
         blocks = torch.from_numpy(step_blocks(len(self.tokens), self.seed, self.step, self.recipe.batch))
         batch = self.tokens[blocks.to(self.tokens.device)].to(self.machine.device, torch.int64)
         total = torch.zeros((), device=self.machine.device)
-        for part in batch.split(PART_BLOCKS[self.machine.device]):
+        for part in batch.split(MICROBATCH_BLOCKS[self.machine.device]):
             loss = training_loss(self.weights, part, self.recipe.shape.n_head, self.machine.dtype, self.kernels)
             (loss * (len(part) / len(batch))).backward()
             total += loss.detach() * (len(part) / len(batch))
@@ -239,7 +229,7 @@ class SeedRun:
         return total
 
     def save(self) -> None:
-        """Writes the state beside the old one and swaps them: a kill leaves one whole state."""
+        """Writes the state beside the old one, then swaps them: a kill leaves a complete state."""
         tensors = {f"weights/{name}": w.detach() for name, w in self.weights.items()}
         for name, w in self.weights.items():
             moments = self.optimizer.state.get(w)
@@ -247,15 +237,13 @@ class SeedRun:
                 tensors[f"moment1/{name}"], tensors[f"moment2/{name}"] = moments["exp_avg"], moments["exp_avg_sq"]
         self.folder.mkdir(parents=True, exist_ok=True)
         fresh = self.state_path.with_suffix(f".{os.getpid()}.tmp")
-        save_file(
-            {name: t.cpu().contiguous() for name, t in tensors.items()},
-            fresh,
-            {"step": str(self.step), "begun": str(self.begun), "recipe": json.dumps(self.recipe.record())},
-        )
+        on_host = {name: t.cpu().contiguous() for name, t in tensors.items()}
+        metadata = {"step": str(self.step), "begun": str(self.begun), "recipe": json.dumps(self.recipe.record())}
+        save_file(on_host, fresh, metadata)
         os.replace(fresh, self.state_path)
 
     def load(self) -> None:
-        """Goes on from the saved state; InputError where another recipe trained it."""
+        """Resumes the saved state; InputError if another recipe trained it."""
         with safe_open(self.state_path, "pt") as file:
             meta = file.metadata()
         self.step, self.begun = int(meta["step"]), int(meta.get("begun", 0))
@@ -270,8 +258,8 @@ class SeedRun:
                     "exp_avg_sq": tensors[f"moment2/{name}"],
                 }
 
-    def _begin_from(self, folder: Path) -> None:
-        """Goes on from a shipped model where its decay ended: without moments, and the rate warms up once more."""
+    def _start_from(self, folder: Path) -> None:
+        """Continues a shipped model after its decay: without moments, with a new warm-up."""
         record = shipped_record(folder)
         self.step = self.begun = shipped_step(record)
         self._refuse_other_recipe(folder, record["recipe"])
@@ -279,7 +267,7 @@ class SeedRun:
         self.model.load_state_dict(model.state_dict())
 
     def _refuse_other_recipe(self, where: Path, recipe: dict) -> None:
-        stored, own = (begun(record, self.step) for record in (recipe, self.recipe.record()))
+        stored, own = (until(record, self.step) for record in (recipe, self.recipe.record()))
         if stored != own:
             changed = [key for key, value in own.items() if stored.get(key) != value]
             raise InputError(
@@ -288,12 +276,10 @@ class SeedRun:
             )
 
     def save_model(self, folder: Path, matrices: torch.dtype = torch.bfloat16) -> None:
-        """The model in Hugging Face format, weights as `stored`; an existing folder is replaced."""
+        """Writes the model in Hugging Face format, weights as `stored`, in place of an existing folder."""
         config = copy.deepcopy(self.model.config)
-        config.dtype, config.architectures = (
-            torch.bfloat16,
-            [type(self.model).__name__],
-        )  # what transformers computes in by default, and with
+        config.dtype = torch.bfloat16  # in which transformers computes by default
+        config.architectures = [type(self.model).__name__]
         fresh = folder.with_name(folder.name + ".tmp")
         config.save_pretrained(fresh)
         weights = {name: stored(w, matrices).cpu().contiguous() for name, w in self.weights.items()}
@@ -303,7 +289,7 @@ class SeedRun:
         fresh.rename(folder)
 
     def _log(self, losses: list[Tensor], seconds: float) -> None:
-        """Adds a line on the last len(losses) steps, which took `seconds`."""
+        """Logs a line on the last len(losses) steps, which took `seconds`."""
         line = {
             "step": self.step,
             "tokens": self.step * self.recipe.step_tokens,
@@ -316,13 +302,13 @@ class SeedRun:
             file.write(json.dumps(line) + "\n")
 
     def last_line(self) -> dict:
-        """The log's last line; empty before the first."""
+        """The log's last line; {} before the first."""
         path = self.folder / "log.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         return json.loads(lines[-1]) if lines else {}
 
     def _cut_log(self) -> None:
-        """Drops the lines of steps that a kill undid: they are trained and logged again."""
+        """Drops the lines of steps that a kill undid; they will be trained and logged again."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "log.jsonl"
         if path.exists():
@@ -334,15 +320,15 @@ class SeedRun:
 
 
 def shipped_record(folder: Path) -> dict:
-    """What a shipped model's training.json tells of its training; InputError if there is none."""
+    """A shipped model's training.json; InputError if there is none."""
     path = folder / "training.json"
     if not path.exists():
-        raise InputError(f"{folder} has no training.json, so no training can begin from it.")
+        raise InputError(f"{folder} has no training.json, so training cannot start from it.")
     return json.loads(path.read_text())
 
 
 def shipped_step(record: dict) -> int:
-    """Steps that a shipped model was trained for."""
+    """Training steps of a shipped model."""
     return record["constant_steps"] + record["decay_steps"]
 
 

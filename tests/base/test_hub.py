@@ -1,4 +1,4 @@
-"""Seeds from the Hub: every fault is recovered or told in one sentence, and nothing half-written is ever used."""
+"""Seeds from the Hub: every fault is recovered or explained in one sentence, and no partial file is ever used."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def assert_fetched(folder: Path) -> None:
         assert file_sha256(fetched / path.name) == file_sha256(path)
 
 
-def test_a_seed_is_downloaded_once_and_then_taken_from_the_cache_without_a_request(served, folder):
+def test_a_seed_is_downloaded_once_and_then_read_from_the_cache(served, folder):
     assert snapshot(MODEL, REVISION) is None
     assert_fetched(folder)
     assert any(path.endswith("model.safetensors") and status == 302 for _, path, status in served.requests)
@@ -82,7 +82,7 @@ def test_only_what_a_seed_needs_is_downloaded(hub, folder):
 
 
 @pytest.mark.parametrize("fault", ["drop", "slow", "corrupt", "429", "500"])
-def test_a_fault_that_passes_is_recovered(served, folder, fault, monkeypatch):
+def test_a_temporary_fault_is_recovered(served, folder, fault, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 2**16)  # far less than the weights
     served.fail(fault, "/storage/")
     assert_fetched(folder)
@@ -97,7 +97,7 @@ def test_a_busy_hub_is_asked_again(served, folder, fault, part):
     assert_fetched(folder)
 
 
-STAYS = {
+PERMANENT = {
     "token": ("401", "/api/", "hf auth login"),
     "permission": ("403", "/api/", "forbids access"),
     "file gone": ("404", "model.safetensors", "answers 404"),
@@ -107,8 +107,8 @@ STAYS = {
 }
 
 
-@pytest.mark.parametrize("fault, part, words", STAYS.values(), ids=STAYS.keys())
-def test_a_fault_that_stays_is_one_sentence_and_later_the_model_comes(served, folder, fault, part, words):
+@pytest.mark.parametrize("fault, part, words", PERMANENT.values(), ids=PERMANENT.keys())
+def test_a_permanent_fault_is_one_sentence_and_a_later_attempt_works(served, folder, fault, part, words):
     served.fail(fault, part, times=1000)
     text = refused(MODEL, REVISION)
     assert words in text and MODEL in text
@@ -116,7 +116,7 @@ def test_a_fault_that_stays_is_one_sentence_and_later_the_model_comes(served, fo
     assert_fetched(folder)
 
 
-def test_what_the_hub_does_not_have(served, folder, tmp_path):
+def test_what_the_hub_does_not_have_is_one_sentence(served, folder, tmp_path):
     assert "neither a folder 'owner/none' nor a model" in refused("owner/none", None)
     assert "no revision 'step1'" in refused(MODEL, "step1")
     assert "name that the Hub allows" in refused("owner/-none-", None)
@@ -148,7 +148,7 @@ def test_without_network_or_offline_only_the_cache_is_used(served, folder, monke
     assert fetch("a", MODEL, REVISION) == fetched
 
 
-def test_a_download_killed_midway_is_not_used_and_goes_on(served, folder, tmp_path):
+def test_a_killed_download_is_not_used_and_resumes(served, folder, tmp_path):
     served.fail("slow", "/storage/")
     code = f"from lib.base.hub import fetch; fetch('a', {MODEL!r}, {REVISION!r})"
     environment = os.environ | {
@@ -172,7 +172,7 @@ def test_a_file_damaged_in_the_cache_is_downloaded_again(served, folder):
     assert_fetched(folder)
 
 
-def test_a_plan_needs_the_config_only(served):
+def test_a_plan_downloads_the_config_only(served):
     shape = shape_of(str(fetch_config("a", MODEL, REVISION)))
     assert (shape.layers, shape.neurons) == (2, 48)
     assert not any("storage" in path for _, path, _ in served.requests) and snapshot(MODEL, REVISION) is None
@@ -182,7 +182,7 @@ def test_a_plan_needs_the_config_only(served):
         fetch_config("a", "owner/none")
 
 
-def test_weights_in_shards_and_in_one_file():
+def test_weight_files_in_shards_and_in_one_file():
     shards = {f"model-0000{i}-of-00002.safetensors" for i in (1, 2)}
     index = {"model.safetensors.index.json"}
     assert weight_names(shards | index) == sorted(shards)

@@ -131,7 +131,7 @@ def test_unreadable_file_is_one_sentence(tmp_path, content, expected):
     assert is_sentence(str(error.value)) and expected in str(error.value)
 
 
-def test_file_that_is_not_there_or_not_text(tmp_path):
+def test_missing_or_binary_file_is_one_sentence(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     for path in (tmp_path / "none.yaml", tmp_path, tmp_path / "binary.yaml"):
         with pytest.raises(InputError, match=re.escape(str(path))) as error:
@@ -150,7 +150,7 @@ def test_written_parameters_read_back_and_are_left_alone_when_the_same(write, tm
     assert copy.stat().st_mtime > 1 and read_params(copy).threshold == 0.4
 
 
-def test_what_a_text_is(write, tmp_path):
+def test_text_is_a_token_file_or_a_source_of_documents(write, tmp_path):
     assert read_params(write()).text_source is None
     files = read_params(write(text="corpus/*.txt"))
     assert (
@@ -165,7 +165,7 @@ def test_what_a_text_is(write, tmp_path):
     assert again == pile and json.loads(json.dumps(again.statistics_key)) == pile.statistics_key
 
 
-def test_paths_start_at_the_root_and_hub_ids_are_told_from_folders(write, tmp_path, monkeypatch):
+def test_paths_start_at_the_root_and_hub_ids_differ_from_folders(write, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     params = read_params(write())
     assert params.text_path == ROOT / "data/tokens.safetensors"
@@ -183,7 +183,7 @@ def test_a_revision_for_all_seeds_or_for_each(write):
     assert read_params(write(**checkpoints)).revision_of("b") == "step2"  # two checkpoints are two models
 
 
-def test_statistics_key_holds_what_the_pass_depends_on_and_nothing_else(write):
+def test_statistics_key_holds_exactly_what_the_pass_depends_on(write):
     params = read_params(write())
     free = {"run": "x", "reference": "b", "threshold": 0.1, "rotations": 9, "device": "cpu", "memory_gb": 2.5}
     bound = {
@@ -202,7 +202,7 @@ def test_statistics_key_holds_what_the_pass_depends_on_and_nothing_else(write):
         assert params.model_copy(update={key: value}).statistics_key != params.statistics_key
 
 
-def test_statistics_of_other_parameters_are_refused_key_by_key(write, tmp_path, monkeypatch):
+def test_statistics_of_other_parameters_are_refused_naming_each_key(write, tmp_path, monkeypatch):
     monkeypatch.setattr(parameters, "OUTPUTS", tmp_path)
     params = read_params(write())
     refuse_other_statistics(params, None)  # nothing there yet

@@ -77,7 +77,7 @@ def sentence(function, *arguments) -> str:
 # ---------------------------------------------------------------- the tokeniser
 
 
-def test_what_a_byte_level_token_stands_for(shipped):
+def test_pieces_are_the_bytes_of_byte_level_tokens(shipped):
     text = "The  naïve\n\n\tif x==y: Größe 東京 🙂\r\n"
     ids = shipped.tokenizer.encode(text, add_special_tokens=False).ids
     assert b"".join(shipped.pieces[token] for token in ids) == text.encode()
@@ -88,7 +88,7 @@ def test_what_a_byte_level_token_stands_for(shipped):
     assert inside.sum() >= 64 and not (inside & begins).any()  # continuation bytes of UTF-8
 
 
-def test_a_tokeniser_that_is_no_byte_level_bpe_is_refused_before_the_text_is_read():
+def test_a_tokeniser_that_is_not_byte_level_bpe_is_refused():
     tokens = ["<s>", "<0xE6>", "▁the", "re"]
     tokenizer = Tokenizer(models.BPE({token: place for place, token in enumerate(tokens)}, []))
     assert "not a byte-level BPE (its token 2 is '▁the')" in sentence(
@@ -96,11 +96,11 @@ def test_a_tokeniser_that_is_no_byte_level_bpe_is_refused_before_the_text_is_rea
     )
 
 
-def test_a_special_token_spelt_out_in_a_document_is_only_text(shipped):
+def test_a_special_token_spelt_out_in_a_document_is_plain_text(shipped):
     assert shipped.bos_id not in shipped.tokenizer.encode("a<|endoftext|>b", add_special_tokens=False).ids
 
 
-def test_why_two_tokenisers_differ():
+def test_the_first_difference_of_two_tokenisers_is_named():
     ours = AutoTokenizer.from_pretrained(SHIPPED / "a")
     described = json.loads(ours.backend_tokenizer.to_str())
 
@@ -208,7 +208,7 @@ def test_half_a_surrogate_pair_is_replaced(tmp_path):
     assert [part.text for part in texts_of(tmp_path / "text.jsonl")] == ["cut \ufffd", "whole \U0001f600"]
 
 
-def test_folders_take_turns_and_name_the_domain(tmp_path):
+def test_folders_alternate_and_name_the_domain(tmp_path):
     for folder, number in (("law", 3), ("news", 2)):
         (tmp_path / folder).mkdir()
         for place in range(number):
@@ -264,7 +264,7 @@ def test_a_file_that_cannot_be_used_is_one_sentence(tmp_path, name):
         assert expected in (told := sentence(texts_of, tmp_path / name)) and name in told
 
 
-def test_files_that_are_not_there_or_of_another_kind(tmp_path):
+def test_missing_files_and_files_of_another_kind_are_one_sentence(tmp_path):
     (tmp_path / "x.md").write_text("x")
     assert "there is no file" in sentence(texts_of, tmp_path / "none*") and "there is no file" in sentence(
         texts_of, tmp_path
@@ -281,7 +281,7 @@ class Killed(Exception):
     """Stands for a kill: nothing after it runs."""
 
 
-def test_after_a_kill_at_any_moment_the_bytes_are_the_same(tmp_path, shipped, monkeypatch):
+def test_kills_at_any_moment_leave_the_same_bytes(tmp_path, shipped, monkeypatch):
     (tmp_path / "x.jsonl").write_bytes(json_lines(some_documents(300)))
     source = TextSource(files=str(tmp_path / "x.jsonl"), domain="meta.kind")
     monkeypatch.setattr(tokenise, "SHARD_TOKENS", 20 * 32)
@@ -387,13 +387,13 @@ def test_a_dataset_is_streamed_and_asked_for_once(hub, make_run):
 
 
 @pytest.mark.parametrize("fault", ["drop", "slow", "429", "500"])
-def test_a_fault_that_passes_is_recovered(hub, fault):
+def test_a_temporary_fault_is_recovered(hub, fault):
     commit = documents.dataset_commit(PILE)
     hub.fail(fault, "storage" if fault in ("drop", "slow") else "a.jsonl.zst", times=2)
     assert [part.text for part in parts(PILE, commit)] == [record["text"] for record in hub.records if record["text"]]
 
 
-def test_a_fault_of_the_hub_that_stays_is_one_sentence(hub, monkeypatch):
+def test_a_permanent_fault_of_the_hub_is_one_sentence(hub, monkeypatch):
     def refused(**changes):
         source = PILE.model_copy(update=changes)
         return sentence(lambda: list(parts(source, documents.dataset_commit(source))))
@@ -418,7 +418,7 @@ def test_a_fault_of_the_hub_that_stays_is_one_sentence(hub, monkeypatch):
     assert "offline" in refused()
 
 
-def test_only_one_makes_a_text_at_a_time(tmp_path):
+def test_a_folder_is_locked_for_one_process_at_a_time(tmp_path):
     order = []
 
     def second():

@@ -21,11 +21,11 @@ from lib.base.files import file_sha256
 from lib.base.params import ROOT
 from lib.text.blocks import read_text
 from lib.training.bigram import Bigram
-from lib.training.gpt2 import Kernels, Shape, new_model, token_losses, training_loss
+from lib.training.gpt2 import Kernels, Shape, lean_token_losses, new_model, training_loss
 from lib.training.seed_card import seeds_section
 from lib.training.train import check_loss, evenly_spaced, main
 from lib.training.trainer import (
-    PART_BLOCKS,
+    MICROBATCH_BLOCKS,
     Decay,
     Machine,
     Phase,
@@ -63,7 +63,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def test_schedule_warms_up_stays_and_decays_to_zero():
+def test_schedule_warms_up_stays_constant_and_decays_to_zero():
     recipe, decay = Recipe(phases=(Phase(0, 1.0, 0.95),), warmup_steps=4), Decay(start=10, steps=5)
     rates = [learning_rate(recipe, step, decay) for step in range(16)]
     assert rates == pytest.approx([0.25, 0.5, 0.75] + [1.0] * 8 + [0.8, 0.6, 0.4, 0.2, 0.0])
@@ -84,7 +84,7 @@ def test_seeds_and_epochs_read_in_different_orders():
     assert len(set(orders)) == 10
 
 
-def test_initialisation_is_gpt2s_and_differs_by_seed():
+def test_initialisation_is_that_of_gpt2_and_differs_by_seed():
     first, second = new_model(Shape(), 0), new_model(Shape(), 1)
     weights = dict(first.named_parameters())
     assert weights["transformer.wte.weight"].std().item() == pytest.approx(0.02, rel=0.01)
@@ -93,7 +93,7 @@ def test_initialisation_is_gpt2s_and_differs_by_seed():
     assert sum(w.numel() for w in weights.values()) == 6_901_760
 
 
-def test_lean_forward_has_transformers_losses_and_gradients(monkeypatch):
+def test_lean_forward_pass_has_the_losses_and_gradients_of_transformers(monkeypatch):
     monkeypatch.setitem(sys.modules["lib.training.gpt2"].CHUNK_ROWS, "cpu", 7)  # several ragged chunks
     model, tokens = new_model(SMALL, 3), small_tokens()[:5]
     torch.manual_seed(0)
@@ -105,7 +105,7 @@ def test_lean_forward_has_transformers_losses_and_gradients(monkeypatch):
     )
     weights = dict(model.named_parameters())
     torch.testing.assert_close(
-        token_losses(weights, tokens, 2, torch.float32).flatten(), expected, atol=2e-5, rtol=1e-5
+        lean_token_losses(weights, tokens, 2, torch.float32).flatten(), expected, atol=2e-5, rtol=1e-5
     )
 
     wanted = torch.autograd.grad(expected.mean(), list(weights.values()))
@@ -116,8 +116,8 @@ def test_lean_forward_has_transformers_losses_and_gradients(monkeypatch):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_training_is_transformers_with_plain_adamw(tmp_path, monkeypatch):
-    monkeypatch.setitem(PART_BLOCKS, "cpu", 2)  # a step of 3 blocks in two ragged parts
+def test_training_equals_transformers_with_plain_adamw(tmp_path, monkeypatch):
+    monkeypatch.setitem(MICROBATCH_BLOCKS, "cpu", 2)  # a step of 3 blocks in two ragged parts
     run = small_run(tmp_path)
     model = new_model(SMALL, 0)
     vectors = [w for w in model.parameters() if w.dim() == 1]
@@ -152,7 +152,7 @@ run.train(100_000)
 """
 
 
-def test_a_killed_run_goes_on_as_if_never_killed(tmp_path):
+def test_a_killed_run_resumes_exactly(tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     child = subprocess.Popen([sys.executable, "-c", KILLED.format(root=str(ROOT), folder=str(killed))], cwd=ROOT)
     log = killed / "log.jsonl"
@@ -192,7 +192,7 @@ def test_checkpoints_load_in_transformers(tmp_path):
         assert torch.equal(w, run.weights[name].bfloat16())
 
 
-def test_shipped_matrices_are_the_nearest_values_of_eight_bits(tmp_path):
+def test_shipped_matrices_are_rounded_to_the_nearest_float8(tmp_path):
     run = small_run(tmp_path / "run")
     run.save_model(tmp_path / "model", torch.float8_e4m3fn)
     values = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).double()
@@ -211,7 +211,7 @@ def test_shipped_matrices_are_the_nearest_values_of_eight_bits(tmp_path):
     assert GPT2LMHeadModel.from_pretrained(tmp_path / "model").dtype == torch.bfloat16  # what it computes in by default
 
 
-def test_the_constant_phase_goes_on_after_a_decay(tmp_path):
+def test_a_decay_leaves_the_constant_phase_unchanged(tmp_path):
     run = small_run(tmp_path / "a")
     run.train(8)
     before = load_file(run.state_path)
@@ -223,8 +223,8 @@ def test_the_constant_phase_goes_on_after_a_decay(tmp_path):
     assert all(torch.equal(before[name], after) for name, after in load_file(run.state_path).items())
 
 
-def test_training_goes_on_from_a_shipped_model(tmp_path):
-    """At the step where its decay ended, with its weights, another warm-up and the next data; a stop midway changes nothing."""
+def test_training_continues_from_a_shipped_model(tmp_path):
+    """At the end of its decay, with its weights, a new warm-up and the next data; a stop midway changes nothing."""
     run, shipped = small_run(tmp_path / "first"), tmp_path / "shipped"
     run.train(7)
     run.save_model(shipped)
@@ -253,12 +253,12 @@ def test_training_goes_on_from_a_shipped_model(tmp_path):
         started("none")
 
 
-def test_seeds_trained_further_are_not_shipped_as_of_an_earlier_step(tmp_path, monkeypatch, capsys):
+def test_seeds_cannot_be_shipped_as_of_an_earlier_step(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("lib.training.train.stored_step", lambda folder: 5000)
     monkeypatch.setattr("lib.training.train.catch_signals", lambda: None)
     assert main(["--seed", "a", "--tokens", "100000", "--export", "--out", str(tmp_path)]) == 2
     told = capsys.readouterr().err
-    assert "trained to step 5,000 (327,680,000 tokens) already" in told and "shipped as of step 2;" in told
+    assert "already trained to step 5,000 (327,680,000 tokens)" in told and "shipped as of step 2;" in told
 
 
 def test_another_recipe_is_refused(tmp_path):
@@ -267,7 +267,7 @@ def test_another_recipe_is_refused(tmp_path):
         SeedRun(tmp_path, 0, small_tokens(), replace(RECIPE, phases=(Phase(0, 0.5, 0.95),)), EAGER, Kernels())
 
 
-def test_a_phase_may_be_added_ahead_but_not_behind(tmp_path):
+def test_a_phase_may_be_added_for_future_steps_only(tmp_path):
     small_run(tmp_path).train(3)
     ahead, behind = (replace(RECIPE, phases=(RECIPE.phases[0], Phase(step, 0.5, 0.99))) for step in (3, 2))
     run = SeedRun(tmp_path, 0, small_tokens(), ahead, EAGER, Kernels())
@@ -292,14 +292,14 @@ def test_bigram_probabilities_are_the_interpolated_counts():
     counted = blocks[:-6]
     pairs = [(a, b) for row in counted.tolist() for a, b in zip(row, row[1:], strict=False)]
     after_one = [b for a, b in pairs if a == 1]
-    bucket = model._bucket(np.array([1]))[0]
+    bucket = model.bucket(np.array([1]))[0]
     two, one, none = model.weights[bucket]
     expected = two * after_one.count(2) / len(after_one) + one * sum(b == 2 for _, b in pairs) / len(pairs) + none / 4
     assert p[1, 2] == pytest.approx(expected)
     assert two + one + none == pytest.approx(1)
 
 
-def test_bigram_finds_a_bigram_source():
+def test_bigram_loss_is_the_entropy_rate_of_a_markov_chain():
     """On text from a known Markov chain the model's loss is the chain's entropy rate."""
     random = np.random.default_rng(0)
     chain = random.dirichlet(np.full(8, 0.3), size=8)
