@@ -27,7 +27,7 @@ PUBLISHED_DEPTHS = (
     f"previous-token neurons in {PUBLISHED_LAYERS['previous_token']}; no layer stands out for syntax neurons."
 )
 NO_PROSE = (
-    "Syntax is labelled in English prose only, and none of the text is of a domain that `lib/text/domains.py` knows as such; a line there for each domain that is makes "
+    "Syntax is labelled in English prose only, and none of the text is of a domain that `lib/text/domains.yaml` knows as such; a line there for each domain that is makes "
     "the labels, with a new pass over the text."
 )
 

@@ -171,8 +171,8 @@ def test_every_figure_draws_and_every_sentence_is_whole(case, threshold):
         captions.examples_of(none, "syntax"),
     ]
     assert (
-        "lib/text/domains.py" in findings[-1].text
-        and "lib/text/domains.py" not in captions.examples_of(none, "unigram").text
+        "lib/text/domains.yaml" in findings[-1].text
+        and "lib/text/domains.yaml" not in captions.examples_of(none, "unigram").text
     )
     assert (
         "The paper's best neuron for *the word “to”* has 0.987"
