@@ -58,11 +58,15 @@ class Run:
         return json.loads(path.read_text()) if path.exists() else None
 
     def stats(self, name: str) -> dict[str, np.ndarray]:
-        """All seeds' arrays of one kind of accumulator, from whichever pass wrote them (stats/<name>-<pass>.safetensors)."""
+        """All seeds' arrays of one kind of accumulator, from the passes' files stats/<name>-<pass>.safetensors."""
         arrays = {}
         for path in sorted((self.folder / "stats").glob(f"{name}-*.safetensors")):
             arrays |= load_arrays(path)
         return arrays
+
+    def has(self, name: str) -> bool:
+        """Whether the run has the table."""
+        return (self.folder / "tables" / f"{name}.parquet").exists()
 
     def table(self, name: str) -> pd.DataFrame:
         """The table outputs/<run>/tables/<name>.parquet; where it has an excess, with the column `is_universal`."""

@@ -1,7 +1,7 @@
-"""The neuron explorer's content: from a run's tables and statistics to what one page shows of every neuron.
+"""The neuron explorer's content: what its page shows of every neuron, from a run's tables and statistics.
 
-Every number comes from a table of the run or from an accumulator; only the tokens that a neuron promotes and suppresses are
-read from the seeds' weights here, once (logit_tokens.parquet). Runs of large models show their most universal neurons.
+Only the tokens that a neuron promotes and suppresses are read from the seeds' weights here, once
+(logit_tokens.parquet). Runs of large models show their most universal neurons.
 """
 
 import json
@@ -22,11 +22,11 @@ from lib.models import weights
 from lib.run import Run
 from lib.text.tokens import token_text
 
-PLACES = 32_768  # neurons that the explorer has room for, over all seeds
-LOGIT_TOKENS = 10  # tokens promoted, and as many suppressed
+MAX_NEURONS = 32_768  # over all seeds
+LOGIT_TOKENS = 10  # promoted, and as many suppressed
 KEY = ["seed", "layer", "neuron"]
 
-# Shown with their percentile within the layer; the page's headings and words. Columns that a run lacks are left out.
+# Shown with their percentile within the layer, by heading. Columns that a run lacks are left out.
 RANKED = {
     "Universality": {
         "excess_corr": "excess correlation",
@@ -38,7 +38,7 @@ RANKED = {
     "Activation": {
         **{name: PROPERTIES[name] for name in ("sparsity", "mean", "var", "skew", "kurt")},
         "activation_mean": "mean activation",
-        "activation_std": "deviation of activation",
+        "activation_std": "standard deviation of activation",
         "position_information": "information on the position [bits]",
     },
     "Weights": {
@@ -48,102 +48,70 @@ RANKED = {
         **{name: PROPERTIES[name] for name in ("vocab_mean", "vocab_var", "vocab_skew", "vocab_kurt")},
     },
     "Circuits": {
-        "null_share": "share of w_out that W_U hardly reads",
+        "null_share": "share of w_out in W_U's effective null space",
         "frequency_share": "share of w_out along token frequency",
         "entropy_score": "entropy score",
         "attention_score": "attention score of the best later head",
     },
 }
-PLAIN = (  # numbers without a rank
-    "score",
-    "chosen_score",
-    "chance",
-    "difference",
-    "runner_up_score",
-    "raised_score",
-    "lowered_score",
-    "null_score",
-    "attention_head_layer",
-    "attention_head",
-    "attention_deviations",
-    "partner_layer",
-    "partner_neuron",
-    "partner_cos",
+PLAIN = tuple(  # numbers without a percentile
+    "score chosen_score chance difference runner_up_score raised_score lowered_score null_score attention_head_layer "
+    "attention_head attention_deviations partner_layer partner_neuron partner_cos".split()
 )
-WORDS = (
-    "family",
-    "best_family",
-    "label",
-    "runner_up_family",
-    "runner_up_label",
-    "raised",
-    "lowered",
-    "role_published",
-    "role_calibrated",
+WORDS = tuple(
+    "family best_family label runner_up_family runner_up_label raised lowered role_published role_calibrated".split()
 )
-ABLATED = ("loss", "entropy", "kl_unigram", "reciprocal_rank", "scale")  # outcomes of an intervention
+OUTCOMES = ("loss", "entropy", "kl_unigram", "reciprocal_rank", "scale")  # of an intervention
 
 
 def optional(run: Run, name: str) -> pd.DataFrame | None:
-    """A table of the run, or None where no chapter has made it."""
-    return run.table(name) if (run.folder / "tables" / f"{name}.parquet").exists() else None
+    """A table of the run; None where it is missing or empty."""
+    table = run.table(name) if run.has(name) else pd.DataFrame()
+    return None if table.empty else table
 
 
 def can_explore(run: Run) -> bool:
-    """Whether a run has what the explorer needs at least: a table of neurons and their strongest examples."""
-    tables = ("neurons_all_seeds", "matches_all_seeds")
-    there = all((run.folder / "tables" / f"{name}.parquet").exists() for name in tables)
-    return (
-        there
-        and (run.folder / "stats" / "done.json").exists()
-        and any((run.folder / "stats").glob("examples-*.safetensors"))
-    )
+    """Whether a run has tables of neurons and their strongest examples."""
+    stats = run.folder / "stats"
+    tables = run.has("neurons_all_seeds") and run.has("matches_all_seeds")
+    return tables and (stats / "done.json").exists() and any(stats.glob("examples-*.safetensors"))
 
 
 def seed_frame(run: Run, seed: str) -> pd.DataFrame:
-    """One row per neuron of a seed in the order of flat indices, with every column that RANKED, PLAIN and WORDS name and
-    the run has; NaN for a seed that no chapter took as reference."""
+    """One row per neuron of a seed, by flat index, with the columns of RANKED, PLAIN and WORDS that the run has.
+
+    NaN for a seed that was never the reference.
+    """
     frame = neuron_index(run.done["layers"], run.done["neurons"])
     for name in ("neurons_all_seeds", "families", "circuits", "roles"):
         table = optional(run, name)
-        if table is None:
-            continue
-        new = [column for column in table if column not in frame and column != "seed"]
-        own = table.loc[table["seed"] == seed, ["layer", "neuron", *new]]
-        frame = frame.merge(own, on=["layer", "neuron"], how="left", validate="one_to_one")
+        if table is not None:
+            new = [column for column in table if column not in frame and column != "seed"]
+            own = table.loc[table["seed"] == seed, ["layer", "neuron", *new]]
+            frame = frame.merge(own, on=["layer", "neuron"], how="left", validate="one_to_one")
     return frame
 
 
 def ranked_columns(frame: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """(column, words, heading) of the RANKED columns that a frame has and that are known of some neuron."""
-    return [
-        (name, words, heading)
-        for heading, columns in RANKED.items()
-        for name, words in columns.items()
-        if name in frame and frame[name].notna().any()
-    ]
+    """(column, words, heading) of the RANKED columns that have a value for some neuron."""
+    every = [(name, words, heading) for heading, columns in RANKED.items() for name, words in columns.items()]
+    return [column for column in every if column[0] in frame and frame[column[0]].notna().any()]
 
 
-def rows_shown(frame: pd.DataFrame, matches: pd.DataFrame, seed: str, room: int) -> Int[np.ndarray, "rows"]:
-    """Rows of a seed's frame that the page holds, ascending: all if there is room, else those of largest excess correlation.
+def rows_shown(frame: pd.DataFrame, matches: pd.DataFrame, seed: str, limit: int) -> Int[np.ndarray, "rows"]:
+    """Rows of a seed's frame that the page shows, ascending: at most `limit`, those of largest excess correlation.
 
-    A seed that is no reference has no excess; its best matches with the seeds that are come first.
+    A seed that was never the reference has no excess; its best matches with the reference come first.
     """
-    if len(frame) <= room:
+    if len(frame) <= limit:
         return np.arange(len(frame))
     rank = frame["excess_corr"] if "excess_corr" in frame else pd.Series(np.nan, frame.index)
     if not rank.notna().any():
-        found = matches[matches["model"] == seed]
-        best = found.groupby(["match_layer", "match_neuron"])["corr"].max()
+        best = matches[matches["model"] == seed].groupby(["match_layer", "match_neuron"])["corr"].max()
         at = pd.MultiIndex.from_frame(frame[["layer", "neuron"]])
         rank = pd.Series(best.reindex(at).to_numpy(), frame.index)
     order = np.argsort(-rank.fillna(-np.inf).to_numpy(), kind="stable")
-    return np.sort(order[:room])
-
-
-def room_for(run: Run) -> int:
-    """How many neurons of each seed the page holds at most."""
-    return max(1, PLACES // len(run.done["seeds"]))
+    return np.sort(order[:limit])
 
 
 # ---------------------------------------------------------------- tokens promoted and suppressed
@@ -155,24 +123,24 @@ def extreme_tokens(
     unit_unembedding: Float[Tensor, "d_model vocabulary"],
     number: int = LOGIT_TOKENS,
 ) -> dict[str, np.ndarray]:
-    """Tokens with the largest and with the smallest cos(w_out, W_U[:, v]), and these cosines, all (neurons, number).
+    """Tokens with the largest and the smallest cos(w_out, W_U[:, v]), and these cosines, all (neurons, number).
 
-    Names: promoted, promoted_cos, suppressed, suppressed_cos, the most extreme first. `unit_unembedding` has columns
-    of length 1.
+    Names: promoted, promoted_cos, suppressed, suppressed_cos, the most extreme first. Columns of `unit_unembedding`
+    have length 1.
     """
     number = min(number, unit_unembedding.shape[1])
     parts: dict[str, list[Tensor]] = {name: [] for name in ("promoted", "promoted_cos", "suppressed", "suppressed_cos")}
-    for some in normalize(w_out, dim=1).split(max(1, weights.CHUNK // unit_unembedding.shape[1])):
+    for some in normalize(w_out, dim=1).split(max(1, weights.COSINES_AT_ONCE // unit_unembedding.shape[1])):
         cosine = some @ unit_unembedding  # (neurons, vocabulary)
-        for name, largest in (("promoted", True), ("suppressed", False)):
-            values, tokens = cosine.topk(number, dim=1, largest=largest)
+        for name in ("promoted", "suppressed"):
+            values, tokens = cosine.topk(number, dim=1, largest=name == "promoted")
             parts[name].append(tokens)
             parts[f"{name}_cos"].append(values)
     return {name: torch.cat(values).numpy() for name, values in parts.items()}
 
 
 def logit_tokens(run: Run, shown: dict[str, Int[np.ndarray, "rows"]]) -> pd.DataFrame:
-    """logit_tokens.parquet: `extreme_tokens` of the shown neurons of every seed (rows by flat index), lists in four columns."""
+    """logit_tokens.parquet: `extreme_tokens` of the shown neurons of every seed, as lists in four columns."""
     width = run.done["neurons"]
 
     def make() -> pd.DataFrame:
@@ -194,7 +162,7 @@ def logit_tokens(run: Run, shown: dict[str, Int[np.ndarray, "rows"]]) -> pd.Data
 def windows(
     run: Run, arrays: dict[str, np.ndarray], seed: str, rows: Int[np.ndarray, "rows"], limit: int
 ) -> dict[str, np.ndarray]:
-    """The strongest `limit` examples of some neurons of a seed, block −1 where there is none.
+    """The strongest `limit` examples of some neurons of a seed; block −1 where there is none.
 
     `value` (rows, k), the activation; `block`, `position`, `domain` (rows, k); `tokens` (rows, k, window), −1 outside
     the block; `activation` (rows, k, window), NaN where a token does not count.
@@ -220,55 +188,45 @@ def windows(
 def match_arrays(
     matches: pd.DataFrame, seed: str, others: list[str], rows: Int[np.ndarray, "rows"], width: int
 ) -> dict[str, np.ndarray]:
-    """Each neuron's best match in every other seed, all (rows, others): `partner` as flat index, −1 where there is none,
-    `corr` and `baseline`. `width` is the number of neurons of a layer."""
-    made = {"partner": np.full((len(rows), len(others)), -1), "corr": np.full((len(rows), len(others)), np.nan)}
-    made["baseline"] = made["corr"].copy()
+    """Each neuron's best match in every other seed, all (rows, others): `partner` (flat index, −1 for none),
+    `corr` and `baseline`. `width` is the number of neurons in a layer."""
     own = matches[matches["seed"] == seed]
-    for column, other in enumerate(others):
-        found = own[own["model"] == other]
-        found = found.set_index(found["layer"] * width + found["neuron"]).reindex(rows)
-        known = found["corr"].notna().to_numpy()
-        partner = found["match_layer"] * width + found["match_neuron"]
-        made["partner"][known, column] = partner.to_numpy()[known]
-        made["corr"][:, column], made["baseline"][:, column] = found["corr"], found["baseline"]
-    return made
+    own = own.assign(row=own["layer"] * width + own["neuron"], partner=own["match_layer"] * width + own["match_neuron"])
+    wide = own.pivot(index="row", columns="model", values=["partner", "corr", "baseline"])
+    partner, corr, baseline = (
+        wide.reindex(index=rows, columns=[(name, other) for other in others]).to_numpy(float)
+        for name in ("partner", "corr", "baseline")
+    )
+    return {"partner": np.where(np.isfinite(corr), partner, -1).astype(int), "corr": corr, "baseline": baseline}
 
 
 # ---------------------------------------------------------------- effects
 
 
 def measured(run: Run) -> dict[str, dict]:
-    """What interventions on single neurons found, by `layer/neuron` of the reference seed: `ablation` and `fixed`, rows of
-    means and errors as in mean_ablation.parquet and fixed_activation.parquet, and `heads`, one row per attention head
-    whose query was cut from the neuron: how its activation goes with what the cut changes (METHOD §6)."""
+    """What interventions on single neurons changed, by `layer/neuron` of the reference seed.
+
+    `ablation` and `fixed`: rows of means and errors, as in mean_ablation.parquet and fixed_activation.parquet. `heads`:
+    one row per attention head whose query was cut from the neuron, with the correlation of the neuron's activation with
+    what the cut changes (docs/method.md §6).
+    """
     found: dict[str, dict] = {}
     for kind, name, column in (("ablation", "mean_ablation", "variant"), ("fixed", "fixed_activation", "value")):
         table = optional(run, name)
-        if table is None or table.empty:
+        if table is None:
             continue
-        outcomes = [f"{one}_{part}" for one in ABLATED for part in ("change", "error") if f"{one}_{part}" in table]
-        for at, rows in table.groupby(["layer", "neuron"]):
-            distinct = rows.drop_duplicates(column)
-            own = found.setdefault(f"{at[0]}/{at[1]}", {})
-            own[kind] = [
-                {column: row[column], **{one: _number(row[one]) for one in outcomes}} for _, row in distinct.iterrows()
-            ]
+        outcomes = [f"{one}_{part}" for one in OUTCOMES for part in ("change", "error") if f"{one}_{part}" in table]
+        for (layer, neuron), rows in table.groupby(["layer", "neuron"]):
+            own = found.setdefault(f"{layer}/{neuron}", {})
+            distinct = rows.drop_duplicates(column).to_dict("records")
+            own[kind] = [{column: row[column]} | {one: _number(row[one]) for one in outcomes} for row in distinct]
             own["group"], own["tokens"] = sorted(set(rows["group"])), int(rows["tokens"].iloc[0])
     paths = optional(run, "query_paths")
-    if paths is not None and not paths.empty:
-        for at, rows in paths.groupby(["layer", "neuron", "head_layer", "head"]):
-            changes = {
-                f"{one}_corr": _number(rows["activation"].corr(rows[f"{one}_change"])) for one in ("bos", "norm")
-            }
-            head = {
-                "layer": int(at[2]),
-                "head": int(at[3]),
-                "role": rows["role"].iloc[0],
-                "destinations": len(rows),
-                **changes,
-            }
-            found.setdefault(f"{at[0]}/{at[1]}", {}).setdefault("heads", []).append(head)
+    for at, rows in paths.groupby(["layer", "neuron", "head_layer", "head"]) if paths is not None else ():
+        head = {"layer": int(at[2]), "head": int(at[3]), "role": rows["role"].iloc[0], "destinations": len(rows)}
+        for one in ("bos", "norm"):
+            head[f"{one}_corr"] = _number(rows["activation"].corr(rows[f"{one}_change"]))
+        found.setdefault(f"{at[0]}/{at[1]}", {}).setdefault("heads", []).append(head)
     return found
 
 
@@ -276,13 +234,12 @@ def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-# ---------------------------------------------------------------- what all neurons share
+# ---------------------------------------------------------------- the run
 
 
 def description(run: Run, columns: list[tuple[str, str, str]], shown: dict[str, np.ndarray], words: list[str]) -> dict:
-    """What the page needs to know of the run as a whole; `words` are the strings that the neurons' columns index."""
+    """What the page needs to know of the run; `words` are the strings that the neurons' columns index."""
     params, done = run.params, run.done
-    tokens = [token_text(run.tokenizer, token) for token in range(len(run.tokenizer))]
     return {
         "run": params.run,
         "seeds": list(done["seeds"]),
@@ -296,12 +253,12 @@ def description(run: Run, columns: list[tuple[str, str, str]], shown: dict[str, 
         "families": FAMILIES,
         "words": words,
         "domains": list(run.text.domains),
-        "vocabulary": tokens,
+        "vocabulary": [token_text(run.tokenizer, token) for token in range(len(run.tokenizer))],
         "shown": {seed: len(rows) for seed, rows in shown.items()},
         "measured": measured(run),
     }
 
 
 def as_json(content: dict) -> bytes:
-    """JSON without blanks; what JSON cannot say, such as NaN, is an error."""
+    """JSON without blanks; NaN is an error."""
     return json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()

@@ -1,12 +1,13 @@
-"""The neuron explorer's files: neurons.html and, in a folder beside it, data that its script loads when a neuron asks for it.
+"""The neuron explorer's files: neurons.html, and in a folder beside it the data that its script loads when needed.
 
-A page opened from a disk may load scripts but not data, so each data file is a script with one call: gzipped
-safetensors (the neurons of a seed, or CHUNK of them in detail) or gzipped JSON (the run), in base64.
+A page opened from disk may load scripts but no data. So each data file is a script with one call, which holds gzipped
+safetensors (the neurons of a seed, or the details of NEURONS_A_FILE of them) or gzipped JSON (the run), in base64.
 """
 
 import gzip
 import json
 from base64 import b64encode
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,45 +24,32 @@ from lib.report.pages import TEMPLATES, page
 from lib.run import Run
 
 PAGE, FOLDER = "neurons.html", "neurons"
-CHUNK = 256  # neurons in one file of details
-EXAMPLES = 155_000  # strongest examples that all files have room for: about 14 MB
-MOST, FEWEST = 10, 2  # examples of a neuron
-NONE = 65_535  # where a neuron has no word
-UNKNOWN = 255  # where a percentile is undefined
-SHADES, UNCOUNTED, OUTSIDE = 253, 254, 255  # activations in so many steps; a token that does not count; no token
-COSINE = 10_000  # cosines are whole numbers of this fraction
+NEURONS_A_FILE = 256
+TOTAL_EXAMPLES = 155_000  # in all files: about 14 MB
+MIN_EXAMPLES, MAX_EXAMPLES = 2, 10  # of a neuron
+NO_WORD, NO_PERCENTILE = 65_535, 255
+SHADES, UNCOUNTED, OUTSIDE = 253, 254, 255  # steps of activation; a token that does not count; no token
+COSINE_STEPS = 10_000
 TABLES = (
-    "neurons_all_seeds",
-    "matches_all_seeds",
-    "families",
-    "circuits",
-    "roles",
-    "mean_ablation",
-    "fixed_activation",
-    "query_paths",
+    "neurons_all_seeds matches_all_seeds families circuits roles mean_ablation fixed_activation query_paths".split()
 )
+Arrays = dict[str, np.ndarray]
 
 
 def smallest_unsigned(values: np.ndarray) -> np.ndarray:
-    """Whole numbers from 0 in the smallest of one, two and four bytes that holds them."""
-    most = int(values.max(initial=0))
-    return values.astype(np.uint8 if most < 2**8 else np.uint16 if most < 2**16 else np.uint32)
+    """Whole numbers from 0, in one, two or four bytes each."""
+    return values.astype(np.min_scalar_type(int(values.max(initial=0))))
 
 
-def shaded(activation: np.ndarray, tokens: np.ndarray) -> dict[str, np.ndarray]:
+def shaded(activation: np.ndarray, tokens: np.ndarray) -> Arrays:
     """Activations (rows, k, window) in SHADES steps between `low` and `high` (rows) of each neuron."""
-    with np.errstate(all="ignore"):
-        known = np.isfinite(activation)
-        low = np.where(known, activation, 0).min((1, 2), initial=0)
-        high = np.where(known, activation, -np.inf).max((1, 2), initial=-np.inf)
-        high = np.where(high > low, high, low + 1)
-        steps = np.rint((activation - low[:, None, None]) / (high - low)[:, None, None] * SHADES)
-    steps = np.where(known, steps, UNCOUNTED)
-    return {
-        "shade": np.where(tokens < 0, OUTSIDE, steps).astype(np.uint8),
-        "low": low.astype(np.float32),
-        "high": high.astype(np.float32),
-    }
+    known = np.isfinite(activation)
+    low = np.where(known, activation, 0).min((1, 2), initial=0)
+    high = np.where(known, activation, -np.inf).max((1, 2), initial=-np.inf)
+    high = np.where(high > low, high, low + 1)
+    steps = np.rint((activation - low[:, None, None]) / (high - low)[:, None, None] * SHADES)
+    steps = np.where(tokens < 0, OUTSIDE, np.where(known, steps, UNCOUNTED))
+    return {"shade": steps.astype(np.uint8), "low": low.astype(np.float32), "high": high.astype(np.float32)}
 
 
 def seed_arrays(
@@ -72,36 +60,29 @@ def seed_arrays(
     index = {word: number for number, word in enumerate(words)}
     here = frame.reindex(columns=columns)
     percentiles = layer_percentiles(here.assign(layer=frame["layer"]), columns).iloc[rows].to_numpy(float).T
-    plain = frame.reindex(columns=list(PLAIN)).astype(float).iloc[rows]
     texts = frame.reindex(columns=list(WORDS)).iloc[rows]
     return {
         "layer": smallest_unsigned(frame["layer"].to_numpy()[rows]),
         "neuron": smallest_unsigned(frame["neuron"].to_numpy()[rows]),
         "values": here.iloc[rows].to_numpy(np.float32).T,
-        "percentile": np.where(np.isfinite(percentiles), np.rint(np.nan_to_num(percentiles)), UNKNOWN).astype(np.uint8),
-        "plain": plain.to_numpy(np.float32).T,
-        "words": np.stack([texts[name].map(index).fillna(NONE).to_numpy() for name in WORDS]).astype(np.uint16),
+        "percentile": np.nan_to_num(np.rint(percentiles), nan=NO_PERCENTILE).astype(np.uint8),
+        "plain": frame.reindex(columns=list(PLAIN)).iloc[rows].to_numpy(np.float32).T,
+        "words": np.stack([texts[name].map(index).fillna(NO_WORD).to_numpy() for name in WORDS]).astype(np.uint16),
     }
 
 
-def detail_arrays(
-    found: dict[str, np.ndarray], logits: pd.DataFrame, matches: dict[str, np.ndarray], counts: dict[str, np.ndarray]
-) -> dict[str, np.ndarray]:
+def detail_arrays(found: Arrays, logits: pd.DataFrame, matches: Arrays, histogram: Arrays) -> Arrays:
     """What the page shows of single neurons: examples (`explorer.windows`), tokens (`explorer.logit_tokens`), matches
-    (`explorer.match_arrays`) and histogram (`counts` (rows, bins), `first`, `last` (rows)); all over the same rows."""
+    (`explorer.match_arrays`) and histogram (`counts` (rows, bins), `low`, `high` (rows)); all over the same rows."""
     made = shaded(found["activation"], found["tokens"])
     made |= {"value": found["value"].astype(np.float32), "block": found["block"].astype(np.int32)}
     made |= {name: smallest_unsigned(np.maximum(found[name], 0)) for name in ("position", "domain", "tokens")}
     for name in ("promoted", "suppressed"):
         made[name] = smallest_unsigned(np.stack(logits[name].to_list()))
-        made[f"{name}_cos"] = np.rint(COSINE * np.stack(logits[f"{name}_cos"].to_list())).astype(np.int16)
-    made |= {"partner": matches["partner"].astype(np.int32)}
-    made |= {name: matches[name].astype(np.float32) for name in ("corr", "baseline")}
-    return made | {
-        "counts": smallest_unsigned(counts["counts"]),
-        "first": counts["first"].astype(np.float32),
-        "last": counts["last"].astype(np.float32),
-    }
+        made[f"{name}_cos"] = np.rint(COSINE_STEPS * np.stack(logits[f"{name}_cos"].to_list())).astype(np.int16)
+    made |= {name: values.astype(np.int32 if name == "partner" else np.float32) for name, values in matches.items()}
+    edges = {"first": histogram["low"].astype(np.float32), "last": histogram["high"].astype(np.float32)}
+    return made | edges | {"counts": smallest_unsigned(histogram["counts"])}
 
 
 def as_script(name: str, content: bytes) -> str:
@@ -111,10 +92,10 @@ def as_script(name: str, content: bytes) -> str:
 
 
 def write_data(run: Run, folder: Path) -> None:
-    """Writes the explorer's data files, unless they are there for these very tables and statistics."""
-    tables = {name: run.folder / "tables" / f"{name}.parquet" for name in TABLES}
+    """Writes the explorer's data files, unless they are fresh."""
+    tables = [name for name in TABLES if run.has(name)]
     made_from = {
-        "tables": {name: file_sha256(path) for name, path in tables.items() if path.exists()},
+        "tables": {name: file_sha256(run.folder / "tables" / f"{name}.parquet") for name in tables},
         "done": file_sha256(run.folder / "stats" / "done.json"),
         "code": [code_of("lib.report.explorer"), code_of(__name__)],
         "threshold": run.params.threshold,
@@ -127,66 +108,56 @@ def write_data(run: Run, folder: Path) -> None:
     for stale in folder.glob("*.js*"):
         stale.unlink()
     for name, content in _files(run):
-        write_atomically(
-            folder / f"{name}.js", lambda path, name=name, content=content: path.write_text(as_script(name, content))
-        )
+        script = as_script(name, content)
+        write_atomically(folder / f"{name}.js", lambda path, script=script: path.write_text(script))
     write_json(record, made_from)
 
 
-def _files(run: Run):
-    """(name, content) of every data file: `run`, each seed, and its neurons CHUNK at a time.
+def _files(run: Run) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of every data file: `run`, each seed, and its neurons NEURONS_A_FILE at a time.
 
-    No seed's name has a dot, so that no two files share a name.
+    No seed's name has a dot, so no two files share a name.
     """
     matches = run.table("matches_all_seeds")
     seeds, width = list(run.done["seeds"]), run.done["neurons"]
     frames = {seed: explorer.seed_frame(run, seed) for seed in seeds}
-    room = explorer.room_for(run)
+    room = max(1, explorer.MAX_NEURONS // len(seeds))
     shown = {seed: explorer.rows_shown(frame, matches, seed, room) for seed, frame in frames.items()}
     columns = explorer.ranked_columns(pd.concat([frames[run.params.reference], *frames.values()]))
-    words = sorted(
-        {word for frame in frames.values() for name in WORDS if name in frame for word in frame[name].dropna().unique()}
-    )
-    yield (
-        "run",
-        explorer.as_json(
-            explorer.description(run, columns, shown, words) | {"plain": PLAIN, "texts": WORDS, "chunk": CHUNK}
-        ),
-    )
+    used = [frame[name].dropna().unique() for frame in frames.values() for name in WORDS if name in frame]
+    words = sorted({word for column in used for word in column})
+    described = explorer.description(run, columns, shown, words)
+    yield "run", explorer.as_json(described | {"plain": PLAIN, "texts": WORDS, "chunk": NEURONS_A_FILE})
 
-    total = sum(map(len, shown.values()))
-    limit = int(np.clip(EXAMPLES // max(1, total), FEWEST, MOST))
+    limit = int(np.clip(TOTAL_EXAMPLES // max(1, sum(map(len, shown.values()))), MIN_EXAMPLES, MAX_EXAMPLES))
     logits = explorer.logit_tokens(run, shown)
     examples, histogram = run.stats("examples"), run.stats("histogram")
-    for seed in seeds:
-        rows = shown[seed]
-        yield (
-            f"seed.{seed}",
-            save(_contiguous(seed_arrays(frames[seed], rows, [name for name, _, _ in columns], words))),
-        )
-        found = explorer.windows(run, examples, seed, rows, limit)
-        pairs = explorer.match_arrays(matches, seed, [other for other in seeds if other != seed], rows, width)
-        flat = {
-            name: histogram[f"{seed}.{name}"].reshape(-1, *histogram[f"{seed}.{name}"].shape[2:])[rows]
-            for name in ("counts", "low", "high")
-        }
-        bins = {"counts": flat["counts"], "first": flat["low"], "last": flat["high"]}
+    for seed, rows in shown.items():
+        yield f"seed.{seed}", _saved(seed_arrays(frames[seed], rows, [name for name, _, _ in columns], words))
+        others = [other for other in seeds if other != seed]
+        groups = [
+            explorer.windows(run, examples, seed, rows, limit),
+            explorer.match_arrays(matches, seed, others, rows, width),
+            {name: _by_neuron(histogram[f"{seed}.{name}"])[rows] for name in ("counts", "low", "high")},
+        ]
         own = logits[logits["seed"] == seed]
-        for number, start in enumerate(range(0, len(rows), CHUNK)):
-            part = slice(start, start + CHUNK)
-            arrays = [{name: values[part] for name, values in group.items()} for group in (found, pairs, bins)]
-            yield (
-                f"seed.{seed}.{number}",
-                save(_contiguous(detail_arrays(arrays[0], own.iloc[part], arrays[1], arrays[2]))),
-            )
+        for number, start in enumerate(range(0, len(rows), NEURONS_A_FILE)):
+            part = slice(start, start + NEURONS_A_FILE)
+            found, pairs, bins = ({name: values[part] for name, values in group.items()} for group in groups)
+            yield f"seed.{seed}.{number}", _saved(detail_arrays(found, own.iloc[part], pairs, bins))
 
 
-def _contiguous(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: np.ascontiguousarray(values) for name, values in arrays.items()}
+def _by_neuron(values: np.ndarray) -> np.ndarray:
+    """(layers, neurons, …) as (layers · neurons, …)."""
+    return values.reshape(-1, *values.shape[2:])
+
+
+def _saved(arrays: Arrays) -> bytes:
+    return save({name: np.ascontiguousarray(values) for name, values in arrays.items()})
 
 
 def write_explorer(run: Run, report: Path, **shared) -> str:
-    """Writes the data and the script into `report`/neurons and returns the page's HTML; `shared` is what all pages need."""
+    """Writes data and script into `report`/neurons; returns the page's HTML. `shared` is what all pages need."""
     write_data(run, report / FOLDER)
     write_if_changed(report / FOLDER / "explorer.js", (TEMPLATES / "explorer.js").read_text())
     style = (TEMPLATES / "explorer.css").read_text()

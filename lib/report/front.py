@@ -28,7 +28,7 @@ class RunClaims(NamedTuple):
 
 def claims_of(run: Run) -> RunClaims | None:
     """The ledger on the tables that the run has; None for a run without any of them."""
-    tables = {name: run.table(name) for name in ledger.NEEDED if _exists(run, name)}
+    tables = {name: run.table(name) for name in ledger.NEEDED if run.has(name)}
     if not tables:
         return None
     evidence = Evidence(tables, run.params.reference, run.params.threshold)
@@ -84,15 +84,11 @@ def benchmarks_page(folder: Path | None = None) -> dict:
     }
 
 
-def _exists(run: Run, name: str) -> bool:
-    return (run.folder / "tables" / f"{name}.parquet").exists()
-
-
 def _seed_table(run: Run, provenance: dict) -> list[list[str]]:
     """The table of seeds, its first row the heads; a column of which nothing is known is left out."""
     params = run.params
-    shares = run.table("references").to_dict("records") if _exists(run, "references") else []
-    losses = run.table("losses").query("domain == 'all'").to_dict("records") if _exists(run, "losses") else []
+    shares = run.table("references").to_dict("records") if run.has("references") else []
+    losses = run.table("losses").query("domain == 'all'").to_dict("records") if run.has("losses") else []
     columns = {
         "seed": {name: name + (" (reference)" if name == params.reference else "") for name in params.seeds},
         "model": dict(params.seeds),

@@ -34,7 +34,7 @@ class Explorer:
         self.page.goto((run.folder / "report" / "neurons.html").as_uri() + where)
 
     def wait_for(self, name: str) -> None:
-        """Until the neuron is shown with its counterparts."""
+        """Until the neuron is shown with its best matches."""
         self.page.wait_for_selector(f'#card[data-shown="{name}"][data-complete="{name}"]', timeout=10_000)
 
     def shown(self) -> str:
@@ -188,7 +188,7 @@ def test_strongest_examples_and_histogram_are_those_of_the_statistics(complete, 
     opened = Explorer(browser, complete, "#a/0/3")
     opened.wait_for("a/0/3")
     stats, histogram = complete.stats("examples"), complete.stats("histogram")
-    values = stats["a.value"][0, 3][: explorer_files.MOST]
+    values = stats["a.value"][0, 3][: explorer_files.MAX_EXAMPLES]
     peaks = opened.page.eval_on_selector_all(".examples:not(.small) .where b", "all => all.map(one => one.innerText)")
     assert [displayed(one) for one in peaks] == [pytest.approx(value, abs=0.006) for value in values]
     texts = opened.page.eval_on_selector_all(".examples:not(.small) .peak", "all => all.map(one => one.textContent)")
@@ -324,7 +324,7 @@ def test_no_serious_fault_for_readers_with_screen_readers_or_weak_sight(complete
 def test_a_run_of_gated_models_without_chapters_and_without_room(tmp_path, browser, monkeypatch):
     seeds = {name: save_seed(llama_model(index), tmp_path / name) for index, name in enumerate(("run", "run-0"))}
     run = made_run(tmp_path / "outputs", seeds, monkeypatch, threshold=1.0, compare="reference")
-    monkeypatch.setattr(explorer, "PLACES", 60)
+    monkeypatch.setattr(explorer, "MAX_NEURONS", 60)
     render.render(run.folder)
     assert explorer.optional(run, "families") is None and len(run.table("logit_tokens")) == 60
     opened = Explorer(browser, run, viewport={"width": 390, "height": 844})

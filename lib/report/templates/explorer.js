@@ -3,7 +3,7 @@
 (() => {
   'use strict';
   const $ = id => document.getElementById(id);
-  const FIRST_ROWS = 100, NEAR = 14, NONE = 65535, UNKNOWN = 255, SHADES = 253, UNCOUNTED = 254, OUTSIDE = 255, COSINE = 10000;
+  const FIRST_ROWS = 100, NEAR = 14, NO_WORD = 65535, NO_PERCENTILE = 255, SHADES = 253, UNCOUNTED = 254, OUTSIDE = 255, COSINE_STEPS = 10000;
   const MATCH_EXAMPLES = 3;
   const ARRAYS = {U8: Uint8Array, I8: Int8Array, U16: Uint16Array, I16: Int16Array, U32: Uint32Array, I32: Int32Array, F32: Float32Array};
 
@@ -78,7 +78,7 @@
   const plain = (seed, column, at) => seed.data.plain.values[run.plain.indexOf(column) * seed.count + at];
   const word = (seed, column, at) => {
     const index = seed.data.words.values[run.texts.indexOf(column) * seed.count + at];
-    return index === NONE ? null : run.words[index];
+    return index === NO_WORD ? null : run.words[index];
   };
   const address = (seed, at) => `${seed.name}/${seed.data.layer.values[at]}/${seed.data.neuron.values[at]}`;
   const isUniversal = (seed, at) => value(seed, 'excess_corr', at) > run.threshold;
@@ -227,7 +227,7 @@
     return element('ul', {className: `logits ${kind}`}, ...[...tokens].map((token, index) => {
       const bar = element('i');
       bar.style.width = `${100 * Math.abs(cosines[index]) / most}%`;
-      return element('li', {}, tokenCode(token), element('span', {className: 'track'}, bar), element('span', {textContent: fixed(cosines[index] / COSINE, 3)}));
+      return element('li', {}, tokenCode(token), element('span', {className: 'track'}, bar), element('span', {textContent: fixed(cosines[index] / COSINE_STEPS, 3)}));
     }));
   }
 
@@ -279,7 +279,7 @@
     const headings = [...new Set(run.ranked.map(one => one.heading))];
     return element('div', {className: 'properties'}, ...headings.map(heading => {
       const rows = run.ranked.map((one, index) => ({...one, index})).filter(one => one.heading === heading).map(one => {
-        const percentile = seed.data.percentile.values[one.index * seed.count + at], known = percentile !== UNKNOWN;
+        const percentile = seed.data.percentile.values[one.index * seed.count + at], known = percentile !== NO_PERCENTILE;
         const meter = element('dd', {className: 'meter'});
         if (known) { const mark = element('i'); mark.style.left = `${percentile}%`; meter.append(mark); }
         const row = element('div', {className: 'property'}, element('dt', {textContent: one.words}),
