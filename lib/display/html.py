@@ -69,12 +69,16 @@ class Examples:
 
 
 def gallery_html(examples: Examples, chosen: pd.DataFrame, limit: int = 5) -> str:
-    """A heading and the strongest examples of each neuron in `chosen` (rows with layer, neuron)."""
-    parts = [
-        f"<h4>layer {row.layer} neuron {row.neuron}</h4>{examples.html(int(row.layer), int(row.neuron), limit)}"
-        for row in chosen.itertuples()
-    ]
-    return STYLE + "".join(parts)
+    """A heading and the strongest examples of each neuron in `chosen` (rows with layer, neuron).
+
+    Where the rows have a label and its score, the heading names them too.
+    """
+    parts = []
+    for row in chosen.itertuples():
+        label = f": {escape(row.label)}, score {row.score:.2f}" if "label" in chosen else ""
+        strongest = examples.html(int(row.layer), int(row.neuron), limit)
+        parts.append(f"<h4>layer {row.layer} neuron {row.neuron}{label}</h4>{strongest}")
+    return STYLE + ("".join(parts) or "<p>No neuron to show.</p>")
 
 
 def neuron_table_html(examples: Examples, chosen: pd.DataFrame, columns: Sequence[str], limit: int = 5) -> str:

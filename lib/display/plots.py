@@ -5,19 +5,20 @@ rasterised. Functions draw and return; only `gallery` writes files.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from IPython.display import Image, Markdown, display
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import FixedLocator, FuncFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 from PIL import Image as Picture
 from PIL.PngImagePlugin import PngInfo
 
@@ -28,6 +29,7 @@ COLOURS = {"universal": "#D55E00", "other": "#56B4E9"}
 ALPHA = {"universal": 0.9, "other": 0.5}  # of single dots
 CORRELATION, BASELINE, EXCESS, NEUTRAL = "#0072B2", "#E69F00", "#009E73", "#555555"
 ROLE_COLOURS = {"prediction": "#0072B2", "suppression": "#CC79A7", "partition": "#E69F00", "none": "#888888"}
+DASHED = {"color": NEUTRAL, "linestyle": "--", "linewidth": 1}  # a line at a bound
 SEED_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 MARKERS = {"pythia": "s", "small": "o", "medium": "^"}
 WIDE, NARROW, HEIGHT = 9.0, 5.5, 3.6  # inches
@@ -118,6 +120,36 @@ def canvas(rows: int = 1, columns: int = 1, size: tuple[float, float] = (WIDE, H
     """(figure, axes) unknown to pyplot, so that a notebook shows the figure once and frees it."""
     fig = Figure(figsize=size, layout="constrained")
     return fig, fig.subplots(rows, columns, **options)
+
+
+def groups(neurons: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, dict, float]]:
+    """Rows, colour and label, opacity of other neurons, then of universal ones, which are drawn on top."""
+    for name, flag in (("other", False), ("universal", True)):
+        group = neurons[neurons["is_universal"] == flag]
+        yield group, {"color": COLOURS[name], "label": f"{name} ({len(group):,})"}, ALPHA[name]
+
+
+def scatter(axes: Axes, neurons: pd.DataFrame, x: str, y: str, **legend) -> None:
+    """One dot a neuron, universal ones in their colour."""
+    for group, look, alpha in groups(neurons):
+        axes.scatter(group[x], group[y], s=5, alpha=alpha, rasterized=True, linewidths=0, **look)
+    axes.legend(markerscale=3, **legend)
+
+
+def boxes(axes: Axes, data: pd.DataFrame, x: str, y: str, **options) -> None:
+    """Boxes of the quartiles with whiskers at the 5th and 95th percentile, without outliers."""
+    options |= {"saturation": 1, "linewidth": 0.8, "width": 0.6, "gap": 0.1 if "hue" in options else 0}
+    sns.boxplot(data, x=x, y=y, ax=axes, whis=(5, 95), showfliers=False, **options)
+
+
+def seed_colours(seeds: Iterable[str]) -> dict[str, str]:
+    """A colour for each seed, in order."""
+    return {seed: SEED_COLOURS[index % len(SEED_COLOURS)] for index, seed in enumerate(seeds)}
+
+
+def whole_numbers(axes: Axes) -> None:
+    """Ticks of the y axis at whole numbers only."""
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def note(axes: Axes, text: str) -> None:

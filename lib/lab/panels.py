@@ -1,7 +1,7 @@
-"""What the explorer notebook asks of a run: a threshold moved, a label of one's own, a text of one's own.
+"""What the explorer notebook computes from a run: another threshold, a typed label, a typed text.
 
-The first two are algebra on tables and grouped moments, without a model, and quick enough to follow a slider; only a typed
-text runs the models. Functions take arrays and tables and return tables, figures or sentences; lib/lab/widgets.py has the controls.
+The first two are algebra on tables and grouped moments, fast enough to follow a slider; a typed text runs the models.
+Functions return tables, figures or sentences; lib/lab/widgets.py has the controls.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,50 +16,50 @@ from torch import Tensor
 
 from lib.base.errors import InputError
 from lib.chapters.families.scoring import EVEN, FEWEST_TOKENS, ODD, variance_reduction
-from lib.chapters.universality.properties import layer_shares, share_curve
+from lib.chapters.universality.properties import layer_shares, shares_above
 from lib.display.captions import count, percent
 from lib.display.html import LEVELS, STYLE
 from lib.display.plots import COLOURS, NEUTRAL, PERCENT, layer_axis
 from lib.labels.token_classes import looks, words
 from lib.models.trunk import Trunk
-from lib.run import with_universal
 from lib.text.tokens import token_text
 
 GRID = np.linspace(0, 1, 201)  # thresholds of the curve
-LONGEST = 200  # tokens of a typed text that are shown
+MAX_TOKENS_SHOWN = 200  # of a typed text
+UNUSUAL = 2  # standard deviations above the mean
 
 
-# ---------------------------------------------------------------- a threshold moved
+# ---------------------------------------------------------------- another threshold
 
 
 def threshold_figure(own: pd.DataFrame, threshold: float, layer: int) -> Figure:
     """Share of universal neurons by threshold and by layer, and the chosen layer's excess correlations.
 
-    `own` has one seed's rows of neurons_all_seeds.
+    `own` has one seed's rows of neurons_all_seeds, with `is_universal` for the threshold.
     """
     fig = Figure(figsize=(11.0, 3.1))  # a fixed layout: a slider waits for it
     curve, depth, here = fig.subplots(1, 3)
     fig.subplots_adjust(left=0.07, right=0.99, bottom=0.19, top=0.89, wspace=0.3)
-    curve.plot(GRID, share_curve(own["excess_corr"], GRID), color=NEUTRAL)
-    share = (own["excess_corr"] > threshold).mean()
-    curve.plot([threshold], [share], "o", color=COLOURS["universal"])
-    curve.axvline(threshold, color=COLOURS["universal"], linestyle="--", linewidth=1)
-    curve.set(xlabel="threshold of the excess correlation", ylabel="share of universal neurons", ylim=(0, None))
-    curve.yaxis.set_major_formatter(PERCENT)
-    shares = layer_shares(with_universal(own, threshold))
-    bars = depth.bar(shares["layer"], shares["share"], color=COLOURS["universal"])
-    for bar, one in zip(bars, shares["layer"], strict=True):
+    colour = COLOURS["universal"]
+    for axes in (curve, here):
+        axes.axvline(threshold, color=colour, linestyle="--", linewidth=1)
+    for axes in (curve, depth):
+        axes.yaxis.set_major_formatter(PERCENT)
+        axes.set(ylabel="share of universal neurons")
+    curve.plot(GRID, shares_above(own["excess_corr"], GRID), color=NEUTRAL)
+    curve.plot([threshold], [own["is_universal"].mean()], "o", color=colour)
+    curve.set(xlabel="threshold of the excess correlation", ylim=(0, None))
+    shares = layer_shares(own)
+    for bar, one in zip(depth.bar(shares["layer"], shares["share"], color=colour), shares["layer"], strict=True):
         bar.set_alpha(1 if one == layer else 0.45)
-    depth.set(ylabel="share of universal neurons")
-    depth.yaxis.set_major_formatter(PERCENT)
     layer_axis(depth, int(own["layer"].max()) + 1)
-    values = own.loc[own["layer"] == layer, "excess_corr"].dropna()
-    if len(values):
+    rows = own[(own["layer"] == layer) & own["excess_corr"].notna()]
+    if len(rows):
+        values = rows["excess_corr"]
         edges = np.linspace(min(values.min(), threshold), max(values.max(), threshold) + 1e-9, 61)
-        for name, part in (("other", values[values <= threshold]), ("universal", values[values > threshold])):
+        for name, part in (("other", values[~rows["is_universal"]]), ("universal", values[rows["is_universal"]])):
             here.stairs(np.histogram(part, edges)[0], edges, fill=True, color=COLOURS[name], label=name)
         here.legend(loc="upper right")
-    here.axvline(threshold, color=COLOURS["universal"], linestyle="--", linewidth=1)
     here.set(xlabel="excess correlation", ylabel="neurons")
     for axes, title in zip((curve, depth, here), ("by threshold", "by layer", f"layer {layer}"), strict=True):
         axes.set_title(title, y=1.02)  # a given height saves a search for it
@@ -68,23 +68,23 @@ def threshold_figure(own: pd.DataFrame, threshold: float, layer: int) -> Figure:
 
 def threshold_sentence(own: pd.DataFrame, seed: str, threshold: float, layer: int) -> str:
     """What `threshold_figure` shows, in numbers (Markdown)."""
-    chosen = own["excess_corr"] > threshold
-    here = own["layer"] == layer
+    chosen, here = own["is_universal"], own["layer"] == layer
     number, within = int(chosen.sum()), int((chosen & here).sum())
     return (
-        f"Above **{threshold:g}**, {count(number, 'neuron')} of {len(own):,} of seed {seed} {'is' if number <= 1 else 'are'} universal "
-        f"(**{percent(chosen.mean())}**); in layer {layer} {count(within, 'neuron')} of {int(here.sum()):,}."
+        f"Above **{threshold:g}**, {count(number, 'neuron')} of {len(own):,} of seed {seed} "
+        f"{'is' if number <= 1 else 'are'} universal (**{percent(chosen.mean())}**); in layer {layer} "
+        f"{count(within, 'neuron')} of {int(here.sum()):,}."
     )
 
 
-# ---------------------------------------------------------------- a label of one's own
+# ---------------------------------------------------------------- a typed label
 
 
 def typed_label(typed: str, texts: Sequence[str]) -> Bool[np.ndarray, "groups"]:
-    """Which tokens a typed label means: `/…/` is a regular expression for the whole token text (its leading space included),
+    """Which tokens a typed label means: `/…/` is a regular expression for the whole token text with its leading space,
     anything else a list of words, in any case, with or without a leading space.
 
-    Raises InputError for an empty label, a broken expression, and one that means no token or all of them.
+    Raises InputError for an empty label, a broken expression, and one that matches no token or every token.
     """
     typed = typed.strip()
     if not typed.strip("/ ,"):
@@ -95,15 +95,14 @@ def typed_label(typed: str, texts: Sequence[str]) -> Bool[np.ndarray, "groups"]:
     one = looks(typed, typed[1:-1]) if expression else words(typed, typed.replace(",", " "))
     member = np.array(one.members(list(texts)), dtype=bool)
     if not member.any() or member.all():
-        raise InputError(
-            f"{'No token of the text is' if not member.any() else 'Every token of the text is'} `{typed}`; the label needs some tokens with it and some without."
-        )
+        matched = "Every token of the text is" if member.any() else "No token of the text is"
+        raise InputError(f"{matched} `{typed}`; the label needs some tokens with it and some without.")
     return member
 
 
 def label_scores(own: Mapping[str, Tensor], grouping: str, member: Bool[np.ndarray, "groups"]) -> pd.DataFrame:
-    """METHOD §5 for one label and one layer, a row per neuron: `chosen_score` on even and `score` on odd blocks, and
-    `difference` on odd ones, mean z with the label minus mean z without; NaN where too few tokens have it or lack it.
+    """docs/method.md §5 for one label and one layer, a row per neuron: `chosen_score` on even and `score` on odd blocks,
+    and `difference` on odd ones, mean z with the label minus mean z without. NaN if too few tokens have or lack it.
 
     `own` has the layer's compact grouped moments `<grouping>.count`, `.mean`, `.center`, `.variance`.
     """
@@ -125,29 +124,29 @@ def label_scores(own: Mapping[str, Tensor], grouping: str, member: Bool[np.ndarr
 
 
 def explained_sentence(scores: pd.DataFrame, typed: str, tokens: int, share: float) -> str:
-    """What a typed label explains (Markdown); `scores` has layer, neuron, score and chance, `share` of all counted tokens carry it."""
+    """What a typed label explains (Markdown). `scores` has layer, neuron, score and chance; `share` of all counted
+    tokens carry the label."""
     known = scores.dropna(subset=["score"])
-    start = f"`{typed}` means {count(tokens, 'token')} that the text has and **{percent(share)}** of what is counted. "
+    start = f"`{typed}` matches {count(tokens, 'token')} of the text, **{percent(share)}** of what is counted."
     if known.empty:
-        return (
-            start
-            + f"That is too few or too many to score: each half of the text needs {FEWEST_TOKENS} tokens with it and as many without."
-        )
-    passed, best = known[known["score"] > known["chance"]], known.loc[known["score"].idxmax()]
-    return start + (
-        f"It explains {count(len(passed), 'neuron')} of {len(known):,} better than chance; the best is layer {int(best['layer'])} neuron "
-        f"{int(best['neuron'])}, **{percent(best['score'], 1)}** of whose variance on held-out blocks it explains (chance {percent(best['chance'], 1)})."
+        needed = f"each half of the text needs {FEWEST_TOKENS} tokens with it and as many without"
+        return f"{start} That is too few or too many to score: {needed}."
+    passed, best = int((known["score"] > known["chance"]).sum()), known.loc[known["score"].idxmax()]
+    return (
+        f"{start} It explains {count(passed, 'neuron')} of {len(known):,} above chance level. "
+        f"The best is layer {int(best['layer'])} neuron {int(best['neuron'])}: the label explains "
+        f"**{percent(best['score'], 1)}** of its variance on held-out blocks (chance level {percent(best['chance'], 1)})."
     )
 
 
-# ---------------------------------------------------------------- a text of one's own
+# ---------------------------------------------------------------- a typed text
 
 
 def text_tokens(tokenizer, typed: str, bos: int, context: int) -> list[int]:
     """A typed text as the models read it: BOS and its tokens; InputError if it is empty or longer than the context."""
     tokens = tokenizer(typed, add_special_tokens=False)["input_ids"]
     if not tokens:
-        raise InputError("Type a text that the models shall read.")
+        raise InputError("Type a text for the models to read.")
     if len(tokens) >= context:
         raise InputError(f"The text has {len(tokens):,} tokens; the models read at most {context - 1:,}.")
     return [bos, *tokens]
@@ -160,29 +159,26 @@ def activations(trunk: Trunk, tokens: list[int]) -> Float[np.ndarray, "layers to
     return torch.stack(found).numpy()
 
 
-def fired(post: Float[np.ndarray, "layers tokens neurons"], own: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """One row per universal neuron that is more active on some token of the text than its mean by two deviations or more,
-    the most unusual first: layer, neuron, excess_corr, `token` (index after BOS), `activation` there, and `deviations`.
+def fired(post: Float[np.ndarray, "layers tokens neurons"], own: pd.DataFrame) -> pd.DataFrame:
+    """One row per universal neuron whose activation on some token is UNUSUAL or more, the most unusual first: layer,
+    neuron, excess_corr, `token` (index after BOS), `activation` there, and `deviations`.
 
-    `own` has the seed's rows of neurons_all_seeds, whose activation_mean and activation_std are over the run's text.
+    `own` has the seed's rows of neurons_all_seeds; their activation_mean and activation_std are over the run's text.
     """
-    chosen = own[(own["excess_corr"] > threshold) & (own["activation_std"] > 0)][
-        ["layer", "neuron", "excess_corr", "activation_mean", "activation_std"]
-    ]
+    chosen = own[own["is_universal"] & (own["activation_std"] > 0)]
     on = post[chosen["layer"], :, chosen["neuron"]]  # (chosen, tokens)
     token = on.argmax(1) if len(chosen) else np.zeros(0, int)
     peak = on[np.arange(len(chosen)), token]
-    rows = chosen[["layer", "neuron", "excess_corr"]].assign(
-        token=token, activation=peak, deviations=(peak - chosen["activation_mean"]) / chosen["activation_std"]
-    )
-    return rows[rows["deviations"] >= 2].sort_values("deviations", ascending=False).reset_index(drop=True)
+    deviations = (peak - chosen["activation_mean"]) / chosen["activation_std"]
+    rows = chosen[["layer", "neuron", "excess_corr"]].assign(token=token, activation=peak, deviations=deviations)
+    return rows[deviations >= UNUSUAL].sort_values("deviations", ascending=False).reset_index(drop=True)
 
 
 def shaded_text(texts: Sequence[str], values: Float[np.ndarray, "tokens"]) -> str:
-    """A text as HTML, each token shaded by its activation against the largest; the value on hover."""
+    """A text as HTML, each token shaded by its activation relative to the largest; the value on hover."""
     most = max(float(np.max(values, initial=0)), 1e-9)
     pieces = []
-    for text, value in list(zip(texts, values, strict=True))[:LONGEST]:
+    for text, value in list(zip(texts, values, strict=True))[:MAX_TOKENS_SHOWN]:
         level = int(np.clip(np.ceil(LEVELS * value / most - 0.5), 0, LEVELS))
         pieces.append(f'<i class=s{level} title="{value:.3g}">{escape(text)}</i>')
     return f"<span class=neuron-text>{''.join(pieces)}</span>"
@@ -206,5 +202,5 @@ def fired_html(
 
 
 def token_texts(tokenizer, tokens: Sequence[int]) -> list[str]:
-    """Each token as a reader can see it."""
+    """Each token as visible text."""
     return [token_text(tokenizer, token) for token in tokens]

@@ -76,8 +76,14 @@ def folder(tmp_path_factory) -> Path:
     tests, shares = properties.property_tests(own), properties.layer_shares(everyone)
     with pytest.MonkeyPatch.context() as patch:
         pictures = [
-            drawn(folder / "figures", figures.distributions(own, 0.5), FIGURES[0], captions.excess(own, 0.5), patch),
-            drawn(folder / "figures", figures.layers(shares, "a"), FIGURES[1], captions.layers(shares, "a"), patch),
+            drawn(folder / "figures", figures.excess(own, 0.5), FIGURES[0], captions.excess(own, 0.5), patch),
+            drawn(
+                folder / "figures",
+                figures.share_by_layer(shares, "a"),
+                FIGURES[1],
+                captions.share_by_layer(shares, "a"),
+                patch,
+            ),
         ]
     wide = r"$$\sum_i \frac{a_i}{b_i} = " + " + ".join(rf"\frac{{x_{{{n}}}}}{{y_{{{n}}}}}" for n in range(24)) + "$$"
     cells = [

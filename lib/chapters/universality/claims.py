@@ -44,18 +44,18 @@ def _depth(evidence: Evidence) -> Measured:
     """`own_layer_excess` of each seed as reference."""
     excess = {}
     for seed, matches in evidence.tables[MATCHES].groupby("seed", sort=False):
-        matrix = properties.layer_agreement(matches)
+        matrix = properties.match_layer_percent(matches)
         excess[seed] = properties.own_layer_excess(pd.Series(np.diag(matrix) / 100))
     found = over_seeds(pd.Series(excess, dtype=float), 0.0, True, lambda value: signed(100 * value, 1))
     return found._replace(here=f"{found.here} percentage points more matches in the own layer than by chance")
 
 
 def _gap(evidence: Evidence) -> Measured:
-    own, chosen = evidence.own(EVERYONE), evidence.universal_of()
-    if len(chosen) < FEWEST:
-        return unmeasured(f"{count(len(chosen), 'universal neuron')}, too few to compare")
-    gaps = properties.gap(own)
-    ours, others = gaps.loc[chosen.index], gaps.drop(chosen.index)
+    own = evidence.own(EVERYONE)
+    gaps, chosen = properties.corr_gap(own), own["is_universal"]
+    ours, others = gaps[chosen], gaps[~chosen]
+    if len(ours) < FEWEST:
+        return unmeasured(f"{count(len(ours), 'universal neuron')}, too few to compare")
     if not len(others) or evidence.own(MATCHES)["model"].nunique() < 2:
         return unmeasured("needs two compared seeds and neurons that are not universal")
     apart = ours.mean() - others.mean()
@@ -79,9 +79,8 @@ def _frequency_cosine(evidence: Evidence) -> Measured:
     low, high = correlation_interval(value, len(own[["sparsity", "in_out_sim"]].dropna()))
     if not np.isfinite(value):
         return unmeasured("undefined: gated neurons, or one quantity does not vary")
-    return Measured(
-        value, low, high, f"{signed(value)} ({signed(low)} to {signed(high)})", decided(low, high, 0.0, above=False)
-    )
+    here = f"{signed(value)} ({signed(low)} to {signed(high)})"
+    return Measured(value, low, high, here, decided(low, high, 0.0, above=False))
 
 
 def _tests(evidence: Evidence) -> pd.DataFrame:
@@ -93,90 +92,45 @@ def _property(column: str):
     def measure(evidence: Evidence) -> Measured:
         tests = evidence.once(_tests)
         if column not in tests.index or not np.isfinite(tests.loc[column, "effect"]):
-            return unmeasured(
-                "no universal neuron to rank"
-                if not evidence.universal_of().shape[0]
-                else "not defined for these models"
-            )
+            some = len(evidence.universal_of())
+            return unmeasured("not defined for these models" if some else "no universal neuron to rank")
         row = tests.loc[column]
-        here = f"median percentile {row['median_percentile']:.0f} of {count(row['universal'], 'neuron')}, effect {signed(row['effect'])}, corrected {p_words(row['p_corrected'])}"
+        here = f"median percentile {row['median_percentile']:.0f} of {count(row['universal'], 'neuron')}, "
+        here += f"effect {signed(row['effect'])}, corrected {p_words(row['p_corrected'])}"
         return Measured(float(row["median_percentile"]), np.nan, np.nan, here, row["verdict"])
 
     return measure
 
 
-def _property_claims() -> tuple[Claim, ...]:
-    claims = []
-    for column, medians in PUBLISHED_MEDIANS.iterrows():
-        side = "high" if (medians > 50).all() else "low"
-        published = f"median percentiles {', '.join(f'{value:.0f}' for value in medians)} ({MODELS})"
-        claims.append(
-            Claim(
-                f"property_{column}",
-                f"Universal neurons have a {side} {PROPERTIES[column]} for their layer",
-                published,
-                CHAPTER,
-                "figure_03_percentiles",
-                (EVERYONE,),
-                _property(column),
-            )
-        )
-    return tuple(claims)
+def _claim(name: str, claim: str, published: str, figure: str, measure, *needs: str) -> Claim:
+    return Claim(name, claim, published, CHAPTER, figure, needs or (EVERYONE,), measure)
 
 
-_SHARES = ", ".join(f"{percent(row.share)} ({PUBLISHED_MODELS[model]})" for model, row in PUBLISHED_SHARES.iterrows())
-_COSINES = ", ".join(
-    f"{signed(row.frequency_cosine)} ({PUBLISHED_MODELS[model]})" for model, row in PUBLISHED_SHARES.iterrows()
-)
+def _property_claim(column: str, medians: pd.Series) -> Claim:
+    side = "high" if (medians > 50).all() else "low"
+    claim = f"Universal neurons have a {side} {PROPERTIES[column]} for their layer"
+    published = f"median percentiles {', '.join(f'{value:.0f}' for value in medians)} ({MODELS})"
+    return _claim(f"property_{column}", claim, published, "figure_03_percentiles", _property(column))
+
+
+def _published(column: str, words) -> str:
+    return ", ".join(f"{words(value)} ({PUBLISHED_MODELS[model]})" for model, value in PUBLISHED_SHARES[column].items())
+
+
+HISTOGRAMS = "figure_02a_11_distributions"
+SHARE = "From 1 to 5 % of the neurons are universal"
+EXCESS = "A neuron's best match is better than in a rotated basis"
+GAP = "Seeds differ more on how well universal neurons match than on the others"
+GAP_PUBLISHED = "0.105 against 0.049 over all neurons (GPT2-medium)"
+LAYERS, LAYERS_PUBLISHED = "Every layer has universal neurons", "every layer of the three models"
+COSINE, COSINE_FIGURE = "Neurons that fire often have a lower cos(w_in, w_out)", "figure_09_frequency_cosine"
 
 CLAIMS = (
-    Claim(
-        "universal_share",
-        "From 1 to 5 % of the neurons are universal",
-        _SHARES,
-        CHAPTER,
-        "figure_02a_11_distributions",
-        (EVERYONE,),
-        _share,
-    ),
-    Claim(
-        "excess",
-        "A neuron's best match is better than in a rotated basis",
-        "mean excess above 0",
-        CHAPTER,
-        "figure_02a_11_distributions",
-        (EVERYONE,),
-        _excess,
-    ),
-    Claim(
-        "depth", properties.OWN_LAYER, properties.OWN_LAYER_PUBLISHED, CHAPTER, "figure_02c_layers", (MATCHES,), _depth
-    ),
-    Claim(
-        "gap",
-        "Seeds differ more on how well universal neurons match than on the others",
-        "0.105 against 0.049 over all neurons (GPT2-medium)",
-        CHAPTER,
-        "figure_02b_gap",
-        (EVERYONE, MATCHES),
-        _gap,
-    ),
-    Claim(
-        "layers",
-        "Every layer has universal neurons",
-        "every layer of the three models",
-        CHAPTER,
-        "universal_share_by_layer",
-        (EVERYONE,),
-        _layers,
-    ),
-    *_property_claims(),
-    Claim(
-        "frequency_cosine",
-        "Neurons that fire often have a lower cos(w_in, w_out)",
-        _COSINES,
-        CHAPTER,
-        "figure_09_frequency_cosine",
-        (EVERYONE,),
-        _frequency_cosine,
-    ),
+    _claim("universal_share", SHARE, _published("share", percent), HISTOGRAMS, _share),
+    _claim("excess", EXCESS, "mean excess above 0", HISTOGRAMS, _excess),
+    _claim("depth", properties.OWN_LAYER, properties.OWN_LAYER_PUBLISHED, "figure_02c_layers", _depth, MATCHES),
+    _claim("gap", GAP, GAP_PUBLISHED, "figure_02b_gap", _gap, EVERYONE, MATCHES),
+    _claim("layers", LAYERS, LAYERS_PUBLISHED, "universal_share_by_layer", _layers),
+    *(_property_claim(column, medians) for column, medians in PUBLISHED_MEDIANS.iterrows()),
+    _claim("frequency_cosine", COSINE, _published("frequency_cosine", signed), COSINE_FIGURE, _frequency_cosine),
 )

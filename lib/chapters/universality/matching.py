@@ -1,8 +1,7 @@
-"""Neurons matched one to one: mutual best matches, one-to-one assignment, and cliques over all seeds (METHOD §7).
+"""Stricter matches than the best match: mutual matches, cliques and one-to-one assignment (docs/method.md §7).
 
-A best match may be shared: several neurons of one seed can have the same partner in another. Two neurons that are each
-other's best match, a clique (one neuron of each seed, every two of them mutual), or an assignment in which every neuron is used
-once are stricter ways to say that another seed holds the same neuron.
+Several neurons of one seed can have the same best match in another. A mutual match is the best in both directions, a
+clique has one neuron of every seed, each two of them mutual, and an assignment uses every neuron once.
 """
 
 from itertools import combinations
@@ -16,32 +15,20 @@ from torch import Tensor
 
 from lib.kernels.correlation import Covariance, Scale, correlations
 
-MOST = 8192  # neurons of a model, up to which they are assigned one to one: time grows with the cube
+MAX_ASSIGNED = 8192  # neurons of a model that are assigned one to one; time grows with the cube
 
 
 def assignment(
     covariance: Covariance, a: str, b: str, scales: dict[str, Scale]
 ) -> tuple[Int[Tensor, "total"], Float[Tensor, "total"]]:
-    """Partner (flat index) and correlation of each neuron of a, every neuron of b being used once, with the largest sum of
-    correlations."""
+    """Partner (flat index) and correlation of each neuron of a: no partner twice, the largest sum of correlations."""
     neurons, layers = covariance.neurons, range(covariance.layers)
-    corr = torch.cat(
-        [
-            torch.cat(
-                [
-                    correlations(
-                        covariance.block(a, layer, b, other),
-                        scales[a].layer(layer, neurons),
-                        scales[b].layer(other, neurons),
-                    ).float()
-                    for other in layers
-                ],
-                1,
-            )
-            for layer in layers
-        ]
-    )
-    corr = corr.cpu()
+
+    def block(layer: int, other: int) -> Float[Tensor, "neurons_a neurons_b"]:
+        scale_a, scale_b = scales[a].layer(layer, neurons), scales[b].layer(other, neurons)
+        return correlations(covariance.block(a, layer, b, other), scale_a, scale_b).float()
+
+    corr = torch.cat([torch.cat([block(layer, other) for other in layers], 1) for layer in layers]).cpu()
     partner = torch.from_numpy(linear_sum_assignment(corr.numpy(), maximize=True)[1])
     return partner, corr[torch.arange(len(corr)), partner].double()
 
@@ -49,8 +36,8 @@ def assignment(
 def cliques(matches_all_seeds: pd.DataFrame) -> pd.DataFrame:
     """One row per clique: columns layer_<seed> and neuron_<seed> for every seed, min_corr and mean_corr over its pairs.
 
-    `matches_all_seeds` has the rows of every seed as reference; where only some serve as reference there is none. A neuron is in
-    one clique at most. Sorted by min_corr, largest first.
+    `matches_all_seeds` needs every seed as reference, otherwise there is no row. A neuron is in no more than one
+    clique. Sorted by min_corr, largest first.
     """
     seeds = sorted({*matches_all_seeds["seed"], *matches_all_seeds["model"]})
     names = [f"{what}_{seed}" for seed in seeds for what in ("layer", "neuron")]
@@ -77,22 +64,19 @@ def cliques(matches_all_seeds: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found).sort_values("min_corr", ascending=False, ignore_index=True)
 
 
-def partners(
+def partner_table(
     neurons: pd.DataFrame, matches: pd.DataFrame, found: pd.DataFrame, assignments: pd.DataFrame, reference: str
 ) -> pd.DataFrame:
-    """Per neuron of the reference: layer, neuron, excess_corr, mean_corr, mutual (share of compared seeds in which the best match is
-    mutual), in_clique, assigned_corr and assigned_excess (means over compared seeds; NaN where nothing was assigned)."""
+    """One row per neuron of the reference, from its neurons, matches and assignments and the run's `cliques`.
+
+    Columns: layer, neuron, excess_corr, is_universal, mutual (share of compared seeds with a mutual match), in_clique,
+    assigned_corr and assigned_excess (means over compared seeds; NaN without an assignment).
+    """
     keys = ["layer", "neuron"]
-    table = neurons[[*keys, "excess_corr", "is_universal", "mean_corr", "mean_baseline"]]
+    table = neurons[[*keys, "excess_corr", "is_universal", "mean_baseline"]]
     table = table.merge(matches.groupby(keys)["mutual"].mean().reset_index(), on=keys)
-    own = (
-        found[[f"layer_{reference}", f"neuron_{reference}"]]
-        .set_axis(keys, axis=1)
-        .astype("int64")
-        .assign(in_clique=True)
-    )
-    table = table.merge(own, on=keys, how="left")
-    table["in_clique"] = table["in_clique"].notna()
+    own = found[[f"layer_{reference}", f"neuron_{reference}"]].astype("int64").set_axis(keys, axis=1)
+    table["in_clique"] = pd.MultiIndex.from_frame(table[keys]).isin(pd.MultiIndex.from_frame(own))
     assigned = assignments.groupby(keys)["corr"].mean().rename("assigned_corr").reset_index()
     table = table.merge(assigned, on=keys, how="left")
     table["assigned_excess"] = table["assigned_corr"] - table["mean_baseline"]
@@ -100,12 +84,13 @@ def partners(
 
 
 def by_excess(table: pd.DataFrame, edges: np.ndarray) -> pd.DataFrame:
-    """From `partners`: mean share of mutual matches and of neurons in a clique, by bins of excess between `edges`: excess (middle),
-    neurons, mutual, in_clique; bins without neurons are left out."""
+    """From `partner_table`, by bins of excess between `edges`: excess (middle), neurons, mutual, in_clique (shares).
+
+    Bins without neurons are left out.
+    """
+    found = {"mutual": ("mutual", "mean"), "in_clique": ("in_clique", "mean")}
     bins = pd.cut(table["excess_corr"], edges)
-    rows = table.groupby(bins, observed=True).agg(
-        neurons=("neuron", "size"), mutual=("mutual", "mean"), in_clique=("in_clique", "mean")
-    )
+    rows = table.groupby(bins, observed=True).agg(neurons=("neuron", "size"), **found)
     rows.insert(0, "excess", [interval.mid for interval in rows.index])
     return rows.reset_index(drop=True)
 
@@ -116,26 +101,23 @@ def _layers(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def clique_depths(found: pd.DataFrame, layers: int) -> pd.DataFrame:
-    """Cliques by the mean layer of their neurons, rounded: columns layer, same (all in one layer), spread (over several)."""
+    """Cliques by the mean layer of their neurons, rounded: layer, same (all in one layer), spread (over several)."""
     depth = _layers(found)
     at, same = depth.mean(axis=1).round().astype(int), depth.nunique(axis=1) == 1
     rows = pd.crosstab(at, same).reindex(index=range(layers), columns=[True, False], fill_value=0)
     return rows.set_axis(["same", "spread"], axis=1).rename_axis("layer").reset_index()
 
 
-def summary(table: pd.DataFrame, found: pd.DataFrame, threshold: float) -> dict[str, float]:
-    """Numbers of the chapter's sentence, from `partners` and `cliques`; NaN for what there is nothing of."""
+def partner_summary(table: pd.DataFrame, found: pd.DataFrame, threshold: float) -> dict[str, float]:
+    """Means and counts from `partner_table` and `cliques`; NaN where there is nothing to average."""
     chosen = table["is_universal"]
     return {
-        "neurons": len(table),
         "universal": int(chosen.sum()),
         "mutual": table["mutual"].mean(),
         "mutual_universal": table.loc[chosen, "mutual"].mean(),
         "cliques": len(found),
-        "strong_cliques": int((found["min_corr"] > threshold).sum()),
         "in_clique_universal": table.loc[chosen, "in_clique"].mean(),
         "one_layer": (_layers(found).nunique(axis=1) == 1).mean() if len(found) else np.nan,
-        "best_corr": table["mean_corr"].mean(),
         "assigned_corr": table["assigned_corr"].mean(),
         "universal_assigned": int((table["assigned_excess"] > threshold).sum()),
     }

@@ -1,7 +1,7 @@
-"""Which neurons are universal, where they sit and how they differ: from per-neuron tables to small tables.
+"""Statistics of universal neurons: from the run's per-neuron tables to small tables.
 
-A neuron is universal when its excess correlation exceeds the threshold (METHOD §2). Every function takes
-the run's tables, so a threshold can be changed without running a model, and is defined for zero universal neurons.
+A neuron is universal if its excess correlation exceeds the threshold (docs/method.md §3); tables carry that as the
+column `is_universal` (`lib.run.with_universal`). Every function also works without any universal neuron.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.stats import mannwhitneyu
 from statsmodels.stats.multitest import multipletests
 
-from lib.display.claims import FEWEST, SIGNIFICANT
+from lib.display.claims import FAILS, FEWEST, HOLDS, SIGNIFICANT, UNKNOWN
 
 PROPERTIES = {
     "sparsity": "activation frequency",
@@ -31,12 +31,12 @@ PROPERTIES = {
 }
 
 TOP_SHARE = 0.05  # most universal neurons of a seed: the top 5 % by excess, which exists at any threshold
-OWN_LAYER = "A neuron's best match lies in its own layer more often than by chance"  # asked in chapters 3 and 6
+OWN_LAYER = "A neuron's best match lies in its own layer more often than by chance"  # tested in chapters 3 and 7
 OWN_LAYER_PUBLISHED = "figure 2c shows the shares by pairs of layers"
 
-# Gurnee et al., arXiv 2401.12181: share of universal neurons (the published per-neuron tables),
-# correlation of activation frequency with cos(w_in, w_out) (figure 9) and median percentile of the universal
-# neurons within their own layer (figure 3). A median above 50 is published as "high", below as "low".
+# Gurnee et al., arXiv 2401.12181: universal neurons (from the published per-neuron tables), correlation of activation
+# frequency with cos(w_in, w_out) (figure 9), median percentile of universal neurons within their layer (figure 3).
+# A median above 50 is published as "high", below as "low".
 PUBLISHED_SOURCE = "Gurnee et al., arXiv 2401.12181"
 PUBLISHED_MODELS = {"pythia": "Pythia-160M", "small": "GPT2-small", "medium": "GPT2-medium"}
 PUBLISHED_SHARES = pd.DataFrame(
@@ -44,8 +44,7 @@ PUBLISHED_SHARES = pd.DataFrame(
     index=list(PUBLISHED_MODELS),
 )
 PUBLISHED_SHARES["share"] = PUBLISHED_SHARES["universal"] / PUBLISHED_SHARES["neurons"]
-# universal neurons of each layer, from the published per-neuron tables
-PUBLISHED_BY_LAYER = {
+PUBLISHED_BY_LAYER = {  # universal neurons of each layer
     "pythia": (64, 14, 19, 5, 27, 34, 43, 39, 67, 50, 50, 53),
     "small": (222, 244, 101, 110, 71, 72, 56, 112, 101, 142, 125, 177),
     "medium": (132, 140, 44, 40, 40, 30, 23, 21, 26, 24, 25, 17, 36, 36, 57, 52, 53, 56, 49, 55, 46, 52, 61, 96),
@@ -71,9 +70,9 @@ def most_universal(neurons: pd.DataFrame) -> pd.Series:
     return neurons.groupby("seed")["excess_corr"].rank(ascending=False, method="first", pct=True) <= TOP_SHARE
 
 
-def share_curve(excess: pd.Series, thresholds: Sequence[float]) -> np.ndarray:
+def shares_above(excess: pd.Series, thresholds: Sequence[float]) -> np.ndarray:
     """Share of neurons whose excess correlation is above each threshold, shape (thresholds,)."""
-    ordered = np.sort(np.asarray(excess, dtype=float))  # NaN sorts last, and would count as above
+    ordered = np.sort(np.asarray(excess, dtype=float))  # NaN sorts last and must not count as above
     known = int(np.isfinite(ordered).sum())
     above = known - np.searchsorted(ordered[:known], np.asarray(thresholds, dtype=float), side="right")
     return above / max(1, len(ordered))
@@ -81,46 +80,41 @@ def share_curve(excess: pd.Series, thresholds: Sequence[float]) -> np.ndarray:
 
 def reference_shares(neurons_all_seeds: pd.DataFrame) -> pd.DataFrame:
     """One row per seed as reference: seed, neurons, universal, share, mean_excess, dead."""
-    rows = neurons_all_seeds.groupby("seed", sort=False).agg(
-        neurons=("neuron", "size"),
-        universal=("is_universal", "sum"),
-        share=("is_universal", "mean"),
-        mean_excess=("excess_corr", "mean"),
-        dead=("dead", "sum"),
-    )
-    return rows.reset_index()
+    found = {"universal": ("is_universal", "sum"), "share": ("is_universal", "mean")}
+    found |= {"mean_excess": ("excess_corr", "mean"), "dead": ("dead", "sum")}
+    return neurons_all_seeds.groupby("seed", sort=False).agg(neurons=("neuron", "size"), **found).reset_index()
 
 
 def layer_shares(neurons: pd.DataFrame) -> pd.DataFrame:
     """One row per layer (and seed, where the table has several): layer, neurons, universal, share."""
     keys = [key for key in ("seed", "layer") if key in neurons]
-    rows = neurons.groupby(keys, sort=False).agg(
-        neurons=("neuron", "size"), universal=("is_universal", "sum"), share=("is_universal", "mean")
-    )
-    return rows.reset_index()
+    found = {"universal": ("is_universal", "sum"), "share": ("is_universal", "mean")}
+    return neurons.groupby(keys, sort=False).agg(neurons=("neuron", "size"), **found).reset_index()
 
 
 def published_layer_shares() -> pd.DataFrame:
-    """One row per layer of each published model: model, layer, depth (middle of the layer, 0 to 1), universal, share (of the layer's neurons)."""
-    rows = []
+    """One row per layer of each published model: model, layer, depth (its middle, 0 to 1), universal, share."""
+    parts = []
     for model, counts in PUBLISHED_BY_LAYER.items():
-        width = PUBLISHED_SHARES.loc[model, "neurons"] / len(counts)
-        rows += [
-            (model, layer, (layer + 0.5) / len(counts), number, number / width) for layer, number in enumerate(counts)
-        ]
-    return pd.DataFrame(rows, columns=["model", "layer", "depth", "universal", "share"])
+        layer, universal = np.arange(len(counts)), np.array(counts)
+        share = universal / (PUBLISHED_SHARES.loc[model, "neurons"] / len(counts))
+        depth = (layer + 0.5) / len(counts)
+        parts.append(
+            pd.DataFrame({"model": model, "layer": layer, "depth": depth, "universal": universal, "share": share})
+        )
+    return pd.concat(parts, ignore_index=True)
 
 
-def gap(neurons: pd.DataFrame) -> pd.Series:
-    """Figure 2b: largest minus smallest best-match correlation over the compared models, per neuron."""
+def corr_gap(neurons: pd.DataFrame) -> pd.Series:
+    """Figure 2b: largest minus smallest best-match correlation over the compared seeds, per neuron."""
     return neurons["max_corr"] - neurons["min_corr"]
 
 
-def layer_agreement(matches: pd.DataFrame) -> pd.DataFrame:
+def match_layer_percent(matches: pd.DataFrame) -> pd.DataFrame:
     """Figure 2c: percent of the neurons of layer l (rows) whose best match lies in layer l′ (columns).
 
-    Rows sum to 100, over all compared models. A match of correlation 0 or less (a dead neuron's) is no partner and
-    left out; the row of a layer without any match is NaN.
+    Rows sum to 100, over all compared seeds. A correlation of 0 or less, as of a dead neuron, is no match; a layer
+    without matches has a row of NaN.
     """
     layers = range(int(max(matches["layer"].max(), matches["match_layer"].max())) + 1)
     found = matches[matches["corr"] > 0]
@@ -129,15 +123,17 @@ def layer_agreement(matches: pd.DataFrame) -> pd.DataFrame:
 
 
 def own_layer_excess(same_layer: pd.Series) -> float:
-    """From the share (0 to 1) of each layer's best matches that lie in the neuron's own layer, the diagonal of figure 2c:
-    their mean over layers less what chance would give, one over the number of layers. A layer without a match (NaN) is left out; NaN for models of one layer."""
+    """Mean share of best matches in the neuron's own layer, minus chance (one over the number of layers).
+
+    `same_layer` has one share (0 to 1) per layer, the diagonal of figure 2c. NaN for models of one layer.
+    """
     return float(same_layer.mean() - 1 / len(same_layer)) if len(same_layer) > 1 else np.nan
 
 
 def layer_percentiles(neurons: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """Percentile of each value within its own layer, 0 to 100 with the layer's median at 50.
+    """Percentile of each value within its own layer, 0 to 100 with the median at 50 (docs/method.md §4).
 
-    The percentile is 100·(rank − ½)/n with ties sharing their mean rank; NaN stays NaN and is not ranked.
+    It is 100·(rank − ½)/n, ties sharing their mean rank; NaN stays NaN and is not ranked.
     """
     grouped = neurons.groupby("layer")[list(columns)]
     return 100 * (grouped.rank() - 0.5) / grouped.transform("count")
@@ -146,15 +142,13 @@ def layer_percentiles(neurons: pd.DataFrame, columns: Sequence[str]) -> pd.DataF
 def property_tests(neurons: pd.DataFrame) -> pd.DataFrame:
     """One row per property: do universal neurons rank differently from the rest of their own layer?
 
-    Two-sided Mann–Whitney U on within-layer percentiles. `effect` is Cliff's delta 2U/(n₁n₂) − 1: the chance that
-    a universal neuron ranks higher than another one, minus the chance of the opposite; −1 to 1, 0 is no difference.
-    `p_corrected` is Holm's over the properties tested. `verdict` compares the sign with the published direction:
-    "holds", "does not hold", or "cannot tell" (fewer than FEWEST universal neurons or p_corrected ≥ SIGNIFICANT);
-    it is empty where nothing was published.
+    Two-sided Mann–Whitney U on within-layer percentiles. `effect` is Cliff's delta 2U/(n₁n₂) − 1, the chance that a
+    universal neuron ranks above another one minus the chance of the opposite. `p_corrected` is Holm's over properties.
+    `verdict` compares the effect's sign with the published direction: "cannot tell" with fewer than FEWEST universal
+    neurons or p_corrected ≥ SIGNIFICANT, and empty where nothing was published.
     """
     columns = [column for column in PROPERTIES if column in neurons]
-    percentiles = layer_percentiles(neurons, columns)
-    chosen = neurons["is_universal"]
+    percentiles, chosen = layer_percentiles(neurons, columns), neurons["is_universal"]
     rows = []
     for column in columns:
         ours, others = (percentiles.loc[mask, column].dropna() for mask in (chosen, ~chosen))
@@ -162,18 +156,9 @@ def property_tests(neurons: pd.DataFrame) -> pd.DataFrame:
         if len(ours) and len(others):
             test = mannwhitneyu(ours, others, alternative="two-sided")
             effect, p_value = 2 * test.statistic / (len(ours) * len(others)) - 1, test.pvalue
-        rows.append(
-            {
-                "property": column,
-                "label": PROPERTIES[column],
-                "universal": len(ours),
-                "other": len(others),
-                "median_percentile": ours.median() if len(ours) else np.nan,
-                "effect": effect,
-                "p_value": p_value,
-            }
-        )
-    tests = pd.DataFrame(rows).join(PUBLISHED_MEDIANS.add_prefix("published_"), on="property")
+        rows.append((column, PROPERTIES[column], len(ours), len(others), ours.median(), effect, p_value))
+    heads = ["property", "label", "universal", "other", "median_percentile", "effect", "p_value"]
+    tests = pd.DataFrame(rows, columns=heads).join(PUBLISHED_MEDIANS.add_prefix("published_"), on="property")
     tests["p_corrected"] = holm(tests["p_value"])
     published = tests[[f"published_{model}" for model in PUBLISHED_MODELS]]
     tests["published"] = np.select([(published > 50).all(axis=1), (published < 50).all(axis=1)], ["high", "low"], "")
@@ -182,7 +167,7 @@ def property_tests(neurons: pd.DataFrame) -> pd.DataFrame:
 
 
 def holm(p_values: pd.Series) -> pd.Series:
-    """Holm's correction of the p-values that are there; a missing one stays missing."""
+    """Holm's correction; missing p-values stay missing and do not count."""
     tested = p_values.dropna()
     corrected = multipletests(tested, method="holm")[1] if len(tested) else []
     return pd.Series(corrected, index=tested.index, dtype=float).reindex(p_values.index)
@@ -191,9 +176,9 @@ def holm(p_values: pd.Series) -> pd.Series:
 def _verdict(row) -> str:
     if not row.published:
         return ""
-    if row.universal < FEWEST or not row.p_corrected < SIGNIFICANT:  # a NaN p-value cannot tell either
-        return "cannot tell"
-    return "holds" if (row.effect > 0) == (row.published == "high") else "does not hold"
+    if row.universal < FEWEST or not row.p_corrected < SIGNIFICANT:  # NaN is not below
+        return UNKNOWN
+    return HOLDS if (row.effect > 0) == (row.published == "high") else FAILS
 
 
 def frequency_cosine_correlation(neurons: pd.DataFrame) -> float:
@@ -205,57 +190,42 @@ def frequency_cosine_correlation(neurons: pd.DataFrame) -> float:
 
 
 def noise_floor(candidates: int, tokens: float | np.ndarray) -> float | np.ndarray:
-    """About how large the best of `candidates` correlations is when all true ones are 0: √(2 ln N / tokens).
-
-    It is the expected maximum of N independent Gaussians of variance 1/tokens to leading order (METHOD §7).
-    """
+    """The best of `candidates` correlations if all true ones are 0, about √(2 ln N / tokens) (docs/method.md §7)."""
     return np.sqrt(2 * np.log(candidates) / tokens)
 
 
 def convergence_summary(convergence: pd.DataFrame) -> pd.DataFrame:
     """One row per seed and snapshot of the pass, with means over neurons.
 
-    Columns: seed, tokens, mean_corr, baseline, excess_corr, universal (count), agreement: of the neurons
-    universal at this snapshot or at the end, the share that is universal at both (NaN if there is none).
+    Columns: seed, tokens, mean_corr, baseline, excess_corr, universal (count), agreement: of the neurons universal at
+    this snapshot or at the end, the share universal at both (NaN without any).
     """
     rows = []
-    for seed, of_seed in convergence.groupby("seed", sort=False):
-        snapshots = {
-            tokens: frame.set_index(["layer", "neuron"]) for tokens, frame in of_seed.groupby("tokens", sort=True)
-        }
-        final = list(snapshots.values())[-1]["is_universal"]
-        for tokens, frame in snapshots.items():
+    for seed, of_seed in convergence.set_index(["layer", "neuron"]).groupby("seed", sort=False):
+        final = of_seed.loc[of_seed["tokens"] == of_seed["tokens"].max(), "is_universal"]
+        for tokens, frame in of_seed.groupby("tokens"):
             now, last = frame["is_universal"].align(final, fill_value=False)
-            either = int((now | last).sum())
-            rows.append(
-                {
-                    "seed": seed,
-                    "tokens": tokens,
-                    "mean_corr": frame["mean_corr"].mean(),
-                    "baseline": frame["baseline"].mean(),
-                    "excess_corr": frame["excess_corr"].mean(),
-                    "universal": int(now.sum()),
-                    "agreement": (now & last).sum() / either if either else np.nan,
-                }
-            )
+            both, either = int((now & last).sum()), int((now | last).sum())
+            means = frame[["mean_corr", "baseline", "excess_corr"]].mean()
+            agreement = both / either if either else np.nan
+            rows.append({"seed": seed, "tokens": tokens, **means, "universal": int(now.sum()), "agreement": agreement})
     return pd.DataFrame(rows)
 
 
 def draw_summary(draws: pd.DataFrame, neurons: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """One row per rotation draw of one reference: draw, baseline (mean over neurons), universal with that draw alone."""
+    """One row per rotation draw of one reference: draw, baseline (mean over neurons), universal (by this draw)."""
     joined = draws.merge(neurons[["layer", "neuron", "mean_corr"]], on=["layer", "neuron"])
     joined["universal"] = joined["mean_corr"] - joined["baseline"] > threshold
-    rows = joined.groupby("draw").agg(baseline=("baseline", "mean"), universal=("universal", "sum"))
-    return rows.reset_index()
+    return joined.groupby("draw").agg({"baseline": "mean", "universal": "sum"}).reset_index()
 
 
 def draw_spread(draws: pd.DataFrame) -> pd.Series:
-    """Standard deviation over rotation draws of each neuron's baseline (sample, ddof 1); NaN with a single draw."""
+    """Standard deviation (ddof 1) of each neuron's baseline over rotation draws; NaN with a single draw."""
     return draws.groupby(["layer", "neuron"])["baseline"].std()
 
 
 def representatives(neurons: pd.DataFrame, number: int) -> pd.DataFrame:
-    """The neuron with the largest excess of each layer, for at most `number` layers spread over the depth."""
+    """The neuron with the largest excess of each layer, for up to `number` layers spread over the depth."""
     best = neurons.loc[neurons.groupby("layer")["excess_corr"].idxmax()].sort_values("layer")
     spread = np.unique(np.linspace(0, len(best) - 1, min(number, len(best))).round().astype(int))
     return best.iloc[spread].reset_index(drop=True)

@@ -1,9 +1,8 @@
-"""How sure a correlation is, given the text: partners chosen on one part of it, correlations measured on the others.
+"""How much of a match is luck of the text: from sums per part of the text to held-out correlations and intervals.
 
-A pass that takes snapshots also records, after each part of the text, the sums from which a neuron's correlation with the
-partner it had at the first snapshot is computed (`lib.collect.one_pass.Pass.part`). What lies between two records is one part. The first part
-chose the partner, so the others measure the match without the choice's luck; parts drawn with replacement
-(a bootstrap over parts, METHOD §7) tell how much another text of the same kind would have moved a neuron's excess.
+The first part of the text chooses each neuron's partner, and the other parts measure their correlation without the
+choice's luck. A bootstrap over these parts (docs/method.md §7) estimates how much another text of the same kind would
+change a neuron's excess. A pass that takes snapshots records the sums (`lib.collect.one_pass`).
 """
 
 from collections.abc import Sequence
@@ -18,18 +17,18 @@ from torch import Tensor
 from lib.base.tensors import read_tensors
 from lib.run import Run
 
-DRAWS = 400  # bootstrap draws
-AT_ONCE = 50  # draws computed at a time
-FEWEST_PARTS = 8  # below which nothing is said
-INTERVAL = (0.025, 0.975)
+DRAWS = 400  # of the bootstrap
+DRAWS_AT_ONCE = 50
+FEWEST_PARTS = 8  # below which there is no estimate
+INTERVAL = (0.025, 0.975)  # quantiles
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Sums of each part of the text, the first part (which chose the partners) left out.
+    """Sums over each part of the text but the first, which chose the partners, in the pilot's scaled units.
 
-    products (parts, seeds, seeds, total), Σ x y with the partner; sums (parts, seeds, 3, total), Σ of operand, activation and its
-    square (`lib.collect.one_pass.PART_SUMS`), all in the pilot's scaled units; tokens (parts); partner (seeds, seeds, total).
+    products: Σ x y with the partner; sums: Σ of operand, activation and its square (`lib.collect.one_pass.PART_SUMS`);
+    partner: flat index of each neuron's partner.
     """
 
     products: Float[Tensor, "parts seeds seeds total"]
@@ -38,7 +37,7 @@ class Parts:
     partner: Int[Tensor, "seeds seeds total"]
 
     def correlations(self, weights: Float[Tensor, "draws parts"], a: int, b: int) -> Float[Tensor, "draws total"]:
-        """Correlation of every neuron of seed number a with its partner in b, parts counted with these weights; 0 for a dead one."""
+        """Correlation of every neuron of seed number a with its partner in b, parts weighted; 0 for dead neurons."""
         tokens = weights @ self.tokens.double()
         mean_a, deviation_a = _moments(weights, self.sums[:, a], tokens)
         mean_b, deviation_b = _moments(weights, self.sums[:, b][:, :, self.partner[a, b]], tokens)
@@ -54,7 +53,7 @@ def _moments(weights: Tensor, sums: Float[Tensor, "parts 3 total"], tokens: Tens
 
 
 def parts_of(run: Run) -> Parts | None:
-    """A run's parts; None where its pass recorded none (several processes or passes for the products, very little text)."""
+    """A run's parts; None if its pass recorded too few (several processes or passes, little text)."""
     stats = run.folder / "stats"
     recorded = [read_tensors(path) for path in sorted(stats.glob("part-*.safetensors"))]
     if len(recorded) <= FEWEST_PARTS:
@@ -67,10 +66,9 @@ def parts_of(run: Run) -> Parts | None:
 
 @dataclass(frozen=True)
 class Sampled:
-    """What the parts say of one seed's neurons as reference, means over the compared seeds.
+    """Estimates for the neurons of one reference, means over the compared seeds.
 
-    held_out_corr (total): correlation with the first part's partner on all other parts. moved (draws, total): by how much another
-    draw of the parts moves it.
+    held_out_corr: correlation with the first part's partner on all other parts; moved: its change by each draw.
     """
 
     held_out_corr: Float[Tensor, "total"]
@@ -78,29 +76,24 @@ class Sampled:
 
     @property
     def error(self) -> Float[Tensor, "total"]:
-        """Standard error of a neuron's mean best match, and so of its excess: the baseline is held fixed."""
+        """Standard error of a neuron's mean best match and, with the baseline held fixed, of its excess."""
         return self.moved.std(0)
 
     def share_interval(self, excess: Sequence[float], threshold: float) -> tuple[float, float]:
         """95 % interval of the share of neurons whose excess is above the threshold.
 
-        The basic bootstrap: more neurons lie just below a threshold than above it, so that draws, whose noise comes on top of that of
-        the excess itself, are above it too often, and their distance from the share is taken off it.
+        A basic bootstrap. More neurons lie just below a threshold than just above it, so the draws' added noise lifts
+        their shares; mirroring the quantiles at the observed share removes that bias.
         """
         found = torch.as_tensor(np.asarray(excess, dtype=np.float32))
-        low, high = (
-            ((found + self.moved) > threshold)
-            .double()
-            .mean(1)
-            .quantile(torch.tensor(INTERVAL, dtype=torch.float64))
-            .tolist()
-        )
+        shares = ((found + self.moved) > threshold).double().mean(1)
+        low, high = shares.quantile(torch.tensor(INTERVAL, dtype=torch.float64)).tolist()
         share = (found > threshold).double().mean().item()
         return min(share, max(0.0, 2 * share - high)), max(share, min(1.0, 2 * share - low))
 
 
 def sampled(parts: Parts, reference: int, random_seed: int) -> Sampled:
-    """Of seed number `reference`; the draws are the same for every seed."""
+    """Estimates for seed number `reference`; the draws are the same for every seed."""
     count, seeds = len(parts.tokens), len(parts.partner)
     generator = np.random.default_rng(random_seed)
     drawn = torch.from_numpy(generator.multinomial(count, np.full(count, 1 / count), size=DRAWS)).double()
@@ -108,13 +101,13 @@ def sampled(parts: Parts, reference: int, random_seed: int) -> Sampled:
     alone, moved = 0, 0
     for other in others:
         own = parts.correlations(torch.ones(1, count, dtype=torch.float64), reference, other)
-        draws = [(parts.correlations(some, reference, other) - own).float() for some in drawn.split(AT_ONCE)]
+        draws = [(parts.correlations(some, reference, other) - own).float() for some in drawn.split(DRAWS_AT_ONCE)]
         alone, moved = alone + own[0] / len(others), moved + torch.cat(draws) / len(others)
     return Sampled(alone, moved)
 
 
 def share_intervals(run: Run, neurons_all_seeds: pd.DataFrame, threshold: float) -> pd.DataFrame | None:
-    """One row per seed as reference: seed, share universal, low, high (95 %); None without parts."""
+    """One row per reference: seed, share (universal), low, high (95 % interval); None without parts."""
     parts = parts_of(run)
     if parts is None:
         return None

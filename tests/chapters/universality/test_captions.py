@@ -30,7 +30,7 @@ def test_numbers_in_words():
     assert p_words(0.0) == "p < 1e-300" and p_words(0.031) == "p = 0.031"
 
 
-def findings_of(neurons: pd.DataFrame, threshold: float) -> list[Caption]:
+def captions_of(neurons: pd.DataFrame, threshold: float) -> list[Caption]:
     neurons = with_universal(neurons, threshold)
     everyone = pd.concat([neurons.assign(seed=seed) for seed in "ab"])
     tests = properties.property_tests(neurons)
@@ -41,35 +41,33 @@ def findings_of(neurons: pd.DataFrame, threshold: float) -> list[Caption]:
     return [
         captions.losses(losses_table(), 64),
         captions.composition(pd.DataFrame({"domain": ["x", "y"], "blocks": 1, "tokens": [10, 20], "counted": [5, 20]})),
-        captions.shapes_of_activation(neurons.head(3)),
+        captions.activation_histograms(neurons.head(3)),
         captions.correlation_by_layer(neurons),
         *(
             captions.draws(properties.draw_summary(some, neurons, threshold), properties.draw_spread(some), neurons)
             for some in (draws, two)
         ),
-        captions.convergence(summary, "a", len(neurons)),
-        captions.convergence(summary.groupby("seed").tail(1), "a", len(neurons)),
+        captions.convergence(summary, "a"),
+        captions.convergence(summary.groupby("seed").tail(1), "a"),
         captions.excess(neurons, threshold),
-        captions.gap(neurons, threshold, 4),
-        captions.gap(neurons, threshold, 1),
-        captions.layer_agreement(properties.layer_agreement(matches_table())),
-        captions.references(properties.reference_shares(everyone), threshold),
-        captions.references(
-            properties.reference_shares(everyone[everyone["seed"] == everyone["seed"].iloc[0]]), threshold
-        ),
-        captions.share_curve(everyone, threshold),
-        captions.layers(properties.layer_shares(everyone), "a"),
-        captions.properties(tests, number),
-        captions.raw_values(neurons, threshold, ["skew", "kurt"]),
+        captions.seed_agreement(neurons, 4),
+        captions.seed_agreement(neurons, 1),
+        captions.layer_agreement(properties.match_layer_percent(matches_table())),
+        captions.share_by_reference(properties.reference_shares(everyone)),
+        captions.share_by_reference(properties.reference_shares(everyone[everyone["seed"] == "a"])),
+        captions.share_by_threshold(everyone, threshold),
+        captions.share_by_layer(properties.layer_shares(everyone), "a"),
+        captions.property_percentiles(tests, number),
+        captions.raw_values(neurons, ["skew", "kurt"]),
         captions.frequency_and_cosine(neurons),
-        captions.redundancy(neurons, threshold),
+        captions.redundancy(neurons),
     ]
 
 
 @EVERY_CASE
 @pytest.mark.parametrize("left_out", [[], READING_COLUMNS], ids=["", "gated"])
-def test_every_finding_has_a_title_a_text_and_a_description_without_nan(threshold, left_out):
-    made = findings_of(made_up().assign(**dict.fromkeys(left_out, np.nan)), threshold)
+def test_every_caption_has_a_title_a_text_and_a_description_without_nan(threshold, left_out):
+    made = captions_of(made_up().assign(**dict.fromkeys(left_out, np.nan)), threshold)
     assert sum(GATED in finding.text for finding in made) == (0 if not left_out else 2 if threshold == 2 else 3)
     for finding in made:
         for words in finding:
@@ -81,13 +79,10 @@ def test_every_finding_has_a_title_a_text_and_a_description_without_nan(threshol
 def test_the_excess_sentence_counts():
     neurons = with_universal(made_up(), 0.5)
     number = int((neurons["excess_corr"] > 0.5).sum())
-    finding = captions.excess(neurons, 0.5)
-    assert (
-        f"**{number} neurons** of {len(neurons)} (**{100 * number / len(neurons):.2f} %**) are universal"
-        in finding.text
-    )
-    assert captions.excess(with_universal(neurons, 2), 2).text.startswith("**No neuron** of 80 (**0 %**) is universal")
-    assert "1.26 % for Pythia-160M, 4.16 % for GPT2-small, 1.23 % for GPT2-medium" in finding.text
+    text = captions.excess(neurons, 0.5).text
+    assert f"**{number}** of 80 neurons (**{100 * number / 80:.2f} %**) are universal" in text
+    assert captions.excess(with_universal(neurons, 2), 2).text.startswith("**0** of 80 neurons (**0 %**) are universal")
+    assert "1.26 % for Pythia-160M, 4.16 % for GPT2-small, 1.23 % for GPT2-medium" in text
 
 
 def test_the_property_sentence_names_each_verdict():
@@ -100,12 +95,10 @@ def test_the_property_sentence_names_each_verdict():
             "p_corrected": [1e-5, 1e-9, 0.4, 1],
         }
     )
-    text = captions.properties(tests, 30).text
-    assert "**The paper's direction holds** for skew." in text
-    assert "**It does not hold** for mean." in text
-    assert "**This run cannot tell** for kurtosis: the corrected p-value is not below 0.05." in text
-    assert "The largest difference is in the mean: median percentile 91, effect +0.90, p = 1e-09." in text
-    assert "1 universal neuron is too few" in captions.properties(tests, 1).text
+    text = captions.property_percentiles(tests, 30).text
+    assert "The paper's direction **holds** for skew; it **does not hold** for mean;" in text
+    assert "it **cannot be tested** for kurtosis (corrected p ≥ 0.05)." in text
+    assert "kurtosis (1 universal, fewer than 10)" in captions.property_percentiles(tests, 1).text
 
 
 def test_the_property_table_shows_dashes_for_what_is_unknown():
@@ -117,9 +110,8 @@ def test_the_property_table_shows_dashes_for_what_is_unknown():
 def test_the_agreement_sentence_by_hand():
     matrix = pd.DataFrame([[90.0, 10.0, 0.0], [20.0, 60.0, 20.0], [40.0, 30.0, 30.0]])
     text = captions.layer_agreement(matrix).text
-    assert "**60.0 %** of the neurons have their best match in the same layer" in text
-    assert "86.7 % at most one layer away; chance would give 33.3 % and 77.8 %" in text
-    assert "most faithful to its depth is 0 (90.0 %), the least is 2 (30.0 %)" in text
+    assert "**60.0 %** of the neurons have their best match in the same layer (chance: 33.3 %)" in text
+    assert "86.7 % at most one layer away" in text
 
 
 def test_the_facts_of_the_pass():
@@ -133,5 +125,5 @@ def test_the_facts_of_the_pass():
         "tokens_per_second": 4567.8,
         "peak_memory_bytes": 3 * 2**29,
     }
-    facts = dict(captions.pass_facts(done))
+    facts = captions.pass_facts(done).set_index("fact")["value"]
     assert facts["tokens counted"] == "1,234,567" and facts["peak memory"] == "1.61 GB" and facts["device"] == "cpu"

@@ -1,4 +1,4 @@
-"""Figures of made-up tables: drawn without a warning in every case, with labels, and with the numbers they were given."""
+"""Figures of made-up tables: drawn without a warning in every case, labelled, and with the numbers given to them."""
 
 import warnings
 
@@ -11,6 +11,7 @@ from PIL import Image as Picture
 from PIL import ImageDraw
 
 from lib.chapters.universality import figures, properties
+from lib.chapters.universality import figures_activations as activations
 from lib.display import plots
 from lib.display.captions import Caption
 from lib.models.weights import READING_COLUMNS
@@ -68,23 +69,25 @@ def every_figure(neurons: pd.DataFrame, threshold: float) -> dict[str, Figure]:
     }
     text = pd.DataFrame({"domain": ["x", "y"], "blocks": 1, "tokens": [10, 20], "counted": [5, 20]})
     return {
-        "losses": figures.losses(losses_table()),
-        "composition": figures.composition(text),
-        "histograms": figures.activation_histograms(histogram, "a", neurons.head(5)),
-        "by layer": figures.correlation_by_layer(neurons),
-        "one draw": figures.draws(properties.draw_summary(draws, neurons, threshold), properties.draw_spread(draws)),
-        "two draws": figures.draws(properties.draw_summary(two, neurons, threshold), properties.draw_spread(two)),
-        "convergence": figures.convergence(summary, "a", len(neurons)),
-        "distributions": figures.distributions(neurons, threshold),
-        "gap": figures.gap(neurons, threshold),
-        "agreement": figures.layer_agreement(properties.layer_agreement(matches_table())),
-        "references": figures.references(properties.reference_shares(everyone)),
-        "curve": figures.share_curve(everyone, threshold),
-        "layers": figures.layers(properties.layer_shares(everyone), "a"),
-        "percentiles": figures.property_percentiles(neurons, threshold),
-        "raw": figures.raw_values(neurons, threshold, ["in_out_sim", "kurt", "sparsity"]),
-        "frequency": figures.frequency_and_cosine(neurons, threshold),
-        "redundancy": figures.redundancy(neurons, threshold),
+        "losses": activations.losses(losses_table()),
+        "composition": activations.composition(text),
+        "histograms": activations.activation_histograms(histogram, "a", neurons.head(5)),
+        "by layer": activations.correlation_by_layer(neurons),
+        "one draw": activations.draws(
+            properties.draw_summary(draws, neurons, threshold), properties.draw_spread(draws)
+        ),
+        "two draws": activations.draws(properties.draw_summary(two, neurons, threshold), properties.draw_spread(two)),
+        "convergence": activations.convergence(summary, "a", len(neurons)),
+        "distributions": figures.excess(neurons, threshold),
+        "gap": figures.seed_agreement(neurons),
+        "agreement": figures.layer_agreement(properties.match_layer_percent(matches_table())),
+        "references": figures.share_by_reference(properties.reference_shares(everyone)),
+        "curve": figures.share_by_threshold(everyone, threshold),
+        "layers": figures.share_by_layer(properties.layer_shares(everyone), "a"),
+        "percentiles": figures.property_percentiles(neurons),
+        "raw": figures.raw_values(neurons, ["in_out_sim", "kurt", "sparsity"]),
+        "frequency": figures.frequency_and_cosine(neurons),
+        "redundancy": figures.redundancy(neurons),
     }
 
 
@@ -109,16 +112,16 @@ def test_bars_are_as_high_as_the_shares():
     everyone = pd.concat([neurons.assign(seed="a"), neurons.assign(seed="b", excess_corr=0.0)])
     everyone = with_universal(everyone, 0.5)
     shares = properties.reference_shares(everyone)
-    bars = figures.references(shares).axes[0].patches
+    bars = figures.share_by_reference(shares).axes[0].patches
     assert [bar.get_height() for bar in bars] == [(neurons["excess_corr"] > 0.5).mean(), 0]
     by_layer = properties.layer_shares(everyone)
-    bars = figures.layers(by_layer, "a").axes[0].patches
+    bars = figures.share_by_layer(by_layer, "a").axes[0].patches
     assert [bar.get_height() for bar in bars] == by_layer.query("seed == 'a'")["share"].tolist()
 
 
 def test_the_excess_histogram_separates_universal_neurons_at_the_threshold():
     neurons = with_universal(made_up(), 0.5)
-    labels = figures.distributions(neurons, 0.5).axes[1].get_legend().get_texts()
+    labels = figures.excess(neurons, 0.5).axes[1].get_legend().get_texts()
     number = int((neurons["excess_corr"] > 0.5).sum())
     assert [label.get_text() for label in labels] == [f"other ({80 - number})", f"universal ({number})"]
 
@@ -155,9 +158,8 @@ def test_pictures_keep_their_colours_in_a_small_palette():
         ImageDraw.Draw(lines).line([(10, 20 * number + 10), (30, 20 * number + 10)], colour)
     assert off(lines) == (0, len(plots.SEED_COLOURS) + 1)
     steps = np.linspace(0, 255, 256, dtype=np.uint8)
-    scale = Picture.fromarray(
-        np.stack(np.broadcast_arrays(steps, steps[:, None], steps[::-1]), -1)
-    )  # as many colours as pixels
+    channels = np.broadcast_arrays(steps, steps[:, None], steps[::-1])
+    scale = Picture.fromarray(np.stack(channels, -1))  # as many colours as pixels
     assert off(scale)[1] == 128
 
 

@@ -1,4 +1,4 @@
-"""Mutual matches, cliques and one-to-one assignment against brute force on plain models' activations, and a planted truth."""
+"""Mutual matches, cliques and assignment against brute force on plain models' activations, and a planted truth."""
 
 from itertools import combinations, permutations
 from pathlib import Path
@@ -94,8 +94,8 @@ def test_copies_with_their_neurons_in_another_order_are_one_clique_each(make_run
         made["assignments"].merge(run.neurons[["layer", "neuron", "dead"]], on=["layer", "neuron"]).query("not dead")
     )
     assert assigned["corr"].min() > 0.999
-    table = matching.partners(run.neurons, run.matches, found, made["assignments"], "a")
-    numbers = matching.summary(table, found, 0.5)
+    table = matching.partner_table(run.neurons, run.matches, found, made["assignments"], "a")
+    numbers = matching.partner_summary(table, found, 0.5)
     assert numbers["cliques"] == len(live) and numbers["one_layer"] == 1 and numbers["in_clique_universal"] == 1
     depths = matching.clique_depths(found, 2)
     assert depths["same"].sum() == len(live) and not depths["spread"].any()
@@ -105,26 +105,23 @@ def test_one_reference_knows_mutual_matches_but_no_cliques(make_run, seed_folder
     whole, alone = (tables_of(make_run(seed_folders, run=compare, compare=compare)) for compare in ("all", "reference"))
     pd.testing.assert_series_equal(alone["matches"]["mutual"], whole["matches"]["mutual"])
     assert len(alone["cliques"]) == 0 and {"layer_a", "neuron_c", "min_corr"} <= set(alone["cliques"].columns)
-    numbers = matching.summary(
-        matching.partners(alone["neurons"], alone["matches"], alone["cliques"], alone["assignments"], "a"),
+    numbers = matching.partner_summary(
+        matching.partner_table(alone["neurons"], alone["matches"], alone["cliques"], alone["assignments"], "a"),
         alone["cliques"],
         0.5,
     )
-    assert "needs every seed as reference" in captions.partners(numbers, 3, 1, 0.5).text
+    assert "needs every seed as reference" in captions.partners(numbers, 3, 1).text
 
 
 def test_large_models_are_not_assigned(make_run, seed_folders, monkeypatch):
-    monkeypatch.setattr("lib.chapters.universality.tables.MOST", 10)
+    monkeypatch.setattr("lib.chapters.universality.tables.MAX_ASSIGNED", 10)
     made = tables_of(make_run(seed_folders))
     assert len(made["assignments"]) == 0
-    table = matching.partners(made["neurons"], made["matches"], made["cliques"], made["assignments"], "a")
+    table = matching.partner_table(made["neurons"], made["matches"], made["cliques"], made["assignments"], "a")
     assert table["assigned_corr"].isna().all() and not len(made["cliques"])
-    text = captions.partners(matching.summary(table, made["cliques"], 0.5), 3, 3, 0.5).text
-    assert (
-        "left out" in text
-        and "No clique of one neuron from every seed has" in text
-        and "every seed as reference" not in text
-    )
+    text = captions.partners(matching.partner_summary(table, made["cliques"], 0.5), 3, 3).text
+    assert "left out" in text and "no clique of one neuron from every seed" in text
+    assert "every seed as reference" not in text
 
 
 def test_bins_of_excess():

@@ -20,7 +20,7 @@ def test_universal_is_strictly_above_the_threshold_and_a_missing_excess_is_not()
 
 def test_share_curve_counts_like_universal():
     excess = pd.Series([0.1, 0.5, 0.6, np.nan])
-    shares = properties.share_curve(excess, [-1, 0.1, 0.5, 0.55, 1])
+    shares = properties.shares_above(excess, [-1, 0.1, 0.5, 0.55, 1])
     assert shares.tolist() == [0.75, 0.5, 0.25, 0.25, 0]
     for threshold, share in zip([-1, 0.1, 0.5, 0.55, 1], shares, strict=True):
         assert with_universal(neurons(excess_corr=excess), threshold)["is_universal"].mean() == share
@@ -57,7 +57,7 @@ def test_layer_agreement_counts_matches_and_leaves_out_dead_neurons():
     matches = pd.DataFrame(
         {"layer": [0, 0, 0, 0, 0, 2], "match_layer": [0, 0, 2, 1, 0, 0], "corr": [0.9, 0.8, 0.7, 0.6, 0.0, 0.0]}
     )
-    matrix = properties.layer_agreement(matches)
+    matrix = properties.match_layer_percent(matches)
     assert matrix.shape == (3, 3)
     assert matrix.loc[0].tolist() == [50, 25, 25]
     assert matrix.loc[1].isna().all() and matrix.loc[2].isna().all()

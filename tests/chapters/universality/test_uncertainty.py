@@ -77,7 +77,7 @@ def test_the_table_of_intervals_and_its_sentence(run):
     assert rows["seed"].tolist() == ["a", "b", "c"] and (rows["low"] <= rows["high"]).all()
     assert (rows["share"] - (everyone["excess_corr"] > 0).groupby(everyone["seed"]).mean().to_numpy()).abs().max() == 0
     text = captions.sampling(made["sampling"].query("seed == 'a'"), run.neurons, 0.0).text
-    assert "standard error" in text and "95 % interval" in captions.references(made["references"], 0.0, rows).text
+    assert "standard error" in text and "95 % interval" in captions.share_by_reference(made["references"], rows).text
 
 
 def test_a_run_with_too_little_text_says_so(make_run, seed_folders):
@@ -88,6 +88,6 @@ def test_a_run_with_too_little_text_says_so(make_run, seed_folders):
         made["sampling"]
     )
     assert "no parts" in captions.sampling(made["sampling"], run.neurons, 0.5).text
-    assert isinstance(captions.references(made["references"], 0.5, None).text, str) and isinstance(
+    assert isinstance(captions.share_by_reference(made["references"], None).text, str) and isinstance(
         made["sampling"], pd.DataFrame
     )
