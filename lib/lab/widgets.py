@@ -16,7 +16,7 @@ from mistune import html as markdown
 from lib.base.errors import InputError
 from lib.base.hub import seed_source
 from lib.base.tensors import TensorFiles
-from lib.chapters.families.tables import statistics
+from lib.chapters.families.tables import seed_statistics
 from lib.lab import panels
 from lib.labels.labels import occurring
 from lib.models.trunk import Trunk, load_model
@@ -107,7 +107,7 @@ class LabelPanel(widgets.VBox):
         member = panels.typed_label(self.typed.value, self.texts)
         chance = self.run.table("family_chance").query("seed == @seed").set_index("layer")["chance"]
         parts = []
-        for layer, path in enumerate(statistics(self.run, seed).paths):
+        for layer, path in enumerate(seed_statistics(self.run, seed).paths):
             file = TensorFiles([path])
             own = {
                 f"{grouping}.{name}": file.tensor(f"{grouping}.{name}")

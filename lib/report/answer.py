@@ -66,7 +66,7 @@ def _how_different(_evidence: Evidence, table: pd.DataFrame) -> str:
 
 def _what_they_respond_to(evidence: Evidence, _table: pd.DataFrame) -> str:
     rows = summary.with_excess(evidence.own("families"), evidence.tables["neurons_all_seeds"])
-    explained = summary.family_counts(rows, evidence.threshold).set_index("family").drop(UNEXPLAINED)
+    explained = summary.family_counts(rows).set_index("family").drop(UNEXPLAINED)
     largest = explained[explained["all"] > 0].nlargest(2, "all")
     most = " and ".join(f"{row['label']} ({row['all']:,})" for _, row in largest.iterrows())
     named = f", most often {most}" if most else ""

@@ -16,7 +16,7 @@ from lib.cache import kept
 from lib.chapters.circuits import roles
 from lib.chapters.circuits.next_token import class_sums, next_token_table
 from lib.chapters.circuits.roles import best_class_by_sign, class_scores
-from lib.chapters.families.tables import statistics
+from lib.chapters.families.tables import seed_statistics
 from lib.chapters.universality.properties import holm
 from lib.labels import labels
 from lib.labels.labels import LabelSet, token_counts, token_labels
@@ -154,7 +154,7 @@ def next_token_effects(run: Run, table: pd.DataFrame) -> pd.DataFrame:
         classes, present, parts = label_set(run), labels.occurring(run.text), []
         rows = dict(zip(classes.labels["label"], range(len(classes.labels)), strict=True))
         for seed, of_seed in chosen.groupby("seed"):
-            own, sums, place = statistics(run, seed), {}, {}
+            own, sums, place = seed_statistics(run, seed), {}, {}
             for layer, of_layer in of_seed.groupby("layer"):
                 distinct = list(dict.fromkeys(of_layer["label"]))
                 sums[layer] = class_sums(own[layer], classes.member[[rows[label] for label in distinct]][:, present])

@@ -1,10 +1,11 @@
 """The paper's claims that chapter 4 tests: how many neurons are explained, and at what depth each family sits.
 
-The paper counts among universal neurons; families are looked for among all neurons here, so that a run without a
-universal one can still place them, and the rows say so. Depth is relative, since the models differ in their number of layers.
+The paper counts among universal neurons. Depth and letters are tested on all neurons here, so that a run without a
+universal one can test them; depth is relative to the number of layers.
 """
 
 import math
+from collections.abc import Callable
 
 import pandas as pd
 
@@ -22,136 +23,138 @@ from lib.chapters.families.summary import FAMILIES, with_excess
 from lib.display.captions import count, percent
 from lib.display.claims import FEWEST, Claim, Evidence, Measured, agreed, decided, over_seeds, share, unmeasured
 
-CHAPTER = "04_families"
 FAMILY, EVERYONE = "families", "neurons_all_seeds"
-AMONG = ", among universal neurons"
 HALF = 0.5  # "most"
 SOME = 0.05  # "at least one in twenty"
-EARLY = 0.25  # the published layers 0 and 1, and 0 to 2, whose model is not named, lie in the first quarter of 12 layers as of 24
+FIRST_QUARTER = 0.25  # has the published layers 0 and 1, and 0 to 2, in models of 12 layers as of 24
 
 
-def _universal_rows(evidence: Evidence) -> pd.DataFrame:
-    rows = with_excess(evidence.tables[FAMILY], evidence.tables[EVERYONE])
-    return rows[(rows["seed"] == evidence.reference) & (rows["excess_corr"] > evidence.threshold)]
+def _universal_share(passes: Callable[[pd.Series], pd.Series], bound: float, above: bool):
+    """The share of the reference's universal neurons whose best score passes."""
+
+    def measure(evidence: Evidence) -> Measured:
+        rows = with_excess(evidence.own(FAMILY), evidence.tables[EVERYONE])
+        scores = rows.loc[rows["is_universal"], "score"]
+        return share(passes(scores).sum(), len(scores), bound, above, "universal neuron")
+
+    return measure
 
 
-def _below(evidence: Evidence) -> Measured:
-    rows = _universal_rows(evidence)
-    return share((rows["score"] < PUBLISHED_LOW).sum(), len(rows), HALF, False, "universal neuron")
+def _common_seeds(own: pd.DataFrame) -> pd.Index:
+    """The seeds that have enough of these neurons."""
+    number = own.groupby("seed").size()
+    return number[number >= FEWEST].index
 
 
-def _well(evidence: Evidence) -> Measured:
-    rows = _universal_rows(evidence)
-    return share((rows["score"] >= PUBLISHED_HIGH).sum(), len(rows), SOME, True, "universal neuron")
+def _few(own: pd.DataFrame, family: str) -> Measured:
+    return unmeasured(f"{count(len(own), f'{FAMILIES[family]} neuron')} in all seeds, too few")
 
 
-def _in_layers(family: str, depth: float):
-    """Per seed the share of a family's neurons that lie above a relative depth, of seeds with enough of them.
+def _whole_percent(value: float) -> str:
+    return percent(value, 0)
 
-    Where the depth cuts a layer in two, the share lies between that of the layers wholly above it and that with the cut layer too. Random
-    directions of some layers score higher than those of others, and so does the level of chance; a claim about depth must hold with one
-    level for all layers, too, the highest of the seed.
+
+def _in_first_layers(family: str, depth: float):
+    """Per seed the share of a family's neurons in the first layers, up to a relative depth.
+
+    The claim must also hold with one chance level for all layers, the seed's highest, because random directions of
+    some layers score higher than those of others.
     """
 
     def measure(evidence: Evidence) -> Measured:
         table = evidence.tables[FAMILY]
-        found = of(table, table["family"] == family)
-        highest = table.groupby("seed")["chance"].transform("max")
-        same = of(table, (table["family"] == family) & (table["score"] > highest))
-        return agreed(
-            found,
-            same,
-            f"{found.here}; with layers' highest level of chance for all ({highest.max():.2f}): {same.here}",
-        )
+        own, layers = table[table["family"] == family], table["layer"].max() + 1
+        highest = table.groupby("seed")["chance"].max()
+        found, strict = part(own, layers), part(own[own["score"] > own["seed"].map(highest)], layers)
+        level = f"with the highest chance level for all layers ({highest.max():.2f})"
+        return agreed(found, strict, f"{found.here}; {level}: {strict.here}")
 
-    def of(table: pd.DataFrame, chosen: pd.Series) -> Measured:
-        layers, own = table["layer"].max() + 1, table[chosen]
-        number = own.groupby("seed").size()
-        enough = number[number >= FEWEST].index
-        if not len(enough):
-            return unmeasured(f"{count(len(own), f'{FAMILIES[family]} neuron')} in all seeds, too few")
-        ends = sorted({math.floor(layers * depth), math.ceil(layers * depth)})
-        found = [
-            over_seeds(
-                (own["layer"] < end).groupby(own["seed"]).mean()[enough], HALF, True, lambda value: percent(value, 0)
-            )
-            for end in ends
-        ]
-        told = [
-            f"{'no whole layer' if end == 0 else 'layer 0' if end == 1 else f'layers 0 to {end - 1}'}: {one.here}"
-            for end, one in zip(ends, found, strict=True)
-        ]
-        here = f"in {', in '.join(told)}; of {len(own):,} neurons in {layers} layers, universal or not"
-        return Measured(found[0].value, found[0].low, found[-1].high, here, decided(found[0].low, found[-1].high, HALF))
+    def part(own: pd.DataFrame, layers: int) -> Measured:
+        seeds = _common_seeds(own)
+        if not len(seeds):
+            return _few(own, family)
+        found, parts = [], []
+        for end in sorted({math.floor(layers * depth), math.ceil(layers * depth)}):  # a depth may cut a layer in two
+            shares = (own["layer"] < end).groupby(own["seed"]).mean()[seeds]
+            found.append(over_seeds(shares, HALF, True, _whole_percent))
+            first = "no whole layer" if end == 0 else "layer 0" if end == 1 else f"layers 0 to {end - 1}"
+            parts.append(f"in {first}: {found[-1].here}")
+        value, low, high = found[0].value, found[0].low, found[-1].high
+        here = f"{', '.join(parts)}; of {len(own):,} neurons in {layers} layers, universal or not"
+        return Measured(value, low, high, here, decided(low, high, HALF))
 
     return measure
 
 
 def _letters(evidence: Evidence) -> Measured:
     table = evidence.tables[FAMILY]
-    own = table[table["family"] == "alphabet"]
-    number = own.groupby("seed")["label"].nunique().reindex(table["seed"].unique(), fill_value=0).astype(float)
+    number = table[table["family"] == "alphabet"].groupby("seed")["label"].nunique()
+    number = number.reindex(table["seed"].unique(), fill_value=0).astype(float)
     found = over_seeds(number, LETTERS * HALF, True, lambda value: f"{value:.3g}")
     return found._replace(here=f"letters: {found.here}; of all neurons, universal or not")
 
 
-def _syntax(evidence: Evidence) -> Measured:
-    table = evidence.tables[FAMILY]
-    own = table[table["family"] == "syntax"]
-    number = own.groupby("seed").size()
-    enough = number[number >= FEWEST].index
-    if not len(enough):
-        return unmeasured(f"{count(len(own), 'syntax neuron')} in all seeds, too few")
-    largest = own.groupby("seed")["layer"].agg(lambda layer: layer.value_counts(normalize=True).iloc[0])
-    found = over_seeds(largest[enough], HALF, False, lambda value: percent(value, 0))
+def _fullest_layer(evidence: Evidence) -> Measured:
+    own = evidence.tables[FAMILY].query("family == 'syntax'")
+    seeds = _common_seeds(own)
+    if not len(seeds):
+        return _few(own, "syntax")
+    fullest = own.groupby("seed")["layer"].agg(lambda layer: layer.value_counts(normalize=True).iloc[0])[seeds]
+    found = over_seeds(fullest, HALF, False, _whole_percent)
     return found._replace(here=f"fullest layer: {found.here}; {len(own):,} neurons, universal or not")
 
 
-def _depth_claim(family: str, claim: str, depth: float) -> Claim:
-    published = f"{PUBLISHED_LAYERS[family].replace(' in ', ' ')}{AMONG}"
-    return Claim(
-        f"depth_{family}", claim, published, CHAPTER, "families_by_layer", (FAMILY,), _in_layers(family, depth)
+def _claim(name: str, claim: str, published: str, figure: str, measure, needs: tuple[str, ...] = (FAMILY,)) -> Claim:
+    return Claim(name, claim, published, "04_families", figure, needs, measure)
+
+
+def _depth_claim(family: str, neurons: str, depth: float) -> Claim:
+    first = "quarter" if depth == FIRST_QUARTER else "half"
+    return _claim(
+        f"depth_{family}",
+        f"Most {neurons} sit in the first {first} of the layers",
+        f"{PUBLISHED_LAYERS[family].replace(' in ', ' ')}, among universal neurons",
+        "families_by_layer",
+        _in_first_layers(family, depth),
     )
 
 
+def _published_share(number: int) -> str:
+    return f"{percent(number / PUBLISHED_UNIVERSAL, 1)} (GPT2-medium)"
+
+
 CLAIMS = (
-    Claim(
+    _claim(
         "unexplained",
         f"Most universal neurons are explained: fewer than half have a best score below {PUBLISHED_LOW:g}",
-        f"{PUBLISHED_UNEXPLAINED} of {PUBLISHED_UNIVERSAL:,} below, {percent(PUBLISHED_UNEXPLAINED / PUBLISHED_UNIVERSAL, 1)} (GPT2-medium)",
-        CHAPTER,
+        f"{PUBLISHED_UNEXPLAINED} of {PUBLISHED_UNIVERSAL:,} below, {_published_share(PUBLISHED_UNEXPLAINED)}",
         "family_scores",
+        _universal_share(lambda scores: scores < PUBLISHED_LOW, HALF, above=False),
         (FAMILY, EVERYONE),
-        _below,
     ),
-    Claim(
+    _claim(
         "well_explained",
         f"Of universal neurons at least one in twenty has a score of {PUBLISHED_HIGH:g} or more",
-        f"about {PUBLISHED_WELL_EXPLAINED} of {PUBLISHED_UNIVERSAL:,}, {percent(PUBLISHED_WELL_EXPLAINED / PUBLISHED_UNIVERSAL, 1)} (GPT2-medium)",
-        CHAPTER,
+        f"about {PUBLISHED_WELL_EXPLAINED} of {PUBLISHED_UNIVERSAL:,}, {_published_share(PUBLISHED_WELL_EXPLAINED)}",
         "family_scores",
+        _universal_share(lambda scores: scores >= PUBLISHED_HIGH, SOME, above=True),
         (FAMILY, EVERYONE),
-        _well,
     ),
-    _depth_claim("unigram", "Most neurons of one word sit in the first quarter of the layers", EARLY),
-    Claim(
+    _depth_claim("unigram", "neurons of one word", FIRST_QUARTER),
+    _claim(
         "letters",
         "Most letters of the alphabet have a neuron that answers to words beginning with it",
-        f"{PUBLISHED_LETTERS} of {LETTERS} letters{AMONG}",
-        CHAPTER,
+        f"{PUBLISHED_LETTERS} of {LETTERS} letters, among universal neurons",
         "figure_17_letters",
-        (FAMILY,),
         _letters,
     ),
-    _depth_claim("previous_token", "Most previous-token neurons sit in the first half of the layers", HALF),
-    _depth_claim("position", "Most position neurons sit in the first quarter of the layers", EARLY),
-    Claim(
+    _depth_claim("previous_token", "previous-token neurons", HALF),
+    _depth_claim("position", "position neurons", FIRST_QUARTER),
+    _claim(
         "syntax",
         "No layer stands out for syntax: none holds half of its neurons",
-        f"no layer stands out{AMONG}",
-        CHAPTER,
+        "no layer stands out, among universal neurons",
         "families_by_layer",
-        (FAMILY,),
-        _syntax,
+        _fullest_layer,
     ),
 )

@@ -1,8 +1,8 @@
-"""Families of neurons: from grouped moments to every neuron's best explanation among many labels (METHOD §5).
+"""Families of neurons: from grouped moments to every neuron's best explanation among many labels (docs/method.md §5).
 
-The score of a binary label is the share of a neuron's variance that the label explains. A label is chosen on the even
-blocks of the text and scored on the odd ones; what random directions of the same layer reach by the same
-choice is the level that a neuron must pass to be called explained.
+A binary label's score is the share of a neuron's variance that it explains. Labels are chosen on the even blocks of the
+text and scored on the odd ones. A neuron is explained if it scores above what random directions of its layer reach by
+the same choice.
 """
 
 import warnings
@@ -22,15 +22,14 @@ from lib.labels.labels import LabelSet
 UNEXPLAINED = "unexplained"
 ALL_TOKENS = "token"  # the grouping in which every counted token has a group
 EVEN, ODD = 0, 1  # labels are chosen on even blocks, scored on odd ones
-FEWEST_TOKENS = 10  # a label with fewer labelled tokens in one half, on either side, is not scored
-QUANTILE = 0.95  # of the best held-out scores of a layer's rotated neurons: the level of chance
-NEAR_TIE = 0.9  # a runner-up of at least this share of the best score is a near-tie
-TOP_SHARE = 0.05  # the neurons of largest excess that are shown beside the universal ones
+FEWEST_TOKENS = 10  # a label needs as many tokens with it, and without it, in each half
+CHANCE_QUANTILE = 0.95  # of the best held-out scores of a layer's rotated neurons
+NEAR_TIE_RATIO = 0.9  # of the runner-up's score to the best
 
 # Gurnee et al., arXiv 2401.12181, section 4 and published tables: GPT2-medium's universal neurons
 PUBLISHED_UNIVERSAL, PUBLISHED_UNEXPLAINED, PUBLISHED_WELL_EXPLAINED = 1211, 283, 180
-PUBLISHED_LOW, PUBLISHED_HIGH = 0.05, 0.5  # scores below and from which the two counts are taken
-# and of universal neurons of its models (METHOD §5): best scores, layers (where it names the model, of how many), numbers
+PUBLISHED_LOW, PUBLISHED_HIGH = 0.05, 0.5  # the two counts are of scores below and from here
+# and of universal neurons of its models (docs/method.md §5): best scores, layers (of how many, if known), numbers
 PUBLISHED_BEST = {"unigram": ("the word “to”", 0.987), "syntax": ("negation", 0.629)}
 PUBLISHED_LAYERS = {
     "unigram": "mostly in layers 0 and 1",
@@ -44,17 +43,16 @@ Statistics = Sequence[Mapping[str, Tensor]]  # one seed's layers, each as `Group
 
 @dataclass(frozen=True)
 class Rotation:
-    """One random rotation of each layer's neurons and what it makes of their variances (METHOD §2), raw activation units."""
+    """One random rotation of each layer's neurons, and the rotated neurons' deviations (docs/method.md §2)."""
 
     turn: Float[Tensor, "layers n n"]
-    deviation: Float[Tensor, "layers n"]  # of the rotated neurons over all counted tokens
+    deviation: Float[Tensor, "layers n"]  # over all counted tokens, in units of the activation
 
 
 @dataclass(frozen=True)
 class Scores:
-    """`value` (halves, labels, neurons of all layers), 0 where not scored. On the odd half `labelled` (labels, total) is
-    the score among the tokens that have a label of this kind, and `difference` (labels, total) the mean z of the tokens
-    with the label minus that of all others."""
+    """`value` is the score in each half, 0 where not scored. On the odd half, `labelled` is the score among tokens that
+    have a group, `difference` the mean z with the label minus that without. `total`: neurons of all layers."""
 
     value: Float[Tensor, "2 labels total"]
     labelled: Float[Tensor, "labels total"]
@@ -64,45 +62,44 @@ class Scores:
 def variance_reduction(
     share: Float[Tensor, "labels 1"], difference: Float[Tensor, "labels neurons"], variance: Float[Tensor, "neurons"]
 ) -> Float[Tensor, "labels neurons"]:
-    """METHOD §5 from group means alone: 1 − [(1−β)σ²(v|0) + βσ²(v|1)] / σ²(v) = β(1−β)(μ₁ − μ₀)² / σ²(v).
+    """The score from group means alone: 1 − [(1−β)σ²(v|0) + βσ²(v|1)] / σ²(v) = β(1−β)(μ₁ − μ₀)² / σ²(v), §5.
 
-    `difference` is μ₁ − μ₀. The two sides are equal because σ² is the variance within the classes plus that between
-    them. 0 for a neuron that does not vary.
+    `share` is β, `difference` is μ₁ − μ₀. 0 for a neuron that does not vary.
     """
     return torch.where(variance > 0, share * (1 - share) * difference**2 / variance.clamp(min=1e-30), 0).clamp(max=1)
 
 
 def check_statistics(statistics: Statistics, sets: Sequence[LabelSet]) -> None:
-    """InputError if a label set speaks of groups that the statistics do not have."""
+    """InputError if the statistics lack groups of a label set."""
     for one in sets:
-        key = f"{one.grouping}.count"
+        key, labelled = f"{one.grouping}.count", one.member.shape[1]
         if key not in statistics[0]:
             raise InputError(
-                f"labels over '{one.grouping}' cannot be scored: the statistics have no such grouping; they were made by an older "
-                "version, or before lib/text/domains.py named the text's domains; `make clean` deletes them."
+                f"labels over '{one.grouping}' cannot be scored: the statistics have no such grouping; they are older "
+                "than it, or than the text's domains in lib/text/domains.yaml; `make clean` deletes them."
             )
         groups = statistics[0][key].shape[1]
-        if one.member.shape[1] != groups:
+        if labelled != groups:
             raise InputError(
-                f"labels over '{one.grouping}' speak of {one.member.shape[1]} groups, but the statistics have {groups}; "
-                "they were made for another text or tokeniser, or by an older version; `make clean` deletes them."
+                f"labels over '{one.grouping}' are for {labelled} groups, but the statistics have {groups}; they were "
+                "made for another text or tokeniser, or by an older version; `make clean` deletes them."
             )
 
 
 @dataclass(frozen=True)
-class _OnLabel:
-    """One layer and half: what the labels of one set are worth over some tokens."""
+class _Contrast:
+    """Labels of one set in one layer and half: tokens with the label against those without."""
 
     share: Float[Tensor, "labels 1"]  # β, 0 where not scored
     difference: Float[Tensor, "labels neurons"]  # μ₁ − μ₀
     variance: Float[Tensor, "neurons"]
 
     @classmethod
-    def of(cls, mean: Tensor, positive: Tensor, own: Mapping[str, Tensor], tokens_of: str, half: int) -> "_OnLabel":
-        """From the means on each label and the tokens that carry it, against all tokens of a grouping."""
+    def of(cls, mean: Tensor, labelled: Tensor, own: Mapping[str, Tensor], tokens_of: str, half: int) -> "_Contrast":
+        """From the means on each label and its number of tokens, against all tokens of a grouping."""
         tokens = own[f"{tokens_of}.count"][half].sum()
-        scored = (positive >= FEWEST_TOKENS) & (tokens - positive >= FEWEST_TOKENS)
-        share = torch.where(scored, positive / tokens.clamp(min=1), 0)
+        scored = (labelled >= FEWEST_TOKENS) & (tokens - labelled >= FEWEST_TOKENS)
+        share = torch.where(scored, labelled / tokens.clamp(min=1), 0)
         center, variance = (own[f"{tokens_of}.{name}"][half].float() for name in ("center", "variance"))
         return cls(share, (mean - center) / (1 - share) * scored, variance)
 
@@ -110,75 +107,63 @@ class _OnLabel:
         return variance_reduction(self.share, self.difference, self.variance)
 
 
-@dataclass(frozen=True)
-class _Weights:
-    """How the means on a set's labels come from the means of groups, in one half of the text."""
-
-    average: Tensor  # (labels, groups), sparse, rows sum to 1
-    positive: Float[Tensor, "labels 1"]  # tokens that carry the label
-
-    @classmethod
-    def of(cls, one: LabelSet, count: Int[Tensor, "groups"]) -> "_Weights":
-        weights = csr_matrix(one.member.astype(np.float32)).multiply(count.numpy()[None]).tocsr()
-        positive = np.asarray(weights.sum(1), dtype=np.float32)
-        weights = weights.multiply(1 / positive.clip(1)).tocsr()
-        parts = (torch.from_numpy(np.array(part)) for part in (weights.indptr, weights.indices))
-        values = torch.from_numpy(weights.data.astype(np.float32))
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Sparse")  # beta since torch 1.10; tested here against fp64
-            return cls(torch.sparse_csr_tensor(*parts, values, weights.shape), torch.from_numpy(positive))
+def _label_weights(one: LabelSet, count: Int[Tensor, "groups"]) -> tuple[Tensor, Float[Tensor, "labels 1"]]:
+    """In one half: the sparse (labels, groups) matrix from means of groups to means on labels, and tokens per label."""
+    weights = csr_matrix(one.member.astype(np.float32)).multiply(count.numpy()[None]).tocsr()
+    labelled = np.asarray(weights.sum(1), dtype=np.float32)
+    weights = weights.multiply(1 / labelled.clip(1)).tocsr()
+    parts = (torch.from_numpy(np.array(part)) for part in (weights.indptr, weights.indices))
+    values = torch.from_numpy(weights.data.astype(np.float32))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse")  # beta since torch 1.10; tested here against fp64
+        return torch.sparse_csr_tensor(*parts, values, weights.shape), torch.from_numpy(labelled)
 
 
 def score_labels(
     statistics: Statistics, sets: Sequence[LabelSet], rotation: Rotation
 ) -> tuple[Scores, Float[Tensor, "2 labels total"]]:
-    """Scores of all labels, in the order of `sets`, for all neurons of one seed; and values for its rotated neurons.
+    """Scores of all labels, in the order of `sets`, for one seed's neurons; and the values for its rotated neurons.
 
-    All scores are over all counted tokens, so that labels of different kinds compare: a label is 0 where its kind is
-    not known, as syntax is outside the English prose. A rotated neuron's mean on a label is a rotation of the neurons'
-    means; its variance in a half of the text is its variance over the text times the ratio that the neurons it
-    mixes have.
+    Scores are over all counted tokens, so that kinds of labels compare; a label is 0 where its kind is unknown. A
+    rotated neuron's mean on a label is a rotation of the neurons' means. Its variance in a half is its variance over
+    the text times the ratio that the neurons it mixes have.
     """
     check_statistics(statistics, sets)
     layers, neurons = len(statistics), len(statistics[0]["deviation"])
-    weights = [[_Weights.of(one, statistics[0][f"{one.grouping}.count"][half]) for half in (EVEN, ODD)] for one in sets]
+    counts = [statistics[0][f"{one.grouping}.count"] for one in sets]
+    weights = [
+        [_label_weights(one, count[half]) for half in (EVEN, ODD)] for one, count in zip(sets, counts, strict=True)
+    ]
     labels = sum(len(one.labels) for one in sets)
-    value, null = (torch.zeros(2, labels, layers * neurons) for _ in range(2))
-    labelled, difference = (torch.zeros(labels, layers * neurons) for _ in range(2))
+    value, rotated = (torch.zeros(2, labels, layers * neurons) for _ in range(2))
+    labelled_score, difference = (torch.zeros(labels, layers * neurons) for _ in range(2))
     for layer in range(layers):
         own, columns, start = statistics[layer], slice(layer * neurons, (layer + 1) * neurons), 0
         turn, deviation = rotation.turn[layer].float(), own["deviation"].float()
-        mixed = turn**2 * deviation**2  # what each neuron adds to a rotated one's variance, covariances apart
+        mixed = turn**2 * deviation**2  # what each neuron adds to a rotated one's variance, without covariances
         for one, by_half in zip(sets, weights, strict=True):
             rows = slice(start, start + len(one.labels))
             start = rows.stop
-            for half in (EVEN, ODD):
-                mean = by_half[half].average @ own[f"{one.grouping}.mean"][half].float()
-                on_label = _OnLabel.of(mean, by_half[half].positive, own, ALL_TOKENS, half)
-                value[half, rows, columns] = on_label.score()
-                ratio = (mixed @ on_label.variance) / mixed.sum(1).clamp(min=1e-30)
+            for half, (average, labelled) in zip((EVEN, ODD), by_half, strict=True):
+                mean = average @ own[f"{one.grouping}.mean"][half].float()
+                contrast = _Contrast.of(mean, labelled, own, ALL_TOKENS, half)
+                value[half, rows, columns] = contrast.score()
+                ratio = (mixed @ contrast.variance) / mixed.sum(1).clamp(min=1e-30)
                 variance = rotation.deviation[layer].float() ** 2 * ratio
-                turned = (on_label.difference * deviation) @ turn.T
-                null[half, rows, columns] = variance_reduction(on_label.share, turned, variance)
-            difference[rows, columns] = on_label.difference  # of the odd half
-            labelled[rows, columns] = _OnLabel.of(mean, by_half[ODD].positive, own, one.grouping, ODD).score()
-    return Scores(value, labelled, difference), null
+                turned = (contrast.difference * deviation) @ turn.T
+                rotated[half, rows, columns] = variance_reduction(contrast.share, turned, variance)
+            difference[rows, columns] = contrast.difference  # of the odd half, the last
+            labelled_score[rows, columns] = _Contrast.of(mean, labelled, own, one.grouping, ODD).score()
+    return Scores(value, labelled_score, difference), rotated
 
 
 def label_table(sets: Sequence[LabelSet], own: Mapping[str, Tensor]) -> pd.DataFrame:
     """One row per label in the order of the scores: label, family, kind, grouping, groups, tokens of both halves."""
-    parts = []
+    total, parts = max(1, int(own[f"{ALL_TOKENS}.count"].sum())), []
     for one in sets:
-        count = own[f"{one.grouping}.count"].numpy()
-        parts.append(
-            one.labels.assign(
-                grouping=one.grouping,
-                groups=one.member.sum(1),
-                tokens_chosen=one.member @ count[EVEN],
-                tokens_scored=one.member @ count[ODD],
-                share=(one.member @ count.sum(0)) / max(1, int(own[f"{ALL_TOKENS}.count"].sum())),
-            )
-        )
+        even, odd = (one.member @ count for count in own[f"{one.grouping}.count"].numpy())
+        columns = {"tokens_chosen": even, "tokens_scored": odd, "share": (even + odd) / total}
+        parts.append(one.labels.assign(grouping=one.grouping, groups=one.member.sum(1), **columns))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -187,20 +172,16 @@ def label_table(sets: Sequence[LabelSet], own: Mapping[str, Tensor]) -> pd.DataF
 
 @dataclass(frozen=True)
 class Choice:
-    """Per family and neuron the label chosen on the even half; arrays (families, total)."""
+    """Per family and neuron the label that is best on the even half."""
 
     families: tuple[str, ...]
     label: Int[np.ndarray, "families total"]  # row of the label table
     chosen_score: Float[np.ndarray, "families total"]  # on the even half
     score: Float[np.ndarray, "families total"]  # on the odd half
 
-    def best(self) -> Float[np.ndarray, "total"]:
-        """The best held-out score over families."""
-        return self.score.max(0)
-
 
 def choose(value: Float[Tensor, "2 labels total"], families: Sequence[str]) -> Choice:
-    """For each family the label that is best on the even half, with its scores on both; `families` names each label's."""
+    """For each family the label that is best on the even half, with its scores on both; `families` has each label's."""
     names = tuple(dict.fromkeys(families))
     label, even, odd = [], [], []
     for name in names:
@@ -212,60 +193,57 @@ def choose(value: Float[Tensor, "2 labels total"], families: Sequence[str]) -> C
     return Choice(names, *(torch.stack(part).numpy() for part in (label, even, odd)))
 
 
-def chance_level(null: Choice, layers: int) -> Float[np.ndarray, "layers"]:
-    """Per layer the QUANTILE of the best held-out scores that its rotated neurons reach with the same labels."""
-    return np.quantile(null.best().reshape(layers, -1), QUANTILE, axis=1)
-
-
-def assign(choice: Choice, level: Float[np.ndarray, "layers"], labels: pd.DataFrame, scores: Scores) -> pd.DataFrame:
+def assign(choice: Choice, chance: Float[np.ndarray, "layers"], labels: pd.DataFrame, scores: Scores) -> pd.DataFrame:
     """One row per neuron of a seed: its family, the chosen label, scores on both halves, and the runner-up.
 
-    `family` is that of the best held-out score, or "unexplained" where that does not pass the level of the neuron's
-    layer (`chance`); `best_family` and `label` are given in either case. `labelled_score` and `difference` as in
-    `Scores`. The runner-up is the best label of another family. `score_<family>` and `label_<family>` are the
-    held-out score and the label chosen within each family. `first_family` is that of the best score on the half that chooses,
-    `first_score`, and `first_held_out` what that family's label scores on the other half.
+    `family` is `best_family`, that of the best held-out score, or "unexplained" where that score does not pass the
+    layer's `chance` level. The runner-up is the best label of another family. `score_<family>` and `label_<family>`
+    are the held-out score and the label within each family. `first_family` has the best score on the even half,
+    `first_score`; its label scores `first_held_out` on the odd half.
     """
-    total = choice.score.shape[1]
-    neurons = total // len(level)
-    order = np.argsort(-choice.score, axis=0, kind="stable")
-    everyone = np.arange(total)
-    names = np.array(choice.families)
-    table = pd.DataFrame({"layer": everyone // neurons, "neuron": everyone % neurons})
-    first = order[0]
-    chosen = choice.label[first, everyone]
-    score = choice.score[first, everyone]
-    chance = level[table["layer"]]
-    table["family"] = np.where(score > chance, names[first], UNEXPLAINED)
-    table["best_family"], table["label"] = names[first], labels["label"].to_numpy()[chosen]
-    table["kind"] = labels["kind"].to_numpy()[chosen]
-    table["chosen_score"], table["score"] = choice.chosen_score[first, everyone], score
-    table["gap"] = table["chosen_score"] - table["score"]
-    table["chance"] = chance
-    table["labelled_score"] = scores.labelled.numpy()[chosen, everyone]
-    table["difference"] = scores.difference.numpy()[chosen, everyone]
+    everyone = np.arange(choice.score.shape[1])
+    layer, neuron = np.divmod(everyone, len(everyone) // len(chance))
+    names, label_names = np.array(choice.families), labels["label"].to_numpy()
+    ranked = np.argsort(-choice.score, axis=0, kind="stable")
+    best, first = ranked[0], choice.chosen_score.argmax(axis=0)
+    chosen, score = choice.label[best, everyone], choice.score[best, everyone]
+    columns = {
+        "layer": layer,
+        "neuron": neuron,
+        "family": np.where(score > chance[layer], names[best], UNEXPLAINED),
+        "best_family": names[best],
+        "label": label_names[chosen],
+        "kind": labels["kind"].to_numpy()[chosen],
+        "chosen_score": choice.chosen_score[best, everyone],
+        "score": score,
+        "gap": choice.chosen_score[best, everyone] - score,
+        "chance": chance[layer],
+        "labelled_score": scores.labelled.numpy()[chosen, everyone],
+        "difference": scores.difference.numpy()[chosen, everyone],
+    }
     if len(names) > 1:
-        second = order[1]
-        runner = choice.label[second, everyone]
-        table["runner_up_family"], table["runner_up_label"] = names[second], labels["label"].to_numpy()[runner]
-        table["runner_up_score"] = choice.score[second, everyone]
-        table["near_tie"] = (score > chance) & (table["runner_up_score"] >= NEAR_TIE * score)
-    before = choice.chosen_score.argmax(axis=0)
-    table["first_family"], table["first_score"] = names[before], choice.chosen_score[before, everyone]
-    table["first_held_out"] = choice.score[before, everyone]
-    for index, name in enumerate(choice.families):
-        table[f"score_{name}"], table[f"label_{name}"] = (
-            choice.score[index],
-            labels["label"].to_numpy()[choice.label[index]],
-        )
-    return table
+        second = ranked[1]
+        runner_up = choice.score[second, everyone]
+        columns |= {
+            "runner_up_family": names[second],
+            "runner_up_label": label_names[choice.label[second, everyone]],
+            "runner_up_score": runner_up,
+            "near_tie": (score > chance[layer]) & (runner_up >= NEAR_TIE_RATIO * score),
+        }
+    columns |= {
+        "first_family": names[first],
+        "first_score": choice.chosen_score[first, everyone],
+        "first_held_out": choice.score[first, everyone],
+    }
+    for name, scores_of, label in zip(choice.families, choice.score, choice.label, strict=True):
+        columns |= {f"score_{name}": scores_of, f"label_{name}": label_names[label]}
+    return pd.DataFrame(columns)
 
 
 def position_information(own: Mapping[str, Tensor]) -> Float[np.ndarray, "neurons"]:
-    """Mutual information in bits of [activation > 0] and position, per neuron of a layer (METHOD §5), both halves together.
+    """Mutual information in bits of [activation > 0] and position, per neuron of a layer (docs/method.md §5).
 
-    The estimate is positive by about (positions − 1) / (2 ln 2 · tokens) for a neuron that ignores position;
-    that much is taken off.
+    Without the bias of the estimate, (positions − 1) / (2 ln 2 · tokens) for a neuron that ignores position.
     """
     count = own["position.count"].double()  # (halves, positions)
     active = (own["position.active"].double() * count[:, :, None]).sum(0)  # (positions, neurons)
@@ -285,18 +263,14 @@ def _entropy(share: Tensor) -> Tensor:
 def seed_families(
     statistics: Statistics, sets: Sequence[LabelSet], rotation: Rotation
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(families, chance) of one seed: `assign`'s table with `position_information`, and per layer the level of chance
-    with quantiles of the rotated neurons' best held-out score."""
-    scores, null = score_labels(statistics, sets, rotation)
+    """(families, chance) of one seed: `assign`'s table with `position_information`, and per layer the chance level
+    with the median and the largest of its rotated neurons' best held-out scores."""
+    scores, rotated = score_labels(statistics, sets, rotation)
     families = [name for one in sets for name in one.labels["family"]]
-    labels = label_table(sets, statistics[0])
-    layers = len(statistics)
-    turned = choose(null, families)
-    level = chance_level(turned, layers)
-    table = assign(choose(scores.value, families), level, labels, scores)
-    table["position_information"] = np.concatenate([position_information(statistics[layer]) for layer in range(layers)])
-    best = turned.best().reshape(layers, -1)
-    chance = pd.DataFrame(
-        {"layer": range(layers), "chance": level, "median": np.median(best, 1), "largest": best.max(1)}
-    )
-    return table, chance
+    layers = range(len(statistics))
+    best = choose(rotated, families).score.max(0).reshape(len(layers), -1)
+    level = np.quantile(best, CHANCE_QUANTILE, axis=1)
+    table = assign(choose(scores.value, families), level, label_table(sets, statistics[0]), scores)
+    table["position_information"] = np.concatenate([position_information(statistics[layer]) for layer in layers])
+    columns = {"layer": layers, "chance": level, "median": np.median(best, 1), "largest": best.max(1)}
+    return table, pd.DataFrame(columns)

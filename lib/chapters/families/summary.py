@@ -1,6 +1,6 @@
-"""What the families add up to: counts by group of neurons, layer and seed, agreement of seeds, and profiles of neurons.
+"""What families add up to: counts by group, layer and seed, agreement across seeds, and activations of single neurons.
 
-Everything is computed from the tables and the grouped moments of a run; nothing here runs a model.
+Everything is computed from a run's tables and grouped moments; no model runs.
 """
 
 from collections.abc import Mapping
@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from lib.chapters.families.scoring import PUBLISHED_HIGH, PUBLISHED_LOW, TOP_SHARE, UNEXPLAINED
+from lib.chapters.families.scoring import PUBLISHED_HIGH, PUBLISHED_LOW, UNEXPLAINED, Statistics
+from lib.chapters.universality.properties import TOP_SHARE
 from lib.labels.labels import WORD_PLACES, LabelSet
 
-FAMILIES = {  # in the order of figures and tables, with the words that stand for them
+FAMILIES = {  # in the order of figures and tables, with their names in words
     "unigram": "one word",
     "alphabet": "first letter",
     "token_class": "token class",
@@ -24,31 +25,27 @@ FAMILIES = {  # in the order of figures and tables, with the words that stand fo
     "topic": "topic",
     UNEXPLAINED: "unexplained",
 }
+EXPLAINED = tuple(name for name in FAMILIES if name != UNEXPLAINED)
 TOP = f"top {100 * TOP_SHARE:g} %"
 KEY = ["seed", "layer", "neuron"]
 
 
 def with_excess(families: pd.DataFrame, neurons: pd.DataFrame) -> pd.DataFrame:
-    """The families of the seeds whose excess correlation is known (`neurons_all_seeds`), with `excess_corr`."""
-    return families.merge(neurons[[*KEY, "excess_corr"]], on=KEY, validate="one_to_one")
+    """The families of the seeds in `neurons` (`neurons_all_seeds`), with `excess_corr` and `is_universal`."""
+    return families.merge(neurons[[*KEY, "excess_corr", "is_universal"]], on=KEY, validate="one_to_one")
 
 
-def groups_of(rows: pd.DataFrame, threshold: float) -> dict[str, pd.Series]:
-    """Masks over one seed's neurons: universal, the TOP_SHARE of largest excess (whatever the threshold), and the rest.
-
-    Universal neurons and the top overlap; the rest are in neither.
-    """
-    universal = rows["excess_corr"] > threshold
-    number = round(TOP_SHARE * len(rows))
-    top = rows["excess_corr"].rank(method="first", ascending=False) <= number
+def groups_of(rows: pd.DataFrame) -> dict[str, pd.Series]:
+    """Masks over one seed's neurons: universal, the top 5 % by excess (these two overlap), and the rest."""
+    rank = rows["excess_corr"].rank(method="first", ascending=False)
+    universal, top = rows["is_universal"], rank <= round(TOP_SHARE * len(rows))
     return {"universal": universal, TOP: top, "rest": ~universal & ~top}
 
 
-def family_counts(rows: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """One row per family: label, neurons of one seed, and number and share in each group of `groups_of`."""
+def family_counts(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row per family: label, and number and share of one seed's neurons in it, of all and of each group."""
     counts = pd.DataFrame({"family": list(FAMILIES), "label": list(FAMILIES.values())})
-    masks = {"all": pd.Series(True, rows.index)} | groups_of(rows, threshold)
-    for name, mask in masks.items():
+    for name, mask in ({"all": pd.Series(True, rows.index)} | groups_of(rows)).items():
         number = rows.loc[mask, "family"].value_counts().reindex(counts["family"], fill_value=0).to_numpy()
         counts[name] = number
         counts[f"{name} share"] = number / mask.sum() if mask.any() else np.nan
@@ -62,130 +59,103 @@ def layer_counts(rows: pd.DataFrame) -> pd.DataFrame:
 
 def seed_shares(families: pd.DataFrame) -> pd.DataFrame:
     """Share of neurons in each family (columns) of each seed (rows)."""
-    return pd.crosstab(families["seed"], families["family"], normalize="index").reindex(
-        columns=list(FAMILIES), fill_value=0.0
-    )
+    shares = pd.crosstab(families["seed"], families["family"], normalize="index")
+    return shares.reindex(columns=list(FAMILIES), fill_value=0.0)
 
 
-def held_out(families: pd.DataFrame) -> pd.DataFrame:
-    """One row per family: neurons whose best score on the half that chooses is of the family and passes chance (`chosen`), how
-    many of them pass it on the other half too (`held_out`), and the median gap of the chosen between the two scores. Label and family are
-    chosen on the one half alone, or a family that does not hold would lose its neurons to another before it is counted."""
+def held_out_counts(families: pd.DataFrame) -> pd.DataFrame:
+    """One row per family: neurons above chance on the half that chooses (`chosen`), how many of them also pass on the
+    other half (`held_out`), and their median gap between the two scores.
+
+    Label and family are chosen on the one half alone; otherwise a family that does not hold would lose its neurons to
+    another before they are counted.
+    """
     rows = []
-    for name in list(FAMILIES)[:-1]:
+    for name in EXPLAINED:
         own = families[(families["first_family"] == name) & (families["first_score"] > families["chance"])]
-        rows.append(
-            {
-                "family": name,
-                "label": FAMILIES[name],
-                "chosen": len(own),
-                "held_out": int((own["first_held_out"] > own["chance"]).sum()),
-                "median_gap": (own["first_score"] - own["first_held_out"]).median() if len(own) else np.nan,
-            }
-        )
-    return pd.DataFrame(rows)
+        held_out, gap = own["first_held_out"] > own["chance"], own["first_score"] - own["first_held_out"]
+        rows.append((name, FAMILIES[name], len(own), int(held_out.sum()), gap.median() if len(own) else np.nan))
+    return pd.DataFrame(rows, columns=["family", "label", "chosen", "held_out", "median_gap"])
 
 
-def published_comparison(rows: pd.DataFrame, threshold: float) -> pd.DataFrame:
+def published_comparison(rows: pd.DataFrame) -> pd.DataFrame:
     """One row per group: neurons, how many have a best score below 0.05, at least 0.5, and are unexplained here."""
-    masks = groups_of(rows, threshold)
-    return pd.DataFrame(
-        [
-            {
-                "group": name,
-                "neurons": int(mask.sum()),
-                "low": int((rows.loc[mask, "score"] < PUBLISHED_LOW).sum()),
-                "high": int((rows.loc[mask, "score"] >= PUBLISHED_HIGH).sum()),
-                "unexplained": int((rows.loc[mask, "family"] == UNEXPLAINED).sum()),
-            }
-            for name, mask in masks.items()
-        ]
-    )
+    found = []
+    for name, mask in groups_of(rows).items():
+        own = rows[mask]
+        low, high = own["score"] < PUBLISHED_LOW, own["score"] >= PUBLISHED_HIGH
+        found.append((name, len(own), low.sum(), high.sum(), (own["family"] == UNEXPLAINED).sum()))
+    return pd.DataFrame(found, columns=["group", "neurons", "low", "high", "unexplained"])
 
 
 def matched_pairs(families: pd.DataFrame, matches: pd.DataFrame) -> pd.DataFrame:
     """Each best match across seeds (`matches_all_seeds`, correlation above 0) with family and label of both neurons."""
-    columns = [*KEY, "family", "label"]
-    own = families[columns]
-    other = own.rename(
-        columns={
-            "seed": "model",
-            "layer": "match_layer",
-            "neuron": "match_neuron",
-            "family": "match_family",
-            "label": "match_label",
-        }
-    )
-    found = matches[matches["corr"] > 0]
-    return found.merge(own, on=KEY).merge(other, on=["model", "match_layer", "match_neuron"])
+    own = families[[*KEY, "family", "label"]]
+    other = own.add_prefix("match_").rename(columns={"match_seed": "model"})
+    return matches[matches["corr"] > 0].merge(own, on=KEY).merge(other, on=["model", "match_layer", "match_neuron"])
 
 
-def agreement(pairs: pd.DataFrame) -> pd.DataFrame:
-    """How often matched neurons share family and label, against pairs drawn by chance; pairs with an explained neuron.
+def family_agreement(pairs: pd.DataFrame) -> pd.DataFrame:
+    """How often matched neurons share family and label, and how often they would by chance; pairs with an explained
+    neuron.
 
-    One row for all such pairs, one for the TOP_SHARE of largest correlation, and one per family of the first neuron.
-    Chance pairs the same first neurons with the same partners in random order.
+    One row for all such pairs, one for the top 5 % by correlation, and one per family of the first neuron. The chance
+    level gives the same first neurons the same matches in random order; a family's matches come from all pairs.
     """
     explained = pairs[pairs["family"] != UNEXPLAINED]
     strongest = explained.nlargest(max(1, round(TOP_SHARE * len(explained))), "corr") if len(explained) else explained
     parts = {"all explained": explained, f"strongest {100 * TOP_SHARE:g} %": strongest}
-    parts |= {name: explained[explained["family"] == name] for name in list(FAMILIES)[:-1]}
+    parts |= {name: explained[explained["family"] == name] for name in EXPLAINED}
     rows = []
     for name, part in parts.items():
-        pool = explained if name in FAMILIES else part  # a family's partners by chance come from all pairs
+        pool = explained if name in FAMILIES else part
+        labelled = pool["match_label"].where(pool["match_family"] != UNEXPLAINED)
+        same_family, same_label = part["family"] == part["match_family"], part["label"] == part["match_label"]
         rows.append(
             {
                 "pairs_of": name,
                 "pairs": len(part),
-                "same_family": (part["family"] == part["match_family"]).mean() if len(part) else np.nan,
-                "same_label": _same(part).mean() if len(part) else np.nan,
+                "same_family": same_family.mean(),
+                "same_label": (same_label & (part["match_family"] != UNEXPLAINED)).mean(),
                 "chance_family": _chance(part["family"], pool["match_family"]),
-                "chance_label": _chance(
-                    part["label"], pool.loc[pool["match_family"] != UNEXPLAINED, "match_label"], len(pool)
-                ),
+                "chance_label": _chance(part["label"], labelled),
             }
         )
     return pd.DataFrame(rows)
 
 
-def _same(pairs: pd.DataFrame) -> pd.Series:
-    return (pairs["label"] == pairs["match_label"]) & (pairs["match_family"] != UNEXPLAINED)
-
-
-def _chance(first: pd.Series, partners: pd.Series, total: int | None = None) -> float:
-    """Chance that a neuron of `first` meets its own value among `partners`, out of `total` of them."""
-    if not len(first) or not len(partners):
+def _chance(values: pd.Series, partners: pd.Series) -> float:
+    """Probability that a random partner has the same value; a missing value agrees with nothing."""
+    if not len(values) or not partners.notna().any():
         return np.nan
-    share = partners.value_counts() / (total or len(partners))
-    return float(first.map(share).fillna(0).mean())
+    return float(values.map(partners.value_counts() / len(partners)).fillna(0).mean())
 
 
-# ---------------------------------------------------------------- neurons to show
+def shared_words(rows: pd.DataFrame) -> pd.DataFrame:
+    """Words that explain two or more neurons of one seed: label, neurons, best score; most neurons first."""
+    unigram = rows[rows["family"] == "unigram"]
+    table = unigram.groupby("label").agg(neurons=("score", "size"), best=("score", "max")).reset_index()
+    return table[table["neurons"] > 1].sort_values(["neurons", "best"], ascending=False).reset_index(drop=True)
 
 
-def shown(rows: pd.DataFrame, family: str, number: int, per_label: int = 2) -> pd.DataFrame:
-    """The neurons of one seed that a family explains best, at most `per_label` of the same label.
+# ---------------------------------------------------------------- activations of single neurons
 
-    Columns layer, neuron, score, label (those of this family) and `assigned`: whether it is the neuron's family.
+
+def best_neurons(rows: pd.DataFrame, family: str, number: int, per_label: int = 2) -> pd.DataFrame:
+    """The neurons of one seed that a family explains best, its own first, at most `per_label` of the same label.
+
+    Columns layer, neuron, score and label (those of this family), and `assigned`: whether it is the neuron's family.
     """
+    columns = {"layer": "layer", "neuron": "neuron", f"score_{family}": "score", f"label_{family}": "label"}
     if f"score_{family}" not in rows:
-        return pd.DataFrame(columns=["layer", "neuron", "score", "label", "assigned"])
-    table = pd.DataFrame(
-        {
-            "layer": rows["layer"],
-            "neuron": rows["neuron"],
-            "score": rows[f"score_{family}"],
-            "label": rows[f"label_{family}"],
-            "assigned": rows["family"] == family,
-        }
-    )
-    table = table[table["score"] > 0]
-    ordered = table.sort_values(["assigned", "score"], ascending=False, kind="stable")
+        return pd.DataFrame(columns=[*columns.values(), "assigned"])
+    table = rows[list(columns)].rename(columns=columns).assign(assigned=rows["family"] == family)
+    ordered = table[table["score"] > 0].sort_values(["assigned", "score"], ascending=False, kind="stable")
     return ordered[ordered.groupby("label").cumcount() < per_label].head(number).reset_index(drop=True)
 
 
-def label_member(sets: list[LabelSet], label: str) -> tuple[str, np.ndarray]:
-    """(grouping, groups that carry the label) of a label by its name."""
+def label_groups(sets: list[LabelSet], label: str) -> tuple[str, np.ndarray]:
+    """(grouping, mask of the groups that carry it) of a label."""
     for one in sets:
         found = np.flatnonzero(one.labels["label"] == label)
         if len(found):
@@ -193,108 +163,80 @@ def label_member(sets: list[LabelSet], label: str) -> tuple[str, np.ndarray]:
     raise KeyError(label)
 
 
-def mean_and_spread(own: Mapping[str, Tensor], grouping: str, member: np.ndarray, neuron: int) -> tuple[float, float]:
-    """Mean and standard deviation, in units of the activation, of a neuron on the tokens whose group is in `member`.
+def group_means(own: Mapping[str, Tensor], grouping: str, neuron: int) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens, mean z) of one neuron in each group, both halves of the text; z is in deviations from its mean.
 
-    `own` is the neuron's layer as `GroupedMoments.compact` gives it; both halves of the text count. NaN without a token.
+    `own` is the neuron's layer as `GroupedMoments.compact` gives it. The mean is 0 for a group without a token.
     """
-    count = own[f"{grouping}.count"].double().numpy() * member  # (halves, groups)
-    if not count.sum():
+    count = own[f"{grouping}.count"].double().numpy()  # (halves, groups)
+    tokens = count.sum(0)
+    return tokens, (count * own[f"{grouping}.mean"][..., neuron].double().numpy()).sum(0) / np.maximum(tokens, 1)
+
+
+def mean_and_spread(own: Mapping[str, Tensor], grouping: str, member: np.ndarray, neuron: int) -> tuple[float, float]:
+    """Mean and standard deviation of a neuron's activation on the tokens of some groups; NaN without a token."""
+    tokens, z = group_means(own, grouping, neuron)
+    tokens = tokens * member
+    if not tokens.sum():
         return np.nan, np.nan
-    z = own[f"{grouping}.mean"][..., neuron].double().numpy()
     spread = own[f"{grouping}.spread"][:, neuron].double().numpy()
-    both = count.sum(0)
-    by_group = (count * z).sum(0) / np.maximum(both, 1)
-    mean = (both * by_group).sum() / both.sum()
-    square = (both * (spread**2 + by_group**2)).sum() / both.sum()
+    mean, square = (np.average(values, weights=tokens) for values in (z, spread**2 + z**2))
     scale = float(own["deviation"][neuron])
     return float(own["mean"][neuron]) + scale * mean, scale * np.sqrt(max(0.0, square - mean**2))
 
 
-def on_and_off(chosen: pd.DataFrame, statistics, sets: list[LabelSet]) -> pd.DataFrame:
-    """`shown` neurons with mean and deviation of their activation with the label (`on`) and without it (`off`)."""
+def activation_by_label(chosen: pd.DataFrame, statistics: Statistics, sets: list[LabelSet]) -> pd.DataFrame:
+    """`best_neurons` with mean and deviation of their activation with the label (`on`) and without it (`off`)."""
     rows = []
     for row in chosen.itertuples():
-        grouping, member = label_member(sets, row.label)
-        own = statistics[int(row.layer)]
-        on = mean_and_spread(own, grouping, member, int(row.neuron))
-        off = mean_and_spread(own, grouping, ~member, int(row.neuron))
-        rows.append({"on": on[0], "on_spread": on[1], "off": off[0], "off_spread": off[1]})
+        grouping, member = label_groups(sets, row.label)
+        on, off = (mean_and_spread(statistics[row.layer], grouping, mask, row.neuron) for mask in (member, ~member))
+        rows.append((*on, *off))
     return chosen.join(pd.DataFrame(rows, columns=["on", "on_spread", "off", "off_spread"]))
 
 
-def by_word_place(chosen: pd.DataFrame, statistics, groups: tuple[str, ...]) -> pd.DataFrame:
-    """Unigram neurons' mean activation on their word by where its tokens stand: rows layer, neuron, label, place, mean,
-    spread, tokens. `groups` are those of the grouping word_place."""
+def activation_by_word_place(chosen: pd.DataFrame, statistics: Statistics, groups: tuple[str, ...]) -> pd.DataFrame:
+    """Unigram neurons' activation on their word by where its tokens stand: a row a neuron and place with mean, spread
+    and tokens. `groups` are those of the grouping word_place."""
     rows = []
     for row in chosen.itertuples():
-        word = row.label.removeprefix("word “").removesuffix("”")
-        own = statistics[int(row.layer)]
+        word, own = row.label.removeprefix("word “").removesuffix("”"), statistics[row.layer]
         for place in WORD_PLACES:
             member = np.array([group == f"{word}|{place}" for group in groups])
-            mean, spread = mean_and_spread(own, "word_place", member, int(row.neuron))
             tokens = int(own["word_place.count"].sum(0).numpy()[member].sum())
-            rows.append(
-                {
-                    "layer": row.layer,
-                    "neuron": row.neuron,
-                    "label": row.label,
-                    "place": place,
-                    "mean": mean,
-                    "spread": spread,
-                    "tokens": tokens,
-                }
-            )
+            activation = mean_and_spread(own, "word_place", member, row.neuron)
+            rows.append((row.layer, row.neuron, row.label, place, *activation, tokens))
     return pd.DataFrame(rows, columns=["layer", "neuron", "label", "place", "mean", "spread", "tokens"])
 
 
-def near_duplicates(rows: pd.DataFrame) -> pd.DataFrame:
-    """Words that explain two or more neurons of one seed: label, neurons, best score; most neurons first."""
-    unigram = rows[rows["family"] == "unigram"]
-    table = unigram.groupby("label").agg(neurons=("score", "size"), best=("score", "max")).reset_index()
-    return table[table["neurons"] > 1].sort_values(["neurons", "best"], ascending=False).reset_index(drop=True)
-
-
-def by_group(chosen: pd.DataFrame, statistics, grouping: str) -> np.ndarray:
-    """Mean activation of each chosen neuron on each group of a grouping, (neurons, groups); NaN for an empty group."""
-    rows = []
+def activation_by_position(chosen: pd.DataFrame, statistics: Statistics) -> np.ndarray:
+    """Mean activation at each position in the block, (neurons, positions); NaN without a token."""
+    curves = []
     for row in chosen.itertuples():
-        own = statistics[int(row.layer)]
-        count = own[f"{grouping}.count"].double().numpy()
-        z = (count * own[f"{grouping}.mean"][..., int(row.neuron)].double().numpy()).sum(0)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            rows.append(
-                float(own["mean"][int(row.neuron)]) + float(own["deviation"][int(row.neuron)]) * z / count.sum(0)
-            )
-    return np.array(rows)
+        own = statistics[row.layer]
+        tokens, z = group_means(own, "position", row.neuron)
+        curve = float(own["mean"][row.neuron]) + float(own["deviation"][row.neuron]) * z
+        curves.append(np.where(tokens > 0, curve, np.nan))
+    return np.array(curves)
 
 
-def by_letter(chosen: pd.DataFrame, statistics, sets: list[LabelSet]) -> pd.DataFrame:
-    """Alphabet neurons (rows, with their letter and its score) by first letter (columns): mean activation minus the neuron's own mean, in deviations."""
+def activation_by_letter(chosen: pd.DataFrame, statistics: Statistics, sets: list[LabelSet]) -> pd.DataFrame:
+    """Alphabet neurons (rows) by first letter (columns): mean activation in deviations from the neuron's mean."""
     token = next(one for one in sets if one.grouping == "token")
-    alphabet = token.labels["family"] == "alphabet"
-    letters = token.labels.loc[alphabet, "label"].str[-1]
+    letters = token.labels[token.labels["family"] == "alphabet"]
     rows = {}
     for row in chosen.itertuples():
-        own = statistics[int(row.layer)]
-        means = [
-            mean_and_spread(own, "token", member, int(row.neuron))[0] for member in token.member[alphabet.to_numpy()]
-        ]
-        rows[f"L{row.layer}.{row.neuron} “{row.label[-1]}” {row.score:.2f}"] = (
-            np.array(means) - float(own["mean"][int(row.neuron)])
-        ) / float(own["deviation"][int(row.neuron)])
-    return pd.DataFrame.from_dict(rows, orient="index", columns=list(letters))
+        tokens, z = group_means(statistics[row.layer], "token", row.neuron)
+        weights = token.member[letters.index] * tokens  # (letters, groups)
+        name = f"L{row.layer}.{row.neuron} “{row.label[-1]}” {row.score:.2f}"
+        rows[name] = np.where(weights.any(1), weights @ z / np.maximum(weights.sum(1), 1), np.nan)
+    return pd.DataFrame.from_dict(rows, orient="index", columns=list(letters["label"].str[-1]))
 
 
-def by_domain(chosen: pd.DataFrame, statistics, domains: tuple[str, ...]) -> pd.DataFrame:
-    """Context neurons (rows) by domain (columns): mean activation minus the neuron's own mean, in deviations."""
-    if chosen.empty:
-        return pd.DataFrame(columns=list(domains))
-    table = pd.DataFrame(by_group(chosen, statistics, "domain"), columns=list(domains)).dropna(axis=1)
-    for index, row in enumerate(chosen.itertuples()):
-        own = statistics[int(row.layer)]
-        table.iloc[index] = (table.iloc[index] - float(own["mean"][int(row.neuron)])) / float(
-            own["deviation"][int(row.neuron)]
-        )
-    table.index = [f"L{row.layer}.{row.neuron} {row.label}" for row in chosen.itertuples()]
-    return table
+def activation_by_domain(chosen: pd.DataFrame, statistics: Statistics, domains: tuple[str, ...]) -> pd.DataFrame:
+    """Context neurons (rows) by domain (columns): mean activation in deviations from the neuron's mean."""
+    rows = {}
+    for row in chosen.itertuples():
+        tokens, z = group_means(statistics[row.layer], "domain", row.neuron)
+        rows[f"L{row.layer}.{row.neuron} {row.label}"] = np.where(tokens > 0, z, np.nan)
+    return pd.DataFrame.from_dict(rows, orient="index", columns=list(domains)).dropna(axis=1)

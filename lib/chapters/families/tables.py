@@ -1,8 +1,7 @@
 """From a run's grouped moments to the tables of families: families.parquet, labels.parquet, family_chance.parquet.
 
-Scoring all labels takes algebra on the statistics, so the tables follow the table of token classes without a model:
-`open_families` scores again when the labels differ from those of the last call. Rows are of all seeds
-that serve as reference.
+Rows are of all seeds that serve as reference. Scoring is algebra on the statistics: after an edit of the token classes,
+`open_families` scores again without a model.
 """
 
 import hashlib
@@ -27,7 +26,7 @@ from lib.labels.labels import Grouping, LabelSet
 from lib.labels.token_classes import TOKEN_CLASSES, TokenClass
 from lib.run import Run
 
-ROTATION_DRAW = 1_000  # a rotation of its own, none of chapter 2's
+ROTATION_DRAW = 1_000  # none of chapter 2's draws
 
 
 class SeedStatistics(Sequence[Mapping[str, Tensor]]):
@@ -47,7 +46,7 @@ class SeedStatistics(Sequence[Mapping[str, Tensor]]):
         return self._held[1]
 
 
-def statistics(run: Run, seed: str) -> SeedStatistics:
+def seed_statistics(run: Run, seed: str) -> SeedStatistics:
     """The grouped moments of one seed; InputError for a run whose pass did not collect them."""
     made = SeedStatistics(run.folder / "stats", seed, run.done["layers"])
     if not all(path.exists() for path in made.paths):
@@ -58,21 +57,18 @@ def statistics(run: Run, seed: str) -> SeedStatistics:
     return made
 
 
-def rotation_of(run: Run, seed: str) -> Rotation:
+def random_rotation(run: Run, seed: str) -> Rotation:
     """A rotation of each layer of a seed, with the deviations of its rotated neurons from the run's covariances."""
     from lib.collect.statistics import load_accumulators
 
     covariance, moments = load_accumulators(run)
-    scale = Scale.of(moments[seed])
-    turns, deviations = [], []
-    made = rotations(
-        covariance.layers, covariance.neurons, run.params.random_seed, covariance.seeds.index(seed), ROTATION_DRAW
-    )
-    for layer, turn in enumerate(made):
-        turns.append(turn)
-        deviations.append(
-            rotated_deviation(covariance.within(seed, layer), scale.layer(layer, covariance.neurons), turn)
-        )
+    neurons, scale = covariance.neurons, Scale.of(moments[seed])
+    seed_number = covariance.seeds.index(seed)
+    turns = list(rotations(covariance.layers, neurons, run.params.random_seed, seed_number, ROTATION_DRAW))
+    deviations = [
+        rotated_deviation(covariance.within(seed, layer), scale.layer(layer, neurons), turn)
+        for layer, turn in enumerate(turns)
+    ]
     return Rotation(torch.stack(turns), torch.stack(deviations))
 
 
@@ -86,43 +82,42 @@ def labels_digest(sets: Sequence[LabelSet]) -> str:
 
 
 def tabulate_families(run: Run, sets: list[LabelSet]) -> None:
-    """Writes the tables of families unless they are there for exactly these labels and this code; needs the statistics, not a model."""
+    """Writes the tables of families unless they are fresh for these labels and this code; runs no model."""
     made_from = {"labels": labels_digest(sets), "seeds": run.done["seed_hashes"], "code": code_of(__name__)}
     if fresh(run.folder / "tables" / "families.json", made_from):
         return
-    tables, families, chances = run.folder / "tables", [], []
+    tables, written = run.folder / "tables", {"families": [], "family_chance": []}
     for seed in tqdm(run.done["references"], desc="families", file=sys.stderr):
-        own = statistics(run, seed)
-        table, chance = seed_families(own, sets, rotation_of(run, seed))
-        table.insert(0, "seed", seed)
-        chance.insert(0, "seed", seed)
-        families.append(table)
-        chances.append(chance)
+        own = seed_statistics(run, seed)
+        for made, table in zip(written.values(), seed_families(own, sets, random_rotation(run, seed)), strict=True):
+            table.insert(0, "seed", seed)
+            made.append(table)
     (tables / "families.json").unlink(missing_ok=True)
-    write_table(tables / "families.parquet", pd.concat(families, ignore_index=True))
-    write_table(tables / "family_chance.parquet", pd.concat(chances, ignore_index=True))
+    for name, made in written.items():
+        write_table(tables / f"{name}.parquet", pd.concat(made, ignore_index=True))
     write_table(tables / "labels.parquet", label_table(sets, own[0]))
     write_json(tables / "families.json", made_from)
 
 
 class Families:
-    """What chapter 4 reads: tables of all seeds, the reference's rows with their excess, and the grouped moments."""
+    """What chapter 4 reads.
+
+    `all_seeds` is families.parquet, `reference` its rows of the reference seed with their excess; `chance` has that
+    seed's chance level by layer, `statistics` its grouped moments. `pairs` are matched neurons of two seeds.
+    """
 
     def __init__(self, run: Run, sets: list[LabelSet], groupings: dict[str, Grouping]):
-        self.everyone, self.labels = run.table("families"), run.table("labels")
-        self.sets = sets
+        seed, levels = run.params.reference, run.table("family_chance")
+        self.all_seeds, self.labels, self.sets = run.table("families"), run.table("labels"), sets
+        self.reference = with_excess(self.all_seeds[self.all_seeds["seed"] == seed], run.table("neurons_all_seeds"))
+        self.chance = levels[levels["seed"] == seed].reset_index(drop=True)
+        self.pairs = matched_pairs(self.all_seeds, run.table("matches_all_seeds"))
+        self.statistics = seed_statistics(run, seed)
         self.word_places = groupings["word_place"].groups if "word_place" in groupings else ()
-        reference = run.params.reference
-        self.statistics = statistics(run, reference)
-        known = with_excess(self.everyone, run.table("neurons_all_seeds"))
-        self.reference = known[known["seed"] == reference].reset_index(drop=True)
-        levels = run.table("family_chance")
-        self.chance = levels[levels["seed"] == reference].reset_index(drop=True)
-        self.pairs = matched_pairs(self.everyone, run.table("matches_all_seeds"))
 
 
 def open_families(run: Run, extra_classes: tuple[TokenClass, ...] = ()) -> Families:
-    """The families of a run, scored again if its labels have changed; `extra_classes` are more lines of the label table."""
+    """The families of a run, scored again if its labels have changed; `extra_classes` are more token classes."""
     groupings = run_groupings(run)
     sets = run_label_sets(run, groupings, (*TOKEN_CLASSES, *extra_classes))
     tabulate_families(run, sets)

@@ -91,7 +91,7 @@ def test_planted_neurons_land_in_their_families_and_a_random_one_in_none(scored)
 
 
 def test_scores_and_rotated_scores_agree_with_the_formula_on_every_token(world, scored):
-    """METHOD §5 on the tokens themselves, in fp64, for a label of every grouping, both halves and a rotated neuron."""
+    """Against the score on tokens in fp64, for labels of every grouping, both halves, neurons and rotated neurons."""
     made, sets, counted = world
     statistics, (own, null), _ = scored
     rotation = statistics_of(world, planted_activations(world, 0.005))[1]
@@ -119,7 +119,7 @@ def test_scores_and_rotated_scores_agree_with_the_formula_on_every_token(world, 
         start += len(one.labels)
 
 
-def test_position_information_against_the_plain_sum():
+def test_position_information_equals_the_plain_sum():
     generator = np.random.default_rng(0)
     count = generator.integers(50, 100, (2, 6))
     share = generator.uniform(0.05, 0.95, (2, 6))
@@ -131,7 +131,7 @@ def test_position_information_against_the_plain_sum():
     assert scoring.position_information(statistics) == pytest.approx([expected])
 
 
-def test_labels_over_other_groups_are_refused(scored):
+def test_labels_over_other_groups_than_the_statistics_are_refused(scored):
     one = LabelSet(
         "token", pd.DataFrame({"label": ["x"], "family": ["unigram"], "kind": ["word"]}), np.ones((1, 3), bool)
     )

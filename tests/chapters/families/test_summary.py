@@ -11,11 +11,12 @@ from lib.chapters.families import captions, figures, summary
 from lib.chapters.families.scoring import UNEXPLAINED, Choice, Scores, assign
 from lib.chapters.families.summary import FAMILIES, TOP
 from lib.labels.labels import LabelSet
+from lib.run import with_universal
 
 LAYERS, WIDTH = 3, 20
 
 
-def families_table(case: str = "some") -> pd.DataFrame:
+def families_table(case: str = "some", threshold: float = 0.5) -> pd.DataFrame:
     """Two seeds of 60 neurons; family, label and scores go round; `none`: nothing passes chance."""
     parts = []
     for seed in "ab":
@@ -38,7 +39,7 @@ def families_table(case: str = "some") -> pd.DataFrame:
         table["position_information"] = score / 10
         table["excess_corr"] = np.linspace(-0.1, 0.95, total)
         parts.append(table)
-    return pd.concat(parts, ignore_index=True)
+    return with_universal(pd.concat(parts, ignore_index=True), threshold)
 
 
 def matches_table() -> pd.DataFrame:
@@ -66,23 +67,23 @@ def statistics_and_sets(neurons: int = WIDTH):
     return [own] * LAYERS, [LabelSet("token", table, np.concatenate([members, members[:2]]))]
 
 
-def test_counts_are_counts():
+def test_counts_by_family_group_layer_and_seed():
     rows = families_table().query("seed == 'a'").reset_index(drop=True)
-    counts = summary.family_counts(rows, 0.5).set_index("family")
+    counts = summary.family_counts(rows).set_index("family")
     assert counts["all"].sum() == 60 and counts.loc[UNEXPLAINED, "all"] == (rows["score"] <= 0.3).sum()
     assert counts["universal"].sum() == (rows["excess_corr"] > 0.5).sum() and counts[TOP].sum() == 3
     assert counts["rest"].sum() == 60 - counts["universal"].sum()  # the top lies among the universal
     assert summary.layer_counts(rows).to_numpy().sum() == 60
-    comparison = summary.published_comparison(rows, 2).set_index("group")
+    comparison = summary.published_comparison(with_universal(rows, 2)).set_index("group")
     assert comparison.loc["universal", "neurons"] == 0 and comparison["low"].sum() == (rows["score"] < 0.05).sum()
     assert summary.seed_shares(families_table()).sum(axis=1).round(9).eq(1).all()
 
 
-def test_agreement_by_hand():
+def test_family_agreement_by_hand():
     families = families_table()
     pairs = summary.matched_pairs(families, matches_table())
     assert len(pairs) == 120
-    table = summary.agreement(pairs).set_index("pairs_of")
+    table = summary.family_agreement(pairs).set_index("pairs_of")
     explained = families.query("seed == 'a' and family != @UNEXPLAINED")
     same = (explained["layer"] < LAYERS - 1).sum()  # in the last layer the partner has the family before
     assert table.loc["all explained", "pairs"] == 2 * len(explained)
@@ -93,7 +94,7 @@ def test_agreement_by_hand():
     assert table.loc["all explained", "chance_family"] == pytest.approx(own.map(shares).mean())
 
 
-def test_mean_and_spread_against_tokens_spelled_out():
+def test_mean_and_spread_equal_those_of_every_token_written_out():
     """The same mean and deviation as over a list with every token written out."""
     statistics, _ = statistics_and_sets()
     own, member = statistics[0], np.array([True, False, True, True, False])
@@ -114,17 +115,17 @@ def test_mean_and_spread_against_tokens_spelled_out():
 
 @pytest.mark.parametrize("case", ["some", "none"])
 @pytest.mark.parametrize("threshold", [0.5, 2], ids=["universal", "no universal"])
-def test_every_figure_draws_and_every_sentence_is_whole(case, threshold):
-    families, (statistics, sets) = families_table(case), statistics_and_sets()
+def test_every_figure_draws_and_every_caption_is_whole(case, threshold):
+    families, (statistics, sets) = families_table(case, threshold), statistics_and_sets()
     own = families[families["seed"] == "a"].reset_index(drop=True)
-    chosen, none = summary.shown(own, "unigram", 4), summary.shown(own, "no such family", 4)
+    chosen, none = (summary.best_neurons(own, family, 4) for family in ("unigram", "no such family"))
     levels = pd.DataFrame({"layer": range(LAYERS), "chance": 0.3, "median": 0.1, "largest": 0.5})
-    counts, held = summary.family_counts(own, threshold), summary.held_out(own)
+    counts, held = summary.family_counts(own), summary.held_out_counts(own)
     layers = summary.layer_counts(own)
-    agreement = summary.agreement(summary.matched_pairs(families, matches_table()))
+    agreement = summary.family_agreement(summary.matched_pairs(families, matches_table()))
     shares = summary.seed_shares(families)
     positions = own.nlargest(2, "position_information").assign(label="position")
-    places = summary.by_word_place(
+    places = summary.activation_by_word_place(
         chosen,
         statistics,
         tuple(
@@ -139,18 +140,18 @@ def test_every_figure_draws_and_every_sentence_is_whole(case, threshold):
         drawn = [
             figures.family_counts(counts),
             figures.families_by_layer(layers, layers * 0),
-            figures.scores(own, threshold),
-            figures.chance(own, levels),
-            figures.seeds(shares),
-            figures.agreement(agreement),
-            figures.on_and_off(summary.on_and_off(chosen, statistics, sets)),
-            figures.on_and_off(summary.on_and_off(none, statistics, sets)),
-            figures.word_places(places),
-            figures.word_places(places.head(0)),
-            figures.heat(summary.by_letter(chosen, statistics, sets), "letter"),
-            figures.heat(summary.by_letter(none, statistics, sets), "letter"),
-            figures.heat(summary.by_domain(chosen, statistics, ("x", "y", "z")), "domain"),
-            figures.position_curves(positions, summary.by_group(positions, statistics, "position")),
+            figures.scores(own),
+            figures.chance_level(own, levels),
+            figures.seed_shares(shares),
+            figures.family_agreement(agreement),
+            figures.activation_by_label(summary.activation_by_label(chosen, statistics, sets)),
+            figures.activation_by_label(summary.activation_by_label(none, statistics, sets)),
+            figures.activation_by_word_place(places),
+            figures.activation_by_word_place(places.head(0)),
+            figures.activation_heatmap(summary.activation_by_letter(chosen, statistics, sets), "letter"),
+            figures.activation_heatmap(summary.activation_by_letter(none, statistics, sets), "letter"),
+            figures.activation_heatmap(summary.activation_by_domain(chosen, statistics, ("x", "y", "z")), "domain"),
+            figures.activation_by_position(positions, summary.activation_by_position(positions, statistics)),
             figures.explained_by_excess(own),
         ]
         for fig in drawn:
@@ -158,33 +159,27 @@ def test_every_figure_draws_and_every_sentence_is_whole(case, threshold):
     findings = [
         captions.family_counts(counts, "a"),
         captions.scores(own, held),
-        captions.chance(own, levels),
-        captions.by_layer(layers),
-        captions.by_excess(own),
-        captions.seeds(shares),
-        captions.seeds(shares.head(1)),
-        captions.agreement(agreement, 2),
-        captions.agreement(summary.agreement(summary.matched_pairs(own, matches_table())), 1),
-        captions.examples_of(chosen, "unigram"),
-        captions.examples_of(none, "unigram"),
-        captions.position(positions, own),
-        captions.examples_of(none, "syntax"),
+        captions.chance_level(own, levels),
+        captions.families_by_layer(layers),
+        captions.explained_by_excess(own),
+        captions.seed_shares(shares),
+        captions.seed_shares(shares.head(1)),
+        captions.family_agreement(agreement, 2),
+        captions.family_agreement(summary.family_agreement(summary.matched_pairs(own, matches_table())), 1),
+        captions.best_neurons(chosen, "unigram"),
+        captions.best_neurons(none, "unigram"),
+        captions.activation_by_position(positions, own),
+        captions.best_neurons(none, "syntax"),
     ]
-    assert (
-        "lib/text/domains.yaml" in findings[-1].text
-        and "lib/text/domains.yaml" not in captions.examples_of(none, "unigram").text
-    )
-    assert (
-        "The paper's best neuron for *the word “to”* has 0.987"
-        in captions.examples_of(chosen.assign(assigned=True), "unigram").text
-        or chosen.empty
-    )
-    sentences = [
-        captions.published(summary.published_comparison(own, threshold)),
-        captions.duplicates(summary.near_duplicates(own), places),
-    ]
-    for words in [*sentences, *(part for finding in findings for part in finding)]:
+    assert "lib/text/domains.yaml" in findings[-1].text
+    assert "lib/text/domains.yaml" not in captions.best_neurons(none, "unigram").text
+    published = captions.best_neurons(chosen.assign(assigned=True), "unigram").text
+    assert "the paper's best neuron for *the word “to”*: 0.987" in published or chosen.empty
+    findings.insert(-1, captions.word_neurons(chosen, summary.shared_words(own), places))
+    for words in [captions.labels(own), *(part for finding in findings for part in finding)]:
         assert words and "nan" not in words.replace("**", " ").replace("%", " ").split(), words
+    table = captions.published(summary.published_comparison(own))
+    assert table["number"].tolist()[:2] == ["1,211", f"{own['is_universal'].sum()}"] and not table.isna().any(axis=None)
     for finding in findings:
         assert len(finding.title) <= 95 and not finding.title.endswith("."), finding.title
         assert finding.text.endswith(".") and finding.alt.endswith("."), finding
@@ -193,12 +188,11 @@ def test_every_figure_draws_and_every_sentence_is_whole(case, threshold):
 
 def test_no_chosen_neuron_gives_empty_tables():
     nobody = pd.DataFrame({"layer": [], "neuron": [], "label": []})
-    assert {"mean", "place"} <= set(summary.by_word_place(nobody, [], ())) and summary.by_domain(
-        nobody, [], ("x", "y")
-    ).shape == (0, 2)
+    assert {"mean", "place"} <= set(summary.activation_by_word_place(nobody, [], ()))
+    assert summary.activation_by_domain(nobody, [], ("x", "y")).shape == (0, 2)
 
 
-def test_a_family_that_does_not_hold_is_told_though_its_neurons_go_to_another():
+def test_family_that_does_not_hold_is_named_although_its_neurons_go_to_another():
     """Topic wins on the half that chooses and is nothing on the other, where token class takes the neurons over."""
     names = np.array(["topic", "token_class"])
     before, after = np.array([[0.3] * 100, [0.1] * 100]), np.array([[0.01] * 100, [0.1] * 100])
@@ -208,8 +202,8 @@ def test_a_family_that_does_not_hold_is_told_though_its_neurons_go_to_another():
         choice, np.array([0.05]), labels, Scores(torch.zeros(2, 1, 100), torch.zeros(1, 100), torch.zeros(1, 100))
     )
     assert (table["family"] == "token_class").all()
-    held = summary.held_out(table).set_index("family")
+    held = summary.held_out_counts(table).set_index("family")
     assert held.loc["topic", ["chosen", "held_out"]].tolist() == [100, 0] and held.loc[
         "topic", "median_gap"
     ] == pytest.approx(0.29)
-    assert "nothing is left on the other of topic (100)" in captions.scores(table, summary.held_out(table)).text
+    assert "nothing is left on the other of topic (100)" in captions.scores(table, summary.held_out_counts(table)).text

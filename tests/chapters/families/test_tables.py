@@ -1,4 +1,4 @@
-"""From a run to its tables of families: all neurons of all seeds, and a new line of the label table without a model."""
+"""From a run to its tables of families: all neurons of all seeds, and a new token class without a model."""
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ def direct_activations(run, seed: str, layer: int) -> torch.Tensor:
     return found[0]
 
 
-def test_a_lone_reference_has_the_families_that_it_has_among_all(make_run, seed_folders, monkeypatch):
+def test_families_of_a_seed_do_not_depend_on_the_other_references(make_run, seed_folders, monkeypatch):
     found = []
     for compare in ("all", "reference"):
         run = make_run(seed_folders, run=compare, compare=compare, reference="b", token_budget=8 * 256)
@@ -33,15 +33,15 @@ def test_a_lone_reference_has_the_families_that_it_has_among_all(make_run, seed_
     pd.testing.assert_frame_equal(*found)
 
 
-def test_families_of_a_run_follow_the_label_table_without_a_model(make_run, seed_folders, monkeypatch):
+def test_families_follow_the_token_classes_without_a_model(make_run, seed_folders, monkeypatch):
     run = make_run(seed_folders, token_budget=16 * 256)
     passes.collect(run)
     tabulate(run)
     for module in (first_look, one_pass):
         monkeypatch.setattr(module, "load_model", None)  # no model from here on
     data = open_families(run)
-    assert len(data.everyone) == 3 * 2 * 48 and data.everyone["score"].between(0, 1).all()
-    assert set(data.everyone["seed"]) == {"a", "b", "c"} and len(data.reference) == 96
+    assert len(data.all_seeds) == 3 * 2 * 48 and data.all_seeds["score"].between(0, 1).all()
+    assert set(data.all_seeds["seed"]) == {"a", "b", "c"} and len(data.reference) == 96
     assert len(run.table("labels")) == sum(len(one.labels) for one in data.sets) > 500
     assert len(data.pairs) == (run.table("matches_all_seeds")["corr"] > 0).sum()
 
