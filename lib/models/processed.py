@@ -1,9 +1,9 @@
 """A lean forward pass on processed weights: the model that interventions run on.
 
-Processed weights (METHOD §1) make LayerNorm a plain division by the residual's standard deviation and let every
-neuron's effect be read off its own w_out. TransformerLens folds and centres; this module takes the resulting
-tensors and computes the same function in a fraction of the bridge's time. GPT-2 style models (learned positions,
-attention before the MLP) and GPT-NeoX style ones (rotary positions, both side by side) are supported.
+With processed weights (docs/method.md §1) LayerNorm is a plain division by the residual's standard deviation, and a
+neuron's effect is its own w_out. TransformerLens folds and centres; this module computes the same function from the
+resulting tensors in a fraction of the bridge's time. It supports models like GPT-2 (learned positions, attention
+before the MLP) and GPT-NeoX (rotary positions, attention and MLP in parallel).
 """
 
 from collections.abc import Callable, Sequence
@@ -52,8 +52,8 @@ class Processed:
     unembedding_bias: Float[Tensor, "vocabulary"]
     eps: float
     activation: Callable[[Tensor], Tensor]
-    rotary: tuple[int, float] | None = None  # how many of a head's dimensions turn with the position, and the base
-    parallel: bool = False  # the MLP reads the same residual stream as the attention of its layer
+    rotary: tuple[int, float] | None = None  # rotated dimensions of a head, and the base
+    parallel: bool = False  # attention and MLP of a layer read the same residual stream
 
     @property
     def w_out(self) -> Float[Tensor, "neurons d_model"]:
@@ -65,7 +65,7 @@ class Processed:
         return self.embedding[tokens] + self.positions[: tokens.shape[1]]
 
     def normalise(self, residual: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
-        """LayerNorm as processed weights leave it: centred and divided by `scale`."""
+        """LayerNorm with processed weights: centred and divided by `scale`."""
         return F.layer_norm(residual, residual.shape[-1:], eps=self.eps)
 
     def scale(self, residual: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows"]:
@@ -83,20 +83,18 @@ class Processed:
     def mlp(self, residual: Float[Tensor, "*rows d_model"], layer: int) -> Float[Tensor, "*rows d_model"]:
         """What a layer's MLP writes."""
         block = self.blocks[layer]
-        return affine(
-            self.activation(affine(self.normalise(residual), block.w_in, block.b_in)), block.w_out, block.b_out
-        )
+        post = self.activation(affine(self.normalise(residual), block.w_in, block.b_in))
+        return affine(post, block.w_out, block.b_out)
 
     def heads(
         self, residual: Float[Tensor, "blocks context d_model"], layer: int
     ) -> Float[Tensor, "3 blocks heads context d_head"]:
         """Queries, keys and values of a layer's heads, from the residual stream before the layer."""
         block = self.blocks[layer]
-        flat = affine(
-            self.normalise(residual), block.qkv.flatten(1), block.qkv_bias.flatten()
-        )  # (blocks, context, 3·heads·d_head)
+        maps, biases = block.qkv.flatten(1), block.qkv_bias.flatten()
+        flat = affine(self.normalise(residual), maps, biases)  # (blocks, context, 3·heads·d_head)
         query, key, value = flat.unflatten(-1, block.qkv.shape[1:]).permute(2, 0, 3, 1, 4)
-        return torch.stack([self.turn(query), self.turn(key), value])
+        return torch.stack([self.rotate(query), self.rotate(key), value])
 
     def one_head(
         self, residual: Float[Tensor, "blocks context d_model"], layer: int, kind: int, head: int
@@ -104,10 +102,10 @@ class Processed:
         """One head's queries (kind 0), keys (1) or values (2)."""
         block = self.blocks[layer]
         vectors = affine(self.normalise(residual), block.qkv[:, kind, head], block.qkv_bias[kind, head])
-        return vectors if kind == 2 else self.turn(vectors)
+        return vectors if kind == 2 else self.rotate(vectors)
 
-    def turn(self, vectors: Float[Tensor, "*heads context d_head"]) -> Float[Tensor, "*heads context d_head"]:
-        """Queries or keys turned with their position, where the model has rotary positions."""
+    def rotate(self, vectors: Float[Tensor, "*heads context d_head"]) -> Float[Tensor, "*heads context d_head"]:
+        """Queries or keys rotated by their position, if the model has rotary positions."""
         if self.rotary is None:
             return vectors
         size, base = self.rotary
@@ -124,11 +122,11 @@ class Processed:
         qkv: Float[Tensor, "3 blocks heads context d_head"],
     ) -> tuple[Float[Tensor, "blocks context d_model"], Float[Tensor, "blocks context d_model"]]:
         """What a layer's MLP reads, and the residual stream after the layer."""
-        attended = residual + self.mix(qkv, layer)
+        attended = residual + self.attend(qkv, layer)
         read = residual if self.parallel else attended
         return read, attended + self.mlp(read, layer)
 
-    def mix(
+    def attend(
         self, qkv: Float[Tensor, "3 blocks heads context d_head"], layer: int
     ) -> Float[Tensor, "blocks context d_model"]:
         """What a layer's attention writes, from queries, keys and values."""
@@ -141,7 +139,7 @@ class Processed:
 def processed(model: "str | Path | TransformerBridge") -> Processed:
     """The processed weights of a model folder, Hub id or processed bridge.
 
-    Raises InputError for a model of another kind than GPT-2's and GPT-NeoX's.
+    Raises InputError for an architecture unlike GPT-2's and GPT-NeoX's.
     """
     bridge = processed_model(model)
     config, original = bridge.cfg, bridge.original_model.config
@@ -149,26 +147,26 @@ def processed(model: "str | Path | TransformerBridge") -> Processed:
     gated = getattr(bridge.blocks[0].mlp, "gate", None) is not None
     if gated or kind not in ("standard", "rotary") or config.act_fn not in ACTIVATIONS:
         raise InputError(
-            f"interventions need a model of GPT-2's or GPT-NeoX's kind (learned or rotary positions, one of the activations "
-            f"{', '.join(ACTIVATIONS)}), but this one is {original.model_type} with {kind} positions and {'a gated ' if gated else ''}{config.act_fn}."
+            "interventions need a model of GPT-2's or GPT-NeoX's kind (learned or rotary positions, one of the "
+            f"activations {', '.join(ACTIVATIONS)}), but this one is {original.model_type} with {kind} positions and "
+            f"{'a gated ' if gated else ''}{config.act_fn}."
         )
     rotary = None
     if kind == "rotary":
         rope = original.rope_parameters
         rotary = int(config.d_head * rope.get("partial_rotary_factor", 1.0)), float(rope["rope_theta"])
     positions = bridge.W_pos if rotary is None else torch.zeros(original.max_position_embeddings, config.d_model)
-    # stanford-crfm's GPT-2 models also divide the attention scores by the layer's number
+    # stanford-crfm's GPT-2 models also divide attention scores by the layer's number
     by_layer = getattr(original, "scale_attn_by_inverse_layer_idx", False)
     blocks = []
     for layer, block in enumerate(bridge.blocks):
-        qkv = torch.stack(
-            [weight[layer] for weight in (bridge.W_Q, bridge.W_K, bridge.W_V)]
-        )  # (3, heads, d_model, d_head)
-        bias = torch.stack([bias[layer] for bias in (bridge.b_Q, bridge.b_K, bridge.b_V)])
+        weights, biases = (bridge.W_Q, bridge.W_K, bridge.W_V), (bridge.b_Q, bridge.b_K, bridge.b_V)
+        qkv = torch.stack([weight[layer] for weight in weights])  # (3, heads, d_model, d_head)
+        qkv_bias = torch.stack([bias[layer] for bias in biases])
         blocks.append(
             Block(
                 qkv=_plain(qkv.permute(2, 0, 1, 3)),
-                qkv_bias=_plain(bias),
+                qkv_bias=_plain(qkv_bias),
                 out=_plain(bridge.W_O[layer]),
                 out_bias=_plain(bridge.b_O[layer]),
                 w_in=_plain(block.mlp.W_in),
@@ -192,5 +190,5 @@ def processed(model: "str | Path | TransformerBridge") -> Processed:
 
 
 def _plain(weight: Tensor) -> Tensor:
-    """On the host, where interventions run, in fp32."""
+    """In fp32 on the CPU, where interventions run."""
     return weight.detach().float().cpu().contiguous()

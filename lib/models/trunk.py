@@ -1,10 +1,9 @@
 """Seed models: from a Hugging Face folder to a trunk that yields every layer's MLP activations.
 
-The trunk is the plain transformers model, with the attention, gelu_new and affine maps of `lib.kernels.forward`, stopped before the last
-MLP writes; no logits are computed. The input of the activation function is the pre-activation, the input of the projection that writes to
-the residual stream the activation (TransformerLens `hook_pre` and `hook_post`). In GPT-2 and GPT-NeoX the second is the
-activation function's output. In a gated MLP (Llama) it is act(gate) · up: that product is the neuron, and the gate
-its pre-activation.
+The trunk is the plain transformers model with the attention, gelu_new and affine maps of `lib.kernels.forward`. It
+stops before the last MLP writes and computes no logits. The pre-activation is the input of the activation function;
+the activation is the input of the projection to the residual stream (TransformerLens `hook_pre` and `hook_post`). In
+a gated MLP (Llama) the activation is act(gate) · up, and the gate is the pre-activation.
 """
 
 import json
@@ -31,12 +30,12 @@ from lib.kernels.native import keep_freed_memory
 from lib.text.blocks import Text
 from lib.text.tokens import tokenizer_hashes
 
-# Modules of an MLP by the names that transformers give them.
-ACTIVATIONS = ("act", "act_fn")
-WRITERS = ("c_proj", "dense_4h_to_h", "down_proj")  # GPT-2, GPT-NeoX, Llama
-ATTENTIONS = ("attn", "attention", "self_attn")  # of a block, by the same three
-# Buffers that old files hold and no model reads: causal masks, whose "minus infinity" is infinite in half precision.
-MASKS = tuple(f".{attention}.{mask}" for attention in ATTENTIONS for mask in ("bias", "masked_bias"))
+# Names of modules in transformers
+ACTIVATIONS = ("act", "act_fn")  # of an MLP
+WRITERS = ("c_proj", "dense_4h_to_h", "down_proj")  # of an MLP: GPT-2, GPT-NeoX, Llama
+ATTENTIONS = ("attn", "attention", "self_attn")  # of a block, in the same order
+# Causal masks in old weight files, which no model reads; their large negative value is −∞ in half precision.
+MASK_BUFFERS = tuple(f".{attention}.{mask}" for attention in ATTENTIONS for mask in ("bias", "masked_bias"))
 
 
 def read_config(name: str, folder: Path):
@@ -50,28 +49,28 @@ def read_config(name: str, folder: Path):
 
 
 def check_seed(name: str, folder: Path, text: Text, context: int) -> None:
-    """Refuses a seed folder that cannot be used with this text, before any work is done; `check_weights` reads its weights.
+    """Refuses a seed folder that cannot be used with this text; `check_weights` reads its weights.
 
-    Raises InputError with one sentence for: no folder, no config, no weights, another vocabulary or tokeniser than the text's, a
-    context longer than the model's.
+    Raises InputError in one sentence if the folder, config or weights are missing, if vocabulary or tokeniser differ
+    from the text's, or if the context is longer than the model's.
     """
     missing = missing_part({path.name for path in folder.iterdir()} if folder.is_dir() else set())
     if missing:
         raise InputError(f"seed '{name}': {folder} has no {missing}.")
     config = read_config(name, folder)
-    if config.vocab_size < text.vocab_size:  # more is a padded embedding, as Pythia's
+    if config.vocab_size < text.vocab_size:  # a larger one is a padded embedding, as in Pythia
         raise InputError(
-            f"seed '{name}' has a vocabulary of {config.vocab_size} tokens but the text was made with {text.vocab_size}; "
-            "all seeds and the text must share one tokeniser."
+            f"seed '{name}' has a vocabulary of {config.vocab_size} tokens but the text was made with "
+            f"{text.vocab_size}; all seeds and the text must share one tokeniser."
         )
     if text.tokenizer_sha256 not in tokenizer_hashes(name, folder):
         raise InputError(
-            f"seed '{name}': {folder} has not the tokeniser that the text was made with (their SHA-256 "
+            f"seed '{name}': the tokeniser in {folder} is not the tokeniser that the text was made with (their SHA-256 "
             "differ); all seeds and the text must share one tokeniser."
         )
     longest = config.max_position_embeddings
     if context > longest:
-        raise InputError(f"context is {context} but seed '{name}' was made for at most {longest} positions.")
+        raise InputError(f"context is {context} but seed '{name}' has at most {longest} positions.")
 
 
 def check_weights(name: str, folder: Path) -> None:
@@ -79,9 +78,10 @@ def check_weights(name: str, folder: Path) -> None:
     for path in weight_files(folder):
         try:
             broken = next(
-                (key for key, tensor in _tensors(path) if not key.endswith(MASKS) and not _is_finite(tensor)), None
+                (key for key, tensor in _tensors(path) if not key.endswith(MASK_BUFFERS) and not _is_finite(tensor)),
+                None,
             )
-        except Exception as error:  # each reader has its own for each way in which a file can be broken
+        except Exception as error:  # readers raise many types for broken files
             raise InputError(
                 f"seed '{name}': {path} is truncated or corrupt ({first_line(error)}); copy it again."
             ) from error
@@ -90,18 +90,18 @@ def check_weights(name: str, folder: Path) -> None:
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors of a weight file. PyTorch's own format is read without running anything that it pickles."""
+    """Names and tensors of a weight file; code pickled in PyTorch's own format is never run."""
     if path.suffix == ".safetensors":
         with safe_open(path, "pt") as weights:
             for key in weights.keys():
                 yield key, weights.get_tensor(key)
     else:
-        mapped = zipfile.is_zipfile(path)  # files of before torch 1.6 are none, and cannot be mapped
+        mapped = zipfile.is_zipfile(path)  # files older than torch 1.6 are not, and cannot be mapped
         yield from torch.load(path, map_location="cpu", weights_only=True, mmap=mapped).items()
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    if tensor.dtype.itemsize == 1:  # torch has no test for NaN in eight bits
+    if tensor.dtype.itemsize == 1:  # torch cannot test eight-bit tensors for NaN
         tensor = tensor.float()
     return bool(tensor.isfinite().all())
 
@@ -109,10 +109,10 @@ def _is_finite(tensor: Tensor) -> bool:
 def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> nn.Module:
     """The causal language model in a folder, in evaluation mode with SDPA attention.
 
-    Raises InputError where the folder's weights are not those of the model that its config describes.
+    Raises InputError if the weights do not fit the model that the config describes.
     """
     transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()  # what a file holds beyond the weights is no news; what it lacks is refused
+    transformers_logging.set_verbosity_error()  # extra weights are harmless; missing ones are refused below
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True, output_loading_info=True
@@ -120,12 +120,12 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> nn.Mod
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:
         raise InputError(f"the model in {folder} cannot be loaded ({first_line(error)}).") from error
     missing = sorted(loaded["missing_keys"])
-    if missing:  # transformers would draw them at random
+    if missing:  # transformers would initialise them at random
         raise InputError(f"the weights in {folder} lack '{missing[0]}', which its config.json asks for.")
     return model.eval().requires_grad_(False)
 
 
-ATTENTION, EXACT_ATTENTION = "trunk", "exact trunk"  # what the attention below is called in transformers
+ATTENTION, EXACT_ATTENTION = "trunk", "exact trunk"  # names of `_attention` in transformers
 
 
 def _attention(
@@ -146,7 +146,7 @@ def _attention(
 AttentionInterface.register(ATTENTION, _attention)
 AttentionInterface.register(EXACT_ATTENTION, partial(_attention, exact=True))
 for name in (ATTENTION, EXACT_ATTENTION):
-    AttentionMaskInterface.register(name, sdpa_mask)  # none, where a token sees itself and those before it
+    AttentionMaskInterface.register(name, sdpa_mask)  # no mask where attention is plainly causal
 
 
 class _TanhGELU(nn.Module):
@@ -168,43 +168,42 @@ class _Affine(nn.Module):
         return affine(x, self.weight if self.by_row else self.weight.T, self.bias)
 
 
-def _with_own_maps(module: nn.Module) -> None:
-    """Has a module's own affine maps computed by ours."""
+def _replace_affine_maps(module: nn.Module) -> None:
+    """Replaces a module's direct Conv1D and Linear children by `_Affine`."""
     for name, one in list(module.named_children()):
         if type(one) in (Conv1D, nn.Linear):
             setattr(module, name, _Affine(one))
 
 
-class _AllSeen(Exception):
-    """Raised by the last layer's hook, since nothing after it is needed."""
+class _LastLayerSeen(Exception):
+    """Raised by the last layer's hook, because nothing after it is needed."""
 
 
 def mixed_precision(precision: str) -> bool:
-    """Whether the forward pass that feeds products of this precision multiplies in bf16 where that is exact enough."""
+    """Whether the forward pass may multiply in bf16 where that is exact enough, for products of this precision."""
     return precision in ("bf16", "int8")
 
 
 def _without_autocast(module: nn.Module) -> None:
-    """Makes a module compute in the type of its weights, also where autocast is on around it."""
-    forward, reference = (
-        type(module).forward,
-        weakref.ref(module),
-    )  # a model that held itself would stay in memory after its pass
+    """Makes a module compute in the type of its weights, even inside autocast."""
+    forward = type(module).forward
+    reference = weakref.ref(module)  # a strong reference to itself would keep the model in memory after its pass
 
-    def whole(*arguments, **named):
+    def exact(*arguments, **named):
         own = reference()
         with torch.autocast(next(own.parameters()).device.type, enabled=False):
             return forward(own, *arguments, **named)
 
-    module.forward = whole
+    module.forward = exact
 
 
 class Trunk:
-    """One seed model in fp32, run no further than its last MLP activation.
+    """One seed model in fp32, run up to its last MLP activation.
 
-    `mixed` multiplies in bf16 in the MLPs only; attention stays exact (to 2⁻¹⁶ where matrix units take its maps and weights; without `mixed` they take nothing). In bf16 it would add
-    noise of a thousandth of the variance and more to most neurons behind a sharp head (its logits are large and cancel), which moves
-    correlations by up to 2e-3; mixed, the noise stays below 4e-4 on the shipped seed a.
+    `mixed` multiplies in bf16 in the MLPs only. Attention stays exact, to 2⁻¹⁶ where matrix units compute its maps
+    and weights (never without `mixed`). In bf16, a sharp head's large logits cancel: most neurons after it would get
+    noise of 0.1 % of their variance or more, which moves correlations by up to 2e-3. With `mixed` the noise stays
+    below 4e-4 of the variance on the shipped seed a.
     """
 
     def __init__(self, model: nn.Module, mixed: bool = False):
@@ -224,7 +223,7 @@ class Trunk:
                 attention = next(getattr(block, name) for name in ATTENTIONS if hasattr(block, name))
                 _without_autocast(attention)
                 for module in (attention, mlp):
-                    _with_own_maps(module)
+                    _replace_affine_maps(module)
             self.activations.append(getattr(mlp, act))
             self.writers.append(getattr(mlp, writer))
         if not self.writers or len(self.writers) < model.config.num_hidden_layers:
@@ -239,7 +238,7 @@ class Trunk:
         visit: Callable[[int, Tensor, Tensor], None],
         layers: int | None = None,
     ) -> None:
-        """Calls visit(layer, pre, post) for the first `layers` layers in order, or for all, and goes no further.
+        """Calls visit(layer, pre, post) for the first `layers` layers (default: all) in order, then stops.
 
         Both activations have shape (blocks, context, neurons).
         """
@@ -255,7 +254,7 @@ class Trunk:
                 with torch.autocast(tokens.device.type, enabled=False):
                     visit(layer, pre.pop(layer), inputs[0])
                 if layer == last:
-                    raise _AllSeen
+                    raise _LastLayerSeen
 
             return seen
 
@@ -264,7 +263,7 @@ class Trunk:
         try:
             with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.mixed):
                 self.base(tokens, use_cache=False)
-        except _AllSeen:
+        except _LastLayerSeen:
             pass
         finally:
             for handle in handles:
@@ -273,8 +272,7 @@ class Trunk:
 
 @torch.inference_mode()
 def token_losses(model: nn.Module, tokens: Int[Tensor, "blocks context"]) -> Float[Tensor, "blocks context-1"]:
-    """Cross-entropy in nats of each token given the ones before it in its block."""
+    """Cross-entropy in nats of each token given the preceding ones of its block."""
     logits = model(tokens, use_cache=False).logits[:, :-1].float()  # (blocks, context − 1, vocabulary)
-    return nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(
-        len(tokens), -1
-    )
+    losses = nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+    return losses.view(len(tokens), -1)

@@ -1,8 +1,8 @@
 """Weight properties of neurons: from one model's processed weights to one row per neuron.
 
-"Processed" is METHOD §1: LayerNorm folded into the reading weights, writing weights centred over the
-residual stream, unembedding centred. TransformerLens does it in `enable_compatibility_mode()`; the model
-computes the same next-token distribution before and after (logits move by one constant per position).
+"Processed" (docs/method.md §1): LayerNorm folded into the reading weights, writing weights centred over the residual
+stream, unembedding centred, by TransformerLens's `enable_compatibility_mode()`. The next-token distribution stays the
+same: logits move by one constant per position.
 """
 
 from pathlib import Path
@@ -18,18 +18,18 @@ from transformers.utils import logging as transformers_logging
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-# What one vector w_in defines; a gated neuron reads through two (gate and up), so these are left empty for it.
+# Defined by a single vector w_in; NaN for a gated neuron, which reads through two (gate and up).
 READING_COLUMNS = ["w_in_norm", "input_bias", "in_out_sim", "l2_penalty", "max_cos_in"]
-CHUNK = 2**20  # largest number of elements of one temporary matrix: 4 MB in fp32, which caches hold
+COSINES_AT_ONCE = 2**20  # elements of one temporary matrix: 4 MB in fp32, which fits into caches
 
 
 def processed_model(model: "str | Path | TransformerBridge") -> "TransformerBridge":
-    """A model folder or Hub id, loaded with processed weights; a bridge that is already processed passes through.
+    """A model folder or Hub id, loaded with processed weights; a processed bridge is returned as it is.
 
-    It is on the CPU also where there is a GPU, to which TransformerLens would move it: tables are made from it.
-    Raises ValueError for a bridge with raw weights: processing it here would change the caller's model.
+    It stays on the CPU even if there is a GPU, because tables are made from it. Raises ValueError for a bridge with
+    raw weights: processing it here would change the caller's model.
     """
-    # takes seconds, which chapters that only read tables need not wait
+    # imported here because it takes seconds, and many chapters only read tables
     from transformer_lens.model_bridge import TransformerBridge
 
     if isinstance(model, TransformerBridge):
@@ -44,13 +44,12 @@ def processed_model(model: "str | Path | TransformerBridge") -> "TransformerBrid
 
 @torch.no_grad()
 def weight_properties(model: "str | Path | TransformerBridge") -> pd.DataFrame:
-    """One row per neuron: what its processed weights say about it (METHOD §4).
+    """One row per neuron: what its processed weights say about it (docs/method.md §4).
 
     Columns: `layer, neuron`; `w_in_norm`, `input_bias`, `w_out_norm`; `in_out_sim` = cos(w_in, w_out);
-    `l2_penalty` = ‖w_in‖² + ‖w_out‖²; `vocab_mean, vocab_var, vocab_skew, vocab_kurt`, the moments over the
-    vocabulary of cos(w_out, W_U[:, v]) (population moments, a Gaussian has kurtosis 3); `max_cos_in`,
-    `max_cos_out`, the largest cosine of w_in (w_out) with that of any other neuron of the model.
-    In a model with gated MLPs READING_COLUMNS are NaN.
+    `l2_penalty` = ‖w_in‖² + ‖w_out‖²; `vocab_mean, vocab_var, vocab_skew, vocab_kurt`, population moments over the
+    vocabulary of cos(w_out, W_U[:, v]) (a Gaussian has kurtosis 3); `max_cos_in`, `max_cos_out`, the largest cosine
+    of w_in (w_out) with that of any other neuron of the model. With gated MLPs READING_COLUMNS are NaN.
     """
     bridge = processed_model(model)
     w_in = [block.mlp.W_in.T.float() for block in bridge.blocks]  # (d_mlp, d_model) each
@@ -90,7 +89,7 @@ def vocabulary_moments(
     `unit_unembedding` has columns of length 1. Skew and kurtosis of a neuron that writes nothing are NaN.
     """
     moments: dict[str, list[Tensor]] = {"vocab_mean": [], "vocab_var": [], "vocab_skew": [], "vocab_kurt": []}
-    for some in normalize(w_out, dim=1).split(max(1, CHUNK // unit_unembedding.shape[1])):
+    for some in normalize(w_out, dim=1).split(max(1, COSINES_AT_ONCE // unit_unembedding.shape[1])):
         cosine = some @ unit_unembedding  # (neurons, vocabulary)
         mean = cosine.mean(dim=1)
         centred = cosine - mean[:, None]
@@ -104,9 +103,9 @@ def vocabulary_moments(
 
 
 def largest_cosine(vectors: Float[Tensor, "neurons d_model"]) -> Float[Tensor, "neurons"]:
-    """For each vector the largest cosine with any *other* vector (figure 10); 0 with a zero vector."""
+    """Each vector's largest cosine with any *other* vector (figure 10); the cosine with a zero vector is 0."""
     unit = normalize(vectors, dim=1)
-    rows = max(1, CHUNK // len(unit))
+    rows = max(1, COSINES_AT_ONCE // len(unit))
     largest = []
     for start in range(0, len(unit), rows):
         cosine = unit[start : start + rows] @ unit.T  # (rows, neurons)

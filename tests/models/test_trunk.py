@@ -1,4 +1,4 @@
-"""Seed folders that cannot be used are refused in one sentence; the trunk yields the Bridge's activations."""
+"""Unusable seed folders are refused in one sentence; the trunk yields the Bridge's activations."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from lib.base.errors import InputError
 from lib.collect import forecast
 from lib.collect.first_look import losses
 from lib.collect.passes import collect
-from lib.models import trunk as seeds
+from lib.models import trunk
 from lib.models.trunk import Trunk, check_weights, load_model
 from lib.models.weights import READING_COLUMNS, weight_properties
 from lib.text.blocks import read_text
@@ -37,8 +37,8 @@ def folder(tmp_path, seed_folders):
 
 
 def check_seed(name, folder, text, context):
-    """All that is asked of a seed before a pass."""
-    seeds.check_seed(name, folder, text, context)
+    """All checks of a seed before a pass."""
+    trunk.check_seed(name, folder, text, context)
     check_weights(name, folder)
 
 
@@ -48,60 +48,60 @@ def refuses(folder, text, words, context=256):
     assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
 
 
-def test_a_good_seed_passes(folder, text):
+def test_good_seed_passes(folder, text):
     check_seed("a", folder, text, 256)
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
-def test_a_missing_file(folder, text, file):
+def test_missing_file_is_refused(folder, text, file):
     (folder / file).unlink()
     refuses(folder, text, file)
 
 
-def test_a_missing_folder(tmp_path, text):
+def test_missing_folder_is_refused(tmp_path, text):
     refuses(tmp_path / "nowhere", text, "nowhere")
 
 
-def test_truncated_weights(folder, text):
+def test_truncated_weights_are_refused(folder, text):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     refuses(folder, text, "truncated or corrupt")
 
 
-def test_corrupt_weights(folder, text):
+def test_corrupt_weights_are_refused(folder, text):
     (folder / "model.safetensors").write_bytes(b"not weights at all, sorry")
     refuses(folder, text, "truncated or corrupt")
 
 
-def test_nan_weights(folder, text):
+def test_nan_weights_are_refused(folder, text):
     weights = load_file(folder / "model.safetensors")
     weights["transformer.h.1.mlp.c_fc.bias"][3] = torch.nan
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     refuses(folder, text, "NaN or infinite values in 'transformer.h.1.mlp.c_fc.bias'")
 
 
-def test_another_vocabulary(folder, text):
+def test_other_vocabulary_is_refused(folder, text):
     config = small_model(0).config
     config.vocab_size = 100
     config.save_pretrained(folder)
     refuses(folder, text, "vocabulary of 100 tokens")
 
 
-def test_a_padded_embedding_is_no_other_vocabulary(tmp_path, text):
+def test_padded_embedding_is_accepted(tmp_path, text):
     model = small_model(0)
     model.resize_token_embeddings(8200)
     check_seed("a", save_seed(model, tmp_path / "padded"), text, 256)
 
 
-def test_another_tokeniser(folder, text):
+def test_other_tokeniser_is_refused(folder, text):
     path = folder / "tokenizer.json"
     path.write_text(json.dumps(json.loads(path.read_text()), separators=(",", ":")))
-    check_seed("a", folder, text, 256)  # the same one without blanks
+    check_seed("a", folder, text, 256)  # the same tokeniser without blanks
     path.write_text(path.read_text().replace('"add_prefix_space":false', '"add_prefix_space":true'))
     refuses(folder, text, "not the tokeniser that the text was made with")
 
 
-def test_the_same_tokeniser_written_otherwise_is_the_same(folder, text):
+def test_tokenisers_are_compared_by_what_they_do_not_by_settings_of_length(folder, text):
     path = folder / "tokenizer.json"
     by_meaning = replace(text, tokenizer_sha256=tokenizer_sha256(folder))
     content = json.loads(path.read_text())
@@ -113,7 +113,7 @@ def test_the_same_tokeniser_written_otherwise_is_the_same(folder, text):
     refuses(folder, by_meaning, "not the tokeniser that the text was made with")
 
 
-def test_vocabulary_and_merges_are_a_tokeniser(folder, text):
+def test_vocabulary_and_merges_without_tokenizer_json_are_accepted(folder, text):
     path = folder / "tokenizer.json"
     model = json.loads(path.read_text())["model"]
     by_meaning = replace(text, tokenizer_sha256=tokenizer_sha256(folder))
@@ -125,16 +125,16 @@ def test_vocabulary_and_merges_are_a_tokeniser(folder, text):
     check_seed("a", folder, by_meaning, 256)
 
 
-def test_a_context_longer_than_the_models(folder, text):
+def test_context_longer_than_the_model_is_refused(folder, text):
     refuses(folder, text, "at most 256 positions", context=257)
 
 
-def test_a_broken_config(folder, text):
+def test_broken_config_is_refused(folder, text):
     (folder / "config.json").write_text("{")
     refuses(folder, text, "config.json cannot be read")
 
 
-def test_weights_in_pytorchs_format(tmp_path, text):
+def test_weights_in_pytorch_format_are_read_and_checked(tmp_path, text):
     (tmp_path / "seed").mkdir()
     folder = save_as_pickle(small_model(0), tmp_path / "seed")
     check_seed("a", folder, text, 256)
@@ -152,8 +152,8 @@ def test_weights_in_pytorchs_format(tmp_path, text):
     refuses(folder, text, "NaN or infinite values in 'transformer.h.0.mlp.c_fc.bias'")
 
 
-def test_masks_that_are_infinite_in_half_precision_are_no_weights(tmp_path, text):
-    """Pythia's files hold each layer's mask value −1e9 in fp16; no model reads it."""
+def test_infinite_mask_buffers_are_ignored(tmp_path, text):
+    """Pythia's files hold each layer's mask value −1e9 in fp16, which is −∞; no model reads it."""
     folder = save_seed(neox_model(0).half(), tmp_path / "seed")
     masks = {
         f"gpt_neox.layers.{layer}.attention.{name}": torch.tensor(-torch.inf).half()
@@ -169,7 +169,7 @@ def test_masks_that_are_infinite_in_half_precision_are_no_weights(tmp_path, text
     refuses(folder, text, "NaN or infinite values in 'gpt_neox.layers.1.attention.dense.bias'")
 
 
-def test_a_weight_that_is_missing_is_not_drawn_at_random(folder):
+def test_missing_weight_is_refused_instead_of_initialised(folder):
     weights = load_file(folder / "model.safetensors")
     del weights["transformer.h.1.mlp.c_fc.bias"]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
@@ -177,7 +177,7 @@ def test_a_weight_that_is_missing_is_not_drawn_at_random(folder):
         load_model(folder)
 
 
-def test_an_architecture_that_is_not_known():
+def test_unknown_architecture_is_refused():
     with pytest.raises(InputError, match="BloomForCausalLM is not supported; .* GPT-2, GPT-NeoX and Llama are"):
         Trunk(BloomForCausalLM(BloomConfig(vocab_size=10, hidden_size=8, n_layer=1, n_head=1)))
 
@@ -209,15 +209,14 @@ def by_hand(model, tokens) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_trunk_yields_the_plain_models_activations(tmp_path, text, architecture):
+def test_trunk_yields_the_plain_models_activations(tmp_path, text, architecture):
     model = ARCHITECTURES[architecture](2)
     folder = save_seed(model, tmp_path / "seed")
     check_seed("a", folder, text, 256)
     # CRFM's eager attention computes in fp32 whatever the weights are
     dtype = torch.float32 if architecture == "crfm" else torch.float64
     expected, seen = by_hand(model.to(dtype), text.tokens[:2]), {}
-    trunk = Trunk(load_model(folder, dtype))
-    trunk.run(text.tokens[:2], lambda layer, pre, post: seen.update({layer: (pre, post)}))
+    Trunk(load_model(folder, dtype)).run(text.tokens[:2], lambda layer, pre, post: seen.update({layer: (pre, post)}))
     assert seen.keys() == expected.keys() == {0, 1}
     for layer in seen:
         torch.testing.assert_close(seen[layer], expected[layer], atol=1e-5, rtol=1e-5)
@@ -240,7 +239,7 @@ def test_mixed_precision_adds_little_noise(tmp_path, text, model):
 
 
 @pytest.mark.parametrize("model", ["shipped", *ARCHITECTURES])
-def test_the_trunk_yields_the_bridges_activations(tmp_path, text, model):
+def test_trunk_yields_the_bridges_activations(tmp_path, text, model):
     folder = SHIPPED / "a" if model == "shipped" else save_seed(ARCHITECTURES[model](2), tmp_path / "seed")
     tokens = text.tokens[:4]
     seen = {dtype: {} for dtype in (torch.float64, torch.float32)}
@@ -283,27 +282,27 @@ def test_weight_properties_of_pythias_architecture_are_folded_by_hand(tmp_path):
             )
 
 
-def test_a_gated_neuron_has_no_single_reading_vector(tmp_path):
+def test_gated_neuron_has_no_reading_columns(tmp_path):
     table = weight_properties(save_seed(llama_model(1), tmp_path / "seed"))
     assert table[READING_COLUMNS].isna().all(axis=None) and table.drop(columns=READING_COLUMNS).notna().all(axis=None)
 
 
-@pytest.mark.parametrize("content, told", [(None, "has no config"), ("{", "cannot be read"), ("{}", "cannot be read")])
-def test_a_config_that_is_not_there_or_broken_is_told_before_the_text_is_read(
-    tmp_path, make_run, seed_folders, content, told
-):
+@pytest.mark.parametrize(
+    "content, reason", [(None, "has no config"), ("{", "cannot be read"), ("{}", "cannot be read")]
+)
+def test_missing_or_broken_config_is_refused_before_the_text_is_read(tmp_path, make_run, seed_folders, content, reason):
     folder = tmp_path / "broken"
     if content is not None:
         folder.mkdir()
         (folder / "config.json").write_text(content)
     run = make_run({"a": seed_folders["a"], "b": folder})
     for call in (lambda: collect(run), lambda: forecast.lines(run.params)):
-        with pytest.raises(InputError, match=f"^seed 'b': .*{told}") as error:
+        with pytest.raises(InputError, match=f"^seed 'b': .*{reason}") as error:
             call()
         assert "\n" not in str(error.value)
 
 
-def test_the_loss_leaves_out_what_fills_blocks(seed_folders):
+def test_loss_leaves_out_padding(seed_folders):
     model, text = load_model(seed_folders["a"]), read_text(TEXT).take(3 * 256)
     tokens = text.tokens.clone()
     tokens[1:, 100:] = text.bos_id

@@ -49,7 +49,7 @@ def by_hand(folder):
     return np.concatenate(w_in), np.concatenate(w_out), np.concatenate(b_in), unembedding
 
 
-def test_every_column_equals_the_folding_done_by_hand(folder, table):
+def test_columns_equal_weights_folded_by_hand(folder, table):
     w_in, w_out, b_in, unembedding = by_hand(folder)
     unit_in = w_in / np.linalg.norm(w_in, axis=1, keepdims=True)
     unit_out = w_out / np.linalg.norm(w_out, axis=1, keepdims=True)
@@ -75,7 +75,7 @@ def test_every_column_equals_the_folding_done_by_hand(folder, table):
         np.testing.assert_allclose(table[name], values, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
-def test_processing_leaves_the_next_token_distribution_alone(folder):
+def test_processing_keeps_the_next_token_distribution(folder):
     tokens = torch.randint(0, 97, (2, 12), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         raw = GPT2LMHeadModel.from_pretrained(folder).eval()(tokens).logits
@@ -86,11 +86,11 @@ def test_processing_leaves_the_next_token_distribution_alone(folder):
 
 
 def test_chunks_do_not_change_the_result(folder, table, monkeypatch):
-    monkeypatch.setattr(weights, "CHUNK", 97 * 7)
+    monkeypatch.setattr(weights, "COSINES_AT_ONCE", 97 * 7)
     np.testing.assert_allclose(weights.weight_properties(folder), table, rtol=1e-5, atol=1e-6)
 
 
-def test_a_raw_bridge_is_refused_and_a_processed_one_used_as_it_is(folder, table):
+def test_raw_bridge_is_refused_and_processed_bridge_is_used_unchanged(folder, table):
     bridge = TransformerBridge.boot_transformers(str(folder))
     with pytest.raises(ValueError, match="enable_compatibility_mode"):
         weights.weight_properties(bridge)
@@ -98,7 +98,7 @@ def test_a_raw_bridge_is_refused_and_a_processed_one_used_as_it_is(folder, table
     np.testing.assert_allclose(weights.weight_properties(bridge), table)
 
 
-def test_a_neuron_that_writes_nothing_has_cosine_zero_and_no_shape():
+def test_neuron_that_writes_nothing_has_cosine_zero_and_no_skew_or_kurtosis():
     unit = torch.nn.functional.normalize(torch.randn(4, 9, generator=torch.Generator().manual_seed(0)), dim=0)
     moments = weights.vocabulary_moments(torch.zeros(1, 4), unit)
     assert moments["vocab_mean"] == 0 and moments["vocab_var"] == 0

@@ -25,7 +25,7 @@ def moments_by_layer(circuits: pd.DataFrame) -> Caption:
     published, beyond = (int((kurtosis > cut).sum()) for cut in (PUBLISHED_CUTS.kurtosis, circuits["null_kurt"]))
     wide, wider = (percent((variance > cut).mean(), 1) for cut in (PUBLISHED_CUTS.variance, circuits["null_var"]))
     share, calibrated = percent(beyond / total, 1), _range(circuits["null_var"], 4)
-    title = f"{capital(count(published, 'neuron'))} above the published kurtosis cut, {share} above chance"
+    title = f"{capital(count(published, 'neuron'))} above the published kurtosis cut, {share} above the calibrated one"
     text = (
         f"Of {total:,} neurons of {count(circuits['seed'].nunique(), 'seed')}, **{published:,}** exceed the published "
         f"kurtosis cut of {PUBLISHED_CUTS.kurtosis:g} and **{beyond:,}** ({share}) the calibrated cut of "

@@ -157,13 +157,13 @@ def test_the_claim_about_suppression_neurons_is_decided_seed_by_seed_against_the
     assert "cannot be tested" in captions.next_token(by_chance, 1000).text
 
 
-def test_a_model_of_one_layer_has_no_switch():
+def test_caption_of_a_one_layer_model_mentions_no_switch():
     table = made_up("many").query("layer == 0")
     found = captions.roles_by_layer(table)
     assert found.title.startswith("One layer") and "switch" not in found.text and "second half" not in found.text
 
 
-def test_tables_of_words_wrap_to_the_left_and_escape_what_the_text_holds():
+def test_tables_of_words_wrap_and_escape_html():
     examples = pd.DataFrame(
         {"role": ["prediction"], "layer": [1], "neuron": [2], "label": ["a <b>"], "label_score": [0.5]}
     )

@@ -43,7 +43,7 @@ def pairs(population, order) -> pd.DataFrame:
     return rows
 
 
-def test_matches_with_equal_properties_agree_wholly_and_exchanged_ones_by_chance(population):
+def test_agreement_is_complete_for_equal_matches_and_at_chance_for_permuted_ones(population):
     right = role_agreement.match_agreement(population, pairs(population, np.arange(WIDTH)), 0, draws=50).set_index(
         ["group", "property"]
     )
@@ -58,7 +58,7 @@ def test_matches_with_equal_properties_agree_wholly_and_exchanged_ones_by_chance
     assert (wrong["p_value"] > 0.01).all() and (wrong["agreement"] - wrong["chance"]).abs().median() < 0.15
 
 
-def test_agreement_by_hand_and_a_dead_match_does_not_count(population):
+def test_agreement_by_hand_without_matches_of_correlation_zero(population):
     two = population[(population["layer"] == 0) & (population["neuron"] < 3)].copy()
     two["role_calibrated"] = ["prediction", "prediction", "none", "prediction", "suppression", "none"]
     two["label"] = ["digits", None, None, "digits", "digits", None]
@@ -72,7 +72,7 @@ def test_agreement_by_hand_and_a_dead_match_does_not_count(population):
     assert found.loc[("prediction", "role"), "pairs"] == 2
 
 
-def test_ranks_of_matches_correlate_wholly_or_by_chance_and_depth_alone_is_no_correlation(population):
+def test_ranks_of_matches_correlate_within_layers_only(population):
     generator = np.random.default_rng(4)
     values = population.assign(
         copied=population["neuron"].map(dict(enumerate(generator.normal(size=WIDTH)))) * 3.0 ** population["layer"],
@@ -91,7 +91,7 @@ def test_ranks_of_matches_correlate_wholly_or_by_chance_and_depth_alone_is_no_co
     assert found.loc[("most universal", "copied"), "pairs"] == 2 * LAYERS * WIDTH * 0.05
 
 
-def test_the_test_of_universal_shares_is_the_weakest_of_those_of_statsmodels(population):
+def test_p_value_of_universal_shares_is_the_largest_of_statsmodels_over_seeds(population):
     found = role_agreement.universal_shares(population, "role_calibrated").set_index("role")
     top = most_universal(population)
     assert top.groupby(population["seed"]).sum().tolist() == [LAYERS * WIDTH * 0.05] * 2
@@ -161,7 +161,7 @@ def test_sums_and_differences_equal_numpy_and_scipy(split):
         )
 
 
-def test_the_table_ranks_a_neuron_among_the_others_of_its_layer(split):
+def test_neuron_is_ranked_among_the_others_of_its_layer(split):
     sums = {1: split[2]}
     effects = next_token.class_differences(sums[1])["effect"][0]
     chosen = pd.DataFrame(
@@ -173,7 +173,7 @@ def test_the_table_ranks_a_neuron_among_the_others_of_its_layer(split):
     assert next_token.next_token_table(chosen.head(0), {}).shape[0] == 0
 
 
-def test_a_class_that_never_comes_next_or_a_neuron_that_never_varies_has_no_effect():
+def test_class_without_tokens_and_constant_neuron_have_no_effect():
     one, many = torch.tensor([0.0], dtype=torch.float64), torch.tensor([4.0], dtype=torch.float64)
     nothing = next_token.ClassSums(one, one[:, None], one[:, None], torch.tensor(8.0).double(), many, many)
     assert all(

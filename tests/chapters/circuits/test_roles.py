@@ -45,7 +45,7 @@ def classes():
     return LabelSet("token", labels, member)
 
 
-def test_class_scores_equal_the_variance_reduction_done_by_hand(weights, classes):
+def test_class_scores_equal_variance_reduction_by_hand(weights, classes):
     w_out, unembedding = weights[0][0], weights[1]
     unit = w_out.double().numpy() / np.linalg.norm(w_out.double().numpy(), axis=1, keepdims=True)
     cosine = unit @ unembedding.double().numpy()  # (neurons, vocabulary)
@@ -57,7 +57,7 @@ def test_class_scores_equal_the_variance_reduction_done_by_hand(weights, classes
         np.testing.assert_allclose(found.effect[:, label], inside.mean(1) - outside.mean(1), atol=1e-5)
 
 
-def test_a_class_of_no_or_every_token_and_a_neuron_that_writes_nothing_score_zero(weights):
+def test_empty_class_full_class_and_zero_neuron_score_zero(weights):
     member = np.stack([np.zeros(TOKENS, bool), np.ones(TOKENS, bool), np.arange(TOKENS) < 9])
     w_out = torch.cat([weights[0][0][:1], torch.zeros(1, WIDTH)])
     found = roles.class_scores(w_out, weights[1], torch.tensor([0.1, 0.0]), member)
@@ -74,7 +74,7 @@ def planted(weights, classes, sign: int) -> pd.DataFrame:
     return tables.seed_roles(w_out, unembedding, classes, 0)
 
 
-def test_planted_neurons_are_found_first_and_the_opposite_weights_swap_their_roles(weights, classes):
+def test_planted_neurons_are_found_with_the_role_of_their_sign(weights, classes):
     for sign, role in ((1, "prediction"), (-1, "suppression")):
         table = planted(weights, classes, sign)
         first = roles.neurons_of_role(table, role).nlargest(1, "vocab_kurt").iloc[0]
@@ -85,7 +85,7 @@ def test_planted_neurons_are_found_first_and_the_opposite_weights_swap_their_rol
         assert mean["raised" if sign > 0 else "lowered"] == "x"
 
 
-def test_turning_every_weight_around_swaps_prediction_and_suppression_only(weights, classes):
+def test_negated_weights_swap_prediction_and_suppression_only(weights, classes):
     table = tables.seed_roles(*weights, classes, 0)
     turned = tables.seed_roles([-layer for layer in weights[0]], weights[1], classes, 0)
     swap = {"prediction": "suppression", "suppression": "prediction"}
@@ -106,7 +106,7 @@ def test_few_random_directions_have_a_role_or_a_class(weights, classes):
     assert table["role_published"].nunique() < 3  # a published cut that random directions pass is possible, both is not
 
 
-def test_the_cuts_are_strict_and_kurtosis_goes_before_variance():
+def test_cuts_are_strict_and_kurtosis_precedes_variance():
     table = pd.DataFrame(
         {
             "vocab_kurt": [10.1, 10.1, 10.0, 3.0, 3.0, 10.1, np.nan],
@@ -182,7 +182,7 @@ def write_next_token_moments(run, seed, folder):
         write_tensors(run.folder / "stats" / f"grouped-{seed}.{layer}.safetensors", own.compact())
 
 
-def test_the_tables_of_a_run_find_what_was_planted_and_are_made_once(run, monkeypatch):
+def test_tables_of_a_run_find_planted_neurons_and_are_made_once(run, monkeypatch):
     monkeypatch.setattr(roles, "NULL_DIRECTIONS", 1000)
     table = tables.role_table(run)
     assert list(table["seed"].unique()) == ["a", "b"] and len(table) == 2 * 2 * 48
@@ -210,7 +210,7 @@ def test_the_tables_of_a_run_find_what_was_planted_and_are_made_once(run, monkey
         tables.role_table(run)
 
 
-def test_effects_equal_the_raw_model_s_weights_by_hand(run):
+def test_logit_effects_equal_raw_weights_processed_by_hand(run):
     chosen = pd.DataFrame({"layer": [0, 1], "neuron": [2, 5]})
     raw = GPT2LMHeadModel.from_pretrained(seed_source(run.params, "a")).double()
     rows = np.stack([raw.transformer.h[i].mlp.c_proj.weight[j].detach().numpy() for i, j in ((0, 2), (1, 5))])
@@ -230,7 +230,7 @@ def test_effects_equal_the_raw_model_s_weights_by_hand(run):
     assert tables.processing_error(run, "a") < 1e-5 * logits.abs().max()
 
 
-def test_processed_and_raw_activations_of_the_trunk_are_those_split_by_the_next_token(run):
+def test_processing_keeps_the_activations_that_are_split_by_the_next_token(run):
     """The split is of the plain model's activations, which processing does not change."""
     tokens = run.text.tokens[:1]
     trunk, seen = Trunk(load_model(seed_source(run.params, "a"))), {}
@@ -240,7 +240,7 @@ def test_processed_and_raw_activations_of_the_trunk_are_those_split_by_the_next_
     torch.testing.assert_close(seen[1], cache["blocks.1.mlp.hook_post"], rtol=0, atol=1e-4)
 
 
-def test_tokens_that_were_never_learned_point_one_way_and_are_left_out():
+def test_unlearned_tokens_share_a_direction_and_are_left_out():
     """Bytes that UTF-8 does not use and two tokens as rare share a direction; only they make a neuron sharp."""
     generator = torch.Generator().manual_seed(0)
     pieces = [bytes([byte]) for byte in range(256)] + [b"word"] * 744
