@@ -1,325 +1,271 @@
-"""The paper's and arXiv 2508.00903's claims, and questions of our own, as rows: what is claimed, what this run's seeds show at the end, a verdict.
+"""The claims of chapter 7 on each seed's last checkpoint: the paper's, those of arXiv 2508.00903 and this report's own.
 
-Every seed is asked by itself. A claim holds if it holds in all of them, does not hold if it does in none; when the seeds differ,
-or have too few universal neurons to ask, it cannot be told.
+A claim holds if it holds in every seed, and does not hold if it holds in none. Where the seeds differ, or one of them
+cannot be asked (too few universal neurons), this run cannot tell.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
 from scipy.stats import binom
 
 from lib.chapters.circuits.roles import NULL_QUANTILE, PUBLISHED_CUTS, PUBLISHED_HIGH_KURTOSIS
-from lib.chapters.emergence.statistics import HALF, layer_persistence, persistence
+from lib.chapters.emergence.statistics import HEAD_BAR, layer_persistence, middle_point, persistence
 from lib.chapters.families.summary import FAMILIES
-from lib.chapters.universality.properties import (
-    OWN_LAYER,
-    OWN_LAYER_PUBLISHED,
-    PUBLISHED_SHARES,
-    layer_shares,
-    own_layer_excess,
-    reference_shares,
-)
+from lib.chapters.universality import properties
+from lib.chapters.universality.properties import OWN_LAYER, OWN_LAYER_PUBLISHED, PUBLISHED_SHARES
 from lib.display.captions import percent, signed
-from lib.display.claims import FEWEST, SIGNIFICANT
-from lib.run import with_universal
+from lib.display.claims import (
+    FAILS,
+    FEWEST,
+    HOLDS,
+    PAPER,
+    SIGNIFICANT,
+    Claim,
+    Evidence,
+    Measured,
+    claim_rows,
+    decided,
+    unmeasured,
+)
 
-PAPER, FOLLOWER = "arXiv 2401.12181", "arXiv 2508.00903"
-OWN = "this report"  # asks what neither paper is known to state; a score that it takes from elsewhere is named
-OWN_PERSISTENCE, OWN_HEADS = f"{OWN}, on the persistence of {FOLLOWER}", f"{OWN}, with the score of arXiv 2209.11895"
-NOTHING = "—"
-VERDICTS = ("holds", "does not hold", "cannot tell")
+CHAPTER = "07_emergence"
+PERSISTENCE = "arXiv 2508.00903"
+OWN = "this report"  # no paper is known to state it; the source of a score is named
+UNPUBLISHED = "—"
+MAJORITY = 0.5
+LEAST, MOST = percent(PUBLISHED_SHARES["share"].min()), percent(PUBLISHED_SHARES["share"].max())
+COSINES = PUBLISHED_SHARES["frequency_cosine"]
+HIGH_KURTOSIS = f"{sum(PUBLISHED_HIGH_KURTOSIS.values()):,.0f} in the last four layers of GPT2-medium"
+HERE = "here, mean (range over seeds)"
+FAMILY_FIGURES = "figures 4, 15 to 21"
 PAPER_FAMILIES = ("unigram", "alphabet", "token_class", "previous_token", "position", "syntax", "context")
 
-
-def verdict(answers: Sequence[bool | None]) -> str:
-    """One of VERDICTS from one answer a seed; None is a seed that cannot be asked."""
-    known = [answer for answer in answers if answer is not None]
-    if len(known) < len(answers) or not known or len(set(known)) > 1:
-        return "cannot tell"
-    return "holds" if known[0] else "does not hold"
+percents, one_decimal = partial(percent, digits=1), "{:.1f}".format
 
 
-def spread(values: Sequence[float], form=lambda value: f"{value:.2f}") -> str:
+def spread(values: Sequence[float], words: Callable[[float], str] = "{:.2f}".format) -> str:
     """ "mean (low to high)" over seeds; "undefined" without any number."""
     known = np.asarray(values, dtype=float)
     known = known[np.isfinite(known)]
     if not len(known):
         return "undefined"
-    low, high = form(known.min()), form(known.max())
-    return low if low == high else f"{form(known.mean())} ({low} to {high})"
+    low, high = words(known.min()), words(known.max())
+    return low if low == high else f"{words(known.mean())} ({low} to {high})"
 
 
-def _row(claim: str, source: str, published: str, here: str, said: str) -> dict:
-    return {
-        "verdict": said,
-        "claim": claim,
-        "here, mean (range over seeds)": here,
-        "published": published,
-        "source": source,
-    }
+def claims(evidence: Evidence) -> pd.DataFrame:
+    """The reader's table, one row per claim; `evidence` has the tables of `lib.chapters.emergence.tables.Emergence`."""
+    tested = _at_end(evidence, "properties").query("published != ''").drop_duplicates("property")
+    found = [universal_share, own_layer, *map(_property, tested.itertuples()), frequency_cosine, high_kurtosis]
+    found += [late_prediction, final_suppression, low_variance, BOS_HEAD]
+    found += map(_family, PAPER_FAMILIES) if "families" in evidence.tables else [families]
+    found += [growth, persistent, same_partners, outer_layers] if len(evidence.tables["points"]) > 1 else []
+    table = claim_rows(evidence, [*found, PREVIOUS_TOKEN_HEAD, INDUCTION_HEAD])
+    return table[["verdict", "claim", "here", "published", "source"]].rename(columns={"here": HERE})
 
 
-def claims(
-    tables: dict[str, pd.DataFrame], points: pd.DataFrame, threshold: float, families: pd.DataFrame | None = None
-) -> pd.DataFrame:
-    """One row per claim. `tables` has all points of `lib.chapters.emergence.tables.TABLES`; `points` their tokens and steps in order.
+def _claim(claim: str, figure: str, published: str = UNPUBLISHED, source: str = PAPER, name: str = ""):
+    """Turns the measure below it into a Claim, which has its name unless another is given."""
 
-    `families`: one seed's rows of chapter 4 with excess_corr, where the run has them.
-    """
-    last = {name: table[table["point"] == points["point"].iloc[-1]] for name, table in tables.items()}
-    rows = [
-        *_universality(last["neurons"], last["layers"], threshold),
-        *_properties(last["properties"], last["neurons"], threshold),
-        _frequency(last["seeds"]),
-        *_circuits(last["layers"], last["heads"]),
-        *_families(families, threshold),
-        *_training(tables["neurons"], points, threshold),
-        *_heads(last["heads"]),
-    ]
-    return pd.DataFrame(rows)
+    def make(measure: Callable[[Evidence], Measured]) -> Claim:
+        found_in = (name or measure.__name__, claim, published, CHAPTER, f"emergence_{figure}")
+        return Claim(*found_in, needs=(), measure=measure, source=source)
+
+    return make
 
 
-def _universality(neurons: pd.DataFrame, layers: pd.DataFrame, threshold: float) -> list[dict]:
-    shares = reference_shares(with_universal(neurons, threshold))["share"]
-    least = PUBLISHED_SHARES["share"].min()
-    published = f"{percent(least)} to {percent(PUBLISHED_SHARES['share'].max())}"
-    same = layers.groupby("seed")["same_layer"].agg(own_layer_excess)
-    return [
-        _row(
-            f"At least {percent(least)} of the neurons are universal, the least published",
-            PAPER,
-            published,
-            spread(shares, percent),
-            verdict([bool(share >= least) for share in shares]),
-        ),
-        _row(
-            OWN_LAYER,
-            PAPER,
-            OWN_LAYER_PUBLISHED,
-            f"{spread(same, lambda value: signed(100 * value, 1))} percentage points more",
-            verdict([bool(excess > 0) if np.isfinite(excess) else None for excess in same]),
-        ),
-    ]
+def _each_seed(values: pd.Series, here: str, bound: float = 0.0, above: bool = True) -> Measured:
+    """From one value per seed, NaN for a seed that cannot be asked: whether all are above (or below) the bound."""
+    low, high = (float(end(skipna=False)) for end in (values.min, values.max))
+    return Measured(float(values.mean()), low, high, here, decided(low, high, bound, above))
 
 
-def _properties(properties: pd.DataFrame, neurons: pd.DataFrame, threshold: float) -> list[dict]:
-    number = (neurons["excess_corr"] > threshold).groupby(neurons["seed"]).sum()
-    rows = []
-    for (_, label), own in properties[properties["published"] != ""].groupby(["property", "label"], sort=False):
-        answers = [
-            {"holds": True, "does not hold": False}.get(row.verdict) if number[row.seed] else None
-            for row in own.itertuples()
-        ]
-        rows.append(
-            _row(
-                f"Universal neurons: {label} is {own['published'].iloc[0]} within their layer",
-                PAPER,
-                "figure 3",
-                f"Cliff's delta {spread(own['effect'], signed)}",
-                verdict(answers),
-            )
-        )
-    return rows
+def _at_end(evidence: Evidence, name: str) -> pd.DataFrame:
+    """A table's rows of the last checkpoint."""
+    table = evidence.tables[name]
+    return table[table["point"] == evidence.tables["points"]["point"].iloc[-1]]
 
 
-def _frequency(seeds: pd.DataFrame) -> dict:
-    published = PUBLISHED_SHARES["frequency_cosine"]
-    found = seeds["frequency_cosine"]
-    return _row(
-        "Neurons that fire often have a lower cos(w_in, w_out)",
-        PAPER,
-        f"correlation {published.min():.2f} to {published.max():.2f}",
-        f"correlation {spread(found)}",
-        verdict([bool(value < 0) if np.isfinite(value) else None for value in found]),
-    )
+# ---------------------------------------------------------------- which neurons are universal
 
 
-def _circuits(layers: pd.DataFrame, heads: pd.DataFrame) -> list[dict]:
-    depth = int(layers["layer"].max()) + 1
-    late, end = layers["layer"] >= depth / 2, layers["layer"] == depth - 1
-
-    def total(column: str, where: pd.Series) -> pd.Series:
-        return layers[where].groupby("seed")[column].sum()
-
-    peaked = layers.groupby("seed")[["peaked_positive", "peaked_negative"]].sum().sum(axis=1)
-    prediction = pd.DataFrame({"early": total("prediction", ~late), "late": total("prediction", late)})
-    final = pd.DataFrame({"suppression": total("suppression", end), "prediction": total("prediction", end)})
-    low, asked = total("low_variance", layers["layer"] >= depth - 2), total("neurons", layers["layer"] >= depth - 2)
-    surprising = binom.sf(low - 1, asked, 1 - NULL_QUANTILE) < SIGNIFICANT
-    bos = heads.groupby("seed")["bos"].max()
-    return [
-        _row(
-            f"Some neurons have W_U kurtosis above {PUBLISHED_CUTS.kurtosis:g} (over all tokens; chapter 5 says how many have it without tokens that were never learned)",
-            PAPER,
-            f"{sum(PUBLISHED_HIGH_KURTOSIS.values()):,.0f} in the last four layers of GPT2-medium",
-            f"{spread(peaked, lambda v: f'{v:.1f}')} neurons",
-            verdict([bool(number > 0) for number in peaked]),
-        ),
-        _row(
-            "Prediction neurons (calibrated cut) are more frequent in the second half of the depth",
-            PAPER,
-            "figure 6",
-            f"{spread(prediction['late'], lambda v: f'{v:.1f}')} against {spread(prediction['early'], lambda v: f'{v:.1f}')} neurons",
-            verdict(
-                [
-                    None if depth < 2 or not row.early + row.late else bool(row.late > row.early)
-                    for row in prediction.itertuples()
-                ]
-            ),
-        ),
-        _row(
-            "In the last layer suppression outnumbers prediction (calibrated cut)",
-            PAPER,
-            "figure 6",
-            f"{spread(final['suppression'], lambda v: f'{v:.1f}')} against {spread(final['prediction'], lambda v: f'{v:.1f}')} neurons",
-            verdict(
-                [
-                    None if not row.suppression + row.prediction else bool(row.suppression > row.prediction)
-                    for row in final.itertuples()
-                ]
-            ),
-        ),
-        _row(
-            f"In the last two layers more neurons than chance have a logit variance below {percent(NULL_QUANTILE, 1)} of random directions: one of two marks of entropy neurons, a large norm is the other",
-            PAPER,
-            "figure 7",
-            f"{spread(low, lambda v: f'{v:.1f}')} neurons, {float((asked * (1 - NULL_QUANTILE)).mean()):.1f} by chance",
-            verdict([bool(one) for one in surprising]),
-        ),
-        _row(
-            "Some heads rest on BOS: the best gives it more than half of its attention",
-            OWN,
-            NOTHING,
-            spread(bos),
-            verdict([bool(score > HALF) for score in bos]),
-        ),
-    ]
+def _shares(neurons: pd.DataFrame) -> pd.Series:
+    return properties.reference_shares(neurons).set_index("seed")["share"]
 
 
-def _families(families: pd.DataFrame | None, threshold: float) -> list[dict]:
-    """Whether there are universal neurons of each family of the paper; one seed, so no range."""
-    if families is None:
-        claim = "Universal neurons fall into families: " + ", ".join(FAMILIES[family] for family in PAPER_FAMILIES)
-        return [
-            _row(
-                claim,
-                PAPER,
-                "figures 4, 15 to 21",
-                "not measured: this run has no families of the last checkpoint",
-                "cannot tell",
-            )
-        ]
-    rows = []
-    for family in PAPER_FAMILIES:
-        claim = f"There are universal neurons of the family “{FAMILIES[family]}”"
-        own = families[families["excess_corr"] > threshold]
-        number = int((own["family"] == family).sum())
-        rows.append(
-            _row(
-                claim,
-                PAPER,
-                "figures 4, 15 to 21",
-                f"{number} of {len(own)} (reference seed)",
-                verdict([bool(number) if len(own) >= FEWEST or number else None]),
-            )
-        )
-    return rows
+@_claim(f"At least {LEAST} of the neurons are universal, the smallest published share", "shares", f"{LEAST} to {MOST}")
+def universal_share(evidence: Evidence) -> Measured:
+    shares, bound = _shares(_at_end(evidence, "neurons")), PUBLISHED_SHARES["share"].min()
+    return _each_seed(shares, spread(shares, percent), np.nextafter(bound, 0))  # the bound itself is enough
 
 
-def middle_point(points: pd.DataFrame) -> str | None:
-    """The last point at no more than half of the training, from where persistence is asked; None with a single point."""
-    if len(points) < 2:
-        return None
-    for column in ("tokens", "step"):
-        values = pd.to_numeric(points[column]).astype(float)
-        if values.notna().all():
-            before = points.loc[values <= values.iloc[-1] / 2, "point"]
-            return before.iloc[-1] if len(before) else points["point"].iloc[0]
-    return points["point"].iloc[-2]
+@_claim(OWN_LAYER, "layers", OWN_LAYER_PUBLISHED)
+def own_layer(evidence: Evidence) -> Measured:
+    excess = _at_end(evidence, "layers").groupby("seed")["same_layer"].agg(properties.own_layer_excess)
+    return _each_seed(excess, f"{spread(100 * excess, partial(signed, digits=1))} percentage points more")
 
 
-def _training(neurons: pd.DataFrame, points: pd.DataFrame, threshold: float) -> list[dict]:
-    start = middle_point(points)
-    if start is None:
-        return []
-    kept = persistence(neurons, threshold)
-    kept = kept[kept["point"] == start]
-    shares = [
-        layer_shares(with_universal(neurons[neurons["point"] == point], threshold)).groupby("seed")["share"].mean()
-        for point in (start, points["point"].iloc[-1])
-    ]
-    layers = layer_persistence(neurons, threshold, start)
-    last = layers["layer"].max()
-    outer = layers["layer"].isin([0, last])
+def _property(tested) -> Claim:
+    name, direction = tested.property, tested.published
+    claim = f"Universal neurons: {tested.label} is {direction} within their layer"
 
-    def pooled(where: pd.Series) -> pd.Series:
-        own = layers[where].groupby("seed")[["kept", "universal"]].sum()
-        return own["kept"] / own["universal"].where(own["universal"] >= FEWEST)
+    @_claim(claim, "shares", "figure 3", name=f"property_{name}")
+    def measure(evidence: Evidence) -> Measured:
+        tests = _at_end(evidence, "properties").set_index("property").loc[[name]].set_index("seed")
+        universal = _at_end(evidence, "neurons").groupby("seed")["is_universal"].sum()
+        asked = tests["verdict"].isin([HOLDS, FAILS]) & (universal > 0)
+        sided = tests["effect"] if direction == "high" else -tests["effect"]
+        return _each_seed(sided.where(asked), f"Cliff's delta {spread(tests['effect'], signed)}")
 
-    def percents(share: float) -> str:
-        return percent(share, 1)
-
-    ends, inner = pooled(outer), pooled(~outer)
-    inner = inner.reindex(ends.index)
-    return [
-        _row(
-            "Universality grows in the second half of training",
-            OWN,
-            NOTHING,
-            f"from {spread(shares[0], percent)} to {spread(shares[1], percent)}",
-            verdict([bool(after > before) for before, after in zip(*shares, strict=True)]),
-        ),
-        _row(
-            "Most neurons that are universal halfway are so at the end, more than chance",
-            OWN_PERSISTENCE,
-            NOTHING,
-            f"{spread(kept['persistence'], percents)}, chance {spread(kept['chance'], percents)}",
-            verdict(
-                [
-                    None if row.universal < FEWEST else bool(row.persistence > HALF and row.persistence > row.chance)
-                    for row in kept.itertuples()
-                ]
-            ),
-        ),
-        _row(
-            "…and their best matches are the same neurons",
-            OWN,
-            NOTHING,
-            spread(kept["same_partner"], percents),
-            verdict(
-                [
-                    None if row.universal < FEWEST or not row.kept else bool(row.same_partner > HALF)
-                    for row in kept.itertuples()
-                ]
-            ),
-        ),
-        _row(
-            "Persistence is higher in the first and last layer than between",
-            FOLLOWER,
-            "highest in early and deep layers",
-            f"{spread(ends, percents)} against {spread(inner, percents)}",
-            verdict(
-                [bool(a > b) if np.isfinite(a) and np.isfinite(b) else None for a, b in zip(ends, inner, strict=True)]
-            ),
-        ),
-    ]
+    return measure
 
 
-def _heads(heads: pd.DataFrame) -> list[dict]:
-    best = heads.groupby("seed")[["previous", "induction"]].max()
-    named = {
-        "previous": "Some head attends to the previous token with more than half of its attention",
-        "induction": "Some head does induction with more than half of its attention",
-    }
-    return [
-        _row(
-            claim,
-            OWN_HEADS if name == "induction" else OWN,
-            NOTHING,
-            spread(best[name]),
-            verdict([bool(score > HALF) for score in best[name]]),
-        )
-        for name, claim in named.items()
-    ]
+_RANGE = f"correlation {signed(COSINES.min())} to {signed(COSINES.max())}"
+
+
+@_claim("Neurons that fire often have a lower cos(w_in, w_out)", "shares", _RANGE)
+def frequency_cosine(evidence: Evidence) -> Measured:
+    cosine = _at_end(evidence, "seeds")["frequency_cosine"]
+    return _each_seed(cosine, f"correlation {spread(cosine, signed)}", above=False)
+
+
+def _family(family: str) -> Claim:
+    name = f"family_{family}"
+
+    @_claim(f"There are universal neurons of the family “{FAMILIES[family]}”", "early_late", FAMILY_FIGURES, name=name)
+    def measure(evidence: Evidence) -> Measured:
+        universal = evidence.tables["families"].query("is_universal")
+        number = int((universal["family"] == family).sum())
+        asked = number or len(universal) >= FEWEST
+        return _each_seed(pd.Series([number if asked else np.nan]), f"{number} of {len(universal)} (reference seed)")
+
+    return measure
+
+
+_NAMES = ", ".join(FAMILIES[family] for family in PAPER_FAMILIES)
+
+
+@_claim(f"Universal neurons fall into families: {_NAMES}", "early_late", FAMILY_FIGURES)
+def families(evidence: Evidence) -> Measured:
+    return unmeasured("not measured: this run has no families of the last checkpoint")
+
+
+# ---------------------------------------------------------------- circuits
+
+
+def _depth(evidence: Evidence) -> int:
+    return int(evidence.tables["layers"]["layer"].max()) + 1
+
+
+def _neurons(evidence: Evidence, column: str, first: float = 0, end: float = np.inf) -> pd.Series:
+    """A count of neurons of each seed, in the layers from `first` up to, but without, `end`."""
+    layers = _at_end(evidence, "layers")
+    return layers[layers["layer"].between(first, end, inclusive="left")].groupby("seed")[column].sum()
+
+
+def _more(many: pd.Series, few: pd.Series) -> Measured:
+    here = f"{spread(many, one_decimal)} against {spread(few, one_decimal)} neurons"
+    return _each_seed((many - few).where(many + few > 0), here)
+
+
+@_claim(
+    f"Some neurons have W_U kurtosis above {PUBLISHED_CUTS.kurtosis:g}, counting tokens that were never learned "
+    "(chapter 5 excludes them)",
+    "circuits",
+    HIGH_KURTOSIS,
+)
+def high_kurtosis(evidence: Evidence) -> Measured:
+    number = _neurons(evidence, "peaked_positive") + _neurons(evidence, "peaked_negative")
+    return _each_seed(number, f"{spread(number, one_decimal)} neurons")
+
+
+@_claim("Prediction neurons (calibrated cut) are more frequent in the second half of the depth", "circuits", "figure 6")
+def late_prediction(evidence: Evidence) -> Measured:
+    half = _depth(evidence) / 2
+    return _more(_neurons(evidence, "prediction", half), _neurons(evidence, "prediction", end=half))
+
+
+@_claim("In the last layer suppression outnumbers prediction (calibrated cut)", "circuits", "figure 6")
+def final_suppression(evidence: Evidence) -> Measured:
+    last = _depth(evidence) - 1
+    return _more(_neurons(evidence, "suppression", last), _neurons(evidence, "prediction", last))
+
+
+@_claim(
+    "In the last two layers more neurons than chance have a logit variance below "
+    f"{percents(NULL_QUANTILE)} of random directions: one mark of entropy neurons, the other is a large norm",
+    "circuits",
+    "figure 7",
+)
+def low_variance(evidence: Evidence) -> Measured:
+    first, chance = _depth(evidence) - 2, 1 - NULL_QUANTILE
+    low, asked = _neurons(evidence, "low_variance", first), _neurons(evidence, "neurons", first)
+    p_values = pd.Series(binom.sf(low - 1, asked, chance), low.index)
+    here = f"{spread(low, one_decimal)} neurons, {(asked * chance).mean():.1f} by chance"
+    return _each_seed(p_values, here, SIGNIFICANT, above=False)
+
+
+def _best_head(score: str, claim: str, source: str = OWN) -> Claim:
+    @_claim(f"{claim} more than half of its attention", "heads", source=source, name=f"{score}_head")
+    def measure(evidence: Evidence) -> Measured:
+        best = _at_end(evidence, "heads").groupby("seed")[score].max()
+        return _each_seed(best, spread(best), HEAD_BAR)
+
+    return measure
+
+
+BOS_HEAD = _best_head("bos", "BOS is an attention sink: some head gives it")
+PREVIOUS_TOKEN_HEAD = _best_head("previous", "Some head attends to the previous token with")
+INDUCTION_HEAD = _best_head("induction", "Some head does induction with", f"{OWN}, with the score of arXiv 2209.11895")
+
+
+# ---------------------------------------------------------------- training
+
+
+@_claim("Universality grows in the second half of training", "shares", source=OWN)
+def growth(evidence: Evidence) -> Measured:
+    neurons, points = evidence.tables["neurons"], evidence.tables["points"]
+    before = _shares(neurons[neurons["point"] == middle_point(points)])
+    after = _shares(_at_end(evidence, "neurons"))
+    return _each_seed(after - before, f"from {spread(before, percent)} to {spread(after, percent)}")
+
+
+def _halfway(evidence: Evidence) -> pd.DataFrame:
+    """Persistence from the middle of training, one row a seed."""
+    table = persistence(evidence.tables["neurons"])
+    return table[table["point"] == middle_point(evidence.tables["points"])]
+
+
+@_claim(
+    "Most neurons that are universal halfway are so at the end, more than chance",
+    "births",
+    source=f"{OWN}, on the persistence of {PERSISTENCE}",
+)
+def persistent(evidence: Evidence) -> Measured:
+    kept = evidence.once(_halfway)
+    beyond = kept["persistence"] - np.maximum(MAJORITY, kept["chance"])
+    here = f"{spread(kept['persistence'], percents)}, chance {spread(kept['chance'], percents)}"
+    return _each_seed(beyond.where(kept["universal"] >= FEWEST), here)
+
+
+@_claim("…and their best matches are the same neurons", "births", source=OWN)
+def same_partners(evidence: Evidence) -> Measured:
+    kept = evidence.once(_halfway)
+    same = kept["same_partner"]
+    return _each_seed(same.where(kept["universal"] >= FEWEST), spread(same, percents), MAJORITY)
+
+
+_DEPTHS = "highest in early and deep layers"
+
+
+@_claim("Persistence is higher in the first and last layer than between", "births", _DEPTHS, PERSISTENCE)
+def outer_layers(evidence: Evidence) -> Measured:
+    layers = layer_persistence(evidence.tables["neurons"], middle_point(evidence.tables["points"]))
+    outer = layers["layer"].isin([0, layers["layer"].max()])
+    own = layers.groupby(["seed", outer])[["kept", "universal"]].sum()
+    shares = (own["kept"] / own["universal"].where(own["universal"] >= FEWEST)).unstack().reindex(columns=[True, False])
+    ends, between = shares[True], shares[False]
+    return _each_seed(ends - between, f"{spread(ends, percents)} against {spread(between, percents)}")

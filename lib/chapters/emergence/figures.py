@@ -1,7 +1,7 @@
-"""The figures of chapter 6: what seeds are like at one checkpoint after another.
+"""Chapter 7's figures: what seeds are like from checkpoint to checkpoint.
 
-Training runs along the x axis, on a log axis of tokens where these are known; lines are means over seeds and the shading
-is their range.
+Training runs along the x axis, on a log axis of tokens where these are known. Lines are means over seeds, shading is
+their range.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from lib.chapters.circuits.roles import PUBLISHED_CUTS
-from lib.chapters.emergence.statistics import HALF
+from lib.chapters.emergence.statistics import COUNTS, HEAD_BAR
 from lib.display.captions import count
 from lib.display.plots import (
     BASELINE,
@@ -24,6 +24,7 @@ from lib.display.plots import (
     HEIGHT,
     NEUTRAL,
     PERCENT,
+    PLAIN,
     ROLE_COLOURS,
     SEED_COLOURS,
     WIDE,
@@ -33,20 +34,28 @@ from lib.display.plots import (
 )
 
 HEAD_SCORES = {"bos": "attention to BOS", "previous": "attention to the previous token", "induction": "induction score"}
-WHEN = {"early": "#0072B2", "late": "#E69F00"}
+WHEN_COLOURS = {"early": "#0072B2", "late": "#E69F00"}
 
 
 class Timeline(NamedTuple):
-    """Where each point of training stands on the x axis, and the axis's label."""
+    """Where each point of training is on the x axis, and the axis's label."""
 
     at: pd.Series  # point → x
     label: str
     log: bool
 
+    def tick(self, point: str) -> str:
+        """The point's tokens or steps, short; its name where neither is known."""
+        return short(self.at[point]) if self.log else point
+
+    def moment(self, point: str) -> str:
+        """The same with its unit."""
+        return f"{self.tick(point)} {self.label.removeprefix('training ')}" if self.log else point
+
 
 def timeline(points: pd.DataFrame) -> Timeline:
     """From rows point, step, tokens: tokens where all are known, else steps, else the points' order."""
-    for column, label in (("tokens", "training tokens"), ("step", "training step")):
+    for column, label in (("tokens", "training tokens"), ("step", "training steps")):
         values = pd.to_numeric(points[column]).astype(float)
         if values.notna().all() and (values > 0).all():
             return Timeline(pd.Series(values.to_numpy(), points["point"]), label, True)
@@ -63,14 +72,14 @@ def short(number: float) -> str:
 
 def _time_axis(axes: Axes, time: Timeline) -> None:
     axes.set_xlabel(time.label)
-    if time.log:
-        axes.set_xscale("log")
-        if time.at.max() / time.at.min() > 30:
-            axes.xaxis.set_major_locator(LogLocator(10))
-        axes.xaxis.set_major_formatter(lambda value, _: short(value))
-        axes.xaxis.set_minor_locator(NullLocator())
-    else:
+    if not time.log:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        return
+    axes.set_xscale("log")
+    if time.at.max() / time.at.min() > 30:
+        axes.xaxis.set_major_locator(LogLocator(10))
+    axes.xaxis.set_major_formatter(lambda value, _: short(value))
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _over_seeds(
@@ -83,7 +92,7 @@ def _over_seeds(
     style: str = "o-",
     weight: str | None = None,
 ) -> None:
-    """Mean over seeds, by a column of weights if one is named, as a line and the range as shading; `table` has rows seed, point and the column."""
+    """The mean over seeds, weighted by the column `weight` if named, and the range. Rows seed, point and `column`."""
     over = table.groupby("point", sort=False)[column].agg(["min", "max"])
     over = over.reindex([point for point in time.at.index if point in over.index])
     weights = table[weight] if weight else pd.Series(1, table.index)
@@ -94,21 +103,16 @@ def _over_seeds(
 
 
 def losses(table: pd.DataFrame, time: Timeline) -> Figure:
-    """Held-out loss of all text, and of each domain (mean over seeds), against training."""
+    """Held-out loss of all text and of each domain (mean over seeds) against training."""
     fig, axes = canvas(size=(WIDE, 4))
     domains = table[table["domain"] != "all"].groupby(["point", "domain"], sort=False)["loss"].mean().unstack()
     domains = domains.reindex(time.at.index)
-    last = domains.iloc[-1].sort_values()
-    for index, domain in enumerate(last.index):
-        shown = (
-            {"label": f"easiest: {domain}"}
-            if index == 0
-            else {"label": f"hardest: {domain}"}
-            if index == len(last) - 1
-            else {}
-        )
-        colour = EXCESS if index == 0 else BASELINE if index == len(last) - 1 else "#cccccc"
-        axes.plot(time.at[domains.index], domains[domain], color=colour, linewidth=1.5 if shown else 0.8, **shown)
+    ordered = domains.iloc[-1].sort_values().index
+    special = {name: (f"hardest: {name}", BASELINE) for name in ordered[-1:]}
+    special |= {name: (f"easiest: {name}", EXCESS) for name in ordered[:1]}
+    for domain in ordered:
+        label, colour = special.get(domain, (None, "#cccccc"))
+        axes.plot(time.at[domains.index], domains[domain], color=colour, linewidth=1.5 if label else 0.8, label=label)
     _over_seeds(axes, table[table["domain"] == "all"], "loss", time, CORRELATION, "all text")
     _time_axis(axes, time)
     axes.set_ylabel("held-out loss [nats per token]")
@@ -131,22 +135,14 @@ def shares(seeds: pd.DataFrame, time: Timeline) -> Figure:
 
 
 def by_layer(shares: pd.DataFrame, time: Timeline) -> Figure:
-    """Share of universal neurons by layer (x) and point of training (y, later ones on top), mean over seeds; rows point, layer, share."""
+    """Share of universal neurons by layer (x) and point of training (y, later on top), mean over seeds."""
     wide = shares.groupby(["point", "layer"], sort=False)["share"].mean().unstack().reindex(time.at.index)[::-1]
     layers = wide.shape[1]
     fig, axes = canvas(size=(max(5.5, 2.5 + 0.65 * layers), 1.6 + 0.32 * len(wide)))
-    sns.heatmap(
-        100 * wide,
-        ax=axes,
-        cmap="cividis",
-        vmin=0,
-        vmax=max(1e-3, 100 * np.nanmax(wide.to_numpy())),
-        annot=layers <= 12,
-        fmt=".1f",
-        cbar_kws={"label": "universal neurons [%]"},
-    )
-    names = [short(time.at[point]) if time.log else point for point in wide.index]
-    axes.set_yticks(np.arange(len(wide)) + 0.5, names, rotation=0)
+    look = {"cmap": "cividis", "vmin": 0, "vmax": max(1e-3, 100 * np.nanmax(wide.to_numpy()))}
+    bar = {"label": "universal neurons [%]"}
+    sns.heatmap(100 * wide, ax=axes, annot=layers <= 12, fmt=".1f", cbar_kws=bar, **look)
+    axes.set_yticks(np.arange(len(wide)) + 0.5, map(time.tick, wide.index), rotation=0)
     axes.set(xlabel="layer", ylabel=time.label)
     return fig
 
@@ -154,7 +150,7 @@ def by_layer(shares: pd.DataFrame, time: Timeline) -> Figure:
 def births_and_deaths(changes: pd.DataFrame, kept: pd.DataFrame, time: Timeline) -> Figure:
     """Universal neurons that stay, are born and die between points; and how many are still universal at the end.
 
-    Shares are over all seeds' neurons, as in the text, so that a seed with few does not weigh as much as one with many.
+    Shares are over all seeds' neurons, as in the caption, so a seed with few neurons does not weigh as much as others.
     """
     fig, (left, right) = canvas(1, 2, (WIDE + 1, 4.4))
     mean = changes.groupby("point", sort=False)[["stay", "births", "deaths"]].mean().reindex(time.at.index[1:])
@@ -163,57 +159,46 @@ def births_and_deaths(changes: pd.DataFrame, kept: pd.DataFrame, time: Timeline)
     left.bar(x, mean["births"], bottom=mean["stay"], color=EXCESS, label="births")
     left.bar(x, -mean["deaths"], color=NEUTRAL, label="deaths")
     left.axhline(0, color=NEUTRAL, linewidth=1)
-    left.set_xticks(
-        x, [short(time.at[point]) if time.log else point for point in mean.index], rotation=45, fontsize="small"
-    )
+    left.set_xticks(x, map(time.tick, mean.index), rotation=45, fontsize="small")
     left.set(xlabel=f"{time.label}, later checkpoint", ylabel="deaths ↓ neurons ↑ universal\nmean over seeds")
     left.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
     if not mean.to_numpy().any():
         note(left, "no universal neuron at any checkpoint")
     left.legend(loc="upper left")
-    known = kept[kept["persistence"].notna()]
-    if known.empty:
-        note(right, "no universal neuron before the end")
-    else:
-        _over_seeds(
-            right, known, "persistence", time, COLOURS["universal"], "universal at the end too", weight="universal"
-        )
-        _over_seeds(right, known, "chance", time, NEUTRAL, "chance: neurons of the same layers", ":", "universal")
-        if known["same_partner"].notna().any():
-            _over_seeds(
-                right,
-                known[known["same_partner"].notna()],
-                "same_partner",
-                time,
-                CORRELATION,
-                "of these: best match is the same neuron",
-                "s--",
-                "kept",
-            )
+    lines = (  # column, its weight, label, style, colour
+        ("persistence", "universal", "universal at the end too", "o-", COLOURS["universal"]),
+        ("chance", "universal", "chance: neurons of the same layers", ":", NEUTRAL),
+        ("same_partner", "kept", "of these: best match is the same neuron", "s--", CORRELATION),
+    )
+    for column, weight, label, style, colour in lines:
+        known = kept[kept[column].notna()]
+        if len(known):
+            _over_seeds(right, known, column, time, colour, label, style, weight)
+    known = kept.loc[kept["persistence"].notna(), "point"].unique()
+    if len(known):
         _time_axis(right, time)
-        if time.log and known["point"].nunique() <= 6:
-            right.set_xticks(*zip(*((at, short(at)) for at in time.at[known["point"].unique()]), strict=True))
-        handles, labels = right.get_legend_handles_labels()
-        fig.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize="small")
+        if time.log and len(known) <= 6:
+            right.set_xticks(time.at[known], map(time.tick, known))
+        look = {"ncols": 3, "frameon": False, "fontsize": "small"}
+        fig.legend(*right.get_legend_handles_labels(), loc="outside lower center", **look)
+    else:
+        note(right, "no universal neuron before the end")
     right.set(ylabel="share of a checkpoint's\nuniversal neurons", ylim=(-0.03, 1.03))
     right.yaxis.set_major_formatter(PERCENT)
     return fig
 
 
 def early_and_late(groups: pd.DataFrame, kinds: pd.DataFrame, layers: int, kind: str) -> Figure:
-    """Where the early and the late universal neurons of the end sit, and what they are.
+    """Where the early and the late universal neurons of the end are, and what they are.
 
     `groups`: rows seed, layer, when (early, late); `kinds`: rows when, kind, share, of; `kind` names what they are.
     """
     fig, (left, right) = canvas(1, 2, (WIDE + 1, 4))
-    below = np.zeros(layers)
-    for when, colour in WHEN.items():
-        own = groups[groups["when"] == when]
-        number = own.groupby("layer").size().reindex(range(layers), fill_value=0).to_numpy() / max(
-            1, groups["seed"].nunique()
-        )
-        left.bar(range(layers), number, bottom=below, color=colour, label=when)
-        below = below + number
+    below, seeds = np.zeros(layers), max(1, groups["seed"].nunique())
+    for when, colour in WHEN_COLOURS.items():
+        own = groups[groups["when"] == when].groupby("layer").size().reindex(range(layers), fill_value=0)
+        left.bar(range(layers), own / seeds, bottom=below, color=colour, label=when)
+        below = below + own.to_numpy() / seeds
     layer_axis(left, layers)
     left.set_ylabel("universal neurons at the end\nmean over seeds")
     left.set_ylim(0, max(1.15 * below.max(), 1e-3))
@@ -223,12 +208,12 @@ def early_and_late(groups: pd.DataFrame, kinds: pd.DataFrame, layers: int, kind:
     if kinds.empty:
         note(right, "no universal neuron whose kind is known")
         return fig
-    wide = kinds.pivot(index="kind", columns="when", values="share").reindex(columns=list(WHEN)).fillna(0)
+    wide = kinds.pivot(index="kind", columns="when", values="share").reindex(columns=list(WHEN_COLOURS)).fillna(0)
     wide = wide.loc[wide.max(axis=1).sort_values().index]
     number = kinds.groupby("when")["of"].first()
-    for index, when in enumerate(WHEN):
+    for index, (when, colour) in enumerate(WHEN_COLOURS.items()):
         label = f"{when}, {count(number.get(when, 0), 'neuron')}"
-        right.barh(np.arange(len(wide)) + 0.4 * (0.5 - index), wide[when], 0.38, color=WHEN[when], label=label)
+        right.barh(np.arange(len(wide)) + 0.4 * (0.5 - index), wide[when], 0.38, color=colour, label=label)
     right.legend(title=None if number.sum() == len(groups) else "of the reference seed")
     right.set_yticks(range(len(wide)), [str(name).replace("_", " ") for name in wide.index])
     right.set(xlabel="share of the early, or late, universal neurons", ylabel=kind)
@@ -240,32 +225,30 @@ def early_and_late(groups: pd.DataFrame, kinds: pd.DataFrame, layers: int, kind:
 def circuits_appear(heads: pd.DataFrame, layers: pd.DataFrame, time: Timeline) -> Figure:
     """Six indicators against training: best heads above, neurons that act on few or on no tokens below."""
     fig, grid = canvas(2, 3, (WIDE + 2, 6), sharex=True)
-    best = heads.groupby(["point", "seed"], sort=False)[list(HEAD_SCORES)].max().reset_index()
+    keys = ["point", "seed"]
+    best = heads.groupby(keys, sort=False)[list(HEAD_SCORES)].max().reset_index()
     for axes, (name, label) in zip(grid[0], HEAD_SCORES.items(), strict=True):
         _over_seeds(axes, best, name, time, CORRELATION)
-        axes.axhline(HALF, color=NEUTRAL, linestyle=":", linewidth=1)
-        axes.set(title=label, ylim=(-0.02, 1.02))
-        axes.set_ylabel("best head of a seed" if name == "bos" else "")
-    total = layers.groupby(["point", "seed"], sort=False)[
-        ["prediction", "suppression", "peaked_positive", "peaked_negative", "low_variance"]
-    ].sum()
-    total = total.assign(max_kurt=layers.groupby(["point", "seed"], sort=False)["max_kurt"].max()).reset_index()
-    _over_seeds(grid[1, 0], total, "max_kurt", time, NEUTRAL)
-    grid[1, 0].axhline(PUBLISHED_CUTS.kurtosis, color=NEUTRAL, linestyle=":", label="published cut")
-    grid[1, 0].axhline(layers["null_kurt"].mean(), color=BASELINE, linestyle="--", label="99.9 % of random directions")
-    grid[1, 0].set(title="largest W_U kurtosis", ylabel="kurtosis", yscale="log")
-    grid[1, 0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-    grid[1, 0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    grid[1, 0].yaxis.set_minor_locator(NullLocator())
-    grid[1, 0].legend(fontsize="x-small")
+        axes.axhline(HEAD_BAR, color=NEUTRAL, linestyle=":", linewidth=1)
+        axes.set(title=label, ylim=(-0.02, 1.02), ylabel="best head of a seed" if name == "bos" else "")
+    total = layers.groupby(keys, sort=False).agg(dict.fromkeys(COUNTS, "sum") | {"max_kurt": "max"}).reset_index()
+    kurtosis, peaked, variance = grid[1]
+    _over_seeds(kurtosis, total, "max_kurt", time, NEUTRAL)
+    kurtosis.axhline(PUBLISHED_CUTS.kurtosis, color=NEUTRAL, linestyle=":", label="published cut")
+    kurtosis.axhline(layers["null_kurt"].mean(), color=BASELINE, linestyle="--", label="99.9 % of random directions")
+    kurtosis.set(title="largest W_U kurtosis", ylabel="kurtosis", yscale="log")
+    kurtosis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    kurtosis.yaxis.set_major_formatter(PLAIN)
+    kurtosis.yaxis.set_minor_locator(NullLocator())
     for role in ("prediction", "suppression"):
-        _over_seeds(grid[1, 1], total, role, time, ROLE_COLOURS[role], role)
-    grid[1, 1].set(title="W_U kurtosis above the null's", ylabel="neurons of a seed")
-    grid[1, 1].legend(fontsize="x-small")
-    _over_seeds(grid[1, 2], total, "low_variance", time, CORRELATION)
-    grid[1, 2].set(title="logit variance below the null's", ylabel="neurons of a seed")
-    for axes in grid[1, 1:]:
-        axes.set_ylim(0, max(1, axes.get_ylim()[1]))
+        _over_seeds(peaked, total, role, time, ROLE_COLOURS[role], role)
+    peaked.set(title="W_U kurtosis above the null's")
+    _over_seeds(variance, total, "low_variance", time, CORRELATION)
+    variance.set(title="logit variance below the null's")
+    for axes in (kurtosis, peaked):
+        axes.legend(fontsize="x-small")
+    for axes in (peaked, variance):
+        axes.set(ylabel="neurons of a seed", ylim=(0, max(1, axes.get_ylim()[1])))
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     for axes in grid[1]:
         _time_axis(axes, time)
@@ -276,19 +259,12 @@ def heads_at_the_end(heads: pd.DataFrame) -> Figure:
     """Every head's three scores at the last point by layer, one dot a head, one colour a seed."""
     last = heads[heads["point"] == heads["point"].iloc[-1]]
     fig, grid = canvas(1, len(HEAD_SCORES), (WIDE + 1, HEIGHT), sharey=True)
-    seeds = list(dict.fromkeys(last["seed"]))
+    seeds = last["seed"].unique()
     for axes, (name, label) in zip(grid, HEAD_SCORES.items(), strict=True):
         for index, seed in enumerate(seeds):
-            own = last[last["seed"] == seed]
-            shift = 0.1 * (index - (len(seeds) - 1) / 2)
-            axes.plot(
-                own["layer"] + shift,
-                own[name],
-                "o",
-                color=SEED_COLOURS[index % len(SEED_COLOURS)],
-                markersize=4,
-                label=seed,
-            )
+            own, colour = last[last["seed"] == seed], SEED_COLOURS[index % len(SEED_COLOURS)]
+            x = own["layer"] + 0.1 * (index - (len(seeds) - 1) / 2)
+            axes.plot(x, own[name], "o", color=colour, markersize=4, label=seed)
         axes.set(title=label, ylim=(-0.02, 1.02))
         layer_axis(axes, int(last["layer"].max()) + 1)
     grid[0].set_ylabel("share of attention\none dot a head")

@@ -1,10 +1,11 @@
-"""What changes while seeds train: from tables of one checkpoint after another to indicators, persistence, births, deaths.
+"""What changes while seeds train: from tables of checkpoints to indicators, persistence, births and deaths.
 
-A neuron keeps its place (layer, index) while its model trains, so that a neuron that is universal at one checkpoint can
-be asked for at the next (METHOD §7; arXiv 2508.00903). Functions take tables and patterns and read nothing.
+A neuron keeps its layer and index while its model trains, so it can be followed from checkpoint to checkpoint
+(docs/method.md §7; arXiv 2508.00903). `neurons` has the rows of all checkpoints, in order, with the columns `point` and
+`is_universal`.
 """
 
-from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -13,25 +14,26 @@ from jaxtyping import Float, Int
 from scipy.stats import binom
 from torch import Tensor, nn
 
-from lib.chapters.circuits.roles import PUBLISHED_CUTS, QUANTILE, Cuts, null_cuts, roles
-from lib.chapters.universality.properties import universal
+from lib.chapters.circuits.roles import NULL_QUANTILE, PUBLISHED_CUTS, Cuts, null_cuts, roles
 from lib.display.claims import SIGNIFICANT
 
-HEAD_BLOCKS = 8  # blocks of text, and as many of random tokens, on which heads are scored
+HEAD_BLOCKS = 8  # blocks of text on which heads are scored, and as many of random tokens
 KEYS = ["seed", "layer", "neuron"]
-HALF = 0.5  # of its attention: what a head must give to count as one of a kind
+HEAD_BAR = 0.5  # share of its attention from which a head counts as one of a kind
+COUNTS = ["prediction", "suppression", "peaked_positive", "peaked_negative", "low_variance"]  # of neurons, by layer
+LEAST_UNIVERSAL = 0.01  # share of universal neurons from which they have appeared
 
 
 # ---------------------------------------------------------------- heads
 
 
 def bos_attention(pattern: Float[Tensor, "blocks heads context context"]) -> Float[Tensor, "heads"]:
-    """Mean attention to the first token from all positions in the second half of the context; chapter 5 takes the counted ones only."""
+    """Mean attention to the first token from the second half of the context (chapter 6: from counted positions)."""
     return pattern[:, :, pattern.shape[-1] // 2 :, 0].mean(dim=(0, 2))
 
 
 def previous_token_score(pattern: Float[Tensor, "blocks heads context context"]) -> Float[Tensor, "heads"]:
-    """Mean attention to the token before, from the third token on: the second's is BOS, which has its own score."""
+    """Mean attention to the token before, from the third token on: that of the second token is BOS."""
     return pattern.diagonal(offset=-1, dim1=2, dim2=3)[..., 1:].mean(dim=(0, 2))
 
 
@@ -47,7 +49,7 @@ def induction_score(pattern: Float[Tensor, "blocks heads context context"], leng
 def repeated_tokens(
     blocks: int, context: int, allowed: Int[Tensor, "ids"], bos_id: int, random_seed: int
 ) -> Int[Tensor, "blocks context"]:
-    """BOS, then random tokens out of `allowed`, then the same tokens again; an odd one is left out at the end."""
+    """BOS, random tokens out of `allowed`, then the same tokens again; an odd last position is left out."""
     length = (context - 1) // 2
     generator = torch.Generator().manual_seed(random_seed)
     drawn = allowed[torch.randint(len(allowed), (blocks, length), generator=generator)]
@@ -60,25 +62,26 @@ def head_table(
 ) -> pd.DataFrame:
     """One row per head: layer, head, bos and previous (on text), induction (on repeated random tokens).
 
-    Attention is computed in full, block by block, since the fused kernels do not give it.
+    Eager attention, block by block: the fused kernels do not return the pattern.
     """
     model.set_attn_implementation("eager")
     length = (repeated.shape[1] - 1) // 2
-    bos, previous, induction = [], [], []
-    for one in tokens.split(1):
-        patterns = model(one, output_attentions=True, use_cache=False).attentions  # per layer
-        bos.append(torch.stack([bos_attention(pattern.float()) for pattern in patterns]))
-        previous.append(torch.stack([previous_token_score(pattern.float()) for pattern in patterns]))
-    for one in repeated.split(1):
-        patterns = model(one, output_attentions=True, use_cache=False).attentions
-        induction.append(torch.stack([induction_score(pattern.float(), length) for pattern in patterns]))
     scores = {
-        name: torch.stack(parts).mean(0)
-        for name, parts in (("bos", bos), ("previous", previous), ("induction", induction))
+        "bos": (bos_attention, tokens),
+        "previous": (previous_token_score, tokens),
+        "induction": (lambda pattern: induction_score(pattern, length), repeated),
     }
-    layers, heads = scores["bos"].shape
+    found: dict[str, list[Tensor]] = {name: [] for name in scores}
+    for text in (tokens, repeated):
+        for block in text.split(1):
+            patterns = model(block, output_attentions=True, use_cache=False).attentions  # one a layer
+            for name, (score, scored_on) in scores.items():
+                if scored_on is text:
+                    found[name].append(torch.stack([score(pattern.float()) for pattern in patterns]))
+    means = {name: torch.stack(blocks).mean(0) for name, blocks in found.items()}  # (layers, heads)
+    layers, heads = means["bos"].shape
     table = pd.DataFrame({"layer": np.repeat(np.arange(layers), heads), "head": np.tile(np.arange(heads), layers)})
-    return table.assign(**{name: values.flatten().cpu().double().numpy() for name, values in scores.items()})
+    return table.assign(**{name: values.flatten().cpu().double().numpy() for name, values in means.items()})
 
 
 # ---------------------------------------------------------------- neurons at one checkpoint
@@ -87,15 +90,15 @@ def head_table(
 def layer_indicators(
     neurons: pd.DataFrame, matches: pd.DataFrame, null: dict[str, Float[Tensor, "directions"]]
 ) -> pd.DataFrame:
-    """One row per layer of one seed, from its rows of the tables of neurons and matches and its random directions.
+    """One row per layer of one seed, from its neurons, its matches and its random directions.
 
-    Columns: layer, neurons; prediction, suppression, partition (numbers by the calibrated cuts); peaked_positive,
-    peaked_negative (kurtosis above the published 10 by sign of the skew); low_variance (logit variance below what one
-    random direction in a thousand falls short of); max_kurt, null_kurt, null_var, null_low; same_layer, the share of
-    best matches that lie in the neuron's own layer (of those with a correlation above 0).
+    Columns: layer, neurons; prediction, suppression, partition (counts, calibrated cuts); peaked_positive,
+    peaked_negative (counts, published kurtosis cut, by sign of the skew); low_variance (count, logit variance below
+    that of 99.9 % of random directions); max_kurt, null_kurt, null_var, null_low; same_layer, the share of best matches
+    in the neuron's own layer (of those with a correlation above 0).
     """
     cuts = null_cuts(null)
-    low = float(np.quantile(null["vocab_var"].numpy(), 1 - QUANTILE))
+    low = float(np.quantile(null["vocab_var"].numpy(), 1 - NULL_QUANTILE))
     peaked = neurons["vocab_kurt"] > PUBLISHED_CUTS.kurtosis
     found = matches[matches["corr"] > 0]
     flagged = neurons[["layer"]].assign(
@@ -114,8 +117,8 @@ def layer_indicators(
 def neuron_rows(neurons: pd.DataFrame, matches: pd.DataFrame, cuts: dict[str, Cuts]) -> pd.DataFrame:
     """What is kept of every neuron of every seed at one checkpoint, in few bytes.
 
-    Columns: seed, layer, neuron, max_corr, excess_corr (four decimals), dead, role by the calibrated cuts of its seed, and
-    partner_<seed>, its best match in each compared seed as a flat index (−1 in its own).
+    Columns: seed, layer, neuron, max_corr, excess_corr (four decimals), dead, role (calibrated cuts of its seed) and
+    partner_<seed>, its best match in each compared seed as a flat index (−1 in its own seed).
     """
     width = int(neurons["neuron"].max()) + 1
     rows = neurons[[*KEYS, "max_corr", "excess_corr", "dead"]].copy()
@@ -130,114 +133,82 @@ def neuron_rows(neurons: pd.DataFrame, matches: pd.DataFrame, cuts: dict[str, Cu
 # ---------------------------------------------------------------- from checkpoint to checkpoint
 
 
-def transitions(neurons: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """One row per seed and checkpoint after the first: births, deaths and what stays between it and the one before.
+def middle_point(points: pd.DataFrame) -> str:
+    """The last point at no more than half of the training: where persistence starts. Rows point, step, tokens."""
+    for column in ("tokens", "step"):
+        values = pd.to_numeric(points[column]).astype(float)
+        if values.notna().all():
+            before = points.loc[values <= values.iloc[-1] / 2, "point"]
+            return before.iloc[-1] if len(before) else points["point"].iloc[0]
+    return points["point"].iloc[-2:].iloc[0]
 
-    `neurons` has the rows of all points in order of training, with a column point. Columns: seed, point, before, after
-    (universal then and now), stay, births, deaths.
+
+def transitions(neurons: pd.DataFrame) -> pd.DataFrame:
+    """One row per seed and checkpoint after the first: seed, point, and counts against the checkpoint before it.
+
+    before, after: universal neurons then and now; stay: at both; births, deaths: at the later or earlier one only.
     """
-    flags = _flags(neurons, threshold)
     rows = []
-    for (seed, earlier), (_, later) in _neighbours(flags):
-        rows.append(
-            {
-                "seed": seed,
-                "point": later.name,
-                "before": int(earlier.sum()),
-                "after": int(later.sum()),
-                "stay": int((earlier & later).sum()),
-                "births": int((~earlier & later).sum()),
-                "deaths": int((earlier & ~later).sum()),
-            }
-        )
+    for seed, flags in _flags(neurons).groupby(level="seed"):
+        for earlier, later in pairwise(flags):
+            before, after = flags[earlier], flags[later]
+            masks = (before, after, before & after, after & ~before, before & ~after)
+            rows.append((seed, later, *(int(mask.sum()) for mask in masks)))
     return pd.DataFrame(rows, columns=["seed", "point", "before", "after", "stay", "births", "deaths"])
 
 
-def persistence(neurons: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """One row per seed and checkpoint s before the last: P(s → end) of arXiv 2508.00903 with chance and partners.
+def persistence(neurons: pd.DataFrame) -> pd.DataFrame:
+    """One row per seed and checkpoint s before the last: P(s → end) of arXiv 2508.00903, with chance and partners.
 
-    Columns: seed, point; universal (at s); kept (also at the end); persistence = kept / universal, NaN without any;
-    chance, what as many neurons of the same layers chosen at random would give; same_partner, over kept neurons and compared
-    seeds the share of pairs whose best match is the same neuron at s and at the end, of those whose matches the table has;
-    NaN without any.
+    Columns: seed, point; universal (at s); kept (also at the end); persistence = kept / universal; chance, the same for
+    as many random neurons of the same layers; same_partner, the share of kept neurons' best matches, over compared
+    seeds, that are the same neuron at s and at the end (of those that the table has). NaN where there is none.
     """
-    names = list(dict.fromkeys(neurons["point"]))
-    rows = [
-        _kept(seed, name, at, end, threshold)
-        for name in names[:-1]
-        for seed, at, end in _pairs(neurons, name, names[-1])
-    ]
+    flags = _flags(neurons)
+    *earlier, last = flags
+    chance = flags[last].groupby(level=["seed", "layer"]).transform("mean")
+    partners = neurons.set_index(["point", *KEYS]).filter(like="partner_")
+    after = partners.loc[last].reindex(flags.index)
     columns = ["seed", "point", "universal", "kept", "persistence", "chance", "same_partner"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def layer_persistence(neurons: pd.DataFrame, threshold: float, start: str) -> pd.DataFrame:
-    """`persistence` from one checkpoint to the end for each seed and layer: seed, layer, universal, kept, persistence."""
-    last = neurons["point"].iloc[-1]
-    parts = []
-    for seed, at, end in _pairs(neurons, start, last):
-        flags = pd.DataFrame({"layer": at["layer"].to_numpy(), "universal": universal(at, threshold).to_numpy()})
-        flags["kept"] = flags["universal"] & universal(end, threshold).to_numpy()
-        own = flags.groupby("layer", as_index=False).sum()
-        parts.append(own.assign(seed=seed, persistence=own["kept"] / own["universal"].where(own["universal"] > 0)))
+    parts = [pd.DataFrame(columns=columns)] if not earlier else []
+    for point in earlier:
+        then, before = flags[point], partners.loc[point].reindex(flags.index)
+        kept = then & flags[last]
+        known = (before >= 0) & (after >= 0) & kept.to_numpy()[:, None]
+        same = known & (before == after)
+        counted = {"universal": then, "kept": kept, "pairs": known.sum(axis=1), "same": same.sum(axis=1)}
+        rows = pd.DataFrame(counted).groupby(level="seed").sum()
+        rows["persistence"] = rows["kept"] / rows["universal"].where(rows["universal"] > 0)
+        rows["chance"] = chance[then].groupby(level="seed").mean()
+        rows["same_partner"] = rows["same"] / rows["pairs"].where(rows["pairs"] > 0)
+        parts.append(rows.assign(point=point).reset_index()[columns])
     return pd.concat(parts, ignore_index=True)
 
 
-def first_universal(neurons: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """The neurons that are universal at the last point, with `since`, the point from which on they have been without a break.
+def layer_persistence(neurons: pd.DataFrame, start: str) -> pd.DataFrame:
+    """One row per seed and layer: seed, layer, universal (neurons at `start`) and kept (at the end too)."""
+    flags = _flags(neurons)
+    counts = pd.DataFrame({"universal": flags[start], "kept": flags[start] & flags.iloc[:, -1]})
+    return counts.groupby(level=["seed", "layer"]).sum().reset_index()
 
-    Columns: seed, layer, neuron, role (at the end), since (its name), order (its place among the points).
+
+def first_universal(neurons: pd.DataFrame) -> pd.DataFrame:
+    """The universal neurons of the last point and `since`, the point from which they have been so without a break.
+
+    Columns: seed, layer, neuron, order (place of `since` among the points), since, role (at the end).
     """
-    names = list(dict.fromkeys(neurons["point"]))
-    flags = _flags(neurons, threshold).unstack("point")[names]  # (neurons, points)
-    ever = flags.to_numpy()[:, ::-1]
-    run_length = np.where(ever.all(1), ever.shape[1], ever.argmin(1))
-    table = flags.index.to_frame(index=False).assign(order=len(names) - run_length)
-    table = table[run_length > 0].reset_index(drop=True)
-    end = neurons.loc[neurons["point"] == names[-1], [*KEYS, "role"]]
-    table["since"] = [names[order] for order in table["order"]]
-    return table.merge(end, on=KEYS, validate="one_to_one")
+    flags = _flags(neurons)
+    backwards = flags.to_numpy()[:, ::-1]
+    streak = np.where(backwards.all(1), backwards.shape[1], backwards.argmin(1))
+    table = flags.index.to_frame(index=False).assign(order=len(flags.columns) - streak)[streak > 0]
+    end = neurons.loc[neurons["point"] == flags.columns[-1], [*KEYS, "role"]]
+    return table.assign(since=flags.columns[table["order"]]).merge(end, on=KEYS, validate="one_to_one")
 
 
-def _flags(neurons: pd.DataFrame, threshold: float) -> pd.Series:
-    flagged = neurons.assign(universal=universal(neurons, threshold))
-    return flagged.set_index([*KEYS, "point"])["universal"]
-
-
-def _neighbours(flags: pd.Series):
-    """((seed, flags), (seed, flags)) of each seed's neighbouring points, the points in the order in which they come."""
-    names = list(dict.fromkeys(flags.index.get_level_values("point")))
-    for seed, own in flags.groupby(level="seed", sort=False):
-        wide = own.unstack("point")[names]
-        for earlier, later in zip(names, names[1:], strict=False):
-            yield (seed, wide[earlier]), (seed, wide[later])
-
-
-def _pairs(neurons: pd.DataFrame, start: str, last: str):
-    """(seed, its rows at the start, its rows at the end), both in the same order of neurons."""
-    for seed, own in neurons.groupby("seed", sort=False):
-        at, end = (
-            own[own["point"] == name].sort_values(["layer", "neuron"]).reset_index(drop=True) for name in (start, last)
-        )
-        yield seed, at, end
-
-
-def _kept(seed: str, name: str, at: pd.DataFrame, end: pd.DataFrame, threshold: float) -> dict:
-    then, now = universal(at, threshold).to_numpy(), universal(end, threshold).to_numpy()
-    kept, number = then & now, int(then.sum())
-    by_layer = pd.Series(now).groupby(at["layer"]).mean()
-    partners = [column for column in at if column.startswith("partner_") and column != f"partner_{seed}"]
-    before, after = (rows.loc[kept, partners].to_numpy() for rows in (at, end))
-    same = (before == after)[(before >= 0) & (after >= 0)]
-    return {
-        "seed": seed,
-        "point": name,
-        "universal": number,
-        "kept": int(kept.sum()),
-        "persistence": kept.sum() / number if number else np.nan,
-        "chance": float(at.loc[then, "layer"].map(by_layer).mean()) if number else np.nan,
-        "same_partner": float(same.mean()) if same.size else np.nan,
-    }
+def _flags(neurons: pd.DataFrame) -> pd.DataFrame:
+    """Whether each neuron (index KEYS) is universal at each point (columns, in order of training)."""
+    wide = neurons.set_index([*KEYS, "point"])["is_universal"].unstack("point")
+    return wide[list(dict.fromkeys(neurons["point"]))]
 
 
 # ---------------------------------------------------------------- summaries over checkpoints
@@ -252,25 +223,16 @@ def by_point(neurons: pd.DataFrame, summarise) -> pd.DataFrame:
 def appearances(indicators: dict[str, tuple[pd.Series, float]]) -> pd.DataFrame:
     """From which point on an indicator stays above its bar in every seed.
 
-    `indicators`: name → (values with index seed, point, in order of training; bar). Columns: indicator, bar, first (a point, or None),
-    any_first (the same for at least one seed), low, mean, high (at the last point, over seeds).
+    `indicators`: name → (values with index seed, point, in order of training; bar). Columns: indicator, bar, first (a
+    point, or None), any_first (the same for at least one seed), low, mean, high (over seeds at the last point).
     """
     rows = []
     for name, (values, bar) in indicators.items():
         wide = values.unstack("point")[list(dict.fromkeys(values.index.get_level_values("point")))]
         above, last = wide > bar, wide.iloc[:, -1]
-        rows.append(
-            {
-                "indicator": name,
-                "bar": bar,
-                "first": _from_here_on(above.all()),
-                "any_first": _from_here_on(above.any()),
-                "low": last.min(),
-                "mean": last.mean(),
-                "high": last.max(),
-            }
-        )
-    return pd.DataFrame(rows)
+        first, any_first = _from_here_on(above.all()), _from_here_on(above.any())
+        rows.append((name, bar, first, any_first, last.min(), last.mean(), last.max()))
+    return pd.DataFrame(rows, columns=["indicator", "bar", "first", "any_first", "low", "mean", "high"])
 
 
 def _from_here_on(above: pd.Series) -> str | None:
@@ -280,40 +242,32 @@ def _from_here_on(above: pd.Series) -> str | None:
 
 
 def indicators(heads: pd.DataFrame, layers: pd.DataFrame, shares: pd.DataFrame) -> dict[str, tuple[pd.Series, float]]:
-    """What `appearances` is asked about, with the bars: conventions, stated in the table.
+    """The indicators of `appearances` with their bars, which are conventions.
 
-    A head counts that gives half of its attention; a number of neurons that one in a thousand random directions would reach in
-    no seed, with 95 % probability; one neuron in a hundred universal.
+    A count of neurons must exceed what one random direction in a thousand gives in no seed, with 95 % probability.
     """
     keys = ["seed", "point"]
     best = heads.groupby(keys, sort=False)[["previous", "induction", "bos"]].max()
-    total = layers.groupby(keys, sort=False)[
-        ["neurons", "prediction", "suppression", "peaked_positive", "peaked_negative", "low_variance"]
-    ].sum()
+    total = layers.groupby(keys, sort=False)[["neurons", *COUNTS]].sum()
     seeds = total.index.get_level_values("seed").nunique()
-    chance = float(binom.ppf(1 - SIGNIFICANT / seeds, total["neurons"].max(), 1 - QUANTILE))
+    chance = float(binom.ppf(1 - SIGNIFICANT / seeds, total["neurons"].max(), 1 - NULL_QUANTILE))
+    published = f"neurons with W_U kurtosis above {PUBLISHED_CUTS.kurtosis:g}"
     return {
-        "a previous-token head": (best["previous"], HALF),
-        "an induction head": (best["induction"], HALF),
-        "a head that attends to BOS": (best["bos"], HALF),
+        "a previous-token head": (best["previous"], HEAD_BAR),
+        "an induction head": (best["induction"], HEAD_BAR),
+        "a head that attends to BOS": (best["bos"], HEAD_BAR),
         "neurons with W_U kurtosis above the calibrated cut": (total["prediction"] + total["suppression"], chance),
-        f"neurons with W_U kurtosis above {PUBLISHED_CUTS.kurtosis:g}": (
-            total["peaked_positive"] + total["peaked_negative"],
-            0.0,
-        ),
+        published: (total["peaked_positive"] + total["peaked_negative"], 0.0),
         "neurons with a logit variance below the null's": (total["low_variance"], chance),
-        "one universal neuron in a hundred": (shares.set_index(keys)["share"], 0.01),
+        "one universal neuron in a hundred": (shares.set_index(keys)["share"], LEAST_UNIVERSAL),
     }
 
 
-def kinds_of(groups: pd.DataFrame, kinds: pd.Series, name: Callable[[str], str] = str) -> pd.DataFrame:
-    """Share of each kind among the early and among the late: when, kind, share, and of how many neurons (`of`); `kinds` is aligned with `groups`."""
-    known = groups.assign(kind=kinds.map(name))
-    known = known[known["kind"].notna()]
+def kinds_of(groups: pd.DataFrame, kinds: pd.Series) -> pd.DataFrame:
+    """Share of each kind among early and late neurons: when, kind, share, of (how many neurons).
+
+    `kinds` is aligned with `groups`; neurons without a kind are left out.
+    """
+    known = groups.assign(kind=kinds).dropna(subset="kind")
     shares = known.groupby("when")["kind"].value_counts(normalize=True).rename("share")
-    number = known["when"].value_counts().rename("of")
-    return (
-        shares.reset_index().merge(number, on="when")
-        if len(known)
-        else pd.DataFrame(columns=["when", "kind", "share", "of"])
-    )
+    return shares.reset_index().merge(known["when"].value_counts().rename("of"), on="when")

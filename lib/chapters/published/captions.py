@@ -1,4 +1,4 @@
-"""What the comparison with a published table shows, in words computed from it; see lib.display.captions for the pattern."""
+"""Captions of the comparison with a published table."""
 
 import pandas as pd
 
@@ -10,139 +10,118 @@ TOP = 20  # neurons in a table of those that disagree
 
 
 def overlap(totals: pd.Series, threshold: float) -> Caption:
-    """From `compare.overlap`: do both call the same neurons universal?"""
+    """From `comparison.overlap`: do both call the same neurons universal?"""
     alt = "Stacked bars by layer: neurons universal in both, in this run only, in the published table only."
-    if not totals["universal"] or not totals["published"]:
-        side = (
-            "Neither side has"
-            if not totals["universal"] and not totals["published"]
-            else ("This run has no" if not totals["universal"] else "The published table has no")
-        )
-        text = (
-            f"{side} {'a ' if side.startswith('Neither') else ''}universal neuron at {threshold:g}: this run has "
-            f"{totals['universal']:,}, the published table {totals['published']:,}."
-        )
-        return Caption(
-            f"{totals['universal']:,} universal here, {totals['published']:,} published: nothing overlaps", text, alt
-        )
+    here, there = totals["universal"], totals["published"]
+    sizes = (
+        f"At threshold {threshold:g} this run has **{here:,}** universal neurons and the published table **{there:,}**"
+    )
+    if not here or not there:
+        title = f"{here:,} universal here, {there:,} published: nothing overlaps"
+        return Caption(title, f"{sizes}.", alt)
     title = f"{capital(count(totals['both'], 'neuron'))} universal in both: Jaccard {totals['jaccard']:.3f}"
     text = (
-        f"At threshold {threshold:g} this run calls **{totals['universal']:,}** of {totals['neurons']:,} neurons universal and the "
-        f"published table **{totals['published']:,}**; **{totals['both']:,}** are the same (Jaccard **{totals['jaccard']:.3f}**): "
-        f"{percent(totals['precision'], 1)} of this run's are published (precision; by chance {percent(totals['chance_precision'])}), "
-        f"and {percent(totals['recall'], 1)} of the published are found here (recall; by chance {percent(totals['chance_recall'])})."
+        f"{sizes}; **{totals['both']:,}** are the same. {percent(totals['precision'], 1)} of this run's are published "
+        f"(precision; by chance {percent(totals['chance_precision'])}), and {percent(totals['recall'], 1)} of the "
+        f"published are found here (recall; by chance {percent(totals['chance_recall'])})."
     )
     return Caption(title, text, f"{alt} {title}.")
 
 
-def values(table: pd.DataFrame, rows: pd.DataFrame, kind: str) -> Caption:
-    """From rows of `compare.agreement`: do the listed neurons have the same numbers? `kind` names the columns in plural."""
-    known = rows.dropna(subset="pearson").sort_values("pearson")
-    alt = f"Scatter plots of this run's {kind} against the published ones, one dot a neuron, with the line of equal values."
-    listed, differ = int(table["listed"].sum()), int(table["differs"].sum())
-    rounding = (
-        f"Of the {count(listed, 'listed neuron')} {differ:,} ({percent(differ / listed, 1)}) differ from the published table by more "
-        "than rounding in at least one column."
-    )
+def values(rows: pd.DataFrame, kind: str) -> Caption:
+    """From rows of `comparison.column_correlations`; `kind` names the columns in plural."""
+    alt = f"Scatter plots of this run's {kind} against the published ones, with the line of equal values."
+    known = rows.dropna(subset="pearson").sort_values("pearson") if len(rows) else rows
     if not len(rows):
-        return Caption(
-            f"The tables share no column of {kind}", f"The published table has no {kind} to compare with.", alt
-        )
+        return Caption(f"The tables share no column of {kind}", f"The published table has no {kind}.", alt)
     if not len(known):
-        text = f"{rounding} Too few neurons are listed, or the {kind} are constant, so that no correlation is defined."
+        text = f"Too few neurons are listed, or the {kind} are constant."
         return Caption(f"No correlation of the {kind} is defined", text, alt)
     low, high = known.iloc[0], known.iloc[-1]
-    if len(known) == 1 or f"{low['pearson']:.3f}" == f"{high['pearson']:.3f}":
-        title = f"The {kind} correlate {high['pearson']:.3f} with the published ones"
-    else:
-        title = f"The {kind} correlate {low['pearson']:.3f} to {high['pearson']:.3f} with the published ones"
+    title = f"The {kind} correlate {_range(low['pearson'], high['pearson'])} with the published ones"
     text = (
-        f"{rounding} Over them the Pearson correlation with the published value is lowest for the {low['label']} "
-        f"(**{low['pearson']:.3f}**) and highest for the {high['label']} (**{high['pearson']:.3f}**)."
+        f"One dot a listed neuron. The correlation is lowest for the {low['label']} (**{low['pearson']:.3f}**) and "
+        f"highest for the {high['label']} (**{high['pearson']:.3f}**)."
     )
-    excess = known[known["column"] == "excess_corr"]
-    if len(excess):
-        text += f" The excess correlation differs from the published one by {signed(excess['median_difference'].iloc[0], 4)} in the median."
     return Caption(title, text, f"{alt} {title}.")
+
+
+def _range(low: float, high: float) -> str:
+    return f"{high:.3f}" if f"{low:.3f}" == f"{high:.3f}" else f"{low:.3f} to {high:.3f}"
 
 
 def layers(matrix: pd.DataFrame) -> Caption:
-    """From `compare.agreement_by_layer`: is the agreement the same at every depth?"""
+    """From `comparison.correlations_by_layer`: do the values agree equally well at every depth?"""
     alt = "Heat map of the correlation with the published values, one row a column of the tables, one column a layer."
     known = matrix.median().dropna()
     if not len(known):
-        return Caption(
-            "No layer has enough listed neurons", "No layer has three listed neurons whose values vary.", alt
-        )
-    title = f"The median correlation in a layer goes from {known.min():.3f} to {known.max():.3f}"
-    if f"{known.min():.3f}" == f"{known.max():.3f}":
-        title = f"The median correlation is {known.max():.3f} in every layer"
+        text = "No layer has three listed neurons whose values vary."
+        return Caption("No layer has enough listed neurons", text, alt)
+    title = f"The median correlation in a layer is {_range(known.min(), known.max())}"
     text = (
-        f"The median over columns of the correlation within a layer is lowest in layer {known.idxmin()} (**{known.min():.3f}**) and "
-        f"highest in layer {known.idxmax()} (**{known.max():.3f}**)."
+        f"The median over columns is lowest in layer {known.idxmin()} (**{known.min():.3f}**) and highest in layer "
+        f"{known.idxmax()} (**{known.max():.3f}**)."
     )
     unknown = len(matrix.columns) - len(known)
     if unknown:
-        text += (
-            f" {capital(count(unknown, 'layer'))} {'has' if unknown == 1 else 'have'} fewer than three listed neurons."
-        )
+        has = "has" if unknown == 1 else "have"
+        text += f" {capital(count(unknown, 'layer'))} {has} fewer than three listed neurons."
     return Caption(title, text, f"{alt} {title}.")
 
 
 def differing(table: pd.DataFrame) -> str:
-    """How many listed neurons differ, before the table of those that do most."""
+    """How many listed neurons differ, before the table of those that differ most."""
     listed, differ = int(table["listed"].sum()), int(table["differs"].sum())
     if not differ:
         return f"None of the {count(listed, 'listed neuron')} differs from the published table by more than rounding."
-    median = table.loc[table["differs"], "distance"].median()
+    verb = "differs" if differ == 1 else "differ"
     return (
-        f"**{differ:,}** of the {count(listed, 'listed neuron')} ({percent(differ / listed, 1)}) {'differs' if differ == 1 else 'differ'} "
-        f"by more than rounding, with a median distance of {median:.2f} standard deviations. The largest {min(differ, TOP)}:"
+        f"**{differ:,}** of the {count(listed, 'listed neuron')} ({percent(differ / listed, 1)}) {verb} by more than "
+        f"rounding. The largest {min(differ, TOP)}:"
     )
 
 
 def difference_table(top: pd.DataFrame) -> pd.DataFrame:
-    """`compare.most_different` as a reader's table."""
-    return pd.DataFrame(
-        {
-            "layer": top["layer"],
-            "neuron": top["neuron"],
-            "distance": top["distance"].map("{:.2f}".format),
-            "excess": top["excess_corr"].map("{:.3f}".format),
-            "published": top["excess_corr_published"].map("{:.3f}".format),
-            "differs most in": [COLUMNS.get(column, "–") for column in top["worst"]],
-            "by [standard deviations]": top["worst_gap"].map(lambda gap: signed(gap, 1)),
-        }
-    )
+    """`comparison.most_different` as a reader's table."""
+    columns = {
+        "layer": top["layer"],
+        "neuron": top["neuron"],
+        "distance": top["distance"].map("{:.2f}".format),
+        "excess": top["excess_corr"].map("{:.3f}".format),
+        "published": top["excess_corr_published"].map("{:.3f}".format),
+        "differs most in": top["worst"].map(COLUMNS),
+        "by [standard deviations]": top["worst_difference"].map(lambda difference: signed(difference, 1)),
+    }
+    return pd.DataFrame(columns)
 
 
 def one_sided(parts: dict[str, pd.DataFrame], totals: pd.Series) -> str:
-    """How many neurons only one side calls universal, and the clearest of each."""
+    """How many neurons only one side calls universal, and those with the largest excess."""
     sentences = []
-    for side, column, whole in (("here", "excess_corr", "universal"), ("there", "excess_corr_published", "published")):
+    sides = (("here", "this run", "excess_corr", "universal"),)
+    sides += (("there", "the published table", "excess_corr_published", "published"),)
+    for side, name, column, whole in sides:
         number = int(totals[whole] - totals["both"])
-        name = "this run only" if side == "here" else "the published table only"
         if not number:
-            sentences.append(f"No neuron is universal in {name}.")
+            sentences.append(f"No neuron is universal in {name} only.")
             continue
         top = parts[side].head(5)
         named = ", ".join(f"L{row.layer}.{row.neuron} ({getattr(row, column):.3f})" for row in top.itertuples())
         verb = "is" if number == 1 else "are"
-        sentences.append(
-            f"**{capital(count(number, 'neuron'))}** {verb} universal in {name}; the clearest, with that excess: {named}."
-        )
+        neurons = capital(count(number, "neuron"))
+        sentences.append(f"**{neurons}** {verb} universal in {name} only; largest excess: {named}.")
     return " ".join(sentences)
 
 
 def is_partial(table: pd.DataFrame, threshold: float) -> str:
-    """What a table that leaves neurons out can and cannot tell."""
+    """What a table that leaves neurons out can and cannot say."""
     listed = table[table["listed"]]
     if len(listed) == len(table):
         return "The published table lists every neuron of the model."
     least = listed["excess_corr_published"].min()
-    above = least - threshold > 0.005
-    return (
-        f"The published table lists {len(listed):,} of {len(table):,} neurons, the smallest published excess being {least:.3f}. Values "
-        f"can be compared for these only; every other neuron counts as published not to be universal"
-        + (f", although some with an excess between {threshold:g} and {least:.3f} may be missing." if above else ".")
+    text = (
+        f"The published table lists {len(listed):,} of {len(table):,} neurons, with an excess of at least {least:.3f}. "
+        "Values are compared for these only; all others count as published not to be universal"
     )
+    above = f", although some between {threshold:g} and {least:.3f} may be missing"
+    return f"{text}{above if least - threshold > 0.005 else ''}."

@@ -1,8 +1,8 @@
 """A run beside a published per-neuron table: do they call the same neurons universal, and give them the same numbers?
 
-`python -m lib.chapters.published.comparison outputs/<run>/params.yaml [published.csv]` keeps the published table as tables/published.parquet
-and writes tables/comparison.parquet, one row per neuron of the run with the published columns beside its own. A
-published table may list universal neurons only; what it says of the others is then unknown, not zero.
+`python -m lib.chapters.published.comparison outputs/<run>/params.yaml [published.csv]` keeps the published table as
+tables/published.parquet and writes tables/comparison.parquet, one row per neuron of the run with both tables' columns.
+A published table may list universal neurons only; the values of the others are then unknown, not zero.
 """
 
 import csv
@@ -17,7 +17,7 @@ from lib.base.files import file_sha256, write_json
 from lib.base.params import read_params
 from lib.base.tensors import write_table
 from lib.chapters.universality.properties import PROPERTIES
-from lib.run import Run
+from lib.run import Run, with_universal
 
 CORRELATIONS = {
     "max_corr": "largest best match",
@@ -30,13 +30,13 @@ CORRELATIONS = {
 }
 COLUMNS = CORRELATIONS | PROPERTIES
 NEEDED = ("layer", "neuron", "excess_corr")
-SAME = 1e-3  # values that are closer than this share of the column's standard deviation are the same but for rounding
+ROUNDING = 1e-3  # standard deviations of the published column up to which two values count as the same
 
 
 def read_published(path: Path) -> pd.DataFrame:
-    """A per-neuron table from .csv (any separator) or .parquet: layer, neuron and the columns of COLUMNS that it has.
+    """A per-neuron table from .csv (any separator) or .parquet: layer, neuron and those of COLUMNS that it has.
 
-    Raises InputError, in one sentence, for what cannot be such a table.
+    Raises InputError for what cannot be such a table.
     """
     if not path.is_file():
         raise InputError(f"the published table {path} does not exist; name a file with PUBLISHED=path.csv.")
@@ -45,58 +45,59 @@ def read_published(path: Path) -> pd.DataFrame:
     except (ValueError, OSError, csv.Error) as error:
         why = str(error).strip().splitlines()[0].rstrip(".").replace(". ", "; ")
         raise InputError(f"the published table {path} cannot be read ({why}).") from error
+    fault = _fault(table)
+    if fault:
+        raise InputError(f"the published table {path} has {fault}.")
+    columns = ["layer", "neuron", *(column for column in COLUMNS if column in table)]
+    return table[columns].astype({"layer": int, "neuron": int}).reset_index(drop=True)
+
+
+def _fault(table: pd.DataFrame) -> str | None:
+    """Why a table cannot be a per-neuron table, or None."""
     missing = [column for column in NEEDED if column not in table]
     if missing:
         has = ", ".join(map(str, table.columns[:12]))
-        raise InputError(
-            f"the published table {path} has no column '{missing[0]}', only {has}; it needs {', '.join(NEEDED)}."
-        )
+        return f"no column '{missing[0]}', only {has}; it needs {', '.join(NEEDED)}"
     if not len(table):
-        raise InputError(f"the published table {path} has no rows.")
-    table = table[["layer", "neuron", *(column for column in COLUMNS if column in table)]]
-    wrong = next((column for column in table if not pd.api.types.is_numeric_dtype(table[column])), None)
-    if wrong:
-        raise InputError(f"the published table {path} has something other than numbers in its column '{wrong}'.")
+        return "no rows"
+    for column in ("layer", "neuron", *COLUMNS):
+        if column in table and not pd.api.types.is_numeric_dtype(table[column]):
+            return f"something other than numbers in its column '{column}'"
     for column in ("layer", "neuron"):
         if table[column].isna().any() or (table[column] % 1 != 0).any() or (table[column] < 0).any():
-            raise InputError(
-                f"the published table {path} has values in '{column}' that are not whole numbers from 0 on."
-            )
-    table = table.astype({"layer": int, "neuron": int})
-    if table.duplicated(["layer", "neuron"]).any():
-        raise InputError(f"the published table {path} has more than one row of the same neuron.")
-    return table.reset_index(drop=True)
+            return f"values in '{column}' that are not whole numbers from 0 on"
+    return "more than one row of the same neuron" if table.duplicated(["layer", "neuron"]).any() else None
 
 
-def joined(neurons: pd.DataFrame, published: pd.DataFrame, threshold: float) -> pd.DataFrame:
+def joined(neurons: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
     """One row per neuron of the run: the shared columns, those of the published table with the suffix `_published`.
 
-    Also `listed` (in the published table), `universal` and `universal_published` at the threshold, `distance`: the
-    root mean square over columns of the difference in standard deviations of the published column, and `differs`: whether
-    any column differs by more than rounding. The last two are NaN and False for neurons that are not listed.
+    Both tables have `is_universal`; here it is `universal` and `universal_published`. Also `listed` (in the published
+    table); `distance`, the root mean square over columns of the standardised difference (NaN if not listed); `differs`,
+    whether any column differs by more than rounding. Raises InputError if the published table is of a larger model.
     """
     largest = neurons[["layer", "neuron"]].max()
     over = published[(published["layer"] > largest["layer"]) | (published["neuron"] > largest["neuron"])]
     if len(over):
         first = over.iloc[0]
         raise InputError(
-            f"the published table has layer {first['layer']:.0f} neuron {first['neuron']:.0f}, but the run's layers go to "
-            f"{largest['layer']} and its neurons to {largest['neuron']}; it must be of the same model."
+            f"the published table has layer {first['layer']:.0f} neuron {first['neuron']:.0f}, but the run's layers "
+            f"go to {largest['layer']} and its neurons to {largest['neuron']}; it must be of the same model."
         )
-    columns = [column for column in COLUMNS if column in published and column in neurons]
-    suffixed = published[["layer", "neuron", *columns]].rename(columns={name: f"{name}_published" for name in columns})
-    table = neurons[["layer", "neuron", *columns]].merge(suffixed, "left", ["layer", "neuron"], indicator="listed")
+    key, columns = ["layer", "neuron"], [column for column in COLUMNS if column in published and column in neurons]
+    ours, theirs = (table[[*key, *columns]].assign(universal=table["is_universal"]) for table in (neurons, published))
+    theirs = theirs.rename(columns={name: f"{name}_published" for name in (*columns, "universal")})
+    table = ours.merge(theirs, "left", key, indicator="listed")
     table["listed"] = table["listed"] == "both"
-    table["universal"] = table["excess_corr"] > threshold
-    table["universal_published"] = table["excess_corr_published"] > threshold
-    gaps = pd.DataFrame({name: _gap(table, name) for name in columns})
-    table["distance"] = np.sqrt((gaps**2).mean(axis=1))
-    table["differs"] = (gaps.abs() > SAME).any(axis=1)
+    table["universal_published"] = table["universal_published"].eq(True)  # not listed: not universal
+    differences = pd.DataFrame({name: standardised_difference(table, name) for name in columns})
+    table["distance"] = np.sqrt((differences**2).mean(axis=1))
+    table["differs"] = (differences.abs() > ROUNDING).any(axis=1)
     return table
 
 
-def _gap(table: pd.DataFrame, column: str) -> pd.Series:
-    """Difference of a column in standard deviations of the published one; in plain numbers where that has none."""
+def standardised_difference(table: pd.DataFrame, column: str) -> pd.Series:
+    """This run minus published, in standard deviations of the published column (in plain numbers if it is constant)."""
     theirs = table[f"{column}_published"]
     deviation = theirs.std(ddof=0)
     return (table[column] - theirs) / (deviation if deviation > 0 else 1.0)
@@ -110,28 +111,26 @@ def shared_columns(table: pd.DataFrame) -> list[str]:
 def overlap(table: pd.DataFrame) -> pd.Series:
     """How far two sets of universal neurons agree: counts, Jaccard, precision, recall, and both by chance.
 
-    `precision` is the share of the run's universal neurons that are published as universal, `recall` the share of the
-    published that the run finds, `jaccard` both / either; NaN where there is nothing to divide by. By chance, for sets of
-    these sizes, the first two are `chance_precision` and `chance_recall`.
+    `jaccard` is both / either, `precision` the share of the run's universal neurons that are published as universal,
+    `recall` the share of the published ones that the run finds; NaN where the denominator is 0. `chance_precision` and
+    `chance_recall` are those of random sets of the same sizes.
     """
     ours, theirs = table["universal"], table["universal_published"]
-    both, either = int((ours & theirs).sum()), int((ours | theirs).sum())
-    return pd.Series(
-        {
-            "neurons": len(table),
-            "listed": int(table["listed"].sum()),
-            "universal": int(ours.sum()),
-            "published": int(theirs.sum()),
-            "both": both,
-            "jaccard": _ratio(both, either),
-            "precision": _ratio(both, ours.sum()),
-            "recall": _ratio(both, theirs.sum()),
-            "chance_precision": _ratio(theirs.sum(), len(table)),
-            "chance_recall": _ratio(ours.sum(), len(table)),
-            "differs": int(table["differs"].sum()),
-        },
-        dtype=object,
-    )
+    here, there, both, neurons = int(ours.sum()), int(theirs.sum()), int((ours & theirs).sum()), len(table)
+    found = {
+        "neurons": neurons,
+        "listed": int(table["listed"].sum()),
+        "universal": here,
+        "published": there,
+        "both": both,
+        "jaccard": _ratio(both, here + there - both),
+        "precision": _ratio(both, here),
+        "recall": _ratio(both, there),
+        "chance_precision": _ratio(there, neurons),
+        "chance_recall": _ratio(here, neurons),
+        "differs": int(table["differs"].sum()),
+    }
+    return pd.Series(found, dtype=object)
 
 
 def _ratio(part: float, whole: float) -> float:
@@ -144,50 +143,42 @@ def overlap_by_layer(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis("layer").reset_index().infer_objects()
 
 
-def agreement(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per shared column over the listed neurons: neurons, pearson, spearman, median_difference, differs.
+def column_correlations(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per shared column, over the listed neurons: column, label, neurons, pearson, differs (by more than rounding).
 
-    Correlations are NaN for fewer than three neurons or a constant column; `differs` counts neurons beyond rounding.
+    `pearson` is NaN for fewer than three neurons or a constant column.
     """
     listed = table[table["listed"]]
     rows = []
     for column in shared_columns(table):
         pair = listed[[column, f"{column}_published"]].dropna()
         defined = len(pair) > 2 and (pair.std() > 0).all()
-        rows.append(
-            {
-                "column": column,
-                "label": COLUMNS[column],
-                "neurons": len(pair),
-                "pearson": pair.corr().iloc[0, 1] if defined else np.nan,
-                "spearman": pair.corr("spearman").iloc[0, 1] if defined else np.nan,
-                "median_difference": (pair.iloc[:, 0] - pair.iloc[:, 1]).median(),
-                "differs": int((_gap(listed, column).abs() > SAME).sum()),
-            }
-        )
-    return pd.DataFrame(rows)
+        pearson = pair.corr().iloc[0, 1] if defined else np.nan
+        differs = int((standardised_difference(listed, column).abs() > ROUNDING).sum())
+        rows.append((column, COLUMNS[column], len(pair), pearson, differs))
+    return pd.DataFrame(rows, columns=["column", "label", "neurons", "pearson", "differs"])
 
 
-def agreement_by_layer(table: pd.DataFrame) -> pd.DataFrame:
-    """Pearson correlation of each shared column (rows) within each layer (columns); NaN as in `agreement`."""
-    layers = {layer: agreement(own).set_index("column")["pearson"] for layer, own in table.groupby("layer")}
+def correlations_by_layer(table: pd.DataFrame) -> pd.DataFrame:
+    """Pearson correlation of each shared column (rows) in each layer (columns); NaN as in `column_correlations`."""
+    layers = {layer: column_correlations(own).set_index("column")["pearson"] for layer, own in table.groupby("layer")}
     return pd.DataFrame(layers).reindex(shared_columns(table))
 
 
 def most_different(table: pd.DataFrame, number: int) -> pd.DataFrame:
-    """The listed neurons with the largest distance, and the column in which each differs most, in standard deviations."""
+    """The listed neurons with the largest distance, `worst`, the column that differs most, and `worst_difference`."""
     top = table[table["differs"]].nlargest(number, "distance")
-    gaps = pd.DataFrame({column: _gap(table, column) for column in shared_columns(table)}).loc[top.index]
-    if len(top):
-        worst = gaps.abs().idxmax(axis=1)
-        most = pd.Series([gaps.at[index, column] for index, column in worst.items()], top.index)
-    else:
-        worst = most = pd.Series(dtype=float)
-    return top.assign(worst=worst, worst_gap=most).reset_index(drop=True)
+    if top.empty:
+        return top.assign(worst=None, worst_difference=np.nan)
+    columns = {column: standardised_difference(table, column) for column in shared_columns(table)}
+    differences = pd.DataFrame(columns).loc[top.index]
+    worst = differences.abs().idxmax(axis=1)
+    most = [differences.at[index, column] for index, column in worst.items()]
+    return top.assign(worst=worst, worst_difference=most).reset_index(drop=True)
 
 
 def one_sided(table: pd.DataFrame, number: int) -> dict[str, pd.DataFrame]:
-    """Neurons that only one side calls universal, the clearest first: `here` by our excess, `there` by the published."""
+    """Neurons that only one side calls universal, largest excess first: `here` by ours, `there` by the published."""
     here = table[table["universal"] & ~table["universal_published"]].nlargest(number, "excess_corr")
     there = table[table["universal_published"] & ~table["universal"]].nlargest(number, "excess_corr_published")
     return {"here": here.reset_index(drop=True), "there": there.reset_index(drop=True)}
@@ -198,10 +189,10 @@ def compare(run: Run, path: Path | None = None) -> pd.DataFrame:
     tables = run.folder / "tables"
     if path is not None:
         published = read_published(path)
-        joined(run.neurons, published, run.params.threshold)  # refused before anything is written
+        joined(run.neurons, with_universal(published, run.params.threshold))  # refused before anything is written
         write_table(tables / "published.parquet", published)
         write_json(tables / "published.json", {"file": path.name, "sha256": file_sha256(path)})
-    table = joined(run.neurons, run.table("published"), run.params.threshold)
+    table = joined(run.neurons, run.table("published"))
     write_table(tables / "comparison.parquet", table)
     return table
 

@@ -1,4 +1,4 @@
-"""Chapter 6: planted checkpoints, indicators against plain NumPy in fp64, and a run that is cut off goes on."""
+"""Chapter 7: planted checkpoints, indicators against plain NumPy in fp64, and an interrupted run resumes."""
 
 import json
 import shutil
@@ -16,12 +16,11 @@ from lib.base.files import write_json
 from lib.base.hub import seed_folder
 from lib.base.params import Params
 from lib.base.tensors import write_table
-from lib.chapters.emergence import captions as findings
-from lib.chapters.emergence import checkpoints, claims, figures, statistics
-from lib.chapters.emergence import statistics as emergence_statistics
+from lib.chapters.emergence import captions, checkpoints, claims, figures, statistics
 from lib.chapters.emergence import tables as emergence_tables
 from lib.chapters.emergence.tables import Emergence, open_chapter, tabulate_emergence
 from lib.chapters.universality.properties import OWN_LAYER, layer_shares, reference_shares
+from lib.display.claims import Evidence
 from lib.run import with_universal
 from lib.text.blocks import read_text
 
@@ -69,8 +68,8 @@ def params(make_run, trained, monkeypatch) -> Params:
 
 
 def test_a_planted_neuron_is_born_when_it_is_copied_and_stays(params):
-    found = Emergence(tabulate_emergence(params, 8 * 256), shipped=False)
-    assert found.points["point"].tolist() == ["checkpoint-1", "checkpoint-2", "final"]
+    found = Emergence(tabulate_emergence(params, 8 * 256), 0.5)
+    assert found.tables["points"]["point"].tolist() == ["checkpoint-1", "checkpoint-2", "final"]
     neurons = found.tables["neurons"]
     own = neurons[(neurons["layer"] == BORN[0]) & (neurons["neuron"] == BORN[1])]
     by_point = own.groupby("point")["excess_corr"].min()
@@ -81,25 +80,26 @@ def test_a_planted_neuron_is_born_when_it_is_copied_and_stays(params):
     for row in last.itertuples():
         assert [getattr(row, f"partner_{other}") for other in "abc" if other != row.seed] == [flat, flat]
         assert getattr(row, f"partner_{row.seed}") == -1
-    since = statistics.first_universal(neurons, threshold).set_index(["seed", "layer", "neuron"])["since"]
+    flagged = with_universal(neurons, threshold)
+    since = statistics.first_universal(flagged).set_index(["seed", "layer", "neuron"])["since"]
     assert {since[(seed, *BORN)] for seed in "abc"} == {"checkpoint-2"}
-    kept = statistics.persistence(neurons, threshold).set_index(["seed", "point"])
+    kept = statistics.persistence(flagged).set_index(["seed", "point"])
     assert (kept.loc[(slice(None), "checkpoint-2"), "kept"] >= 1).all()
     assert (kept.loc[(slice(None), "checkpoint-2"), "same_partner"] > 0).all()
     # the run's own folders are gone, what ships is small
     assert not list((params.folder.parent).glob("emergence-*"))
     assert set(found.tables["heads"].columns) >= {"bos", "previous", "induction"}
-    assert len(found.tables["seeds"]) == len(found.points) * 3
+    assert len(found.tables["seeds"]) == len(found.tables["points"]) * 3
 
 
 def test_points_of_older_tables_are_kept_beside_new_ones(params, trained, tmp_path):
     older = tmp_path / "older"
     emergence_tables.export(tabulate_emergence(params, 8 * 256), older)
-    whole = Emergence(older, shipped=False)
+    whole = Emergence(older, 0.5)
     emergence_tables.export(tabulate_emergence(params, 8 * 256, steps=[], keep=older), tmp_path / "again")
-    again = Emergence(tmp_path / "again", shipped=False)
+    again = Emergence(tmp_path / "again", 0.5)
     assert again.record == whole.record | {"points": again.record["points"]}
-    assert again.points["point"].tolist() == whole.points["point"].tolist()
+    assert again.tables["points"]["point"].tolist() == whole.tables["points"]["point"].tolist()
     for name, table in whole.tables.items():
         pd.testing.assert_frame_equal(again.tables[name], table)
 
@@ -116,9 +116,8 @@ def test_points_of_older_tables_are_kept_beside_new_ones(params, trained, tmp_pa
     record = json.loads((older / "emergence.json").read_text())
     record["points"][-1] |= {"seeds": {"a": "other weights"}, "step": 4}
     (older / "emergence.json").write_text(json.dumps(record))
-    labels = (
-        Emergence(tabulate_emergence(params, 8 * 256, steps=[2], keep=older), shipped=False).points["point"].tolist()
-    )
+    mixed = Emergence(tabulate_emergence(params, 8 * 256, steps=[2], keep=older), 0.5)
+    labels = mixed.tables["points"]["point"].tolist()
     assert labels == ["checkpoint-1", "checkpoint-2", "shipped-4", "final"]
     with pytest.raises(InputError, match="another token_budget and"):
         tabulate_emergence(params, 4 * 256, steps=[], keep=older)
@@ -126,7 +125,7 @@ def test_points_of_older_tables_are_kept_beside_new_ones(params, trained, tmp_pa
         tabulate_emergence(params, 8 * 256, keep=tmp_path)
 
 
-def test_a_killed_run_goes_on_and_finished_points_are_not_measured_again(params, monkeypatch):
+def test_interrupted_run_resumes_and_finished_points_are_not_measured_again(params, monkeypatch):
     real, seen = emergence_tables.measure, []
 
     def dies(run):
@@ -221,7 +220,7 @@ def neuron_history(excess: dict[str, list[float]], partners: dict[str, list[int]
         for point, values in excess.items()
         for index, value in enumerate(values)
     ]
-    return pd.DataFrame(rows)
+    return with_universal(pd.DataFrame(rows), 0.5)
 
 
 def test_births_deaths_and_persistence_of_a_small_history():
@@ -229,25 +228,25 @@ def test_births_deaths_and_persistence_of_a_small_history():
         {"one": [0.9, 0.1, 0.9, 0.9], "two": [0.9, 0.9, 0.1, 0.9], "end": [0.9, 0.9, 0.1, np.nan]},
         {"one": [0, 1, 2, 3], "two": [5, 1, 2, 3], "end": [5, 1, 2, 3]},
     )
-    changes = statistics.transitions(neurons, 0.5)
+    changes = statistics.transitions(neurons)
     assert changes[["before", "after", "stay", "births", "deaths"]].to_numpy().tolist() == [
         [3, 3, 2, 1, 1],
         [3, 2, 2, 0, 1],
     ]
-    kept = statistics.persistence(neurons, 0.5).set_index("point")
+    kept = statistics.persistence(neurons).set_index("point")
     assert kept.loc["one", ["universal", "kept"]].tolist() == [3, 1] and kept.loc["two", "kept"] == 2
     # at the end all of layer 0 and none of layer 1 are universal: chance is the mean over the three
     assert np.isclose(kept.loc["one", "chance"], 1 / 3) and np.isclose(kept.loc["two", "chance"], 2 / 3)
     assert kept.loc["one", "same_partner"] == 0 and kept.loc["two", "same_partner"] == 1
-    since = statistics.first_universal(neurons, 0.5).set_index(["layer", "neuron"])["since"]
+    since = statistics.first_universal(neurons).set_index(["layer", "neuron"])["since"]
     assert since.to_dict() == {(0, 0): "one", (0, 1): "two"}
-    assert (neurons[neurons["point"] == "end"]["excess_corr"] > 0.5).sum() == 2
+    assert neurons[neurons["point"] == "end"]["is_universal"].sum() == 2
 
 
 def test_no_universal_neuron_at_all_gives_empty_tables():
     neurons = neuron_history({"one": [0.0] * 4, "end": [0.1] * 4}, {"one": [0] * 4, "end": [0] * 4})
-    assert statistics.first_universal(neurons, 0.5).empty
-    kept = statistics.persistence(neurons, 0.5)
+    assert statistics.first_universal(neurons).empty
+    kept = statistics.persistence(neurons)
     assert kept["universal"].eq(0).all() and kept[["persistence", "chance", "same_partner"]].isna().all().all()
 
 
@@ -267,7 +266,7 @@ def test_log_spaced_keeps_the_ends():
     assert many[0] == 1 and many[-1] == 143_000 and len(many) <= 12
 
 
-def test_no_checkpoints_is_one_sentence(make_run, seed_folders, params):
+def test_missing_checkpoints_are_refused_in_one_sentence(make_run, seed_folders, params):
     with pytest.raises(InputError, match="no checkpoints that all of the seeds a, b, c have") as error:
         checkpoints.points(make_run(seed_folders).params)
     assert "\n" not in str(error.value)
@@ -275,7 +274,7 @@ def test_no_checkpoints_is_one_sentence(make_run, seed_folders, params):
         checkpoints.points(params, [1, 3])
 
 
-def test_hub_models_without_a_checkpoint_asked_for_is_one_sentence(make_run, hub, trained):
+def test_hub_models_without_a_chosen_checkpoint_are_refused(make_run, hub, trained):
     for name in "ab":
         hub.add("models", f"EleutherAI/pythia-{name}", trained / name, revision="step1")
     params = make_run({name: f"EleutherAI/pythia-{name}" for name in "ab"}).params
@@ -296,7 +295,7 @@ def test_revisions_of_a_hub_model(make_run, hub, trained):
 # ---------------------------------------------------------------- what is said
 
 
-def history(excess: dict[str, float]) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
+def history(excess: dict[str, float]) -> dict[str, pd.DataFrame]:
     """All tables of two checkpoints of two seeds with 3 layers of 20 neurons, every neuron with the given excess."""
     points = pd.DataFrame({"point": list(excess), "step": [1, 8], "tokens": [2048, 16384]})
     neurons, layers, heads, losses, properties, seeds = [], [], [], [], [], []
@@ -362,64 +361,70 @@ def history(excess: dict[str, float]) -> tuple[dict[str, pd.DataFrame], pd.DataF
         "properties": properties,
         "seeds": seeds,
     }
-    return {name: pd.DataFrame(rows) for name, rows in made.items()}, points
+    tables = {name: pd.DataFrame(rows) for name, rows in made.items()} | {"points": points}
+    return {name: with_universal(table, 0.5) for name, table in tables.items()}
 
 
 @pytest.mark.parametrize(
     "excess",
     [{"checkpoint-1": 0.0, "final": 0.0}, {"checkpoint-1": 0.9, "final": 0.9}, {"checkpoint-1": 0.9, "final": 0.1}],
 )
-def test_every_figure_and_sentence_of_the_chapter_has_words_for_it(excess):
-    tables, points = history(excess)
+def test_every_figure_and_caption_of_the_chapter_exists_without_universal_neurons_too(excess):
+    tables = history(excess)
+    neurons, heads, layers, points = (tables[name] for name in ("neurons", "heads", "layers", "points"))
     time = figures.timeline(points)
-    shares = statistics.by_point(tables["neurons"], lambda own: reference_shares(with_universal(own, 0.5)))
-    layers = statistics.by_point(tables["neurons"], lambda own: layer_shares(with_universal(own, 0.5)))
-    changes, kept = statistics.transitions(tables["neurons"], 0.5), statistics.persistence(tables["neurons"], 0.5)
-    start = claims.middle_point(points)
-    groups = statistics.first_universal(tables["neurons"], 0.5).assign(when="early")
-    kinds = emergence_statistics.kinds_of(groups, groups["role"])
-    appear = statistics.appearances(statistics.indicators(tables["heads"], tables["layers"], shares))
+    shares = statistics.by_point(neurons, reference_shares)
+    by_layer = statistics.by_point(neurons, layer_shares)
+    changes, kept = statistics.transitions(neurons), statistics.persistence(neurons)
+    start = statistics.middle_point(points)
+    groups = statistics.first_universal(neurons).assign(when="early")
+    kinds = statistics.kinds_of(groups, groups["role"])
+    appear = statistics.appearances(statistics.indicators(heads, layers, shares))
     pairs = [
-        (findings.losses(tables["losses"], time), figures.losses(tables["losses"], time)),
-        (findings.shares(shares, time, 0.5), figures.shares(shares, time)),
-        (findings.by_layer(layers, time), figures.by_layer(layers, time)),
-        (findings.births_and_deaths(changes, kept, time, start), figures.births_and_deaths(changes, kept, time)),
-        (findings.early_and_late(groups, kinds, start, time, "role"), figures.early_and_late(groups, kinds, 3, "role")),
-        (findings.circuits_appear(appear, time), figures.circuits_appear(tables["heads"], tables["layers"], time)),
-        (findings.heads_at_the_end(tables["heads"]), figures.heads_at_the_end(tables["heads"])),
+        (captions.losses(tables["losses"], time), figures.losses(tables["losses"], time)),
+        (captions.shares(shares, time, 0.5), figures.shares(shares, time)),
+        (captions.by_layer(by_layer, time), figures.by_layer(by_layer, time)),
+        (captions.births_and_deaths(changes, kept, time, start), figures.births_and_deaths(changes, kept, time)),
+        (captions.early_and_late(groups, kinds, start, time, "role"), figures.early_and_late(groups, kinds, 3, "role")),
+        (captions.circuits_appear(appear, time), figures.circuits_appear(heads, layers, time)),
+        (captions.heads_at_the_end(heads), figures.heads_at_the_end(heads)),
     ]
-    for finding, fig in pairs:
-        assert finding.title and finding.text and finding.alt and "nan" not in finding.text
+    for caption, fig in pairs:
+        assert caption.title and caption.text and caption.alt and "nan" not in caption.text
         fig.canvas.draw()
-    assert not findings.appearance_table(appear, time).astype(str).eq("nan").any().any()
-    told = claims.claims(tables, points, 0.5).set_index("claim")["verdict"]
-    assert told.str.fullmatch("holds|does not hold|cannot tell").all()
-    sources = claims.claims(tables, points, 0.5).set_index("claim")["source"]
+    assert not captions.appearance_table(appear, time).astype(str).eq("nan").any().any()
+    table = claims.claims(Evidence(tables, "a", 0.5))
+    verdicts, sources = (table.set_index("claim")[column] for column in ("verdict", "source"))
+    assert verdicts.str.fullmatch("holds|does not hold|cannot tell").all()
     own = sources[sources.str.startswith(claims.OWN)]
-    assert (
-        any("rest on BOS" in claim for claim in own.index)
-        and "Universality grows in the second half of training" in own.index
-    )
-    assert f", {len(own)} of them this report's own, **" in findings.claims(claims.claims(tables, points, 0.5))
-    assert told[OWN_LAYER] == "holds"  # 0.8 of the matches where a third would be by chance
-    assert told["In the last layer suppression outnumbers prediction (calibrated cut)"] == "holds"
+    assert any("attention sink" in claim for claim in own.index)
+    assert "Universality grows in the second half of training" in own.index
+    assert f", {len(own)} of them this report's own, **" in captions.claims(table)
+    assert verdicts[OWN_LAYER] == "holds"  # 0.8 of the matches where a third would be by chance
+    assert verdicts["In the last layer suppression outnumbers prediction (calibrated cut)"] == "holds"
     universal_at_the_end = excess["final"] > 0.5
-    assert told[told.index.str.startswith("At least")].iloc[0] == ("holds" if universal_at_the_end else "does not hold")
-    persistent = told[told.index.str.startswith("Most neurons that are universal halfway")].iloc[0]
+    assert verdicts[verdicts.index.str.startswith("At least")].iloc[0] == (
+        "holds" if universal_at_the_end else "does not hold"
+    )
+    persistent = verdicts[verdicts.index.str.startswith("Most neurons that are universal halfway")].iloc[0]
     # where all neurons are universal at the end, chance persists as well as they do
     assert persistent == ("cannot tell" if excess["checkpoint-1"] < 0.5 else "does not hold")
 
 
-def test_verdicts():
-    assert claims.verdict([True, True]) == "holds" and claims.verdict([False]) == "does not hold"
-    assert claims.verdict([True, False]) == claims.verdict([True, None]) == claims.verdict([]) == "cannot tell"
+def test_a_claim_is_decided_where_all_seeds_agree():
+    def verdict(*values):
+        return claims._each_seed(pd.Series(values, dtype=float), "").verdict
+
+    assert verdict(1, 2) == "holds" and verdict(-1) == "does not hold"
+    assert verdict(1, -1) == verdict(1, np.nan) == verdict() == "cannot tell"
 
 
-def test_shipped_tables_are_for_shipped_seeds_and_own_ones_come_first(params, make_run, monkeypatch, tmp_path):
+def test_own_tables_come_first_and_shipped_ones_need_shipped_seeds(params, make_run, monkeypatch, tmp_path):
     run = make_run({name: seed_folder(params, name) for name in "abc"})
     monkeypatch.setattr("lib.base.params.ROOT", tmp_path)
     assert open_chapter(run) is None  # no checkpoint tables: one sentence in the chapter
-    tables, points = history({"checkpoint-1": 0.0, "final": 0.9})
+    tables = history({"checkpoint-1": 0.0, "final": 0.9})
+    points = tables.pop("points")
     record = {
         "points": [
             {"label": row.point, "step": row.step, "tokens": row.tokens, "seeds": {}} for row in points.itertuples()

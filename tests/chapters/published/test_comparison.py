@@ -1,4 +1,4 @@
-"""A run beside a published table: perturbed copies are told exactly, and every table that cannot be used in one sentence."""
+"""A run beside a published table: perturbed copies are found exactly; an unusable table is refused in one sentence."""
 
 import json
 
@@ -10,6 +10,7 @@ from conftest import SHIPPED
 from lib.base.errors import InputError
 from lib.base.tensors import write_table
 from lib.chapters.published import captions, comparison, figures
+from lib.run import with_universal
 
 pytestmark = pytest.mark.usefixtures("without_grouped_moments")
 
@@ -33,6 +34,10 @@ def published(neurons) -> pd.DataFrame:
     return neurons[neurons["excess_corr"] > THRESHOLD].round(6).reset_index(drop=True)
 
 
+def joined(neurons: pd.DataFrame, published: pd.DataFrame, threshold: float = THRESHOLD) -> pd.DataFrame:
+    return comparison.joined(with_universal(neurons, threshold), with_universal(published, threshold))
+
+
 def exchanged(table: pd.DataFrame, share: float) -> tuple[pd.DataFrame, set[tuple[int, int]]]:
     """A copy in which a share of the neurons have another one's values, and which they are."""
     places = np.random.default_rng(1).choice(len(table), round(share * len(table)), replace=False)
@@ -41,23 +46,23 @@ def exchanged(table: pd.DataFrame, share: float) -> tuple[pd.DataFrame, set[tupl
     return copy, set(map(tuple, table.loc[places, ["layer", "neuron"]].to_numpy()))
 
 
-def test_a_table_agrees_with_itself(neurons, published):
-    table = comparison.joined(neurons, published, THRESHOLD)
+def test_table_agrees_with_itself(neurons, published):
+    table = joined(neurons, published)
     totals = comparison.overlap(table)
     assert totals["jaccard"] == totals["precision"] == totals["recall"] == 1 and totals["both"] == len(published) == 100
     assert totals["differs"] == 0 and totals["chance_recall"] == 1 / 3 and len(comparison.most_different(table, 9)) == 0
-    assert (comparison.agreement(table)["pearson"] > 0.999999).all() and set(comparison.shared_columns(table)) == set(
-        comparison.COLUMNS
-    )
+    assert (comparison.column_correlations(table)["pearson"] > 0.999999).all() and set(
+        comparison.shared_columns(table)
+    ) == set(comparison.COLUMNS)
 
 
-def test_a_tenth_of_the_neurons_exchanged_is_told_exactly(neurons, published):
+def test_exchanged_neurons_are_found_exactly(neurons, published):
     copy, expected = exchanged(published, 0.1)
-    table = comparison.joined(neurons, copy, THRESHOLD)
+    table = joined(neurons, copy)
     found = comparison.most_different(table, 1000)
     assert set(map(tuple, found[["layer", "neuron"]].to_numpy())) == expected and len(expected) == 10
     assert comparison.overlap(table)["jaccard"] == 1 and found["distance"].is_monotonic_decreasing
-    rows = comparison.agreement(table)
+    rows = comparison.column_correlations(table)
     assert (
         (rows["differs"] == 10).all() and rows["pearson"].between(0.5, 0.999).all() and (rows["neurons"] == 100).all()
     )
@@ -66,18 +71,18 @@ def test_a_tenth_of_the_neurons_exchanged_is_told_exactly(neurons, published):
         both = neurons.merge(copy, on=["layer", "neuron"], suffixes=("", "_p"))
         assert row.pearson == pytest.approx(np.corrcoef(both[row.column], both[f"{row.column}_p"])[0, 1])
     top = found.iloc[0]
-    gaps = {name: (top[name] - top[f"{name}_published"]) / copy[name].std(ddof=0) for name in comparison.COLUMNS}
-    assert top["distance"] == pytest.approx(np.sqrt(np.mean(np.square(list(gaps.values())))))
-    assert top["worst"] == max(gaps, key=lambda name: abs(gaps[name])) and top["worst_gap"] == pytest.approx(
-        gaps[top["worst"]]
-    )
+    differences = {name: (top[name] - top[f"{name}_published"]) / copy[name].std(ddof=0) for name in comparison.COLUMNS}
+    assert top["distance"] == pytest.approx(np.sqrt(np.mean(np.square(list(differences.values())))))
+    assert top["worst"] == max(differences, key=lambda name: abs(differences[name])) and top[
+        "worst_difference"
+    ] == pytest.approx(differences[top["worst"]])
 
 
-def test_a_tenth_of_the_universal_neurons_replaced_by_others_is_told_exactly(neurons, published):
+def test_replaced_universal_neurons_are_found_exactly(neurons, published):
     others = neurons[neurons["excess_corr"] <= THRESHOLD].iloc[:10]
     copy = published.copy()
     copy.loc[:9, ["layer", "neuron"]] = others[["layer", "neuron"]].to_numpy()
-    table = comparison.joined(neurons, copy, THRESHOLD)
+    table = joined(neurons, copy)
     totals = comparison.overlap(table)
     assert (totals["both"], totals["precision"], totals["recall"]) == (90, 0.9, 0.9) and totals["jaccard"] == 90 / 110
     sides = comparison.one_sided(table, 1000)
@@ -103,19 +108,23 @@ def cases(neurons, published):
 
 
 @pytest.mark.parametrize("case", range(8))
-def test_figures_and_sentences_for_every_kind_of_table(neurons, published, case, tmp_path):
-    table = comparison.joined(*list(cases(neurons, published))[case])
-    totals, rows, matrix = comparison.overlap(table), comparison.agreement(table), comparison.agreement_by_layer(table)
-    findings = [captions.overlap(totals, THRESHOLD), captions.layers(matrix)]
-    findings += [captions.values(table, rows[part], "values") for part in (slice(7), slice(7, None))]
-    texts = [text for finding in findings for text in finding]
+def test_figures_and_captions_exist_for_every_kind_of_table(neurons, published, case, tmp_path):
+    table = joined(*list(cases(neurons, published))[case])
+    totals, rows, matrix = (
+        comparison.overlap(table),
+        comparison.column_correlations(table),
+        comparison.correlations_by_layer(table),
+    )
+    shown = [captions.overlap(totals, THRESHOLD), captions.layers(matrix)]
+    shown += [captions.values(rows[part], "values") for part in (slice(7), slice(7, None))]
+    texts = [text for caption in shown for text in caption]
     texts += [captions.differing(table), captions.is_partial(table, THRESHOLD)]
     texts.append(captions.one_sided(comparison.one_sided(table, 20), totals))
     assert not any("nan" in text or "undefined" in text or "None universal" in text for text in texts), texts
     assert all(
         text.endswith((".", ":"))
         for text in texts
-        if " " in text and not any(text == finding.title for finding in findings)
+        if " " in text and not any(text == caption.title for caption in shown)
     )
     for figure in (
         figures.overlap(comparison.overlap_by_layer(table)),
@@ -139,7 +148,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_table_that_cannot_be_used_is_one_sentence(tmp_path, name):
+def test_unusable_table_is_refused_in_one_sentence(tmp_path, name):
     content, expected = WRONG[name]
     path = tmp_path / "published.csv"
     if content is not None:
@@ -150,12 +159,12 @@ def test_a_table_that_cannot_be_used_is_one_sentence(tmp_path, name):
     assert expected in text and text.endswith(".") and "\n" not in text and ". " not in text, text
 
 
-def test_a_table_of_a_larger_model_is_refused(neurons, published):
+def test_table_of_a_larger_model_is_refused(neurons, published):
     with pytest.raises(InputError, match="layer 7 neuron 0, but the run's layers go to 2 and its neurons to 99"):
-        comparison.joined(neurons, published.assign(layer=7, neuron=0).iloc[:1], THRESHOLD)
+        joined(neurons, published.assign(layer=7, neuron=0).iloc[:1])
 
 
-def test_the_table_is_kept_with_the_run(make_run, neurons, published, tmp_path, capsys):
+def test_table_is_kept_with_the_run(make_run, neurons, published, tmp_path, capsys):
     run = make_run({"a": SHIPPED / "a", "b": SHIPPED / "b"})
     write_table(run.folder / "tables" / "neurons_all_seeds.parquet", neurons.assign(seed="a"))
     for path, written in (
@@ -166,7 +175,7 @@ def test_the_table_is_kept_with_the_run(make_run, neurons, published, tmp_path, 
         first = comparison.compare(run, path)
         assert comparison.overlap(first)["jaccard"] == 1 and run.recorded("tables/published.json")["file"] == path.name
     pd.testing.assert_frame_equal(comparison.compare(run), first)
-    pd.testing.assert_frame_equal(run.table("comparison"), first)
+    pd.testing.assert_frame_equal(run.table("comparison"), with_universal(first, run.params.threshold))
     assert comparison.main([]) == comparison.main(["x", ""]) == 2
     assert capsys.readouterr().err.count("error: PUBLISHED is missing") == 2
     assert json.loads((run.folder / "tables" / "published.json").read_text())["sha256"]
@@ -176,10 +185,10 @@ def test_rounding_is_no_difference(neurons, published):
     table = neurons.copy()
     deviation = published["max_corr"].std(ddof=0)
     table.loc[table["excess_corr"] > THRESHOLD, "max_corr"] = published["max_corr"].to_numpy() + 5e-4 * deviation
-    assert comparison.overlap(comparison.joined(table, published, THRESHOLD))["differs"] == 0
+    assert comparison.overlap(joined(table, published))["differs"] == 0
     place = table.index[table["excess_corr"] > THRESHOLD][7]
     table.loc[place, "max_corr"] += 5e-3 * deviation
-    found = comparison.most_different(comparison.joined(table, published, THRESHOLD), 9)
+    found = comparison.most_different(joined(table, published), 9)
     assert found[["layer", "neuron", "worst"]].to_numpy().tolist() == [
         [*table.loc[place, ["layer", "neuron"]].astype(int), "max_corr"]
     ]
