@@ -1,4 +1,6 @@
-"""The claims that the second half of chapter 5 tests, the paper's and those of follow-up work: entropy, token-frequency and attention neurons; sets of universal ones."""
+"""The claims that chapter 06 tests: entropy, token-frequency and attention neurons, and sets of universal neurons."""
+
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -6,12 +8,13 @@ from scipy.stats import norm
 
 from lib.chapters.interventions import heads, neuron_sets
 from lib.chapters.interventions.candidates import entropy_candidates
-from lib.chapters.interventions.captions import RESTING, at_top, name_of, taken
-from lib.chapters.interventions.single_neurons import FIXED_FREQUENCY, FROZEN_SCALE
+from lib.chapters.interventions.captions import SINK_RATIO, name_of, pair_name
+from lib.chapters.interventions.single_neurons import FIXED_FREQUENCY, FROZEN_SCALE, at_largest_value, removed
 from lib.display.captions import count, p_words, percent, signed, signed_percent
 from lib.display.claims import (
     FEWEST,
     HOLDS,
+    PAPER,
     SIGNIFICANT,
     UNKNOWN,
     Claim,
@@ -24,167 +27,146 @@ from lib.display.claims import (
 )
 
 CHAPTER = "06_interventions"
-WEIGHTS, FIXED, ABLATED, PATHS, NORMS, SETS = (
-    "causal_weights",
-    "fixed_activation",
-    "mean_ablation",
-    "query_paths",
-    "value_norms",
-    "ablations",
-)
-INTERVENTIONS = {FIXED, ABLATED, PATHS, SETS}
+INTERVENTIONS = {"fixed_activation", "mean_ablation", "query_paths", "ablations"}  # tables of effects on the model
 FOLLOW_UP, PERSISTENCE = "arXiv 2406.16254", "arXiv 2508.00903"
-ANTIPODAL, STRONG = -0.5, 0.5  # cosine and correlation from which a claim is granted
-ATTENDED = 0.1  # of a head's attention to BOS, below which it has none to lose
+ANTIPODAL_COSINE = -0.5
+STRONG = 0.5  # correlation
+LEAST_ATTENTION = 0.1  # of a head to BOS; a head with less has none to lose
 
 
-def _groups(evidence: Evidence) -> tuple[pd.DataFrame, pd.DataFrame]:
-    top = at_top(evidence.tables[FIXED])
-    return top[top["group"] == "entropy"], top[top["group"] == "control"]
+def _groups(evidence: Evidence) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+    """Candidates and controls at the largest fixed value; None without either."""
+    top = at_largest_value(evidence.tables["fixed_activation"])
+    own, controls = top[top["group"] == "entropy"], top[top["group"] == "control"]
+    return None if own.empty or controls.empty else (own, controls)
 
 
-def _beyond_controls(outcome: str, digits: int):
-    """The candidate that raises an outcome most against the control that changes it most, with two standard errors.
+def _beside_controls(change: float, half: float, bound: float, above: bool, p_value: float, here: str) -> Measured:
+    """An interval beside controls; a claim holds only if its p-value is significant too."""
+    verdict = decided(change - half, change + half, bound, above)
+    verdict = UNKNOWN if verdict == HOLDS and p_value >= SIGNIFICANT else verdict
+    return Measured(float(change), float(change - half), float(change + half), here, verdict)
 
-    Among all of them a candidate is likely enough to come first by chance, so that more candidates must go beyond every control than
-    a random order would put there.
+
+def _beyond_controls(outcome: str) -> Callable[[Evidence], Measured]:
+    """The candidate that raises an outcome most against the control that changes it most, ± two standard errors.
+
+    The best of several candidates may come first by chance. So more candidates must exceed every control than a random
+    order would put there.
     """
 
     def measure(evidence: Evidence) -> Measured:
-        own, controls = _groups(evidence)
-        if own.empty or controls.empty:
+        if not (groups := _groups(evidence)):
             return unmeasured("no candidate or no control")
-        best, chance = own.loc[own[f"{outcome}_change"].idxmax()], controls[f"{outcome}_change"].abs().max()
+        own, controls = groups
+        best, bound = own.loc[own[f"{outcome}_change"].idxmax()], controls[f"{outcome}_change"].abs().max()
         change, half = best[f"{outcome}_change"], 2 * best[f"{outcome}_error"]
-        beyond = int((own[f"{outcome}_change"] > chance).sum())
+        beyond = int((own[f"{outcome}_change"] > bound).sum())
         p_value = float(np.prod([(len(own) - first) / (len(own) + len(controls) - first) for first in range(beyond)]))
         here = (
-            f"{name_of(best)}, the best of {count(len(own), 'candidate')}: {signed(change, digits)} ± {half:.{digits}f} held at {best['value']:g}; "
-            f"{count(len(controls), 'control')} up to {chance:.{digits}f} in size, {beyond} of the candidates beyond all of them ({p_words(p_value)} in a random order)"
+            f"{name_of(best)}, the best of {count(len(own), 'candidate')}: {signed(change, 4)} ± {half:.4f} held at "
+            f"{best['value']:g}; {count(len(controls), 'control')} up to {bound:.4f} in size, {beyond} of the "
+            f"candidates beyond all of them ({p_words(p_value)} in a random order)"
         )
-        told = decided(change - half, change + half, chance)
-        return Measured(
-            float(change),
-            float(change - half),
-            float(change + half),
-            here,
-            UNKNOWN if told == HOLDS and p_value >= SIGNIFICANT else told,
-        )
+        return _beside_controls(change, half, bound, True, p_value, here)
 
     return measure
 
 
 def _order(evidence: Evidence) -> Measured:
-    """Change of reciprocal rank of the candidate of largest entropy change, in size, against the median control's.
+    """The change of reciprocal rank, in size, by the candidate of largest entropy change against the median control's.
 
-    Half of all controls are below their median, so that it must also be less than nearly all controls'.
+    Half of all controls are below their median, so it must also be less than nearly all controls'.
     """
-    own, controls = _groups(evidence)
-    if own.empty or controls.empty:
+    if not (groups := _groups(evidence)):
         return unmeasured("no candidate or no control")
-    best, chance = own.loc[own["entropy_change"].idxmax()], controls["reciprocal_rank_change"].abs().median()
-    change, half = abs(best["reciprocal_rank_change"]), 2 * best["reciprocal_rank_error"]
-    less = int((controls["reciprocal_rank_change"].abs() <= change).sum())
+    own, controls = groups
+    best, sizes = own.loc[own["entropy_change"].idxmax()], controls["reciprocal_rank_change"].abs()
+    change, half, bound = abs(best["reciprocal_rank_change"]), 2 * best["reciprocal_rank_error"], sizes.median()
+    less = int((sizes <= change).sum())
     here = (
-        f"{name_of(best)}, of {count(len(own), 'candidate')} the one that raises entropy most: {signed(best['reciprocal_rank_change'], 4)} ± {half:.4f}; "
-        f"median control {chance:.4f} in size, and {less} of {len(controls)} controls move it no more than the candidate does"
+        f"{name_of(best)}, which raises entropy most of {count(len(own), 'candidate')}: "
+        f"{signed(best['reciprocal_rank_change'], 4)} ± {half:.4f}; median control {bound:.4f} in size, and {less} of "
+        f"{len(controls)} controls change it no more than the candidate"
     )
-    told = decided(change - half, change + half, chance, above=False)
-    rare = (less + 1) / (len(controls) + 1) < SIGNIFICANT
-    return Measured(
-        float(change), float(change - half), float(change + half), here, UNKNOWN if told == HOLDS and not rare else told
-    )
+    return _beside_controls(change, half, bound, False, (less + 1) / (len(controls) + 1), here)
 
 
 def _antipodal(evidence: Evidence) -> Measured:
-    cosines = {
-        seed: entropy_candidates(own)["partner_cos"]
-        for seed, own in evidence.tables[WEIGHTS].groupby("seed", sort=False)
-    }
-    found = over_seeds(
-        pd.Series({seed: own.min() for seed, own in cosines.items()}, dtype=float), ANTIPODAL, False, signed
-    )
-    return found._replace(
-        here=f"{found.here}; in each seed the lowest of {count(max(map(len, cosines.values())), 'candidate')}"
-    )
+    by_seed = evidence.tables["causal_weights"].groupby("seed", sort=False)
+    cosines = {seed: entropy_candidates(own)["partner_cos"] for seed, own in by_seed}
+    lowest = pd.Series({seed: own.min() for seed, own in cosines.items()}, dtype=float)
+    found = over_seeds(lowest, ANTIPODAL_COSINE, False, signed)
+    number = count(max(map(len, cosines.values())), "candidate")
+    return found._replace(here=f"{found.here}; in each seed the lowest of {number}")
 
 
-def _more_taken(outcome: str, variant: str, group: str):
-    """Does a variant take away more of an effect from candidates than from controls? Mann–Whitney over neurons."""
+def _tested(value: float, chance: float, p_value: float, here: str) -> Measured:
+    verdict = decided(value, value, chance) if p_value < SIGNIFICANT else UNKNOWN
+    return Measured(float(value), np.nan, np.nan, here, verdict)
+
+
+def _more_removed(outcome: str, variant: str, group: str) -> Callable[[Evidence], Measured]:
+    """Does a variant remove more of an effect from candidates than from controls? Mann–Whitney over neurons."""
 
     def measure(evidence: Evidence) -> Measured:
-        found = taken(evidence.tables[ABLATED], outcome, variant, group)
+        found = removed(evidence.tables["mean_ablation"], outcome, variant, group)
         if np.isnan(found.p_value):
             return unmeasured("no candidate or no control with an effect")
-        here = f"{signed_percent(found.ours)} of the median candidate's effect, {signed_percent(found.others)} of the median control's ({p_words(found.p_value)})"
-        return Measured(
-            float(found.delta),
-            np.nan,
-            np.nan,
-            here,
-            decided(found.delta, found.delta, 0.0) if found.p_value < SIGNIFICANT else "cannot tell",
-        )
+        ours, others = signed_percent(found.candidates), signed_percent(found.controls)
+        here = f"{ours} of the median candidate's effect, {others} of the median control's ({p_words(found.p_value)})"
+        return _tested(found.delta, 0.0, found.p_value, here)
 
     return measure
 
 
-def _path(outcome: str, sign: int):
-    """Strongest correlation of a deactivation pair's activation with what cutting its path changes, of the claimed sign."""
+def _path(outcome: str, sign: int) -> Callable[[Evidence], Measured]:
+    """Strongest correlation of a deactivation pair's activation with what cutting its path changes."""
 
     def measure(evidence: Evidence) -> Measured:
-        paths = evidence.tables[PATHS]
+        paths = evidence.tables["query_paths"]
         pairs = heads.ablation_summary(paths[paths["role"] == "deactivation"]) if len(paths) else paths
         pairs = pairs[pairs[outcome].notna()] if len(pairs) else pairs
         if pairs.empty:
             return unmeasured("no pair of neuron and head with an effect")
-        pairs = pairs[pairs["bos"] >= ATTENDED]
+        pairs = pairs[pairs["bos"] >= LEAST_ATTENTION]
         if pairs.empty:
-            return unmeasured(
-                f"none of the pairs' heads gives BOS {percent(ATTENDED, 0)} of its attention, which could be lowered"
-            )
+            least = percent(LEAST_ATTENTION, 0)
+            return unmeasured(f"none of the pairs' heads gives BOS {least} of its attention, which could be lowered")
         best = pairs.loc[(sign * pairs[outcome]).idxmax()]
-        half = norm.isf(SIGNIFICANT / 2) * best[f"{outcome}_error"]
-        low, high = np.tanh(np.arctanh(best[outcome]) - half), np.tanh(np.arctanh(best[outcome]) + half)
-        here = f"{name_of(best)} → L{int(best['head_layer'])}H{int(best['head'])}: {signed(best[outcome])} ({signed(low)} to {signed(high)}), the best of {count(len(pairs), 'pair')}"
-        return Measured(float(best[outcome]), low, high, here, decided(low, high, sign * STRONG, above=sign > 0))
+        centre, half = np.arctanh(best[outcome]), norm.isf(SIGNIFICANT / 2) * best[f"{outcome}_error"]
+        low, high = np.tanh(centre - half), np.tanh(centre + half)
+        interval = f"{signed(best[outcome])} ({signed(low)} to {signed(high)})"
+        here = f"{pair_name(best)}: {interval}, the best of {count(len(pairs), 'pair')}"
+        verdict = decided(low, high, sign * STRONG, above=sign > 0)
+        return Measured(float(best[outcome]), low, high, here, verdict)
 
     return measure
 
 
-def _resting(evidence: Evidence) -> Measured:
-    ratio = evidence.tables[NORMS]["ratio"]
+def _sink(evidence: Evidence) -> Measured:
+    ratio = evidence.tables["value_norms"]["ratio"]
     low, high = median_interval(ratio)
     here = f"{ratio.median():.2f} times in the median of {count(len(ratio), 'head')} ({low:.2f} to {high:.2f})"
-    return Measured(float(ratio.median()), low, high, here, decided(low, high, RESTING))
+    return Measured(float(ratio.median()), low, high, here, decided(low, high, SINK_RATIO))
 
 
 def _mean_ablated(evidence: Evidence) -> tuple[pd.DataFrame, pd.DataFrame, Measured | None]:
-    """The layers' universal neurons and their most universal ones beside random sets, and why nothing is claimed, if nothing is."""
-    compared = neuron_sets.comparisons(evidence.tables[SETS]).query("kind == 'mean'")
+    """The layers' universal neurons and their top 5 % beside random sets, and why there is too little to claim."""
+    compared = neuron_sets.comparisons(evidence.tables["ablations"]).query("kind == 'mean'")
     own, most = (compared[compared["group"] == group] for group in neuron_sets.CHOSEN)
     number = int(own["neurons"].sum())
-    return (
-        own,
-        most,
-        None
-        if number >= FEWEST
-        else unmeasured(f"{count(number, 'universal neuron')} with random ones to compare, too few"),
-    )
+    why = f"{count(number, 'universal neuron')} with random ones to compare, too few"
+    return own, most, unmeasured(why) if number < FEWEST else None
 
 
 def _more_than_random(evidence: Evidence) -> Measured:
     own, _, too_few = _mean_ablated(evidence)
     if too_few:
         return too_few
-    found = neuron_sets.ranking(own, "loss_change")
-    here = f"more than {found.below:g} of {found.draws} random sets, in {count(len(own), 'layer')} ({p_words(found.p_value)})"
-    return Measured(
-        found.share,
-        np.nan,
-        np.nan,
-        here,
-        decided(found.share, found.share, 0.5) if found.p_value < SIGNIFICANT else "cannot tell",
-    )
+    found, layers = neuron_sets.ranking(own, "loss_change"), count(len(own), "layer")
+    here = f"more than {found.below:g} of {found.draws} random sets, in {layers} ({p_words(found.p_value)})"
+    return _tested(found.share, 0.5, found.p_value, here)
 
 
 def _first_layer_most(evidence: Evidence) -> Measured:
@@ -194,119 +176,107 @@ def _first_layer_most(evidence: Evidence) -> Measured:
         return too_few or unmeasured("universal neurons in the first layer and another are needed")
     if not np.isfinite(found.half):
         return unmeasured("one block of text gives no standard error")
-    low, high = found.difference - found.half, found.difference + found.half
     here = (
-        f"beyond random sets {signed(found.excess, 4)} nats in layer 0, at most {signed(found.other_excess, 4)} in another (layer {found.other}): "
-        f"difference {signed(found.difference, 4)} ± {found.half:.4f}"
+        f"{signed(found.excess, 4)} nats beyond random sets in layer 0, at most {signed(found.other_excess, 4)} in "
+        f"another (layer {found.other}): difference {signed(found.difference, 4)} ± {found.half:.4f}"
     )
-    beside = neuron_sets.first_layer(most)
-    if beside:
+    if beside := neuron_sets.first_layer(most):
         here += f"; of each layer's {neuron_sets.MOST} {signed(beside.difference, 4)} ± {beside.half:.4f}"
+    low, high = found.difference - found.half, found.difference + found.half
     return Measured(found.difference, low, high, here, decided(low, high, 0.0))
 
 
+SHOWN_BY = {  # table that decides → figure that shows it, and whose claims these are
+    "fixed_activation": ("figure_07_25_fixed_activation", PAPER),
+    "causal_weights": ("figure_07_entropy_candidates", PAPER),
+    "mean_ablation": ("total_and_direct_effects", FOLLOW_UP),
+    "query_paths": ("figure_08bc_26_query_paths", PAPER),
+    "value_norms": ("bos_value_norms", PAPER),
+    "ablations": ("ablation_of_universal_neurons", PERSISTENCE),
+}
+
+
+def _claim(name: str, claim: str, published: str, table: str, measure: Callable[[Evidence], Measured]) -> Claim:
+    figure, source = SHOWN_BY[table]
+    return Claim(name, claim, published, CHAPTER, figure, (table,), measure, source)
+
+
 CLAIMS = (
-    Claim(
+    _claim(
         "entropy_scale",
         "An entropy neuron held high raises the final LayerNorm scale more than any control moves it",
         "0.68 → 0.83 (GPT2-medium L23.945 at 6)",
-        CHAPTER,
-        "figure_07_25_fixed_activation",
-        (FIXED,),
-        _beyond_controls("scale", 4),
+        "fixed_activation",
+        _beyond_controls("scale"),
     ),
-    Claim(
+    _claim(
         "entropy_entropy",
         "An entropy neuron held high raises the entropy of the prediction more than any control moves it",
         "2.48 → 3.61 nats (the same neuron)",
-        CHAPTER,
-        "figure_07_25_fixed_activation",
-        (FIXED,),
-        _beyond_controls("entropy", 4),
+        "fixed_activation",
+        _beyond_controls("entropy"),
     ),
-    Claim(
+    _claim(
         "entropy_order",
-        "An entropy neuron held high hardly changes the rank of the true token: less than the median control, and than nearly all",
+        "An entropy neuron held high hardly changes the true token's rank: less than the median and most controls",
         "reciprocal rank 0.5811 → 0.5806",
-        CHAPTER,
-        "figure_07_25_fixed_activation",
-        (FIXED,),
+        "fixed_activation",
         _order,
     ),
-    Claim(
+    _claim(
         "antipodal",
-        f"An entropy neuron has an antipodal partner: a w_out with a cosine below {signed(ANTIPODAL, 1)}",
+        f"An entropy neuron has an antipodal partner: a w_out with a cosine below {signed(ANTIPODAL_COSINE, 1)}",
         "−0.89 (GPT2-medium L22.2882)",
-        CHAPTER,
-        "figure_07_entropy_candidates",
-        (WEIGHTS,),
+        "causal_weights",
         _antipodal,
     ),
-    Claim(
+    _claim(
         "entropy_through_scale",
-        "Entropy neurons act through the final scale: freezing it takes away more than from controls",
+        "Entropy neurons act through the final scale: freezing it removes more of their effect than controls'",
         f"through the scale ({FOLLOW_UP})",
-        CHAPTER,
-        "total_and_direct_effects",
-        (ABLATED,),
-        _more_taken("entropy", FROZEN_SCALE, "entropy"),
-        FOLLOW_UP,
+        "mean_ablation",
+        _more_removed("entropy", FROZEN_SCALE, "entropy"),
     ),
-    Claim(
+    _claim(
         "frequency_direction",
-        "Token-frequency neurons act along the unigram direction: fixing it takes away more than from controls",
+        "Token-frequency neurons act along token frequency: fixing it removes more of their effect than controls'",
         f"along the direction of token frequency ({FOLLOW_UP})",
-        CHAPTER,
-        "total_and_direct_effects",
-        (ABLATED,),
-        _more_taken("kl_unigram", FIXED_FREQUENCY, "frequency"),
-        FOLLOW_UP,
+        "mean_ablation",
+        _more_removed("kl_unigram", FIXED_FREQUENCY, "frequency"),
     ),
-    Claim(
+    _claim(
         "deactivation_bos",
         f"Cutting a deactivation neuron's path lowers attention to BOS the more it fires: ρ below {signed(-STRONG, 1)}",
         "−0.93 (GPT2-medium L4.3594 → L5H0)",
-        CHAPTER,
-        "figure_08bc_26_query_paths",
-        (PATHS,),
+        "query_paths",
         _path("bos_change_corr", -1),
     ),
-    Claim(
+    _claim(
         "deactivation_norm",
-        f"Cutting it makes the head write more, the more the neuron fires: ρ with its output's norm above {signed(STRONG, 1)}",
+        f"Cutting it makes the head write more, the more the neuron fires: ρ with ‖W_O z‖ above {signed(STRONG, 1)}",
         "+0.89 (GPT2-medium L4.3594 → L5H0)",
-        CHAPTER,
-        "figure_08bc_26_query_paths",
-        (PATHS,),
+        "query_paths",
         _path("norm_change_corr", 1),
     ),
-    Claim(
+    _claim(
         "bos_resting",
-        f"BOS is a resting place: other tokens' ‖W_O v‖ is more than {RESTING:g} times that of BOS in the median head",
+        f"BOS is an attention sink: in the median head other tokens' ‖W_O v‖ is over {SINK_RATIO:g} times that of BOS",
         "19.4 times (GPT2-medium)",
-        CHAPTER,
-        "bos_value_norms",
-        (NORMS,),
-        _resting,
+        "value_norms",
+        _sink,
     ),
-    Claim(
+    _claim(
         "ablation_universal",
-        "Ablating a layer's universal neurons raises the loss more than ablating as many random neurons of the layer",
+        "Ablating a layer's universal neurons raises the loss more than ablating as many random neurons of it",
         f"changes predictions ({PERSISTENCE})",
-        CHAPTER,
-        "ablation_of_universal_neurons",
-        (SETS,),
+        "ablations",
         _more_than_random,
-        PERSISTENCE,
     ),
-    Claim(
+    _claim(
         "ablation_first_layer",
-        "Ablating the first layer's universal neurons raises the loss most, beyond what random neurons of a layer do",
+        "Ablating the first layer's universal neurons raises the loss most, beyond random neurons of a layer",
         f"hurts most ({PERSISTENCE})",
-        CHAPTER,
-        "ablation_of_universal_neurons",
-        (SETS,),
+        "ablations",
         _first_layer_most,
-        PERSISTENCE,
     ),
 )

@@ -1,9 +1,8 @@
-"""Interventions on neurons: what the model computes when a neuron's activation, or one path out of it, is changed.
+"""Interventions on neurons: a forward pass in which a neuron's activation, or one path out of it, is changed.
 
 An intervention is a small value that says what to change; `run` applies any set of them in one forward pass. Given
-the trace of the unchanged run it computes nothing twice: a neuron's change is added to the residual stream behind its
-layer and only later layers run again, so that a last-layer neuron needs no forward pass at all. All changed neurons of
-a layer are computed together: a set of hundreds costs hardly more than one.
+the trace of the unchanged run, only later layers run again: a change in the last layer needs no forward pass at all.
+All changed neurons of a layer are computed together, so a set of hundreds costs hardly more than one neuron.
 """
 
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from torch import Tensor
 from lib.base.errors import InputError
 from lib.models.processed import Processed
 
-INPUTS = ("q", "k", "v")
+HEAD_INPUTS = ("q", "k", "v")
 
 
 @dataclass(frozen=True)
@@ -27,29 +26,21 @@ class Fix:
     neuron: int
     value: float
 
-    def changed(self, activation: Tensor) -> Tensor:
-        """The activation after the intervention."""
-        return torch.full_like(activation, self.value)
-
 
 @dataclass(frozen=True)
-class Scale:
+class Multiply:
     """The neuron's activation is multiplied by `factor` at every position."""
 
     layer: int
     neuron: int
     factor: float
 
-    def changed(self, activation: Tensor) -> Tensor:
-        """The activation after the intervention."""
-        return activation * self.factor
-
 
 @dataclass(frozen=True)
 class PathAblation:
-    """What the neuron writes is taken out of the residual stream that one later head reads as `into`: q, k or v.
+    """One later head reads a residual stream without the neuron's output, for one of q, k and v (`into`).
 
-    The head's LayerNorm is recomputed on what is left; everything else that reads the neuron does so as before.
+    The head's LayerNorm is recomputed on what is left; everything else reads the neuron as before.
     """
 
     layer: int
@@ -61,12 +52,12 @@ class PathAblation:
 
 @dataclass(frozen=True, eq=False)
 class FreezeFinalScale:
-    """The final LayerNorm divides by `scale` (of the unchanged run), whatever the residual stream has become."""
+    """The final LayerNorm divides by `scale`, that of the unchanged run."""
 
     scale: Float[Tensor, "blocks context"]
 
 
-Intervention = Fix | Scale | PathAblation | FreezeFinalScale
+Intervention = Fix | Multiply | PathAblation | FreezeFinalScale
 
 
 @dataclass(frozen=True)
@@ -90,35 +81,32 @@ def run(
     interventions: Sequence[Intervention] = (),
     unchanged: Trace | None = None,
 ) -> Trace:
-    """A forward pass under interventions, from the first layer they touch where the unchanged run's trace is given.
+    """A forward pass under interventions, from the first changed layer if the unchanged run's trace is given.
 
     Several changes of one neuron apply in the order given. Raises InputError for a neuron or head that the model
     does not have, or a path into a head that is not in a later layer than the neuron.
     """
     _check(model, interventions)
     last = len(model.blocks)
-    touched = [
+    changed = [
         item.head_layer if isinstance(item, PathAblation) else item.layer
         for item in interventions
         if not isinstance(item, FreezeFinalScale)
     ]
-    first = 0 if unchanged is None else min(touched, default=last)
+    first = 0 if unchanged is None else min(changed, default=last)
     before = [model.embed(tokens)] if unchanged is None else unchanged.before[: first + 1]
     middle = [] if unchanged is None else unchanged.middle[:first]
     for layer in range(first, last):
         paths = [item for item in interventions if isinstance(item, PathAblation) and item.head_layer == layer]
         if unchanged is not None and layer == first and not paths:
-            middle.append(unchanged.middle[layer])
-            after = unchanged.before[layer + 1]
+            read, after = unchanged.middle[layer], unchanged.before[layer + 1]
         else:
-            qkv = _with_paths(
-                model, before[layer], layer, paths, lambda path: contribution(model, middle, path, interventions)
-            )
+            qkv = _qkv_without(paths, model, before[layer], layer, middle, interventions)
             read, after = model.layer(before[layer], layer, qkv)
-            middle.append(read)
+        middle.append(read)
         neurons = sorted({item.neuron for item in _changes(interventions, layer)})
         if neurons:
-            activation = model.neuron_activations(middle[layer], layer, neurons)  # (blocks, context, neurons)
+            activation = model.neuron_activations(read, layer, neurons)  # (blocks, context, neurons)
             moved = _changed(activation, layer, neurons, interventions) - activation
             after = after + moved @ model.blocks[layer].w_out[neurons]
         before.append(after)
@@ -129,39 +117,39 @@ def run(
 def contribution(
     model: Processed, middle: Sequence[Tensor], path: PathAblation, interventions: Sequence[Intervention] = ()
 ) -> Float[Tensor, "blocks context d_model"]:
-    """What the path's neuron writes into the residual stream, given what the MLPs up to its layer read."""
+    """What the path's neuron writes into the residual stream; `middle` as in Trace, up to the neuron's layer."""
     activation = model.neuron_activations(middle[path.layer], path.layer, [path.neuron])
     return _changed(activation, path.layer, [path.neuron], interventions) * model.blocks[path.layer].w_out[path.neuron]
 
 
-def _with_paths(model, residual, layer, paths, written) -> Tensor:
-    """A layer's queries, keys and values (3, blocks, heads, context, d_head) with paths cut."""
+def _qkv_without(
+    paths, model, residual, layer, middle, interventions
+) -> Float[Tensor, "3 blocks heads context d_head"]:
     qkv = model.heads(residual, layer)
     for head, into in {(path.head, path.into) for path in paths}:
-        cut = sum(written(path) for path in paths if (path.head, path.into) == (head, into))
-        kind = INPUTS.index(into)
+        own = [path for path in paths if (path.head, path.into) == (head, into)]
+        cut = sum(contribution(model, middle, path, interventions) for path in own)
+        kind = HEAD_INPUTS.index(into)
         qkv = qkv.clone()
         qkv[kind, :, head] = model.one_head(residual - cut, layer, kind, head)
     return qkv
 
 
-def _changes(interventions: Sequence[Intervention], layer: int) -> list[Fix | Scale]:
-    return [item for item in interventions if isinstance(item, Fix | Scale) and item.layer == layer]
+def _changes(interventions: Sequence[Intervention], layer: int) -> list[Fix | Multiply]:
+    return [item for item in interventions if isinstance(item, Fix | Multiply) and item.layer == layer]
 
 
 def _changed(activation, layer, neurons, interventions) -> Float[Tensor, "blocks context neurons"]:
-    """The activations of some of a layer's neurons after the changes of these, in the order given."""
     columns, after = {neuron: column for column, neuron in enumerate(neurons)}, activation.clone()
     for item in _changes(interventions, layer):
         if item.neuron in columns:
             column = columns[item.neuron]
-            after[..., column] = item.changed(after[..., column])
+            after[..., column] = item.value if isinstance(item, Fix) else after[..., column] * item.factor
     return after
 
 
 def _check(model: Processed, interventions: Sequence[Intervention]) -> None:
-    layers = len(model.blocks)
-    neurons, heads = len(model.blocks[0].w_out), len(model.blocks[0].out)
+    layers, neurons, heads = len(model.blocks), len(model.blocks[0].w_out), len(model.blocks[0].out)
     for item in interventions:
         if isinstance(item, FreezeFinalScale):
             continue
@@ -170,11 +158,12 @@ def _check(model: Processed, interventions: Sequence[Intervention]) -> None:
                 f"There is no neuron {item.neuron} in layer {item.layer}: the model has layers 0 to {layers - 1} with "
                 f"neurons 0 to {neurons - 1}."
             )
-        if isinstance(item, PathAblation):
-            if not (item.layer < item.head_layer < layers and 0 <= item.head < heads):
-                raise InputError(
-                    f"No path leads from layer {item.layer} into head {item.head} of layer {item.head_layer}: it must be one "
-                    f"of the heads 0 to {heads - 1} of a later layer, at most {layers - 1}."
-                )
-            if item.into not in INPUTS:
-                raise InputError(f"A path leads into q, k or v of a head, not into {item.into!r}.")
+        if not isinstance(item, PathAblation):
+            continue
+        if not (item.layer < item.head_layer < layers and 0 <= item.head < heads):
+            raise InputError(
+                f"No path leads from layer {item.layer} into head {item.head} of layer {item.head_layer}: "
+                f"a path ends in a later layer, at most {layers - 1}, at one of the heads 0 to {heads - 1}."
+            )
+        if item.into not in HEAD_INPUTS:
+            raise InputError(f"A path leads into q, k or v of a head, not into {item.into!r}.")

@@ -1,7 +1,7 @@
-"""Neurons that switch attention heads on or off: scores from weights, proved by cutting one path.
+"""Neurons that switch attention heads on or off: from weights to scores, and to the effects of cutting one path.
 
-A head that attends to the first token (BOS), whose value is small, does little. A neuron that moves a later head's
-query along that head's BOS key raises or lowers this attention. METHOD §6, figures 8 and 26.
+A head that attends to the first token (BOS), whose value is small, writes little. A neuron that moves a later head's
+query along that head's BOS key raises or lowers this attention. docs/method.md §6, figures 8 and 26.
 """
 
 from collections.abc import Sequence
@@ -16,15 +16,16 @@ from torch.nn.functional import normalize
 from lib.chapters.interventions.engine import PathAblation, Trace, contribution, run
 from lib.models.processed import Processed
 
-PAIRS = 2  # of either sign
-BLOCKS = 8  # blocks in one forward pass
+PAIRS = 2  # of each sign
+PAIR = ["layer", "neuron", "head_layer", "head"]
+MEASURED = ["activation", "bos", "norm", "bos_change", "norm_change"]
+BLOCKS = 8  # per forward pass
 
 
 def score_directions(model: Processed, bos_id: int) -> Float[Tensor, "layers heads d_model"]:
     """W_Qᵀ k_BOS / √d_head for every head, k_BOS from the model run on BOS alone: h = w_out · direction.
 
-    Where a model divides its attention scores by another number than √d_head, that number stands in its place; with rotary
-    positions the query is taken as it stands at BOS.
+    A model's own attention scale replaces 1 / √d_head; with rotary positions the query is that at BOS.
     """
     alone = run(model, torch.tensor([[bos_id]]))
     directions = []
@@ -40,7 +41,7 @@ def attention_scores(
 ) -> Float[Tensor, "neurons layers heads"]:
     """h of every neuron (unit w_out) for every head of a later layer; NaN for heads that it cannot reach.
 
-    `w_out` holds as many neurons of each layer, layer after layer.
+    `w_out` holds equally many neurons per layer, layer after layer.
     """
     layers = len(directions)
     scores = torch.einsum("nd,lhd->nlh", normalize(w_out, dim=1), directions)
@@ -52,11 +53,10 @@ def attention_scores(
 def score_columns(
     w_out: Float[Tensor, "neurons d_model"], directions: Float[Tensor, "layers heads d_model"]
 ) -> pd.DataFrame:
-    """One row per neuron: `attention_score`, its h for the head `attention_head_layer`, `attention_head` for which it is largest in
-    size in standard deviations of a random unit vector's, and `attention_deviations`, h in these. Heads' BOS keys differ in length, so that
-    only deviations compare from head to head.
+    """One row per neuron: its strongest head (`attention_head_layer`, `attention_head`) and h for it.
 
-    The last layer's neurons, which no head reads, have NaN and head −1.
+    Heads' BOS keys differ in length, so heads are compared by `attention_deviations`: `attention_score`, h, in standard
+    deviations of a random unit vector's. The last layer's neurons, which no head reads, have NaN and head −1.
     """
     scores = attention_scores(w_out, directions)
     neurons, layers, heads = scores.shape
@@ -80,7 +80,7 @@ def score_columns(
 
 
 def top_pairs(columns: pd.DataFrame, number: int = PAIRS) -> pd.DataFrame:
-    """The pairs of neuron and head with the largest h in deviations (they deactivate the head) and the lowest (they activate it)."""
+    """The pairs of neuron and head with the largest deviations (deactivation) and the lowest (activation)."""
     reached = columns[columns["attention_deviations"].notna()]
     most = reached.nlargest(number, "attention_deviations")
     least = reached.drop(index=most.index).nsmallest(number, "attention_deviations")
@@ -89,7 +89,7 @@ def top_pairs(columns: pd.DataFrame, number: int = PAIRS) -> pd.DataFrame:
 
 @torch.no_grad()
 def value_norms(model: Processed, tokens: Int[Tensor, "blocks context"]) -> pd.DataFrame:
-    """Per head ‖W_O v‖ of BOS, its mean over all other tokens, and `ratio`, how many times smaller BOS's is."""
+    """Per head ‖W_O v‖ of BOS (`bos`), its mean over all other tokens (`others`), and `ratio`, others / bos."""
     trace = run(model, tokens)
     rows = []
     for layer, block in enumerate(model.blocks):
@@ -104,9 +104,8 @@ def value_norms(model: Processed, tokens: Int[Tensor, "blocks context"]) -> pd.D
 def head_output(
     model: Processed, read_by_query: Tensor, read: Tensor, layer: int, head: int
 ) -> tuple[Float[Tensor, "blocks context"], Float[Tensor, "blocks context"]]:
-    """A head's attention to BOS and ‖W_O z‖ at each position, its query reading another residual stream than k and v."""
+    """A head's attention to BOS and ‖W_O z‖ at each position, with a residual stream for its query alone."""
     block = model.blocks[layer]
-
     query, key, value = (model.one_head(of, layer, kind, head) for kind, of in enumerate((read_by_query, read, read)))
     score = query @ key.transpose(1, 2) * block.attention_scale
     seen = torch.ones(score.shape[1:], dtype=torch.bool).tril()
@@ -123,9 +122,9 @@ def query_path_ablations(
 ) -> pd.DataFrame:
     """One row per pair and counted destination in the second half of the context: what cutting the path changes.
 
-    `block` is the destination's, its number among `tokens`; `activation` is the neuron's, `bos` the head's attention to BOS and `norm` its ‖W_O z‖ in the unchanged run, `bos_change`
-    and `norm_change` ablated minus unchanged. Only the query at the destination loses the neuron's contribution; since a query
-    serves one destination alone, cutting it everywhere and reading each destination is the same as one cut at a time.
+    `activation` is the neuron's, `bos` the head's attention to BOS and `norm` its ‖W_O z‖ in the unchanged run,
+    `bos_change` and `norm_change` are ablated minus unchanged, `block` is the row of `tokens`. A query serves one
+    destination alone, so cutting all queries at once equals cutting one at a time.
     """
     context = tokens.shape[1]
     chosen = counted & (torch.arange(context) >= context // 2)
@@ -134,83 +133,53 @@ def query_path_ablations(
         some, trace = chosen[start : start + BLOCKS], run(model, tokens[start : start + BLOCKS])
         for pair in pairs:
             found = _cut(model, trace, pair)
-            part = pd.DataFrame({name: values[some].numpy() for name, values in found.items()})
+            part = pd.DataFrame({name: of[some].numpy() for name, of in zip(MEASURED, found, strict=True)})
             part["block"] = start + some.nonzero()[:, 0].numpy()
-            parts.append(part.assign(layer=pair.layer, neuron=pair.neuron, head_layer=pair.head_layer, head=pair.head))
-    if not parts:  # no pair: a model of one layer has no later head
-        names = [
-            "activation",
-            "bos",
-            "norm",
-            "bos_change",
-            "norm_change",
-            "block",
-            "layer",
-            "neuron",
-            "head_layer",
-            "head",
-        ]
-        return pd.DataFrame(
-            {name: pd.Series(dtype="float64" if place < 5 else "int64") for place, name in enumerate(names)}
-        )
+            parts.append(part.assign(**{name: getattr(pair, name) for name in PAIR}))
+    if not parts:  # a model of one layer has no later head
+        empty = dict.fromkeys(MEASURED, "float64") | dict.fromkeys(["block", *PAIR], "int64")
+        return pd.DataFrame({name: pd.Series(dtype=dtype) for name, dtype in empty.items()})
     return pd.concat(parts, ignore_index=True)
 
 
-def _cut(model: Processed, trace: Trace, pair: PathAblation) -> dict[str, Tensor]:
+def _cut(model: Processed, trace: Trace, pair: PathAblation) -> tuple[Tensor, ...]:
     read = trace.before[pair.head_layer]
     bos, norm = head_output(model, read, read, pair.head_layer, pair.head)
     cut = read - contribution(model, trace.middle, pair)
     bos_after, norm_after = head_output(model, cut, read, pair.head_layer, pair.head)
     activation = model.neuron_activations(trace.middle[pair.layer], pair.layer, [pair.neuron])[..., 0]
-    return {
-        "activation": activation,
-        "bos": bos,
-        "norm": norm,
-        "bos_change": bos_after - bos,
-        "norm_change": norm_after - norm,
-    }
+    return activation, bos, norm, bos_after - bos, norm_after - norm
 
 
 def ablation_summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """Per pair: role, destinations, mean attention to BOS and ‖W_O z‖, mean changes, and their correlations with the activation.
+    """Per pair: role, destinations, means of attention to BOS, ‖W_O z‖ and their changes, and the changes' correlations
+    with the activation.
 
-    `<change>_corr_error` is the standard error of artanh of the correlation, from leaving out one block of text at a time, since
+    `<change>_corr_error` is the standard error of artanh of the correlation, a block of text left out at a time, since
     tokens of one block are not independent. A correlation with a quantity that does not vary is NaN.
     """
     summary = []
-    for (layer, neuron, head_layer, head), own in rows.groupby(["layer", "neuron", "head_layer", "head"], sort=False):
-        row = {
-            "role": own["role"].iloc[0],
-            "layer": layer,
-            "neuron": neuron,
-            "head_layer": head_layer,
-            "head": head,
-            "destinations": len(own),
-        }
-        row |= {name: own[name].mean() for name in ("bos", "norm", "bos_change", "norm_change")}
+    for pair, own in rows.groupby(PAIR, sort=False):
+        row = {"role": own["role"].iloc[0], **dict(zip(PAIR, pair, strict=True)), "destinations": len(own)}
+        row |= {name: own[name].mean() for name in MEASURED[1:]}
+        activation = own["activation"]
         for name in ("bos_change", "norm_change"):
-            varies = len(own) > 2 and own["activation"].std() > 0 and own[name].std() > 0
-            row[f"{name}_corr"] = np.corrcoef(own["activation"], own[name])[0, 1] if varies else np.nan
-            row[f"{name}_corr_error"] = (
-                _correlation_error(own["activation"], own[name], own["block"]) if varies else np.nan
-            )
+            row[f"{name}_corr"] = row[f"{name}_corr_error"] = np.nan
+            if len(own) > 2 and activation.std() > 0 and own[name].std() > 0:
+                row[f"{name}_corr"] = np.corrcoef(activation, own[name])[0, 1]
+                row[f"{name}_corr_error"] = _correlation_error(activation, own[name], own["block"])
         summary.append(row)
     return pd.DataFrame(summary)
 
 
 def _correlation_error(x: pd.Series, y: pd.Series, block: pd.Series) -> float:
-    """The jackknife's standard error of artanh of the correlation of x and y, a block left out at a time; NaN for one block."""
+    """The jackknife's standard error of artanh of the correlation, a block left out at a time; NaN for one block."""
     x, y = x - x.mean(), y - y.mean()
-    by_block = (
-        pd.DataFrame({"n": 1.0, "x": x, "y": y, "xx": x * x, "yy": y * y, "xy": x * y})
-        .astype(float)
-        .groupby(block.to_numpy())
-        .sum()
-    )
+    terms = pd.DataFrame({"n": 1.0, "x": x, "y": y, "xx": x * x, "yy": y * y, "xy": x * y}).astype(float)
+    by_block = terms.groupby(block.to_numpy()).sum()
     left = by_block.sum() - by_block  # sums of all blocks but one
-    covariance, *variances = (
-        left[a + b] / left["n"] - left[a] * left[b] / left["n"] ** 2 for a, b in ("xy", "xx", "yy")
-    )
+    pairs = ("xy", "xx", "yy")
+    covariance, *variances = (left[a + b] / left["n"] - left[a] * left[b] / left["n"] ** 2 for a, b in pairs)
     with np.errstate(divide="ignore", invalid="ignore"):
         z = np.arctanh((covariance / np.sqrt(variances[0] * variances[1])).to_numpy())
     return float(np.sqrt((len(z) - 1) * z.var())) if len(z) > 1 else np.nan

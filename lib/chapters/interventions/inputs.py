@@ -1,4 +1,4 @@
-"""What chapter 05's causal runs have in common: which text they read, which neurons, what is known of them from weights."""
+"""What interventions share: the text they read, the values neurons are held at, and what weights say about neurons."""
 
 from collections.abc import Sequence
 
@@ -17,10 +17,7 @@ VARIANTS = (TOTAL, FROZEN_SCALE, FIXED_FREQUENCY)
 
 
 def unigram_counts(text: Text) -> Int[Tensor, "vocabulary"]:
-    """How often each token occurs in the text after the first of each block: all that can come next, counted or not.
-
-    Line ends are among them, and so is BOS, between documents and where it fills the end of a block.
-    """
+    """How often each token occurs after the first position of a block, BOS and line ends included."""
     return torch.bincount(text.tokens[:, 1:].flatten(), minlength=text.vocab_size)
 
 
@@ -33,16 +30,13 @@ def sample_blocks(text: Text, tokens: int) -> tuple[Int[Tensor, "blocks context"
 
 def at_values(chosen: pd.DataFrame, values: Sequence[float]) -> dict[tuple[int, int], Sequence[float]]:
     """The same values for every neuron of a table, as `effects` takes them."""
-    return {(int(layer), int(neuron)): values for layer, neuron in zip(chosen["layer"], chosen["neuron"], strict=True)}
+    return {(int(layer), int(neuron)): values for layer, neuron in chosen[["layer", "neuron"]].to_numpy()}
 
 
 def at_mean(chosen: pd.DataFrame, neurons: pd.DataFrame) -> dict[tuple[int, int], list[float]]:
-    """Each chosen neuron's own mean activation (`activation_mean` of the run's `neurons`): mean ablation."""
+    """Each chosen neuron's mean activation (`activation_mean` of the run's `neurons`): mean ablation."""
     means = neurons.set_index(["layer", "neuron"])["activation_mean"]
-    return {
-        (int(layer), int(neuron)): [float(means.loc[layer, neuron])]
-        for layer, neuron in zip(chosen["layer"], chosen["neuron"], strict=True)
-    }
+    return {neuron: [float(means.loc[neuron])] for neuron in at_values(chosen, ())}
 
 
 def weight_columns(model: Processed, reading: Readout, bos_id: int) -> pd.DataFrame:
@@ -53,17 +47,16 @@ def weight_columns(model: Processed, reading: Readout, bos_id: int) -> pd.DataFr
 
 
 def random_scores(model: Processed, bos_id: int, random_seed: int) -> pd.DataFrame:
-    """`attention.score_columns` of as many random unit vectors as the model has neurons, in the same layers."""
+    """`heads.score_columns` of as many random unit vectors as the model has neurons, in the same layers."""
     vectors = random_directions(len(model.w_out), model.w_out.shape[1], random_seed)
     return heads.score_columns(vectors, heads.score_directions(model, bos_id))
 
 
 def effect_columns(ablated: pd.DataFrame) -> pd.DataFrame:
-    """One row per neuron of a mean ablation's table: `ablation_group` (two joined by +) and each outcome's change in each variant."""
+    """One row per mean-ablated neuron: each outcome's change in each variant, and `ablation_group` (joined by +)."""
     changes = [name for name in ablated if name.endswith("_change")]
-    wide = ablated.drop_duplicates(["layer", "neuron", "variant"]).pivot(
-        index=["layer", "neuron"], columns="variant", values=changes
-    )
+    distinct = ablated.drop_duplicates(["layer", "neuron", "variant"])
+    wide = distinct.pivot(index=["layer", "neuron"], columns="variant", values=changes)
     wide.columns = [
         f"mean_ablation_{name.removesuffix('_change')}" + ("" if variant == TOTAL else "_" + variant.replace(" ", "_"))
         for name, variant in wide.columns
@@ -73,10 +66,10 @@ def effect_columns(ablated: pd.DataFrame) -> pd.DataFrame:
 
 
 def with_matches(ablated: pd.DataFrame, matches: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """A mean ablation's entropy candidates and controls, one row for each of their best matches in the other seeds.
+    """Mean-ablated entropy candidates and controls: one row per positively correlated best match.
 
-    `matches` as in matches_all_seeds.parquet. Columns group, layer, neuron, reference_change, reference_error (of entropy,
-    in total), seed, match_layer, match_neuron, corr. A neuron without a positive correlation in a seed has no row for it.
+    `matches` as in matches_all_seeds.parquet. Columns group, layer, neuron, reference_change, reference_error (of
+    entropy, in total), seed, match_layer, match_neuron, corr.
     """
     own = ablated[(ablated["variant"] == TOTAL) & ablated["group"].isin(["entropy", "control"])]
     own = own[["group", "layer", "neuron", "entropy_change", "entropy_error"]]

@@ -1,7 +1,7 @@
-"""What a model loses without a layer's universal neurons: sets of neurons ablated together, beside random sets of the layer.
+"""What a model loses without a layer's universal neurons: sets of neurons ablated together, beside random sets.
 
-From per-neuron tables to sets, from sets to changes of the prediction, and from these to how a set ranks among random
-ones. METHOD §7, causal importance (arXiv 2508.00903).
+From per-neuron tables to sets, from sets to changes of the prediction, and from these to a set's rank among the random
+ones of its layer. docs/method.md §7, causal importance (arXiv 2508.00903).
 """
 
 from collections.abc import Callable, Sequence
@@ -15,21 +15,20 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import norm
 from torch import Tensor
 
-from lib.chapters.circuits.role_agreement import TOP
 from lib.chapters.interventions.engine import Fix, run
 from lib.chapters.interventions.single_neurons import BLOCKS, TILE, mean_and_error, predicting
-from lib.chapters.universality.properties import universal
+from lib.chapters.universality.properties import TOP_SHARE
 from lib.display.claims import SIGNIFICANT
 from lib.kernels.predictions import Cases, prediction_statistics, product_dtype
 from lib.models.processed import Processed
 
-UNIVERSAL, MOST, RANDOM = "universal", f"top {100 * TOP:g} %", "random"
+UNIVERSAL, MOST, RANDOM = "universal", f"top {100 * TOP_SHARE:g} %", "random"
 CHOSEN = (UNIVERSAL, MOST)
 KINDS = ("mean", "zero")
 OUTCOMES = ("loss_change", "kl", "residual_power")
 COMPARED = (*OUTCOMES, "kl_per_power")
 DRAWS = 10
-HELD = 2**27  # logits of the unchanged run that are kept at once, half a gigabyte
+MAX_LOGITS = 2**27  # of the unchanged run, kept at once: half a gigabyte
 
 
 class NeuronSet(NamedTuple):
@@ -41,34 +40,30 @@ class NeuronSet(NamedTuple):
     neurons: tuple[int, ...]
 
 
-def neuron_sets(neurons: pd.DataFrame, threshold: float, random_seed: int) -> list[NeuronSet]:
-    """For each layer its universal neurons, the TOP of its neurons with the largest excess, and DRAWS random sets as large as each.
+def neuron_sets(neurons: pd.DataFrame, random_seed: int) -> list[NeuronSet]:
+    """Each layer's universal neurons, its top 5 % by excess, and DRAWS random sets as large as each.
 
-    `neurons` has layer, neuron, excess_corr and dead. Small models have few universal neurons in a layer; the second set,
-    5 % as in the rest of the report, is there whatever the threshold. Random sets are drawn from the layer's live neurons that are in neither;
-    sets of two sizes share their draws, the smaller being the beginning of the larger. A set of more than half as many neurons as there
-    are to draw from is left out, since its random sets would be much the same.
+    `neurons` has layer, neuron, excess_corr, is_universal and dead. Random sets are drawn from the layer's live neurons
+    that are in neither; the smaller random sets are the beginning of the larger ones. A set larger than half of those
+    neurons is left out, since its random sets would nearly coincide.
     """
     random, sets = np.random.default_rng(random_seed), []
     for layer, own in neurons.groupby("layer"):
         live = own[~own["dead"]]
-        most = live.nlargest(max(1, round(TOP * len(own))), "excess_corr")
-        chosen = {UNIVERSAL: live.loc[universal(live, threshold), "neuron"], MOST: most["neuron"]}
+        most = live.nlargest(max(1, round(TOP_SHARE * len(own))), "excess_corr")
+        chosen = {UNIVERSAL: live.loc[live["is_universal"], "neuron"], MOST: most["neuron"]}
         rest = np.setdiff1d(live["neuron"], pd.concat(chosen.values()))
         orders = [random.permutation(rest) for _ in range(DRAWS)]
-        chosen = {group: members for group, members in chosen.items() if 0 < 2 * len(members) <= len(rest)}
-        sets += [
-            NeuronSet(int(layer), group, 0, tuple(members.sort_values().tolist())) for group, members in chosen.items()
-        ]
-        for size in sorted({len(members) for members in chosen.values()}):
-            sets += [
-                NeuronSet(int(layer), RANDOM, draw, tuple(order[:size].tolist())) for draw, order in enumerate(orders)
-            ]
+        chosen = {group: sorted(members) for group, members in chosen.items() if 0 < 2 * len(members) <= len(rest)}
+        sizes = sorted({len(members) for members in chosen.values()})
+        drawn = [(RANDOM, draw, order[:size].tolist()) for size in sizes for draw, order in enumerate(orders)]
+        named = [(group, 0, members) for group, members in chosen.items()] + drawn
+        sets += [NeuronSet(int(layer), group, draw, tuple(map(int, members))) for group, draw, members in named]
     return sets
 
 
-class _Predictions:
-    """The unchanged run's predictions on some tokens, and how far others are from them."""
+class _UnchangedPredictions:
+    """The unchanged run's predictions on some tokens, and how far changed ones are from them."""
 
     def __init__(self, model: Processed, final: Float[Tensor, "tokens d_model"], target: Int[Tensor, "tokens"]):
         self.model, self.target, self.normalised = model, target, model.normalise(final)
@@ -95,17 +90,13 @@ class _Predictions:
 
     def _losses(self, moved: Float[Tensor, "tokens d_model"]) -> Float[Tensor, "tokens"]:
         """Each token's loss where its normalised residual stream is moved."""
-        nothing, parts = self.logits.new_zeros(3, self.logits.shape[1]), []
-        for rows, logits, target, likely in zip(
-            *(x.split(TILE) for x in (moved, self.logits, self.target, self.likely)), strict=True
-        ):
+        constants, parts = self.logits.new_zeros(3, self.logits.shape[1]), []
+        tiles = (values.split(TILE) for values in (moved, self.logits, self.target, self.likely))
+        for rows, logits, target, likely in zip(*tiles, strict=True):
             each, one = torch.arange(len(rows)), torch.ones(len(rows))
             cases = Cases(each, each, one, one, torch.zeros(len(rows)))
-            parts.append(
-                prediction_statistics(logits, rows.to(self.coarse.dtype) @ self.coarse, cases, nothing, target, likely)[
-                    :, 0
-                ]
-            )
+            effects = rows.to(self.coarse.dtype) @ self.coarse
+            parts.append(prediction_statistics(logits, effects, cases, constants, target, likely)[:, 0])
         return torch.cat(parts)
 
 
@@ -119,21 +110,21 @@ def ablations(
 ) -> pd.DataFrame:
     """One row per set and kind: all its neurons held at their `means`, or at zero, in one run.
 
-    `blocks` is tokens and the mask of those that count. Columns layer, group, draw, neurons (how many), kind, tokens; means over counted
-    tokens of the change of loss, of KL(unchanged ‖ ablated), both in nats, and of the squared length of what the ablation adds to the
-    residual stream behind its layer, which is large for loud neurons (`loss_change`, `kl`, `residual_power`), each with its standard
-    error over blocks (`_error`).
+    `blocks` is tokens and the mask of those that count. Columns layer, group, draw, neurons (how many), kind, tokens,
+    and means over counted tokens with their standard errors over blocks (`_error`): change of loss and
+    KL(unchanged ‖ ablated), in nats, and `residual_power`, the squared length of what the ablation adds to the residual
+    stream behind its layer.
     """
     tokens, counted = blocks
     measured = predicting(counted)
     cases = [(one, kind) for one in sets for kind in KINDS]
     sums = torch.zeros(len(tokens), len(cases), len(OUTCOMES), dtype=torch.float64)
-    step = max(1, min(BLOCKS, HELD // (tokens.shape[1] * model.unembedding.shape[1])))
+    step = max(1, min(BLOCKS, MAX_LOGITS // (tokens.shape[1] * model.unembedding.shape[1])))
     for start in progress(range(0, len(tokens), step)):
         part, some = tokens[start : start + step], measured[start : start + step]
         block = start + some.nonzero()[:, 0]
         unchanged = run(model, part)
-        predictions = _Predictions(model, unchanged.final[some], part.roll(-1, 1)[some])
+        predictions = _UnchangedPredictions(model, unchanged.final[some], part.roll(-1, 1)[some])
         for index, (one, kind) in enumerate(cases):
             held = means[one.layer].tolist() if kind == "mean" else [0.0] * means.shape[1]
             ablated = run(model, part, [Fix(one.layer, neuron, held[neuron]) for neuron in one.neurons], unchanged)
@@ -142,13 +133,8 @@ def ablations(
             sums[:, index].index_add_(0, block, found.double())
     number = measured.sum(1).double()
     mean, error = mean_and_error(sums, number)
-    table = pd.DataFrame(
-        [
-            one._replace(neurons=len(one.neurons))._asdict() | {"kind": kind, "tokens": int(number.sum())}
-            for one, kind in cases
-        ],
-        columns=[*NeuronSet._fields, "kind", "tokens"],
-    )
+    rows = [(*one[:3], len(one.neurons), kind, int(number.sum())) for one, kind in cases]
+    table = pd.DataFrame(rows, columns=[*NeuronSet._fields, "kind", "tokens"])
     for index, outcome in enumerate(OUTCOMES):
         table[outcome], table[f"{outcome}_error"] = mean[:, index].numpy(), error[:, index].numpy()
     return table
@@ -157,11 +143,11 @@ def ablations(
 def comparisons(table: pd.DataFrame) -> pd.DataFrame:
     """One row per kind, group of CHOSEN and layer: the set beside the random ones of its layer and size.
 
-    Columns kind, group, layer, neurons, draws and for each of COMPARED: its value, `_random` (mean over draws), `_spread` (their standard
-    deviation), and how many draws are `_below` and `_level` with the set. To first order KL grows with the square of a disturbance;
-    `kl_per_power`, KL over `residual_power`, tells sets that matter from sets that are only loud. `loss_change_excess` is the change of loss less
-    `loss_change_random`; its `_error` adds those of the text, for the set and for the random ones, and that of the draws as if they were
-    independent, which overstates it: all sets are measured on the same text.
+    Columns kind, group, layer, neurons, draws and for each of COMPARED: its value, `_random` (mean over draws),
+    `_spread` (their standard deviation), and how many draws are `_below` and `_level` with the set. `kl_per_power`, KL
+    over `residual_power`, compares sets of different power, since KL grows with the square of a small disturbance.
+    `loss_change_excess` is the change of loss less `loss_change_random`; its `_error` adds the errors of the set, of
+    the random ones and of the draws as if independent. That is conservative: all sets are measured on the same text.
     """
     keys, rows = ["kind", "layer", "neurons"], []
     table = table.assign(kl_per_power=np.where(table["residual_power"] > 0, table["kl"] / table["residual_power"], 0.0))
@@ -171,34 +157,16 @@ def comparisons(table: pd.DataFrame) -> pd.DataFrame:
         row = {name: own[name] for name in ("kind", "group", "layer", "neurons")} | {"draws": len(others)}
         for outcome in COMPARED:
             value, random = own[outcome], others[outcome]
-            row |= {
-                outcome: value,
-                f"{outcome}_random": random.mean(),
-                f"{outcome}_spread": random.std(),
-                f"{outcome}_below": int((random < value).sum()),
-                f"{outcome}_level": int((random == value).sum()),
-            }
+            below, level = int((random < value).sum()), int((random == value).sum())
+            numbers = {"": value, "_random": random.mean(), "_spread": random.std(), "_below": below, "_level": level}
+            row |= {outcome + ending: number for ending, number in numbers.items()}
         row["loss_change_excess"] = own["loss_change"] - row["loss_change_random"]
-        errors = (
-            own["loss_change_error"],
-            others["loss_change_error"].mean(),
-            row["loss_change_spread"] / np.sqrt(len(others)),
-        )
+        of_draws = row["loss_change_spread"] / np.sqrt(len(others))
+        errors = own["loss_change_error"], others["loss_change_error"].mean(), of_draws
         rows.append(row | {"loss_change_excess_error": np.sqrt(np.square(errors).sum())})
-    names = [outcome + ending for outcome in COMPARED for ending in ("", "_random", "_spread", "_below", "_level")]
-    return pd.DataFrame(
-        rows,
-        columns=[
-            "kind",
-            "group",
-            "layer",
-            "neurons",
-            "draws",
-            *names,
-            "loss_change_excess",
-            "loss_change_excess_error",
-        ],
-    )
+    compared = [outcome + ending for outcome in COMPARED for ending in ("", "_random", "_spread", "_below", "_level")]
+    excess = ["loss_change_excess", "loss_change_excess_error"]
+    return pd.DataFrame(rows, columns=["kind", "group", "layer", "neurons", "draws", *compared, *excess])
 
 
 class Ranking(NamedTuple):
@@ -210,15 +178,15 @@ class Ranking(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Share of the random sets that are below; chance is a half."""
+        """Share of the random sets that are below; the chance level is a half."""
         return self.below / self.draws
 
 
 def ranking(compared: pd.DataFrame, outcome: str) -> Ranking:
     """Do the sets of `compared` (rows of `comparisons`, one kind and group) have a larger outcome than random ones?
 
-    Were a set one more random one of its layer, any number of draws from none to all would be below it with equal chance. The sum
-    over layers is tested against its exact distribution, ties taken against the claim in both directions.
+    If a set were just another random set, its rank among the draws would be uniform. The sum over layers is tested
+    against its exact distribution, ties taken against the claim in both directions.
     """
     below, level = int(compared[f"{outcome}_below"].sum()), int(compared[f"{outcome}_level"].sum())
     chance = reduce(np.convolve, [np.full(draws + 1, 1 / (draws + 1)) for draws in compared["draws"]], np.ones(1))
@@ -233,24 +201,17 @@ class FirstLayer(NamedTuple):
     other: int  # its layer
     other_excess: float
     difference: float
-    half: float  # of its 95 % interval, wider for as many layers as the other was chosen from
+    half: float  # of its 95 % interval, corrected for the number of other layers
 
 
 def first_layer(compared: pd.DataFrame) -> FirstLayer | None:
-    """Does the first layer's set raise the loss most? `compared` as in `ranking`; None without that layer or any other."""
+    """Does the first layer's set raise the loss most? None without that layer or another."""
     rows = compared.set_index("layer")
     others = rows.drop(index=0, errors="ignore")
     if 0 not in rows.index or others.empty:
         return None
     first, other = rows.loc[0], others.loc[others["loss_change_excess"].idxmax()]
-    half = norm.isf(SIGNIFICANT / 2 / len(others)) * np.hypot(
-        first["loss_change_excess_error"], other["loss_change_excess_error"]
-    )
-    difference = first["loss_change_excess"] - other["loss_change_excess"]
-    return FirstLayer(
-        float(first["loss_change_excess"]),
-        int(other.name),
-        float(other["loss_change_excess"]),
-        float(difference),
-        float(half),
-    )
+    excess, other_excess = float(first["loss_change_excess"]), float(other["loss_change_excess"])
+    error = np.hypot(first["loss_change_excess_error"], other["loss_change_excess_error"])
+    half = float(norm.isf(SIGNIFICANT / 2 / len(others)) * error)
+    return FirstLayer(excess, int(other.name), other_excess, excess - other_excess, half)

@@ -1,17 +1,20 @@
 """What changing single neurons does to a model's predictions: from neurons and values to effects with standard errors.
 
 For every neuron and value the final LayerNorm scale, loss, entropy, reciprocal rank of the true token and distance to
-the unigram distribution are averaged over counted tokens, block by block. A neuron of the last layer only moves the
-final residual stream along its w_out; an earlier one runs the layers behind it again.
+the unigram distribution are averaged over counted tokens, block by block. A last-layer neuron only moves the final
+residual stream along its w_out; for an earlier one the later layers run again.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
+from scipy.stats import mannwhitneyu
 from torch import Tensor
 
 from lib.chapters.interventions.engine import Fix, run
@@ -20,13 +23,13 @@ from lib.models.processed import Processed
 
 OUTCOMES = (*STATISTICS, "scale")
 TOTAL, FROZEN_SCALE, FIXED_FREQUENCY = "total", "frozen scale", "fixed frequency"
-BLOCKS = 4  # blocks in one forward pass
-TILE = 128  # tokens whose logits are held at once, so that they stay in the processor's cache
+BLOCKS = 4  # per forward pass
+TILE = 128  # tokens whose logits fit the processor's cache
 
 
 @dataclass(frozen=True)
 class Readout:
-    """The way from the final residual stream to statistics of predictions.
+    """From the final residual stream to statistics of predictions.
 
     `constants` has the rows unembedding bias, frequency direction (unit, in logit space) and log unigram probability.
     """
@@ -41,14 +44,14 @@ class Readout:
 
 
 def readout(model: Processed, counts: Int[Tensor, "vocabulary"]) -> Readout:
-    """The readout of a model, with token counts of a text as unigram frequencies (one added to each count).
+    """A model's readout, with the token counts of a text, plus one each, as unigram frequencies.
 
-    A model whose embedding is padded has more tokens than the text's tokeniser; those are counted 0 times.
+    A padded embedding has more tokens than the text's tokeniser; these count 0.
     """
     counts = F.pad(counts, (0, model.unembedding.shape[1] - len(counts)))
     log_unigram = ((counts + 1.0) / (counts + 1.0).sum()).log().float()
     direction = log_unigram - log_unigram.mean()
-    direction = direction / direction.norm().clamp(min=1e-12)  # a text of equally frequent tokens has no direction
+    direction = direction / direction.norm().clamp(min=1e-12)  # 0 for a text of equally frequent tokens
     return Readout(model.unembedding, torch.stack([model.unembedding_bias, direction, log_unigram]))
 
 
@@ -66,28 +69,27 @@ class Effects:
     def table(self) -> pd.DataFrame:
         """One row per neuron, value and variant: each outcome's mean, its change and the change's standard error."""
         before = self.unchanged.sum(0) / self.tokens.sum()
-        change, error = mean_and_error(
-            self.changed - self.unchanged[:, None, None, None], self.tokens
-        )  # (neurons, values, variants, outcomes)
-        rows = []
-        for n, (layer, neuron) in enumerate(self.neurons):
-            for g in range(self.values.shape[1]):
-                for v, variant in enumerate(self.variants):
-                    row = {"layer": layer, "neuron": neuron, "value": float(self.values[n, g]), "variant": variant}
-                    for index, outcome in enumerate(OUTCOMES):
-                        row[outcome] = float(before[index] + change[n, g, v, index])
-                        row[f"{outcome}_change"] = float(change[n, g, v, index])
-                        row[f"{outcome}_error"] = float(error[n, g, v, index])
-                    rows.append(row)
-        return pd.DataFrame(rows)
+        change, error = mean_and_error(self.changed - self.unchanged[:, None, None, None], self.tokens)
+        cases = [
+            (*neuron, value, variant)
+            for neuron, values in zip(self.neurons, self.values.tolist(), strict=True)
+            for value in values
+            for variant in self.variants
+        ]
+        table = pd.DataFrame(cases, columns=["layer", "neuron", "value", "variant"])
+        for index, outcome in enumerate(OUTCOMES):
+            mean = before[index] + change[..., index]
+            for name, column in (("", mean), ("_change", change[..., index]), ("_error", error[..., index])):
+                table[outcome + name] = column.flatten().numpy()
+        return table
 
 
 def mean_and_error(
     sums: Float[Tensor, "blocks *shape"], tokens: Float[Tensor, "blocks"]
 ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
-    """Means over tokens, from sums over each block's, and their standard errors (NaN with a single block).
+    """Means over tokens, from each block's sum, and their standard errors (NaN with a single block).
 
-    The standard error is that of a ratio of sums over blocks, since tokens of one block are not independent.
+    The error is that of a ratio of sums over blocks, since tokens of one block are not independent.
     """
     total, blocks = tokens.sum(), len(tokens)
     mean = sums.sum(0) / total
@@ -112,11 +114,11 @@ def effects(
     variants: tuple[str, ...] = (TOTAL,),
     progress: Callable = lambda chunks: chunks,
 ) -> Effects:
-    """Effects of fixing each neuron (layer, neuron) of `fixed` at each of its values, all neurons having equally many.
+    """Effects of fixing each neuron (layer, neuron) of `fixed` at each of its values, equally many per neuron.
 
-    `blocks` is tokens and the mask of those that count; a counted token's prediction of the next one is measured.
-    The variants: `total`; `frozen scale`, the final LayerNorm dividing as in the unchanged run; `fixed frequency`,
-    the logits' projection on the frequency direction put back to what it was.
+    `blocks` is tokens and the mask of those that count; measured is a counted token's prediction of the next one.
+    Variants: `total`; `frozen scale`, the final LayerNorm divides as in the unchanged run; `fixed frequency`, the
+    logits keep the unchanged run's projection on the frequency direction.
     """
     tokens, counted = blocks
     neurons = list(fixed)
@@ -124,22 +126,22 @@ def effects(
     sums = torch.zeros(len(tokens), len(neurons), values.shape[1], len(variants), len(OUTCOMES), dtype=torch.float64)
     unchanged = torch.zeros(len(tokens), len(OUTCOMES), dtype=torch.float64)
     measured = predicting(counted)
-    predictions = _Predictions(model, reading, neurons, values, variants)
+    statistics = _CaseStatistics(model, reading, neurons, values, variants)
     for start in progress(range(0, len(tokens), BLOCKS)):
         part = slice(start, start + BLOCKS)
-        for block, before, after in predictions.of(tokens[part], measured[part]):
+        for block, before, after in statistics.of(tokens[part], measured[part]):
             unchanged.index_add_(0, start + block, before)
             sums.index_add_(0, start + block, after)
     return Effects(neurons, values, tuple(variants), measured.sum(1).double(), unchanged, sums)
 
 
-class _Predictions:
-    """Statistics of every case on a few blocks at a time."""
+class _CaseStatistics:
+    """OUTCOMES of every case (neuron, value, variant) on a few blocks at a time."""
 
     def __init__(self, model: Processed, reading: Readout, neurons, values, variants):
         self.model, self.reading, self.neurons, self.values, self.variants = model, reading, neurons, values, variants
-        last = len(model.blocks) - 1
-        self.late = [index for index, (layer, _) in enumerate(neurons) if layer == last]
+        self.last = len(model.blocks) - 1
+        self.late = [index for index, (layer, _) in enumerate(neurons) if layer == self.last]
         self.early = [index for index in range(len(neurons)) if index not in self.late]
         self.directions = torch.stack([model.blocks[layer].w_out[neuron] for layer, neuron in neurons])[self.late]
         self.late_effects = self.directions @ reading.unembedding  # (late neurons, vocabulary)
@@ -152,82 +154,89 @@ class _Predictions:
         trace = run(self.model, tokens)
         final, target = trace.final[measured], tokens.roll(-1, 1)[measured]
         block = measured.nonzero()[:, 0]
-        last = len(self.model.blocks) - 1
-        active = self.model.neuron_activations(
-            trace.middle[last][measured], last, [self.neurons[index][1] for index in self.late]
-        )
+        late = [self.neurons[index][1] for index in self.late]
+        active = self.model.neuron_activations(trace.middle[self.last][measured], self.last, late)
         moved = self.values[self.late] - active[..., None]  # (tokens, late neurons, values)
         shifts = {}  # neuron -> change of the final residual stream at each value, (tokens, values, d_model)
         for index in self.early:
-            changed = [
-                run(self.model, tokens, [Fix(*self.neurons[index], value)], trace).final[measured]
-                for value in self.values[index].tolist()
-            ]
+            fixes = [Fix(*self.neurons[index], value) for value in self.values[index].tolist()]
+            changed = [run(self.model, tokens, [fix], trace).final[measured] for fix in fixes]
             shifts[index] = torch.stack(changed, 1) - final[:, None]
         for start in range(0, len(final), TILE):
             tile = slice(start, start + TILE)
-            yield (
-                block[tile],
-                *self._tile(final[tile], target[tile], moved[tile], {key: at[tile] for key, at in shifts.items()}),
-            )
+            own = {index: shift[tile] for index, shift in shifts.items()}
+            yield block[tile], *self._tile(final[tile], target[tile], moved[tile], own)
 
     def _tile(self, final, target, moved, shifts) -> tuple[Tensor, Tensor]:
-        rows, values = len(final), self.values.shape[1]
+        rows, values, variants = len(final), self.values.shape[1], len(self.variants)
         products = final @ self.reading.unembedding
-        everything = torch.empty(
-            rows, len(self.neurons), values, len(self.variants), len(OUTCOMES), dtype=torch.float64
-        )
-        likely = products.argmax(1)
-        nothing = self.late_effects.new_zeros(1, products.shape[1])
+        cases = torch.empty(rows, len(self.neurons), values, variants, len(OUTCOMES), dtype=torch.float64)
         base = self.model.scale(final)[:, None], (final @ self.along)[:, None]  # scale and projection, (rows, 1)
-        unchanged = self._statistics(
-            target, likely, products, nothing, base, base, torch.zeros(rows, 1, dtype=torch.long), (TOTAL,)
-        )
+        shared = target, products.argmax(1), products, base
+        nothing, first = self.late_effects.new_zeros(1, products.shape[1]), torch.zeros(rows, 1, dtype=torch.long)
+        unchanged = self._statistics(*shared, nothing, base, first, (TOTAL,))
         if self.late:
             which = torch.arange(len(self.late)).repeat_interleave(values).expand(rows, -1)
             after = self._along_directions(final, moved)
-            found = self._statistics(
-                target, likely, products, self.late_effects, base, after, which, self.variants, moved.flatten(1)
-            )
-            everything[:, self.late] = found.view(rows, len(self.late), values, len(self.variants), -1)
+            found = self._statistics(*shared, self.late_effects, after, which, self.variants, moved.flatten(1))
+            cases[:, self.late] = found.view(rows, len(self.late), values, variants, -1)
         for index, shift in shifts.items():  # (rows, values, d_model)
             change = (shift.to(self.dtype) @ self.coarse).flatten(0, 1)
             after = self.model.scale(final[:, None] + shift), (final[:, None] + shift) @ self.along
             which = torch.arange(rows * values).view(rows, values)
-            everything[:, index] = self._statistics(target, likely, products, change, base, after, which, self.variants)
-        return unchanged[:, 0, 0], everything
+            cases[:, index] = self._statistics(*shared, change, after, which, self.variants)
+        return unchanged[:, 0, 0], cases
 
     def _along_directions(self, final, moved) -> tuple[Tensor, Tensor]:
-        """LayerNorm scale and projection on the frequency direction, (rows, late · values), of final + moved · w_out."""
+        """LayerNorm scale and projection on the frequency direction of final + moved · w_out, (rows, late · values)."""
         wide, writes = final - final.mean(-1, keepdim=True), self.directions - self.directions.mean(-1, keepdim=True)
         covariance, spread = (wide @ writes.T / wide.shape[1])[..., None], writes.square().mean(-1)[:, None]
         variance = wide.square().mean(-1)[:, None, None] + moved * (2 * covariance + moved * spread)
         projection = (final @ self.along)[:, None, None] + moved * (self.directions @ self.along)[:, None]
         return (variance.clamp(min=0) + self.model.eps).sqrt().flatten(1), projection.flatten(1)
 
-    def _statistics(self, target, likely, products, effects, base, after, effect, variants, moved=None) -> Tensor:
-        """OUTCOMES (rows, cases, variants, outcomes); `base` and `after` are scale and projection, (rows, 1) and (rows, cases)."""
+    def _statistics(self, target, likely, products, base, effects, after, effect, variants, moved=None) -> Tensor:
+        """OUTCOMES (rows, cases, variants, outcomes); `base` (rows, 1) and `after` (rows, cases): scale, projection."""
         rows, cases = effect.shape
+        shape = rows, cases, len(variants)
         scale, before = after[0], base[0].expand(rows, cases)
         drift = base[1] / base[0] - after[1] / scale
+        none = torch.zeros_like(drift)
         scales = torch.stack([before if variant == FROZEN_SCALE else scale for variant in variants], 2)
-        along = torch.stack(
-            [drift if variant == FIXED_FREQUENCY else torch.zeros_like(drift) for variant in variants], 2
-        )
-        row, shape = torch.arange(rows), (rows, cases, len(variants))
+        along = torch.stack([drift if variant == FIXED_FREQUENCY else none for variant in variants], 2)
         moved = torch.ones(rows, cases) if moved is None else moved
-        found = prediction_statistics(
-            products,
-            effects,
-            Cases(
-                row[:, None, None].expand(shape).flatten(),
-                effect[..., None].expand(shape).flatten(),
-                moved[..., None].expand(shape).flatten(),
-                1 / scales.flatten(),
-                along.flatten(),
-            ),
-            self.reading.constants,
-            target,
-            likely,
-        )
+        columns = (torch.arange(rows)[:, None, None], effect[..., None], moved[..., None], 1 / scales, along)
+        every = Cases(*(column.expand(shape).flatten() for column in columns))
+        found = prediction_statistics(products, effects, every, self.reading.constants, target, likely)
         return torch.cat([found.view(*shape, -1), scales[..., None]], -1).double()
+
+
+# ---------------------------------------------------------------- effects of groups of neurons
+
+
+def at_largest_value(table: pd.DataFrame) -> pd.DataFrame:
+    """The total effects of `Effects.table` at the largest value."""
+    return table[(table["variant"] == TOTAL) & (table["value"] == table["value"].max())]
+
+
+class Removed(NamedTuple):
+    """Median shares of an effect that a variant removes, of candidates and controls, and Mann–Whitney's test of both.
+
+    NaN where none of a group has an effect.
+    """
+
+    candidates: float
+    controls: float
+    delta: float  # Cliff's
+    p_value: float
+
+
+def removed(table: pd.DataFrame, outcome: str, variant: str, group: str) -> Removed:
+    """How much of the effect on an outcome a variant removes; `table` as `Effects.table`, with a column `group`."""
+    wide = table.pivot_table(index=["group", "layer", "neuron"], columns="variant", values=f"{outcome}_change")
+    shares = (1 - wide[variant] / wide[TOTAL].where(wide[TOTAL].abs() > 1e-9)).dropna()
+    ours, others = (shares[shares.index.get_level_values("group") == name] for name in (group, "control"))
+    if not len(ours) or not len(others):
+        return Removed(ours.median(), others.median(), np.nan, np.nan)
+    test = mannwhitneyu(ours, others)
+    return Removed(ours.median(), others.median(), 2 * test.statistic / (len(ours) * len(others)) - 1, test.pvalue)

@@ -1,13 +1,14 @@
-"""The tables of chapter 05's causal runs: made once for the reference seed and kept with the run."""
+"""The tables of chapter 06: effects of interventions on the reference seed, made once and kept with the run."""
 
 import sys
+from collections.abc import Sequence
 from hashlib import sha256
 
 import pandas as pd
 import torch
 from tqdm import tqdm
 
-from lib.base.errors import InputError, capital
+from lib.base.errors import InputError
 from lib.base.hub import seed_source
 from lib.base.tensors import write_table
 from lib.cache import kept
@@ -17,14 +18,19 @@ from lib.chapters.interventions.inputs import VARIANTS, at_mean, at_values, samp
 from lib.models import processed
 from lib.run import Run
 
-TOKENS = 12_288  # positions of text that effects are measured on, at most
-SHARE = 8  # and at most one in so many of the run's
-PART = 4  # one in so many of these for the matches in other seeds, and for the many sets that are ablated
+MAX_TOKENS = 12_288  # positions of text that effects are measured on
+MAX_FRACTION = 1 / 8  # of the run's positions
+REDUCED = 1 / 4  # of these, for matches in other seeds and for ablated sets
+NEURON = ["layer", "neuron"]
 
 
-def positions(run: Run) -> int:
-    """How many positions of the run's text effects are measured on."""
-    return min(TOKENS, run.text.tokens.numel() // SHARE)
+def unsupported(run: Run) -> str | None:
+    """Why interventions cannot run on these models (a gated MLP), or None."""
+    try:
+        model_of(run, run.params.reference)
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def model_of(run: Run, seed: str) -> processed.Processed:
@@ -32,17 +38,14 @@ def model_of(run: Run, seed: str) -> processed.Processed:
     return processed.processed(seed_source(run.params, seed))
 
 
-def left_out(run: Run) -> str | None:
-    """What chapter 05 cannot do with models that interventions do not know (a gated MLP), as a sentence; None if it can."""
-    try:
-        model_of(run, run.params.reference)
-    except InputError as error:
-        return f"**Left out for these models:** entropy, token-frequency and attention neurons and all interventions. {capital(str(error))}"
-    return None
+def blocks_of(run: Run, fraction: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """The blocks that effects are measured on, and the mask of the tokens that count; `fraction` for fewer blocks."""
+    positions = min(MAX_TOKENS, int(run.text.tokens.numel() * MAX_FRACTION))
+    return sample_blocks(run.text, int(positions * fraction))
 
 
 def weight_table(run: Run) -> pd.DataFrame:
-    """causal_weights.parquet: `causal.weight_columns` of every seed, with a column seed in front."""
+    """causal_weights.parquet: `inputs.weight_columns` of every seed, with a column seed in front."""
 
     def make() -> pd.DataFrame:
         counts, parts = unigram_counts(run.text), []
@@ -62,7 +65,7 @@ def null_space_of(run: Run, seed: str) -> candidates.NullSpace:
 
 
 def random_scores(run: Run, seed: str) -> pd.DataFrame:
-    """`causal.random_scores` for a seed's heads."""
+    """`inputs.random_scores` for a seed's heads."""
     return inputs.random_scores(model_of(run, seed), run.text.bos_id, run.params.random_seed)
 
 
@@ -73,144 +76,123 @@ def groups(run: Run, own: pd.DataFrame) -> pd.DataFrame:
     """
     chosen = {"entropy": candidates.entropy_candidates(own), "frequency": candidates.frequency_candidates(own)}
     chosen["control"] = candidates.controls(own, pd.concat(chosen.values()), run.params.random_seed)
-    named = [rows[["layer", "neuron"]].assign(group=group) for group, rows in chosen.items()]
-    return pd.concat(named, ignore_index=True)
+    return pd.concat([rows[NEURON].assign(group=group) for group, rows in chosen.items()], ignore_index=True)
 
 
 def fixed_activations(run: Run, grouped: pd.DataFrame) -> pd.DataFrame:
-    """fixed_activation.parquet: entropy candidates and controls fixed at every value of the grid (figures 7, 25)."""
+    """fixed_activation.parquet: entropy candidates and controls fixed at each of FIXED_VALUES (figures 7, 25)."""
     chosen = grouped[grouped["group"] != "frequency"]
-    return _effects(run, "fixed_activation", chosen, at_values(chosen, candidates.GRID), ("total",))
+    fixed = at_values(chosen, candidates.FIXED_VALUES)
+    return _kept_effects(run, "fixed_activation", chosen, fixed, (single_neurons.TOTAL,))
 
 
 def mean_ablations(run: Run, grouped: pd.DataFrame) -> pd.DataFrame:
-    """mean_ablation.parquet: every chosen neuron at its mean, in total, with the scale frozen, with the frequency fixed."""
-    distinct = grouped.drop_duplicates(["layer", "neuron"])
-    return _effects(run, "mean_ablation", grouped, at_mean(distinct, run.neurons), VARIANTS)
+    """mean_ablation.parquet: every chosen neuron at its mean, in each of VARIANTS."""
+    return _kept_effects(run, "mean_ablation", grouped, at_mean(grouped, run.neurons), VARIANTS)
 
 
-def _effects(run: Run, name: str, grouped: pd.DataFrame, fixed: dict, variants: tuple[str, ...]) -> pd.DataFrame:
+def _kept_effects(run: Run, name: str, grouped: pd.DataFrame, fixed: dict, variants: Sequence[str]) -> pd.DataFrame:
     def make() -> pd.DataFrame:
-        model = model_of(run, run.params.reference)
-        reading = single_neurons.readout(model, unigram_counts(run.text))
-        found = single_neurons.effects(
-            model, reading, sample_blocks(run.text, positions(run)), fixed, variants, _progress(name.replace("_", " "))
-        )
-        return found.table().merge(grouped, on=["layer", "neuron"]).assign(tokens=int(found.tokens.sum()))
+        found = _effects(run, run.params.reference, blocks_of(run), fixed, variants, name.replace("_", " "))
+        return found.table().merge(grouped, on=NEURON).assign(tokens=int(found.tokens.sum()))
 
-    return kept(run, name, __name__, _made_from(run, grouped.to_dict("list")), make)
+    return kept(run, name, __name__, _made_from(run, grouped), make)
+
+
+def _effects(run: Run, seed: str, blocks, fixed: dict, variants: Sequence[str], what: str) -> single_neurons.Effects:
+    model = model_of(run, seed)
+    reading = single_neurons.readout(model, unigram_counts(run.text))
+    return single_neurons.effects(model, reading, blocks, fixed, variants, _progress(what))
 
 
 def matched_ablations(run: Run, ablated: pd.DataFrame) -> pd.DataFrame:
-    """matched_ablation.parquet: the entropy candidates' and controls' best matches in the other seeds, held at *their* means.
+    """matched_ablation.parquet: the candidates' and controls' best matches in other seeds, held at *their* means.
 
-    One row per neuron of `mean_ablations`' table and other seed: group, layer, neuron, seed, match_layer, match_neuron, corr,
-    and the change of entropy with its error, of the match and (`reference_change`, `reference_error`) of the neuron.
-    Only seeds that serve as reference have the means; without any the table is empty.
+    One row per neuron of `mean_ablations`' table and other seed: group, layer, neuron, seed, match_layer, match_neuron,
+    corr, and the change of entropy with its error, of the match and (`reference_change`, `reference_error`) of the
+    neuron. Only seeds that serve as reference have the means; without any the table is empty.
     """
     own = inputs.with_matches(ablated, run.table("matches_all_seeds"), run.params.reference)
     known = run.table("neurons_all_seeds")
     own = own[own["seed"].isin(known["seed"])]
+    match = ["match_layer", "match_neuron"]
 
     def make() -> pd.DataFrame:
         parts = [own.head(0).assign(entropy_change=0.0, entropy_error=0.0)]
         for seed, rows in own.groupby("seed"):
-            chosen = rows[["match_layer", "match_neuron"]].drop_duplicates()
-            fixed = at_mean(chosen.set_axis(["layer", "neuron"], axis=1), known[known["seed"] == seed])
-            model = model_of(run, seed)
-            blocks = sample_blocks(run.text, positions(run) // PART)
-            found = single_neurons.effects(
-                model,
-                single_neurons.readout(model, unigram_counts(run.text)),
-                blocks,
-                fixed,
-                progress=_progress(f"matches in {seed}"),
-            )
-            found = found.table()[["layer", "neuron", "entropy_change", "entropy_error"]]
-            parts.append(
-                rows.merge(
-                    found.rename(columns={"layer": "match_layer", "neuron": "match_neuron"}),
-                    on=["match_layer", "match_neuron"],
-                )
-            )
+            fixed = at_mean(rows[match].set_axis(NEURON, axis=1), known[known["seed"] == seed])
+            variants = (single_neurons.TOTAL,)
+            found = _effects(run, seed, blocks_of(run, REDUCED), fixed, variants, f"matches in {seed}").table()
+            found = found.rename(columns=dict(zip(NEURON, match, strict=True)))
+            parts.append(rows.merge(found[[*match, "entropy_change", "entropy_error"]], on=match))
         return pd.concat(parts[1:] or parts, ignore_index=True)
 
-    chosen = own[["layer", "neuron", "seed", "match_layer", "match_neuron"]]
-    return kept(run, "matched_ablation", __name__, _made_from(run, chosen.to_dict("list")), make)
+    return kept(run, "matched_ablation", __name__, _made_from(run, own[[*NEURON, "seed", *match]]), make)
 
 
 def ablations(run: Run) -> pd.DataFrame:
-    """ablations.parquet: every layer's universal neurons, and its most universal ones, ablated together, beside random sets.
+    """ablations.parquet: each layer's universal neurons, and its top 5 % by excess, ablated beside random sets.
 
-    `ablation.ablations` of the reference seed on 3,072 positions at most: 264 runs for the shipped seeds.
+    `neuron_sets.ablations` of the reference seed on at most 3,072 positions: 264 runs for the shipped seeds.
     """
     neurons = run.neurons
-    sets = neuron_sets.neuron_sets(neurons, run.params.threshold, run.params.random_seed)
+    sets = neuron_sets.neuron_sets(neurons, run.params.random_seed)
 
     def make() -> pd.DataFrame:
-        means = torch.from_numpy(
-            neurons.pivot(index="layer", columns="neuron", values="activation_mean").to_numpy(
-                dtype="float32", copy=True
-            )
-        )
-        blocks = sample_blocks(run.text, positions(run) // PART)
-        return neuron_sets.ablations(
-            model_of(run, run.params.reference), blocks, sets, means, _progress("ablated sets")
-        )
+        means = neurons.pivot(index="layer", columns="neuron", values="activation_mean")
+        means = torch.from_numpy(means.to_numpy(dtype="float32", copy=True))
+        model = model_of(run, run.params.reference)
+        return neuron_sets.ablations(model, blocks_of(run, REDUCED), sets, means, _progress("ablated sets"))
 
-    chosen = {"sets": sha256(repr(sets).encode()).hexdigest()}
+    chosen = pd.DataFrame({"sets": [sha256(repr(sets).encode()).hexdigest()]})
     return kept(run, "ablations", __name__, _made_from(run, chosen), make)
 
 
 def query_paths(run: Run, own: pd.DataFrame) -> pd.DataFrame:
-    """query_paths.parquet: the top pairs' path into the head's query cut, one row per pair and destination (figures 8, 26)."""
+    """query_paths.parquet: the top pairs' path into the head's query cut, a row per destination (figures 8, 26)."""
     pairs = heads.top_pairs(own)
-    columns = ["layer", "neuron", "attention_head_layer", "attention_head"]
+    chosen = pairs[[*NEURON, "attention_head_layer", "attention_head"]]
 
     def make() -> pd.DataFrame:
-        paths = [PathAblation(*map(int, pair)) for pair in pairs[columns].to_numpy()]
-        rows = heads.query_path_ablations(
-            model_of(run, run.params.reference), *sample_blocks(run.text, positions(run)), paths
-        )
-        return rows.merge(pairs[["layer", "neuron", "attention_score", "role"]], on=["layer", "neuron"])
+        paths = [PathAblation(*map(int, pair)) for pair in chosen.to_numpy()]
+        rows = heads.query_path_ablations(model_of(run, run.params.reference), *blocks_of(run), paths)
+        return rows.merge(pairs[[*NEURON, "attention_score", "role"]], on=NEURON)
 
-    return kept(run, "query_paths", __name__, _made_from(run, pairs[columns].to_dict("list")), make)
+    return kept(run, "query_paths", __name__, _made_from(run, chosen), make)
 
 
 def value_norms(run: Run) -> pd.DataFrame:
     """value_norms.parquet: ‖W_O v‖ of BOS and of other tokens for every head of the reference seed."""
 
     def make() -> pd.DataFrame:
-        tokens, _ = sample_blocks(run.text, positions(run) // 2)
+        tokens, _ = blocks_of(run, 1 / 2)
         return heads.value_norms(model_of(run, run.params.reference), tokens)
 
-    return kept(run, "value_norms", __name__, _made_from(run, {}), make)
+    return kept(run, "value_norms", __name__, _made_from(run, pd.DataFrame()), make)
 
 
 def _progress(what: str):
     return lambda chunks: tqdm(chunks, desc=what, file=sys.stderr)
 
 
-def _made_from(run: Run, neurons: dict) -> dict:
-    params = run.params
+def _made_from(run: Run, chosen: pd.DataFrame) -> dict:
     return {
-        "reference": params.reference,
-        "random_seed": params.random_seed,
+        "reference": run.params.reference,
+        "random_seed": run.params.random_seed,
         "tokens": run.text.tokens.numel(),
-        "chosen": {name: [str(value) for value in values] for name, values in neurons.items()},
+        "chosen": chosen.astype(str).to_dict("list"),
     }
 
 
-def write_circuits(run: Run, table: pd.DataFrame, weights: pd.DataFrame, effects: pd.DataFrame) -> pd.DataFrame:
-    """circuits.parquet: everything that the chapter says about a neuron, one row per neuron of every seed.
+def write_circuits(run: Run, roles: pd.DataFrame, weights: pd.DataFrame, effects: pd.DataFrame) -> pd.DataFrame:
+    """circuits.parquet: everything that chapters 05 and 06 say about a neuron, one row per neuron of every seed.
 
-    `table` is `role_table`'s; `weights` has more columns for the same neurons, of which those that the table has are
-    left out; `effects` has columns for those neurons of the reference seed (layer, neuron) that were intervened on,
-    which are missing for all others.
+    `roles` is `role_table`'s; `weights` has more columns for the same neurons, of which those that `roles` has are left
+    out; `effects` has columns for the neurons of the reference seed that were ablated, missing for all others.
     """
-    keys = ["seed", "layer", "neuron"]
-    new = [name for name in weights if name in keys or name not in table]
-    joined = table.merge(weights[new], on=keys, how="left", validate="one_to_one")
+    keys = ["seed", *NEURON]
+    new = [name for name in weights if name in keys or name not in roles]
+    joined = roles.merge(weights[new], on=keys, how="left", validate="one_to_one")
     joined = joined.merge(effects.assign(seed=run.params.reference), on=keys, how="left", validate="one_to_one")
     write_table(run.folder / "tables" / "circuits.parquet", joined)
     return joined

@@ -1,4 +1,4 @@
-"""Interventions, effects and query paths against the whole TransformerLens model run again with hooks, in fp64 NumPy."""
+"""Interventions, effects and query paths against the whole TransformerLens model with hooks, in fp64 NumPy."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForC
 
 from lib.base.errors import InputError
 from lib.chapters.interventions import single_neurons
-from lib.chapters.interventions.engine import Fix, FreezeFinalScale, PathAblation, Scale, run
+from lib.chapters.interventions.engine import Fix, FreezeFinalScale, Multiply, PathAblation, run
 from lib.chapters.interventions.heads import query_path_ablations, value_norms
 from lib.chapters.interventions.single_neurons import FIXED_FREQUENCY, FROZEN_SCALE, OUTCOMES, TOTAL
 from lib.kernels import native, predictions
@@ -76,7 +76,7 @@ def tokens():
 
 @torch.no_grad()
 def by_hooks(bridge, tokens, interventions):
-    """(logits, final scale, patterns and mixed values by layer) of the whole model with one hook for every intervention."""
+    """(logits, final scale, patterns and mixed values by layer) of the whole model, one hook per intervention."""
     kept = {}
 
     def fixing(item):
@@ -117,7 +117,7 @@ def by_hooks(bridge, tokens, interventions):
         scales.append(frozen[-1][..., None] if frozen else scale)
         return scales[-1]
 
-    hooks = [fixing(item) for item in interventions if isinstance(item, Fix | Scale)]
+    hooks = [fixing(item) for item in interventions if isinstance(item, Fix | Multiply)]
     for item in interventions:
         if isinstance(item, PathAblation):
             hooks += [keeping(item), cutting(item)]
@@ -136,10 +136,15 @@ CASES = {
     "nothing": [],
     "fix": [Fix(1, 3, 2.5)],
     "fix in the last layer": [Fix(LAST, 3, 2.5)],
-    "scale": [Scale(0, 5, -2.0)],
+    "multiply": [Multiply(0, 5, -2.0)],
     "zero ablation": [Fix(1, 7, 0.0)],
     "a set in each of two layers": [Fix(layer, neuron, 0.1 * neuron) for layer in (0, 1) for neuron in (31, 7, 12, 8)],
-    "two layers, and one neuron twice": [Fix(0, 2, 1.5), Scale(2, 4, 3.0), Scale(0, 2, -1.0), Scale(2, 4, -1.0)],
+    "two layers, and one neuron twice": [
+        Fix(0, 2, 1.5),
+        Multiply(2, 4, 3.0),
+        Multiply(0, 2, -1.0),
+        Multiply(2, 4, -1.0),
+    ],
     "path into q": [PathAblation(0, 4, 1, 1, "q")],
     "path into k": [PathAblation(0, 4, 2, 0, "k")],
     "path into v": [PathAblation(1, 9, 2, 1, "v")],
@@ -171,13 +176,13 @@ def test_a_run_equals_the_whole_model_with_hooks(bridge, model, tokens, interven
     "broken, said",
     [
         (Fix(LAYERS, 0, 1.0), "There is no neuron 0 in layer 3"),
-        (Scale(0, NEURONS, 1.0), "There is no neuron 40 in layer 0"),
+        (Multiply(0, NEURONS, 1.0), "There is no neuron 40 in layer 0"),
         (PathAblation(1, 0, 1, 0), "No path leads from layer 1 into head 0 of layer 1"),
         (PathAblation(0, 0, 1, HEADS), "No path leads from layer 0 into head 2"),
         (PathAblation(0, 0, 1, 0, "z"), "into q, k or v of a head, not into 'z'"),
     ],
 )
-def test_what_the_model_does_not_have_is_refused(model, tokens, broken, said):
+def test_neuron_head_or_path_that_the_model_lacks_is_refused(model, tokens, broken, said):
     with pytest.raises(InputError, match=said):
         run(model, tokens, [broken])
 
@@ -277,7 +282,7 @@ def test_every_effect_equals_the_whole_model_with_hooks(bridge, model, tokens, m
                     assert row[outcome] == pytest.approx((before + change)[measured][:, index].mean(), abs=1e-4)
 
 
-def test_a_last_layer_neuron_runs_no_layer_again(model, tokens, monkeypatch):
+def test_a_change_in_the_last_layer_runs_no_layer_again(model, tokens, monkeypatch):
     unchanged = run(model, tokens)
     calls = []
     monkeypatch.setattr(type(model), "mlp", lambda *a: calls.append(1))
@@ -315,9 +320,7 @@ def test_the_standard_error_is_that_of_independent_blocks():
 @pytest.mark.parametrize("vocabulary", [7, 200, 2000, 2003])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("loops", [True, False])
-def test_prediction_statistics_equal_a_plain_softmax_in_fp64_however_far_the_logits_move(
-    vocabulary, dtype, loops, monkeypatch
-):
+def test_prediction_statistics_equal_a_plain_softmax_in_fp64(vocabulary, dtype, loops, monkeypatch):
     if not loops:
         monkeypatch.setattr(native, "function", lambda name: None)
     generator = torch.Generator().manual_seed(0)
@@ -344,7 +347,7 @@ def test_prediction_statistics_equal_a_plain_softmax_in_fp64_however_far_the_log
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=2e-5)
 
 
-def test_rounding_changes_to_bf16_leaves_no_trace_in_the_means():
+def test_rounding_changes_to_bf16_does_not_bias_the_means():
     generator = torch.Generator().manual_seed(0)
     d_model, vocabulary, rows = 32, 1000, 1500
     products = (
@@ -371,7 +374,7 @@ def test_rounding_changes_to_bf16_leaves_no_trace_in_the_means():
     assert (error.mean(0).abs() < 4 * error.std(0) / rows**0.5).all()  # and without a sign
 
 
-def test_a_gated_mlp_with_a_known_activation_is_refused_in_one_sentence(tmp_path):
+def test_gated_mlp_is_refused_in_one_sentence(tmp_path):
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=8192,

@@ -1,4 +1,4 @@
-"""Sets of neurons ablated together: against a plain transformers model with hooks in fp64, with a neuron planted that matters, and ranks by enumeration."""
+"""Sets of neurons ablated together, against a plain model with hooks in fp64, a planted neuron and enumerated ranks."""
 
 from itertools import product
 
@@ -8,12 +8,13 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lib.chapters.interventions import captions, neuron_sets
+from lib.chapters.interventions import captions, figures, neuron_sets
 from lib.chapters.interventions.engine import Fix, run
 from lib.chapters.interventions.neuron_sets import MOST, RANDOM, UNIVERSAL, NeuronSet
 from lib.display.claims import UNKNOWN, Evidence
 from lib.models.processed import processed
 from lib.report import ledger
+from lib.run import with_universal
 from tests.chapters.interventions.test_tables import CONTEXT, LAYERS, NEURONS, small, with_w_out
 from tests.chapters.interventions.test_tables import VOCABULARY as WORDS
 
@@ -56,7 +57,7 @@ def tokens() -> torch.Tensor:
 
 @torch.no_grad()
 def log_predictions(plain, tokens, one: NeuronSet | None = None, values=None) -> tuple[np.ndarray, np.ndarray]:
-    """log p of the plain model in fp64 with a set's activations held, and what that adds to the (centred) residual stream."""
+    """log p of the plain model in fp64 with a set held, and the change of the (centred) residual stream."""
     double, added = GPT2LMHeadModel(plain.config).eval().double(), []
     double.load_state_dict(plain.state_dict())
 
@@ -105,7 +106,7 @@ def test_ablations_equal_the_plain_model_with_hooks_in_fp64(plain, model, tokens
             )
 
 
-def test_rounding_changes_of_logits_to_bf16_moves_no_mean(model, tokens, monkeypatch):
+def test_rounding_changes_of_logits_to_bf16_does_not_bias_the_means(model, tokens, monkeypatch):
     many = tokens.repeat(40, 1)
     many[:, 1:] = torch.randint(1, VOCABULARY, many[:, 1:].shape, generator=torch.Generator().manual_seed(2))
     sets = [NeuronSet(layer, UNIVERSAL, 0, (neuron,)) for layer in range(3) for neuron in (3, 17, 20)]
@@ -139,11 +140,11 @@ def neurons_table(**changes) -> pd.DataFrame:
     return table.assign(**changes)
 
 
-def test_sets_are_what_they_are_called():
+def test_sets_hold_universal_top_and_random_live_neurons():
     neurons = neurons_table()
     neurons.loc[(neurons["layer"] == 1) & (neurons["neuron"] < 7), "excess_corr"] = np.linspace(0.6, 0.9, 7)
     neurons.loc[(neurons["layer"] == 1) & neurons["neuron"].isin([2, 50, 51]), "dead"] = True
-    sets = neuron_sets.neuron_sets(neurons, 0.5, 0)
+    sets = neuron_sets.neuron_sets(with_universal(neurons, 0.5), 0)
     chosen = {(one.layer, one.group): one.neurons for one in sets if one.group != RANDOM}
     assert chosen.pop((1, UNIVERSAL)) == (0, 1, 3, 4, 5, 6) and set(chosen) == {
         (layer, MOST) for layer in range(LAYERS)
@@ -158,16 +159,16 @@ def test_sets_are_what_they_are_called():
     for one in drawn:
         not_drawn = set(chosen[one.layer, MOST]) | ({*range(7), 50, 51} if one.layer == 1 else set())
         assert len(set(one.neurons)) == len(one.neurons) and not not_drawn & set(one.neurons)
-    assert len({one.neurons for one in drawn}) == 40 and sets == neuron_sets.neuron_sets(
-        neurons, 0.5, 0
-    ) != neuron_sets.neuron_sets(neurons, 0.5, 1)
+    assert len({one.neurons for one in drawn}) == 40
+    again, other = (neuron_sets.neuron_sets(with_universal(neurons, 0.5), random_seed) for random_seed in (0, 1))
+    assert again == sets != other
 
 
 @pytest.mark.parametrize(
     "threshold, groups", [(-1, set()), (2, {MOST, RANDOM})], ids=["all universal", "none universal"]
 )
-def test_without_others_to_draw_from_or_without_universal_neurons_sets_are_left_out(threshold, groups):
-    assert {one.group for one in neuron_sets.neuron_sets(neurons_table(), threshold, 0)} == groups
+def test_sets_without_members_or_without_enough_others_are_left_out(threshold, groups):
+    assert {one.group for one in neuron_sets.neuron_sets(with_universal(neurons_table(), threshold), 0)} == groups
 
 
 def test_a_planted_neuron_that_matters_ranks_first_and_its_layer_too():
@@ -181,9 +182,8 @@ def test_a_planted_neuron_that_matters_ranks_first_and_its_layer_too():
     for position in range(CONTEXT - 1):
         trace = run(planted, tokens)
         tokens[:, position + 1] = (planted.normalise(trace.final[:, position]) @ planted.unembedding).argmax(-1)
-    table = neuron_sets.ablations(
-        planted, (tokens, tokens > 0), neuron_sets.neuron_sets(neurons, 0.5, 0), torch.full((LAYERS, NEURONS), 0.1)
-    )
+    sets = neuron_sets.neuron_sets(with_universal(neurons, 0.5), 0)
+    table = neuron_sets.ablations(planted, (tokens, tokens > 0), sets, torch.full((LAYERS, NEURONS), 0.1))
     for outcome in neuron_sets.OUTCOMES:
         best = table.loc[table[outcome].idxmax()]
         assert best["layer"] == 1 and best["group"] in (UNIVERSAL, MOST)
@@ -229,7 +229,7 @@ def test_one_layer_alone_is_never_significant_and_two_may_be():
     assert neuron_sets.ranking(pd.DataFrame([row(0, 10), row(1, 10)]), "kl").p_value == pytest.approx(2 / 121)
 
 
-def test_comparisons_by_hand():
+def test_comparisons_equal_a_calculation_by_hand():
     shared = dict(layer=2, kind="mean", tokens=9, loss_change_error=0.03, residual_power=2.0)
     rows = [
         dict(group=RANDOM, draw=draw, neurons=4, loss_change=value, kl=1.0, **shared)
@@ -260,7 +260,7 @@ def test_comparisons_by_hand():
     assert found["loss_change_excess_error"] == pytest.approx((0.04**2 + 0.03**2 + 0.1**2 / 3) ** 0.5)
 
 
-def test_the_first_layer_is_held_against_the_largest_other():
+def test_first_layer_is_compared_with_the_largest_other():
     found = neuron_sets.first_layer(
         pd.DataFrame([row(0, 0, excess=1.0), row(1, 0, excess=0.2), row(4, 0, excess=0.6, error=0.2)])
     )
@@ -291,21 +291,17 @@ def test_one_block_of_text_has_effects_but_no_errors(model, tokens):
         (
             0.9,
             "costs more loss than 30 of 30 random sets do",
-            "+0.8500 nats, is clearly above that of every other layer: the others reach +0.1500",
+            "is +0.8500 nats, +0.7000 ± 0.0319 against layer 1, the largest of the others",
         ),
-        (
-            0.19,
-            "costs more loss than 30 of 30 random sets do",
-            "+0.1400 nats, is not clearly below that of layer 1: the others reach +0.1500",
-        ),
+        (0.19, "costs more loss than 30 of 30 random sets do", "is +0.1400 nats, −0.0100 ± 0.0319 against layer 1"),
         (
             -0.9,
             "is not clearly unlike random ones: above 20 of 30 random sets",
-            "−0.9500 nats, is clearly below that of layer 1",
+            "is −0.9500 nats, −1.1000 ± 0.0319 against layer 1",
         ),
     ],
 )
-def test_sentences_say_what_the_ranks_are(first, title, where):
+def test_caption_states_ranks_and_first_layer(first, title, where):
     random = (
         pd.DataFrame({"draw": range(10), "loss_change": np.linspace(0, 0.1, 10)})
         .assign(group=RANDOM)
@@ -320,7 +316,7 @@ def test_sentences_say_what_the_ranks_are(first, title, where):
     compared = neuron_sets.comparisons(table)
     finding = captions.importance(compared)
     assert finding.title == f"Ablating universal neurons {title}" and finding.title in finding.alt
-    assert where in finding.text and "**Not compared:** the 5 % of largest excess" in finding.text
-    assert "above **15 of 30** random sets (p = 1) in KL" in finding.text and "**1.00** times the power" in finding.text
-    shown = captions.importance_table(compared)
+    assert where in finding.text and "**Not compared:** the top 5 % by excess" in finding.text
+    assert "more KL per unit of power than **15 of 30** random sets (p = 1)" in finding.text
+    shown = figures.importance_table(compared)
     assert shown["Δloss [nats], random"].tolist() == ["0.0500"] * 3 and shown["of 10 below in Δloss"].iloc[1] == 10

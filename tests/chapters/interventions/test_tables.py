@@ -1,4 +1,4 @@
-"""Entropy, token-frequency and attention neurons planted into a small model: found first, and doing what they should."""
+"""Entropy, token-frequency and attention neurons planted into a small model are found first and act as defined."""
 
 import warnings
 from dataclasses import replace
@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from lib.chapters.interventions import candidates as entropy
-from lib.chapters.interventions import captions, figures, heads, inputs, neuron_sets, single_neurons
+from lib.chapters.interventions import candidates, captions, figures, heads, inputs, neuron_sets, single_neurons
 from lib.chapters.interventions.engine import PathAblation, run
 from lib.chapters.interventions.single_neurons import FIXED_FREQUENCY, FROZEN_SCALE, TOTAL
 from lib.models.processed import Block, Processed
+from lib.run import with_universal
 
 LAYERS, HEADS, D_MODEL, D_HEAD, NEURONS, VOCABULARY, CONTEXT = 3, 2, 64, 32, 60, 300, 16
 
@@ -88,7 +88,7 @@ def unread_direction(model: Processed) -> torch.Tensor:
 
 def test_weight_columns_against_fp64(model):
     w_out, unembedding = model.w_out.double().numpy(), model.unembedding.double().numpy()
-    table = entropy.weight_columns(model, single_neurons.readout(model, COUNTS))
+    table = candidates.weight_columns(model, single_neurons.readout(model, COUNTS))
     unit = w_out / np.linalg.norm(w_out, axis=1, keepdims=True)
     cosine = unit @ (unembedding / np.linalg.norm(unembedding, axis=0))
     direction = unread_direction(model).double().numpy()
@@ -114,14 +114,14 @@ def test_weight_columns_against_fp64(model):
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_large_neuron_that_writes_into_the_null_space_is_first_and_moves_entropy(model, text, sign):
     unread = unread_direction(model)
-    # the residual stream leans along the direction, so that writing along it lengthens the stream and against it shortens it
+    # the stream leans along the direction: writing along it lengthens the stream, writing against it shortens it
     planted = with_w_out(model, LAYERS - 1, 7, sign * 1.5 * unread, b_out=12 * unread)
     reading = single_neurons.readout(planted, COUNTS)
-    table = entropy.weight_columns(planted, reading)
-    best = entropy.entropy_candidates(table).iloc[0]
+    table = candidates.weight_columns(planted, reading)
+    best = candidates.entropy_candidates(table).iloc[0]
     assert (best["layer"], best["neuron"], bool(best["entropy"])) == (LAYERS - 1, 7, True)
-    assert best["null_share"] > 0.999 and entropy.null_space(planted.unembedding).depth < 0.01
-    others = entropy.controls(table, entropy.entropy_candidates(table), random_seed=0)
+    assert best["null_share"] > 0.999 and candidates.null_space(planted.unembedding).depth < 0.01
+    others = candidates.controls(table, candidates.entropy_candidates(table), random_seed=0)
     assert len(others) == 20 and (LAYERS - 1, 7) not in inputs.at_values(others, [])
     fixed = inputs.at_values(pd.concat([best.to_frame().T, others]), [0.0, 4.0])
     grouped = others[["layer", "neuron"]].assign(group="control")
@@ -133,7 +133,7 @@ def test_a_large_neuron_that_writes_into_the_null_space_is_first_and_moves_entro
     assert abs(own.loc[TOTAL, "entropy_change"]) > 0.05
     assert abs(own.loc[FROZEN_SCALE, "entropy_change"]) < 0.02 * abs(own.loc[TOTAL, "entropy_change"])
     finding = captions.fixed_activation(swept)
-    assert finding.title == "1 candidate of 1 changes entropy more than every control"
+    assert finding.title == "1 candidate changes entropy more than every control"
 
 
 def test_flipping_a_neuron_flips_its_effects_value_by_value(model, text):
@@ -150,7 +150,7 @@ def test_a_neuron_along_the_frequency_direction_is_first_and_acts_along_it(model
     write = torch.linalg.pinv(model.unembedding.T, rtol=0.05) @ reading.frequency  # nothing into the unread direction
     planted = with_w_out(model, LAYERS - 1, 9, 3 * (write - write.mean()) / write.norm())
     reading = single_neurons.readout(planted, COUNTS)
-    best = entropy.frequency_candidates(entropy.weight_columns(planted, reading)).iloc[0]
+    best = candidates.frequency_candidates(candidates.weight_columns(planted, reading)).iloc[0]
     assert (best["layer"], best["neuron"]) == (LAYERS - 1, 9)
     found = (
         single_neurons.effects(planted, reading, text, {(LAYERS - 1, 9): [2.0]}, (TOTAL, FIXED_FREQUENCY))
@@ -215,14 +215,14 @@ def test_a_neuron_that_is_its_own_match_has_the_same_effect(model, text):
     table = with_matched_effects(ablated)
     assert len(table) == 4 and set(table["seed"]) == {"b"}
     finding = captions.matched_ablation(table)
-    assert "rank correlation +1.00" in finding.title and "the same in **100 %** of 3 pairs" in finding.text
+    assert "rank correlation +1.00" in finding.title and "the same sign in **100 %** of 3 pairs" in finding.text
     opposite = captions.matched_ablation(table.assign(entropy_change=-table["reference_change"]))
-    assert "−1.00" in opposite.title and "the same in **0 %**" in opposite.text
+    assert "−1.00" in opposite.title and "the same sign in **0 %**" in opposite.text
 
 
-def test_a_calm_candidate_is_one_that_leaves_the_rank_alone():
+def test_caption_counts_candidates_that_hardly_change_the_rank():
     row = {"layer": 2, "variant": TOTAL, "value": 6.0, "tokens": 100, "scale_change": 0.0, "entropy_error": 0.01}
-    candidates = [
+    own = [
         row
         | {
             "group": "entropy",
@@ -244,19 +244,16 @@ def test_a_calm_candidate_is_one_that_leaves_the_rank_alone():
         }
         for index in range(4)
     ]
-    text = captions.fixed_activation(pd.DataFrame(candidates + controls)).text
-    assert (
-        "**3 candidates** go beyond every control, 2 of them with less change of the true token's reciprocal rank"
-        in text
-    )
+    text = captions.fixed_activation(pd.DataFrame(own + controls)).text
+    assert "**3 candidates exceed** every control, 2 of them with less change of the rank" in text
 
 
 def every_panel(model, text, planted: bool):
     """Every figure and finding of a real run on the small model, or of tables without a single row."""
     reading = single_neurons.readout(model, COUNTS)
     weights = inputs.weight_columns(model, reading, 0)
-    chosen = entropy.entropy_candidates(weights)
-    others = entropy.controls(weights, chosen, 0, 4)
+    chosen = candidates.entropy_candidates(weights)
+    others = candidates.controls(weights, chosen, 0, 4)
     grouped = pd.concat(
         [chosen[["layer", "neuron"]].assign(group="entropy"), others[["layer", "neuron"]].assign(group="control")]
     )
@@ -286,9 +283,8 @@ def every_panel(model, text, planted: bool):
     neurons = means.assign(
         dead=False, excess_corr=np.where(means["neuron"] < means["layer"], 0.9, means["neuron"] / NEURONS - 0.9)
     )
-    sets = neuron_sets.ablations(
-        model, text, neuron_sets.neuron_sets(neurons, 0.5, 0), torch.full((LAYERS, NEURONS), 0.1)
-    )
+    sets = neuron_sets.neuron_sets(with_universal(neurons, 0.5), 0)
+    sets = neuron_sets.ablations(model, text, sets, torch.full((LAYERS, NEURONS), 0.1))
     if not planted:
         chosen, swept, ablated, rows, matched, sets = (
             table.head(0) for table in (chosen, swept, ablated, rows, matched, sets)
@@ -297,7 +293,7 @@ def every_panel(model, text, planted: bool):
     chance, norms, space = (
         inputs.random_scores(model, 0, 0),
         heads.value_norms(model, text[0]),
-        entropy.null_space(model.unembedding),
+        candidates.null_space(model.unembedding),
     )
     summary = heads.ablation_summary(rows)
     return (
@@ -313,7 +309,7 @@ def every_panel(model, text, planted: bool):
 
 
 @pytest.mark.parametrize("planted", [True, False], ids=["real tables", "empty tables"])
-def test_every_figure_and_finding_with_and_without_rows(model, text, planted):
+def test_every_figure_and_caption_with_and_without_rows(model, text, planted):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for fig, finding in every_panel(model, text, planted):
@@ -332,7 +328,7 @@ def test_a_model_without_a_pair_has_no_path_to_cut(model, text):
 
 
 def test_heads_compare_in_deviations_not_by_the_length_of_their_keys():
-    """A neuron a little along the long key of one head, and wholly along the short key of another, belongs to the second."""
+    """A neuron wholly along a head's short key, and a little along another's long key, belongs to the first."""
     long, short = torch.zeros(2, 16)
     long[0], short[1] = 20.0, 0.5
     directions = torch.stack([torch.stack([long, short])] * 2)  # both heads of two layers
@@ -347,7 +343,7 @@ def test_heads_compare_in_deviations_not_by_the_length_of_their_keys():
     ] == pytest.approx(float(unit[1]) * 15**0.5)
 
 
-def test_the_error_of_a_correlation_leaves_out_a_block_at_a_time():
+def test_error_of_a_correlation_leaves_out_one_block_at_a_time():
     generator = np.random.default_rng(0)
     block = np.repeat(range(7), [3, 9, 4, 8, 5, 6, 7])
     x = generator.normal(size=len(block)) + block
