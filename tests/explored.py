@@ -9,7 +9,7 @@ from lib.base.params import Params, write_params
 from lib.chapters.circuits.tables import role_table
 from lib.chapters.families.tables import open_families
 from lib.chapters.interventions import inputs
-from lib.chapters.interventions import tables as causal_tables
+from lib.chapters.interventions import tables as intervention_tables
 from lib.chapters.universality.tables import tabulate
 from lib.collect import passes
 from lib.kernels.fused import layer_statistics
@@ -51,13 +51,13 @@ def everything(root: Path) -> Run:
     with pytest.MonkeyPatch.context() as patch:
         run = made_run(root / "outputs", seeds, patch, run_groupings)
         open_families(run)
-        weights = causal_tables.weight_table(run)
+        weights = intervention_tables.weight_table(run)
         own = weights[weights["seed"] == "a"]
-        grouped = causal_tables.groups(run, own)
-        ablated = causal_tables.mean_ablations(run, grouped)
-        causal_tables.fixed_activations(run, grouped)
-        causal_tables.query_paths(run, own)
-        causal_tables.ablations(run)
-        causal_tables.write_circuits(run, role_table(run), weights, inputs.effect_columns(ablated))
+        grouped = intervention_tables.groups(run, own)
+        ablated = intervention_tables.mean_ablations(run, grouped)
+        intervention_tables.fixed_activations(run, grouped)
+        intervention_tables.query_paths(run, own)
+        intervention_tables.ablations(run)
+        intervention_tables.write_circuits(run, role_table(run), weights, inputs.effect_columns(ablated))
         render.render(run.folder)
     return run
