@@ -62,6 +62,8 @@ class Preflight:
         """Refuses statistics of other parameters or files, and seeds and a text that cannot be used together."""
         refuse_other_statistics(self.params, None)
         folders = self.folders  # before the text is made
+        if not self.complete:
+            _ = self.shape  # reads every config, before the text is made too
         refuse_other_statistics(self.params, self.run.text_path)
         if self.complete:
             if self.run.done.get("code", code_of(PASS)) != code_of(PASS):
