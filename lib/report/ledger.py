@@ -10,7 +10,7 @@ from lib.chapters.families import claims as family_claims
 from lib.chapters.interventions import claims as intervention_claims
 from lib.chapters.universality import claims as universality_claims
 from lib.display.captions import count
-from lib.display.claims import PAPER, VERDICTS, Claim, Evidence, unmeasured
+from lib.display.claims import PAPER, VERDICTS, Claim, Evidence, claim_rows
 
 CHAPTERS = (universality_claims, family_claims, circuit_claims, intervention_claims)
 CLAIMS: tuple[Claim, ...] = tuple(claim for chapter in CHAPTERS for claim in chapter.CLAIMS)
@@ -19,15 +19,8 @@ NEEDED = tuple(dict.fromkeys(name for claim in CLAIMS for name in claim.needs))
 
 
 def ledger(evidence: Evidence, claims: tuple[Claim, ...] = CLAIMS) -> pd.DataFrame:
-    """One row per claim: name, claim, published, value, low, high (NaN where undefined), here (the value in words),
-    verdict (one of VERDICTS), chapter, figure, source. A claim without its tables cannot be decided."""
-    rows = []
-    for claim in claims:
-        measured = all(name in evidence.tables for name in claim.needs)
-        result = claim.measure(evidence) if measured else unmeasured("not measured in this run")
-        head = {"name": claim.name, "claim": claim.claim, "published": claim.published}
-        rows.append(head | result._asdict() | {name: getattr(claim, name) for name in ("chapter", "figure", "source")})
-    return pd.DataFrame(rows)
+    """One row per claim, with the columns of `claim_rows`."""
+    return claim_rows(evidence, claims)
 
 
 def verdicts(table: pd.DataFrame) -> str:

@@ -144,7 +144,7 @@ def overlap_by_layer(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def column_correlations(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per shared column, over the listed neurons: column, label, neurons, pearson, differs (by more than rounding).
+    """One row per shared column, over the listed neurons: column, label, neurons, pearson, differs (beyond rounding).
 
     `pearson` is NaN for fewer than three neurons or a constant column.
     """
