@@ -30,7 +30,6 @@ CONFIG_AND_TOKENIZER = (
     "merges.txt",
 )
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_SHARD = re.compile(r"(model|pytorch_model)-(\d+)-of-(\d+)\.(safetensors|bin)")
 
 
 # ---------------------------------------------------------------- the files of a model
@@ -41,10 +40,9 @@ def weight_names(names: Collection[str]) -> list[str]:
     for single in WEIGHTS:
         if single in names:
             return [single]
-        stem, ending = single.split(".")
-        matches = filter(None, map(_SHARD.fullmatch, sorted(names)))
-        shards = [match for match in matches if (match[1], match[4]) == (stem, ending)]
-        if f"{single}.index.json" in names and shards and len(shards) == int(shards[0][3]):
+        shard = re.compile(r"{}-\d+-of-(\d+)\.{}".format(*single.split(".")))
+        shards = [match for match in map(shard.fullmatch, sorted(names)) if match]
+        if f"{single}.index.json" in names and shards and len(shards) == int(shards[0][1]):
             return [match[0] for match in shards]
     return []
 
@@ -107,7 +105,7 @@ def fetch(name: str, source: str, revision: str | None = None) -> Path:
     Every file is compared with the Hub's hash; a damaged one is downloaded again, once. InputError says what to do if
     the model cannot be had.
     """
-    for last in (False, True):
+    for _ in range(2):
         folder = snapshot(source, revision) or _with_retries(_download, name, source, revision)
         names = needed_files({path.name for path in folder.iterdir()})
         damaged = [folder / name for name in sorted(names) if _is_damaged(folder / name)]
@@ -116,12 +114,10 @@ def fetch(name: str, source: str, revision: str | None = None) -> Path:
         for path in damaged:
             path.resolve().unlink(missing_ok=True)
             path.unlink(missing_ok=True)
-        if last:
-            raise InputError(
-                f"seed '{name}': {damaged[0].name} of the model '{source}' arrived damaged twice (its hash is not the "
-                "Hub's) and was deleted; run the same command again, and check the network if that does not help."
-            )
-    raise AssertionError("unreachable")
+    raise InputError(
+        f"seed '{name}': {damaged[0].name} of the model '{source}' arrived damaged twice (its hash is not the Hub's) "
+        "and was deleted; run the same command again, and check the network if that does not help."
+    )
 
 
 def fetch_config(name: str, source: str, revision: str | None = None) -> Path:
@@ -139,7 +135,6 @@ def _with_retries(download: Callable[..., Path], name: str, source: str, revisio
             if wait is None or not _is_temporary(error):
                 raise InputError(f"seed '{name}': {download_failure(error, 'model', source, revision)}") from error
             time.sleep(wait)
-    raise AssertionError("unreachable")
 
 
 def _download(source: str, revision: str | None) -> Path:

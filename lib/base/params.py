@@ -23,14 +23,12 @@ CACHE = "cache"  # the folder in outputs/ that all runs share, hence not a run's
 # Keys that the pass over the text depends on; everything else is algebra on its statistics.
 STATISTICS_KEYS = ("seeds", "revision", "text", "context", "token_budget", "random_seed", "precision", "compare")
 
-_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_SEED_NAME = re.compile(r"[A-Za-z0-9_-]+")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_ID = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
 _CHECKED = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-def _optional(description: str) -> Any:
-    return Field(None, min_length=1, description=description)
+def _optional(description: str, pattern: str | None = None) -> Any:
+    return Field(None, min_length=1, pattern=pattern, description=description)
 
 
 class TextSource(BaseModel):
@@ -38,7 +36,7 @@ class TextSource(BaseModel):
 
     model_config = _CHECKED
 
-    dataset: str | None = _optional("the id of a dataset on the Hub, `owner/name`")
+    dataset: str | None = _optional("the id of a dataset on the Hub, `owner/name`", f"^{_HUB_ID}$")
     files: str | None = _optional("the path of a .jsonl, .jsonl.zst, .txt or .parquet file, a folder or a glob of them")
     subset: str | None = _optional("the name of one of the dataset's subsets")
     split: str | None = _optional("the name of one of the dataset's splits")
@@ -49,13 +47,6 @@ class TextSource(BaseModel):
     field: str = Field("text", min_length=1, description="the name of the field that holds a document's text")
     domain: str | None = _optional("the name of the field that holds a document's domain, such as `meta.source`")
 
-    @field_validator("dataset")
-    @classmethod
-    def _is_hub_id(cls, dataset: str | None) -> str | None:
-        if dataset is not None and not _HUB_ID.fullmatch(dataset):
-            raise ValueError
-        return dataset
-
     @model_validator(mode="after")
     def _keys_agree(self) -> "TextSource":
         if (self.dataset is None) == (self.files is None):
@@ -63,8 +54,8 @@ class TextSource(BaseModel):
         if self.dataset is not None and self.split is None:
             raise InputError("key 'text.split' is missing; it must be the name of one of the dataset's splits")
         for name in ("subset", "split", "data_files", "revision"):
-            if self.files is not None and getattr(self, name) is not None:
-                raise InputError(f"text.{name} is {getattr(self, name)!r}, but is allowed with text.dataset only")
+            if self.files is not None and (value := getattr(self, name)) is not None:
+                raise InputError(f"text.{name} is {value!r}, but is allowed with text.dataset only")
         return self
 
     @property
@@ -117,7 +108,7 @@ class Params(BaseModel):
     @field_validator("run")
     @classmethod
     def _is_folder_name(cls, run: str) -> str:
-        if not _RUN_NAME.fullmatch(run) or run == CACHE:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run) or run == CACHE:
             raise ValueError
         return run
 
@@ -133,7 +124,7 @@ class Params(BaseModel):
     @field_validator("seeds")
     @classmethod
     def _are_different_models(cls, seeds: dict[str, str]) -> dict[str, str]:
-        named = all(_SEED_NAME.fullmatch(name) and source.strip() for name, source in seeds.items())
+        named = all(re.fullmatch(r"[A-Za-z0-9_-]+", name) and source.strip() for name, source in seeds.items())
         if len(seeds) < 2 or not named:
             raise ValueError
         return seeds
@@ -149,17 +140,15 @@ class Params(BaseModel):
     @model_validator(mode="after")
     def _keys_agree(self) -> "Params":
         if self.reference not in self.seeds:
-            raise InputError(
-                f"reference is {self.reference!r}, but must be the name of one of the seeds ({listed(self.seeds)})"
-            )
+            names = f"the name of one of the seeds ({listed(self.seeds)})"
+            raise InputError(f"reference is {self.reference!r}, but must be {names}")
         if isinstance(self.revision, dict) and not set(self.revision) <= set(self.seeds):
             self._refuse("revision")
         if len({(source, self.revision_of(name)) for name, source in self.seeds.items()}) < len(self.seeds):
             self._refuse("seeds")
         if self.token_budget < self.context:
-            raise InputError(
-                f"token_budget is {self.token_budget}, but must be at least one context of {self.context} tokens"
-            )
+            least = f"one context of {self.context} tokens"
+            raise InputError(f"token_budget is {self.token_budget}, but must be at least {least}")
         return self
 
     def _refuse(self, key: str) -> None:
@@ -197,8 +186,7 @@ class Params(BaseModel):
 
     def is_on_hub(self, name: str) -> bool:
         """Whether a seed is a Hub id: it looks like one and there is no such folder."""
-        source = self.seeds[name]
-        return bool(_HUB_ID.fullmatch(source)) and not self.local_folder(name).is_dir()
+        return bool(re.fullmatch(_HUB_ID, self.seeds[name])) and not self.local_folder(name).is_dir()
 
     @property
     def statistics_key(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -149,23 +150,13 @@ def ship(branch: SeedRun, name: str, paths: Paths, held_out: Text, n_blocks: int
     return record
 
 
-_stop_asked = False
-
-
-def _ask_to_stop(*_: object) -> None:
-    global _stop_asked
-    _stop_asked = True
-
-
-def stopping() -> bool:
-    """True once SIGTERM or SIGINT arrived."""
-    return _stop_asked
+stop_asked = threading.Event()
 
 
 def catch_signals() -> None:
-    """From now on SIGTERM and SIGINT ask to stop instead of ending the process: `stopping`."""
+    """From now on SIGTERM and SIGINT set `stop_asked` instead of ending the process."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _ask_to_stop)
+        signal.signal(number, lambda *_: stop_asked.set())
 
 
 def work(connection: Connection, paths: Paths, recipe: Recipe, machine: Machine, held_out_blocks: int) -> None:
@@ -177,7 +168,7 @@ def work(connection: Connection, paths: Paths, recipe: Recipe, machine: Machine,
     tokens = train.tokens.to(machine.device)
 
     def should_stop() -> bool:
-        return stopping() or os.getppid() != parent  # the main process was killed
+        return stop_asked.is_set() or os.getppid() != parent  # the main process was killed
 
     while True:
         while not connection.poll(0.5):
@@ -191,7 +182,7 @@ def work(connection: Connection, paths: Paths, recipe: Recipe, machine: Machine,
         folder = branched(paths.out / task.seed, task.decay) if task.decay else paths.out / task.seed
         run = SeedRun(folder, SEEDS[task.seed], tokens, recipe, machine, kernels, task.decay, start)
         run.train(task.until_step, should_stop)
-        ready = task.ship and not stopping()
+        ready = task.ship and not stop_asked.is_set()
         answer = ship(run, task.seed, paths, held_out, held_out_blocks, task.baseline) if ready else run.last_line()
         if should_stop():
             return
@@ -224,7 +215,7 @@ class Workers:
             try:
                 found.append(connection.recv())
             except EOFError:
-                if stopping():
+                if stop_asked.is_set():
                     return found
                 seed = self.busy[connection]
                 raise InputError(f"The worker that trained seed {seed} died; its own message is above.") from None
@@ -248,7 +239,7 @@ def round_robin(
 
     Updates `steps`, the steps done by seed.
     """
-    while not stopping() and (workers.busy or min(steps.values()) < until_step):
+    while not stop_asked.is_set() and (workers.busy or min(steps.values()) < until_step):
         waiting = [s for s in steps if s not in workers.busy.values() and steps[s] < until_step]
         for seed in sorted(waiting, key=lambda s: (steps[s], s))[: len(workers.idle)]:
             workers.give(Task(seed, min(until_step, steps[seed] + stage), decay))
@@ -264,7 +255,7 @@ def round_robin(
 def ship_all(workers: Workers, names: list[str], decay: Decay, baseline: dict) -> None:
     """Ships every seed from the end of its decay."""
     waiting = sorted(names)
-    while not stopping() and (workers.busy or waiting):
+    while not stop_asked.is_set() and (workers.busy or waiting):
         while waiting and workers.idle:
             seed = waiting.pop(0)
             workers.give(Task(seed, decay.start + decay.steps, decay, ship=True, baseline=baseline))
@@ -362,18 +353,18 @@ def train_and_ship(options: argparse.Namespace, paths: Paths, names: list[str]) 
     workers = Workers(count, paths, recipe, machine, options.held_out_blocks)
     try:
         round_robin(workers, steps, until_step, recipe.step_tokens, stage)
-        if options.export and not stopping():
+        if options.export and not stop_asked.is_set():
             decay = Decay(until_step, max(1, round(until_step * recipe.decay_share)))
             decayed = {name: stored_step(decay_folder(paths.out / name, decay)) or until_step for name in names}
             round_robin(workers, decayed, until_step + decay.steps, recipe.step_tokens, stage, decay)
-        if options.export and not stopping():
+        if options.export and not stop_asked.is_set():
             blocks = evenly_spaced(len(held_out.tokens), options.held_out_blocks)
             ship_all(workers, names, decay, bigram_losses(train, held_out, blocks))
-        if options.export and not stopping():
+        if options.export and not stop_asked.is_set():
             write_section(paths.readme, seeds_section(paths.ship))
     finally:
         workers.close()
-    if stopping():
+    if stop_asked.is_set():
         print("stopped; every seed's state is saved, the same command resumes", flush=True)
         return 143
     return 0
