@@ -65,7 +65,7 @@ def _in_first_layers(family: str, depth: float):
         table = evidence.tables[FAMILY]
         own, layers = table[table["family"] == family], table["layer"].max() + 1
         highest = table.groupby("seed")["chance"].max()
-        found, strict = part(own, layers), part(own[own["score"] > own["seed"].map(highest)], layers)
+        found, strict = part(own, layers), part(own[own["score"] > own["seed"].map(highest).astype(float)], layers)
         level = f"with the highest chance level for all layers ({highest.max():.2f})"
         return agreed(found, strict, f"{found.here}; {level}: {strict.here}")
 
