@@ -37,7 +37,7 @@ def _name(row) -> str:
 def labels(table: pd.DataFrame) -> str:
     """How many labels there are, by family; `table` is labels.parquet."""
     by_family = table["family"].value_counts()
-    parts = [f"{by_family[name]:,} of {words}" for name, words in FAMILIES.items() if name in by_family]
+    parts = [f"{by_family[name]:,} for {words}" for name, words in FAMILIES.items() if name in by_family]
     return f"Every neuron is scored on **{len(table):,} labels**: {listed(parts)}."
 
 
@@ -85,11 +85,11 @@ def scores(rows: pd.DataFrame, held_out: pd.DataFrame) -> Caption:
     lost = kept[kept["held_out"] == 0]
     if len(lost):
         families = listed(f"{row.label} ({row.chosen})" for row in lost.itertuples())
-        text += f"With label and family chosen on one half, nothing is left on the other of {families}. "
+        text += f"No neuron is left on the other half of {families}. "
     elif len(kept):
         weakest = kept.loc[(kept["held_out"] / kept["chosen"]).idxmin()]
         left = f"{weakest['held_out']:,} of {count(weakest['chosen'], 'neuron')}"
-        text += f"No family vanishes on the other half; {weakest['label']} keeps least, {left}. "
+        text += f"Every family keeps neurons on the other half, {weakest['label']} the fewest: {left}. "
     explained = rows[rows["family"] != UNEXPLAINED]
     if len(explained) and "near_tie" in rows:
         ties = f"{explained['near_tie'].sum():,} of {len(explained):,}"
@@ -122,7 +122,9 @@ def families_by_layer(everyone: pd.DataFrame) -> Caption:
     share = explained.sum(axis=1) / everyone.sum(axis=1)
     high, low = share.idxmax(), share.idxmin()
     title = f"Layer {high} has the largest share of explained neurons, {_whole(share.max())}"
-    text = f"Explained are **{_tenth(share[high])}** of layer {high} and {_tenth(share[low])} of layer {low}."
+    text = (
+        f"In layer {high} **{_tenth(share[high])}** of the neurons are explained, in layer {low} {_tenth(share[low])}."
+    )
     fullest = [
         f"{FAMILIES[name]} in layer {own.idxmax()} ({own.max():,} of {own.sum():,})"
         for name, own in explained.items()
@@ -158,7 +160,7 @@ def seed_shares(shares: pd.DataFrame) -> Caption:
     least, most = explained.min(), explained.max()
     name = (most - least).idxmax()
     text = (
-        f"Explained are {_tenth(total[low])} of seed {low} and {_tenth(total[high])} of seed {high}. "
+        f"In seed {low} {_tenth(total[low])} of the neurons are explained, in seed {high} {_tenth(total[high])}. "
         f"Seeds differ most in {FAMILIES[name]}: {_tenth(least[name])} to {_tenth(most[name])}."
     )
     return Caption(title, text, f"{alt} {title}.")

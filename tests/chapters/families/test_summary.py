@@ -206,4 +206,7 @@ def test_family_that_does_not_hold_is_named_although_its_neurons_go_to_another()
     assert held.loc["topic", ["chosen", "held_out"]].tolist() == [100, 0] and held.loc[
         "topic", "median_gap"
     ] == pytest.approx(0.29)
-    assert "nothing is left on the other of topic (100)" in captions.scores(table, summary.held_out_counts(table)).text
+    assert (
+        "No neuron is left on the other half of topic (100)"
+        in captions.scores(table, summary.held_out_counts(table)).text
+    )
