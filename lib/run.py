@@ -1,4 +1,4 @@
-"""Where a run's files lie and how they are read and written; nothing else touches outputs/<run>."""
+"""A run's folder outputs/<run>: its parameters, text, statistics and tables."""
 
 import json
 from functools import cached_property
@@ -14,7 +14,7 @@ from lib.text.blocks import Text, read_text
 
 
 def with_universal(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """A table with the column `is_universal`, the excess above `threshold`; one without `excess_corr` as it is.
+    """The table with the column `is_universal`, excess above `threshold`; unchanged if it has no `excess_corr`.
 
     A missing excess is not universal.
     """
@@ -22,7 +22,7 @@ def with_universal(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
 
 
 class Run:
-    """One run's parameters, text, statistics and tables, as the notebooks read them."""
+    """One run, as the notebooks read it."""
 
     def __init__(self, params: Params):
         self.params = params
@@ -30,7 +30,7 @@ class Run:
 
     @cached_property
     def text_path(self) -> Path:
-        """The run's token file, made first where the text is documents."""
+        """The run's token file, made first if the text is documents."""
         from lib.text.tokenise import token_file  # not needed where no text is read
 
         return token_file(self.params)
@@ -49,7 +49,7 @@ class Run:
 
     @cached_property
     def done(self) -> dict:
-        """What the pass wrote about itself: tokens, device, precision, times, hashes."""
+        """The pass's record: tokens, device, precision, times, hashes."""
         return json.loads((self.folder / "stats" / "done.json").read_text())
 
     def recorded(self, name: str) -> dict | None:
@@ -69,17 +69,17 @@ class Run:
         return (self.folder / "tables" / f"{name}.parquet").exists()
 
     def table(self, name: str) -> pd.DataFrame:
-        """The table outputs/<run>/tables/<name>.parquet; where it has an excess, with the column `is_universal`."""
+        """The table tables/<name>.parquet, with `is_universal` if it has `excess_corr`."""
         return with_universal(pd.read_parquet(self.folder / "tables" / f"{name}.parquet"), self.params.threshold)
 
     @cached_property
     def neurons(self) -> pd.DataFrame:
-        """One row per neuron of the reference seed (columns: DESIGN, neurons.parquet)."""
+        """One row per neuron of the reference seed (columns: docs/method.md §4)."""
         return self._of_reference("neurons_all_seeds")
 
     @cached_property
     def matches(self) -> pd.DataFrame:
-        """One row per neuron of the reference seed and compared seed (columns: DESIGN, matches.parquet)."""
+        """One row per neuron of the reference seed and compared seed."""
         return self._of_reference("matches_all_seeds")
 
     def _of_reference(self, name: str) -> pd.DataFrame:

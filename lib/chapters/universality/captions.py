@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from lib.base.errors import listed
+from lib.base.errors import capital, listed
 from lib.chapters.universality import properties
 from lib.chapters.universality.properties import PROPERTIES, PUBLISHED_MODELS, PUBLISHED_SHARES
 from lib.display.captions import GATED, Caption, count, percent, signed
@@ -279,16 +279,16 @@ def property_percentiles(tests: pd.DataFrame, number: int) -> Caption:
         return Caption("No universal neuron to rank", text, alt)
     tested = tests[(tests["verdict"] != "") & tests["median_percentile"].notna()]
     holds, fails, unknown = (list(tested.loc[tested["verdict"] == one, "label"]) for one in (HOLDS, FAILS, UNKNOWN))
-    parts = []
+    direction, parts = "the paper's direction", []
     if holds:
-        parts.append(f"**holds** for {listed(holds)}")
+        parts.append(f"{direction} **holds** for {listed(holds)}")
     if fails:
-        parts.append(f"**does not hold** for {listed(fails)}")
+        parts.append(f"{'it' if holds else direction} **does not hold** for {listed(fails)}")
     if unknown:
         few = f"{number} universal, fewer than {FEWEST}" if number < FEWEST else f"corrected p ≥ {SIGNIFICANT:g}"
-        parts.append(f"**cannot be tested** for {listed(unknown)} ({few})")
+        parts.append(f"this run **cannot tell** for {listed(unknown)} ({few})")
     title = f"{len(holds)} of {len(tested)} published directions hold"
-    text = f"Universal neurons rank above or below their layer's median. The paper's direction {'; it '.join(parts)}."
+    text = f"Boxes show where universal neurons rank within their layer. {capital('; '.join(parts))}."
     if tests["median_percentile"].isna().any():
         text += f" {GATED}"
     return Caption(title, text, f"{alt} {title}.")

@@ -97,7 +97,7 @@ def test_the_property_sentence_names_each_verdict():
     )
     text = captions.property_percentiles(tests, 30).text
     assert "The paper's direction **holds** for skew; it **does not hold** for mean;" in text
-    assert "it **cannot be tested** for kurtosis (corrected p ≥ 0.05)." in text
+    assert "this run **cannot tell** for kurtosis (corrected p ≥ 0.05)." in text
     assert "kurtosis (1 universal, fewer than 10)" in captions.property_percentiles(tests, 1).text
 
 
