@@ -1,7 +1,7 @@
 """Correlations between the neurons of two seeds, from accumulated covariances: best matches and rotation baseline.
 
 Nothing here sees activations. A pair's matrix is read in blocks, one layer of seed a by one layer of seed b, so that it
-never has to be in memory whole; both directions of the pair come from it (METHOD §2).
+never has to be in memory whole; both directions of the pair come from it (docs/method.md §2).
 """
 
 from collections.abc import Callable, Iterator
@@ -105,7 +105,7 @@ def best_matches(covariance: Covariance, a: str, b: str, scales: dict[str, Scale
 
 
 def haar_rotation(size: int, generator: torch.Generator) -> Float[Tensor, "size size"]:
-    """A Haar-distributed orthogonal matrix: QR of a Gaussian with the signs of R's diagonal fixed (METHOD §2)."""
+    """A Haar-distributed orthogonal matrix: QR of a Gaussian, signs of R's diagonal fixed (docs/method.md §2)."""
     q, r = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))
     return q * r.diagonal().sign()
 
@@ -135,7 +135,7 @@ def scaled_rotation(rotation: Float[Tensor, "n n"], deviation: Float[Tensor, "n"
 def block_baseline(sums: Float[Tensor, "a b"], a: Scale, b: Scale, turn: Float[Tensor, "n b"]) -> Float[Tensor, "a"]:
     """Largest correlation of each neuron of a layer of a with a rotated neuron of a layer of b.
 
-    cov(x, R y) = C Rᵀ (METHOD §2); `turn` comes from `scaled_rotation`, in the type of `sums`.
+    cov(x, R y) = C Rᵀ (docs/method.md §2); `turn` comes from `scaled_rotation`, in the type of `sums`.
     """
     wide = sums.dtype
     centred = torch.addr(sums, a.mean.to(wide), b.mean.to(wide), alpha=-a.tokens)

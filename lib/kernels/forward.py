@@ -13,7 +13,7 @@ FEW = 256  # rows, below which bringing the weight into the order of matrix unit
 
 
 def tanh_gelu(x: Float[Tensor, "*rows neurons"]) -> Float[Tensor, "*rows neurons"]:
-    """gelu_new, x · (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2 (METHOD §1), in the type of `x`."""
+    """gelu_new, x · (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2 (docs/method.md §1), in the type of `x`."""
     if _needs_gradient(x) or not native.takes("gelu", x):
         return F.gelu(x, approximate="tanh")
     made = torch.empty_like(x)

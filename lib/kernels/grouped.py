@@ -3,7 +3,7 @@
 A *grouping* gives every token one group id of a kind (its own token id, the token before it, its position, …) or −1.
 Per group and neuron the accumulator keeps the number of tokens, Σx and Σx², and the number of tokens with activation
 above 0; x is the activation about its pilot mean in pilot deviations. Even and odd blocks are summed apart, so that a
-label can be chosen on one half of the text and scored on the other (METHOD §5).
+label can be chosen on one half of the text and scored on the other (docs/method.md §5).
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """Moments of every neuron's pre-activation and activation over the counted tokens of one seed.
 
 Sums are taken about a pilot mean in pilot units (see `lib.kernels.fused`) and accumulated in fp64, so that neither
-large means nor large activations lose digits (METHOD §8.1). They are turned into moments once, at the end.
+large means nor large activations lose digits (docs/method.md §8.1). They are turned into moments once, at the end.
 """
 
 import torch
@@ -51,7 +51,7 @@ class Moments:
         return self.sums[:, SUMS.index(name)] / max(self.tokens, 1)
 
     def frequency(self) -> Float[Tensor, "layers neurons"]:
-        """Share of counted tokens with activation > 0 (`sparsity` in the published tables, METHOD §4)."""
+        """Share of counted tokens with activation > 0 (`sparsity` in the published tables, docs/method.md §4)."""
         return self._mean_of("active")
 
     def pre_moments(self) -> dict[str, Float[Tensor, "layers neurons"]]:
