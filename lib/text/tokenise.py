@@ -145,7 +145,7 @@ class Packer:
         return {"open_sizes": sizes, "open_tokens": joined[0], "open_owners": joined[1]}, list(self.domains)
 
     def load(self, state: dict[str, np.ndarray], domains: list[str]) -> None:
-        """Goes on from what `state` gave."""
+        """Restores what `state` returned."""
         self.domains = list(domains)
         cuts = np.cumsum(state["open_sizes"])[:-1]
         pairs = (np.split(state[name], cuts) for name in ("open_tokens", "open_owners"))

@@ -261,7 +261,7 @@ FAULTS = {
 def test_a_file_that_cannot_be_used_is_one_sentence(tmp_path, name):
     for content, expected in FAULTS[name].items():
         (tmp_path / name).write_bytes(content)
-        assert expected in (told := sentence(texts_of, tmp_path / name)) and name in told
+        assert expected in (text := sentence(texts_of, tmp_path / name)) and name in text
 
 
 def test_missing_files_and_files_of_another_kind_are_one_sentence(tmp_path):

@@ -257,8 +257,8 @@ def test_seeds_cannot_be_shipped_as_of_an_earlier_step(tmp_path, monkeypatch, ca
     monkeypatch.setattr("lib.training.train.stored_step", lambda folder: 5000)
     monkeypatch.setattr("lib.training.train.catch_signals", lambda: None)
     assert main(["--seed", "a", "--tokens", "100000", "--export", "--out", str(tmp_path)]) == 2
-    told = capsys.readouterr().err
-    assert "already trained to step 5,000 (327,680,000 tokens)" in told and "shipped as of step 2;" in told
+    error = capsys.readouterr().err
+    assert "already trained to step 5,000 (327,680,000 tokens)" in error and "shipped as of step 2;" in error
 
 
 def test_another_recipe_is_refused(tmp_path):
