@@ -101,8 +101,9 @@ def typed_label(typed: str, texts: Sequence[str]) -> Bool[np.ndarray, "groups"]:
 
 
 def label_scores(own: Mapping[str, Tensor], grouping: str, member: Bool[np.ndarray, "groups"]) -> pd.DataFrame:
-    """docs/method.md §5 for one label and one layer, a row per neuron: `chosen_score` on even and `score` on odd blocks,
-    and `difference` on odd ones, mean z with the label minus mean z without. NaN if too few tokens have or lack it.
+    """Scores of one label (docs/method.md §5) in one layer, a row per neuron: `chosen_score` on even and `score` on odd
+    blocks, and `difference` on odd ones, mean z with the label minus mean z without. NaN if too few tokens have or
+    lack the label.
 
     `own` has the layer's compact grouped moments `<grouping>.count`, `.mean`, `.center`, `.variance`.
     """
@@ -133,9 +134,9 @@ def explained_sentence(scores: pd.DataFrame, typed: str, tokens: int, share: flo
         return f"{start} That is too few or too many to score: {needed}."
     passed, best = int((known["score"] > known["chance"]).sum()), known.loc[known["score"].idxmax()]
     return (
-        f"{start} It explains {count(passed, 'neuron')} of {len(known):,} above chance level. "
-        f"The best is layer {int(best['layer'])} neuron {int(best['neuron'])}: the label explains "
-        f"**{percent(best['score'], 1)}** of its variance on held-out blocks (chance level {percent(best['chance'], 1)})."
+        f"{start} It explains {count(passed, 'neuron')} of {len(known):,} above chance level, best of all "
+        f"layer {int(best['layer'])} neuron {int(best['neuron'])}: **{percent(best['score'], 1)}** of its variance on "
+        f"held-out blocks (chance level {percent(best['chance'], 1)})."
     )
 
 
@@ -160,8 +161,8 @@ def activations(trunk: Trunk, tokens: list[int]) -> Float[np.ndarray, "layers to
 
 
 def fired(post: Float[np.ndarray, "layers tokens neurons"], own: pd.DataFrame) -> pd.DataFrame:
-    """One row per universal neuron whose activation on some token is UNUSUAL or more, the most unusual first: layer,
-    neuron, excess_corr, `token` (index after BOS), `activation` there, and `deviations`.
+    """One row per universal neuron that fires: its activation on some token lies UNUSUAL standard deviations above its
+    mean. Columns: layer, neuron, excess_corr, `token` (index after BOS), `activation` there, `deviations`.
 
     `own` has the seed's rows of neurons_all_seeds; their activation_mean and activation_std are over the run's text.
     """

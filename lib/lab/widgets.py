@@ -1,6 +1,6 @@
 """The explorer notebook's controls: sliders and boxes that show what lib.lab.panels computes from a run.
 
-A panel is a box of widgets with its state inside; nothing is written. Figures are pictures, which a slider can follow.
+A panel holds its own state and writes no file. Figures are PNGs, fast enough to follow a slider.
 """
 
 from collections.abc import Callable
@@ -17,163 +17,154 @@ from lib.base.errors import InputError
 from lib.base.hub import seed_source
 from lib.base.tensors import TensorFiles
 from lib.chapters.families.tables import seed_statistics
+from lib.display.captions import count
 from lib.lab import panels
 from lib.labels.labels import occurring
 from lib.models.trunk import Trunk, load_model
-from lib.run import Run
+from lib.run import Run, with_universal
 from lib.text.tokens import token_strings
 
-SHOWN = 15  # neurons that a label's table lists
+ROWS_SHOWN = 15  # of a label's best neurons
 GROUPINGS = {"the token itself": "token", "the token before": "previous_token", "the token after": "next_token"}
 WIDE = widgets.Layout(width="32em")
 LABELS = {"description_width": "8em"}
 
 
-def told(text: str, kind: str = "") -> str:
+def sentence_html(text: str, kind: str = "") -> str:
     """A sentence in Markdown as HTML; `kind` is a CSS class."""
     return f'<div class="{kind}">{markdown(text)}</div>'
 
 
 def picture(fig: Figure) -> bytes:
-    """A figure as PNG, drawn once: savefig would draw it a second time to crop it."""
+    """A figure as PNG, drawn once; savefig would draw it twice."""
     with BytesIO() as png:
         FigureCanvasAgg(fig).print_png(png, pil_kwargs={"compress_level": 1})
         return png.getvalue()
 
 
-def said(output: widgets.HTML, make: Callable[[], str]) -> None:
+def show_or_refuse(output: widgets.HTML, make: Callable[[], str]) -> None:
     """Shows what `make` returns, or the sentence of the InputError that it raises."""
     try:
         output.value = make()
     except InputError as error:
-        output.value = told(f"⚠ {error}", "refused")
+        output.value = sentence_html(f"⚠ {error}", "refused")
 
 
-class ThresholdPanel(widgets.VBox):
-    """Sliders of threshold and layer and a choice of reference seed; the figure and the sentence follow."""
+def threshold_slider(run: Run, **options) -> widgets.FloatSlider:
+    """A slider from 0 to 1 that starts at the run's threshold."""
+    shape = dict(min=0, max=1, step=0.01, description="threshold", style=LABELS, layout=WIDE)
+    return widgets.FloatSlider(value=run.params.threshold, **shape, **options)
 
-    def __init__(self, run: Run):
-        self.neurons = dict(tuple(run.table("neurons_all_seeds").groupby("seed", sort=False)))
-        self.seed = widgets.Dropdown(
-            options=list(self.neurons), value=run.params.reference, description="reference seed", style=LABELS
-        )
-        self.threshold = widgets.FloatSlider(
-            value=run.params.threshold, min=0, max=1, step=0.01, description="threshold", style=LABELS, layout=WIDE
-        )
-        self.layer = widgets.IntSlider(
-            value=0, min=0, max=run.done["layers"] - 1, description="layer", style=LABELS, layout=WIDE
-        )
-        self.sentence, self.figure = (
-            widgets.HTML(),
-            widgets.Image(format="png", layout=widgets.Layout(max_width="100%")),
-        )
-        super().__init__([widgets.HBox([self.seed, self.threshold]), self.layer, self.sentence, self.figure])
-        for control in (self.seed, self.threshold, self.layer):
+
+def neurons_by_seed(run: Run) -> dict[str, pd.DataFrame]:
+    """Each reference seed's rows of neurons_all_seeds."""
+    return dict(tuple(run.table("neurons_all_seeds").groupby("seed", sort=False)))
+
+
+class Panel(widgets.VBox):
+    """A box of widgets that shows its result again when a control changes."""
+
+    def __init__(self, rows: list[widgets.Widget], controls: list[widgets.Widget]):
+        super().__init__(rows)
+        for control in controls:
             control.observe(lambda _change: self.show(), "value")
         self.show()
 
+
+class ThresholdPanel(Panel):
+    """Sliders of threshold and layer and a choice of reference seed; figure and sentence follow."""
+
+    def __init__(self, run: Run):
+        self.neurons, last = neurons_by_seed(run), run.done["layers"] - 1
+        seeds, reference = list(self.neurons), run.params.reference
+        self.seed = widgets.Dropdown(options=seeds, value=reference, description="reference seed", style=LABELS)
+        self.threshold = threshold_slider(run)
+        self.layer = widgets.IntSlider(value=0, min=0, max=last, description="layer", style=LABELS, layout=WIDE)
+        self.sentence = widgets.HTML()
+        self.figure = widgets.Image(format="png", layout=widgets.Layout(max_width="100%"))
+        controls = [self.seed, self.threshold, self.layer]
+        super().__init__([widgets.HBox(controls[:2]), self.layer, self.sentence, self.figure], controls)
+
     def show(self) -> None:
-        """Draws the figure for the controls as they stand."""
-        own, threshold, layer = self.neurons[self.seed.value], self.threshold.value, self.layer.value
-        self.sentence.value = told(panels.threshold_sentence(own, self.seed.value, threshold, layer))
+        """Draws the figure for the controls' values."""
+        threshold, layer = self.threshold.value, self.layer.value
+        own = with_universal(self.neurons[self.seed.value], threshold)
+        self.sentence.value = sentence_html(panels.threshold_sentence(own, self.seed.value, threshold, layer))
         self.figure.value = picture(panels.threshold_figure(own, threshold, layer))
 
 
-class LabelPanel(widgets.VBox):
-    """A box for a label of one's own; the neurons that it explains best, from the run's grouped moments."""
+class LabelPanel(Panel):
+    """A box for a typed label; the neurons that it explains best, from the run's grouped moments."""
 
     def __init__(self, run: Run):
         texts = token_strings(run.tokenizer)
         self.run, self.texts = run, [texts[token] if token < len(texts) else "" for token in occurring(run.text)]
-        references = run.done["references"]
-        self.seed = widgets.Dropdown(options=references, value=run.params.reference, description="seed", style=LABELS)
+        references, reference = run.done["references"], run.params.reference
+        self.seed = widgets.Dropdown(options=references, value=reference, description="seed", style=LABELS)
         self.place = widgets.Dropdown(options=list(GROUPINGS), description="label of", style=LABELS)
-        self.typed = widgets.Text(
-            value="the a an", description="words or /regex/", continuous_update=False, style=LABELS, layout=WIDE
-        )
+        typed = dict(value="the a an", description="words or /regex/", continuous_update=False)
+        self.typed = widgets.Text(**typed, style=LABELS, layout=WIDE)
         self.output = widgets.HTML()
         self.scores = pd.DataFrame()
-        super().__init__([widgets.HBox([self.seed, self.place]), self.typed, self.output])
-        for control in (self.seed, self.place, self.typed):
-            control.observe(lambda _change: self.show(), "value")
-        self.show()
+        controls = [self.seed, self.place, self.typed]
+        super().__init__([widgets.HBox(controls[:2]), self.typed, self.output], controls)
 
     def show(self) -> None:
         """Scores the label in every layer of the chosen seed."""
-        said(self.output, self._explained)
+        show_or_refuse(self.output, self._explained)
 
     def _explained(self) -> str:
         seed, grouping = self.seed.value, GROUPINGS[self.place.value]
         member = panels.typed_label(self.typed.value, self.texts)
         chance = self.run.table("family_chance").query("seed == @seed").set_index("layer")["chance"]
+        names = [f"{grouping}.{name}" for name in ("count", "mean", "center", "variance")]
         parts = []
         for layer, path in enumerate(seed_statistics(self.run, seed).paths):
             file = TensorFiles([path])
-            own = {
-                f"{grouping}.{name}": file.tensor(f"{grouping}.{name}")
-                for name in ("count", "mean", "center", "variance")
-            }
+            own = {name: file.tensor(name) for name in names}
             part = panels.label_scores(own, grouping, member)
             parts.append(part.assign(layer=layer, neuron=range(len(part)), chance=chance[layer]))
         self.scores = pd.concat(parts, ignore_index=True)
         number = own[f"{grouping}.count"].sum(0).numpy()
-        sentence = panels.explained_sentence(
-            self.scores, self.typed.value, int(member.sum()), number[member].sum() / max(1, number.sum())
-        )
-        best = self.scores.nlargest(SHOWN, "score")[
-            ["layer", "neuron", "score", "chosen_score", "difference", "chance"]
-        ]
-        return told(sentence) + best.to_html(index=False, float_format="{:.3f}".format, border=0)
+        share = number[member].sum() / max(1, number.sum())
+        sentence = panels.explained_sentence(self.scores, self.typed.value, int(member.sum()), share)
+        columns = ["layer", "neuron", "score", "chosen_score", "difference", "chance"]
+        best = self.scores.nlargest(ROWS_SHOWN, "score")[columns]
+        return sentence_html(sentence) + best.to_html(index=False, float_format="{:.3f}".format, border=0)
 
 
-class TextPanel(widgets.VBox):
-    """A box for a text of one's own, which all seeds read; their universal neurons that fire on it."""
+class TextPanel(Panel):
+    """A box for a typed text, which all seeds read; their universal neurons that fire on it."""
 
     def __init__(self, run: Run, example: str = "On Monday the twelve of them walked to the river, and nobody spoke."):
-        self.run, self.trunks = run, {}
-        self.neurons = dict(tuple(run.table("neurons_all_seeds").groupby("seed", sort=False)))
-        self.threshold = widgets.FloatSlider(
-            value=run.params.threshold,
-            min=0,
-            max=1,
-            step=0.01,
-            description="threshold",
-            continuous_update=False,
-            style=LABELS,
-            layout=WIDE,
-        )
-        self.typed = widgets.Textarea(
-            value=example,
-            description="text",
-            rows=3,
-            style=LABELS,
-            layout=widgets.Layout(width="48em", max_width="100%"),
-        )
+        self.run, self.trunks, self.neurons = run, {}, neurons_by_seed(run)
+        self.threshold = threshold_slider(run, continuous_update=False)
+        box = widgets.Layout(width="48em", max_width="100%")
+        self.typed = widgets.Textarea(value=example, description="text", rows=3, style=LABELS, layout=box)
         self.button = widgets.Button(description="Run the models", button_style="primary")
+        self.button.on_click(lambda _button: self.show())
         self.output = widgets.HTML()
         self.fired: dict[str, pd.DataFrame] = {}
-        super().__init__([self.typed, widgets.HBox([self.threshold, self.button]), self.output])
-        self.button.on_click(lambda _button: self.show())
-        self.threshold.observe(lambda _change: self.show(), "value")
-        self.show()
+        rows = [self.typed, widgets.HBox([self.threshold, self.button]), self.output]
+        super().__init__(rows, [self.threshold])
 
     def show(self) -> None:
         """Runs every seed on the text and lists what fired."""
-        said(self.output, self._lit)
+        show_or_refuse(self.output, self._fired)
 
     def _trunk(self, seed: str) -> Trunk:
         if seed not in self.trunks:
             self.trunks[seed] = Trunk(load_model(seed_source(self.run.params, seed)))
         return self.trunks[seed]
 
-    def _lit(self) -> str:
-        text = self.run.text
+    def _fired(self) -> str:
+        text, threshold = self.run.text, self.threshold.value
         tokens = panels.text_tokens(self.run.tokenizer, self.typed.value, text.bos_id, text.context)
         texts, parts, self.fired = panels.token_texts(self.run.tokenizer, tokens[1:]), [], {}
         for seed, own in self.neurons.items():
             post = panels.activations(self._trunk(seed), tokens)
-            self.fired[seed] = panels.fired(post, own, self.threshold.value)
+            self.fired[seed] = panels.fired(post, with_universal(own, threshold))
             parts.append(panels.fired_html(seed, self.fired[seed], post, texts))
-        total = sum(map(len, self.fired.values()))
-        start = f"At threshold {self.threshold.value:g}, {panels.count(total, 'universal neuron')} of {panels.count(len(self.fired), 'seed')} fired on {panels.count(len(texts), 'token')}."
-        return told(escape(start)) + "".join(parts)
+        total, seeds = count(sum(map(len, self.fired.values())), "universal neuron"), count(len(self.fired), "seed")
+        start = f"At threshold {threshold:g}, {total} of {seeds} fired on {count(len(texts), 'token')}."
+        return sentence_html(escape(start)) + "".join(parts)

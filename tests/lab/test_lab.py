@@ -1,4 +1,4 @@
-"""What the explorer notebook computes: against direct expressions on a small run, and the notebook itself, by itself and in JupyterLab."""
+"""What the explorer notebook computes, against direct expressions; and the notebook itself, alone and in JupyterLab."""
 
 import contextlib
 import os
@@ -23,6 +23,7 @@ from lib.base.params import ROOT
 from lib.lab import panels
 from lib.lab.widgets import LabelPanel, TextPanel, ThresholdPanel
 from lib.models.trunk import Trunk, load_model
+from lib.run import with_universal
 from tests.base.test_params import is_sentence
 
 TEXTS = ["the", " The", " then", "42", " 1999", "\n", " a"]
@@ -71,7 +72,9 @@ def test_label_scores_are_the_share_of_variance_that_the_label_explains():
     for side, name in ((0, "chosen_score"), (1, "score")):
         values, label = post[half == side], member[group][half == side]
         share = label.mean()
-        direct = 1 - ((1 - share) * values[~label].var(0) + share * values[label].var(0)) / values.var(0)  # METHOD §5
+        direct = 1 - ((1 - share) * values[~label].var(0) + share * values[label].var(0)) / values.var(
+            0
+        )  # docs/method.md §5
         np.testing.assert_allclose(found[name], direct, rtol=1e-9)
     difference = (values[label].mean(0) - values[~label].mean(0)) / post.std(0)
     np.testing.assert_allclose(found["difference"], difference, rtol=1e-9)
@@ -93,17 +96,20 @@ def test_what_fires_is_universal_and_unusually_active():
     )
     post = np.zeros((2, 3, 2))
     post[0, 1, 0], post[0, 2, 1], post[1, 2, 1] = 2.5, 9.0, 2.0
-    found = panels.fired(post, own, 0.5)
+    found = panels.fired(post, with_universal(own, 0.5))
     assert found[["layer", "neuron", "token", "deviations"]].to_numpy().tolist() == [[1, 1, 2, 4.0], [0, 0, 1, 2.5]]
-    assert panels.fired(post, own, 1.0).empty
+    assert panels.fired(post, with_universal(own, 1.0)).empty
     html = panels.fired_html("a", found, post, ["<b>", "x", "y"])
     assert html.count("&lt;b&gt;") == 2 and "2 universal neurons fired" in html
-    assert "no universal neuron fired" in panels.fired_html("a", panels.fired(post, own, 1.0), post, ["x"] * 3)
+    assert "no universal neuron fired" in panels.fired_html(
+        "a", panels.fired(post, with_universal(own, 1.0)), post, ["x"] * 3
+    )
 
 
 @pytest.mark.parametrize("excess", [np.linspace(-0.1, 0.9, 40), np.full(40, np.nan), np.zeros(40)])
 def test_threshold_figure_and_sentence_for_any_excess(excess):
     own = pd.DataFrame({"layer": np.repeat([0, 1], 20), "neuron": np.tile(range(20), 2), "excess_corr": excess})
+    own = with_universal(own, 0.5)
     fig = panels.threshold_figure(own, 0.5, 1)
     number = int((excess > 0.5).sum())
     within = int((excess[20:] > 0.5).sum())
@@ -147,7 +153,7 @@ def test_text_panel_runs_every_seed(complete):
     panel.threshold.value = 0.01
     tokens = panels.text_tokens(complete.tokenizer, "The cat sat on the mat.", complete.text.bos_id, 256)
     post = panels.activations(Trunk(load_model(seed_source(complete.params, "b"))), tokens)
-    assert panel.fired["b"].equals(panels.fired(post, panel.neurons["b"], 0.01))
+    assert panel.fired["b"].equals(panels.fired(post, with_universal(panel.neurons["b"], 0.01)))
     assert all(f"Seed {seed}" in panel.output.value for seed in "abc")
 
 
@@ -157,7 +163,8 @@ def notebook(complete):
     notebook = nbformat.read(ROOT / "notebooks" / "optional" / "explorer.ipynb", as_version=4)
     cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
     outputs, params_file = str(complete.folder.parent), str(complete.folder / "params.yaml")
-    cell.source += f"\nimport lib.base.params, pathlib\nlib.params.OUTPUTS = pathlib.Path({outputs!r})\nparams_file = {params_file!r}"
+    cell.source += f"\nfrom lib.base import params\nparams.OUTPUTS = __import__('pathlib').Path({outputs!r})"
+    cell.source += f"\nparams_file = {params_file!r}"
     return notebook
 
 
