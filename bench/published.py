@@ -1,4 +1,4 @@
-"""The published algorithm of the neuron correlations, written from its description (docs/method.md §2 and §8.4) to compare with.
+"""The published algorithm of the neuron correlations, written from its description (docs/method.md §2, §8.4).
 
 Per pair of seeds both models run forward over the whole text; every layer pair's fp32 product is copied to the host
 and added to a float64 array of all pairs of neurons; the rotation baseline is a second full run in which the compared
