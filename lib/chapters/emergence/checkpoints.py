@@ -97,31 +97,26 @@ def _local_points(params: Params) -> dict[int, Point]:
         }
         found[name] = {step: path for step, path in steps.items() if step is not None}
     record = _training_record(params)
-    step_tokens = record["tokens"] / _last_step(record) if record else None
-    return {
-        step: Point(f"checkpoint-{step}", step, _tokens(step, step_tokens), sources, {})
-        for step, sources in _shared(found).items()
-    }
+    return _shared_points(found, record["tokens"] / _last_step(record) if record else None)
 
 
 def _hub_points(params: Params) -> dict[int, Point]:
     found = {name: _revisions(source) for name, source in params.seeds.items()}
     named = [prefix for prefix in STEP_TOKENS if all(source.startswith(prefix) for source in params.seeds.values())]
-    step_tokens = STEP_TOKENS[named[0]] if named else None
-    return {
-        step: Point(f"checkpoint-{step}", step, _tokens(step, step_tokens), dict(params.seeds), revisions)
-        for step, revisions in _shared(found).items()
-    }
+    return _shared_points(found, STEP_TOKENS[named[0]] if named else None, dict(params.seeds))
 
 
-def _shared(found: dict[str, dict[int, str]]) -> dict[int, dict[str, str]]:
-    """Step → seed → what was found of it, for the steps that every seed has."""
-    steps = set.intersection(*(set(of_seed) for of_seed in found.values()))
-    return {step: {name: found[name][step] for name in sorted(found)} for step in steps}
-
-
-def _tokens(step: int, step_tokens: float | None) -> int | None:
-    return None if step_tokens is None else round(step * step_tokens)
+def _shared_points(
+    found: dict[str, dict[int, str]], step_tokens: float | None, on_hub: dict[str, str] | None = None
+) -> dict[int, Point]:
+    """The points that every seed has, by step; `found`: seed → step → folder, or revision of the models `on_hub`."""
+    shared = {}
+    for step in set.intersection(*map(set, found.values())):
+        tokens = None if step_tokens is None else round(step * step_tokens)
+        places = {name: found[name][step] for name in sorted(found)}
+        sources, revisions = (on_hub, places) if on_hub else (places, {})
+        shared[step] = Point(f"checkpoint-{step}", step, tokens, sources, revisions)
+    return shared
 
 
 def _own_point(params: Params) -> Point:

@@ -83,23 +83,18 @@ def _time_axis(axes: Axes, time: Timeline) -> None:
 
 
 def _over_seeds(
-    axes: Axes,
-    table: pd.DataFrame,
-    column: str,
-    time: Timeline,
-    colour: str,
-    label: str | None = None,
-    style: str = "o-",
-    weight: str | None = None,
+    axes: Axes, table: pd.DataFrame, column: str, time: Timeline, weight: str | None = None, **line
 ) -> None:
-    """The mean over seeds, weighted by the column `weight` if named, and the range. Rows seed, point and `column`."""
+    """The mean over seeds, weighted by the column `weight` if named, as a `line`, and the range. Rows seed, point."""
     over = table.groupby("point", sort=False)[column].agg(["min", "max"])
     over = over.reindex([point for point in time.at.index if point in over.index])
     weights = table[weight] if weight else pd.Series(1, table.index)
     mean = (table[column] * weights).groupby(table["point"]).sum() / weights.groupby(table["point"]).sum()
     x = time.at[over.index]
-    axes.fill_between(x, over["min"].astype(float), over["max"].astype(float), color=colour, alpha=0.2, linewidth=0)
-    axes.plot(x, mean[over.index], style, color=colour, markersize=4, label=label)
+    axes.fill_between(
+        x, over["min"].astype(float), over["max"].astype(float), color=line["color"], alpha=0.2, linewidth=0
+    )
+    axes.plot(x, mean[over.index], **{"marker": "o", "markersize": 4} | line)
 
 
 def losses(table: pd.DataFrame, time: Timeline) -> Figure:
@@ -113,7 +108,7 @@ def losses(table: pd.DataFrame, time: Timeline) -> Figure:
     for domain in ordered:
         label, colour = special.get(domain, (None, "#cccccc"))
         axes.plot(time.at[domains.index], domains[domain], color=colour, linewidth=1.5 if label else 0.8, label=label)
-    _over_seeds(axes, table[table["domain"] == "all"], "loss", time, CORRELATION, "all text")
+    _over_seeds(axes, table[table["domain"] == "all"], "loss", time, color=CORRELATION, label="all text")
     _time_axis(axes, time)
     axes.set_ylabel("held-out loss [nats per token]")
     axes.legend()
@@ -123,8 +118,8 @@ def losses(table: pd.DataFrame, time: Timeline) -> Figure:
 def shares(seeds: pd.DataFrame, time: Timeline) -> Figure:
     """Share of universal neurons and mean excess correlation against training, every seed as reference."""
     fig, (left, right) = canvas(1, 2, (WIDE, HEIGHT))
-    _over_seeds(left, seeds, "share", time, COLOURS["universal"])
-    _over_seeds(right, seeds, "mean_excess", time, EXCESS)
+    _over_seeds(left, seeds, "share", time, color=COLOURS["universal"])
+    _over_seeds(right, seeds, "mean_excess", time, color=EXCESS)
     left.set(ylabel="universal neurons")
     left.yaxis.set_major_formatter(PERCENT)
     left.set_ylim(0, max(1.1 * seeds["share"].max(), 1e-3))
@@ -165,22 +160,24 @@ def births_and_deaths(changes: pd.DataFrame, kept: pd.DataFrame, time: Timeline)
     if not mean.to_numpy().any():
         note(left, "no universal neuron at any checkpoint")
     left.legend(loc="upper left")
-    lines = (  # column, its weight, label, style, colour
-        ("persistence", "universal", "universal at the end too", "o-", COLOURS["universal"]),
-        ("chance", "universal", "chance: neurons of the same layers", ":", NEUTRAL),
-        ("same_partner", "kept", "of these: best match is the same neuron", "s--", CORRELATION),
+    chance = {"color": NEUTRAL, "marker": "", "linestyle": ":"}
+    partners = {"color": CORRELATION, "marker": "s", "linestyle": "--"}
+    lines = (  # column, its weight, label, look
+        ("persistence", "universal", "universal at the end too", {"color": COLOURS["universal"]}),
+        ("chance", "universal", "chance: neurons of the same layers", chance),
+        ("same_partner", "kept", "of these: best match is the same neuron", partners),
     )
-    for column, weight, label, style, colour in lines:
+    for column, weight, label, look in lines:
         known = kept[kept[column].notna()]
         if len(known):
-            _over_seeds(right, known, column, time, colour, label, style, weight)
+            _over_seeds(right, known, column, time, weight, label=label, **look)
     known = kept.loc[kept["persistence"].notna(), "point"].unique()
     if len(known):
         _time_axis(right, time)
         if time.log and len(known) <= 6:
             right.set_xticks(time.at[known], map(time.tick, known))
-        look = {"ncols": 3, "frameon": False, "fontsize": "small"}
-        fig.legend(*right.get_legend_handles_labels(), loc="outside lower center", **look)
+        place = {"loc": "outside lower center", "ncols": 3, "frameon": False, "fontsize": "small"}
+        fig.legend(*right.get_legend_handles_labels(), **place)
     else:
         note(right, "no universal neuron before the end")
     right.set(ylabel="share of a checkpoint's\nuniversal neurons", ylim=(-0.03, 1.03))
@@ -228,12 +225,12 @@ def circuits_appear(heads: pd.DataFrame, layers: pd.DataFrame, time: Timeline) -
     keys = ["point", "seed"]
     best = heads.groupby(keys, sort=False)[list(HEAD_SCORES)].max().reset_index()
     for axes, (name, label) in zip(grid[0], HEAD_SCORES.items(), strict=True):
-        _over_seeds(axes, best, name, time, CORRELATION)
+        _over_seeds(axes, best, name, time, color=CORRELATION)
         axes.axhline(HEAD_BAR, color=NEUTRAL, linestyle=":", linewidth=1)
         axes.set(title=label, ylim=(-0.02, 1.02), ylabel="best head of a seed" if name == "bos" else "")
     total = layers.groupby(keys, sort=False).agg(dict.fromkeys(COUNTS, "sum") | {"max_kurt": "max"}).reset_index()
     kurtosis, peaked, variance = grid[1]
-    _over_seeds(kurtosis, total, "max_kurt", time, NEUTRAL)
+    _over_seeds(kurtosis, total, "max_kurt", time, color=NEUTRAL)
     kurtosis.axhline(PUBLISHED_CUTS.kurtosis, color=NEUTRAL, linestyle=":", label="published cut")
     kurtosis.axhline(layers["null_kurt"].mean(), color=BASELINE, linestyle="--", label="99.9 % of random directions")
     kurtosis.set(title="largest W_U kurtosis", ylabel="kurtosis", yscale="log")
@@ -241,9 +238,9 @@ def circuits_appear(heads: pd.DataFrame, layers: pd.DataFrame, time: Timeline) -
     kurtosis.yaxis.set_major_formatter(PLAIN)
     kurtosis.yaxis.set_minor_locator(NullLocator())
     for role in ("prediction", "suppression"):
-        _over_seeds(peaked, total, role, time, ROLE_COLOURS[role], role)
+        _over_seeds(peaked, total, role, time, color=ROLE_COLOURS[role], label=role)
     peaked.set(title="W_U kurtosis above the null's")
-    _over_seeds(variance, total, "low_variance", time, CORRELATION)
+    _over_seeds(variance, total, "low_variance", time, color=CORRELATION)
     variance.set(title="logit variance below the null's")
     for axes in (kurtosis, peaked):
         axes.legend(fontsize="x-small")

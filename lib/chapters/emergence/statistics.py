@@ -5,6 +5,7 @@ A neuron keeps its layer and index while its model trains, so it can be followed
 `is_universal`.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -66,22 +67,20 @@ def head_table(
     """
     model.set_attn_implementation("eager")
     length = (repeated.shape[1] - 1) // 2
-    scores = {
-        "bos": (bos_attention, tokens),
-        "previous": (previous_token_score, tokens),
-        "induction": (lambda pattern: induction_score(pattern, length), repeated),
-    }
-    found: dict[str, list[Tensor]] = {name: [] for name in scores}
-    for text in (tokens, repeated):
+
+    def means(text: Tensor, *scores: Callable[[Tensor], Tensor]) -> list[Float[Tensor, "layers heads"]]:
+        found = []
         for block in text.split(1):
             patterns = model(block, output_attentions=True, use_cache=False).attentions  # one a layer
-            for name, (score, scored_on) in scores.items():
-                if scored_on is text:
-                    found[name].append(torch.stack([score(pattern.float()) for pattern in patterns]))
-    means = {name: torch.stack(blocks).mean(0) for name, blocks in found.items()}  # (layers, heads)
-    layers, heads = means["bos"].shape
+            found.append([torch.stack([score(own.float()) for own in patterns]) for score in scores])
+        return [torch.stack(blocks).mean(0).cpu().double() for blocks in zip(*found, strict=True)]
+
+    bos, previous = means(tokens, bos_attention, previous_token_score)
+    (induction,) = means(repeated, lambda pattern: induction_score(pattern, length))
+    layers, heads = bos.shape
     table = pd.DataFrame({"layer": np.repeat(np.arange(layers), heads), "head": np.tile(np.arange(heads), layers)})
-    return table.assign(**{name: values.flatten().cpu().double().numpy() for name, values in means.items()})
+    named = {"bos": bos, "previous": previous, "induction": induction}
+    return table.assign(**{name: values.flatten().numpy() for name, values in named.items()})
 
 
 # ---------------------------------------------------------------- neurons at one checkpoint
