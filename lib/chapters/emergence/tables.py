@@ -1,4 +1,4 @@
-"""Chapter 7's tables: each checkpoint's pass and tables, as a small run of its own, and what is kept of it.
+"""Chapter 7's tables: each checkpoint is measured as a small run, of which a few tables are kept.
 
 `python -m lib.chapters.emergence.tables params/tiny.yaml` (`make emergence`) writes outputs/<run>/emergence; `--export
 data/emergence` also writes the tables that ship there. A finished checkpoint is not measured again; an interrupted one
