@@ -4,16 +4,8 @@ import numpy as np
 import pandas as pd
 
 from lib.base.errors import capital, listed
-from lib.chapters.families.scoring import (
-    PUBLISHED_BEST,
-    PUBLISHED_HIGH,
-    PUBLISHED_LOW,
-    PUBLISHED_POSITION,
-    PUBLISHED_UNEXPLAINED,
-    PUBLISHED_UNIVERSAL,
-    PUBLISHED_WELL_EXPLAINED,
-    UNEXPLAINED,
-)
+from lib.chapters.families import scoring
+from lib.chapters.families.scoring import UNEXPLAINED
 from lib.chapters.families.summary import EXPLAINED, FAMILIES, TOP
 from lib.display.captions import Caption, count, percent, signed
 
@@ -60,15 +52,13 @@ def family_counts(counts: pd.DataFrame, reference: str) -> Caption:
 
 def published(table: pd.DataFrame) -> pd.DataFrame:
     """`summary.published_comparison` beside the paper's counts, in words."""
-    words = {"universal": "universal", TOP: f"{TOP} by excess", "rest": "all others"}
-    rows = [(words[row.group], row.neurons, row.low, row.high) for row in table.itertuples()]
-    paper = ("universal (paper, GPT2-medium)", PUBLISHED_UNIVERSAL, PUBLISHED_UNEXPLAINED, PUBLISHED_WELL_EXPLAINED)
-
-    def cell(part: int, whole: int) -> str:
-        return f"{part:,} ({_tenth(part / whole)})" if whole else "–"
-
-    cells = [(name, f"{total:,}", cell(low, total), cell(high, total)) for name, total, low, high in [paper, *rows]]
-    heads = ["neurons", "number", f"best score below {PUBLISHED_LOW:g}", f"{PUBLISHED_HIGH:g} or more"]
+    counts = scoring.PUBLISHED_UNIVERSAL, scoring.PUBLISHED_UNEXPLAINED, scoring.PUBLISHED_WELL_EXPLAINED
+    rows = [("paper's universal (GPT2-medium)", *counts), *table[["group", "neurons", "low", "high"]].to_numpy()]
+    heads = ["neurons", "number", f"best score below {scoring.PUBLISHED_LOW:g}", f"{scoring.PUBLISHED_HIGH:g} or more"]
+    cells = [
+        (group, f"{total:,}", *(f"{part:,} ({_tenth(part / total)})" if total else "–" for part in parts))
+        for group, total, *parts in rows
+    ]
     return pd.DataFrame(cells, columns=heads)
 
 
@@ -205,8 +195,8 @@ def best_neurons(chosen: pd.DataFrame, family: str) -> Caption:
     title = f"{capital(words)}: the best score is {best['score']:.2f}, for {best['label']}"
     explained = f"**{_tenth(best['score'])}** of the held-out variance of {_name(best)}"
     text = f"The label *{best['label']}* explains {explained}"
-    if family in PUBLISHED_BEST:
-        label, score = PUBLISHED_BEST[family]
+    if family in scoring.PUBLISHED_BEST:
+        label, score = scoring.PUBLISHED_BEST[family]
         text += f" (the paper's best neuron for *{label}*: {score:g}, not held out)"
     if own == len(chosen):
         text += ". All neurons shown belong to this family."
@@ -245,6 +235,6 @@ def activation_by_position(chosen: pd.DataFrame, rows: pd.DataFrame) -> Caption:
         f"Firing of {_name(best)} has **{best['position_information']:.4f} bits** of mutual information with position, "
         f"of the median neuron {median:.4f}. "
         f"Position explains {count(number, 'neuron')} of this seed best, universal or not; the paper finds "
-        f"{PUBLISHED_POSITION} universal ones in GPT2-small."
+        f"{scoring.PUBLISHED_POSITION} universal ones in GPT2-small."
     )
     return Caption(title, text, f"{alt} {title}.")

@@ -7,18 +7,10 @@ universal one can test them; depth is relative to the number of layers.
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pandas as pd
 
-from lib.chapters.families.scoring import (
-    LETTERS,
-    PUBLISHED_HIGH,
-    PUBLISHED_LAYERS,
-    PUBLISHED_LETTERS,
-    PUBLISHED_LOW,
-    PUBLISHED_UNEXPLAINED,
-    PUBLISHED_UNIVERSAL,
-    PUBLISHED_WELL_EXPLAINED,
-)
+from lib.chapters.families import scoring
 from lib.chapters.families.summary import FAMILIES, with_excess
 from lib.display.captions import count, percent
 from lib.display.claims import FEWEST, Claim, Evidence, Measured, agreed, decided, over_seeds, share, unmeasured
@@ -40,18 +32,13 @@ def _universal_share(passes: Callable[[pd.Series], pd.Series], bound: float, abo
     return measure
 
 
-def _common_seeds(own: pd.DataFrame) -> pd.Index:
-    """The seeds that have enough of these neurons."""
-    number = own.groupby("seed").size()
-    return number[number >= FEWEST].index
-
-
-def _few(own: pd.DataFrame, family: str) -> Measured:
-    return unmeasured(f"{count(len(own), f'{FAMILIES[family]} neuron')} in all seeds, too few")
-
-
-def _whole_percent(value: float) -> str:
-    return percent(value, 0)
+def _per_seed(own: pd.DataFrame, family: str, value: Callable[[pd.Series], float], above: bool) -> Measured:
+    """A value of the layers of a family's neurons, over the seeds that have enough of them."""
+    layers = own.groupby("seed")["layer"]
+    enough = layers.size() >= FEWEST
+    if not enough.any():
+        return unmeasured(f"{count(len(own), f'{FAMILIES[family]} neuron')} in all seeds, too few")
+    return over_seeds(layers.agg(value)[enough], HALF, above, lambda found: percent(found, 0))
 
 
 def _in_first_layers(family: str, depth: float):
@@ -63,25 +50,23 @@ def _in_first_layers(family: str, depth: float):
 
     def measure(evidence: Evidence) -> Measured:
         table = evidence.tables[FAMILY]
-        own, layers = table[table["family"] == family], table["layer"].max() + 1
-        highest = table.groupby("seed")["chance"].max()
-        found, strict = part(own, layers), part(own[own["score"] > own["seed"].map(highest).astype(float)], layers)
+        own, layers = table["family"] == family, table["layer"].max() + 1
+        highest = table.groupby("seed")["chance"].transform("max")
+        found, strict = (part(table[chosen], layers) for chosen in (own, own & (table["score"] > highest)))
         level = f"with the highest chance level for all layers ({highest.max():.2f})"
         return agreed(found, strict, f"{found.here}; {level}: {strict.here}")
 
     def part(own: pd.DataFrame, layers: int) -> Measured:
-        seeds = _common_seeds(own)
-        if not len(seeds):
-            return _few(own, family)
-        found, parts = [], []
+        found = {}
         for end in sorted({math.floor(layers * depth), math.ceil(layers * depth)}):  # a depth may cut a layer in two
-            shares = (own["layer"] < end).groupby(own["seed"]).mean()[seeds]
-            found.append(over_seeds(shares, HALF, True, _whole_percent))
-            first = "no whole layer" if end == 0 else "layer 0" if end == 1 else f"layers 0 to {end - 1}"
-            parts.append(f"in {first}: {found[-1].here}")
-        value, low, high = found[0].value, found[0].low, found[-1].high
-        here = f"{', '.join(parts)}; of {len(own):,} neurons in {layers} layers, universal or not"
-        return Measured(value, low, high, here, decided(low, high, HALF))
+            where = "no whole layer" if end == 0 else "layer 0" if end == 1 else f"layers 0 to {end - 1}"
+            found[where] = _per_seed(own, family, lambda layer, end=end: (layer < end).mean(), above=True)
+        first, last = [*found.values()][0], [*found.values()][-1]
+        if np.isnan(first.value):
+            return first
+        here = ", ".join(f"in {where}: {one.here}" for where, one in found.items())
+        here += f"; of {len(own):,} neurons in {layers} layers, universal or not"
+        return Measured(first.value, first.low, last.high, here, decided(first.low, last.high, HALF))
 
     return measure
 
@@ -90,17 +75,15 @@ def _letters(evidence: Evidence) -> Measured:
     table = evidence.tables[FAMILY]
     number = table[table["family"] == "alphabet"].groupby("seed")["label"].nunique()
     number = number.reindex(table["seed"].unique(), fill_value=0).astype(float)
-    found = over_seeds(number, LETTERS * HALF, True, lambda value: f"{value:.3g}")
+    found = over_seeds(number, scoring.LETTERS * HALF, True, lambda value: f"{value:.3g}")
     return found._replace(here=f"letters: {found.here}; of all neurons, universal or not")
 
 
 def _fullest_layer(evidence: Evidence) -> Measured:
     own = evidence.tables[FAMILY].query("family == 'syntax'")
-    seeds = _common_seeds(own)
-    if not len(seeds):
-        return _few(own, "syntax")
-    fullest = own.groupby("seed")["layer"].agg(lambda layer: layer.value_counts(normalize=True).iloc[0])[seeds]
-    found = over_seeds(fullest, HALF, False, _whole_percent)
+    found = _per_seed(own, "syntax", lambda layer: layer.value_counts(normalize=True).iloc[0], above=False)
+    if np.isnan(found.value):
+        return found
     return found._replace(here=f"fullest layer: {found.here}; {len(own):,} neurons, universal or not")
 
 
@@ -109,42 +92,38 @@ def _claim(name: str, claim: str, published: str, figure: str, measure, needs: t
 
 
 def _depth_claim(family: str, neurons: str, depth: float) -> Claim:
-    first = "quarter" if depth == FIRST_QUARTER else "half"
-    return _claim(
-        f"depth_{family}",
-        f"Most {neurons} sit in the first {first} of the layers",
-        f"{PUBLISHED_LAYERS[family].replace(' in ', ' ')}, among universal neurons",
-        "families_by_layer",
-        _in_first_layers(family, depth),
-    )
+    claim = f"Most {neurons} sit in the first {'quarter' if depth == FIRST_QUARTER else 'half'} of the layers"
+    published = f"{scoring.PUBLISHED_LAYERS[family].replace(' in ', ' ')}, among universal neurons"
+    return _claim(f"depth_{family}", claim, published, "families_by_layer", _in_first_layers(family, depth))
 
 
-def _published_share(number: int) -> str:
-    return f"{percent(number / PUBLISHED_UNIVERSAL, 1)} (GPT2-medium)"
+def _published_share(number: int, below: str = "") -> str:
+    total = scoring.PUBLISHED_UNIVERSAL
+    return f"{number} of {total:,}{below}, {percent(number / total, 1)} (GPT2-medium)"
 
 
 CLAIMS = (
     _claim(
         "unexplained",
-        f"Most universal neurons are explained: fewer than half have a best score below {PUBLISHED_LOW:g}",
-        f"{PUBLISHED_UNEXPLAINED} of {PUBLISHED_UNIVERSAL:,} below, {_published_share(PUBLISHED_UNEXPLAINED)}",
+        f"Most universal neurons are explained: fewer than half have a best score below {scoring.PUBLISHED_LOW:g}",
+        _published_share(scoring.PUBLISHED_UNEXPLAINED, " below"),
         "family_scores",
-        _universal_share(lambda scores: scores < PUBLISHED_LOW, HALF, above=False),
+        _universal_share(lambda scores: scores < scoring.PUBLISHED_LOW, HALF, above=False),
         (FAMILY, EVERYONE),
     ),
     _claim(
         "well_explained",
-        f"Of universal neurons at least one in twenty has a score of {PUBLISHED_HIGH:g} or more",
-        f"about {PUBLISHED_WELL_EXPLAINED} of {PUBLISHED_UNIVERSAL:,}, {_published_share(PUBLISHED_WELL_EXPLAINED)}",
+        f"Of universal neurons at least one in twenty has a score of {scoring.PUBLISHED_HIGH:g} or more",
+        f"about {_published_share(scoring.PUBLISHED_WELL_EXPLAINED)}",
         "family_scores",
-        _universal_share(lambda scores: scores >= PUBLISHED_HIGH, SOME, above=True),
+        _universal_share(lambda scores: scores >= scoring.PUBLISHED_HIGH, SOME, above=True),
         (FAMILY, EVERYONE),
     ),
     _depth_claim("unigram", "neurons of one word", FIRST_QUARTER),
     _claim(
         "letters",
         "Most letters of the alphabet have a neuron that answers to words beginning with it",
-        f"{PUBLISHED_LETTERS} of {LETTERS} letters, among universal neurons",
+        f"{scoring.PUBLISHED_LETTERS} of {scoring.LETTERS} letters, among universal neurons",
         "figure_17_letters",
         _letters,
     ),
