@@ -58,7 +58,7 @@ def entropy_selection(weights: pd.DataFrame, chosen: pd.DataFrame, space: NullSp
     title = f"{neurons} large norm and small logit variance in the last layers"
     norm = chosen["null_share"].mean(), late["null_share"].mean()
     text = (
-        f"Candidates: {_named(chosen)}. Their mean share $\\rho({space.basis.shape[1]})$ in the null space of $W_U$ is "
+        f"Candidates: {_named(chosen)}. Their mean share $\\rho({space.basis.shape[1]})$ where $W_U$ reads least is "
         f"**{norm[0]:.2f}** against {norm[1]:.2f} for the last layers and {space.chance:.2f} for a random direction."
     )
     if space.depth >= NULL_DEPTH:
@@ -189,7 +189,7 @@ def value_norms(table: pd.DataFrame) -> Caption:
     text = (
         f"BOS has a smaller ‖W_O v‖ than other tokens on average in **{smaller}** of {count(len(table), 'head')}; the "
         f"median ratio is **{ratio:.2f}**, against 19.4 in the paper's GPT2-medium. BOS is {sink} attention sink here: "
-        f"the median head writes {percent(1 / ratio)} as much for BOS as for another token."
+        f"the median head writes {percent(1 / ratio, 0)} as much for BOS as for another token."
     )
     alt = "Scatter plot of the norm of W_O v for BOS against its mean over other tokens, one dot a head."
     return Caption(title, text, f"{alt} {title}.")
@@ -228,7 +228,7 @@ def _importance_title(group: str, found: Ranking) -> str:
     sets = f"{found.below:g} of {found.draws} random sets"
     if found.p_value >= SIGNIFICANT:
         return f"Ablating {SETS[group]} is not clearly unlike random ones: above {sets}"
-    return f"Ablating {SETS[group]} costs {'more loss than' if found.share > 0.5 else 'more loss than only'} {sets}"
+    return f"Ablating {SETS[group]} costs more loss than {'' if found.share > 0.5 else 'only '}{sets} do"
 
 
 def _first_layer(held: pd.DataFrame) -> str:
