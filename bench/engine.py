@@ -138,7 +138,7 @@ class Given:
             visit(layer, *(x[layer][part].view(-1, CONTEXT, x[layer].shape[1]) for x in (self.pre, self.post)))
 
     def text(self, tokens: int) -> Text:
-        """Blocks of so many tokens whose first ones number the given activations, again and again; every token counts."""
+        """Blocks of tokens whose first ones number the given activations, repeatedly; every token counts."""
         blocks, length = len(self.pre[0]) // CONTEXT, max(CHUNK[self.pre[0].device.type], tokens // CONTEXT)
         tokens = (torch.arange(length) % blocks + 1)[:, None].expand(length, CONTEXT)
         none = torch.zeros(length, dtype=torch.int64)
@@ -197,6 +197,6 @@ class Statistics:
         return _of_reference(compare(covariance, moments, RANDOM_SEED, draws=1), 0)
 
     def operations(self, tokens: int) -> int:
-        """Operations (2 per product) of the covariances of a chunk: the pair, and each layer of one seed with itself."""
+        """Operations (2 per product) of a chunk's covariances: the pair, and each layer of one seed with itself."""
         own = symmetric_share(self.neurons, self.dtype, self.device.type) * self.layers * self.neurons**2
         return round(2 * tokens * ((self.layers * self.neurons) ** 2 + own))

@@ -1,7 +1,7 @@
 """Cost of chapter 4: grouped moments per token, scores of one seed, and the published way to the same scores.
 
-`python -m bench.families` prints one line each. Activations are random numbers of the shipped seeds' sizes; the token ids
-and the labels are those of the shipped text. The published way is a pandas groupby per neuron and label, timed on a
+`python -m bench.families` prints one line each. Activations are random, of the shipped seeds' sizes; token ids and
+labels are those of the shipped text. The published way is a pandas groupby per neuron and label, timed on a
 sample and extrapolated, since it is linear in neurons, labels and tokens.
 """
 
@@ -32,7 +32,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def published_way(v: np.ndarray, labels: np.ndarray) -> float:
-    """Seconds of one groupby of one neuron by one binary label, the mean over the pairs given; rows of both are tokens."""
+    """Mean seconds of a groupby of one neuron by one binary label; rows of both are tokens."""
 
     def score(neuron: int, label: int) -> float:
         grouped = pd.Series(v[:, neuron]).groupby(labels[:, label])
@@ -66,7 +66,8 @@ def main() -> None:
     )  # per token of one seed
     tokens = text.tokens.numel()
     print(
-        f"grouped moments: {1e6 * each:.2f} µs a token and seed, {each * tokens * SEEDS:.0f} s for {tokens:,} tokens of {SEEDS} seeds"
+        f"grouped moments: {1e6 * each:.2f} µs a token and seed, "
+        f"{each * tokens * SEEDS:.0f} s for {tokens:,} tokens of {SEEDS} seeds"
     )
     statistics = [layer.compact() for layer in work]
     turn = torch.linalg.qr(torch.randn(LAYERS, NEURONS, NEURONS)).Q
@@ -74,14 +75,16 @@ def main() -> None:
     labels = sum(len(one.labels) for one in sets)
     ours = seconds(lambda: seed_families(statistics, sets, rotation))
     print(
-        f"scores of one seed: {ours:.1f} s for {LAYERS * NEURONS:,} neurons × {labels:,} labels, {torch.get_num_threads()} threads"
+        f"scores of one seed: {ours:.1f} s for {LAYERS * NEURONS:,} neurons × {labels:,} labels, "
+        f"{torch.get_num_threads()} threads"
     )
     generator = np.random.default_rng(0)
     rows = 100_000
     pair = published_way(generator.normal(size=(rows, 8)).astype(np.float32), generator.random((rows, 8)) < 0.05)
     whole = pair * tokens / rows * LAYERS * NEURONS * labels
     print(
-        f"a groupby per neuron and label: {1e3 * pair:.1f} ms on {rows:,} tokens, so {whole / 86400:.1f} days for the same"
+        f"a groupby per neuron and label: {1e3 * pair:.1f} ms on {rows:,} tokens, "
+        f"so {whole / 86400:.1f} days for the same"
     )
 
 

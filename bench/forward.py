@@ -1,4 +1,4 @@
-"""Tokens a second of the forward pass that feeds the statistics, against the plain model and TransformerLens' Bridge."""
+"""Tokens a second of the forward pass that feeds the statistics, the plain model and TransformerLens' Bridge."""
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge

@@ -2,8 +2,8 @@
 
 Per pair of seeds both models run forward over the whole text; every layer pair's fp32 product is copied to the host
 and added to a float64 array of all pairs of neurons; the rotation baseline is a second full run in which the compared
-model's activations are rotated. Two liberties, both in its favour or without cost: the models stop after the last layer (no
-logits), and the rotation is orthogonal and given from outside (§8.2), so that outputs can be compared.
+model's activations are rotated. Two liberties, in its favour or without cost: the models stop after the last layer
+(no logits), and the rotation is orthogonal and given from outside (§8.2), so that outputs can be compared.
 Nothing of `lib` is used here and `lib` never uses this.
 """
 
@@ -84,7 +84,7 @@ def pair_correlations(
     batches: Iterable[tuple[Tensor, Tensor]],
     rotation: Float[Tensor, "layers neurons neurons"] | None,
 ) -> Float[Tensor, "total"]:
-    """One full run over the text, `batches` of (tokens, counted): largest correlation of each neuron of a with one of b.
+    """One run over the text, `batches` of (tokens, counted): each neuron of a, its largest correlation with one of b.
 
     With a rotation b's neurons are rotated first: the baseline.
     """

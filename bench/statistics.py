@@ -1,4 +1,4 @@
-"""The statistics alone, on activations that are there already: the published way and ours, and our share of the GEMM peak."""
+"""The statistics alone, on given activations: the published way and ours, and our share of the GEMM peak."""
 
 from functools import partial
 
@@ -14,11 +14,11 @@ from lib.kernels.covariance import OPERAND_DTYPES
 from lib.kernels.fused import compiled_layer_statistics, layer_statistics, native_layer_statistics
 
 SHAPES = ((3, 512), (6, 1024), (12, 1024))  # layers, neurons a layer
-BATCHES = 4  # times the least tokens of a forward pass: distinct tokens of activations, which the published way adds at a time
+BATCHES = 4  # forward passes' worth of distinct activations, which the published way adds at a time
 
 
 def synthetic(layers: int, neurons: int, device: torch.device) -> dict[str, Given]:
-    """Two seeds' activations of a few batches: neurons that mix 64 shared features, some of them alike in both seeds."""
+    """Two seeds' activations of a few batches: neurons mix 64 shared features, some alike in both seeds."""
     generator, tokens = torch.Generator().manual_seed(RANDOM_SEED), BATCHES * BATCH[device.type] * CONTEXT
     features = torch.randn(tokens, 64, generator=generator)
     given = {}
@@ -85,7 +85,7 @@ def share_of_peak(layers: int, neurons: int, device: torch.device, precision: st
 
 
 def elementwise(device: torch.device, precision: str, rounds: int) -> dict[str, float]:
-    """Seconds a value of one layer's sums and operands, activations in bf16: the expression as it stands, compiled, and our loop."""
+    """Seconds a value of a layer's sums and operands in bf16: the plain expression, compiled, and our loop."""
     generator, (_, neurons), tokens = torch.Generator().manual_seed(RANDOM_SEED), SHAPES[1], chunk_tokens(device)
     pre = torch.randn(tokens, neurons, generator=generator)
     scaling = torch.stack([torch.zeros(neurons), torch.full((neurons,), 20.0)])

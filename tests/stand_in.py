@@ -1,4 +1,4 @@
-"""Stands in for the environment's Python in tests of the Makefile: `resolve` is real, other steps only leave their file."""
+"""Replaces the environment's Python in tests of the Makefile: `resolve` is real, other steps leave their file."""
 
 import sys
 from pathlib import Path

@@ -37,7 +37,7 @@ def crfm_model(seed: int) -> GPT2LMHeadModel:
 
 
 def neox_model(seed: int) -> GPTNeoXForCausalLM:
-    """Pythia's architecture: parallel attention and MLP, rotary positions, exact GELU, untied embeddings, padded beyond the tokeniser."""
+    """Pythia: parallel attention and MLP, rotary positions, exact GELU, untied and padded embeddings."""
     torch.manual_seed(seed)
     config = GPTNeoXConfig(**SHAPE | {"vocab_size": 8320}, num_attention_heads=2, intermediate_size=48, rotary_pct=0.25)
     return _moved(GPTNeoXForCausalLM(config))
@@ -61,7 +61,7 @@ ARCHITECTURES = {"gpt2": small_model, "crfm": crfm_model, "neox": neox_model, "l
 
 
 def save_as_pickle(model: GPT2LMHeadModel, folder: Path) -> Path:
-    """A seed folder with pytorch_model.bin, the only weights that the CRFM repositories have, with the masks of its time."""
+    """A seed folder with pytorch_model.bin, as the CRFM repositories have, old mask buffers included."""
     model.config.save_pretrained(folder)
     masks = {}
     for layer in range(model.config.n_layer):

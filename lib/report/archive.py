@@ -1,6 +1,7 @@
 """Packs a finished run into one file to share: report, figures, tables, parameters, provenance and checksums.
 
-`python -m lib.report.archive outputs/<run>` writes outputs/<run>.tar.gz; statistics and notebooks, which no page needs, stay behind.
+`python -m lib.report.archive outputs/<run>` writes outputs/<run>.tar.gz, without statistics and notebooks, which no
+page needs.
 The same run gives the same bytes.
 """
 

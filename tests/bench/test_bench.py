@@ -1,4 +1,4 @@
-"""The published algorithm, written independently of lib, gives the engine's correlations; the benchmark's table and page."""
+"""The published algorithm, written without lib, gives the engine's correlations; the benchmark's table and page."""
 
 import json
 
