@@ -254,7 +254,7 @@ def partners(numbers: dict[str, float], seeds: int, references: int) -> Caption:
     if numbers["universal"]:
         text += f", of universal neurons **{percent(numbers['mutual_universal'], 1)}**"
     if references < seeds:
-        text += "; cliques are unknown, since they need every seed as reference."
+        text += "; a clique needs every seed as reference (`compare: all`)."
     else:
         title = f"{numbers['cliques']:,} neurons have one partner in all {seeds} seeds"
         text += f"; {count(numbers['cliques'], 'clique')} of one neuron from every seed"
@@ -263,8 +263,8 @@ def partners(numbers: dict[str, float], seeds: int, references: int) -> Caption:
         text += "."
     if np.isfinite(numbers["assigned_corr"]):
         text += (
-            f" If every neuron is used only once, {numbers['universal_assigned']:,} instead of "
-            f"{numbers['universal']:,} neurons are universal."
+            f" With every neuron used only once, {count(numbers['universal_assigned'], 'neuron')} would be universal, "
+            f"with best matches {numbers['universal']:,}."
         )
     else:
         text += " The one-to-one assignment is left out for models of this size: its time grows with the neurons' cube."
