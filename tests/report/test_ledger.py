@@ -1,5 +1,5 @@
-"""The ledger of claims: every row against an independent expression on the same tables, for a run with universal neurons,
-one without any, one whose every published claim was planted, and one that has no table."""
+"""The ledger: every row against an independent expression on the same tables, for runs with universal neurons, without
+any, with every published claim planted, and without tables."""
 
 from itertools import combinations
 
@@ -443,7 +443,7 @@ def test_without_a_universal_neuron_no_direction_is_claimed():
     ).all()
 
 
-def test_claims_whose_tables_are_missing_stay_and_cannot_be_told():
+def test_claims_without_their_tables_stay_undecided():
     table = ledger.ledger(Evidence({}, "a", 0.5))
     assert len(table) == len(ledger.CLAIMS) >= 25 and (table["verdict"] == UNKNOWN).all()
     assert (table["here"] == "not measured in this run").all()
@@ -468,7 +468,7 @@ def test_the_summary_says_whose_claims_they_are(case):
     assert ledger.summary(own).startswith(f"The report tests {len(own)} claims of the paper. ")
 
 
-def test_a_row_that_picks_the_best_says_of_how_many(case):
+def test_a_row_that_picks_the_best_says_out_of_how_many(case):
     _, tables = case
     here = ledger.ledger(Evidence(tables, "a", 0.5)).set_index("name")["here"]
     assert all(
@@ -479,7 +479,7 @@ def test_a_row_that_picks_the_best_says_of_how_many(case):
     assert all("the best of 2 pairs" in here[f"deactivation_{outcome}"] for outcome in ("bos", "norm"))
 
 
-def test_the_answer_is_five_sentences_with_the_run_s_numbers(case):
+def test_the_answer_has_five_statements_with_the_run_s_numbers(case):
     _, tables = case
     evidence = Evidence(tables, "a", 0.5)
     sentences = answer.answer(evidence, ledger.ledger(evidence))
@@ -502,23 +502,25 @@ def test_the_answer_is_five_sentences_with_the_run_s_numbers(case):
         (np.nan, 1, 0, True, UNKNOWN),
     ],
 )
-def test_decided(low, high, bound, above, verdict):
+def test_the_verdict_follows_from_interval_and_bound(low, high, bound, above, verdict):
     assert claims.decided(low, high, bound, above) == verdict
 
 
-def test_claims_about_roles_that_hang_on_tokens_never_learned_cannot_be_told():
+def test_a_claim_about_roles_that_needs_unlearned_tokens_is_undecided():
     tables = make_tables(*CASES["planted"])
-    told = ledger.ledger(Evidence(tables, "a", 0.5)).set_index("name")
+    before = ledger.ledger(Evidence(tables, "a", 0.5)).set_index("name")
     tables["roles"] = tables["roles"].assign(
         role_learned=tables["roles"]["role_calibrated"].replace({"suppression": "prediction"})
     )
     again = ledger.ledger(Evidence(tables, "a", 0.5)).set_index("name")
-    assert told.loc["suppression_switch", "verdict"] == HOLDS and again.loc["suppression_switch", "verdict"] == UNKNOWN
+    assert (
+        before.loc["suppression_switch", "verdict"] == HOLDS and again.loc["suppression_switch", "verdict"] == UNKNOWN
+    )
     assert "without tokens that were never learned 0 %" in again.loc["suppression_switch", "here"]
-    assert (told["verdict"] != again["verdict"]).sum() == 1
+    assert (before["verdict"] != again["verdict"]).sum() == 1
 
 
-def test_one_candidate_before_all_controls_may_be_chance():
+def test_one_candidate_above_all_controls_may_be_chance():
     tables = make_tables(*CASES["planted"])
     held = tables["fixed_activation"]
     assert ledger.ledger(Evidence(tables, "a", 0.5)).set_index("name").loc["entropy_scale", "verdict"] == HOLDS
@@ -530,8 +532,8 @@ def test_one_candidate_before_all_controls_may_be_chance():
     )
 
 
-def test_a_claim_about_depth_that_hangs_on_the_layers_levels_of_chance_cannot_be_told():
-    """Weak neurons pass only where the level of chance is low, in the late layers; the strong ones are all in the first."""
+def test_a_claim_about_depth_that_depends_on_the_chance_levels_of_layers_is_undecided():
+    """Weak neurons pass only in late layers, whose chance level is low; the strong ones are all in the first layer."""
     early = pd.DataFrame({"layer": 0, "neuron": range(30), "score": 0.9})
     late = pd.DataFrame({"layer": 5, "neuron": range(60), "score": 0.1})
     table = pd.concat(
@@ -541,9 +543,9 @@ def test_a_claim_about_depth_that_hangs_on_the_layers_levels_of_chance_cannot_be
             for part in (early, late)
         ]
     )
-    told = ledger.ledger(Evidence({"families": table}, "a", 0.5)).set_index("name").loc["depth_unigram"]
+    before = ledger.ledger(Evidence({"families": table}, "a", 0.5)).set_index("name").loc["depth_unigram"]
     assert (
-        told["verdict"] == UNKNOWN
-        and "33 %" in told["here"]
-        and "level of chance for all (0.20): in layer 0: 100 %" in told["here"]
+        before["verdict"] == UNKNOWN
+        and "33 %" in before["here"]
+        and "chance level for all layers (0.20): in layer 0: 100 %" in before["here"]
     )
