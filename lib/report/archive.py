@@ -1,13 +1,11 @@
 """Packs a finished run into one file to share: report, figures, tables, parameters, provenance and checksums.
 
-`python -m lib.report.archive outputs/<run>` writes outputs/<run>.tar.gz, without statistics and notebooks, which no
-page needs.
-The same run gives the same bytes.
+`python -m lib.report.archive outputs/<run>` writes outputs/<run>.tar.gz, without statistics and notebooks: no page
+needs them. The same run gives the same bytes.
 """
 
 import gzip
 import io
-import json
 import sys
 import tarfile
 from hashlib import sha256
@@ -16,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from lib.base.errors import InputError, exit_on_input_error, listed
-from lib.base.files import write_atomically
+from lib.base.files import read_json, write_atomically
 
 FILES = ("params.yaml", "provenance.json")
 FOLDERS = ("report", "figures", "tables")  # pages link to figures and tables
@@ -24,31 +22,34 @@ FOLDERS = ("report", "figures", "tables")  # pages link to figures and tables
 
 def contents(folder: Path) -> list[Path]:
     """The files of a run that are shared, sorted; InputError if the run is not finished."""
-    missing = [name for name in (*FILES, "report/index.html") if not (folder / name).is_file()]
-    if not missing and not any((folder / "tables").glob("*.parquet")):
-        missing = ["tables/*.parquet"]
-    if not missing:
-        made, asked = (
-            json.loads((folder / "provenance.json").read_text())["parameters"],
-            yaml.safe_load((folder / "params.yaml").read_text()),
-        )
-        other = sorted(name for name in made if name in asked and made[name] != asked[name])
-        missing = [f"report for its params.yaml: {listed(other)} differed when it was made"] if other else []
-    if (folder / "unfinished").exists() or missing:
-        why = f"it has no {missing[0]}" if missing else f"a notebook stopped and lies in {folder / 'unfinished'}"
+    why = _unfinished(folder)
+    if why:
         raise InputError(f"the run in {folder} is not finished ({why}); `make report RUN={folder.name}` finishes it.")
     inside = [path for name in FOLDERS for path in (folder / name).rglob("*") if path.is_file()]
     return sorted([*inside, *(folder / name for name in FILES)])
 
 
+def _unfinished(folder: Path) -> str | None:
+    """Why a run is not finished, or None."""
+    if (folder / "unfinished").exists():
+        return f"a notebook stopped and lies in {folder / 'unfinished'}"
+    for name in (*FILES, "report/index.html", "tables/*.parquet"):
+        if not any(folder.glob(name)):
+            return f"it has no {name}"
+    made = read_json(folder / "provenance.json")["parameters"]
+    asked = yaml.safe_load((folder / "params.yaml").read_text())
+    other = sorted(name for name in made if name in asked and made[name] != asked[name])
+    return f"it has no report for its params.yaml: {listed(other)} differed when it was made" if other else None
+
+
 def archive(folder: Path) -> Path:
-    """Writes outputs/<run>.tar.gz with one folder, the run's, and a SHA256SUMS in it that `sha256sum -c` reads."""
+    """Writes outputs/<run>.tar.gz: the run's folder with a SHA256SUMS in it that `sha256sum -c` reads."""
     files = contents(folder)
     packed = folder.with_name(f"{folder.name}.tar.gz")
 
     def write(temporary: Path) -> None:
         sums = []
-        # no times and no owners, so that an archive depends on what is in it alone
+        # without times and owners, so that the same content gives the same bytes
         with temporary.open("wb") as raw, gzip.GzipFile("", "wb", mtime=0, fileobj=raw) as zipped:
             with tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as tar:
                 for path in files:

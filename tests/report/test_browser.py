@@ -1,6 +1,6 @@
-"""The report in a real browser (headless Chromium): nothing fails or leaves the page, everything is reachable, and pages do what they offer.
+"""The report in headless Chromium: pages load without errors or requests, everything is reachable, controls work.
 
-Without Chromium on the machine these tests are skipped. REPORT=outputs/<run>/report tests that report's pages too.
+Skipped on a machine without Chromium. REPORT=outputs/<run>/report tests that report's pages too.
 """
 
 import io
@@ -195,7 +195,7 @@ def test_accessibility_and_width(folder, open_page, size, scheme):
             f"{file.name} is wider than the screen"
         )
         page.eval_on_selector_all("details.source", "folds => folds.slice(0, 3).forEach(fold => fold.open = true)")
-        page.wait_for_timeout(50)  # until what scrolls inside an opened fold has been told apart
+        page.wait_for_timeout(50)  # until page.js has marked what scrolls inside the opened folds
         page.evaluate(axe)
         found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
         bad = [
@@ -297,19 +297,19 @@ def test_tables_save_what_they_show(folder, open_page):
 
 
 def test_a_table_s_numbers_are_read_with_thousands_and_repeated_heads():
-    soup = BeautifulSoup(
-        "<table><thead><tr><th></th><th>n</th><th>n</th></tr></thead><tr><th>x</th><td>1,234</td><td>1,2</td></tr></table>",
-        "html.parser",
-    )
+    head, row = "<tr><th></th><th>n</th><th>n</th></tr>", "<tr><th>x</th><td>1,234</td><td>1,2</td></tr>"
+    soup = BeautifulSoup(f"<table><thead>{head}</thead>{row}</table>", "html.parser")
     table = pages.read_table(soup.table)
     assert table.to_dict("records") == [{"row": "x", "n": 1234, "n 3": "1,2"}]
 
 
 def test_neurons_link_to_their_pages_in_tables_and_headings():
-    table = "<table><thead><tr><th>role</th><th>layer</th><th>neuron</th></tr></thead><tr><th>x</th><td>2</td><td>1,017</td></tr></table>"
+    head, row = "<tr><th>role</th><th>layer</th><th>neuron</th></tr>", "<tr><th>x</th><td>2</td><td>1,017</td></tr>"
+    table = f"<table><thead>{head}</thead>{row}</table>"
     browse = (
         "<div role=table><div role=row><span role=columnheader>layer</span><span role=columnheader>neuron</span></div>"
-        "<div role=row><span role=cell>0</span><span role=cell>5</span></div><div role=row><div role=cell>its example</div></div></div>"
+        "<div role=row><span role=cell>0</span><span role=cell>5</span></div>"
+        "<div role=row><div role=cell>its example</div></div></div>"
     )
     other = table.replace("role", "seed")  # of whichever seed
     soup = BeautifulSoup(

@@ -89,7 +89,7 @@ def test_windows_hold_the_text_around_the_strongest_activations(complete):
         assert found["domain"][index, rank] == complete.text.domain[block]
 
 
-def test_shades_lose_less_than_half_a_step_and_tell_what_is_no_activation():
+def test_shades_are_right_to_half_a_step_and_mark_what_is_no_activation():
     activation = np.array([[[-0.17, 3.0, np.nan, np.nan]], [[np.nan] * 4], [[-0.1, -0.05, -0.1, -0.02]]])
     tokens = np.array([[[5, 6, 7, -1]], [[1, 2, -1, -1]], [[1, 2, 3, 4]]])
     made = explorer_files.shaded(activation, tokens)
@@ -102,7 +102,7 @@ def test_shades_lose_less_than_half_a_step_and_tell_what_is_no_activation():
     assert made["shade"][1, 0].tolist() == [explorer_files.UNCOUNTED] * 2 + [explorer_files.OUTSIDE] * 2
 
 
-def test_a_page_without_room_keeps_the_most_universal_neurons_and_best_matches():
+def test_a_page_with_a_limit_keeps_the_most_universal_neurons_and_best_matches():
     frame = pd.DataFrame({"layer": [0, 0, 1, 1], "neuron": [0, 1, 0, 1], "excess_corr": [0.1, np.nan, 0.9, 0.4]})
     matches = pd.DataFrame(
         {"seed": "a", "model": "b", "match_layer": [1, 0, 1], "match_neuron": [1, 0, 1], "corr": [0.2, 0.8, 0.9]}
@@ -112,7 +112,7 @@ def test_a_page_without_room_keeps_the_most_universal_neurons_and_best_matches()
     assert explorer.rows_shown(frame, matches, "a", 4).tolist() == [0, 1, 2, 3]
 
 
-def test_data_are_written_again_only_when_tables_changed(complete, monkeypatch):
+def test_fresh_data_are_not_written_again(complete, monkeypatch):
     monkeypatch.setattr("lib.base.params.OUTPUTS", complete.folder.parent)
     folder = complete.folder / "report" / "neurons"
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
@@ -210,7 +210,7 @@ def test_strongest_examples_and_histogram_are_those_of_the_statistics(complete, 
 
 
 @needs_browser
-def test_ways_to_a_neuron(complete, browser):
+def test_a_neuron_is_reached_by_keys_buttons_scatter_plot_search_and_history(complete, browser):
     opened = Explorer(browser, complete)
     page, neurons = opened.page, complete.table("neurons_all_seeds")
     order = neurons[neurons["seed"] == "a"].sort_values(
@@ -233,7 +233,8 @@ def test_ways_to_a_neuron(complete, browser):
         name
         for name in names[10:]
         if page.evaluate(
-            "([l, n]) => { const p = neuronPlace(l, n); return [...Array(96).keys()].every(i => { const q = neuronPlace(i / 48 | 0, i % 48);"
+            "([l, n]) => { const p = neuronPlace(l, n); return [...Array(96).keys()].every(i => {"
+            " const q = neuronPlace(i / 48 | 0, i % 48);"
             " return q.at === p.at || Math.hypot(q.x - p.x, q.y - p.y) > 3; }); }",
             [int(part) for part in name.split("/")[1:]],
         )
@@ -306,7 +307,7 @@ def test_effects_stand_beside_the_neurons_that_were_intervened_on(complete, brow
 
 @needs_browser
 @pytest.mark.parametrize("scheme, width", [("light", 1280), ("dark", 390)])
-def test_no_serious_fault_for_readers_with_screen_readers_or_weak_sight(complete, browser, scheme, width):
+def test_explorer_is_accessible(complete, browser, scheme, width):
     axe_package = pytest.importorskip(
         "axe_playwright_python", reason="the package axe-playwright-python is not installed"
     )
@@ -321,7 +322,7 @@ def test_no_serious_fault_for_readers_with_screen_readers_or_weak_sight(complete
 
 
 @needs_browser
-def test_a_run_of_gated_models_without_chapters_and_without_room(tmp_path, browser, monkeypatch):
+def test_a_run_of_gated_models_without_chapters_and_with_a_limit(tmp_path, browser, monkeypatch):
     seeds = {name: save_seed(llama_model(index), tmp_path / name) for index, name in enumerate(("run", "run-0"))}
     run = made_run(tmp_path / "outputs", seeds, monkeypatch, threshold=1.0, compare="reference")
     monkeypatch.setattr(explorer, "MAX_NEURONS", 60)

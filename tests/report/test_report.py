@@ -1,4 +1,4 @@
-"""The report runner on fixture notebooks: what runs, what stops and what it says, and what the pages are made of."""
+"""The report runner on fixture notebooks: what runs, what stops with which message, and what the pages hold."""
 
 import errno
 import json
@@ -202,7 +202,7 @@ def read_page(folder: Path, name: str) -> BeautifulSoup:
 
 
 @pytest.mark.parametrize("name", ["index.html", "01_complete.html"])
-def test_nothing_leaves_the_page(complete, name):
+def test_a_page_fetches_nothing(complete, name):
     page = read_page(complete, name)
     notebook_pages.check_offline(page)
     assert not page.find_all(["iframe", "object", "embed", "video", "audio"])
@@ -268,7 +268,7 @@ def test_provenance_is_recorded_and_shown(complete):
     assert "000000000000" in foot and "19,681 tokens counted" in foot and "1 min 1 s" in foot
 
 
-def test_pages_of_chapters_that_are_gone_go_too(folder):
+def test_pages_of_removed_chapters_are_deleted(folder):
     (folder / "report").mkdir()
     (folder / "report" / "00_gone.html").write_text("")
     render.render(folder)
@@ -350,7 +350,7 @@ def test_the_example_keeps_what_readers_need_and_stays_small(complete):
     assert not any(name.startswith("stats") for name in kept)
 
 
-def test_the_example_says_what_it_lacks_and_links_to_nothing_that_it_lacks(tmp_path):
+def test_the_example_names_what_is_left_out_and_has_no_broken_link(tmp_path):
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "here.parquet").touch()
     (tmp_path / "figures").mkdir()
@@ -358,9 +358,9 @@ def test_the_example_says_what_it_lacks_and_links_to_nothing_that_it_lacks(tmp_p
     page = tmp_path / "report" / "index.html"
     page.parent.mkdir()
     links = [f'<a href="../tables/{name}.parquet">{name}.parquet</a>' for name in ("here", "gone")]
-    page.write_text(
-        f'<h1>Title</h1>{links[0]}{links[1]}<a data-gzip="H4sI" href="../figures/x.svg">SVG</a><a href="../figures/x.png">PNG</a><a href="../figures/gone.png" download>PNG</a><a href="data/x.parquet">Parquet</a>'
-    )
+    links += ['<a data-gzip="H4sI" href="../figures/x.svg">SVG</a>', '<a href="../figures/x.png">PNG</a>']
+    links += ['<a href="../figures/gone.png" download>PNG</a>', '<a href="data/x.parquet">Parquet</a>']
+    page.write_text(f"<h1>Title</h1>{''.join(links)}")
     example.say_what_is_missing(page)
     assert (
         page.read_text() == f'<h1>Title</h1>\n{example.REDUCED}{links[0]}gone.parquet<a href="../figures/x.png">PNG</a>'
@@ -504,7 +504,7 @@ def test_symbols_have_their_index_below_the_line(tmp_path):
         r"a < b": "&lt;",
     }.items(),
 )
-def test_mathml(latex, expected):
+def test_latex_becomes_mathml(latex, expected):
     assert expected in notebook_pages.mathml(latex)
 
 
@@ -519,7 +519,7 @@ def test_mathml(latex, expected):
         ("$$a$$", 1),
     ],
 )
-def test_which_dollars_are_formulas(tmp_path, text, formulas):
+def test_dollars_of_prices_are_no_formulas(tmp_path, text, formulas):
     chapter = notebook_pages.read_chapter(write_notebook(tmp_path / "x.ipynb", new_markdown_cell(text)))
     assert chapter.opening.count("<math") == formulas
 
@@ -534,7 +534,7 @@ def test_punctuation_stays_with_its_formula(tmp_path):
 
 
 @pytest.mark.parametrize("seconds, text", [(1.23, "1.2 s"), (42, "42 s"), (61.2, "1 min 1 s"), (7260, "2 h 1 min")])
-def test_duration(seconds, text):
+def test_duration_has_its_two_largest_units(seconds, text):
     assert pages.duration(seconds) == text
 
 
