@@ -22,7 +22,6 @@ from lib.display.html import LEVELS, STYLE
 from lib.display.plots import COLOURS, NEUTRAL, PERCENT, layer_axis
 from lib.labels.token_classes import looks, words
 from lib.models.trunk import Trunk
-from lib.text.tokens import token_text
 
 GRID = np.linspace(0, 1, 201)  # thresholds of the curve
 MAX_TOKENS_SHOWN = 200  # of a typed text
@@ -195,13 +194,7 @@ def fired_html(
     """What `fired` found in one seed, as HTML: the text once per neuron, shaded by its activation."""
     parts = [f"<h4>Seed {escape(seed)}: {count(len(rows), 'universal neuron')} fired</h4>"]
     for row in rows.head(limit).itertuples():
-        parts.append(
-            f"<div><small>layer {row.layer} neuron {row.neuron}, {row.deviations:.1f} deviations above its mean on "
-            f"“{escape(texts[row.token])}”</small>{shaded_text(texts, post[row.layer, :, row.neuron])}</div>"
-        )
+        where = f"layer {row.layer} neuron {row.neuron}, {row.deviations:.1f} standard deviations above its mean on"
+        text = shaded_text(texts, post[row.layer, :, row.neuron])
+        parts.append(f"<div><small>{where} “{escape(texts[row.token])}”</small>{text}</div>")
     return STYLE + "".join(parts)
-
-
-def token_texts(tokenizer, tokens: Sequence[int]) -> list[str]:
-    """Each token as visible text."""
-    return [token_text(tokenizer, token) for token in tokens]

@@ -22,7 +22,7 @@ from lib.lab import panels
 from lib.labels.labels import occurring
 from lib.models.trunk import Trunk, load_model
 from lib.run import Run, with_universal
-from lib.text.tokens import token_strings
+from lib.text.tokens import token_strings, token_text
 
 ROWS_SHOWN = 15  # of a label's best neurons
 GROUPINGS = {"the token itself": "token", "the token before": "previous_token", "the token after": "next_token"}
@@ -160,7 +160,7 @@ class TextPanel(Panel):
     def _fired(self) -> str:
         text, threshold = self.run.text, self.threshold.value
         tokens = panels.text_tokens(self.run.tokenizer, self.typed.value, text.bos_id, text.context)
-        texts, parts, self.fired = panels.token_texts(self.run.tokenizer, tokens[1:]), [], {}
+        texts, parts, self.fired = [token_text(self.run.tokenizer, token) for token in tokens[1:]], [], {}
         for seed, own in self.neurons.items():
             post = panels.activations(self._trunk(seed), tokens)
             self.fired[seed] = panels.fired(post, with_universal(own, threshold))

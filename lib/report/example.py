@@ -53,7 +53,7 @@ def refuse_other_folder(into: Path, run: Path) -> None:
     if into.exists() and not into.is_dir():
         raise InputError(f"{into} is a file, but an example report needs a folder; name another with INTO.")
     inside = {path.name for path in into.iterdir()} if into.exists() else set()
-    if inside and not ("screenshots" in inside <= PARTS):
+    if inside and ("screenshots" not in inside or inside - PARTS):
         other = min(inside - PARTS, default="no screenshots")
         raise InputError(
             f"{into} is not an example report (it has {other}) and stays as it is; name another with INTO."
