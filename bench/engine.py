@@ -14,6 +14,7 @@ from lib.base.params import ROOT, Params
 from lib.collect.first_look import pilot
 from lib.collect.one_pass import Pass
 from lib.collect.planner import CHUNK, batch_blocks, pack, setting_of, shared_shape
+from lib.collect.preflight import Preflight
 from lib.collect.reader import Dither, SeedReader
 from lib.kernels.correlation import Comparison, Covariance, compare
 from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, symmetric_share
@@ -83,7 +84,7 @@ def whole(run: Run) -> tuple[dict[str, Tensor], dict]:
     }
     if len(plan.passes) > 1:
         raise RuntimeError("the benchmark is of runs that take one pass; this machine has too little free memory.")
-    work = Pass(run, plan, 0, scalings, device)
+    work = Pass(Preflight(run, grouped=False), plan, 0, scalings, device)
     times.append(time.perf_counter())
     for chunk in range(len(work.done)):
         work.advance(chunk, _Silent())
