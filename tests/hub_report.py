@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from local_hub import LocalHub  # noqa: E402
-from stand_ins import save_stand_in  # noqa: E402
+from small_models import save_small_model  # noqa: E402
 
 from lib.base.params import Params, read_params  # noqa: E402
 from lib.text.tokenise import vocabulary  # noqa: E402
@@ -141,7 +141,7 @@ def prepare(study: str, folder: Path, hub: LocalHub, tokens: int) -> tuple[Workp
     params, ships = parameters(study)
     architecture, own = STUDIES[study]
     for index, (name, source) in enumerate(params.seeds.items()):
-        stored = save_stand_in(architecture, index, folder / "served" / name, own)
+        stored = save_small_model(architecture, index, folder / "served" / name, own)
         hub.add("models", source, stored, params.revision_of(name))
     dataset = pile(params, tokens)
     lines = dataset.pop("documents.jsonl")

@@ -20,7 +20,7 @@ from lib.display.captions import count, percent
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot tell"
 VERDICTS = (HOLDS, FAILS, UNKNOWN)
 PAPER = "arXiv 2401.12181"
-FEWEST = 10  # universal neurons below which no direction is claimed
+FEWEST = 10  # neurons below which no direction is claimed
 SIGNIFICANT = 0.05  # corrected p-value above which no direction is claimed
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow
 import pytest
-from stand_ins import save_stand_in
+from small_models import save_small_model
 
 from lib.base.errors import InputError
 from lib.base.files import file_sha256
@@ -30,7 +30,7 @@ MODEL, REVISION = "EleutherAI/pythia-160m-seed1", "step143000"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    return save_stand_in("neox", 0, tmp_path_factory.mktemp("model"))
+    return save_small_model("neox", 0, tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
@@ -208,10 +208,10 @@ def pile() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("study, architecture", STUDIES.items())
-def test_a_study_runs_on_stand_ins_and_a_second_time_without_a_request(hub, tmp_path, make_run, study, architecture):
+def test_a_study_runs_on_small_models_and_a_second_time_without_a_request(hub, tmp_path, make_run, study, architecture):
     params = read_params(ROOT / "params" / f"{study}.yaml")
     for index, (name, source) in enumerate(params.seeds.items()):
-        hub.add("models", source, save_stand_in(architecture, index, tmp_path / name), params.revision_of(name))
+        hub.add("models", source, save_small_model(architecture, index, tmp_path / name), params.revision_of(name))
     hub.add("datasets", params.text.dataset, pile())
     text = params.text.model_dump(exclude_none=True)
     run = make_run(params.seeds, revision=params.revision, text=text, token_budget=4 * 256)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import SHIPPED, TEXT, save_seed, small_model
 from safetensors.torch import load_file, save_file
-from stand_ins import ARCHITECTURES, llama_model, neox_model, save_as_pickle
+from small_models import ARCHITECTURES, llama_model, neox_model, save_as_pickle
 from torch.nn.functional import gelu, silu
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import BloomConfig, BloomForCausalLM

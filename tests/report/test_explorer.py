@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from conftest import TEXT, needs_browser, save_seed
 from explored import made_run
-from stand_ins import llama_model
+from small_models import llama_model
 
 from bench import pages
 from lib.base.hub import seed_source

@@ -568,8 +568,8 @@ def make(tmp_path):
         os.utime(tmp_path / name, (1, 1))
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
-    stand_in = ROOT / "tests" / "stand_in.py"
-    python.write_text(f"#!/bin/sh\nexec '{sys.executable}' '{stand_in}' \"$@\"\n")
+    fake_python = ROOT / "tests" / "fake_python.py"
+    python.write_text(f"#!/bin/sh\nexec '{sys.executable}' '{fake_python}' \"$@\"\n")
     python.chmod(0o755)
     (tmp_path / ".venv" / ".ready").write_text("")
 

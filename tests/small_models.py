@@ -73,7 +73,7 @@ def save_as_pickle(model: GPT2LMHeadModel, folder: Path) -> Path:
     return folder
 
 
-def save_stand_in(architecture: str, seed: int, folder: Path, own: float = 1.0) -> Path:
+def save_small_model(architecture: str, seed: int, folder: Path, own: float = 1.0) -> Path:
     """One seed of an architecture in the format in which its studies' repositories hold it.
 
     Of each weight a share `own` is the seed's and the rest the same in all seeds, which have neurons in common below 1.
