@@ -1,4 +1,4 @@
-"""README and docs: links lead somewhere, commands exist, numbers are those of the example, figures of claims are drawn."""
+"""README and docs: links and commands exist, numbers are the example's, figures of claims are drawn."""
 
 import json
 import re
