@@ -250,7 +250,7 @@ def lines(params: Params) -> list[str]:
     shape = inputs.shape
     setting = setting_of(params, shape, device, Processes.on_this_machine(), groups)
     plan = pack(setting)
-    told = [
+    facts = [
         f"run {params.run}: {len(setting.seeds)} seeds of {shape.layers} × {shape.neurons:,} neurons, "
         f"{len(setting.pairs)} pairs, {setting.blocks * setting.context:,} tokens, products in {setting.precision}",
         f"passes over the text: {len(plan.passes)}, each within {setting.memory / 1e9:.1f} GB",
@@ -259,23 +259,23 @@ def lines(params: Params) -> list[str]:
         seeds, by_kind = len(part.depths(shape.layers)), {}
         for unit in part.units:
             by_kind.setdefault(unit.kind, []).append(unit.memory)
-        told += [
+        facts += [
             f"pass {number + 1}: {pass_memory(setting, part) / 1e9:.2f} GB = weights of {seeds} seeds "
             f"{setting.model_bytes * seeds / 1e9:.2f}, work {work_memory(setting, part) / 1e9:.2f}, "
             + ", ".join(f"{kind} {sum(sizes) / 1e9:.2f}" for kind, sizes in by_kind.items())
         ]
     counted = operations(setting, plan)
-    told += [
+    facts += [
         f"operations: products {counted['products']:.3g}, forward {counted['forward']:.3g}",
         f"disk: {disk(plan) / 1e9:.2f} GB of statistics, and as much again for saved states",
     ]
     if not known or unread:
-        told.append(
+        facts.append(
             "the text is not prepared yet: only the large groupings of labels are counted, by upper bounds, so that "
             "passes, disk and time may differ"
         )
     if unread:
-        told.append(
+        facts.append(
             "not counted: before the passes spaCy labels the syntax of English prose, some minutes per million tokens"
         )
     places = [("this machine", plan, measured(setting, plan, seed_config(params, params.reference), device))]
@@ -295,12 +295,12 @@ def lines(params: Params) -> list[str]:
         )
     for place, planned, speeds in places:
         parts = seconds(planned, speeds, params.rotations)
-        told.append(
+        facts.append(
             f"time on {place}: passes {parts['passes']:,.0f} s ({len(planned.passes)}), "
             f"tables {parts['tables']:,.0f} s, "
             f"together {sum(parts.values()) / 60:,.1f} min"
         )
-    return told + lacking
+    return facts + lacking
 
 
 @exit_on_input_error
