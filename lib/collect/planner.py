@@ -332,8 +332,8 @@ def shared_shape(params: Params) -> Shape:
         read_config(name, Path(folder))
         shapes[name] = shape_of(folder)
     if len(set(shapes.values())) > 1:
-        by_seed = {name: (shape.layers, shape.neurons) for name, shape in shapes.items()}
-        raise InputError(f"the seeds differ in shape (layers, neurons a layer): {by_seed}; they must be the same model.")
+        found = {name: (shape.layers, shape.neurons) for name, shape in shapes.items()}
+        raise InputError(f"the seeds differ in shape (layers, neurons a layer): {found}; they must be the same model.")
     return next(iter(shapes.values()))
 
 
