@@ -40,7 +40,7 @@ def _how_many(evidence: Evidence, _table: pd.DataFrame) -> str:
     return (
         f"**{percent(own['share'])}** of the neurons of seed {evidence.reference} "
         f"({own['universal']:,.0f} of {own['neurons']:,.0f}) {verb} universal: {their} excess correlation is above "
-        f"{evidence.threshold:g}. {every_seed}{'in' if every_seed else 'In'} the paper's models it is "
+        f"{evidence.threshold:g}. {every_seed}{'in' if every_seed else 'In'} the paper's models (at 0.5) it is "
         f"{percent(published.min(), 1)} to {percent(published.max(), 1)}."
     )
 
@@ -72,7 +72,7 @@ def _what_they_respond_to(evidence: Evidence, _table: pd.DataFrame) -> str:
     named = f", most often {most}" if most else ""
     return (
         f"**{percent(explained['all'].sum() / len(rows), 0)}** of seed {evidence.reference}'s neurons respond to one "
-        f"of the report's labels above chance level{named}. Of the {summary.TOP} by excess correlation, "
+        f"of the report's labels above the chance level{named}. Of the {summary.TOP} by excess correlation, "
         f"{percent(explained[f'{summary.TOP} share'].sum(), 0)} do."
     )
 

@@ -201,7 +201,7 @@ def test_a_pass_is_not_complete_while_another_machine_s_state_is_not_seen(tmp_pa
 def test_a_pass_leaves_no_memory_to_the_next(make_run, seed_folders, monkeypatch):
     """Accumulators take gigabytes: they must go with their pass, not when the garbage collector comes round."""
     monkeypatch.setattr("lib.collect.preflight.run_groupings", run_groupings)
-    passes, make = [], lib.collect.one_pass.Pass
+    passes, make = [], lib.collect.passes.Pass
 
     def watched(*arguments):
         assert all(one() is None for one in passes)
@@ -209,7 +209,7 @@ def test_a_pass_leaves_no_memory_to_the_next(make_run, seed_folders, monkeypatch
         passes.append(weakref.ref(made))
         return made
 
-    monkeypatch.setattr("lib.collect.one_pass.Pass", watched)
+    monkeypatch.setattr("lib.collect.passes.Pass", watched)
     gc.disable()
     try:
         run = make_run(seed_folders, run="small")

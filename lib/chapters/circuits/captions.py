@@ -32,7 +32,7 @@ def moments_by_layer(circuits: pd.DataFrame) -> Caption:
         f"{_range(circuits['null_kurt'])}, which 0.1 % of random directions exceed. "
     )
     if (circuits["null_var"] > PUBLISHED_CUTS.variance).all():
-        text += "In every seed random directions pass the published variance cut, so it selects nothing here: "
+        text += "In every seed random directions pass the published variance cut, so it says little here: "
     text += (
         f"{wide} exceed the variance of {PUBLISHED_CUTS.variance:g}, **{wider}** the calibrated cut of {calibrated}."
     )
@@ -40,9 +40,9 @@ def moments_by_layer(circuits: pd.DataFrame) -> Caption:
         left = int((circuits["learned_kurt"] > PUBLISHED_CUTS.kurtosis).sum())
         all_tokens, learned = (circuits[f"role_{cut}"].isin(SHARP).sum() for cut in ("calibrated", "learned"))
         text += (
-            f" Tokens that were never learned ({_range(circuits['unlearned'], 0)} a seed) cause part of this: without "
-            f"them {left:,} instead of {published:,} neurons exceed the published kurtosis cut, {learned:,} instead "
-            f"of {all_tokens:,} the calibrated one."
+            f" Without the tokens that were never learned ({_range(circuits['unlearned'], 0)} a seed), {left:,} "
+            f"instead of {published:,} neurons exceed the published kurtosis cut, and {learned:,} instead of "
+            f"{all_tokens:,} the calibrated one."
         )
     alt = "Line plots of percentiles of kurtosis, skew and variance of logit effects by layer, with both cuts."
     return Caption(title, text, f"{alt} {title}.")
@@ -94,11 +94,12 @@ def roles_by_layer(circuits: pd.DataFrame) -> Caption:
         title = "No switch from prediction to suppression in the last layer"
     seen = "is seen" if led == seeds else f"is seen in {led} of {seeds} seeds" if led else "is not seen"
     early, late = (
-        percent(part["suppression"].sum() / max(1e-9, part.to_numpy().sum()), 1) for part in (mean[:-1], mean[-1:])
+        percent(part["suppression"].sum() / max(1e-9, part.to_numpy().sum()), 0) for part in (mean[:-1], mean[-1:])
     )
     text += (
-        f"By the calibrated cuts **{late}** of the prediction and suppression neurons suppress in the last layer, "
-        f"{early} before it: **the paper's switch to suppression {seen}**."
+        "By the calibrated cuts suppression neurons are "
+        f"**{late}** of the prediction and suppression neurons in the last layer and {early} before it: "
+        f"**the paper's switch to suppression {seen}**."
     )
     return Caption(title, text, f"{alt} {title}.")
 
@@ -112,8 +113,8 @@ def logit_effects(examples: pd.DataFrame) -> Caption:
     title = f"“{best['label']}” explains {percent(best['label_score'], 0)} of a {best['role']} neuron's logit effects"
     above = int((examples["label_score"] > chance).sum())
     text = (
-        f"For **{above}** of the {count(len(examples), 'neuron')} shown the best token class explains more than "
-        f"{chance:.3f}, what the best class reaches for one random direction in a thousand."
+        f"For **{above}** of the {count(len(examples), 'neuron')} shown, the best token class explains more than "
+        f"{percent(chance, 1)}. One random direction in a thousand does so."
     )
     absent = [role for role in ROLES if role not in set(examples["role"])]
     if absent:
@@ -167,7 +168,7 @@ def next_token(table: pd.DataFrame, tokens: int) -> Caption:
     verdict = {
         True: f"{holds} each of the {seeds} that have one",
         False: f"{holds} none of the {seeds} that have one",
-        None: "Whether the paper's claim about suppression neurons holds, this run cannot tell",
+        None: "This run cannot tell whether the paper's claim about suppression neurons holds",
     }[fire_more(own) if len(own) else None]
     if own.empty:
         title = "No suppression neuron to test the paper's claim on"
@@ -189,21 +190,21 @@ def universal_roles(shares: dict[str, pd.DataFrame], threshold: float) -> Captio
         neurons = count(row.neurons, f"{row.role} neuron")
         universal.append(f"**{row.universal:,}** of {neurons}")
         certainty = p_words(row.p_corrected) if row.agree else "seeds disagree"
-        expected = f"{percent(row.expected, 1)} at their depth, {certainty}"
+        expected = f"expected at their depth: {percent(row.expected, 1)}; {certainty}"
         top.append(f"{percent(row.top_share, 1)} of {row.role} neurons ({expected})")
         if row.p_corrected < SIGNIFICANT:
             (more if row.top_share > row.expected else fewer).append(row.role)
     title = "No role is more or less universal than its depth explains"
     if more or fewer:
         said = [f"{word} {listed(roles)}" for word, roles in (("more", more), ("fewer", fewer)) if roles]
-        title = f"The most universal: {', '.join(said)} than depth explains"
+        title = f"Top {100 * TOP_SHARE:g} % by excess: {', '.join(said)} than depth explains"
     text = (
-        f"Universal (excess above {threshold:g}) are {listed(universal)}. In the top {100 * TOP_SHARE:g} % by excess "
-        f"are {listed(top)}."
+        f"{capital(listed(universal))} are universal (excess above {threshold:g}). The top {100 * TOP_SHARE:g} % by "
+        f"excess contain {listed(top)}."
         if universal
         else "No neuron has a role."
     )
-    alt = "Bar charts of the share of each role's neurons that are universal, and that are among the most universal."
+    alt = "Bar charts of the share of each role's neurons that are universal, and that have the largest excess."
     return Caption(title, text, f"{alt} {title}.")
 
 
@@ -211,7 +212,7 @@ def match_agreement(table: pd.DataFrame) -> Caption:
     """Does a neuron's best match in another seed do the same to the logits?"""
     counted = table[table["pairs"] > 0].set_index(["group", "property"])
     above = int((counted["agreement"] > counted["chance_high"]).sum())
-    title = f"{above} of {count(len(counted), 'comparison')} with matches in other seeds agree more than chance"
+    title = f"Best matches agree beyond chance in {above} of {count(len(counted), 'comparison')}"
 
     def against_chance(key: tuple[str, str]) -> str:
         row = counted.loc[key]
@@ -221,7 +222,10 @@ def match_agreement(table: pd.DataFrame) -> Caption:
     text = f"The best match has the same role for {listed(said)}." if said else "No neuron with a role has a match."
     key = TOP_WITH_ROLE, "token class"
     if key in counted.index:
-        text += f" Of the most universal neurons with a role, {against_chance(key)} match a neuron of the same class."
+        text += (
+            f" Of the most universal neurons (top {100 * TOP_SHARE:g} % by excess) with a role, {against_chance(key)} "
+            "match a neuron of the same class."
+        )
     alt = "Dot plots of the share of best matches with the same role, sign of skew and token class, beside chance."
     return Caption(title, text, f"{alt} {title}.")
 

@@ -68,7 +68,7 @@ def shares(table: pd.DataFrame, time: Timeline, threshold: float) -> Caption:
     first, top = mean[mean > 0].index[0], mean.idxmax()
     end = by_point["share"].get_group(mean.index[-1])
     title = f"{percent(mean.iloc[-1])} of the neurons are universal at the end, the first by {time.moment(first)}"
-    text = f"With each seed as reference, **{spread(end, percent)}** have an excess above {threshold:g} at the end."
+    text = f"At the end **{spread(end, percent)}** of the neurons have an excess above {threshold:g} (mean over seeds)."
     if top != mean.index[-1]:
         text += f" Most, {percent(mean[top])}, are universal at {time.moment(top)}."
     return Caption(title, text, f"{alt} {title}.")
@@ -84,8 +84,9 @@ def by_layer(table: pd.DataFrame, time: Timeline) -> Caption:
     first, last = wide[wide.sum(axis=1) > 0].iloc[0], wide.iloc[-1]
     leads = f"Layer {last.idxmax()} has the largest share at the end, {percent(last.max())}"
     title = leads if last.any() else "No layer has universal neurons at the end"
-    text = f"Mean over seeds. The first, by {time.moment(first.name)}, are most frequent in layer **{first.idxmax()}**"
-    text += f", those of the end in layer **{last.idxmax()}**." if last.any() else "."
+    text = "Shares are means over seeds. The first universal neurons, by "
+    text += f"{time.moment(first.name)}, are most frequent in layer **{first.idxmax()}**"
+    text += f", those at the end in layer **{last.idxmax()}**." if last.any() else "."
     return Caption(title, text, f"{alt} {title}.")
 
 
@@ -105,11 +106,11 @@ def births_and_deaths(changes: pd.DataFrame, kept: pd.DataFrame, time: Timeline,
     title = f"{percent(stayed / number, 0)} of the neurons universal at {time.moment(start)} are so at the end"
     text = (
         f"**{stayed:,}** of {number:,} neurons universal at {time.moment(start)} are universal at the end "
-        f"(**{percent(stayed / number, 1)}**; random neurons of the same layers: {percent(chance, 1)})."
+        f"(**{percent(stayed / number, 0)}**; random neurons of the same layers: {percent(chance, 1)})."
     )
     known = halfway[halfway["same_partner"].notna()]
     if len(known):
-        same = percent(np.average(known["same_partner"], weights=known["kept"]), 1)
+        same = percent(np.average(known["same_partner"], weights=known["kept"]), 0)
         text += f" For **{same}** of those that stay, the best match in another seed is the same neuron at both times."
     return Caption(title, text, f"{alt} {title}.")
 
@@ -127,7 +128,7 @@ def early_and_late(groups: pd.DataFrame, kinds: pd.DataFrame, boundary: str, tim
         f"Early (**{early:,}**, all seeds): universal without a break since {since}; late: **{len(groups) - early:,}**."
     )
     if len(depth) == 2:
-        text += f" Their mean layer is {depth['early']:.1f} and {depth['late']:.1f}."
+        text += f" Their mean layers are {depth['early']:.1f} and {depth['late']:.1f}."
     if kinds["when"].nunique() == 2:
         table = kinds.pivot(index="kind", columns="when", values="share").fillna(0)
         name = (table["early"] - table["late"]).abs().idxmax()
@@ -164,7 +165,9 @@ def circuits_appear(table: pd.DataFrame, time: Timeline) -> Caption:
     verb = "is above its" if len(there) == 1 else "are above their"
     title = f"{len(there)} of {count(len(table), 'indicator')} {verb} bar in every seed at the end"
     since = "; ".join(f"{row.indicator} (from {time.moment(row.first)})" for row in there.itertuples())
-    text = f"The bars are conventions, given in the table. In all seeds up to the end: {since or 'none'}."
+    text = (
+        f"The table gives the bars, which are conventions. Above its bar in every seed to the end: {since or 'none'}."
+    )
     return Caption(title, text, f"Six line charts of indicators against training. {title}.")
 
 

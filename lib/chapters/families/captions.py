@@ -39,12 +39,12 @@ def family_counts(counts: pd.DataFrame, reference: str) -> Caption:
     total, explained = counts["all"].sum(), named["all"].sort_values(ascending=False)
     title = f"{_whole(explained.sum() / total)} of the neurons of seed {reference} exceed the chance level"
     largest = [f"{FAMILIES[name]} ({number:,})" for name, number in explained.head(3).items() if number]
-    text = f"**{explained.sum():,}** of {count(total, 'neuron')} exceed it"
+    text = f"**{explained.sum():,}** of {count(total, 'neuron')} exceed the chance level"
     text += f"; the largest families are {listed(largest)}. " if largest else ". "
-    text += f"Of the {TOP} by excess {_tenth(named[f'{TOP} share'].sum())} do"
+    text += f"{_whole(named[f'{TOP} share'].sum())} of the {TOP} by excess exceed it"
     universal = counts["universal"].sum()
     if universal:
-        text += f", of the {count(universal, 'universal neuron')} {_tenth(named['universal share'].sum())}."
+        text += f", and {_whole(named['universal share'].sum())} of the {count(universal, 'universal neuron')}."
     else:
         text += ". No neuron is universal at this run's threshold."
     return Caption(title, text, f"Bars: share of neurons in each family, by group of neurons. {title}.")
@@ -65,25 +65,27 @@ def published(table: pd.DataFrame) -> pd.DataFrame:
 def scores(rows: pd.DataFrame, held_out: pd.DataFrame) -> Caption:
     """Do scores hold on text that did not choose the label? `held_out` is `summary.held_out_counts`."""
     gap = signed(rows["gap"].median(), 3)
-    title = f"Held-out scores differ from those where the label was chosen by {gap} in the median"
-    first = signed((rows["first_score"] - rows["first_held_out"]).median(), 4)
+    title = f"Score where the label was chosen minus held-out score: {gap} in the median"
+    first = signed((rows["first_score"] - rows["first_held_out"]).median(), 3)
     text = (
-        f"The median gap between the two is **{gap}** over {len(rows):,} neurons, and {first} where the family is also "
-        "chosen on the first half. "
+        f"The median gap between the two scores is **{gap}**, and {first} if the even blocks choose the family, too. "
     )
     kept = held_out[held_out["chosen"] > 0]
     lost = kept[kept["held_out"] == 0]
     if len(lost):
         families = listed(f"{row.label} ({row.chosen})" for row in lost.itertuples())
-        text += f"No neuron is left on the other half of {families}. "
+        text += f"Of the neurons assigned on the even blocks, none of {families} exceeds chance on the odd ones. "
     elif len(kept):
         weakest = kept.loc[(kept["held_out"] / kept["chosen"]).idxmin()]
         left = f"{weakest['held_out']:,} of {count(weakest['chosen'], 'neuron')}"
-        text += f"Every family keeps neurons on the other half, {weakest['label']} the fewest: {left}. "
+        text += (
+            "Of the neurons assigned on the even blocks, every family keeps some on the odd ones; "
+            f"{weakest['label']} keeps the smallest share, {left}. "
+        )
     explained = rows[rows["family"] != UNEXPLAINED]
     if len(explained) and "near_tie" in rows:
         ties = f"{explained['near_tie'].sum():,} of {len(explained):,}"
-        text += f"For {ties} explained neurons another family comes within a tenth of the best score."
+        text += f"For {ties} explained neurons another family's score is within 10 % of the best."
     return Caption(title, text.strip(), f"Histogram of held-out scores, and scatter against the chosen ones. {title}.")
 
 
@@ -94,9 +96,9 @@ def chance_level(rows: pd.DataFrame, levels: pd.DataFrame) -> Caption:
     title = f"The median neuron scores {median:.2f}, the median rotated one {rotated:.2f}"
     explained, level = (rows["family"] != UNEXPLAINED).mean(), by_layer["chance"]
     text = (
-        "The chance level, below which 95 % of a layer's rotated neurons stay, lies between "
-        f"{level.min():.3f} (layer {level.idxmin()}) and {level.max():.3f} (layer {level.idxmax()}). "
-        f"**{_tenth(explained)}** of the neurons exceed it, where chance gives 5 %."
+        f"The chance level lies between {level.min():.3f} (layer {level.idxmin()}) and {level.max():.3f} "
+        f"(layer {level.idxmax()}). "
+        f"**{_whole(explained)}** of the neurons exceed it; by chance 5 % would."
     )
     behind = by_layer.index[by_layer["median"] > rows.groupby("layer")["score"].median()]
     if len(behind):
@@ -113,14 +115,14 @@ def families_by_layer(everyone: pd.DataFrame) -> Caption:
     high, low = share.idxmax(), share.idxmin()
     title = f"Layer {high} has the largest share of explained neurons, {_whole(share.max())}"
     text = (
-        f"In layer {high} **{_tenth(share[high])}** of the neurons are explained, in layer {low} {_tenth(share[low])}."
+        f"In layer {high} **{_whole(share[high])}** of the neurons are explained, in layer {low} {_whole(share[low])}."
     )
     fullest = [
-        f"{FAMILIES[name]} in layer {own.idxmax()} ({own.max():,} of {own.sum():,})"
+        f"{FAMILIES[name]}, layer {own.idxmax()} ({own.max():,} of {own.sum():,})"
         for name, own in explained.items()
         if own.any()
     ]
-    text += f" Each family has most neurons here: {listed(fullest)}." if fullest else ""
+    text += f" The layer with most neurons of each family: {'; '.join(fullest)}." if fullest else ""
     return Caption(title, text, f"Stacked bars of families by layer, of all neurons and of the {TOP}. {title}.")
 
 
@@ -129,11 +131,11 @@ def explained_by_excess(rows: pd.DataFrame) -> Caption:
     explained = rows["family"] != UNEXPLAINED
     top = rows["excess_corr"].rank(ascending=False) <= len(rows) / 10
     shares = _whole(explained[top].mean()), _whole(explained[~top].mean())
-    title = f"{shares[0]} of the tenth with the largest excess exceed chance, {shares[1]} of the rest"
+    title = f"{shares[0]} of the top 10 % by excess exceed the chance level, {shares[1]} of the rest"
     rank = signed(rows["excess_corr"].corr(rows["score"], method="spearman"))
     text = (
-        "Neurons are grouped into tenths by excess correlation. Its rank correlation with the best held-out score is "
-        f"**{rank}** over {len(rows):,} neurons."
+        "Neurons are grouped into tenths by excess correlation. The rank correlation of excess and best held-out score "
+        f"is **{rank}**."
     )
     return Caption(title, text, f"Lines: share of explained neurons by excess correlation. {title}.")
 
@@ -178,8 +180,8 @@ def family_agreement(table: pd.DataFrame, references: int) -> Caption:
     families = named[named.index.isin(FAMILIES) & (named["pairs"] >= FEWEST_PAIRS)]
     if len(families):
         best = families["same_label"].idxmax()
-        share = _tenth(families.loc[best, "same_label"])
-        text += f" The most universal family is {FAMILIES[best]}: {share} of its pairs share the label."
+        share = _whole(families.loc[best, "same_label"])
+        text += f" Pairs of {FAMILIES[best]} agree most: {share} share the label."
     return Caption(title, text, f"{alt} {title}.")
 
 
@@ -193,7 +195,7 @@ def best_neurons(chosen: pd.DataFrame, family: str) -> Caption:
         return Caption(f"No label of the family {words} in this run", text, alt)
     best, own = chosen.loc[chosen["score"].idxmax()], chosen["assigned"].sum()
     title = f"{capital(words)}: the best score is {best['score']:.2f}, for {best['label']}"
-    explained = f"**{_tenth(best['score'])}** of the held-out variance of {_name(best)}"
+    explained = f"**{_whole(best['score'])}** of the held-out variance of {_name(best)}"
     text = f"The label *{best['label']}* explains {explained}"
     if family in scoring.PUBLISHED_BEST:
         label, score = scoring.PUBLISHED_BEST[family]
@@ -202,7 +204,8 @@ def best_neurons(chosen: pd.DataFrame, family: str) -> Caption:
         text += ". All neurons shown belong to this family."
     else:
         belong = f"{own} of the {len(chosen)} neurons shown" if own else "None of the neurons shown"
-        text += f". {belong} belong to this family; the others fit another family better, or no better than chance."
+        text += f". {belong} {'belongs' if own < 2 else 'belong'} to this family"
+        text += "; the others score higher in another one or are unexplained."
     return Caption(title if len(title) <= MAX_TITLE else f"{title[: MAX_TITLE - 1]}…", text, f"{alt} {title}.")
 
 
@@ -217,7 +220,7 @@ def word_neurons(chosen: pd.DataFrame, shared: pd.DataFrame, places: pd.DataFram
         layer, neuron, label = widest = (means["max"] - means["min"]).idxmax()
         low, high = means.loc[widest, ["min", "max"]]
         text += (
-            f"; by where the token stands, the mean activation of layer {layer} neuron {neuron} ({label}) goes from "
+            f". Place matters most for layer {layer} neuron {neuron} ({label}): its mean activation ranges from "
             f"{low:.2f} to {high:.2f}"
         )
     return caption._replace(text=f"{caption.text}{text}.")
@@ -230,11 +233,10 @@ def activation_by_position(chosen: pd.DataFrame, rows: pd.DataFrame) -> Caption:
         return Caption("No neuron to show", "No neuron's firing can be related to position.", alt)
     best, number = chosen.iloc[0], (rows["family"] == "position").sum()
     median = rows["position_information"].median()
-    title = f"Firing tells at most {best['position_information']:.3f} bits about the position in the block"
+    title = f"Firing carries at most {best['position_information']:.2f} bits of information about position"
     text = (
-        f"Firing of {_name(best)} has **{best['position_information']:.4f} bits** of mutual information with position, "
-        f"of the median neuron {median:.4f}. "
-        f"Position explains {count(number, 'neuron')} of this seed best, universal or not; the paper finds "
-        f"{scoring.PUBLISHED_POSITION} universal ones in GPT2-small."
+        f"Firing of {_name(best)} has **{best['position_information']:.2f} bits** of mutual information with position, "
+        f"firing of the median neuron {median:.4f}. Position is the family of {count(number, 'neuron')} of this seed, "
+        f"universal or not; the paper finds {scoring.PUBLISHED_POSITION} universal ones in GPT2-small."
     )
     return Caption(title, text, f"{alt} {title}.")

@@ -44,7 +44,7 @@ def _named(chosen: pd.DataFrame) -> str:
 
 
 def _range(values: pd.Series) -> str:
-    return f"{signed(values.min(), 4)} to {signed(values.max(), 4)}"
+    return f"{signed(values.min(), 3)} to {signed(values.max(), 3)}"
 
 
 def entropy_selection(weights: pd.DataFrame, chosen: pd.DataFrame, space: NullSpace) -> Caption:
@@ -62,8 +62,8 @@ def entropy_selection(weights: pd.DataFrame, chosen: pd.DataFrame, space: NullSp
         f"**{norm[0]:.2f}** against {norm[1]:.2f} for the last layers and {space.chance:.2f} for a random direction."
     )
     if space.depth >= NULL_DEPTH:
-        depth = f"{percent(space.depth, 1)} of the median one"
-        text += f" But **this unembedding has no null space**: its largest singular value there is {depth}."
+        depth = f"{percent(space.depth, 0)} of the median one"
+        text += f" But **$W_U$ has no null space here**: the largest singular value of these directions is {depth}."
     return Caption(title, text, f"{alt} {title}.")
 
 
@@ -117,6 +117,8 @@ def mean_ablation(table: pd.DataFrame) -> Caption:
     )
     if min(*scale[:2], *frequency[:2]) < 0:
         text += " A negative share means that the effect grows."
+    if max(*scale[:2], *frequency[:2]) > 1:
+        text += " Above 100 % the effect changes sign."
     return Caption(title, text, f"{alt} {title}.")
 
 
@@ -126,8 +128,8 @@ def frequency_selection(weights: pd.DataFrame, chosen: pd.DataFrame) -> str:
         return "No neuron of the last layers changes any logit."
     cosines, median = chosen["frequency_share"].abs(), late_neurons(weights)["frequency_share"].abs().median()
     return (
-        f"The token-frequency candidates are {_named(chosen)}. Their logit effects have a cosine of "
-        f"**{cosines.min():.2f}** to **{cosines.max():.2f}** in size with the frequency direction, against "
+        f"The token-frequency candidates are {_named(chosen)}. Their logit effects have an absolute cosine of "
+        f"**{cosines.min():.2f}** to **{cosines.max():.2f}** with the frequency direction, against "
         f"{median:.2f} for the median neuron of the last layers."
     )
 
@@ -175,8 +177,8 @@ def attention_scores(weights: pd.DataFrame, chance: pd.DataFrame) -> Caption:
     )
     text = (
         f"Of {len(reached):,} neurons that a later head reads, **{beyond:,}** ({percent(beyond / len(reached), 1)}) "
-        f"score beyond all of as many random vectors, ±{largest:.1f} standard deviations. The highest score is that of "
-        f"{high}, which *deactivates* the head, the lowest that of {low}, which *activates* it."
+        f"score beyond all of as many random vectors (±{largest:.1f} standard deviations). The highest score, of "
+        f"{high}, means that the neuron *deactivates* the head; the lowest, of {low}, that it *activates* it."
     )
     return Caption(title, text, f"{alt} {title}.")
 
@@ -184,12 +186,12 @@ def attention_scores(weights: pd.DataFrame, chance: pd.DataFrame) -> Caption:
 def value_norms(table: pd.DataFrame) -> Caption:
     """From `value_norms`: is BOS an attention sink, with values smaller than other tokens'?"""
     ratio, smaller = table["ratio"].median(), int((table["ratio"] > 1).sum())
-    sink = "an" if ratio > SINK_RATIO else "**no such**"
+    sink, above = ("an", "above") if ratio > SINK_RATIO else ("**no**", "not above")
     title = f"In the median head other tokens' ‖W_O v‖ is {ratio:.2f} times that of BOS"
     text = (
-        f"BOS has a smaller ‖W_O v‖ than other tokens on average in **{smaller}** of {count(len(table), 'head')}; the "
-        f"median ratio is **{ratio:.2f}**, against 19.4 in the paper's GPT2-medium. BOS is {sink} attention sink here: "
-        f"the median head writes {percent(1 / ratio, 0)} as much for BOS as for another token."
+        f"In **{smaller}** of {count(len(table), 'head')} ‖W_O v‖ is smaller for BOS than for other tokens on average; "
+        f"the median ratio is **{ratio:.2f}**, against 19.4 in the paper's GPT2-medium. BOS is {sink} attention sink "
+        f"here: the ratio is {above} {SINK_RATIO:g}."
     )
     alt = "Scatter plot of the norm of W_O v for BOS against its mean over other tokens, one dot a head."
     return Caption(title, text, f"{alt} {title}.")
@@ -227,7 +229,7 @@ def _above(found: Ranking) -> str:
 def _importance_title(group: str, found: Ranking) -> str:
     sets = f"{found.below:g} of {found.draws} random sets"
     if found.p_value >= SIGNIFICANT:
-        return f"Ablating {SETS[group]} is not clearly unlike random ones: above {sets}"
+        return f"Ablating {SETS[group]} does not clearly differ from random ones: above {sets}"
     return f"Ablating {SETS[group]} costs more loss than {'' if found.share > 0.5 else 'only '}{sets} do"
 
 
@@ -237,7 +239,8 @@ def _first_layer(held: pd.DataFrame) -> str:
         return ""
     half = f" ± {found.half:.4f}" if np.isfinite(found.half) else ""  # one block of text gives no error
     excess = f"The first layer's excess over random sets is {signed(found.excess, 4)} nats"
-    return f" {excess}, {signed(found.difference, 4)}{half} against layer {found.other}, the largest of the others."
+    difference = f"its difference from the largest of the others (layer {found.other})"
+    return f" {excess}; {difference} is {signed(found.difference, 4)}{half}."
 
 
 def importance(compared: pd.DataFrame) -> Caption:
@@ -270,7 +273,8 @@ def property_agreement(table: pd.DataFrame, labels: dict[str, str]) -> Caption:
     beyond = known["correlation"] > known["chance_high"]
     shares = beyond.groupby(known["group"], sort=False).agg(["sum", "size"])
     parts = [f"**{number}** of {total} for {group} neurons" for group, number, total in shares.itertuples()]
-    text = f"Properties that a neuron and its best match share beyond every permutation: {', '.join(parts)}."
+    text = f"Number of properties in which best matches agree beyond every permutation: {', '.join(parts)}. "
+    text += f"*Most universal* means the {MOST} by excess."
     best = known.loc[known["correlation"].idxmax()]
     alike = f"{labels[best['property']]}: {signed(best['correlation'])}"
     title = f"Best matches are most alike in the {alike} ({best['group']} neurons)"

@@ -121,7 +121,7 @@ def is_partial(table: pd.DataFrame, threshold: float) -> str:
     least = listed["excess_corr_published"].min()
     text = (
         f"The published table lists {len(listed):,} of {len(table):,} neurons, with an excess of at least {least:.3f}. "
-        "Values are compared for these only; all others count as published not to be universal"
+        "Values are compared for these only; all others count as not universal in the published table"
     )
     above = f", although some between {threshold:g} and {least:.3f} may be missing"
     return f"{text}{above if least - threshold > 0.005 else ''}."

@@ -86,8 +86,7 @@ def correlation_by_layer(neurons: pd.DataFrame) -> Caption:
     title = f"Best matches correlate {corr:.2f} on average, {baseline:.2f} in a rotated basis"
     text = (
         "Boxes: quartiles of each layer's neurons; whiskers: 5th and 95th percentile. The mean excess is "
-        f"**{excess:.3f}**, and {percent((neurons['excess_corr'] > 0).mean(), 1)} of the neurons have a better match "
-        "among neurons than among rotated directions."
+        f"**{excess:.3f}**; it is above 0 for {percent((neurons['excess_corr'] > 0).mean(), 1)} of the neurons."
     )
     if neurons["dead"].any():
         text += f" Neurons that never vary on this text ({neurons['dead'].sum():,}) have correlation 0 by definition."
@@ -125,7 +124,7 @@ def convergence(summary: pd.DataFrame, reference: str) -> Caption:
     if np.isfinite(before["agreement"]):
         text += (
             f"the number went from {before['universal']:,.0f} to **{last['universal']:,.0f}**, and "
-            f"{percent(before['agreement'], 1)} of those universal at either point are universal at both."
+            f"{percent(before['agreement'], 0)} of the neurons universal at either point are universal at both."
         )
     else:
         text += "no neuron is universal."
@@ -136,18 +135,16 @@ def sampling(table: pd.DataFrame, neurons: pd.DataFrame, threshold: float) -> Ca
     """From the reference's rows of `sampling`: how much of a best match is luck of the text?"""
     alt = "Scatter of the correlation on other text against the best match; histogram of the excess' standard error."
     if not len(table):
-        text = (
-            "This run recorded no parts of its text: that needs one process, one pass for all products and more text."
-        )
+        text = "This run has no separate parts of its text: they need one process, a single pass and more text."
         return Caption("No parts of the text to compare", text, alt)
     held_out = neurons[["layer", "neuron", "mean_baseline"]].merge(table, on=["layer", "neuron"])
     share = (held_out["held_out_corr"] - held_out["mean_baseline"] > threshold).mean()
     means = f"{table['held_out_corr'].mean():.3f} instead of {neurons['mean_corr'].mean():.3f}"
     title = f"With partners chosen on other text the mean match is {means}"
     text = (
-        f"With partners chosen on other text **{percent(share)}** of the neurons are universal, with best matches "
+        f"With partners chosen on other text **{percent(share)}** of the neurons are universal, instead of "
         f"{percent(neurons['is_universal'].mean())}. The standard error of a neuron's excess has median "
-        f"**{table['excess_se'].median():.4f}**; it is too small if parts of the text share documents."
+        f"**{table['excess_se'].median():.4f}**; it is underestimated if parts of the text share documents."
     )
     return Caption(title, text, f"{alt} {title}.")
 
@@ -177,7 +174,7 @@ def share_by_reference(shares: pd.DataFrame, intervals: pd.DataFrame | None = No
     if intervals is not None:
         own = intervals.loc[intervals["share"].idxmax()]
         interval = f"**{percent(own['low'])}** to **{percent(own['high'])}**"
-        text += f" Other text of this kind would give {interval} for seed {own['seed']} (95 % interval, black line)."
+        text += f" For seed {own['seed']} other text of this kind would give {interval} (95 % interval, black line)."
     return Caption(title, text, f"Bar chart of the share of universal neurons with each seed as reference. {title}.")
 
 
@@ -207,7 +204,7 @@ def share_by_layer(shares: pd.DataFrame, reference: str) -> Caption:
     title = f"Layer {top} has {percent(own['universal'].max() / total, 0)} of the universal neurons"
     text = (
         f"Share of universal neurons in each layer, beside the published models (thresholds of 0.5). Layer {top} has "
-        f"**{own['universal'].max():,}** of {total:,}; {count((own['universal'] == 0).sum(), 'layer')} without any."
+        f"**{own['universal'].max():,}** of the {total:,}; layers without any: {(own['universal'] == 0).sum()}."
     )
     return Caption(title, text, f"{alt} {title}.")
 
@@ -221,9 +218,9 @@ def seed_agreement(neurons: pd.DataFrame, compared: int) -> Caption:
         return Caption("One compared seed: nothing to differ", text, alt)
     title = f"Over {compared} compared seeds the best match varies by {gaps.mean():.3f} on average"
     universal = gaps[neurons["is_universal"]]
-    own = f"**{universal.mean():.3f}** for universal ones" if len(universal) else "no neuron is universal"
+    own = f", by **{universal.mean():.3f}** for universal neurons" if len(universal) else "; no neuron is universal"
     text = (
-        f"The mean difference between largest and smallest is **{gaps.mean():.3f}** for all neurons; {own}. "
+        f"On average the largest and the smallest best match differ by **{gaps.mean():.3f}** for all neurons{own}. "
         "Published for GPT2-medium: 0.049 and 0.105."
     )
     return Caption(title, text, f"{alt} {title}.")
@@ -236,8 +233,8 @@ def layer_agreement(matrix: pd.DataFrame) -> Caption:
     same, near = (known.where(distance <= most, 0).sum(axis=1).mean() for most in (0, 1))
     title = f"{same:.0f} % of best matches lie in the same layer of the other seed"
     text = (
-        f"Averaged over layers, **{same:.1f} %** of the neurons have their best match in the same layer (chance: "
-        f"{100 / len(matrix):.1f} %), and {near:.1f} % at most one layer away."
+        f"Averaged over layers, **{same:.0f} %** of the neurons have their best match in the same layer (chance: "
+        f"{100 / len(matrix):.0f} %), and {near:.0f} % in the same or an adjacent layer."
     )
     alt = "Heat map of the layer of the best match against the layer of the neuron; columns sum to 100 percent."
     return Caption(title, text, f"{alt} {title}.")
@@ -249,25 +246,25 @@ def partners(numbers: dict[str, float], seeds: int, references: int) -> Caption:
     Cliques need all `seeds` of the run among its `references`.
     """
     alt = "Share of mutual best matches and of neurons in a clique by excess; bar chart of cliques by layer."
-    title = f"{percent(numbers['mutual'], 1)} of best matches are mutual"
-    text = f"**{percent(numbers['mutual'], 1)}** of best matches are mutual"
+    title = f"{percent(numbers['mutual'], 0)} of best matches are mutual"
+    text = f"**{percent(numbers['mutual'], 0)}** of best matches are mutual"
     if numbers["universal"]:
-        text += f", of universal neurons **{percent(numbers['mutual_universal'], 1)}**"
+        text += f", and **{percent(numbers['mutual_universal'], 0)}** of those of universal neurons"
     if references < seeds:
         text += "; a clique needs every seed as reference (`compare: all`)."
     else:
-        title = f"{numbers['cliques']:,} neurons have one partner in all {seeds} seeds"
-        text += f"; {count(numbers['cliques'], 'clique')} of one neuron from every seed"
+        title = f"{capital(count(numbers['cliques'], 'clique'))} of one neuron from each of {seeds} seeds"
+        text += f". Cliques: **{numbers['cliques']:,}**"
         if numbers["cliques"]:
-            text += f", {percent(numbers['one_layer'], 0)} of them in one layer"
+            text += f", {percent(numbers['one_layer'], 0)} of them within one layer"
         text += "."
     if np.isfinite(numbers["assigned_corr"]):
         text += (
-            f" With every neuron used only once, {count(numbers['universal_assigned'], 'neuron')} would be universal, "
-            f"with best matches {numbers['universal']:,}."
+            f" If every neuron is used only once, {numbers['universal_assigned']:,.0f} instead of "
+            f"{numbers['universal']:,.0f} neurons would be universal."
         )
     else:
-        text += " The one-to-one assignment is left out for models of this size: its time grows with the neurons' cube."
+        text += " The one-to-one assignment is left out: it is too slow for models of this size."
     return Caption(title, text, f"{alt} {title}.")
 
 
@@ -325,7 +322,8 @@ def raw_values(neurons: pd.DataFrame, columns: list[str]) -> Caption:
     above, below = (
         [name for name, pair in pairs.items() if (sign * (pair[True] - pair[False]) > 0).all()] for sign in (1, -1)
     )
-    title = f"{len(above) + len(below)} of {count(len(pairs), 'property', 'properties')} differ alike in every layer"
+    known = count(len(pairs), "property", "properties")
+    title = f"{len(above) + len(below)} of {known} differ in the same direction in every layer"
     found = [f"**{side}** for {listed(names)}" for side, names in (("higher", above), ("lower", below)) if names]
     text = "Boxes: quartiles of each layer's neurons; whiskers: 5th and 95th percentile. In every layer with universal "
     text += f"neurons their median is {' and '.join(found) or 'neither higher nor lower for any property'}."

@@ -207,6 +207,6 @@ def test_family_that_does_not_hold_is_named_although_its_neurons_go_to_another()
         "topic", "median_gap"
     ] == pytest.approx(0.29)
     assert (
-        "No neuron is left on the other half of topic (100)"
+        "Of the neurons assigned on the even blocks, none of topic (100) exceeds chance on the odd ones"
         in captions.scores(table, summary.held_out_counts(table)).text
     )

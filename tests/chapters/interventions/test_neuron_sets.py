@@ -291,13 +291,17 @@ def test_one_block_of_text_has_effects_but_no_errors(model, tokens):
         (
             0.9,
             "costs more loss than 30 of 30 random sets do",
-            "is +0.8500 nats, +0.7000 ± 0.0561 against layer 1, the largest of the others",
+            "is +0.8500 nats; its difference from the largest of the others (layer 1) is +0.7000 ± 0.0561",
         ),
-        (0.19, "costs more loss than 30 of 30 random sets do", "is +0.1400 nats, −0.0100 ± 0.0561 against layer 1"),
+        (
+            0.19,
+            "costs more loss than 30 of 30 random sets do",
+            "is +0.1400 nats; its difference from the largest of the others (layer 1) is −0.0100 ± 0.0561",
+        ),
         (
             -0.9,
-            "is not clearly unlike random ones: above 20 of 30 random sets",
-            "is −0.9500 nats, −1.1000 ± 0.0561 against layer 1",
+            "does not clearly differ from random ones: above 20 of 30 random sets",
+            "is −0.9500 nats; its difference from the largest of the others (layer 1) is −1.1000 ± 0.0561",
         ),
     ],
 )

@@ -110,8 +110,8 @@ def test_the_property_table_shows_dashes_for_what_is_unknown():
 def test_the_agreement_sentence_by_hand():
     matrix = pd.DataFrame([[90.0, 10.0, 0.0], [20.0, 60.0, 20.0], [40.0, 30.0, 30.0]])
     text = captions.layer_agreement(matrix).text
-    assert "**60.0 %** of the neurons have their best match in the same layer (chance: 33.3 %)" in text
-    assert "86.7 % at most one layer away" in text
+    assert "**60 %** of the neurons have their best match in the same layer (chance: 33 %)" in text
+    assert "87 % in the same or an adjacent layer" in text
 
 
 def test_the_facts_of_the_pass():
