@@ -115,7 +115,7 @@ def families_by_layer(everyone: pd.DataFrame) -> Caption:
     high, low = share.idxmax(), share.idxmin()
     title = f"Layer {high} has the largest share of explained neurons, {_whole(share.max())}"
     text = (
-        f"In layer {high} **{_whole(share[high])}** of the neurons are explained, in layer {low} {_whole(share[low])}."
+        f"**{_whole(share[high])}** of the neurons are explained in layer {high}, {_whole(share[low])} in layer {low}."
     )
     fullest = [
         f"{FAMILIES[name]}, layer {own.idxmax()} ({own.max():,} of {own.sum():,})"

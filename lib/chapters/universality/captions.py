@@ -135,7 +135,7 @@ def sampling(table: pd.DataFrame, neurons: pd.DataFrame, threshold: float) -> Ca
     """From the reference's rows of `sampling`: how much of a best match is luck of the text?"""
     alt = "Scatter of the correlation on other text against the best match; histogram of the excess' standard error."
     if not len(table):
-        text = "This run has no separate parts of its text: they need one process, a single pass and more text."
+        text = "This run has no parts of its text to compare: they need one process, a single pass and more text."
         return Caption("No parts of the text to compare", text, alt)
     held_out = neurons[["layer", "neuron", "mean_baseline"]].merge(table, on=["layer", "neuron"])
     share = (held_out["held_out_corr"] - held_out["mean_baseline"] > threshold).mean()
