@@ -4,7 +4,7 @@ A result is fresh if the record beside it equals what it would be made from now:
 That code is the module that makes it and every module it imports from the rooms that compute, without comments and
 docstrings, and the C++ sources where a kernel is among them. So an edit of a caption repeats nothing, and one of a
 kernel repeats whatever it computes. Only the passes over the text, which may have taken hours, are not thrown away for
-an edit of the code: `collect` says so in a line, and `make clean` repeats them.
+an edit of the code: `make report` says so in a line, and after `make clean` it repeats them.
 """
 
 import ast
@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # resolving parameters comes here too, and must not wait for 
 
 COMPUTING = ("kernels", "text", "models", "labels", "collect", "chapters")  # rooms whose code decides numbers
 NATIVE = ("*.cpp", "*.h")  # in lib/kernels
+PASS = "lib.collect.passes"  # the module that makes statistics
 
 
 # ---------------------------------------------------------------- inputs

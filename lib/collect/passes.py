@@ -20,11 +20,11 @@ from lib.base.files import locked, write_json
 from lib.base.machine import device_name, device_of
 from lib.base.params import read_params
 from lib.base.tensors import TensorFiles, read_tensors, write_tensors
-from lib.cache import code_of
+from lib.cache import PASS, code_of
 from lib.collect.first_look import first_look
 from lib.collect.one_pass import Pass
 from lib.collect.planner import Plan, Setting, pack, pass_memory, setting_of
-from lib.collect.preflight import PASS, Preflight
+from lib.collect.preflight import Preflight
 from lib.collect.processes import Processes, shares
 from lib.kernels import native
 from lib.kernels.covariance import OPERAND_DTYPES

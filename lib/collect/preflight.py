@@ -1,19 +1,16 @@
 """What a run reads, found and checked once before anything slow starts, then handed down to passes and forecast."""
 
-import sys
 from functools import cached_property
 from pathlib import Path
 
 from lib.base.hub import fetch_seed, seed_source
-from lib.cache import code_of, input_hashes, refuse_other_statistics
+from lib.cache import input_hashes, refuse_other_statistics
 from lib.collect.planner import Shape, shared_shape
 from lib.labels.groupings import run_groupings
 from lib.labels.labels import Grouping
 from lib.models.trunk import check_seed, check_weights
 from lib.run import Run
 from lib.text.blocks import Text
-
-PASS = "lib.collect.passes"  # the module that makes statistics
 
 
 class Preflight:
@@ -65,10 +62,5 @@ class Preflight:
         if not self.complete:
             _ = self.shape  # reads every config, before the text is made too
         refuse_other_statistics(self.params, self.run.text_path)
-        if self.complete:
-            if self.run.done.get("code", code_of(PASS)) != code_of(PASS):
-                repeat = f"`make clean RUN={self.params.run}` deletes its results, so that the next run repeats it"
-                print(f"note: the code of the pass has changed since it ran; {repeat}.", file=sys.stderr)
-            return
-        for name, folder in folders.items():
+        for name, folder in folders.items() if not self.complete else ():
             check_seed(name, folder, self.text, self.params.context)

@@ -1,12 +1,13 @@
 """Parameters to outputs/<run>/params.yaml, checked against what the folder holds."""
 
 import re
+import sys
 from pathlib import Path
 
 from lib.base.errors import InputError
 from lib.base.files import read_json
 from lib.base.params import Params, read_params, write_params, write_statistics_key
-from lib.cache import refuse_other_statistics
+from lib.cache import PASS, code_of, refuse_other_statistics
 
 
 def resolve(parameter_file: Path, run: str, seed: str | None = None, tokens: str | None = None) -> Params:
@@ -20,10 +21,19 @@ def resolve(parameter_file: Path, run: str, seed: str | None = None, tokens: str
     _refuse_missing_device(params)
     _refuse_changed_documents(params)
     refuse_other_statistics(params, params.text_path)
+    _note_other_code(params)
     write_statistics_key(params, params.folder / "statistics.yaml")
     write_params(params, params.folder / "params.yaml")
     _forget_other_tables(params)
     return params
+
+
+def _note_other_code(params: Params) -> None:
+    """Says that the passes ran with other code. They may have taken hours, so an edit does not repeat them."""
+    made_by = read_json(params.folder / "stats" / "done.json").get("code")
+    if made_by and made_by != code_of(PASS):
+        repeat = f"to repeat it, delete its results with `make clean RUN={params.run}`"
+        print(f"note: the code of the pass has changed since it ran; {repeat}.", file=sys.stderr)
 
 
 def _refuse_missing_device(params: Params) -> None:

@@ -25,6 +25,7 @@ from lib.base.errors import InputError
 from lib.base.files import file_sha256
 from lib.base.params import ROOT, read_params
 from lib.base.tensors import write_table
+from lib.cache import PASS, code_of
 from lib.chapters.universality import properties
 from lib.report import __main__ as report
 from lib.report import archive, example, execute, notebook_pages, pages, render, resolve
@@ -102,6 +103,17 @@ def test_resolve_notices_a_text_that_changed_since_the_pass(tmp_path, monkeypatc
     with pytest.raises(InputError, match="was made from other files \\(text changed") as error:
         resolve.resolve(file, "smoke")
     assert is_sentence(str(error.value))
+
+
+def test_statistics_of_other_code_are_kept_with_a_note(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("lib.base.params.OUTPUTS", tmp_path)
+    done = tmp_path / "smoke" / "stats" / "done.json"
+    done.parent.mkdir(parents=True)
+    for code, noted in ((code_of(PASS), False), ("other", True)):
+        done.write_text(json.dumps({"code": code}))
+        resolve.resolve(ROOT / "params" / "smoke.yaml", "smoke")
+        assert ("note: the code of the pass has changed" in capsys.readouterr().err) == noted
+    assert done.exists()
 
 
 def test_tables_of_another_threshold_are_written_again(folder):
