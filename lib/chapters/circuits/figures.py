@@ -235,7 +235,7 @@ def match_agreement(table: pd.DataFrame) -> Figure:
     groups = list(dict.fromkeys(table["group"]))
     fig, (grid,) = canvas(1, len(WRITTEN), (WIDE + 2, 1.6 + 0.42 * len(groups)), sharey=True, squeeze=False)
     at = np.arange(len(groups))
-    bars = {"color": "#bbbbbb", "linewidth": 7, "label": "neurons exchanged within the layer"}
+    bars = {"color": "#bbbbbb", "linewidth": 7, "label": "neurons permuted within their layer"}
     for axes, name in zip(grid, WRITTEN, strict=True):
         rows = table[table["property"] == name].set_index("group").reindex(groups)
         axes.hlines(at, rows["chance_low"], rows["chance_high"], **bars)

@@ -135,7 +135,8 @@ def mean_ablation(table: pd.DataFrame) -> Figure:
         axes.axline((0, 0), slope=1, linestyle="--", label="nothing removed", **REFERENCE_LINE)
         axes.axhline(0, **REFERENCE_LINE)
         axes.set(xlabel=f"total change of {label} [nats]", ylabel=f"change with the\n{fixed} [nats]")
-        axes.locator_params(nbins=6)
+        axes.locator_params(axis="x", nbins=4)  # long numbers
+        axes.locator_params(axis="y", nbins=6)
     _legend(fig, grid[0], ncols=4)
     return fig
 
@@ -289,7 +290,7 @@ def property_agreement(table: pd.DataFrame, labels: dict[str, str]) -> Figure:
     for axes, group in zip(grid[0], groups, strict=True):
         rows, at = table[table["group"] == group].set_index("property").reindex(list(labels)), np.arange(len(labels))
         axes.axvline(0, **REFERENCE_LINE)
-        chance = {"color": "#bbbbbb", "linewidth": 7, "label": "neurons exchanged within the layer"}
+        chance = {"color": "#bbbbbb", "linewidth": 7, "label": "neurons permuted within their layer"}
         axes.hlines(at, rows["chance_low"], rows["chance_high"], **chance)
         axes.plot(rows["correlation"], at, "o", linestyle="none", color=CORRELATION, label="best match")
         axes.set_yticks(at, list(labels.values()))

@@ -37,7 +37,6 @@ OWN_LAYER_PUBLISHED = "figure 2c shows the shares by pairs of layers"
 # Gurnee et al., arXiv 2401.12181: universal neurons (from the published per-neuron tables), correlation of activation
 # frequency with cos(w_in, w_out) (figure 9), median percentile of universal neurons within their layer (figure 3).
 # A median above 50 is published as "high", below as "low".
-PUBLISHED_SOURCE = "Gurnee et al., arXiv 2401.12181"
 PUBLISHED_MODELS = {"pythia": "Pythia-160M", "small": "GPT2-small", "medium": "GPT2-medium"}
 PUBLISHED_SHARES = pd.DataFrame(
     {"universal": [465, 1533, 1211], "neurons": [36864, 36864, 98304], "frequency_cosine": [-0.58, -0.69, -0.63]},
