@@ -21,7 +21,10 @@ OUTPUTS = ROOT / "outputs"
 CACHE = "cache"  # the folder in outputs/ that all runs share, hence not a run's name
 
 # Keys that the pass over the text depends on; everything else is algebra on its statistics.
-STATISTICS_KEYS = ("seeds", "revision", "text", "context", "token_budget", "random_seed", "precision", "compare")
+STATISTICS_KEYS = (
+    *("seeds", "revision", "text", "context", "token_budget", "random_seed"),
+    *("precision", "products", "sketch_rows", "compare"),
+)
 
 _HUB_ID = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
 _CHECKED = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -96,9 +99,13 @@ class Params(BaseModel):
     random_seed: int = Field(0, ge=0, lt=2**31, description="a whole number from 0 to 2147483647")
     rotations: int = Field(5, ge=1, le=1000, description="a whole number from 1 to 1000")
     threshold: float = Field(0.5, ge=0, le=1, description="a number from 0 to 1")
-    precision: Literal["auto", "fp64", "fp32", "bf16", "int8"] = Field(
-        "auto", description="one of auto, fp64, fp32, bf16 and int8"
+    precision: Literal["auto", "fp64", "fp32", "bf16"] = Field(
+        "auto",
+        description="one of auto, fp64, fp32 and bf16 (int8 is no longer needed; "
+        "`make clean` deletes statistics that were made with it)",
     )
+    products: Literal["auto", "sketch", "exact"] = Field("auto", description="one of auto, sketch and exact")
+    sketch_rows: int = Field(16384, ge=64, le=2**20, description="a whole number from 64 to 1048576")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="one of auto, cpu and cuda")
     compare: Literal["all", "reference"] = Field("all", description="one of all and reference")
     memory_gb: Literal["auto"] | Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
@@ -175,6 +182,13 @@ class Params(BaseModel):
     def text_title(self) -> str:
         """The text in a few words."""
         return self.text_source.title if self.text_source else str(self.text)
+
+    @property
+    def products_used(self) -> str:
+        """sketch or exact; `auto` is exact where a sketch would save nothing."""
+        if self.products != "auto":
+            return self.products
+        return "exact" if self.token_budget <= 2 * self.sketch_rows else "sketch"
 
     def revision_of(self, name: str) -> str | None:
         """The revision of a seed on the Hub; None is its main branch."""

@@ -7,27 +7,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lib.base.tensors import write_table, write_tensors
-from lib.collect.planner import BATCH
+from lib.collect.planner import BATCH_TOKENS
 from lib.collect.preflight import Preflight
 from lib.collect.reader import refuse_nan
-from lib.kernels.fused import INT8_LIMIT
-from lib.models.trunk import Trunk, load_model, mixed_precision, token_losses
+from lib.models.trunk import Trunk, load_model, token_losses
 from lib.text.blocks import Text
 
 LOSS_BLOCKS = 256  # blocks on which each seed's loss is measured
 LOSS_LOGITS = 2**22  # logits computed at a time; larger buffers return to the OS and are slow to reallocate
 PILOT_BLOCKS = 64  # blocks, spread over the text, that fix shifts and scales
-PILOT_NAMES = ("pre_scaling", "post_scaling", "low", "high", "post_standard")
-INT8_DEVIATIONS = 12.0  # int8 operands reach at most so many standard deviations from the mean …
-INT8_TOKENS = 50_000  # … in a text of so many tokens; in longer ones the reach grows with the root of the tokens,
-INT8_MAX_GROWTH = 4.0  # to at most four times as many deviations
-INT8_MAX_REACH = 2.0  # and at most twice the pilot's range
+PILOT_NAMES = ("pre_scaling", "post_scaling", "low", "high")
 
 
 def losses(name: str, model, text) -> list[dict]:
     """One seed's loss in nats per token on the first blocks of the text, over all and by domain."""
     tokens, domain = text.tokens[:LOSS_BLOCKS], text.domain[:LOSS_BLOCKS]
-    size = min(BATCH[model.device.type], max(1, LOSS_LOGITS // (text.context * text.vocab_size)))
+    size = max(1, min(BATCH_TOKENS, LOSS_LOGITS // text.vocab_size) // text.context)
     found = torch.cat([token_losses(model, part.to(model.device)).cpu() for part in tokens.split(size)]).double()
     predicted = tokens[:, 1:] != text.bos_id  # BOS begins the next document or fills the end of a block
     rows = []
@@ -44,7 +39,7 @@ def first_look(inputs: Preflight, precision: str, device: torch.device) -> None:
     run, rows, scalings = inputs.run, [], {}
     for name in tqdm(sorted(inputs.folders), desc="losses and ranges", unit="seed"):
         model = load_model(inputs.folders[name]).to(device)
-        trunk = Trunk(model, mixed_precision(precision))  # which gives the model its fast steps
+        trunk = Trunk(model, precision == "bf16")  # which gives the model its fast steps
         rows += losses(name, model, run.text)
         found = pilot(name, trunk, run.text, precision, device)
         scalings |= {f"{name}.{key}": tensor for key, tensor in found.items()}
@@ -55,13 +50,13 @@ def first_look(inputs: Preflight, precision: str, device: torch.device) -> None:
 def pilot(name: str, trunk: Trunk, text: Text, precision: str, device: torch.device) -> dict[str, Tensor]:
     """Shifts and scales of one seed from blocks spread over the text, by PILOT_NAMES.
 
-    Scalings (layers, 2, neurons) of pre-activation and activation, the range (layers, neurons) of the pre-activation,
-    and `post_standard`, the activation's mean and inverse deviation at any precision of the products.
+    Scalings (layers, 2, neurons) of pre-activation and activation, mean and inverse deviation, and the range (layers,
+    neurons) of the pre-activation.
     """
     spread = torch.linspace(0, len(text.tokens) - 1, min(PILOT_BLOCKS, len(text.tokens))).long()
     tokens, counted = text.tokens[spread], text.counted(spread)
     ranges: dict[tuple[str, int], _Range] = {}
-    size = BATCH[device.type]
+    size = max(1, BATCH_TOKENS // text.context)
     for start in range(0, len(tokens), size):
         rows = counted[start : start + size].flatten().to(device)
 
@@ -79,10 +74,7 @@ def pilot(name: str, trunk: Trunk, text: Text, precision: str, device: torch.dev
         made["pre_scaling"].append(torch.stack([pre.mean, 1 / deviation]))
         made["low"].append(pre.low - deviation / 2)
         made["high"].append(pre.high + deviation / 2)
-        made["post_standard"].append(_plain_scaling(post))
-        made["post_scaling"].append(
-            _int8_scaling(post, text.tokens.numel()) if precision == "int8" else _plain_scaling(post)
-        )
+        made["post_scaling"].append(torch.stack([post.mean, 1 / _floored(post.deviation)]))
     return {key: torch.stack(values).float() for key, values in made.items()}
 
 
@@ -116,22 +108,6 @@ class _Range:
     @property
     def deviation(self) -> Tensor:
         return (self.squares / self.count - (self.total / self.count) ** 2).clamp(min=0).sqrt()
-
-
-def _plain_scaling(post: _Range) -> Float[Tensor, "2 neurons"]:
-    return torch.stack([post.mean, 1 / _floored(post.deviation)])
-
-
-def _int8_scaling(post: _Range, tokens: int) -> Float[Tensor, "2 neurons"]:
-    """Steps so fine that a long tail is clipped rather than the bulk made coarse; what is clipped is added exactly.
-
-    The rounding noise of a correlation is proportional to the step and falls with the square root of the tokens. So
-    steps may grow with that root, and with many tokens hardly anything has to be clipped, which is what costs time.
-    """
-    growth = min(INT8_MAX_GROWTH, max(1.0, (tokens / INT8_TOKENS) ** 0.5))
-    low = torch.maximum(post.low, post.mean - growth * INT8_DEVIATIONS * post.deviation)
-    high = torch.minimum(post.high, post.mean + growth * INT8_DEVIATIONS * post.deviation)
-    return torch.stack([(low + high) / 2, 2 * INT8_LIMIT / _floored((high - low) * min(growth, INT8_MAX_REACH))])
 
 
 def _floored(scale: Tensor) -> Tensor:

@@ -9,47 +9,46 @@ import time
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 from tqdm import tqdm
 
 from lib.base.tensors import TensorFiles
-from lib.collect.planner import PassPlan, Plan, Unit, release_order
+from lib.collect.planner import PARTS, PassPlan, Plan, Reading, Unit
 from lib.collect.preflight import Preflight
-from lib.collect.reader import Dither, SeedReader, Seen
-from lib.kernels.correlation import Covariance, compare, products_at
-from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, Operands
+from lib.collect.reader import Batch, SeedReader, Seen
+from lib.collect.statistics import sketched
+from lib.kernels.correlation import Covariance, Scale, candidates
 from lib.kernels.examples import TopExamples
-from lib.kernels.fused import SUMS
+from lib.kernels.followed import Followed, Pairs, union
+from lib.kernels.fused import OPERAND_DTYPES
 from lib.kernels.grouped import GroupedMoments, Places
 from lib.kernels.histogram import Histogram
-from lib.models.trunk import Trunk, load_model, mixed_precision
-from lib.run import Run
+from lib.kernels.sketch import Products, Sketch, Within, placed
+from lib.models.trunk import Trunk, load_model
 
 HISTOGRAM_EVERY = 8  # batches: one in eight is counted into the histograms
-PART_SUMS = ("operand1", "post1", "post2")
 
 
-def _examples(_run: Run, _unit: Unit, scaling: dict[str, Tensor]) -> TopExamples:
+def _examples(scaling: dict[str, Tensor]) -> TopExamples:
     return TopExamples(*scaling["low"].shape, device=scaling["low"].device)
 
 
-def _histogram(_run: Run, _unit: Unit, scaling: dict[str, Tensor]) -> Histogram:
+def _histogram(scaling: dict[str, Tensor]) -> Histogram:
     return Histogram(scaling["low"], scaling["high"])
 
 
 def _feed_examples(examples: TopExamples, seen: Seen) -> None:
-    post, counted = seen.post.view(seen.shape), seen.counted.view(seen.shape[:2])
-    examples.update(seen.layer, post, counted, seen.blocks)
+    shape = seen.batch.tokens.shape
+    examples.update(seen.layer, seen.post.view(*shape, -1), seen.batch.counted.view(shape), seen.batch.blocks)
 
 
 def _feed_histogram(histogram: Histogram, seen: Seen) -> None:
-    if seen.batch % HISTOGRAM_EVERY == 0:
-        histogram.update(seen.layer, seen.pre, seen.counted)
+    if seen.batch.number % HISTOGRAM_EVERY == 0:
+        histogram.update(seen.layer, seen.pre, seen.batch.counted)
 
 
-# How the accumulators of one seed are made from the run, their unit and the seed's pilot (`PILOT_NAMES`), and
-# how they are fed each layer's activations (`reader.Seen`), from the unit's first layer to the one before its stop.
+# How the accumulators of one seed are made from the seed's pilot (`PILOT_NAMES`), and how they are fed each layer's
+# activations (`reader.Seen`), from the unit's first layer to the one before its stop.
 ACCUMULATORS: dict[str, tuple[Callable, Callable]] = {
     "examples": (_examples, _feed_examples),
     "histogram": (_histogram, _feed_histogram),
@@ -57,50 +56,49 @@ ACCUMULATORS: dict[str, tuple[Callable, Callable]] = {
 
 
 class Pass:
-    """The seeds and accumulators of one pass in one process, and which chunks of the text they have seen."""
+    """The seeds and accumulators of one pass in one process, and which batches of the text they have seen."""
 
     def __init__(
         self, inputs: Preflight, plan: Plan, number: int, scalings: dict[str, dict[str, Tensor]], device: torch.device
     ):
-        run = inputs.run
-        self.run, self.text, self.plan, self.number, self.device = run, run.text, plan, number, device
+        self.inputs, self.plan, self.number, self.device = inputs, plan, number, device
+        self.text, self.random_seed = inputs.text, inputs.params.random_seed
         self.planned: PassPlan = plan.passes[number]
         setting = plan.setting
-        self.layers, self.neurons, self.names = setting.shape.layers, setting.shape.neurons, setting.seeds
-        self.depths = self.planned.depths(self.layers)
-        self.order = release_order(self.planned, self.depths)
-        precision = setting.precision
+        self.dtype = OPERAND_DTYPES[setting.precision]
+        self.reading = Reading.of(setting.blocks, setting.batch)
         self.readers = {
-            name: SeedReader(
-                name,
-                Trunk(load_model(inputs.folders[name]).to(device), mixed_precision(precision)),
-                scalings[name],
-                depth,
-                precision,
-                name in self.planned.measured,
-            )
-            for name, depth in self.depths.items()
+            name: SeedReader(name, scalings[name], depth, setting.precision, self.planned.compares)
+            for name, depth in self.planned.depths(setting.shapes).items()
         }
-        rows = setting.batch * run.text.context
-        self.dither = Dither(run.params.random_seed, len(self.names), (rows, self.neurons), device)
         grouped = any(unit.kind == "grouped" for unit in self.planned.units)
-        groups = dict(setting.groups) if grouped else {}
         ids = {name: one.ids for name, one in inputs.groupings.items()} if grouped else {}
-        self.places = Places(ids, groups, device)
-        self.units = {unit: self._accumulator(unit, scalings[unit.seed]) for unit in self.planned.units}
-        self.done = torch.zeros(-(-len(self.text.tokens) // self.planned.chunk), dtype=torch.bool)
+        self.places = Places(ids, dict(setting.groups) if grouped else {}, device)
+        self.units = {
+            unit: self._accumulator(unit, scalings[unit.seed]) for unit in self.planned.units if unit.kind != "followed"
+        }
+        self.followed: Followed | None = None
+        self.done = torch.zeros(len(self.reading.batches), dtype=torch.bool)
         self.seconds = 0.0
 
     def _accumulator(self, unit: Unit, scaling: dict[str, Tensor]):
-        if unit.kind in ("pair", "within"):
-            return LayerProducts(self.layers, self.neurons, OPERAND_DTYPES[self.plan.setting.precision], self.device)
-        reader = self.readers[unit.seed]
-        if unit.kind == "moments":
-            return reader.moments
-        if unit.kind == "grouped":
-            return self._grouped(unit, scaling["post_standard"][unit.first])
+        setting, reader = self.plan.setting, self.readers[unit.seed]
+        shape = setting.shapes[unit.seed]
+        match unit.kind:
+            case "moments":
+                return reader.moments
+            case "sketch":
+                wide = torch.float64 if self.dtype == torch.float64 else torch.float32
+                return Sketch(setting.rows, shape.total, self.dtype if setting.own_rows else wide, self.device)
+            case "products" if unit.other:
+                right = setting.shapes[unit.other].total
+                return Products(shape.layers, shape.neurons, right, self.dtype, self.device)
+            case "products":
+                return Within(shape.layers, shape.neurons, shape.neurons, self.dtype, self.device)
+            case "grouped":
+                return self._grouped(unit, scaling["post_scaling"][unit.first])
         make, feed = ACCUMULATORS[unit.kind]
-        accumulator = make(self.run, unit, scaling)
+        accumulator = make(scaling)
         reader.feeds.append(lambda seen: unit.first <= seen.layer < unit.stop and feed(accumulator, seen))
         return accumulator
 
@@ -110,53 +108,75 @@ class Pass:
 
         def feed(seen: Seen) -> None:
             if seen.layer == unit.first:
-                accumulator.update(seen.post, places, places.at(seen.blocks, seen.counted))
+                accumulator.update(seen.post, places, places.at(seen.batch.blocks, seen.batch.counted))
 
         self.readers[unit.seed].feeds.append(feed)
         return accumulator
 
-    def advance(self, chunk: int, bar: tqdm) -> None:
-        """One chunk of blocks through every seed and into every accumulator."""
-        started = time.perf_counter()
-        size = self.planned.chunk
-        blocks = torch.arange(chunk * size, min((chunk + 1) * size, len(self.text.tokens)))
-        held: dict[str, Operands] = {}
-        for name, later in self.order:
-            index = self.names.index(name)
-            held[name] = self.readers[name].operands(self.text, blocks, lambda batch, i=index: self.dither.of(i, batch))
-            bar.update(len(blocks) * self.text.context)
-            for unit, products in self.units.items():
-                if unit.kind == "within" and unit.seed == name:
-                    products.update_own(held[name])
-                elif unit.kind == "pair" and name in (unit.seed, unit.other) and {unit.seed, unit.other} <= held.keys():
-                    products.update(held[unit.seed][unit.first], held[unit.other])
-            held = {seed: operands for seed, operands in held.items() if seed in later}
-        self.done[chunk] = True
+    def load_models(self) -> None:
+        """Loads the seeds, without which no batch can be read."""
+        for name, reader in self.readers.items():
+            reader.trunk = Trunk(load_model(self.inputs.folders[name]).to(self.device), self.dtype == torch.bfloat16)
+
+    def follow(self, pairs: Pairs) -> None:
+        """From now on follows these pairs, on batches after the text's first part."""
+        totals = {seed: shape.total for seed, shape in self.plan.setting.shapes.items()}
+        wide = torch.float64 if self.dtype == torch.float64 else torch.float32
+        self.followed = Followed(pairs, totals, PARTS, wide, self.device)
+
+    def advance(self, number: int, bar: tqdm) -> None:
+        """One batch of blocks through every seed and into every accumulator."""
+        started, setting = time.perf_counter(), self.plan.setting
+        blocks = self.reading.batches[number]
+        numbers = (blocks[:, None] * setting.context + torch.arange(setting.context)).flatten()
+        row, sign = (
+            one.to(self.device) for one in placed(numbers, setting.rows, self.random_seed, not setting.sketches)
+        )
+        tokens, counted = self.text.tokens[blocks].to(self.device), self.text.counted(blocks).flatten().to(self.device)
+        batch = Batch(number, blocks, tokens, counted, sign[:, None])
+        operands, sums = {}, {}
+        for name, reader in self.readers.items():
+            operands[name], sums[name] = reader.read(batch)
+            bar.update(len(numbers))
+        for unit, accumulator in self.units.items():
+            if unit.kind == "sketch":
+                accumulator.update(operands[unit.seed], row)
+            elif unit.kind == "products":
+                accumulator.update(operands[unit.seed], *([operands[unit.other]] if unit.other else []))
+        part = self.reading.part(number)
+        if self.planned.compares and part is not None:
+            self.followed.update(part, operands, sums, int(counted.sum()))
+        self.done[number] = True
         self.seconds += time.perf_counter() - started
+
+    @property
+    def in_first_part(self) -> bool:
+        """Whether the pass still looks for candidates."""
+        return self.planned.compares and self.followed is None
 
     def accumulators(self) -> dict[str, object]:
         """Every accumulator by the prefix of its tensors in a saved state."""
         named = {f"{unit.kind}.{unit.name}": accumulator for unit, accumulator in self.units.items()}
-        # a seed's moments are needed by all passes that run it, and written by the one that has them as a unit
-        return named | {f"moments.{name}": reader.moments for name, reader in self.readers.items()}
+        return named | ({"followed": self.followed} if self.followed else {})
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All accumulators' tensors and which chunks they have seen."""
+        """All accumulators' tensors and which batches they have seen."""
         state = {"done": self.done, "seconds": torch.tensor(self.seconds)}
         for prefix, accumulator in self.accumulators().items():
             state |= {f"{prefix}/{name}": tensor for name, tensor in accumulator.state_dict().items()}
         return state
 
     def merge_state(self, saved: TensorFiles) -> None:
-        """Adds a saved state of this pass, which saw other chunks; the first is taken as it is."""
-        fresh = not self.done.any()
+        """Adds a saved state of this pass, which saw other batches; the first is taken as it is."""
+        fresh, names = not self.done.any(), set(saved.names())
         self.done |= saved.tensor("done")
         self.seconds = max(self.seconds, float(saved.tensor("seconds")))
         for prefix, accumulator in self.accumulators().items():
+            wanted = {name: f"{prefix}/{name}" for name in accumulator.state_dict()}
+            if not names >= set(wanted.values()):
+                continue  # nothing was followed yet
             # copied, or the sums would be the mapped file, which then stays on the disk until the pass ends
-            state = {
-                name: saved.tensor(f"{prefix}/{name}").to(self.device, copy=True) for name in accumulator.state_dict()
-            }
+            state = {name: saved.tensor(stored).to(self.device, copy=True) for name, stored in wanted.items()}
             if fresh:
                 accumulator.load_state_dict(state)
             else:
@@ -165,36 +185,26 @@ class Pass:
                 accumulator.merge(other)
 
     def covariance(self) -> Covariance:
-        """The products so far; only if the pass holds them all."""
-        found = {(unit.kind, unit.seed, unit.first, unit.other): products for unit, products in self.units.items()}
+        """The products so far."""
         setting = self.plan.setting
+        found = {(unit.kind, unit.seed, unit.other): accumulator for unit, accumulator in self.units.items()}
+        shapes = {seed: (shape.layers, shape.neurons) for seed, shape in setting.shapes.items()}
+        names = setting.seeds, setting.pairs, setting.references, shapes
+        if setting.rows:
+            rows = {seed: found["sketch", seed, None].rows for seed in setting.seeds}
+            if setting.own_rows:  # those of the batches seen, among as many as there are tokens
+                blocks = torch.cat([self.reading.batches[number] for number in self.done.nonzero()[:, 0].tolist()])
+                seen = (blocks[:, None] * setting.context + torch.arange(setting.context)).flatten().to(self.device)
+                rows = {seed: own[seen] for seed, own in rows.items()}
+            rows = {seed: own.to(self.dtype) for seed, own in rows.items()}
+            return sketched(*names, rows, setting.own_rows)
         return Covariance(
-            setting.seeds,
-            setting.pairs,
-            setting.references,
-            self.layers,
-            self.neurons,
-            pair=lambda a, layer, b, other: found["pair", a, layer, b].sums[other],
-            within=lambda seed, layer: found["within", seed, 0, None].sums[layer],
+            *names,
+            stripe=lambda a, layer, b: found["products", a, b].sums[layer],
+            within=lambda seed, layer: found["products", seed, None].sums[layer],
         )
 
-    def snapshot(self) -> dict[str, Tensor]:
-        """Best matches, partners and one rotation's baseline on the tokens so far, averaged over compared seeds."""
-        moments = {name: reader.moments for name, reader in self.readers.items()}
-        comparison = compare(self.covariance(), moments, self.run.params.random_seed, draws=1)
-        return {
-            "corr": comparison.corr.nanmean(1),  # (seeds, total)
-            "baseline": comparison.baseline[0].nanmean(1),
-            "partner": comparison.partner,
-            "tokens": torch.tensor(moments[self.names[0]].tokens),
-        }
-
-    def part(self, partner: Int[Tensor, "seeds seeds total"]) -> dict[str, Tensor]:
-        """What the correlations with these partners are computed from, on the tokens so far."""
-        moments = [self.readers[name].moments for name in self.names]
-        sums = [one.sums[:, [SUMS.index(name) for name in PART_SUMS]].movedim(1, 0).flatten(1) for one in moments]
-        return {
-            "products": products_at(self.covariance(), partner),
-            "sums": torch.stack(sums),  # (seeds, PART_SUMS, total)
-            "tokens": torch.tensor(moments[0].tokens),
-        }
+    def candidates(self, k: int) -> Pairs:
+        """The pairs to follow: for each neuron the k best matches of what was seen so far."""
+        covariance, scales = self.covariance(), {name: Scale.of(one.moments) for name, one in self.readers.items()}
+        return {pair: union(*candidates(covariance, pair, scales, k)).cpu() for pair in covariance.pairs}

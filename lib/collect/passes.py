@@ -8,7 +8,6 @@ import contextlib
 import resource
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,25 +22,22 @@ from lib.base.tensors import TensorFiles, read_tensors, write_tensors
 from lib.cache import PASS, code_of
 from lib.collect.first_look import first_look
 from lib.collect.one_pass import Pass
-from lib.collect.planner import Plan, Setting, pack, pass_memory, setting_of
+from lib.collect.planner import CANDIDATES, Plan, Setting, pack, pass_memory, setting_of
 from lib.collect.preflight import Preflight
 from lib.collect.processes import Processes, shares
+from lib.collect.statistics import CANDIDATES_FILE, read_candidates
 from lib.kernels import native
-from lib.kernels.covariance import OPERAND_DTYPES
-from lib.kernels.fused import GPU_TYPES, gpu_loop
+from lib.kernels.fused import LOOP_TYPES, OPERAND_DTYPES, gpu_loop
 from lib.run import Run
 
 LISTING_SECONDS = 120  # within which files written by other machines must appear
-SAVE_SECONDS = 180  # between two saves of a state of up to a gigabyte; for larger ones, for each gigabyte
-SNAPSHOTS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # shares of the text after which best matches are recorded
-PARTS = 16  # of the text, after each of which the products with the first snapshot's best matches are recorded
+SAVE_SECONDS = 60  # between two saves of a state of up to a gigabyte; for larger ones, for each gigabyte
 
 
-def collect(run: Run, grouped: bool = True, snapshots: tuple[float, ...] = SNAPSHOTS) -> None:
+def collect(run: Run, grouped: bool = True) -> None:
     """Runs the passes, or what is left of them; returns at once if all are complete.
 
-    A run that looks at neither families nor convergence does without `grouped` moments and without `snapshots`, which
-    take more than the products where there is little text.
+    A run that does not look at families does without `grouped` moments.
     """
     inputs = Preflight(run, grouped)
     inputs.check()
@@ -55,14 +51,14 @@ def collect(run: Run, grouped: bool = True, snapshots: tuple[float, ...] = SNAPS
         if processes.first:
             held.enter_context(locked(stats, busy))
         if not processes.agree((stats / "done.json").exists()):  # another process may have ended it meanwhile
-            _collect(inputs, processes, snapshots)
+            _collect(inputs, processes)
 
 
-def _collect(inputs: Preflight, processes: Processes, snapshots: tuple[float, ...]) -> None:
+def _collect(inputs: Preflight, processes: Processes) -> None:
     run, params, stats = inputs.run, inputs.params, inputs.run.folder / "stats"
     device, begun = device_of(params), None
     groups = tuple(map(tuple, processes.agree(inputs.group_sizes if processes.first else ())))
-    setting = setting_of(params, inputs.shape, device, Processes.on_this_machine(), groups)
+    setting = setting_of(params, inputs.shapes, device, Processes.on_this_machine(), groups)
     if processes.first:
         begun = _planned(run, setting)
         write_json(stats / "key.json", params.statistics_key | {"hashes": inputs.hashes})
@@ -75,7 +71,7 @@ def _collect(inputs: Preflight, processes: Processes, snapshots: tuple[float, ..
         scalings.setdefault(name, {})[what] = tensor.to(device)
     for number in range(len(plan.passes)):
         if not processes.agree((stats / f"pass-{number:02d}.json").exists()):
-            _run_pass(Pass(inputs, plan, number, scalings, device), processes, stats, snapshots)
+            _run_pass(Pass(inputs, plan, number, scalings, device), processes, stats)
         processes.wait()
     if processes.first:
         write_json(stats / "done.json", _summary(run, plan, device, processes.count))
@@ -89,11 +85,9 @@ def _planned(run: Run, setting: Setting) -> dict:
 
     InputError if it does not fit into memory_gb.
     """
-    begun = {"precision": setting.precision} | (run.recorded("stats/plan.json") or {})
-    setting = replace(setting, precision=begun["precision"])  # the pilot's scales are its
-    stats = run.folder / "stats"
-    if "passes" not in begun or not any([*stats.glob("pass-*.json"), *stats.glob("pass-*.safetensors")]):
-        for pattern in ("snapshot-*", "part-*", "pass-*"):  # of passes of which nothing else is left
+    begun, stats = run.recorded("stats/plan.json"), run.folder / "stats"
+    if not begun or not any([*stats.glob("pass-*.json"), *stats.glob("pass-*.safetensors")]):
+        for pattern in ("candidates.*", "pass-*"):  # of passes of which nothing else is left
             for path in stats.glob(pattern):
                 path.unlink()
         begun = pack(setting).as_json()
@@ -110,7 +104,7 @@ def _planned(run: Run, setting: Setting) -> dict:
     return begun
 
 
-def _run_pass(work: Pass, processes: Processes, stats: Path, snapshots: tuple[float, ...]) -> None:
+def _run_pass(work: Pass, processes: Processes, stats: Path) -> None:
     """Runs this process's share of a pass, saving now and then; then the first process writes what all found."""
     prefix = f"pass-{work.number:02d}.state-"
     mine = stats / f"{prefix}{processes.rank}.safetensors"
@@ -121,7 +115,9 @@ def _run_pass(work: Pass, processes: Processes, stats: Path, snapshots: tuple[fl
         dealt = shares(done, len(work.done), processes.count)
         for name in dealt[2]:
             saved[name].unlink()
-    states, chunks, _ = processes.agree(dealt)
+    states, batches, _ = processes.agree(dealt)
+    if work.planned.compares and (pairs := read_candidates(stats)):
+        work.follow(pairs)
     for name in states[processes.rank]:
         work.merge_state(TensorFiles([stats / f"{name}.safetensors"]))
     adopted = [name for name in states[processes.rank] if stats / f"{name}.safetensors" != mine]
@@ -129,8 +125,21 @@ def _run_pass(work: Pass, processes: Processes, stats: Path, snapshots: tuple[fl
         write_tensors(mine, work.state_dict())
         for name in adopted:
             (stats / f"{name}.safetensors").unlink()
-    _advance(work, chunks[processes.rank], _marks(work, processes, snapshots), processes, mine)
-    if processes.count > 1 and chunks[processes.rank]:
+    work.load_models()
+    own = batches[processes.rank]
+    early = [number for number in own if work.in_first_part and number < work.reading.first]
+    late = [number for number in own if number not in set(early)]
+    with _bar(work, processes) as bar:
+        _advance(work, early, bar, mine, all_of_it=False)
+        if work.in_first_part:
+            write_tensors(mine, work.state_dict())
+            processes.wait()
+            if processes.first:
+                _choose(work, stats, prefix, mine)
+            processes.wait()
+            work.follow(read_candidates(stats))
+        _advance(work, late, bar, mine, all_of_it=processes.count == 1)
+    if processes.count > 1 and own:
         write_tensors(mine, work.state_dict())
     processes.wait()
     if processes.first:
@@ -141,16 +150,29 @@ def _run_pass(work: Pass, processes: Processes, stats: Path, snapshots: tuple[fl
             path.unlink()
 
 
-def _others(stats: Path, prefix: str, mine: Path, done: Tensor) -> list[Path]:
-    """The states of the other processes, once they hold each chunk that this one has not `done`, each once.
+def _choose(work: Pass, stats: Path, prefix: str, mine: Path) -> None:
+    """Adds what all processes saw of the text's first part, and writes which pairs are followed from now on."""
+    others = _others(stats, prefix, mine, work.done, work.reading.first)
+    for path in others:
+        work.merge_state(TensorFiles([path]))
+    pairs = work.candidates(CANDIDATES)
+    write_tensors(stats / CANDIDATES_FILE, {f"{a}.{b}": pair.int() for (a, b), pair in pairs.items()})
+    if others:  # back to what this process saw
+        work.done[:] = False
+        work.merge_state(TensorFiles([mine]))
+
+
+def _others(stats: Path, prefix: str, mine: Path, done: Tensor, first: int | None = None) -> list[Path]:
+    """The states of the other processes, once they hold each batch (of the `first` ones) that this one has not `done`,
+    each once.
 
     On a file system shared by machines, a file that another machine wrote may appear late, or as an older version.
-    InputError if chunks are missing after LISTING_SECONDS.
+    InputError if batches are missing after LISTING_SECONDS.
     """
     waited = 0
     while True:
         paths = [path for path in sorted(stats.glob(f"{prefix}*.safetensors")) if path != mine]
-        if (sum(TensorFiles([path]).tensor("done").int() for path in paths) + done.int() == 1).all():
+        if (sum(TensorFiles([path]).tensor("done")[:first].int() for path in paths) + done[:first].int() == 1).all():
             return paths
         if waited == LISTING_SECONDS:
             raise InputError(
@@ -160,54 +182,48 @@ def _others(stats: Path, prefix: str, mine: Path, done: Tensor) -> list[Path]:
         waited += 1
 
 
-def _advance(work: Pass, chunks: list[int], marks: list[int], processes: Processes, state: Path) -> None:
-    """Chunks through the pass, with a state saved now and then and a snapshot at each of the marks."""
-    blocks, context, size = len(work.text.tokens), work.text.context, work.planned.chunk
-    seeds = len(work.readers)
-    gigabytes = sum(unit.memory for unit in work.units) / 1e9
-    saved = time.monotonic()
-    with tqdm(
-        total=blocks * context * seeds // processes.count,
-        initial=int(work.done.sum()) * size * context * seeds,
+def _bar(work: Pass, processes: Processes) -> tqdm:
+    each = work.plan.setting.batch * work.plan.setting.context * len(work.readers)
+    return tqdm(
+        total=work.plan.setting.tokens * len(work.readers) // processes.count,
+        initial=int(work.done.sum()) * each,
         unit="tok",
         unit_scale=True,
         desc=f"pass {work.number + 1}/{len(work.plan.passes)}",
         file=sys.stderr,
         disable=not processes.first,
-    ) as bar:
-        for chunk in chunks:
-            work.advance(chunk, bar)
-            before, now = chunk * size, min((chunk + 1) * size, blocks)
-            if any(before < mark <= now < blocks for mark in marks):
-                write_tensors(state.parent / f"snapshot-{now:06d}.safetensors", work.snapshot())
-            if marks and any(before < round(blocks * part / PARTS) <= now for part in range(1, PARTS + 1)):
-                first = min(state.parent.glob("snapshot-*.safetensors"), default=None)  # none in a very short text
-                if first:
-                    part = work.part(read_tensors(first)["partner"])
-                    write_tensors(state.parent / f"part-{now:06d}.safetensors", part)
-            if time.monotonic() - saved > SAVE_SECONDS * max(1, gigabytes) and chunk != chunks[-1]:
-                write_tensors(state, work.state_dict())
-                saved = time.monotonic()
+    )
 
 
-def _marks(work: Pass, processes: Processes, snapshots: tuple[float, ...]) -> list[int]:
-    """Blocks after which to take a snapshot, if the pass takes any."""
-    taken = processes.count == 1 and work.plan.takes_snapshots(work.planned, len(snapshots))
-    return [round(share * len(work.text.tokens)) for share in snapshots] if taken else []
+def _advance(work: Pass, batches: list[int], bar: tqdm, state: Path, all_of_it: bool) -> None:
+    """Batches through the pass, with a state saved now and then, but not after the last if that ends the pass."""
+    gigabytes, saved = sum(unit.memory for unit in work.units) / 1e9, time.monotonic()
+    for number in batches:
+        work.advance(number, bar)
+        if time.monotonic() - saved > SAVE_SECONDS * max(1, gigabytes) and not (all_of_it and number == batches[-1]):
+            write_tensors(state, work.state_dict())
+            saved = time.monotonic()
 
 
 def _finish(work: Pass, stats: Path) -> None:
     """Writes the pass's accumulators, one file a kind, and last the note that it is complete.
 
-    Grouped moments are large: each layer has a file of its own, in the compact form that scores need.
+    Sketches and grouped moments are large: the former have a file a seed, those that mix tokens in bf16, far below
+    their noise; the latter one a layer, in the compact form that scores need.
     """
     by_kind: dict[str, dict[str, Tensor]] = {}
     for unit, accumulator in work.units.items():
         if unit.kind == "grouped":
             write_tensors(stats / f"grouped-{unit.name}.safetensors", accumulator.compact())
             continue
+        if unit.kind == "sketch":
+            rows = accumulator.rows if work.plan.setting.own_rows else accumulator.rows.bfloat16()
+            write_tensors(stats / f"sketch-{unit.name}.safetensors", {"rows": rows})
+            continue
         tensors = by_kind.setdefault(unit.kind, {})
         tensors |= {f"{unit.name}.{key}": tensor for key, tensor in accumulator.state_dict().items()}
+    if work.followed:
+        by_kind["followed"] = work.followed.state_dict()
     for kind, tensors in by_kind.items():
         write_tensors(stats / f"{kind}-{work.number:02d}.safetensors", tensors)
     tokens = next(iter(work.readers.values())).moments.tokens
@@ -219,17 +235,18 @@ def _summary(run: Run, plan: Plan, device: torch.device, processes: int) -> dict
     passes = [run.recorded(f"stats/pass-{number:02d}.json") for number in range(len(plan.passes))]
     setting = plan.setting
     seconds = sum(part["seconds"] for part in passes)
-    read = setting.blocks * setting.context * sum(len(part.depths(setting.shape.layers)) for part in plan.passes)
+    read = setting.tokens * sum(len(part.depths(setting.shapes)) for part in plan.passes)
     hashes = run.recorded("stats/key.json")["hashes"]
     return {
         "tokens_counted": passes[0]["tokens"],
         "blocks": setting.blocks,
         "context": setting.context,
-        "layers": setting.shape.layers,
-        "neurons": setting.shape.neurons,
+        "shapes": {seed: (shape.layers, shape.neurons) for seed, shape in setting.shapes.items()},
         "seeds": setting.seeds,
         "references": setting.references,
         "precision": setting.precision,
+        "products": setting.products,
+        "rows": setting.rows,
         "passes": len(passes),
         "processes": processes,
         "device": device.type,
@@ -247,7 +264,7 @@ def _summary(run: Run, plan: Plan, device: torch.device, processes: int) -> dict
 def _loops(device: torch.device, precision: str) -> str:
     """What the loops over activations ran in."""
     if device.type == "cuda":
-        return "Triton" if OPERAND_DTYPES[precision] in GPU_TYPES and gpu_loop(device) else "torch"
+        return "Triton" if OPERAND_DTYPES[precision] in LOOP_TYPES and gpu_loop(device) else "torch"
     return "C++" if native.libraries() else "torch"
 
 

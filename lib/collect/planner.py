@@ -1,8 +1,8 @@
 """What a run will take: its accumulators packed into as few passes over the text as fit in memory.
 
 Everything that a pass may hold is a `Unit`: what it accumulates, which layers of which seeds it needs, and its memory.
-`units_of` lists a run's units in the order in which they are packed, and `pack` fills one pass after another up to
-the memory limit. A pass runs the seeds that its units need, as far as the last layer that they need.
+Matches need all seeds at the same time, so that their units make the first pass; `pack` adds what else fits, and fills
+further passes with the rest. A pass runs the seeds that its units need, as far as the last layer that they need.
 
 To add an accumulator (docs/contributing.md): list its units in `units_of` with their bytes, one per seed, or one per
 seed and layer where a seed's is large (then name the kind in LAYERWISE), and say in `lib.collect.one_pass.ACCUMULATORS`
@@ -15,27 +15,36 @@ from itertools import combinations
 from pathlib import Path
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from lib.base.errors import InputError
 from lib.base.hub import seed_config
 from lib.base.machine import free_memory
 from lib.base.params import Params
-from lib.kernels.covariance import OPERAND_DTYPES, fastest_precision, layers_at_once
+from lib.kernels.fused import OPERAND_DTYPES, fastest_precision
 from lib.kernels.grouped import memory_bytes
 
-BATCH = {"cpu": 8, "cuda": 32}  # fewest blocks in one forward pass
-GPU_MAX_BATCH = 128  # blocks
+BATCH_TOKENS = 2048  # about, in one forward pass on a CPU, so that what is read of them stays in its caches
+GPU_BATCH = 32  # blocks, at least, in one forward pass on a GPU
+GPU_MAX_BATCH = 128
 GPU_BATCH_ACTIVATIONS = 2**25  # per layer; narrower layers get larger batches
-CHUNK = {"cpu": 64, "cuda": 128}  # most blocks in one covariance product
-OPERANDS = 640e6  # most bytes of operands in one covariance product; on a GPU a tenth of its memory
 BASE = 0.7e9  # bytes that Python and its libraries take
-INT8_SUMS = 2**31 // 127**2  # tokens whose 8-bit products an int32 sum always holds
 SHARE = 0.8  # of the memory that is free, for memory_gb: auto
+FIRST = 4  # one block in so many is in the first part of the text, which names the candidates
+CANDIDATES = 16  # neurons of another seed that are followed for each neuron
+PARTS = 16  # of the text after its first part, for intervals and convergence
+BEGUN = (
+    "precision",
+    "products",
+    "device",
+)  # of a setting, that a run keeps once it has begun; batches follow the device
+CORE = ("moments", "sketch", "products", "followed")  # kinds of which the first pass needs all units
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The shape that all seeds of a run share: layers, neurons a layer, and what else memory and time depend on."""
+    """The shape of a seed: layers, neurons a layer, and what else memory and time depend on."""
 
     layers: int
     neurons: int
@@ -46,16 +55,13 @@ class Shape:
 
     @property
     def total(self) -> int:
-        """Neurons of one seed."""
+        """Neurons of the seed."""
         return self.layers * self.neurons
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One accumulator: kind, seed, the layers it reads (first to stop − 1), and its bytes.
-
-    A `pair` unit holds one layer of `seed` against all layers of the seed `other`.
-    """
+    """One accumulator: kind, seed, the layers it reads (first to stop − 1), its bytes, and a pair's other seed."""
 
     kind: str
     seed: str
@@ -70,53 +76,62 @@ class Unit:
         where = f"{self.seed}.{self.first}" if self.kind in LAYERWISE else self.seed
         return where if self.other is None else f"{where}.{self.other}"
 
-    def depth(self, seed: str, layers: int) -> int:
-        """How many layers of a seed it needs."""
-        return self.stop if seed == self.seed else layers if seed == self.other else 0
 
-
-LAYERWISE = ("pair", "grouped")  # kinds with one unit for each layer of a seed
+LAYERWISE = ("grouped",)  # kinds with one unit for each layer of a seed
 
 
 @dataclass(frozen=True)
 class Setting:
     """All that a plan depends on."""
 
-    seeds: tuple[str, ...]
+    shapes: dict[str, Shape]  # by seed
     references: tuple[str, ...]
-    shape: Shape
     blocks: int
     context: int
     precision: str
+    products: str  # sketch or exact
+    sketch_rows: int
     memory: float  # bytes that one process may take
     processes: int = 1
     groups: tuple[tuple[str, int], ...] = ()  # groupings of the tokens by name, and how many groups each has
     device: str = "cpu"  # or "cuda"
 
     @property
+    def seeds(self) -> tuple[str, ...]:
+        """Names of the seeds, in order."""
+        return tuple(sorted(self.shapes))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the text, counted or not."""
+        return self.blocks * self.context
+
+    @property
     def batch(self) -> int:
         """Blocks in one forward pass."""
-        return batch_blocks(self.device, self.context, self.shape.neurons, self.blocks)
+        return batch_blocks(self.device, self.context, max(one.neurons for one in self.shapes.values()), self.blocks)
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
-        """Pairs of seeds whose products are summed; a single reference comes first in each."""
+        """Pairs of seeds that are compared; a single reference comes first in each."""
         if len(self.references) == 1:
             return tuple((self.references[0], seed) for seed in self.seeds if seed not in self.references)
         return tuple(combinations(self.seeds, 2))
 
     @property
-    def rotated(self) -> tuple[str, ...]:
-        """Seeds whose layers are rotated: for the baseline those that a reference is compared with, for the null of the
-        families' scores, which need grouped moments, the references."""
-        return tuple(
-            seed for seed in self.seeds if self.groups or any(seed != reference for reference in self.references)
-        )
+    def own_rows(self) -> bool:
+        """Whether each token has a row of its own: exact, and no larger than a sketch of a long text."""
+        return self.products == "exact" and self.tokens <= 2 * self.sketch_rows
 
     @property
-    def accumulator_bytes(self) -> int:
-        """Bytes of one summed product."""
-        return 8 if self.precision == "fp64" else 4
+    def rows(self) -> int:
+        """Rows of a seed's sketch; 0 where the products of each pair are summed instead."""
+        return self.tokens if self.own_rows else 0 if self.products == "exact" else self.sketch_rows
+
+    @property
+    def sketches(self) -> bool:
+        """Whether tokens are added up in rows, with signs."""
+        return self.products == "sketch"
 
     @property
     def operand_bytes(self) -> int:
@@ -124,68 +139,86 @@ class Setting:
         return OPERAND_DTYPES[self.precision].itemsize
 
     @property
-    def model_bytes(self) -> int:
-        """Bytes of one seed's weights as they run."""
-        return self.shape.parameters * 4
+    def sum_bytes(self) -> int:
+        """Bytes of one sum."""
+        return 8 if self.precision == "fp64" else 4
 
 
 def batch_blocks(device: str, context: int, neurons: int, blocks: int) -> int:
     """Blocks in one forward pass, by the neurons of a layer and the `blocks` of the text; on a GPU a power of two.
 
     On a GPU, launching the kernels of a narrow layer takes longer than running them: four times as long for the
-    shipped seeds in batches of 32 blocks.
-    A short text still has sixteen batches where the least allows it.
+    shipped seeds in batches of 32 blocks. A short text still has sixteen batches where the least allows it.
     """
-    fitting = min(GPU_BATCH_ACTIVATIONS // (context * neurons), blocks // 16) if device == "cuda" else 0
-    return max(BATCH[device], min(GPU_MAX_BATCH, 1 << fitting.bit_length() >> 1))
+    if device != "cuda":
+        return max(1, BATCH_TOKENS // context)
+    fitting = min(GPU_BATCH_ACTIVATIONS // (context * neurons), blocks // 16)
+    return max(GPU_BATCH, min(GPU_MAX_BATCH, 1 << fitting.bit_length() >> 1))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The order in which a text is read: batches of blocks, the first part's first, then the others by their number."""
+
+    batches: tuple[Int[Tensor, "blocks"], ...]
+    first: int  # batches of the first part, whose blocks are spread over the whole text
+
+    @classmethod
+    def of(cls, blocks: int, batch: int) -> "Reading":
+        """Of a text of so many blocks."""
+        everyone = torch.arange(blocks)
+        early, late = (everyone[one].split(batch) for one in (everyone % FIRST == 0, everyone % FIRST != 0))
+        return cls((*early, *(one for one in late if len(one))), len(early))
+
+    def part(self, batch: int) -> int | None:
+        """In which of the PARTS of the text after its first part a batch lies."""
+        return None if batch < self.first else (batch - self.first) * PARTS // (len(self.batches) - self.first)
 
 
 def units_of(setting: Setting) -> list[Unit]:
-    """Every accumulator of a run, those of a seed before the first pair that needs the seed."""
-    shape, square = setting.shape, setting.shape.neurons**2 * setting.accumulator_bytes
-    begun, units = set(), []
+    """Every accumulator of a run, those that all matches need first."""
+    units, later = [], []
+    for seed in setting.seeds:
+        shape = setting.shapes[seed]
+        of_seed = seed, 0, shape.layers
+        units.append(Unit("moments", *of_seed, 80 * shape.total))
+        if setting.rows:
+            width = setting.operand_bytes if setting.own_rows else setting.sum_bytes
+            units.append(Unit("sketch", *of_seed, setting.rows * shape.total * width))
+        else:
+            units.append(Unit("products", *of_seed, shape.layers * shape.neurons**2 * setting.sum_bytes))
+        later.append(Unit("examples", *of_seed, 20 * 60 * shape.total))
+        later.append(Unit("histogram", *of_seed, 64 * 8 * shape.total))
     for a, b in setting.pairs:
-        for seed in (a, b):
-            if seed in begun:
-                continue
-            begun.add(seed)
-            units += [
-                Unit("moments", seed, 0, shape.layers, 104 * shape.total),
-                Unit("examples", seed, 0, shape.layers, 20 * 60 * shape.total),
-                Unit("histogram", seed, 0, shape.layers, 64 * 8 * shape.total),
-            ]
-            if seed in setting.rotated:
-                units.append(Unit("within", seed, 0, shape.layers, shape.layers * square))
-        units += [Unit("pair", a, layer, layer + 1, shape.layers * square, b) for layer in range(shape.layers)]
-    if setting.groups:  # last, since a pass for them alone runs few seeds
+        left, right = setting.shapes[a], setting.shapes[b]
+        most = CANDIDATES * (left.total + right.total)
+        units.append(Unit("followed", a, 0, left.layers, most * (16 + PARTS * setting.sum_bytes), b))
+        if not setting.rows:
+            units.append(Unit("products", a, 0, left.layers, left.total * right.total * setting.sum_bytes, b))
+    for seed in setting.references if setting.groups else ():
+        shape = setting.shapes[seed]
         memory = memory_bytes(dict(setting.groups), shape.neurons)
-        units += [
-            Unit("grouped", seed, layer, layer + 1, memory)
-            for seed in setting.references
-            for layer in range(shape.layers)
-        ]
-    return units
+        later += [Unit("grouped", seed, layer, layer + 1, memory) for layer in range(shape.layers)]
+    return units + later
 
 
 @dataclass(frozen=True)
 class PassPlan:
-    """The units of one pass over the text and how many blocks go into one product."""
+    """The units of one pass over the text."""
 
     units: tuple[Unit, ...]
-    chunk: int
 
     @property
-    def measured(self) -> set[str]:
-        """The seeds whose moments or products the pass sums; the others' activations it only groups or counts."""
-        kinds = ("moments", "within", "pair")
-        return {seed for unit in self.units if unit.kind in kinds for seed in (unit.seed, unit.other) if seed}
+    def compares(self) -> bool:
+        """Whether it is the pass that compares the seeds."""
+        return any(unit.kind in CORE for unit in self.units)
 
-    def depths(self, layers: int) -> dict[str, int]:
-        """The seeds to run, in the order that keeps the fewest operands, and how many layers of each."""
-        seeds = sorted({seed for unit in self.units for seed in (unit.seed, unit.other) if seed})
-        pairs = {(unit.seed, unit.other) for unit in self.units if unit.other}
-        ordered = sorted(seeds, key=lambda seed: (-sum(seed in pair for pair in pairs), seed))
-        return {seed: max(unit.depth(seed, layers) for unit in self.units) for seed in ordered}
+    def depths(self, shapes: dict[str, Shape]) -> dict[str, int]:
+        """The seeds to run, and how many layers of each."""
+        seeds = sorted({unit.seed for unit in self.units} | {unit.other for unit in self.units if unit.other})
+        if self.compares:
+            return {seed: shapes[seed].layers for seed in seeds}
+        return {seed: max(unit.stop for unit in self.units if unit.seed == seed) for seed in seeds}
 
 
 @dataclass(frozen=True)
@@ -195,112 +228,66 @@ class Plan:
     setting: Setting
     passes: tuple[PassPlan, ...]
 
-    def takes_snapshots(self, part: PassPlan, count: int) -> bool:
-        """Whether a pass records `count` times how results converge: only one that holds all products can.
-
-        A snapshot's rotations take 4·N²·n operations a pair and all products 2·N²·tokens.
-        """
-        products = {"pair", "within"}
-        holders = [one for one in self.passes if any(unit.kind in products for unit in one.units)]
-        cheap = count * 4 * self.setting.shape.neurons < self.setting.blocks * self.setting.context
-        return holders == [part] and self.setting.processes == 1 and cheap
-
     def as_json(self) -> dict:
-        """The passes by the names of their units, to go on with the same ones after a kill."""
-        passes = [{"chunk": part.chunk, "units": [f"{u.kind}.{u.name}" for u in part.units]} for part in self.passes]
-        return {"precision": self.setting.precision, "passes": passes}
+        """The passes by the names of their units, and what else a state depends on, to go on with after a kill."""
+        setting = self.setting
+        fixed = {name: getattr(setting, name) for name in BEGUN}
+        return fixed | {"passes": [[f"{u.kind}.{u.name}" for u in part.units] for part in self.passes]}
 
     @classmethod
     def resumed(cls, setting: Setting, begun: dict) -> "Plan":
         """The passes that a run began with, even if memory, device or number of processes differ now.
 
-        They keep their precision, which the pilot's scales and the moments of finished passes depend on.
+        They keep their precision and their batches, which the sums so far depend on.
         """
-        setting = replace(setting, precision=begun["precision"])
+        setting = replace(setting, **{name: begun[name] for name in BEGUN})
         units = {f"{unit.kind}.{unit.name}": unit for unit in units_of(setting)}
-        passes = [PassPlan(tuple(units[name] for name in part["units"]), part["chunk"]) for part in begun["passes"]]
-        return cls(setting, tuple(passes))
+        return cls(setting, tuple(PassPlan(tuple(units[name] for name in part)) for part in begun["passes"]))
 
 
 def work_memory(setting: Setting, passing: PassPlan) -> float:
-    """Bytes of a pass beyond weights and accumulators: libraries, operands, and the activations of a batch."""
-    shape, tokens = setting.shape, setting.batch * setting.context
-    depths = passing.depths(shape.layers)
-    whole = (
-        -(-passing.chunk // setting.batch) * setting.batch
-    )  # a plan that was begun on another device may not have whole batches
-    operands = _most_operands(passing, depths) * shape.neurons * setting.operand_bytes * whole * setting.context
-    # a batch's attention and residual in the trunk; pre, post and scratch of one layer; the dither
-    scratch = 12 if setting.groups else 8  # grouped moments: x, x², activity and sums by row
-    batch = tokens * (12 * shape.width + scratch * shape.neurons) * 4
-    wide = min(shape.layers, layers_at_once(shape.neurons, setting.accumulator_bytes, setting.device))
-    products = (2 + wide) * shape.neurons**2 * setting.accumulator_bytes
-    return BASE + operands + batch + products
-
-
-def _most_operands(passing: PassPlan, depths: dict[str, int]) -> int:
-    """The most layers of operands that are held at once, seeds being run in the order of `depths`."""
-    held, most = set(), 0
-    for seed, later in release_order(passing, depths):
-        held.add(seed)
-        most = max(most, sum(depths[name] for name in held & passing.measured))
-        held &= later
-    return most
-
-
-def release_order(passing: PassPlan, depths: dict[str, int]) -> list[tuple[str, set[str]]]:
-    """The seeds in order, each with those whose operands a later seed still needs."""
-    names = list(depths)
-    steps = []
-    for index, seed in enumerate(names):
-        needed = set()
-        for unit in passing.units:
-            pair = {unit.seed, unit.other}
-            if unit.other and pair & set(names[index + 1 :]):
-                needed |= pair
-        steps.append((seed, needed))
-    return steps
+    """Bytes of a pass beyond weights and accumulators: libraries, a batch's activations and operands, and the algebra
+    that names the candidates."""
+    tokens, used = setting.batch * setting.context, [setting.shapes[seed] for seed in passing.depths(setting.shapes)]
+    # a batch's attention and residual in the trunk; pre, post and scratch of one layer
+    batch = tokens * max(12 * shape.width + 12 * shape.neurons for shape in used) * 4
+    if not passing.compares:
+        return BASE + batch
+    operands = tokens * sum(shape.total for shape in used) * 2 * setting.operand_bytes  # by token and by neuron
+    widest, largest = max(shape.neurons for shape in used), max(shape.total for shape in used)
+    algebra = 3 * widest * largest * setting.sum_bytes + 2 * setting.rows * largest * setting.operand_bytes
+    return BASE + operands + batch + algebra
 
 
 def pass_memory(setting: Setting, passing: PassPlan) -> float:
     """Peak bytes of one process in one pass."""
-    weights = setting.model_bytes * len(passing.depths(setting.shape.layers))
+    weights = sum(4 * setting.shapes[seed].parameters for seed in passing.depths(setting.shapes))
     return weights + sum(unit.memory for unit in passing.units) + work_memory(setting, passing)
 
 
-def _with_chunk(setting: Setting, units: tuple[Unit, ...]) -> PassPlan:
-    """The pass with the largest chunk whose operands are small enough."""
-    single = PassPlan(units, 1)
-    depths = single.depths(setting.shape.layers)
-    block = _most_operands(single, depths) * setting.shape.neurons * setting.operand_bytes * setting.context
-    batch, most = setting.batch, CHUNK[setting.device]
-    limit = OPERANDS if setting.device == "cpu" else setting.memory / 10
-    fitting = int(limit // block) // batch * batch if block else most
-    if setting.precision == "int8":
-        most = min(most, INT8_SUMS // setting.context // batch * batch)
-    # at least sixteen chunks in the text, unless it is short, for snapshots and for sharing among processes
-    return PassPlan(units, max(batch, min(most, fitting, setting.blocks // 16 // batch * batch)))
-
-
 def pack(setting: Setting) -> Plan:
-    """Fills pass after pass up to the memory limit; InputError, in one sentence, where a single unit does not fit."""
-    passes: list[PassPlan] = []
-    held: tuple[Unit, ...] = ()
-    for unit in units_of(setting):
-        wider = _with_chunk(setting, (*held, unit))
-        if pass_memory(setting, wider) <= setting.memory:
-            held = wider.units
-            continue
-        if held:
-            passes.append(_with_chunk(setting, held))
-        held = (unit,)
-        least = pass_memory(setting, _with_chunk(setting, held))
-        if least > setting.memory:
-            raise InputError(
-                f"this run needs at least {least / 1e9:.1f} GB of memory in one process, but memory_gb allows "
-                f"{setting.memory / 1e9:.1f} GB; allow more, use fewer processes, or use smaller models."
-            )
-    return Plan(setting, (*passes, _with_chunk(setting, held)))
+    """Fills pass after pass up to the memory limit; InputError, in one sentence, where one does not fit."""
+    units = units_of(setting)
+    held = [unit for unit in units if unit.kind in CORE]
+    _refuse_too_large(setting, held)
+    passes = []
+    for unit in units[len(held) :]:
+        if pass_memory(setting, PassPlan((*held, unit))) > setting.memory:
+            passes.append(PassPlan(tuple(held)))
+            held = []
+            _refuse_too_large(setting, [unit])
+        held.append(unit)
+    return Plan(setting, (*passes, PassPlan(tuple(held))))
+
+
+def _refuse_too_large(setting: Setting, units: list[Unit]) -> None:
+    least = pass_memory(setting, PassPlan(tuple(units)))
+    if least > setting.memory:
+        fewer = "a smaller sketch_rows, " if setting.products == "sketch" else ""
+        raise InputError(
+            f"this run needs at least {least / 1e9:.1f} GB of memory in one process, but memory_gb allows "
+            f"{setting.memory / 1e9:.1f} GB; allow more, or use {fewer}fewer processes, or smaller models."
+        )
 
 
 def shape_of(source: str) -> Shape:
@@ -322,8 +309,8 @@ def shape_of(source: str) -> Shape:
     )
 
 
-def shared_shape(params: Params) -> Shape:
-    """The shape of all seeds; InputError where a config cannot be read or they differ."""
+def seed_shapes(params: Params) -> dict[str, Shape]:
+    """The shape of every seed; InputError where a config cannot be read."""
     from lib.models.trunk import read_config
 
     shapes = {}
@@ -331,37 +318,30 @@ def shared_shape(params: Params) -> Shape:
         folder = seed_config(params, name)
         read_config(name, Path(folder))
         shapes[name] = shape_of(folder)
-    if len(set(shapes.values())) > 1:
-        found = {name: (shape.layers, shape.neurons) for name, shape in shapes.items()}
-        raise InputError(f"the seeds differ in shape (layers, neurons a layer): {found}; they must be the same model.")
-    return next(iter(shapes.values()))
+    return shapes
 
 
 def setting_of(
-    params: Params, shape: Shape, device: torch.device, processes: int = 1, groups: tuple[tuple[str, int], ...] = ()
+    params: Params,
+    shapes: dict[str, Shape],
+    device: torch.device,
+    processes: int = 1,
+    groups: tuple[tuple[str, int], ...] = (),
 ) -> Setting:
     """What the plan of a run depends on, on this device; `processes` share the memory of this machine.
 
     `groups` are names and sizes of the groupings of `lib.labels.groupings`; without them nothing grouped is planned.
     They are planned for the references, layer by layer, since those of one layer of a large model take gigabytes.
     """
-    blocks = params.token_budget // params.context
-    precision = params.precision
-    if precision == "auto":
-        precision = fastest_precision(device, blocks * params.context)
-    if (
-        precision == "int8"
-        and batch_blocks(device.type, params.context, shape.neurons, blocks) * params.context > INT8_SUMS
-    ):
-        precision = "fp32"  # a single batch could pass what 8-bit products are summed in
     memory = free_memory(device) * SHARE if params.memory_gb == "auto" else params.memory_gb * 1e9
     return Setting(
-        tuple(sorted(params.seeds)),
+        shapes,
         tuple(sorted(params.seeds)) if params.compare == "all" else (params.reference,),
-        shape,
-        blocks,
+        params.token_budget // params.context,
         params.context,
-        precision,
+        fastest_precision(device) if params.precision == "auto" else params.precision,
+        params.products_used,
+        params.sketch_rows,
         memory if device.type == "cuda" else memory / processes,
         processes,
         groups,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lib.base.hub import fetch_seed, seed_source
 from lib.cache import input_hashes, refuse_other_statistics
-from lib.collect.planner import Shape, shared_shape
+from lib.collect.planner import Shape, seed_shapes
 from lib.labels.groupings import run_groupings
 from lib.labels.labels import Grouping
 from lib.models.trunk import check_seed, check_weights
@@ -36,9 +36,9 @@ class Preflight:
         return input_hashes(self.params, self.run.text_path)
 
     @cached_property
-    def shape(self) -> Shape:
-        """The shape of all seeds, from their configs alone."""
-        return shared_shape(self.params)
+    def shapes(self) -> dict[str, Shape]:
+        """The shape of every seed, from their configs alone."""
+        return seed_shapes(self.params)
 
     @property
     def text(self) -> Text:
@@ -60,7 +60,7 @@ class Preflight:
         refuse_other_statistics(self.params, None)
         folders = self.folders  # before the text is made
         if not self.complete:
-            _ = self.shape  # reads every config, before the text is made too
+            _ = self.shapes  # reads every config, before the text is made too
         refuse_other_statistics(self.params, self.run.text_path)
         for name, folder in folders.items() if not self.complete else ():
             check_seed(name, folder, self.text, self.params.context)

@@ -12,31 +12,30 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lib.base.errors import InputError
-from lib.collect.planner import batch_blocks
-from lib.kernels.covariance import OPERAND_DTYPES, Clipped, Operands
-from lib.kernels.fused import SUMS, clipped_entries, fastest_layer_statistics
+from lib.kernels.fused import OPERAND_DTYPES, SUMS, fastest_layer_statistics
 from lib.kernels.moments import Moments
 from lib.models.trunk import Trunk
-from lib.text.blocks import Text
-
-ROW_MULTIPLE = 16  # operands are padded with zeros to so many rows, as 8-bit products on a GPU need
 
 
-@dataclass
+@dataclass(frozen=True)
+class Batch:
+    """Whole blocks of the text, as all seeds read them."""
+
+    number: int
+    blocks: Int[Tensor, "blocks"]  # their numbers in the text
+    tokens: Int[Tensor, "blocks context"]
+    counted: Bool[Tensor, "tokens"]
+    sign: Float[Tensor, "tokens 1"]  # of the tokens in operands
+
+
+@dataclass(frozen=True)
 class Seen:
-    """One layer's activations on a batch of whole blocks, as accumulators read them."""
+    """One layer's activations on a batch, as accumulators read them."""
 
     layer: int
     pre: Float[Tensor, "tokens neurons"]
     post: Float[Tensor, "tokens neurons"]
-    counted: Bool[Tensor, "tokens"]
-    blocks: Int[Tensor, "blocks"]  # their numbers in the text
-    batch: int  # the batch's
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Blocks, context, neurons."""
-        return len(self.blocks), len(self.counted) // len(self.blocks), self.post.shape[1]
+    batch: Batch
 
 
 def refuse_nan(name: str, sums: Float[Tensor, "layers ... neurons"]) -> None:
@@ -50,98 +49,43 @@ def refuse_nan(name: str, sums: Float[Tensor, "layers ... neurons"]) -> None:
         )
 
 
-class Dither:
-    """Uniform numbers in [0, 1) for stochastic rounding, (tokens, neurons) for a batch of one seed.
-
-    They depend on the batch's place in the text and on the seed alone. Two seeds read different rows of one tile at any
-    batch, so that their rounding errors are independent.
-    """
-
-    def __init__(self, random_seed: int, seeds: int, shape: tuple[int, int], device: torch.device):
-        self.rows, neurons = shape
-        self.starts = self.rows + seeds  # as many places to start from
-        self.spacing = self.starts // seeds
-        generator = torch.Generator().manual_seed(random_seed)
-        self.tile = torch.rand(self.rows + self.starts, neurons, generator=generator).to(device)
-
-    def of(self, seed: int, batch: int) -> Float[Tensor, "tokens neurons"]:
-        """For the seed of this number and the batch of this number."""
-        start = (batch * 379 + seed * self.spacing) % self.starts
-        return self.tile[start : start + self.rows]
-
-
 class SeedReader:
     """One seed in one pass, run as far as `depth` layers.
 
     Without `measured` only the other accumulators are fed: neither moments nor operands are made.
     """
 
-    def __init__(
-        self, name: str, trunk: Trunk, scaling: dict[str, Tensor], depth: int, precision: str, measured: bool = True
-    ):
-        self.name, self.trunk, self.depth, self.measured = name, trunk, depth, measured
+    def __init__(self, name: str, scaling: dict[str, Tensor], depth: int, precision: str, measured: bool = True):
+        self.name, self.depth, self.measured = name, depth, measured
         self.dtype = OPERAND_DTYPES[precision]
-        self.device = scaling["low"].device
         self.moments = Moments(scaling["pre_scaling"], scaling["post_scaling"])
         self.feeds: list[Callable[[Seen], None]] = []
-        self.statistics = fastest_layer_statistics()
+        self.trunk: Trunk | None = None  # the model; accumulators can be loaded and added without it
 
-    def operands(self, text: Text, blocks: Int[Tensor, "blocks"], dither: Callable[[int], Tensor]) -> Operands:
-        """Each layer's operand on the tokens of some blocks, 0 where a token does not count; feeds moments and all
-        other accumulators on the way.
-
-        `dither` gives the uniform numbers of a batch by its number in the text.
-        """
-        neurons = self.moments.post_scaling.shape[-1]
-        size = batch_blocks(self.device.type, text.context, neurons, len(text.tokens))
-        rows, batches = size * text.context, blocks.split(size)
-        used, layers = len(batches) * rows, self.depth if self.measured else 0
-        made = Operands.empty(-(-used // ROW_MULTIPLE) * ROW_MULTIPLE, layers, neurons, self.dtype, self.device)
-        made.in_order(used).zero_()
-        entries: list[list[tuple]] = [[] for _ in range(layers)]
-        for first, batch in zip(range(0, used, rows), batches, strict=True):
-            self._batch(
-                text, batch, size, dither(int(batch[0]) // size), made.in_order(first, first + rows), entries, first
-            )
-        refuse_nan(self.name, self.moments.sums[:layers])
-        return Operands(
-            made.values, [Clipped(*map(torch.cat, zip(*own, strict=True))) if own else None for own in entries]
+    def read(self, batch: Batch) -> tuple[Float[Tensor, "tokens total"], Float[Tensor, "2 total"]]:
+        """The signed operands of all layers on a batch, 0 where a token does not count, and their Σ y and Σ y²; feeds
+        moments and all other accumulators on the way."""
+        layers, _, neurons = self.moments.post_scaling.shape
+        weights = batch.counted.float()[:, None]
+        made = torch.empty(
+            len(weights), layers * neurons if self.measured else 0, dtype=self.dtype, device=weights.device
         )
-
-    def _batch(
-        self, text: Text, batch: Tensor, size: int, noise: Tensor, values: Tensor, clipped: list, first: int
-    ) -> None:
-        """One batch, padded to `size` blocks: operands go into `values` (`Operands.in_order`), clipped parts into
-        `clipped`; `first` is the number of its first token in the chunk."""
-        tokens, mask = _padded(text, batch, size)
-        self.moments.count(int(mask.sum()))
-        tokens, flat = tokens.to(self.device), mask.flatten().to(self.device)
-        weights, used = flat.float()[:, None], len(batch) * text.context  # padding comes last
-
-        def measure(layer: int, pre: Tensor, post: Tensor) -> None:
-            scalings = self.moments.pre_scaling[layer], self.moments.post_scaling[layer]
-            sums = self.statistics(pre, post, weights, *scalings, noise, values[layer])
-            self.moments.update(layer, sums)
-            if self.dtype == torch.int8:
-                columns = sums[SUMS.index("clipped")].nonzero().squeeze(1)
-                if len(columns):
-                    token, neuron, excess = clipped_entries(post, weights, scalings[1], noise, columns)
-                    clipped[layer].append((token + first, neuron, excess))
+        sums = torch.zeros(2, made.shape[1], dtype=torch.float64, device=weights.device)
+        if self.measured:
+            self.moments.count(int(batch.counted.sum()))
 
         def visit(layer: int, pre: Tensor, post: Tensor) -> None:
             pre, post = pre.flatten(0, 1), post.flatten(0, 1)  # (tokens, neurons)
             if self.measured:
-                measure(layer, pre, post)
-            seen = Seen(layer, pre[:used], post[:used], flat[:used], batch, int(batch[0]) // size)
+                own = slice(layer * neurons, (layer + 1) * neurons)
+                scalings = self.moments.pre_scaling[layer], self.moments.post_scaling[layer]
+                found = fastest_layer_statistics(pre, post, weights, batch.sign, *scalings, made[:, own])
+                self.moments.update(layer, found)
+                sums[:, own] = found[[SUMS.index("post1"), SUMS.index("post2")]]
+            seen = Seen(layer, pre, post, batch)
             for feed in self.feeds:
                 feed(seen)
 
-        self.trunk.run(tokens, visit, self.depth)
-
-
-def _padded(text: Text, batch: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Tokens and counted mask of a batch, filled up to `size` with uncounted blocks so that its shape never changes."""
-    tokens = torch.full((size, text.context), text.bos_id)
-    mask = torch.zeros(size, text.context, dtype=torch.bool)
-    tokens[: len(batch)], mask[: len(batch)] = text.tokens[batch], text.counted(batch)
-    return tokens, mask
+        self.trunk.run(batch.tokens, visit, self.depth)
+        refuse_nan(self.name, self.moments.sums[: self.depth])
+        return made, sums

@@ -1,35 +1,117 @@
 """What the passes left in a run's folder, for the algebra that follows."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from lib.base.tensors import TensorFiles
-from lib.kernels.correlation import Covariance
+from lib.kernels.correlation import Covariance, Pair, Scale, Shape
+from lib.kernels.followed import Followed
 from lib.kernels.moments import Moments
+from lib.kernels.sketch import halved, product
 from lib.run import Run
 
+CANDIDATES_FILE = "candidates.safetensors"
 
-def load_accumulators(run: Run, device: torch.device | str = "cpu") -> tuple[Covariance, dict[str, Moments]]:
-    """A run's finished covariances, read from disk to the device block by block, and its moments by seed."""
-    stats = run.folder / "stats"
+
+class _Made(dict):
+    """Values by seed, each made when first asked for."""
+
+    def __init__(self, make: Callable[[str], Tensor]):
+        self.make = make
+
+    def __missing__(self, seed: str) -> Tensor:
+        self[seed] = self.make(seed)
+        return self[seed]
+
+
+def sketched(
+    seeds: tuple[str, ...],
+    pairs: tuple[Pair, ...],
+    references: tuple[str, ...],
+    shapes: Mapping[str, Shape],
+    rows: Mapping[str, Float[Tensor, "rows total"]],
+    exact: bool,
+) -> Covariance:
+    """The products of seeds estimated from their sketches; exact where each token has a row of its own."""
+
+    def layer_of(rows: Tensor, seed: str, layer: int) -> Tensor:
+        neurons = shapes[seed][1]
+        return rows[:, layer * neurons : (layer + 1) * neurons]
+
+    def within(seed: str, layer: int) -> Tensor:
+        own = layer_of(rows[seed], seed, layer)
+        return product(own, own)
+
+    def stripes(rows: Mapping[str, Tensor]) -> Callable[[str, int, str], Tensor]:
+        return lambda a, layer, b: product(layer_of(rows[a], a, layer), rows[b])
+
+    number = 0 if exact else len(rows[seeds[0]])
+    half = None if exact else stripes(_Made(lambda seed: halved(rows[seed])))
+    return Covariance(seeds, pairs, references, shapes, stripes(rows), within, number, half)
+
+
+def read_candidates(stats: Path) -> dict[Pair, Int[Tensor, "2 number"]]:
+    """The pairs that the pass follows, by pair of seeds; empty before its first part has ended."""
+    path = stats / CANDIDATES_FILE
+    files = TensorFiles([path] if path.exists() else [])
+    return {tuple(name.split(".")): files.tensor(name).long() for name in files.names()}
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A finished pass: products, moments and scales by seed, and the followed pairs."""
+
+    covariance: Covariance
+    moments: dict[str, Moments]
+    scales: dict[str, Scale]
+    followed: Followed
+
+
+def load_statistics(run: Run, device: torch.device | str = "cpu") -> Statistics:
+    """A run's statistics; sketches are read to the device, sums over all pairs block by block."""
+    stats, done = run.folder / "stats", run.done
     stored = TensorFiles(sorted(stats.glob("moments-*.safetensors")))
-    seeds, references = tuple(run.done["seeds"]), tuple(run.done["references"])
-    moments = {}
+    seeds, references, moments = tuple(done["seeds"]), tuple(done["references"]), {}
     for name in seeds:
-        state = {
-            key: stored.tensor(f"{name}.{key}").to(device) for key in ("sums", "tokens", "pre_scaling", "post_scaling")
-        }
+        keys = ("sums", "tokens", "pre_scaling", "post_scaling")
+        state = {key: stored.tensor(f"{name}.{key}").to(device) for key in keys}
         moments[name] = Moments(state["pre_scaling"], state["post_scaling"])
         moments[name].load_state_dict(state)
-    pair = TensorFiles(sorted(stats.glob("pair-*.safetensors")))
-    within = TensorFiles(sorted(stats.glob("within-*.safetensors")))
-    pairs = sorted({(name.split(".")[0], name.split(".")[2]) for name in pair.names()})
-    covariance = Covariance(
-        seeds,
-        tuple(pairs),
-        references,
-        run.done["layers"],
-        run.done["neurons"],
-        pair=lambda a, layer, b, other: pair.part(f"{a}.{layer}.{b}.sums", other).to(device),
-        within=lambda seed, layer: within.part(f"{seed}.sums", layer).to(device),
-    )
-    return covariance, moments
+    pairs, shapes = read_candidates(stats), {seed: tuple(done["shapes"][seed]) for seed in seeds}
+    if done["rows"]:
+
+        def rows(seed: str) -> Tensor:
+            own = TensorFiles([stats / f"sketch-{seed}.safetensors"]).tensor("rows").to(device)
+            # kept in bf16 in any case, which a device that does not sum in it may multiply slowly
+            return own.float() if own.dtype == torch.bfloat16 and done["precision"] != "bf16" else own
+
+        covariance = sketched(seeds, tuple(pairs), references, shapes, _Made(rows), done["products"] == "exact")
+    else:
+        sums = TensorFiles(sorted(stats.glob("products-*.safetensors")))
+        covariance = Covariance(
+            seeds,
+            tuple(pairs),
+            references,
+            shapes,
+            stripe=lambda a, layer, b: sums.part(f"{a}.{b}.sums", layer).to(device),
+            within=lambda seed, layer: sums.part(f"{seed}.sums", layer).to(device),
+        )
+    scales = {seed: Scale.of(one) for seed, one in moments.items()}
+    return Statistics(covariance, moments, scales, load_followed(run, device))
+
+
+def load_followed(run: Run, device: torch.device | str = "cpu") -> Followed:
+    """The sums of a finished pass's followed pairs."""
+    stats = run.folder / "stats"
+    files, pairs = TensorFiles(sorted(stats.glob("followed-*.safetensors"))), read_candidates(stats)
+    state = {name: files.tensor(name).to(device) for name in files.names()}
+    wide = next(iter(state[f"{a}.{b}.products"] for a, b in pairs)).dtype
+    totals = {seed: layers * neurons for seed, (layers, neurons) in run.done["shapes"].items()}
+    made = Followed(pairs, totals, len(state["tokens"]), wide, device)
+    made.load_state_dict(state)
+    return made

@@ -1,24 +1,31 @@
-"""Correlations between the neurons of two seeds, from accumulated covariances: best matches and rotation baseline.
+"""Correlations between the neurons of two seeds, from sums over the text: best matches and rotation baseline.
 
-Nothing here sees activations. A pair's matrix is read in blocks, one layer of seed a by one layer of seed b, so that it
-never has to be in memory whole; both directions of the pair come from it (docs/method.md §2).
+Nothing here sees activations. Products of two seeds are read in stripes, one layer of seed a by all of seed b, so that
+they never have to be in memory whole; both directions of the pair come from a stripe (docs/method.md §2).
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lib.kernels.forward import affine
+from lib.kernels.followed import Followed
 from lib.kernels.moments import Moments
+
+Pair = tuple[str, str]
+Shape = tuple[int, int]  # layers, neurons a layer
+BIAS_DRAWS = 2  # rotations from which the baseline's bias by the sketch's noise is measured
+NEAREST = 128  # neurons with about the same baseline, over which it is averaged
+OUTSIDE = 4.0  # standard errors of a sketch's correlation, 1/√rows, by which an outsider looks better
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What turns one seed's summed operands into correlations: per neuron, in the operand's scaled units."""
+    """What turns one seed's sums into correlations: per neuron (flat), in the operand's scaled units."""
 
     mean: Float[Tensor, "total"]
     inverse_deviation: Float[Tensor, "total"]  # 0 for a dead neuron, so that its correlations are 0
@@ -27,10 +34,10 @@ class Scale:
 
     @classmethod
     def of(cls, moments: Moments) -> "Scale":
-        """From the moments of the same pass."""
+        """From the moments of the same tokens."""
         deviation = moments.scaled_deviation().flatten()
         return cls(
-            mean=moments.operand_mean().flatten(),
+            mean=moments.scaled_mean().flatten(),
             inverse_deviation=torch.where(deviation > 0, 1 / deviation, 0),
             unit=1 / moments.post_scaling[:, 1].double().flatten(),
             tokens=moments.tokens,
@@ -44,31 +51,64 @@ class Scale:
 
 @dataclass(frozen=True)
 class Covariance:
-    """The summed products of a run, in blocks of one layer by one layer, wherever they lie.
+    """The summed products of a run, wherever they lie.
 
-    `pair(a, layer, b, other)` returns Σ x yᵀ (neurons, neurons) of a layer of seed a with a layer of seed b, for each
-    (a, b) of `pairs`; `within(seed, layer)` returns Σ x xᵀ of one layer.
+    `stripe(a, layer, b)` returns Σ x yᵀ (neurons of a layer of a, all neurons of b) for each (a, b) of `pairs`;
+    `within(seed, layer)` returns Σ x xᵀ of one layer. `rows` is those of the sketch that they are estimated from, 0
+    where they are exact; `half` the same from half as many rows.
     """
 
     seeds: tuple[str, ...]
-    pairs: tuple[tuple[str, str], ...]
+    pairs: tuple[Pair, ...]
     references: tuple[str, ...]  # the seeds whose neurons are matched
-    layers: int
-    neurons: int
-    pair: Callable[[str, int, str, int], Tensor]
+    shapes: Mapping[str, Shape]
+    stripe: Callable[[str, int, str], Tensor]
     within: Callable[[str, int], Tensor]
+    rows: int = 0
+    half: Callable[[str, int, str], Tensor] | None = None
 
-    def block(self, a: str, layer: int, b: str, other: int) -> Float[Tensor, "neurons neurons"]:
-        """Rows of a layer of seed a, columns of a layer of seed b, whichever way round the pair is stored."""
-        return self.pair(a, layer, b, other) if (a, b) in self.pairs else self.pair(b, other, a, layer).T
+    def total(self, seed: str) -> int:
+        """Neurons of one seed."""
+        layers, neurons = self.shapes[seed]
+        return layers * neurons
+
+    @property
+    def directions(self) -> list[Pair]:
+        """Each reference with each seed that it is compared with."""
+        return [(a, b) for a in self.references for b in self.seeds if a != b]
 
 
 def correlations(sums: Float[Tensor, "a b"], a: Scale, b: Scale) -> Float[Tensor, "a b"]:
-    """Pearson correlations of the neurons of two layers."""
+    """Pearson correlations of neurons of two seeds."""
     wide = sums.dtype
     scale_a = (a.inverse_deviation / a.tokens).to(wide)[:, None]
     mean_a = (a.mean * a.inverse_deviation).to(wide)[:, None]
     return (sums * scale_a - mean_a * b.mean.to(wide)) * b.inverse_deviation.to(wide)
+
+
+def stripes(covariance: Covariance, pair: Pair, scales: Mapping[str, Scale]) -> Iterable[tuple[int, slice, Tensor]]:
+    """Each layer of seed a of a pair, its neurons, and their correlations with all of b."""
+    (a, b), (layers, neurons) = pair, covariance.shapes[pair[0]]
+    for layer in range(layers):
+        own = slice(layer * neurons, (layer + 1) * neurons)
+        yield layer, own, correlations(covariance.stripe(a, layer, b), scales[a].layer(layer, neurons), scales[b])
+
+
+def candidates(
+    covariance: Covariance, pair: Pair, scales: Mapping[str, Scale], k: int
+) -> tuple[Int[Tensor, "a k"], Int[Tensor, "b k"]]:
+    """The k best matches of each neuron of either seed of a pair in the other."""
+    forward, kept = [], None
+    for _, own, corr in stripes(covariance, pair, scales):
+        forward.append(corr.topk(min(k, corr.shape[1]), dim=1).indices)
+        value, index = corr.topk(min(k, len(corr)), dim=0)
+        index += own.start
+        if kept is not None:
+            value, index = torch.cat([kept[0], value]), torch.cat([kept[1], index])
+            order = value.topk(min(k, len(value)), dim=0).indices
+            value, index = value.gather(0, order), index.gather(0, order)
+        kept = value, index
+    return torch.cat(forward), kept[1].T
 
 
 class Matches:
@@ -91,132 +131,166 @@ class Matches:
         return (self.corr > 0) & (back.partner[self.partner] == torch.arange(len(self.partner)))
 
 
-def best_matches(covariance: Covariance, a: str, b: str, scales: dict[str, Scale]) -> tuple[Matches, Matches]:
-    """Best match in b of each neuron of a (row maxima), and in a of each neuron of b (column maxima)."""
-    layers, neurons = covariance.layers, covariance.neurons
-    forward, backward = Matches(layers * neurons), Matches(layers * neurons)
-    for layer in range(layers):
-        for other in range(layers):
-            sums = covariance.pair(a, layer, b, other)
-            corr = correlations(sums, scales[a].layer(layer, neurons), scales[b].layer(other, neurons))
-            forward.update(slice(layer * neurons, (layer + 1) * neurons), corr, other * neurons)
-            backward.update(slice(other * neurons, (other + 1) * neurons), corr.T, layer * neurons)
-    return forward, backward
+def followed_matches(followed: Followed, pair: Pair) -> tuple[Matches, Matches]:
+    """The best of the followed pairs of two seeds, for the neurons of either."""
+    made = []
+    for own in (pair, pair[::-1]):
+        corr, partner, _ = followed.best(own, torch.ones(len(followed.tokens)))
+        matches = Matches(len(corr))
+        matches.corr, matches.partner = corr.cpu(), partner.cpu()
+        made.append(matches)
+    return made[0], made[1]
 
 
-def haar_rotation(size: int, generator: torch.Generator) -> Float[Tensor, "size size"]:
-    """A Haar-distributed orthogonal matrix: QR of a Gaussian, signs of R's diagonal fixed (docs/method.md §2)."""
+@cache
+def haar_rotation(size: int, random_seed: int, draw: int) -> Float[Tensor, "size size"]:
+    """A Haar-distributed orthogonal matrix: QR of a Gaussian, signs of R's diagonal fixed (docs/method.md §2).
+
+    A draw is one rotation, of every layer of this size: neurons of different layers have nothing in common but it.
+    """
+    entropy = np.random.SeedSequence([random_seed, size, draw]).generate_state(1, np.uint64)
+    generator = torch.Generator().manual_seed(int(entropy[0]))
     q, r = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))
     return q * r.diagonal().sign()
 
 
-def rotations(layers: int, neurons: int, random_seed: int, model: int, draw: int) -> Iterator[Float[Tensor, "n n"]]:
-    """One rotation per layer of a model, the same for every reference seed, fixed by (random_seed, model, draw)."""
-    entropy = np.random.SeedSequence([random_seed, model, draw]).generate_state(1, np.uint64)
-    generator = torch.Generator().manual_seed(int(entropy[0]))
-    return (haar_rotation(neurons, generator) for _ in range(layers))
-
-
 def rotated_deviation(within: Float[Tensor, "n n"], scale: Scale, rotation: Float[Tensor, "n n"]) -> Float[Tensor, "n"]:
     """Standard deviations of one layer's rotated activations, √diag(R Σ Rᵀ), in activation units."""
-    covariance = within.double() / scale.tokens - torch.outer(scale.mean, scale.mean)
-    deviation = torch.where(scale.inverse_deviation > 0, 1 / scale.inverse_deviation, 0)
-    covariance.diagonal().copy_(deviation**2)  # exact, where operands carry rounding noise
-    covariance *= torch.outer(scale.unit, scale.unit)
-    turn = rotation.to(covariance)
+    covariance = within / scale.tokens - torch.outer(scale.mean, scale.mean).to(within)
+    deviation = torch.where(scale.inverse_deviation > 0, 1 / scale.inverse_deviation, 0).to(within)
+    covariance.diagonal().copy_(deviation**2)  # exact, where the sums are estimates
+    covariance *= torch.outer(scale.unit, scale.unit).to(within)
+    turn = rotation.to(within)
     return ((turn @ covariance) * turn).sum(1).clamp(min=0).sqrt()
 
 
-def scaled_rotation(rotation: Float[Tensor, "n n"], deviation: Float[Tensor, "n"], b: Scale) -> Float[Tensor, "n n"]:
-    """R with columns in units of activation and rows divided by the rotated deviation, so one product suffices."""
-    return rotation * b.unit * torch.where(deviation > 0, 1 / deviation, 0)[:, None]
+class Baseline:
+    """Largest correlation of each neuron of each reference with a rotated neuron, (draws, total) by direction.
 
-
-def block_baseline(sums: Float[Tensor, "a b"], a: Scale, b: Scale, turn: Float[Tensor, "n b"]) -> Float[Tensor, "a"]:
-    """Largest correlation of each neuron of a layer of a with a rotated neuron of a layer of b.
-
-    cov(x, R y) = C Rᵀ (docs/method.md §2); `turn` comes from `scaled_rotation`, in the type of `sums`.
+    cov(x, R y) = C Rᵀ (docs/method.md §2), with the deviations of the rotated neurons from their layer's products.
     """
-    wide = sums.dtype
-    centred = torch.addr(sums, a.mean.to(wide), b.mean.to(wide), alpha=-a.tokens)
-    rotated = affine(centred.contiguous(), turn.T, centred.new_zeros(len(turn)))
-    # the neuron's own scale is not negative, so it can wait until after the maximum
-    return rotated.amax(1) * (a.inverse_deviation / a.tokens).to(wide)
+
+    def __init__(self, covariance: Covariance, scales: Mapping[str, Scale], random_seed: int, draws: int, dtype):
+        self.covariance, self.scales, self.dtype = covariance, scales, dtype
+        self.best = {pair: torch.zeros(draws, covariance.total(pair[0])) for pair in covariance.directions}
+        device = next(iter(scales.values())).mean.device
+        self.turns = {
+            n: [haar_rotation(n, random_seed, draw).to(device, dtype) for draw in range(draws)]
+            for n in {neurons for _, neurons in covariance.shapes.values()}
+        }
+        self.inverse: dict[tuple[str, int], Float[Tensor, "draws n"]] = {}  # of rotated neurons' deviations
+        for seed in {b for _, b in covariance.directions}:
+            layers, neurons = covariance.shapes[seed]
+            for layer in range(layers):
+                within, scale = covariance.within(seed, layer), scales[seed].layer(layer, neurons)
+                found = torch.stack([rotated_deviation(within, scale, turn) for turn in self.turns[neurons]])
+                self.inverse[seed, layer] = torch.where(found > 0, 1 / found, 0)
+
+    def update(self, sums: Float[Tensor, "a b"], a: str, layer: int, b: str) -> None:
+        """Takes in the products of one layer of seed a with all of seed b, for both directions of the pair."""
+        (_, n_a), (layers, n_b) = self.covariance.shapes[a], self.covariance.shapes[b]
+        left, right = self.scales[a].layer(layer, n_a), self.scales[b]
+        centred = torch.addr(sums, left.mean.to(sums), right.mean.to(sums), alpha=-left.tokens)
+        if (a, b) in self.best:
+            scaled = centred * (left.inverse_deviation / left.tokens).to(sums)[:, None] * right.unit.to(sums)
+            rows = slice(layer * n_a, (layer + 1) * n_a)
+            for draw, turn in enumerate(self.turns[n_b][: len(self.best[a, b])]):
+                made = scaled.view(n_a * layers, n_b).to(self.dtype) @ turn.T
+                inverse = torch.stack([self.inverse[b, other][draw] for other in range(layers)]).to(self.dtype)
+                self._raise(self.best[a, b][draw, rows], (made.view(n_a, layers, n_b) * inverse).amax((1, 2)))
+        if (b, a) in self.best:
+            scaled = centred * (right.inverse_deviation / right.tokens).to(sums) * left.unit.to(sums)[:, None]
+            scaled = scaled.T.to(self.dtype)
+            for draw, turn in enumerate(self.turns[n_a][: len(self.best[b, a])]):
+                made = (scaled @ turn.T) * self.inverse[a, layer][draw].to(self.dtype)
+                self._raise(self.best[b, a][draw], made.amax(1))
+
+    @staticmethod
+    def _raise(best: Tensor, found: Tensor) -> None:
+        torch.maximum(best, found.cpu().float(), out=best)
 
 
-def products_at(
-    covariance: Covariance, partner: Int[Tensor, "seeds seeds total"]
-) -> Float[Tensor, "seeds seeds total"]:
-    """Σ x y of every neuron of each reference with its partner (a flat index) in each other seed; NaN elsewhere."""
-    neurons, found = covariance.neurons, torch.full(partner.shape, torch.nan, dtype=torch.float64)
-    for a in covariance.references:
-        for b in (seed for seed in covariance.seeds if seed != a):
-            i, j = covariance.seeds.index(a), covariance.seeds.index(b)
-            for layer in range(covariance.layers):
-                own = slice(layer * neurons, (layer + 1) * neurons)
-                chosen, values = partner[i, j, own].long(), found[i, j, own]
-                for other in (chosen // neurons).unique().tolist():
-                    rows = (chosen // neurons == other).nonzero().squeeze(1)
-                    values[rows] = covariance.block(a, layer, b, other)[rows, chosen[rows] % neurons].double().cpu()
-    return found
+def without_bias(whole: Float[Tensor, "draws total"], half: Float[Tensor, "few total"]) -> Float[Tensor, "draws total"]:
+    """A baseline F(r) from a sketch of r rows without what its noise adds to a maximum: F(r) + (F(r) − F(r/2)).
+
+    The bias falls as 1/r, so that r and r/2 rows differ by it. It depends on a neuron through the size of its baseline,
+    so that the difference is averaged over the NEAREST neurons by baseline, and adds hardly any noise of its own.
+    """
+    mean = whole.mean(0)
+    order = mean.argsort(stable=True)
+    moved = (whole[: len(half)] - half).mean(0)[order].double()
+    window = min(NEAREST, len(order))
+    sums = torch.cat([moved.new_zeros(1), moved.cumsum(0)])
+    start = (torch.arange(len(order)) - window // 2).clamp(0, len(order) - window)
+    bias = torch.empty_like(mean)
+    bias[order] = ((sums[start + window] - sums[start]) / window).float()
+    return whole + bias
 
 
 @dataclass
 class Comparison:
-    """All best matches and baselines between seeds; first axis reference seed, second compared seed, both in order.
+    """Best matches and baselines of every reference (first of a pair) with every seed that it is compared with.
 
-    Arrays: corr, partner, mutual (seeds, seeds, total) and baseline (draws, seeds, seeds, total). The diagonal and the
-    rows of seeds that are no reference are NaN (−1, False). `mutual`: the neuron is its partner's best match, too.
+    By pair: corr, partner (flat index), mutual (the neuron is its partner's best match, too), all (total), and
+    baseline (draws, total). `outsiders` counts neurons for which one that was not followed looks better than the best
+    that was, by more than the sketch's error explains; 0 where the products are exact.
     """
 
-    corr: Float[Tensor, "seeds seeds total"]
-    partner: Int[Tensor, "seeds seeds total"]
-    mutual: Bool[Tensor, "seeds seeds total"]
-    baseline: Float[Tensor, "draws seeds seeds total"]
+    corr: dict[Pair, Float[Tensor, "total"]] = field(default_factory=dict)
+    partner: dict[Pair, Int[Tensor, "total"]] = field(default_factory=dict)
+    mutual: dict[Pair, Bool[Tensor, "total"]] = field(default_factory=dict)
+    baseline: dict[Pair, Float[Tensor, "draws total"]] = field(default_factory=dict)
+    outsiders: dict[Pair, int] = field(default_factory=dict)
 
 
 def compare(
-    covariance: Covariance, moments: dict[str, Moments], random_seed: int, draws: int, progress: Callable = iter
+    covariance: Covariance,
+    scales: Mapping[str, Scale],
+    followed: Followed,
+    random_seed: int,
+    draws: int,
+    progress: Callable = iter,
 ) -> Comparison:
-    """Matches of every reference seed against every other, with `draws` rotations of the compared for the baseline."""
-    seeds, layers, neurons = covariance.seeds, covariance.layers, covariance.neurons
-    scales = {seed: Scale.of(moments[seed]) for seed in seeds}
-    shape = len(seeds), len(seeds), layers * neurons
-    corr = torch.full(shape, torch.nan, dtype=torch.float64)
-    partner = torch.full(shape, -1, dtype=torch.int64)
-    mutual = torch.zeros(shape, dtype=torch.bool)
-    chance = torch.full((draws, *shape), torch.nan, dtype=torch.float64)
-    for a, b in covariance.pairs:
-        i, j = seeds.index(a), seeds.index(b)
-        forward, backward = best_matches(covariance, a, b, scales)
-        for at, seed, matches, back in (((i, j), a, forward, backward), ((j, i), b, backward, forward)):
-            if seed in covariance.references:
-                corr[at], partner[at], mutual[at] = matches.corr, matches.partner, matches.returned(back)
-    for draw, b in progress([(draw, seed) for draw in range(draws) for seed in _compared(covariance)]):
-        turns = rotations(layers, neurons, random_seed, seeds.index(b), draw)
-        for other, rotation in enumerate(turns):
-            _add_baseline(covariance, scales, (b, other), rotation, chance[draw, :, seeds.index(b)])
-    return Comparison(corr, partner, mutual, chance)
+    """Matches of every reference seed against every other, with `draws` rotations of the compared for the baseline.
+
+    Matches are the best of all neurons where the products are exact, else the best of the followed ones.
+    """
+    wide = covariance.stripe(covariance.pairs[0][0], 0, covariance.pairs[0][1]).dtype
+    dtype = wide if not covariance.rows else _fast(wide)
+    whole = Baseline(covariance, scales, random_seed, draws, dtype)
+    half = Baseline(covariance, scales, random_seed, min(draws, BIAS_DRAWS), dtype) if covariance.half else None
+    made = Comparison()
+    found = {
+        pair: (Matches(covariance.total(pair[0])), Matches(covariance.total(pair[1]))) for pair in covariance.pairs
+    }
+    for (a, b), layer in progress(
+        [(pair, layer) for pair in covariance.pairs for layer in range(covariance.shapes[pair[0]][0])]
+    ):
+        neurons = covariance.shapes[a][1]
+        sums, own = covariance.stripe(a, layer, b), slice(layer * neurons, (layer + 1) * neurons)
+        corr = correlations(sums, scales[a].layer(layer, neurons), scales[b])
+        found[a, b][0].update(own, corr, 0)
+        found[a, b][1].update(slice(None), corr.T, own.start)
+        whole.update(sums, a, layer, b)
+        if half:
+            half.update(covariance.half(a, layer, b), a, layer, b)
+    for pair, matches in found.items():
+        seen = matches
+        if covariance.rows:
+            matches = followed_matches(followed, pair)
+        for (a, b), own, back, all_of in ((pair, *matches, seen[0]), (pair[::-1], *matches[::-1], seen[1])):
+            if a not in covariance.references:
+                continue
+            made.corr[a, b], made.partner[a, b], made.mutual[a, b] = own.corr, own.partner, own.returned(back)
+            made.baseline[a, b] = whole.best[a, b]
+            if half:
+                made.baseline[a, b] = without_bias(whole.best[a, b], half.best[a, b])
+            far = OUTSIDE / covariance.rows**0.5 if covariance.rows else torch.inf
+            made.outsiders[a, b] = int((all_of.corr > own.corr + far).sum())
+    return made
 
 
-def _compared(covariance: Covariance) -> list[str]:
-    """The seeds that some reference is compared with."""
-    return [seed for seed in covariance.seeds if any(seed != reference for reference in covariance.references)]
-
-
-def _add_baseline(covariance, scales, at: tuple[str, int], rotation, best: Float[Tensor, "seeds total"]) -> None:
-    """Raises `best` to the correlations of all references with one rotated layer `at` = (seed, layer)."""
-    (b, other), neurons = at, covariance.neurons
-    scale = scales[b].layer(other, neurons)
-    within = covariance.within(b, other)
-    rotation = rotation.to(within.device)
-    turn = scaled_rotation(rotation, rotated_deviation(within, scale, rotation), scale).to(within.dtype)
-    for a in covariance.references:
-        if a == b:
-            continue
-        for layer in range(covariance.layers):
-            own = slice(layer * neurons, (layer + 1) * neurons)
-            sums = covariance.block(a, layer, b, other)
-            found = block_baseline(sums, scales[a].layer(layer, neurons), scale, turn).cpu().double()
-            rows = best[covariance.seeds.index(a)]
-            rows[own] = torch.fmax(rows[own], found)  # NaN stands where nothing was seen yet
+def _fast(wide: torch.dtype) -> torch.dtype:
+    """In which rotations of a sketch's products are multiplied: its noise is far above the rounding of bf16."""
+    fast = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast and wide == torch.float32 else wide

@@ -74,9 +74,9 @@ class Moments:
             "kurt": torch.where(alive, fourth / safe**2, 0),
         }
 
-    def operand_mean(self) -> Float[Tensor, "layers neurons"]:
-        """Mean of the covariance operand, in scaled units."""
-        return self._mean_of("operand1")
+    def scaled_mean(self) -> Float[Tensor, "layers neurons"]:
+        """Mean of the activation in scaled units."""
+        return self._mean_of("post1")
 
     def scaled_deviation(self) -> Float[Tensor, "layers neurons"]:
         """Standard deviation of the activation in scaled units; exactly 0 for a dead (constant) neuron."""

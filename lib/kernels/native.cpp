@@ -1,64 +1,49 @@
-// The elementwise loops of the pass on a CPU, which torch's own operations leave several times slower:
-// `layer_statistics` of fused.py for 8-bit operands, the sums by group of grouped.py, histograms and examples.
-// All read their activations once and in order.
+// The loops of the pass on a CPU, which torch's own operations leave several times slower: `layer_statistics` of fused.py,
+// the sums of followed.py, histograms and examples. All read their activations once.
 
 #include <omp.h>
 
 #include <limits>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 #include "vectors.h"
 
 namespace {
 
-constexpr int64_t SUMS = 9;  // of `layer_statistics`
+constexpr int64_t SUMS = 7;  // of `layer_statistics`
 constexpr int64_t ROWS = 256;  // tokens in a partial sum, whatever the number of threads
 constexpr int64_t STEP = 4;  // tokens at a time, which registers and caches take best
-constexpr int64_t PANEL = 32;  // neurons of an operand that lie together (COLUMNS in products.cpp)
 constexpr int64_t WIDTH = 4;  // vectors at a time in sums by group
 
-inline Floats floor(Floats x) {
-  const Floats truncated = __builtin_convertvector(__builtin_convertvector(x, Ints), Floats);
-  const Floats below = truncated > x ? truncated - 1 : truncated;
-  return ((x < 0x1p23f) & (x > -0x1p23f)) ? below : x;  // a larger float is whole
-}
-
-// Adds `tokens` rows to the sums (SUMS, neurons) of their block and writes their operands: rows `stride` apart, or, four
-// tokens at a time, in panels `stride` apart, of PANEL neurons with the four tokens of each side by side (products.cpp).
-template <int tokens, bool panels, class T>
-void add(const T* pre, const T* post, const float* counted, const float* pre_scaling, const float* post_scaling,
-         const float* dither, int64_t neurons, int64_t stride, float* sums, int8_t* operand) {
-  const Floats zero = {}, one = zero + 1, limit = zero + 127;
+// Adds `tokens` rows to the sums (SUMS, neurons) of their block and writes their operands, rows `stride` apart.
+template <int tokens, class T, class O>
+void add(const T* pre, const T* post, const float* counted, const float* sign, const float* pre_scaling, const float* post_scaling,
+         int64_t neurons, int64_t stride, float* sums, O* operand) {
+  const Floats zero = {};
   for (int64_t n = 0; n < neurons; n += LANES) {
     const Floats pre_shift = load(pre_scaling + n), pre_scale = load(pre_scaling + neurons + n);
     const Floats post_shift = load(post_scaling + n), post_scale = load(post_scaling + neurons + n);
     Floats own[SUMS];
     for (int s = 0; s < SUMS; s++) own[s] = load(sums + s * neurons + n);
-    Ints four = {};
     for (int t = 0; t < tokens; t++) {
       const int64_t at = t * neurons + n;
       const Floats before = widened(pre + at), weight = zero + counted[t];
       const Floats x = (before - pre_shift) * pre_scale * weight, square = x * x;
       const Floats y = (widened(post + at) - post_shift) * post_scale * weight;
-      const Floats rounded = floor(y + load(dither + at)) * weight;
-      const Floats kept = rounded < -limit ? -limit : rounded > limit ? limit : rounded;
-      const Floats added[SUMS] = {x, square, square * x, square * square, before > zero ? weight : zero,
-                                  y, y * y, rounded, rounded != kept ? one : zero};
+      const Floats added[SUMS] = {x, square, square * x, square * square, before > zero ? weight : zero, y, y * y};
       for (int s = 0; s < SUMS; s++) own[s] += added[s];
-      const Ints whole = __builtin_convertvector(kept, Ints);
-      if (panels)
-        four |= (whole & 255) << 8 * t;
-      else
-        store(operand + t * stride + n, __builtin_convertvector(whole, Vector<int8_t>));
+      narrow(operand + t * stride + n, y * (zero + sign[t]));
     }
-    if (panels) store((int32_t*)(operand + n / PANEL * stride) + n % PANEL, four);
     for (int s = 0; s < SUMS; s++) std::memcpy(sums + s * neurons + n, own + s, sizeof own[s]);
   }
 }
 
-// All arrays are contiguous but the operand (see `add`); partial (⌈tokens / ROWS⌉, SUMS, neurons).
-template <bool panels, class T>
-void statistics_of(const T* pre, const T* post, const float* counted, const float* pre_scaling, const float* post_scaling,
-                   const float* dither, int64_t tokens, int64_t neurons, int64_t stride, float* partial, int8_t* operand) {
+// All arrays are contiguous but the operand, whose rows are `stride` apart; partial (⌈tokens / ROWS⌉, SUMS, neurons).
+template <class T, class O>
+void statistics_of(const T* pre, const T* post, const float* counted, const float* sign, const float* pre_scaling,
+                   const float* post_scaling, int64_t tokens, int64_t neurons, int64_t stride, float* partial, O* operand) {
 #pragma omp parallel for schedule(static)
   for (int64_t first = 0; first < tokens; first += ROWS) {
     float* sums = partial + first / ROWS * SUMS * neurons;
@@ -66,19 +51,57 @@ void statistics_of(const T* pre, const T* post, const float* counted, const floa
     const int64_t stop = std::min(tokens, first + ROWS);
     int64_t t = first;
     for (; t + STEP <= stop; t += STEP)
-      add<STEP, panels>(pre + t * neurons, post + t * neurons, counted + t, pre_scaling, post_scaling, dither + t * neurons,
-                        neurons, stride, sums, operand + t * (panels ? PANEL : stride));
-    for (; t < stop; t++)  // none where operands are in panels
-      add<1, false>(pre + t * neurons, post + t * neurons, counted + t, pre_scaling, post_scaling, dither + t * neurons, neurons,
-                    stride, sums, operand + t * stride);
+      add<STEP>(pre + t * neurons, post + t * neurons, counted + t, sign + t, pre_scaling, post_scaling, neurons, stride, sums,
+                operand + t * stride);
+    for (; t < stop; t++)
+      add<1>(pre + t * neurons, post + t * neurons, counted + t, sign + t, pre_scaling, post_scaling, neurons, stride, sums,
+             operand + t * stride);
   }
 }
 
 template <class T>
-void statistics(const T* pre, const T* post, const float* counted, const float* pre_scaling, const float* post_scaling,
-                const float* dither, int64_t tokens, int64_t neurons, int64_t panels, int64_t stride, float* partial, int8_t* operand) {
-  const auto loop = panels ? statistics_of<true, T> : statistics_of<false, T>;
-  loop(pre, post, counted, pre_scaling, post_scaling, dither, tokens, neurons, stride, partial, operand);
+void statistics(const T* pre, const T* post, const float* counted, const float* sign, const float* pre_scaling,
+                const float* post_scaling, int64_t tokens, int64_t neurons, int64_t stride, int64_t half, float* partial, void* operand) {
+  if (half)
+    statistics_of(pre, post, counted, sign, pre_scaling, post_scaling, tokens, neurons, stride, partial, (uint16_t*)operand);
+  else
+    statistics_of(pre, post, counted, sign, pre_scaling, post_scaling, tokens, neurons, stride, partial, (float*)operand);
+}
+
+inline float total(Floats values) {
+  float sum = 0;
+  for (int k = 0; k < LANES; k++) sum += values[k];
+  return sum;
+}
+
+// Σ x y over `tokens` tokens, a multiple of 2 · LANES.
+inline float dot(const float* x, const float* y, int64_t tokens) {
+  Floats even = {}, odd = {};
+  for (int64_t t = 0; t < tokens; t += 2 * LANES) even += load(x + t) * load(y + t), odd += load(x + t + LANES) * load(y + t + LANES);
+  return total(even + odd);
+}
+
+inline float dot(const uint16_t* x, const uint16_t* y, int64_t tokens) {
+#ifdef __AVX512BF16__
+  __m512 even = _mm512_setzero_ps(), odd = even;
+  for (int64_t t = 0; t < tokens; t += 64) {
+    even = _mm512_dpbf16_ps(even, (__m512bh)_mm512_loadu_si512(x + t), (__m512bh)_mm512_loadu_si512(y + t));
+    if (t + 32 < tokens) odd = _mm512_dpbf16_ps(odd, (__m512bh)_mm512_loadu_si512(x + t + 32), (__m512bh)_mm512_loadu_si512(y + t + 32));
+  }
+  return _mm512_reduce_add_ps(_mm512_add_ps(even, odd));
+#else
+  Floats even = {}, odd = {};
+  for (int64_t t = 0; t < tokens; t += 2 * LANES)
+    even += widened(x + t) * widened(y + t), odd += widened(x + t + LANES) * widened(y + t + LANES);
+  return total(even + odd);
+#endif
+}
+
+// Adds Σ x y over the tokens to the sum of each pair of a neuron of x with one of y; both neuron-major (neurons, tokens).
+template <class T>
+void follow(const T* x, const T* y, const int64_t* left, const int64_t* right, int64_t pairs, int64_t tokens, float* sums) {
+#pragma omp parallel for schedule(dynamic, 4096)
+  for (int64_t p = 0; p < pairs; p++) sums[p] += dot(x + left[p] * tokens, y + right[p] * tokens, tokens);
 }
 
 inline void increase(float* sums, Floats values) {
@@ -210,17 +233,26 @@ void examples(const T* post, const uint8_t* counted, const int32_t* numbers, int
 
 }  // namespace
 
-extern "C" void statistics_float(const float* pre, const float* post, const float* counted, const float* pre_scaling,
-                                 const float* post_scaling, const float* dither, int64_t tokens, int64_t neurons,
-                                 int64_t panels, int64_t stride, float* partial, int8_t* operand) {
-  statistics(pre, post, counted, pre_scaling, post_scaling, dither, tokens, neurons, panels, stride, partial, operand);
+extern "C" void statistics_float(const float* pre, const float* post, const float* counted, const float* sign,
+                                 const float* pre_scaling, const float* post_scaling, int64_t tokens, int64_t neurons,
+                                 int64_t stride, int64_t half, float* partial, void* operand) {
+  statistics(pre, post, counted, sign, pre_scaling, post_scaling, tokens, neurons, stride, half, partial, operand);
 }
 
-extern "C" void statistics_bfloat16(const uint16_t* pre, const uint16_t* post, const float* counted,
-                                    const float* pre_scaling, const float* post_scaling, const float* dither,
-                                    int64_t tokens, int64_t neurons, int64_t panels, int64_t stride, float* partial,
-                                    int8_t* operand) {
-  statistics(pre, post, counted, pre_scaling, post_scaling, dither, tokens, neurons, panels, stride, partial, operand);
+extern "C" void statistics_bfloat16(const uint16_t* pre, const uint16_t* post, const float* counted, const float* sign,
+                                    const float* pre_scaling, const float* post_scaling, int64_t tokens, int64_t neurons,
+                                    int64_t stride, int64_t half, float* partial, void* operand) {
+  statistics(pre, post, counted, sign, pre_scaling, post_scaling, tokens, neurons, stride, half, partial, operand);
+}
+
+extern "C" void follow_float(const float* x, const float* y, const int64_t* left, const int64_t* right, int64_t pairs,
+                             int64_t tokens, float* sums) {
+  follow(x, y, left, right, pairs, tokens, sums);
+}
+
+extern "C" void follow_bfloat16(const uint16_t* x, const uint16_t* y, const int64_t* left, const int64_t* right, int64_t pairs,
+                                int64_t tokens, float* sums) {
+  follow(x, y, left, right, pairs, tokens, sums);
 }
 
 extern "C" void grouped_float(const float* post, const float* scaling, const int64_t* order, const int64_t* first,

@@ -14,14 +14,10 @@ import torch
 from torch import Tensor
 
 LANES = 64  # the loops take numbers of neurons that are multiples of it
-SUFFIXES = {
-    torch.float32: "float",
-    torch.bfloat16: "bfloat16",
-    torch.int8: "int8",
-}  # of the functions, by the activations' type
+SUFFIXES = {torch.float32: "float", torch.bfloat16: "bfloat16"}  # of the functions, by the activations' type
 COMPILER = "g++"  # its OpenMP takes torch's own threads; clang's wants a library of its own
 # native.cpp rounds products and sums apart, as torch's expressions do, so that the operands are the same
-SOURCES = {"native.cpp": "-ffp-contract=off", "forward.cpp": "-ffp-contract=fast", "products.cpp": "-ffp-contract=off"}
+SOURCES = {"native.cpp": "-ffp-contract=off", "forward.cpp": "-ffp-contract=fast"}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # options of mallopt in glibc's malloc.h
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 

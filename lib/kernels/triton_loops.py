@@ -1,4 +1,4 @@
-"""The loops that torch.compile leaves slow on a GPU, in Triton: the sums and operands of `lib.kernels.fused`.
+"""The loops that torch leaves slow on a GPU, in Triton: the sums and operands of `lib.kernels.fused`.
 
 torch.compile also makes one loop of the expression, but gives few programs many tokens each: on an H200 it took 2.3 to
 4.4 times as long (8,192 and 32,768 tokens of 1,024 neurons in bf16), and some seconds to compile.
@@ -18,6 +18,7 @@ def _layer_statistics(
     pre,
     post,
     counted,
+    sign,
     pre_scaling,
     post_scaling,
     operand,
@@ -55,22 +56,20 @@ def _layer_statistics(
         active += tl.where(value > 0, weight, 0.0)
         post1 += y
         post2 += y * y
-        tl.store(operand + row[:, None] * stride + column[None, :], y.to(operand.dtype.element_ty), there)
+        signed = y * tl.load(sign + row, row < tokens, 0.0)[:, None]
+        tl.store(operand + row[:, None] * stride + column[None, :], signed.to(operand.dtype.element_ty), there)
     own = partial + tl.program_id(1) * sums * neurons + column
-    total = tl.sum(post1, 0)
     tl.store(own, tl.sum(pre1, 0), inside)
     tl.store(own + neurons, tl.sum(pre2, 0), inside)
     tl.store(own + 2 * neurons, tl.sum(pre3, 0), inside)
     tl.store(own + 3 * neurons, tl.sum(pre4, 0), inside)
     tl.store(own + 4 * neurons, tl.sum(active, 0), inside)
-    tl.store(own + 5 * neurons, total, inside)
+    tl.store(own + 5 * neurons, tl.sum(post1, 0), inside)
     tl.store(own + 6 * neurons, tl.sum(post2, 0), inside)
-    tl.store(own + 7 * neurons, total, inside)  # the operand's, before it is cast
-    tl.store(own + 8 * neurons, tl.zeros_like(total), inside)  # nothing is clipped
 
 
 def layer_statistics(
-    pre, post, counted, pre_scaling, post_scaling, operand, sums: int
+    pre, post, counted, sign, pre_scaling, post_scaling, operand, sums: int
 ) -> Float[Tensor, "sums neurons"]:
     """`lib.kernels.fused.layer_statistics` of contiguous tensors with an operand (tokens, neurons) in fp32 or bf16."""
     tokens, neurons = pre.shape
@@ -81,6 +80,7 @@ def layer_statistics(
             pre,
             post,
             counted,
+            sign,
             pre_scaling,
             post_scaling,
             operand,

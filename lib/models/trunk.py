@@ -179,11 +179,6 @@ class _LastLayerSeen(Exception):
     """Raised by the last layer's hook, because nothing after it is needed."""
 
 
-def mixed_precision(precision: str) -> bool:
-    """Whether the forward pass may multiply in bf16 where that is exact enough, for products of this precision."""
-    return precision in ("bf16", "int8")
-
-
 def _without_autocast(module: nn.Module) -> None:
     """Makes a module compute in the type of its weights, even inside autocast."""
     forward = type(module).forward

@@ -112,7 +112,7 @@ def _measured(own: Run, point: Point, asked: dict, folder: Path) -> dict:
         shutil.rmtree(own.folder / "stats")
         shutil.rmtree(own.folder / "tables", ignore_errors=True)
     started = time.monotonic()
-    collect(own, grouped=False, snapshots=())
+    collect(own, grouped=False)
     tabulate(own)
     for name, table in measure(own).items():
         write_table(folder / f"{name}.parquet", table)
@@ -124,7 +124,8 @@ def _measured(own: Run, point: Point, asked: dict, folder: Path) -> dict:
         "seeds": own.done["seed_hashes"],
         "text_sha256": own.done["text_hash"],
         "counted": own.done["tokens_counted"],
-        **{name: own.done[name] for name in ("precision", "layers", "neurons")},
+        "precision": own.done["precision"],
+        **dict(zip(("layers", "neurons"), own.done["shapes"][own.params.reference], strict=True)),
         "seconds": round(time.monotonic() - started),
     }
     write_json(folder / "made.json", record)

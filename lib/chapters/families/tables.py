@@ -20,7 +20,7 @@ from lib.base.tensors import TensorFiles, write_table
 from lib.cache import code_of, fresh
 from lib.chapters.families.scoring import Rotation, label_table, seed_families
 from lib.chapters.families.summary import matched_pairs, with_excess
-from lib.kernels.correlation import Scale, rotated_deviation, rotations
+from lib.kernels.correlation import haar_rotation, rotated_deviation
 from lib.labels.groupings import run_groupings, run_label_sets
 from lib.labels.labels import Grouping, LabelSet
 from lib.labels.token_classes import TOKEN_CLASSES, TokenClass
@@ -59,17 +59,16 @@ def seed_statistics(run: Run, seed: str) -> SeedStatistics:
 
 def random_rotation(run: Run, seed: str) -> Rotation:
     """A rotation of each layer of a seed, with the deviations of its rotated neurons from the run's covariances."""
-    from lib.collect.statistics import load_accumulators
+    from lib.collect.statistics import load_statistics
 
-    covariance, moments = load_accumulators(run)
-    neurons, scale = covariance.neurons, Scale.of(moments[seed])
-    seed_number = covariance.seeds.index(seed)
-    turns = list(rotations(covariance.layers, neurons, run.params.random_seed, seed_number, ROTATION_DRAW))
+    statistics = load_statistics(run)
+    covariance, (layers, neurons) = statistics.covariance, statistics.covariance.shapes[seed]
+    turn = haar_rotation(neurons, run.params.random_seed, ROTATION_DRAW)
     deviations = [
-        rotated_deviation(covariance.within(seed, layer), scale.layer(layer, neurons), turn)
-        for layer, turn in enumerate(turns)
+        rotated_deviation(covariance.within(seed, layer), statistics.scales[seed].layer(layer, neurons), turn)
+        for layer in range(layers)
     ]
-    return Rotation(torch.stack(turns), torch.stack(deviations))
+    return Rotation(turn.expand(layers, -1, -1), torch.stack(deviations))
 
 
 def labels_digest(sets: Sequence[LabelSet]) -> str:

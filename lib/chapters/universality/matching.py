@@ -11,26 +11,51 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from torch import Tensor
 
-from lib.kernels.correlation import Covariance, Scale, correlations
+from lib.collect.statistics import Statistics
+from lib.kernels.correlation import Pair, stripes
 
-MAX_ASSIGNED = 8192  # neurons of a model that are assigned one to one; time grows with the cube
+ALONE = 3.0  # cost of a neuron that no candidate is assigned to; of a candidate, 1 − its correlation
 
 
-def assignment(
-    covariance: Covariance, a: str, b: str, scales: dict[str, Scale]
-) -> tuple[Int[Tensor, "total"], Float[Tensor, "total"]]:
-    """Partner (flat index) and correlation of each neuron of a: no partner twice, the largest sum of correlations."""
-    neurons, layers = covariance.neurons, range(covariance.layers)
+def assignment(statistics: Statistics, pair: Pair) -> tuple[Int[Tensor, "total"], Float[Tensor, "total"]]:
+    """Partner (flat index) and correlation of each neuron of the first seed: no partner twice, the largest sum of
+    correlations among the followed pairs, and then among the neurons that are left; −1 and 0 where none is left."""
+    stored = statistics.followed.stored(pair)
+    everything = torch.ones(1, len(statistics.followed.tokens))
+    corr = statistics.followed.correlations(stored, everything)[0].cpu().numpy()
+    left, right = statistics.followed.pairs[stored].cpu().numpy()[:: 1 if stored == pair else -1]
+    rows, columns = (statistics.covariance.total(seed) for seed in pair)
+    # each neuron may also stay alone, or there might be no way to assign them all
+    value = np.concatenate([1 - corr, np.full(rows, ALONE)]) + 1e-6  # csgraph takes a cost of 0 for a missing edge
+    row, column = np.concatenate([left, np.arange(rows)]), np.concatenate([right, columns + np.arange(rows)])
+    chosen = min_weight_full_bipartite_matching(csr_array((value, (row, column)), shape=(rows, columns + rows)))[1]
+    partner = np.where(chosen < columns, chosen, -1)
+    known = csr_array((corr + 2, (left, right)), shape=(rows, columns))  # 0 is none
+    found = np.zeros(rows)
+    has = partner >= 0
+    found[has] = np.asarray(known[np.flatnonzero(has), partner[has]]).ravel() - 2
+    rest, free = np.flatnonzero(~has), np.setdiff1d(np.arange(columns), partner)
+    if len(rest) and len(free):
+        between = _between(statistics, stored, *((rest, free) if stored == pair else (free, rest)))
+        between = between if stored == pair else between.T
+        own, other = linear_sum_assignment(between, maximize=True)
+        partner[rest[own]], found[rest[own]] = free[other], between[own, other]
+    return torch.from_numpy(partner), torch.from_numpy(found)
 
-    def block(layer: int, other: int) -> Float[Tensor, "neurons_a neurons_b"]:
-        scale_a, scale_b = scales[a].layer(layer, neurons), scales[b].layer(other, neurons)
-        return correlations(covariance.block(a, layer, b, other), scale_a, scale_b).float()
 
-    corr = torch.cat([torch.cat([block(layer, other) for other in layers], 1) for layer in layers]).cpu()
-    partner = torch.from_numpy(linear_sum_assignment(corr.numpy(), maximize=True)[1])
-    return partner, corr[torch.arange(len(corr)), partner].double()
+def _between(
+    statistics: Statistics, pair: Pair, left: np.ndarray, right: np.ndarray
+) -> Float[np.ndarray, "left right"]:
+    """Correlations of some neurons of two seeds, from the products of the whole text."""
+    made = np.zeros((len(left), len(right)), np.float32)
+    for _, own, corr in stripes(statistics.covariance, pair, statistics.scales):
+        inside = (left >= own.start) & (left < own.stop)
+        made[inside] = corr[left[inside] - own.start][:, right].float().cpu().numpy()
+    return made
 
 
 def cliques(matches_all_seeds: pd.DataFrame) -> pd.DataFrame:

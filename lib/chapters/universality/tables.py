@@ -5,11 +5,11 @@ published columns (docs/method.md §4). `neurons.parquet` and `matches.parquet` 
 """
 
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from tqdm import tqdm
 
 from lib.base.errors import exit_on_input_error
@@ -17,20 +17,20 @@ from lib.base.files import write_json
 from lib.base.hub import seed_source
 from lib.base.machine import device_of
 from lib.base.params import read_params
-from lib.base.tensors import read_tensors, write_table
+from lib.base.tensors import write_table
 from lib.cache import code_of, fresh
-from lib.chapters.universality.matching import MAX_ASSIGNED, assignment, cliques
+from lib.chapters.universality.matching import assignment, cliques
 from lib.chapters.universality.properties import reference_shares
-from lib.chapters.universality.uncertainty import parts_of, sampled
-from lib.collect.statistics import load_accumulators
-from lib.kernels.correlation import Comparison, Covariance, Scale, compare
+from lib.chapters.universality.uncertainty import enough, sampled
+from lib.collect.statistics import Statistics, load_statistics
+from lib.kernels.correlation import Comparison, compare
+from lib.kernels.followed import Followed
 from lib.kernels.moments import Moments
 from lib.models.weights import weight_properties
 from lib.run import Run, with_universal
 
 MODULE = "lib.chapters.universality.tables"
-ASSIGNED = ["layer", "neuron", "model", "match_layer", "match_neuron", "corr"]
-ASSIGNED_AT_ONCE = 2  # seeds; each takes some 20 bytes a correlation
+SNAPSHOTS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # shares of the text after which best matches are looked at
 CORRELATION_COLUMNS = ("max_corr", "mean_corr", "min_corr", "max_baseline", "mean_baseline", "min_baseline")
 
 
@@ -40,86 +40,104 @@ def neuron_index(layers: int, neurons: int) -> pd.DataFrame:
     return pd.DataFrame({"layer": flat // neurons, "neuron": flat % neurons})
 
 
-def correlation_columns(comparison: Comparison, reference: int) -> dict[str, np.ndarray]:
+def _of_compared(found: dict, reference: str) -> np.ndarray:
+    """One reference's arrays, those of compared seeds stacked along the first axis."""
+    return np.stack([own.numpy() for (seed, _), own in sorted(found.items()) if seed == reference])
+
+
+def correlation_columns(comparison: Comparison, reference: str) -> dict[str, np.ndarray]:
     """Largest, mean and smallest best match and baseline over compared seeds, and the excess (docs/method.md §2)."""
-    corr = np.delete(comparison.corr[reference].numpy(), reference, axis=0)  # (compared, total)
-    chance = np.delete(comparison.baseline.mean(0)[reference].numpy(), reference, axis=0)
+    corr = _of_compared(comparison.corr, reference)  # (compared, total)
+    chance = _of_compared(comparison.baseline, reference).mean(1, dtype=np.float64)
     by_statistic = [getattr(values, how)(0) for values in (corr, chance) for how in ("max", "mean", "min")]
     columns = dict(zip(CORRELATION_COLUMNS, by_statistic, strict=True))
     return columns | {"excess_corr": (corr - chance).mean(0)}
 
 
-def match_table(comparison: Comparison, seeds: list[str], reference: int, layers: int, neurons: int) -> pd.DataFrame:
-    """Per neuron of the reference and compared seed: its best match, their correlation, baseline, whether mutual."""
+def match_table(comparison: Comparison, shapes: dict, reference: str) -> pd.DataFrame:
+    """Per neuron of the reference and compared seed: its best match, their correlation, baseline, whether mutual.
+
+    `shapes` gives each seed's layers and neurons a layer.
+    """
     parts = []
-    for other, model in enumerate(seeds):
-        if other == reference:
-            continue
-        partner = comparison.partner[reference, other].numpy()
-        part = neuron_index(layers, neurons).assign(model=model)
+    for pair in sorted(pair for pair in comparison.corr if pair[0] == reference):
+        partner, neurons = comparison.partner[pair].numpy(), shapes[pair[1]][1]
+        part = neuron_index(*shapes[reference]).assign(model=pair[1])
         part["match_layer"], part["match_neuron"] = partner // neurons, partner % neurons
-        part["corr"] = comparison.corr[reference, other].numpy()
-        part["baseline"] = comparison.baseline[:, reference, other].mean(0).numpy()
-        part["mutual"] = comparison.mutual[reference, other].numpy()
+        part["corr"] = comparison.corr[pair].numpy()
+        part["baseline"] = comparison.baseline[pair].mean(0, dtype=torch.float64).numpy()
+        part["mutual"] = comparison.mutual[pair].numpy()
         parts.append(part)
     return pd.concat(parts, ignore_index=True)
 
 
-def assignment_table(covariance: Covariance, moments: dict[str, Moments], reference: str) -> pd.DataFrame:
+def assignment_table(statistics: Statistics, reference: str) -> pd.DataFrame:
     """Per neuron of the reference and compared seed: its partner if every neuron is used once, and their correlation.
 
-    Models of more than MAX_ASSIGNED neurons have no row.
+    A neuron that is left over, of a seed with more of them, has partner −1 and no correlation.
     """
+    covariance, parts = statistics.covariance, []
     others = [seed for seed in covariance.seeds if seed != reference]
-    layers, neurons = covariance.layers, covariance.neurons
-    if layers * neurons > MAX_ASSIGNED:
-        return pd.DataFrame(columns=ASSIGNED)
-    scales, parts = {seed: Scale.of(moments[seed]) for seed in covariance.seeds}, []
-    with ThreadPoolExecutor(ASSIGNED_AT_ONCE) as threads:  # each keeps one core busy
-        made = threads.map(lambda model: assignment(covariance, reference, model, scales), others)
-        bar = tqdm(made, desc="one-to-one assignment", total=len(others), unit="seed", file=sys.stderr)
-        for model, (partner, corr) in zip(others, bar, strict=True):
-            part = neuron_index(layers, neurons).assign(model=model)
-            part["match_layer"], part["match_neuron"] = (partner // neurons).numpy(), (partner % neurons).numpy()
-            parts.append(part.assign(corr=corr.numpy()))
+    for model in tqdm(others, desc="one-to-one assignment", unit="seed", file=sys.stderr):
+        partner, corr = (one.numpy() for one in assignment(statistics, (reference, model)))
+        neurons, left = covariance.shapes[model][1], partner < 0
+        part = neuron_index(*covariance.shapes[reference]).assign(model=model)
+        part["match_layer"], part["match_neuron"] = (
+            np.where(left, -1, one) for one in (partner // neurons, partner % neurons)
+        )
+        parts.append(part.assign(corr=np.where(left, np.nan, corr)))
     return pd.concat(parts, ignore_index=True)
 
 
-def sampling_table(run: Run, seeds: list[str]) -> pd.DataFrame:
-    """Per neuron of each reference: `held_out_corr` and `excess_se` (see uncertainty.py); empty without parts."""
-    parts, made = parts_of(run), []
-    for seed in run.done["references"] if parts is not None else ():
-        found = sampled(parts, seeds.index(seed), run.params.random_seed)
-        index = neuron_index(run.done["layers"], run.done["neurons"])
+def sampling_table(run: Run, followed: Followed) -> pd.DataFrame:
+    """Per neuron of each reference: `held_out_corr` and `excess_se` (see uncertainty.py); empty in a short text."""
+    made = []
+    for seed in run.done["references"] if enough(followed) else ():
+        others = [other for other in run.done["seeds"] if other != seed]
+        found = sampled(followed, seed, others, run.params.random_seed)
+        index = neuron_index(*run.done["shapes"][seed])
         index.insert(0, "seed", seed)
-        made.append(index.assign(held_out_corr=found.held_out_corr.numpy(), excess_se=found.error.numpy()))
+        columns = {"held_out_corr": found.held_out_corr, "excess_se": found.error}
+        made.append(index.assign(**{name: values.cpu().numpy() for name, values in columns.items()}))
     columns = ["seed", "layer", "neuron", "held_out_corr", "excess_se"]
     return pd.concat(made, ignore_index=True) if made else pd.DataFrame(columns=columns)
 
 
-def draw_table(comparison: Comparison, reference: int, layers: int, neurons: int) -> pd.DataFrame:
+def draw_table(comparison: Comparison, shapes: dict, reference: str) -> pd.DataFrame:
     """Per rotation draw and neuron: the baseline averaged over compared seeds."""
     parts = []
-    for draw, chance in enumerate(comparison.baseline[:, reference].numpy()):
-        part = neuron_index(layers, neurons)
+    for draw, chance in enumerate(_of_compared(comparison.baseline, reference).mean(0, dtype=np.float64)):
+        part = neuron_index(*shapes[reference])
         part.insert(0, "draw", draw)
-        part["baseline"] = np.delete(chance, reference, axis=0).mean(0)
-        parts.append(part)
+        parts.append(part.assign(baseline=chance))
     return pd.concat(parts, ignore_index=True)
 
 
-def snapshot_table(run: Run, seeds: list[str]) -> pd.DataFrame:
-    """Per snapshot of the pass, seed and neuron: mean best match, baseline (one rotation) and excess so far."""
-    parts = []
-    for path in sorted((run.folder / "stats").glob("snapshot-*.safetensors")):
-        saved = read_tensors(path)
-        for seed in run.done["references"]:
-            index = seeds.index(seed)
-            part = neuron_index(run.done["layers"], run.done["neurons"])
-            part.insert(0, "seed", seed)
-            part.insert(1, "tokens", int(saved["tokens"]))
-            parts.append(part.assign(mean_corr=saved["corr"][index].numpy(), baseline=saved["baseline"][index].numpy()))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+def convergence_table(run: Run, neurons: pd.DataFrame, followed: Followed) -> pd.DataFrame:
+    """The mean best match on shares of the text, SNAPSHOTS and the whole, with the excess over the run's baseline.
+
+    On a share, the best followed pairs of as many tokens; `tokens` counts those of the text's first part with them.
+    """
+    rows, parts = [neurons.assign(tokens=run.done["tokens_counted"])], len(followed.tokens)
+    for share in SNAPSHOTS:
+        weights = torch.zeros(parts)
+        weights[: round(share * parts)] = 1
+        seen = int((weights * followed.tokens).sum())
+        for seed, own in neurons.groupby("seed", sort=False) if seen else ():
+            others = [other for other in run.done["seeds"] if other != seed]
+            corr = torch.stack([followed.best((seed, other), weights)[0] for other in others]).mean(0).cpu().numpy()
+            tokens = round(seen / int(followed.tokens.sum()) * run.done["tokens_counted"])
+            rows.append(own.assign(tokens=tokens, mean_corr=corr, excess_corr=corr - own["mean_baseline"]))
+    table = pd.concat(rows, ignore_index=True).rename(columns={"mean_baseline": "baseline"})
+    table = table.sort_values("tokens", kind="stable", ignore_index=True)
+    return table[["seed", "tokens", "layer", "neuron", "mean_corr", "baseline", "excess_corr"]]
+
+
+def outsider_table(comparison: Comparison) -> pd.DataFrame:
+    """Per reference and compared seed: neurons, and how many have a better match outside the followed pairs than the
+    sketch's error explains (`Comparison.outsiders`)."""
+    rows = [(*pair, len(comparison.corr[pair]), number) for pair, number in sorted(comparison.outsiders.items())]
+    return pd.DataFrame(rows, columns=["seed", "model", "neurons", "outsiders"])
 
 
 def text_table(run: Run) -> pd.DataFrame:
@@ -134,23 +152,13 @@ def text_table(run: Run) -> pd.DataFrame:
 
 def neuron_table(run: Run, seed: str, moments: Moments, columns: dict[str, np.ndarray]) -> pd.DataFrame:
     """One row per neuron of one seed, in the published columns (docs/method.md §4)."""
-    table = neuron_index(run.done["layers"], run.done["neurons"]).assign(**columns)
+    table = neuron_index(*run.done["shapes"][seed]).assign(**columns)
     weights = weight_properties(seed_source(run.params, seed))
     table = table.merge(weights, on=["layer", "neuron"], validate="one_to_one")
     mean, deviation = moments.activation_mean_and_deviation()
     found = moments.pre_moments() | {"sparsity": moments.frequency(), "activation_mean": mean}
     found |= {"activation_std": deviation, "dead": deviation == 0}
     return table.assign(**{name: values.flatten().cpu().numpy() for name, values in found.items()})
-
-
-def convergence_table(run: Run, neurons: pd.DataFrame, drawn: pd.DataFrame, snapshots: pd.DataFrame) -> pd.DataFrame:
-    """Snapshots of the pass followed by its end, with the excess of each, all against the first rotation."""
-    keys = ["seed", "layer", "neuron"]
-    first = drawn.query("draw == 0")[[*keys, "baseline"]]
-    last = neurons[[*keys, "mean_corr"]].merge(first, on=keys).assign(tokens=run.done["tokens_counted"])
-    table = pd.concat([snapshots, last], ignore_index=True)
-    table["excess_corr"] = table["mean_corr"] - table["baseline"]
-    return table[["seed", "tokens", "layer", "neuron", "mean_corr", "baseline", "excess_corr"]]
 
 
 def tabulate(run: Run) -> None:
@@ -162,20 +170,19 @@ def tabulate(run: Run) -> None:
     if fresh(record, made_from):
         return
     record.unlink(missing_ok=True)  # an interruption must not leave it beside a mixture of old and new tables
-    covariance, moments = load_accumulators(run, device_of(params))
-    seeds, size = covariance.seeds, (covariance.layers, covariance.neurons)
+    statistics = load_statistics(run, device_of(params))
+    covariance, followed = statistics.covariance, statistics.followed
 
     def progress(steps):
-        return tqdm(steps, desc="rotations", file=sys.stderr)
+        return tqdm(steps, desc="baseline", unit="layer", file=sys.stderr)
 
-    comparison = compare(covariance, moments, params.random_seed, params.rotations, progress)
+    comparison = compare(covariance, statistics.scales, followed, params.random_seed, params.rotations, progress)
     parts = {"neurons": [], "matches": [], "baseline_draws": []}
     for seed in covariance.references:
-        index = seeds.index(seed)
         of_seed = {
-            "neurons": neuron_table(run, seed, moments[seed], correlation_columns(comparison, index)),
-            "matches": match_table(comparison, seeds, index, *size),
-            "baseline_draws": draw_table(comparison, index, *size),
+            "neurons": neuron_table(run, seed, statistics.moments[seed], correlation_columns(comparison, seed)),
+            "matches": match_table(comparison, covariance.shapes, seed),
+            "baseline_draws": draw_table(comparison, covariance.shapes, seed),
         }
         for name, table in of_seed.items():
             table.insert(0, "seed", seed)
@@ -188,10 +195,11 @@ def tabulate(run: Run) -> None:
         "matches": matches[matches["seed"] == params.reference].drop(columns="seed"),
         "baseline_draws": drawn,
         "references": reference_shares(with_universal(neurons, params.threshold)),
-        "convergence": convergence_table(run, neurons, drawn, snapshot_table(run, seeds)),
+        "convergence": convergence_table(run, neurons, followed),
         "cliques": cliques(matches),
-        "assignments": assignment_table(covariance, moments, params.reference),
-        "sampling": sampling_table(run, list(seeds)),
+        "assignments": assignment_table(statistics, params.reference),
+        "sampling": sampling_table(run, followed),
+        "outsiders": outsider_table(comparison),
         "text": text_table(run),
     }
     for name, table in made.items():

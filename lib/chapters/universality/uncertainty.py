@@ -1,8 +1,8 @@
-"""How much of a match is luck of the text: from sums per part of the text to held-out correlations and intervals.
+"""How much of a match is luck of the text: from the followed pairs, part by part, to held-out correlations and intervals.
 
-The first part of the text chooses each neuron's partner, and the other parts measure their correlation without the
-choice's luck. A bootstrap over these parts (docs/method.md §7) estimates how much another text of the same kind would
-change a neuron's excess. A pass that takes snapshots records the sums (`lib.collect.one_pass`).
+The first parts of the text choose each neuron's partner, and the others measure their correlation without the choice's
+luck. A bootstrap over all parts (docs/method.md §7) estimates how much another text of the same kind would change a
+neuron's excess.
 """
 
 from collections.abc import Sequence
@@ -11,64 +11,25 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from lib.base.tensors import read_tensors
+from lib.collect.statistics import load_followed
+from lib.kernels.followed import Followed
 from lib.run import Run
 
 DRAWS = 400  # of the bootstrap
-DRAWS_AT_ONCE = 50
-FEWEST_PARTS = 8  # below which there is no estimate
+CHOOSING = 4  # parts, the first, that choose the partner whose correlation the others measure
+FEWEST_PARTS = 8  # with tokens, below which there is no estimate
 INTERVAL = (0.025, 0.975)  # quantiles
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Sums over each part of the text but the first, which chose the partners, in the pilot's scaled units.
-
-    products: Σ x y with the partner; sums: Σ of operand, activation and its square (`lib.collect.one_pass.PART_SUMS`);
-    partner: flat index of each neuron's partner.
-    """
-
-    products: Float[Tensor, "parts seeds seeds total"]
-    sums: Float[Tensor, "parts seeds 3 total"]
-    tokens: Int[Tensor, "parts"]
-    partner: Int[Tensor, "seeds seeds total"]
-
-    def correlations(self, weights: Float[Tensor, "draws parts"], a: int, b: int) -> Float[Tensor, "draws total"]:
-        """Correlation of every neuron of seed number a with its partner in b, parts weighted; 0 for dead neurons."""
-        tokens = weights @ self.tokens.double()
-        mean_a, deviation_a = _moments(weights, self.sums[:, a], tokens)
-        mean_b, deviation_b = _moments(weights, self.sums[:, b][:, :, self.partner[a, b]], tokens)
-        covariance = weights @ self.products[:, a, b] / tokens[:, None] - mean_a * mean_b
-        deviation = deviation_a * deviation_b
-        return torch.where(deviation > 0, covariance / deviation, 0)
-
-
-def _moments(weights: Tensor, sums: Float[Tensor, "parts 3 total"], tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of the operand and standard deviation of the activation, (draws, total)."""
-    operand, first, second = (torch.einsum("dp,pst->sdt", weights, sums) / tokens[:, None]).unbind()
-    return operand, (second - first**2).clamp(min=0).sqrt()
-
-
-def parts_of(run: Run) -> Parts | None:
-    """A run's parts; None if its pass recorded too few (several processes or passes, little text)."""
-    stats = run.folder / "stats"
-    recorded = [read_tensors(path) for path in sorted(stats.glob("part-*.safetensors"))]
-    if len(recorded) <= FEWEST_PARTS:
-        return None
-    products, sums, tokens = (
-        torch.stack([one[name] for one in recorded]).diff(dim=0) for name in ("products", "sums", "tokens")
-    )
-    return Parts(products, sums, tokens, read_tensors(min(stats.glob("snapshot-*.safetensors")))["partner"])
 
 
 @dataclass(frozen=True)
 class Sampled:
     """Estimates for the neurons of one reference, means over the compared seeds.
 
-    held_out_corr: correlation with the first part's partner on all other parts; moved: its change by each draw.
+    held_out_corr: correlation, on the other parts, with the partner that the first parts chose; moved: how each draw
+    of parts changes the correlation with the best partner.
     """
 
     held_out_corr: Float[Tensor, "total"]
@@ -92,28 +53,38 @@ class Sampled:
         return min(share, max(0.0, 2 * share - high)), max(share, min(1.0, 2 * share - low))
 
 
-def sampled(parts: Parts, reference: int, random_seed: int) -> Sampled:
-    """Estimates for seed number `reference`; the draws are the same for every seed."""
-    count, seeds = len(parts.tokens), len(parts.partner)
+def enough(followed: Followed) -> bool:
+    """Whether there are parts enough for an estimate."""
+    return int((followed.tokens > 0).sum()) >= FEWEST_PARTS
+
+
+def sampled(followed: Followed, reference: str, others: Sequence[str], random_seed: int) -> Sampled:
+    """Estimates for one seed; the draws are the same for every seed."""
+    used = (followed.tokens > 0).nonzero()[:, 0]
+    count = len(used)
     generator = np.random.default_rng(random_seed)
-    drawn = torch.from_numpy(generator.multinomial(count, np.full(count, 1 / count), size=DRAWS)).double()
-    others = [other for other in range(seeds) if other != reference]
+    everything, choosing, drawn = (torch.zeros(n, len(followed.tokens), dtype=torch.float64) for n in (1, 1, DRAWS))
+    everything[:, used], choosing[:, used[:CHOOSING]] = 1, 1
+    drawn[:, used] = torch.from_numpy(generator.multinomial(count, np.full(count, 1 / count), size=DRAWS)).double()
     alone, moved = 0, 0
-    for other in others:
-        own = parts.correlations(torch.ones(1, count, dtype=torch.float64), reference, other)
-        draws = [(parts.correlations(some, reference, other) - own).float() for some in drawn.split(DRAWS_AT_ONCE)]
-        alone, moved = alone + own[0] / len(others), moved + torch.cat(draws) / len(others)
+    for pair in ((reference, other) for other in others):
+        stored = followed.stored(pair)
+        early = followed.best(pair, choosing[0])[2]
+        alone = alone + followed.correlations(stored, everything - choosing, early)[0] / len(others)
+        own, _, chosen = followed.best(pair, everything[0])
+        moved = moved + (followed.correlations(stored, drawn, chosen) - own).float() / len(others)
     return Sampled(alone, moved)
 
 
 def share_intervals(run: Run, neurons_all_seeds: pd.DataFrame, threshold: float) -> pd.DataFrame | None:
-    """One row per reference: seed, share (universal), low, high (95 % interval); None without parts."""
-    parts = parts_of(run)
-    if parts is None:
+    """One row per reference: seed, share (universal), low, high (95 % interval); None in a text of too few parts."""
+    followed = load_followed(run)
+    if not enough(followed):
         return None
-    seeds, rows = list(run.done["seeds"]), []
+    rows = []
     for seed, own in neurons_all_seeds.groupby("seed", sort=False):
-        found = sampled(parts, seeds.index(seed), run.params.random_seed)
+        others = [other for other in run.done["seeds"] if other != seed]
+        found = sampled(followed, seed, others, run.params.random_seed)
         low, high = found.share_interval(own["excess_corr"], threshold)
         rows.append({"seed": seed, "share": own["is_universal"].mean(), "low": low, "high": high})
     return pd.DataFrame(rows)
