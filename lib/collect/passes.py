@@ -65,19 +65,25 @@ def _collect(inputs: Preflight, processes: Processes) -> None:
         if not (stats / "pilot.safetensors").exists():
             first_look(inputs, begun["precision"], device)
     plan = Plan.resumed(setting, processes.agree(begun))
-    stored, scalings = read_tensors(stats / "pilot.safetensors"), {}
-    for key, tensor in stored.items():
-        name, what = key.split(".")
-        scalings.setdefault(name, {})[what] = tensor.to(device)
+    scalings = read_pilot(stats, device)
     for number in range(len(plan.passes)):
         if not processes.agree((stats / f"pass-{number:02d}.json").exists()):
             _run_pass(Pass(inputs, plan, number, scalings, device), processes, stats)
         processes.wait()
     if processes.first:
-        write_json(stats / "done.json", _summary(run, plan, device, processes.count))
+        write_json(stats / "done.json", summary(run, plan, device, processes.count))
         for path in stats.glob("pass-*"):
             path.unlink()
     processes.wait()
+
+
+def read_pilot(stats: Path, device: torch.device) -> dict[str, dict[str, Tensor]]:
+    """The pilot's shifts, scales and ranges by seed and name (`PILOT_NAMES`)."""
+    scalings: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in read_tensors(stats / "pilot.safetensors").items():
+        name, what = key.split(".")
+        scalings.setdefault(name, {})[what] = tensor.to(device)
+    return scalings
 
 
 def _planned(run: Run, setting: Setting) -> dict:
@@ -145,7 +151,7 @@ def _run_pass(work: Pass, processes: Processes, stats: Path) -> None:
     if processes.first:
         for path in _others(stats, prefix, mine, work.done):
             work.merge_state(TensorFiles([path]))
-        _finish(work, stats)
+        finish(work, stats)
         for path in stats.glob(f"{prefix}*"):
             path.unlink()
 
@@ -205,7 +211,7 @@ def _advance(work: Pass, batches: list[int], bar: tqdm, state: Path, all_of_it: 
             saved = time.monotonic()
 
 
-def _finish(work: Pass, stats: Path) -> None:
+def finish(work: Pass, stats: Path) -> None:
     """Writes the pass's accumulators, one file a kind, and last the note that it is complete.
 
     Sketches and grouped moments are large: the former have a file a seed, those that mix tokens in bf16, far below
@@ -230,7 +236,7 @@ def _finish(work: Pass, stats: Path) -> None:
     write_json(stats / f"pass-{work.number:02d}.json", {"seconds": work.seconds, "tokens": tokens})
 
 
-def _summary(run: Run, plan: Plan, device: torch.device, processes: int) -> dict:
+def summary(run: Run, plan: Plan, device: torch.device, processes: int) -> dict:
     """What the passes tell about themselves."""
     passes = [run.recorded(f"stats/pass-{number:02d}.json") for number in range(len(plan.passes))]
     setting = plan.setting

@@ -235,14 +235,17 @@ class Plan:
         return fixed | {"passes": [[f"{u.kind}.{u.name}" for u in part.units] for part in self.passes]}
 
     @classmethod
-    def resumed(cls, setting: Setting, begun: dict) -> "Plan":
+    def resumed(cls, setting: Setting, begun: dict, without: tuple[str, ...] = ()) -> "Plan":
         """The passes that a run began with, even if memory, device or number of processes differ now.
+
+        Those `without` some kinds of units, where nobody wants them.
 
         They keep their precision and their batches, which the sums so far depend on.
         """
         setting = replace(setting, **{name: begun[name] for name in BEGUN})
         units = {f"{unit.kind}.{unit.name}": unit for unit in units_of(setting)}
-        return cls(setting, tuple(PassPlan(tuple(units[name] for name in part)) for part in begun["passes"]))
+        kept = [[name for name in part if name.split(".")[0] not in without] for part in begun["passes"]]
+        return cls(setting, tuple(PassPlan(tuple(units[name] for name in part)) for part in kept if part))
 
 
 def work_memory(setting: Setting, passing: PassPlan) -> float:
