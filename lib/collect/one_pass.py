@@ -84,9 +84,8 @@ class Pass:
         rows = setting.batch * run.text.context
         self.dither = Dither(run.params.random_seed, len(self.names), (rows, self.neurons), device)
         grouped = any(unit.kind == "grouped" for unit in self.planned.units)
-        groups = dict(setting.groups) if grouped else {}
         ids = {name: one.ids for name, one in inputs.groupings.items()} if grouped else {}
-        self.places = Places(ids, groups, device)
+        self.places = Places(ids, inputs.tables if grouped else {}, device)
         self.units = {unit: self._accumulator(unit, scalings[unit.seed]) for unit in self.planned.units}
         self.done = torch.zeros(-(-len(self.text.tokens) // self.planned.chunk), dtype=torch.bool)
         self.seconds = 0.0
@@ -106,11 +105,11 @@ class Pass:
 
     def _grouped(self, unit: Unit, scaling: Tensor) -> GroupedMoments:
         places = self.places  # a feed that knew the pass would keep its memory beyond its end, into the next pass
-        accumulator = GroupedMoments(places.groups, scaling)
+        accumulator = GroupedMoments(places.layout, scaling)
 
         def feed(seen: Seen) -> None:
             if seen.layer == unit.first:
-                accumulator.update(seen.post, places, places.at(seen.blocks, seen.counted))
+                accumulator.update(seen.post, places.at(seen.blocks, seen.counted))
 
         self.readers[unit.seed].feeds.append(feed)
         return accumulator

@@ -21,7 +21,7 @@ from lib.base.hub import seed_config
 from lib.base.machine import free_memory
 from lib.base.params import Params
 from lib.kernels.covariance import OPERAND_DTYPES, fastest_precision, layers_at_once
-from lib.kernels.grouped import memory_bytes
+from lib.kernels.grouped import Layout, memory_bytes
 
 BATCH = {"cpu": 8, "cuda": 32}  # fewest blocks in one forward pass
 GPU_MAX_BATCH = 128  # blocks
@@ -90,7 +90,7 @@ class Setting:
     precision: str
     memory: float  # bytes that one process may take
     processes: int = 1
-    groups: tuple[tuple[str, int], ...] = ()  # groupings of the tokens by name, and how many groups each has
+    groups: Layout = ()  # of the grouped moments
     device: str = "cpu"  # or "cuda"
 
     @property
@@ -158,7 +158,7 @@ def units_of(setting: Setting) -> list[Unit]:
                 units.append(Unit("within", seed, 0, shape.layers, shape.layers * square))
         units += [Unit("pair", a, layer, layer + 1, shape.layers * square, b) for layer in range(shape.layers)]
     if setting.groups:  # last, since a pass for them alone runs few seeds
-        memory = memory_bytes(dict(setting.groups), shape.neurons)
+        memory = memory_bytes(setting.groups, shape.neurons)
         units += [
             Unit("grouped", seed, layer, layer + 1, memory)
             for seed in setting.references
@@ -231,7 +231,7 @@ def work_memory(setting: Setting, passing: PassPlan) -> float:
     )  # a plan that was begun on another device may not have whole batches
     operands = _most_operands(passing, depths) * shape.neurons * setting.operand_bytes * whole * setting.context
     # a batch's attention and residual in the trunk; pre, post and scratch of one layer; the dither
-    scratch = 12 if setting.groups else 8  # grouped moments: x, x², activity and sums by row
+    scratch = 12 if setting.groups else 8  # grouped moments: x and sums by row
     batch = tokens * (12 * shape.width + scratch * shape.neurons) * 4
     wide = min(shape.layers, layers_at_once(shape.neurons, setting.accumulator_bytes, setting.device))
     products = (2 + wide) * shape.neurons**2 * setting.accumulator_bytes
@@ -337,12 +337,10 @@ def shared_shape(params: Params) -> Shape:
     return next(iter(shapes.values()))
 
 
-def setting_of(
-    params: Params, shape: Shape, device: torch.device, processes: int = 1, groups: tuple[tuple[str, int], ...] = ()
-) -> Setting:
+def setting_of(params: Params, shape: Shape, device: torch.device, processes: int = 1, groups: Layout = ()) -> Setting:
     """What the plan of a run depends on, on this device; `processes` share the memory of this machine.
 
-    `groups` are names and sizes of the groupings of `lib.labels.groupings`; without them nothing grouped is planned.
+    `groups` is the layout of grouped moments (`lib.kernels.grouped`); without it nothing grouped is planned.
     They are planned for the references, layer by layer, since those of one layer of a large model take gigabytes.
     """
     blocks = params.token_budget // params.context
