@@ -73,7 +73,7 @@ class Pass:
         }
         grouped = any(unit.kind == "grouped" for unit in self.planned.units)
         ids = {name: one.ids for name, one in inputs.groupings.items()} if grouped else {}
-        self.places = Places(ids, dict(setting.groups) if grouped else {}, device)
+        self.places = Places(ids, inputs.tables if grouped else {}, device)
         self.units = {
             unit: self._accumulator(unit, scalings[unit.seed]) for unit in self.planned.units if unit.kind != "followed"
         }
@@ -104,11 +104,11 @@ class Pass:
 
     def _grouped(self, unit: Unit, scaling: Tensor) -> GroupedMoments:
         places = self.places  # a feed that knew the pass would keep its memory beyond its end, into the next pass
-        accumulator = GroupedMoments(places.groups, scaling)
+        accumulator = GroupedMoments(places.layout, scaling)
 
         def feed(seen: Seen) -> None:
             if seen.layer == unit.first:
-                accumulator.update(seen.post, places, places.at(seen.batch.blocks, seen.batch.counted))
+                accumulator.update(seen.post, places.at(seen.batch.blocks, seen.batch.counted))
 
         self.readers[unit.seed].feeds.append(feed)
         return accumulator

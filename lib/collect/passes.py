@@ -21,6 +21,7 @@ from lib.base.params import read_params
 from lib.base.tensors import TensorFiles, read_tensors, write_tensors
 from lib.cache import PASS, code_of
 from lib.collect.first_look import first_look
+from lib.collect.grouped_tables import record_labels
 from lib.collect.one_pass import Pass
 from lib.collect.planner import CANDIDATES, Plan, Setting, pack, pass_memory, setting_of
 from lib.collect.preflight import Preflight
@@ -57,9 +58,10 @@ def collect(run: Run, grouped: bool = True) -> None:
 def _collect(inputs: Preflight, processes: Processes) -> None:
     run, params, stats = inputs.run, inputs.params, inputs.run.folder / "stats"
     device, begun = device_of(params), None
-    groups = tuple(map(tuple, processes.agree(inputs.group_sizes if processes.first else ())))
+    groups = tuple(map(tuple, processes.agree(inputs.layout if processes.first else ())))
     setting = setting_of(params, inputs.shapes, device, Processes.on_this_machine(), groups)
     if processes.first:
+        record_labels(run, inputs.label_sets, any(stats.glob("pass-*")))
         begun = _planned(run, setting)
         write_json(stats / "key.json", params.statistics_key | {"hashes": inputs.hashes})
         if not (stats / "pilot.safetensors").exists():
