@@ -26,7 +26,7 @@ from lib.kernels.histogram import Histogram
 from lib.kernels.sketch import Products, Sketch, Within, placed
 from lib.models.trunk import Trunk, load_model
 
-HISTOGRAM_EVERY = 8  # batches: one in eight is counted into the histograms
+HISTOGRAM_EVERY = 16  # batches: one in so many is counted into the histograms
 
 
 def _examples(scaling: dict[str, Tensor]) -> TopExamples:
