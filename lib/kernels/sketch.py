@@ -100,7 +100,8 @@ class Products:
 
     def update(self, left: Float[Tensor, "tokens left"], right: Float[Tensor, "tokens right"]) -> None:
         """Adds a batch of tokens, in the same order in both."""
-        self.sums += product(left, right).view_as(self.sums)
+        for sums, own in zip(self.sums, left.split(self.sums.shape[1], 1), strict=True):
+            sums += product(own, right)
 
     def merge(self, other: "Products") -> None:
         """Adds what another process saw of the same text."""
