@@ -82,7 +82,7 @@ def _whole(found: dict) -> list[Row]:
             ),
             Row(
                 group,
-                f"sketch, {one['tokens']:,} tokens: what does not grow with them (loading, pilot, algebra); peak memory",
+                f"sketch, {one['tokens']:,} tokens: what does not grow with them (loading, algebra); peak memory",
                 f"{_time(one['fixed_seconds'])}; {one['peak_bytes'] / 1e9:.2f} GB",
             ),
         ]
@@ -198,7 +198,8 @@ def _at_once(found: dict) -> list[Row]:
         Row(
             group,
             "time of each against one alone",
-            f"{slowest / found['alone']:.2f} times ({', '.join(map(_time, found['both']))}; alone {_time(found['alone'])})",
+            f"{slowest / found['alone']:.2f} times ({', '.join(map(_time, found['both']))}; "
+            f"alone {_time(found['alone'])})",
             "2.3 times",
         )
     ]
