@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers.utils import logging as transformers_logging
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -31,12 +30,13 @@ def processed_model(model: "str | Path | TransformerBridge") -> "TransformerBrid
     """
     # imported here because it takes seconds, and many chapters only read tables
     from transformer_lens.model_bridge import TransformerBridge
+    from transformers.utils import logging
 
     if isinstance(model, TransformerBridge):
         if not model.compatibility_mode:
             raise ValueError("The model has raw weights: call enable_compatibility_mode() on it first.")
         return model
-    transformers_logging.disable_progress_bar()
+    logging.disable_progress_bar()
     bridge = TransformerBridge.boot_transformers(str(model), device="cpu")
     bridge.enable_compatibility_mode(disable_warnings=True)
     return bridge
