@@ -4,22 +4,21 @@ The trunk is the plain transformers model with the attention and gelu_new of `li
 last MLP writes and computes no logits. The pre-activation is the input of the activation function; the activation is
 the input of the projection to the residual stream (TransformerLens `hook_pre` and `hook_post`). In a gated MLP (Llama)
 the activation is act(gate) · up, and the gate is the pre-activation.
+
+transformers is imported where a model is loaded: it takes seconds, and what only reads tables comes here too.
 """
 
 import json
 import weakref
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
-from transformers.utils import logging as transformers_logging
 
 from lib.base.errors import InputError, first_line
 from lib.base.hub import missing_part, weight_files
@@ -38,6 +37,8 @@ MASK_BUFFERS = tuple(f".{attention}.{mask}" for attention in ATTENTIONS for mask
 
 def read_config(name: str, folder: Path):
     """A seed's config; InputError where there is none or it cannot be read."""
+    from transformers import AutoConfig
+
     if not (folder / "config.json").is_file():
         raise InputError(f"seed '{name}': {folder} has no {missing_part(())}.")
     try:
@@ -109,8 +110,11 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> nn.Mod
 
     Raises InputError if the weights do not fit the model that the config describes.
     """
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()  # extra weights are harmless; missing ones are refused below
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # extra weights are harmless; missing ones are refused below
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True, output_loading_info=True
@@ -136,12 +140,19 @@ def _attention(
     **others,
 ):
     if attention_mask is not None or query.shape != key.shape:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
     return causal_attention(query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling), None
 
 
-AttentionInterface.register(ATTENTION, _attention)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)  # no mask where attention is plainly causal
+@cache
+def _register_attention() -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(ATTENTION, _attention)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)  # no mask where attention is plainly causal
 
 
 class _TanhGELU(nn.Module):
@@ -178,6 +189,7 @@ class Trunk:
 
     def __init__(self, model: nn.Module, mixed: bool = False):
         keep_freed_memory()
+        _register_attention()
         model.set_attn_implementation(ATTENTION)
         self.base, self.mixed = model.base_model, mixed
         self.activations: list[nn.Module] = []  # a layer's activation function

@@ -97,8 +97,7 @@ def _kernel_manager() -> type:
             return KernelSpec(
                 # the kernel's log repeats the notebook, and may break into our sentence
                 argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=CRITICAL"],
-                # waiting threads must not keep another chapter from its core
-                env={"PYTHONPATH": search, "OMP_WAIT_POLICY": "passive", "PYDEVD_DISABLE_FILE_VALIDATION": "1"},
+                env={"PYTHONPATH": search, "PYDEVD_DISABLE_FILE_VALIDATION": "1"},
                 metadata={"supported_encryption": ["curve"]},
                 display_name="Python 3",
                 language="python",
