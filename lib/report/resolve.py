@@ -28,6 +28,22 @@ def resolve(parameter_file: Path, run: str, seed: str | None = None, tokens: str
     return params
 
 
+def announcement(params: Params) -> str | None:
+    """What a report of the run will take, in one line; None where its passes are done, or cannot run."""
+    if (params.folder / "stats" / "done.json").exists():
+        return None
+    from lib.collect.forecast import estimate  # slow to import
+
+    try:
+        seconds, memory, disk = estimate(params)
+    except InputError:  # it is raised again where it is in the way
+        return None
+    time = f"{seconds / 60:.0f} minutes" if seconds < 100 * 60 else f"{seconds / 3600:.0f} hours"
+    return (
+        f"{params.run}: about {time}, {memory / 1e9:.0f} GB of memory and {disk / 1e9:.0f} GB of disk on this machine"
+    )
+
+
 def _note_other_code(params: Params) -> None:
     """Says that the passes ran with other code. They may have taken hours, so an edit does not repeat them."""
     made_by = read_json(params.folder / "stats" / "done.json").get("code")
