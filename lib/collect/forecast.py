@@ -40,8 +40,8 @@ def work(plan: Plan, draws: int) -> tuple[Counter, Counter]:
     """What one process does in all passes, and what the tables take after them, by term.
 
     Units: layers of a batch (launches), operations (attention, MLPs, products, rotations), bytes (forward bytes, disk),
-    activations (statistics, sketch), activations times groupings (groupings), pairs times tokens (following),
-    correlations (candidates, matches), cubed neurons (drawing).
+    activations (statistics, sketch), activations times sums of a table (label sums), tokens (labels), pairs times
+    tokens (following), correlations (candidates, matches), cubed neurons (drawing).
     """
     setting, shapes, passes, tables = plan.setting, plan.setting.shapes, Counter(), Counter()
     tokens, rows = setting.tokens / setting.processes, setting.rows
@@ -52,6 +52,7 @@ def work(plan: Plan, draws: int) -> tuple[Counter, Counter]:
     for part in plan.passes:
         for seed, depth in part.depths(shapes).items():
             passes += _forward(shapes[seed], depth, tokens, setting)
+        passes["labels"] += tokens * any(unit.kind == "grouped" for unit in part.units)
         for unit in part.units:
             a, b = shapes[unit.seed], shapes[unit.other or unit.seed]
             match unit.kind:
@@ -64,7 +65,9 @@ def work(plan: Plan, draws: int) -> tuple[Counter, Counter]:
                 case "followed":
                     passes["following"] += (1 - 1 / FIRST) * tokens * FOLLOWED * (a.total + b.total)
                 case "grouped":
-                    passes["groupings"] += tokens * a.neurons * len(setting.groups)
+                    passes["label sums"] += (
+                        tokens * a.neurons * sum(len(kinds.split()) for _, _, kinds in setting.groups)
+                    )
     mixed = setting.sketches  # then a baseline is made from half the rows too
     for a, b in setting.pairs:
         left, right = shapes[a], shapes[b]
