@@ -146,8 +146,8 @@ def _large_groupings(shapes: dict[str, Shape], params: Params) -> Layout:
     return (*labels, ("token", tokens, SUM), ("position", params.context, f"{SUM} {ACTIVE}"))
 
 
-def estimate(params: Params) -> tuple[float, float, float]:
-    """About the seconds, bytes of memory and bytes of disk that a whole report takes on this machine.
+def estimate(params: Params) -> tuple[dict[str, float], float, float]:
+    """About the seconds of a report's stages, and the bytes of memory and disk that it takes on this machine.
 
     Neither text nor weights are read, and the machine is measured for a second, so that it can be said at the start.
     """
@@ -158,7 +158,8 @@ def estimate(params: Params) -> tuple[float, float, float]:
     chapters = CHAPTER_SECONDS * sum(shape.total for shape in shapes.values())
     memory = max(tables_memory(setting), CHAPTER_MEMORY, *(pass_memory(setting, part) for part in plan.passes))
     stored = sum(sum(one.values()) for one in disk(plan)) + CHAPTER_DISK
-    return STARTING + sum(passes.values()) + sum(tables.values()) + chapters, memory, stored
+    stages = {"passes": STARTING + sum(passes.values()), "tables": sum(tables.values()), "chapters": chapters}
+    return stages, memory, stored
 
 
 def lines(params: Params) -> list[str]:

@@ -65,7 +65,7 @@ SETTING = Setting(
     alone=st.booleans(),
     exact=st.booleans(),
     blocks=st.integers(4, 100),
-    groups=st.sampled_from([(), (("token", 500), ("position", 256))]),
+    groups=st.sampled_from([(), (("token", 500, "sum square"), ("position", 256, "sum active"))]),
 )
 def test_every_unit_lies_in_one_pass_that_fits_and_those_of_matches_in_the_first(
     memory, shapes, alone, exact, blocks, groups
@@ -122,7 +122,7 @@ def test_units_take_the_memory_of_their_accumulators():
 
 
 def test_a_resumed_plan_keeps_its_passes():
-    grouped = replace(SETTING, groups=(("token", 20_000),))
+    grouped = replace(SETTING, groups=(("token", 20_000, "sum square"),))
     begun = pack(grouped)
     again = pack(replace(grouped, memory=90e9, precision="bf16", products="exact"))
     assert len(again.passes) < len(begun.passes)
@@ -179,7 +179,7 @@ def test_rows_that_are_copied_to_name_candidates_need_memory():
 
 def test_work_is_what_a_run_of_two_shapes_does():
     shapes = {"a": SMALL, "b": MEDIUM}
-    setting = replace(SETTING, shapes=shapes, references=("a",), memory=1e12, groups=(("token", 500),))
+    setting = replace(SETTING, shapes=shapes, references=("a",), memory=1e12, groups=(("token", 500, "sum square"),))
     n_a, n_b, tokens = 12 * 3072, 24 * 4096, 800 * 256
     passes, tables = work(pack(setting), 5)
     look = (256 + 64) * 256  # losses and pilot
@@ -208,7 +208,9 @@ def test_work_is_what_a_run_of_two_shapes_does():
 
 
 def test_results_are_smaller_than_states():
-    setting = replace(SETTING, memory=1e12, processes=2, groups=(("token", 5000), ("position", 256)))
+    setting = replace(
+        SETTING, memory=1e12, processes=2, groups=(("token", 5000, "sum square"), ("position", 256, "sum active"))
+    )
     results, states = disk(pack(setting))
     neurons = 5 * SMALL.total
     assert results["sketch"] == 2 * 4096 * neurons and states["sketch"] == 2 * 4 * 4096 * neurons
