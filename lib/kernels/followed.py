@@ -117,10 +117,10 @@ class Followed:
             products, pairs = products[:, chosen], pairs[:, chosen]
         weights = weights.to(products.device, torch.float64)
         tokens = (weights @ self.tokens.to(weights)).clamp(min=1)[:, None]
-        (mean_a, deviation_a), (mean_b, deviation_b) = (
-            (one[:, pair] for one in _moments(weights, self.sums[seed], tokens))
-            for seed, pair in zip(name, pairs, strict=True)
-        )
+        (mean_a, deviation_a), (mean_b, deviation_b) = [
+            [one[:, own] for one in _moments(weights, self.sums[seed], tokens)]
+            for seed, own in zip(name, pairs, strict=True)
+        ]
         covariance = weights @ products.double() / tokens - mean_a * mean_b
         deviation = deviation_a * deviation_b
         return torch.where(deviation > 0, covariance / deviation.clamp(min=1e-300), 0)
