@@ -128,8 +128,8 @@ class Followed:
     def best(
         self, pair: tuple[str, str], weights: Float[Tensor, "parts"]
     ) -> tuple[Float[Tensor, "total"], Int[Tensor, "total"], Int[Tensor, "total"]]:
-        """For each neuron of the first seed of a pair, parts of the text weighted: its best correlation, the partner, and
-        the number of their pair, which is stored as (a, b) or (b, a)."""
+        """For each neuron of the first seed of a pair, parts of the text weighted: its best correlation, the partner,
+        and the number of their pair, which is stored as (a, b) or (b, a)."""
         stored = self.stored(pair)
         own, partner = self.pairs[stored] if stored == pair else self.pairs[stored].flip(0)
         return best(self.correlations(stored, weights[None])[0], own, partner, self.sums[pair[0]].shape[-1])
