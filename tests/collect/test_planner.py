@@ -215,7 +215,7 @@ def test_results_are_smaller_than_states():
     neurons = 5 * SMALL.total
     assert results["sketch"] == 2 * 4096 * neurons and states["sketch"] == 2 * 4 * 4096 * neurons
     assert results["followed"] == 4 * FOLLOWED * neurons * (8 + 16 * 4)  # every seed is in four pairs
-    assert results["grouped"] == neurons * (4 * 5000 + 12 * 256) < states["grouped"] / 2
+    assert results["grouped"] == neurons * (8 * 5000 + 8 * 256) < states["grouped"] / 2
     assert results["examples"] == states["examples"] / 2
 
 
