@@ -39,10 +39,10 @@ CHAPTER_DISK = 0.5e9  # bytes of tables, notebooks and pages
 def work(plan: Plan, draws: int) -> tuple[Counter, Counter]:
     """What one process does in all passes, and what the tables take after them, by term.
 
-    Units: layers of a batch (launches), operations (attention's maps and scores, MLPs, products, rotations), bytes
-    (forward bytes, disk),
-    activations (statistics, sketch, labels), pairs times tokens (following),
-    correlations (candidates, matches), cubed neurons (drawing).
+    Units: layers of a batch (launches), operations (attention's maps and scores, MLPs, products,
+    rotations), bytes (forward bytes, disk),
+    activations (statistics, sketch), activations times sums of a table (label sums), tokens (labels), pairs times
+    tokens (following), correlations (candidates, matches), cubed neurons (drawing).
     """
     setting, shapes, passes, tables = plan.setting, plan.setting.shapes, Counter(), Counter()
     tokens, rows = setting.tokens / setting.processes, setting.rows
@@ -53,6 +53,7 @@ def work(plan: Plan, draws: int) -> tuple[Counter, Counter]:
     for part in plan.passes:
         for seed, depth in part.depths(shapes).items():
             passes += _forward(shapes[seed], depth, tokens, setting)
+        passes["labels"] += tokens / setting.every * any(unit.kind == "grouped" for unit in part.units)
         for unit in part.units:
             a, b = shapes[unit.seed], shapes[unit.other or unit.seed]
             match unit.kind:
@@ -65,7 +66,9 @@ def work(plan: Plan, draws: int) -> tuple[Counter, Counter]:
                 case "followed":
                     passes["following"] += (1 - 1 / FIRST) * tokens / setting.every * FOLLOWED * (a.total + b.total)
                 case "grouped":
-                    passes["labels"] += tokens / setting.every * a.neurons
+                    passes["label sums"] += (
+                        tokens / setting.every * a.neurons * sum(len(kinds.split()) for _, _, kinds in setting.groups)
+                    )
     mixed = setting.sketches  # then a baseline is made from half the rows too
     for a, b in setting.pairs:
         left, right = shapes[a], shapes[b]

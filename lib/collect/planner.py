@@ -180,11 +180,9 @@ class Reading:
 
     def part(self, batch: int) -> int | None:
         """In which of the PARTS of the text after its first part a sampled batch lies."""
-        return (
-            None
-            if batch < self.first or not self.sampled(batch)
-            else (batch - self.first) * PARTS // (len(self.batches) - self.first)
-        )
+        if batch < self.first or not self.sampled(batch):
+            return None
+        return (batch - self.first) * PARTS // (len(self.batches) - self.first)
 
 
 def units_of(setting: Setting) -> list[Unit]:

@@ -20,10 +20,11 @@ NEURON_BYTES = 8  # for each activation of a forward pass: the product's result,
 # Bytes moved by elementwise work, a unit of each term: on a GPU counted for bf16, on a CPU fitted to timings, where
 # indexed sums, the best 16 and maxima are slower than memory.
 BYTES = {
-    "cpu": {"statistics": 6, "sketch": 68, "following": 2, "labels": 300, "candidates": 470, "matches": 200},
-    "cuda": {"statistics": 10, "sketch": 26, "following": 2, "labels": 48, "candidates": 40, "matches": 40},
+    "cpu": {"statistics": 6, "sketch": 68, "following": 2, "label sums": 5, "candidates": 470, "matches": 200},
+    "cuda": {"statistics": 10, "sketch": 26, "following": 2, "label sums": 9, "candidates": 40, "matches": 40},
 }
 ROTATION = 4e-10  # seconds for each cubed neuron of a layer: rotations are drawn in fp64, on the CPU
+PLACING = 7e-6  # seconds for each token whose labels are looked up, on the CPU, once for all seeds
 CPU_MLP = 0.5  # share of a CPU's bf16 rate that MLPs reach
 CPU_DISK = 400e6  # bytes a second
 
@@ -53,6 +54,7 @@ class Rates:
             "products": 1 / self.products,
             "rotations": 1 / self.products,
             "drawing": ROTATION,
+            "labels": PLACING,
             "disk": 1 / self.disk,
         }
 
@@ -60,9 +62,9 @@ class Rates:
 # NVIDIA's data sheets (SXM): 67e12 operations a second in fp32, 495e12 in TF32 and 989e12 in bf16 without sparsity, and
 # the memory's bandwidth, times the shares that bench/h200.json measured (docs/scaling.md; that of TF32 is taken to be
 # bf16's). By name: memory and rates.
-FP32, TF32, BF16 = 0.43 * 67e12, 0.37 * 495e12, 0.37 * 989e12
+FP32, TF32, BF16 = 0.43 * 67e12, 0.25 * 495e12, 0.25 * 989e12
 GPUS = {
-    name: (memory, Rates(TF32, FP32, BF16, BF16, 0.3 * bandwidth, disk=1e9, launch=0.25e-3))
+    name: (memory, Rates(TF32, FP32, BF16, BF16, 0.3 * bandwidth, disk=1e9, launch=0.22e-3))
     for name, memory, bandwidth in (("H100", 80e9, 3.35e12), ("H200", 141e9, 4.8e12))
 }
 
