@@ -17,7 +17,6 @@ from lib.base.browser import FLAGS, chromium
 from lib.base.params import ROOT, Params
 from lib.chapters.universality.tables import tabulate
 from lib.collect.passes import collect
-from lib.kernels.fused import fastest_layer_statistics, layer_statistics
 from lib.run import Run
 from lib.text.blocks import read_text
 
@@ -154,11 +153,6 @@ def hub(tmp_path, monkeypatch):
     close_session()
 
 
-def _uncompiled_if_small(pre, *arguments):
-    small = pre.shape[1] < 100
-    return (layer_statistics if small else fastest_layer_statistics())(pre, *arguments)
-
-
 @pytest.fixture
 def without_grouped_moments(monkeypatch):
     """Passes that sum nothing by group, which takes most of the time and memory where labels are not the subject."""
@@ -169,8 +163,6 @@ def without_grouped_moments(monkeypatch):
 def make_run(tmp_path, monkeypatch):
     """make_run(seeds, **parameters): a run that writes below the test's temporary folder."""
     monkeypatch.setattr("lib.base.params.OUTPUTS", tmp_path / "outputs")
-    # small models run uncompiled: the same expression (test_kernels compares them) without a compilation per shape
-    monkeypatch.setattr("lib.collect.reader.fastest_layer_statistics", lambda: _uncompiled_if_small)
 
     def make(seeds: dict[str, Path], **changes) -> Run:
         values = dict(

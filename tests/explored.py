@@ -12,7 +12,6 @@ from lib.chapters.interventions import inputs
 from lib.chapters.interventions import tables as intervention_tables
 from lib.chapters.universality.tables import tabulate
 from lib.collect import passes
-from lib.kernels.fused import layer_statistics
 from lib.labels.groupings import run_groupings
 from lib.report import render
 from lib.run import Run
@@ -21,7 +20,6 @@ from lib.run import Run
 def made_run(folder: Path, seeds: dict[str, Path], patch, groupings=lambda run: {}, **changes) -> Run:
     """A run through all its passes and first tables, with its outputs below `folder`."""
     patch.setattr("lib.base.params.OUTPUTS", folder)
-    patch.setattr("lib.collect.reader.fastest_layer_statistics", lambda: layer_statistics)
     patch.setattr("lib.collect.preflight.run_groupings", groupings)
     values = dict(
         run="test",

@@ -118,7 +118,7 @@ class Followed:
         weights = weights.to(products.device, torch.float64)
         tokens = (weights @ self.tokens.to(weights)).clamp(min=1)[:, None]
         (mean_a, deviation_a), (mean_b, deviation_b) = (
-            (one[:, pair] for one in _moments(weights, self.sums[seed], tokens))
+            [one[:, pair] for one in _moments(weights, self.sums[seed], tokens)]
             for seed, pair in zip(name, pairs, strict=True)
         )
         covariance = weights @ products.double() / tokens - mean_a * mean_b
