@@ -231,12 +231,16 @@ def layer_agreement(matrix: pd.DataFrame) -> Caption:
     known = matrix.dropna()
     distance = np.abs(np.subtract.outer(known.index.to_numpy(), known.columns.to_numpy()))
     same, near = (known.where(distance <= most, 0).sum(axis=1).mean() for most in (0, 1))
-    title = f"{same:.0f} % of best matches lie in the same layer of the other seed"
+    by_depth = matrix.index.name == "depth"
+    place, places = properties.place_words(by_depth)
+    title = f"{same:.0f} % of best matches lie in the same {place} of the other seed"
     text = (
-        f"Averaged over layers, **{same:.0f} %** of the neurons have their best match in the same layer (chance: "
-        f"{100 / len(matrix):.0f} %), and {near:.0f} % in the same or an adjacent layer."
+        f"Averaged over {places}, **{same:.0f} %** of the neurons have their best match in the same {place} (chance: "
+        f"{100 / len(matrix):.0f} %), and {near:.0f} % in the same or an adjacent {place}."
     )
-    alt = "Heat map of the layer of the best match against the layer of the neuron; columns sum to 100 percent."
+    if by_depth:
+        text += f" The seeds have different numbers of layers, so each depth is cut into {len(matrix)} equal parts."
+    alt = f"Heat map of the {place} of the best match against the {place} of the neuron; columns sum to 100 percent."
     return Caption(title, text, f"{alt} {title}.")
 
 
@@ -256,7 +260,7 @@ def partners(numbers: dict[str, float], seeds: int, references: int) -> Caption:
         title = f"{capital(count(numbers['cliques'], 'clique'))} of one neuron from each of {seeds} seeds"
         text += f". Cliques: **{numbers['cliques']:,}**"
         if numbers["cliques"]:
-            text += f", {percent(numbers['one_layer'], 0)} of them within one layer"
+            text += f", {percent(numbers['one_layer'], 0)} of them within one {properties.place_words(numbers['by_depth'])[0]}"
         text += "."
     if np.isfinite(numbers["assigned_corr"]):
         text += (
