@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from scipy.sparse import random_array
 
 from lib.base.errors import InputError, exit_on_input_error
 from lib.base.hub import seed_config
@@ -26,8 +27,10 @@ from lib.kernels.correlation import Scale, block_baseline, haar_rotation
 from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, Operands, symmetric_share
 from lib.kernels.examples import TopExamples
 from lib.kernels.fused import fastest_layer_statistics
-from lib.kernels.grouped import GroupedMoments, Places
+from lib.kernels.grouped import ACTIVE, SQUARE, SUM, GroupedMoments, Layout, Places, Table
+from lib.labels.labels import TOKENS_KEPT
 from lib.labels.syntax import needs_spacy
+from lib.labels.token_classes import TOKEN_CLASSES
 from lib.models.trunk import Trunk, mixed_precision
 from lib.run import Run
 from lib.text.tokenise import made_token_file
@@ -40,8 +43,10 @@ GPUS = {
 # The shares of these peaks that a run is taken to reach.
 PRODUCT_SHARE, FORWARD_SHARE, ALGEBRA_SHARE, TRAFFIC_SHARE = 0.6, 0.25, 0.5, 0.3
 ACTIVATION_TRAFFIC = 40  # bytes moved for each activation that is measured
-GROUPED_TRAFFIC = 24  # bytes moved for each activation and grouping
-TRIED_GROUPS = 4096  # most groups of a grouping when the speed of grouped moments is measured
+GROUPED_TRAFFIC = 24  # bytes moved for each activation and table of grouped moments
+TRIED_GROUPS = 4096  # of each grouping when the speed of grouped moments is measured
+LABELS_A_TOKEN = 7  # of those of its text
+FREQUENT_WORDS = 300  # at most, with a label of their own
 GPU_DISK = 1e9  # bytes a second that statistics are written and read with
 COMPILING = 20.0  # seconds that torch.compile and loading libraries take
 
@@ -166,20 +171,20 @@ def _finish(device: torch.device) -> None:
 
 def _grouped(setting: Setting, device: torch.device) -> float:
     """Seconds for each token of one layer's grouped moments, on random groups."""
-    groups = {name: min(size, TRIED_GROUPS) for name, size in setting.groups}
     batch, n = setting.batch, setting.shape.neurons
-    shape = 4 * batch, setting.context
-    places = Places({name: torch.randint(size, shape) for name, size in groups.items()}, groups, device)
-    work = GroupedMoments(groups, torch.ones(2, n, device=device))
+    shape, ids, tables = (4 * batch, setting.context), {}, {}
+    for name, rows, kinds in setting.groups:
+        ids[name] = torch.randint(TRIED_GROUPS, shape)
+        share = min(1, (LABELS_A_TOKEN if SQUARE in kinds.split() else 1) / rows)  # of the rows that a group is in
+        member = random_array((rows, TRIED_GROUPS), density=share, format="csc", rng=0).astype(bool)
+        tables[name] = Table(name, member, tuple(kinds.split()))
+    places = Places(ids, tables, device)
+    work = GroupedMoments(places.layout, torch.ones(2, n, device=device))
     post = torch.randn(batch * setting.context, n, device=device)
     post = post.bfloat16() if mixed_precision(setting.precision) else post
     counted = torch.ones(len(post), dtype=torch.bool, device=device)
     at = [places.at(torch.arange(batch) + start, counted) for start in range(0, shape[0], batch)]
-    return (
-        _timed(lambda: [work.update(post, places, one) for one in at], device, 3) / len(at) / len(post)
-        if groups
-        else 0.0
-    )
+    return _timed(lambda: [work.update(post, one) for one in at], device, 3) / len(at) / len(post) if tables else 0.0
 
 
 def _forward(setting: Setting, source: str, device: torch.device) -> tuple[float, float, float]:
@@ -233,10 +238,12 @@ def published(setting: Setting, gpu: str) -> Speeds:
     )
 
 
-def _certain_groups(shape: Shape, context: int, tokens: int) -> tuple[tuple[str, int], ...]:
-    """The groupings whose sizes the model and the budget bound."""
-    by_token = ((name, min(shape.vocabulary, tokens)) for name in ("token", "previous_token", "next_token"))
-    return (*by_token, ("position", context))
+def _certain_groups(shape: Shape, context: int, tokens: int) -> Layout:
+    """The large tables of grouped moments, by bounds that the model and the budget set."""
+    of_tokens = ("token_labels", "previous_token_labels", "next_token_labels")
+    labels = ((name, len(TOKEN_CLASSES) + FREQUENT_WORDS, f"{SUM} {SQUARE}") for name in of_tokens)
+    single = ("token", min(shape.vocabulary, tokens, TOKENS_KEPT + 1), SUM), ("position", context, f"{SUM} {ACTIVE}")
+    return (*labels, *single)
 
 
 def lines(params: Params) -> list[str]:
@@ -246,7 +253,7 @@ def lines(params: Params) -> list[str]:
     known = made_token_file(params)
     unread = bool(known) and needs_spacy(inputs.run)
     certain = _certain_groups(inputs.shape, params.context, params.token_budget)
-    groups = inputs.group_sizes if known and not unread else certain
+    groups = inputs.layout if known and not unread else certain
     shape = inputs.shape
     setting = setting_of(params, shape, device, Processes.on_this_machine(), groups)
     plan = pack(setting)

@@ -23,7 +23,7 @@ from lib.base.hub import seed_config
 from lib.base.machine import free_memory
 from lib.base.params import Params
 from lib.kernels.fused import OPERAND_DTYPES, fastest_precision
-from lib.kernels.grouped import memory_bytes
+from lib.kernels.grouped import Layout, memory_bytes
 
 BATCH_TOKENS = 2048  # about, in one forward pass on a CPU, so that what is read of them stays in its caches
 GPU_BATCH = 32  # blocks, at least, in one forward pass on a GPU
@@ -34,11 +34,7 @@ SHARE = 0.8  # of the memory that is free, for memory_gb: auto
 FIRST = 4  # one block in so many is in the first part of the text, which names the candidates
 CANDIDATES = 16  # neurons of another seed that are followed for each neuron
 PARTS = 16  # of the text after its first part, for intervals and convergence
-BEGUN = (
-    "precision",
-    "products",
-    "device",
-)  # of a setting, that a run keeps once it has begun; batches follow the device
+BEGUN = ("precision", "products", "device")  # what a begun run keeps of its setting; batches follow the device
 CORE = ("moments", "sketch", "products", "followed")  # kinds of which the first pass needs all units
 
 
@@ -93,7 +89,7 @@ class Setting:
     sketch_rows: int
     memory: float  # bytes that one process may take
     processes: int = 1
-    groups: tuple[tuple[str, int], ...] = ()  # groupings of the tokens by name, and how many groups each has
+    groups: Layout = ()  # of the grouped moments
     device: str = "cpu"  # or "cuda"
 
     @property
@@ -197,7 +193,7 @@ def units_of(setting: Setting) -> list[Unit]:
             units.append(Unit("products", a, 0, left.layers, left.total * right.total * setting.sum_bytes, b))
     for seed in setting.references if setting.groups else ():
         shape = setting.shapes[seed]
-        memory = memory_bytes(dict(setting.groups), shape.neurons)
+        memory = memory_bytes(setting.groups, shape.neurons)
         later += [Unit("grouped", seed, layer, layer + 1, memory) for layer in range(shape.layers)]
     return units + later
 
@@ -235,14 +231,17 @@ class Plan:
         return fixed | {"passes": [[f"{u.kind}.{u.name}" for u in part.units] for part in self.passes]}
 
     @classmethod
-    def resumed(cls, setting: Setting, begun: dict) -> "Plan":
+    def resumed(cls, setting: Setting, begun: dict, without: tuple[str, ...] = ()) -> "Plan":
         """The passes that a run began with, even if memory, device or number of processes differ now.
+
+        Those `without` some kinds of units, where nobody wants them.
 
         They keep their precision and their batches, which the sums so far depend on.
         """
         setting = replace(setting, **{name: begun[name] for name in BEGUN})
         units = {f"{unit.kind}.{unit.name}": unit for unit in units_of(setting)}
-        return cls(setting, tuple(PassPlan(tuple(units[name] for name in part)) for part in begun["passes"]))
+        kept = [[name for name in part if name.split(".")[0] not in without] for part in begun["passes"]]
+        return cls(setting, tuple(PassPlan(tuple(units[name] for name in part)) for part in kept if part))
 
 
 def work_memory(setting: Setting, passing: PassPlan) -> float:
@@ -322,15 +321,11 @@ def seed_shapes(params: Params) -> dict[str, Shape]:
 
 
 def setting_of(
-    params: Params,
-    shapes: dict[str, Shape],
-    device: torch.device,
-    processes: int = 1,
-    groups: tuple[tuple[str, int], ...] = (),
+    params: Params, shapes: dict[str, Shape], device: torch.device, processes: int = 1, groups: Layout = ()
 ) -> Setting:
     """What the plan of a run depends on, on this device; `processes` share the memory of this machine.
 
-    `groups` are names and sizes of the groupings of `lib.labels.groupings`; without them nothing grouped is planned.
+    `groups` is the layout of grouped moments (`lib.kernels.grouped`); without it nothing grouped is planned.
     They are planned for the references, layer by layer, since those of one layer of a large model take gigabytes.
     """
     memory = free_memory(device) * SHARE if params.memory_gb == "auto" else params.memory_gb * 1e9

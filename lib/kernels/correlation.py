@@ -255,7 +255,7 @@ def compare(
 
     Matches are the best of all neurons where the products are exact, else the best of the followed ones.
     """
-    wide = covariance.stripe(covariance.pairs[0][0], 0, covariance.pairs[0][1]).dtype
+    wide = next(iter(followed.products.values())).dtype
     dtype = wide if not covariance.rows else _fast(wide)
     whole = Baseline(covariance, scales, random_seed, draws, dtype)
     half = Baseline(covariance, scales, random_seed, min(draws, BIAS_DRAWS), dtype) if covariance.half else None

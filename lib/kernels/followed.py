@@ -117,10 +117,10 @@ class Followed:
             products, pairs = products[:, chosen], pairs[:, chosen]
         weights = weights.to(products.device, torch.float64)
         tokens = (weights @ self.tokens.to(weights)).clamp(min=1)[:, None]
-        (mean_a, deviation_a), (mean_b, deviation_b) = (
-            [one[:, pair] for one in _moments(weights, self.sums[seed], tokens)]
-            for seed, pair in zip(name, pairs, strict=True)
-        )
+        (mean_a, deviation_a), (mean_b, deviation_b) = [
+            [one[:, own] for one in _moments(weights, self.sums[seed], tokens)]
+            for seed, own in zip(name, pairs, strict=True)
+        ]
         covariance = weights @ products.double() / tokens - mean_a * mean_b
         deviation = deviation_a * deviation_b
         return torch.where(deviation > 0, covariance / deviation.clamp(min=1e-300), 0)
@@ -128,8 +128,8 @@ class Followed:
     def best(
         self, pair: tuple[str, str], weights: Float[Tensor, "parts"]
     ) -> tuple[Float[Tensor, "total"], Int[Tensor, "total"], Int[Tensor, "total"]]:
-        """For each neuron of the first seed of a pair, parts of the text weighted: its best correlation, the partner, and
-        the number of their pair, which is stored as (a, b) or (b, a)."""
+        """For each neuron of the first seed of a pair, parts of the text weighted: its best correlation, the partner,
+        and the number of their pair, which is stored as (a, b) or (b, a)."""
         stored = self.stored(pair)
         own, partner = self.pairs[stored] if stored == pair else self.pairs[stored].flip(0)
         return best(self.correlations(stored, weights[None])[0], own, partner, self.sums[pair[0]].shape[-1])

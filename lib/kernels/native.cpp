@@ -15,7 +15,6 @@ namespace {
 constexpr int64_t SUMS = 7;  // of `layer_statistics`
 constexpr int64_t ROWS = 256;  // tokens in a partial sum, whatever the number of threads
 constexpr int64_t STEP = 4;  // tokens at a time, which registers and caches take best
-constexpr int64_t WIDTH = 4;  // vectors at a time in sums by group
 
 // Adds `tokens` rows to the sums (SUMS, neurons) of their block and writes their operands, rows `stride` apart.
 template <int tokens, class T, class O>
@@ -102,49 +101,6 @@ template <class T>
 void follow(const T* x, const T* y, const int64_t* left, const int64_t* right, int64_t pairs, int64_t tokens, float* sums) {
 #pragma omp parallel for schedule(dynamic, 4096)
   for (int64_t p = 0; p < pairs; p++) sums[p] += dot(x + left[p] * tokens, y + right[p] * tokens, tokens);
-}
-
-inline void increase(float* sums, Floats values) {
-  values += load(sums);
-  std::memcpy(sums, &values, sizeof values);
-}
-
-// The tokens order[first[r]] … of each row r, whose values x = (post − scaling[0]) · scaling[1] and x² are summed and
-// added to sum[group[r]], square[group[r] mod size] and total[r ≥ even]; active, if any, counts where post > 0.
-template <class T>
-void grouped(const T* post, const float* scaling, const int64_t* order, const int64_t* first, const int64_t* number,
-             const int64_t* group, int64_t rows, int64_t even, int64_t size, int64_t neurons, float* sum, float* square,
-             double* total, float* active) {
-  const Floats zero = {}, one = zero + 1;
-  const int64_t pieces = neurons / (WIDTH * LANES), threads = std::min<int64_t>(pieces, omp_get_max_threads());
-#pragma omp parallel for schedule(static)
-  for (int64_t thread = 0; thread < threads; thread++) {  // each takes a stretch of every row, and reads and adds it in one go
-    const int64_t begin = pieces * thread / threads * WIDTH * LANES, stop = pieces * (thread + 1) / threads * WIDTH * LANES;
-    for (int64_t r = 0; r < rows; r++) {
-      const int64_t next = group[std::min(r + 1, rows - 1)];
-      for (int64_t n = begin; n < stop; n += WIDTH * LANES) {
-        for (int w = 0; w < WIDTH; w++) {  // wherever in memory the next row's sums lie
-          __builtin_prefetch(sum + next * neurons + n + w * LANES, 1);
-          __builtin_prefetch(square + next % size * neurons + n + w * LANES, 1);
-        }
-        Floats x1[WIDTH] = {}, x2[WIDTH] = {}, above[WIDTH] = {};
-        for (const int64_t* token = order + first[r]; token < order + first[r] + number[r]; token++) {
-          for (int w = 0; w < WIDTH; w++) {
-            const int64_t at = n + w * LANES;
-            const Floats value = widened(post + *token * neurons + at), x = (value - load(scaling + at)) * load(scaling + neurons + at);
-            x1[w] += x, x2[w] += x * x, above[w] += value > zero ? one : zero;
-          }
-        }
-        for (int w = 0; w < WIDTH; w++) {
-          const int64_t at = n + w * LANES;
-          increase(sum + group[r] * neurons + at, x1[w]);
-          increase(square + group[r] % size * neurons + at, x2[w]);
-          if (active) increase(active + group[r] * neurons + at, above[w]);
-          for (int k = 0; k < LANES; k++) total[(r >= even) * neurons + at + k] += x2[w][k];
-        }
-      }
-    }
-  }
 }
 
 // Σ over the counted tokens of how often a neuron's (pre − low) / width falls into each of `bins` bins, the outer ones
@@ -253,18 +209,6 @@ extern "C" void follow_float(const float* x, const float* y, const int64_t* left
 extern "C" void follow_bfloat16(const uint16_t* x, const uint16_t* y, const int64_t* left, const int64_t* right, int64_t pairs,
                                 int64_t tokens, float* sums) {
   follow(x, y, left, right, pairs, tokens, sums);
-}
-
-extern "C" void grouped_float(const float* post, const float* scaling, const int64_t* order, const int64_t* first,
-                              const int64_t* number, const int64_t* group, int64_t rows, int64_t even, int64_t size,
-                              int64_t neurons, float* sum, float* square, double* total, float* active) {
-  grouped(post, scaling, order, first, number, group, rows, even, size, neurons, sum, square, total, active);
-}
-
-extern "C" void grouped_bfloat16(const uint16_t* post, const float* scaling, const int64_t* order, const int64_t* first,
-                                 const int64_t* number, const int64_t* group, int64_t rows, int64_t even, int64_t size,
-                                 int64_t neurons, float* sum, float* square, double* total, float* active) {
-  grouped(post, scaling, order, first, number, group, rows, even, size, neurons, sum, square, total, active);
 }
 
 extern "C" void histogram_float(const float* pre, const uint8_t* counted, const float* low, const float* width, int64_t tokens,

@@ -1,8 +1,8 @@
 """A sketch of a seed's activations over the tokens: r rows, each the sum of many tokens with random signs.
 
 For two seeds with the same rows and signs, S_aᵀ S_b estimates Σ_t x(t) y(t)ᵀ without bias; the variance of a
-correlation is about (1 + ρ²) / r, whatever the neurons' tails (docs/method.md §2). Where each token has a row of its own
-the products are exact.
+correlation is about (1 + ρ²) / r, whatever the neurons' tails (docs/method.md §2). Where each token has a row of its
+own the products are exact.
 """
 
 import torch

@@ -151,9 +151,7 @@ def test_a_pass_for_grouped_moments_alone_finds_those_of_one_pass(make_run, seed
     monkeypatch.setattr("lib.collect.preflight.run_groupings", run_groupings)
     whole = make_run(seed_folders, run="whole", precision="int8")
     collect(whole)
-    setting = setting_of(
-        whole.params, shared_shape(whole.params), torch.device("cpu"), groups=Preflight(whole).group_sizes
-    )
+    setting = setting_of(whole.params, shared_shape(whole.params), torch.device("cpu"), groups=Preflight(whole).layout)
     alone = pack(setting).passes[0]
     grouped = sum(unit.memory for unit in alone.units if unit.kind == "grouped")
     run = make_run(
@@ -213,9 +211,7 @@ def test_a_pass_leaves_no_memory_to_the_next(make_run, seed_folders, monkeypatch
     gc.disable()
     try:
         run = make_run(seed_folders, run="small")
-        setting = setting_of(
-            run.params, shared_shape(run.params), torch.device("cpu"), groups=Preflight(run).group_sizes
-        )
+        setting = setting_of(run.params, shared_shape(run.params), torch.device("cpu"), groups=Preflight(run).layout)
         whole = pack(setting).passes[0]
         grouped = sum(unit.memory for unit in whole.units if unit.kind == "grouped")
         collect(make_run(seed_folders, run="parts", memory_gb=(pass_memory(setting, whole) - 0.6 * grouped) / 1e9))

@@ -14,9 +14,9 @@ from torch.nn.functional import normalize
 from lib.base.hub import seed_source
 from lib.cache import kept
 from lib.chapters.circuits import roles
-from lib.chapters.circuits.next_token import class_sums, next_token_table
+from lib.chapters.circuits.next_token import GROUPING, class_sums, next_token_table
 from lib.chapters.circuits.roles import best_class_by_sign, class_scores
-from lib.chapters.families.tables import seed_statistics
+from lib.chapters.families.statistics import known_labels, seed_statistics
 from lib.chapters.universality.properties import holm
 from lib.labels import labels
 from lib.labels.labels import LabelSet, token_counts, token_labels
@@ -25,6 +25,7 @@ from lib.models.trunk import load_model
 from lib.run import Run
 from lib.text import tokens as text_tokens
 
+PREFIX = "next: "  # of a label's name when it is one of the next token
 SPLIT_PER_ROLE = 10  # neurons of a role, over all seeds, that are split by the next token
 
 
@@ -145,19 +146,21 @@ def processing_error(run: Run, seed: str, blocks: int = 2) -> float:
 def next_token_effects(run: Run, table: pd.DataFrame) -> pd.DataFrame:
     """next_token.parquet: the chosen neurons' activations by whether the next token is in their class (figure 24).
 
-    From the grouped moments of the run's pass, hence for seeds that serve as reference. `p_corrected` is Holm's.
+    From the grouped moments of the run's pass, hence for seeds that serve as reference and classes that the pass knew.
+    `p_corrected` is Holm's.
     """
-    chosen = chosen_for_next_token(table[table["seed"].isin(run.done["references"])])
+    known = known_labels(run, [one for one in labels.label_sets(run.text, run.tokenizer) if one.grouping == GROUPING])
+    unknown = [label.removeprefix(PREFIX) for label in known.left_out]
+    chosen = chosen_for_next_token(table[table["seed"].isin(run.done["references"]) & ~table["label"].isin(unknown)])
     names = [f"{row.seed} {row.layer} {row.neuron} {row.label}" for row in chosen.itertuples()]
 
     def make() -> pd.DataFrame:
-        classes, present, parts = label_set(run), labels.occurring(run.text), []
-        rows = dict(zip(classes.labels["label"], range(len(classes.labels)), strict=True))
+        parts, rows = [], {label: row for one in known.sets for row, label in enumerate(one.labels["label"])}
         for seed, of_seed in chosen.groupby("seed"):
-            own, sums, place = seed_statistics(run, seed), {}, {}
+            own, sums, place = seed_statistics(run, seed, known), {}, {}
             for layer, of_layer in of_seed.groupby("layer"):
                 distinct = list(dict.fromkeys(of_layer["label"]))
-                sums[layer] = class_sums(own[layer], classes.member[[rows[label] for label in distinct]][:, present])
+                sums[layer] = class_sums(own[layer], [rows.get(f"{PREFIX}{label}", -1) for label in distinct])
                 place |= {index: distinct.index(label) for index, label in of_layer["label"].items()}
             parts.append(next_token_table(of_seed.assign(class_row=pd.Series(place)), sums))
         found = pd.concat(parts) if parts else next_token_table(chosen.assign(class_row=0), {})

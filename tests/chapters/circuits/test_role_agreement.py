@@ -5,11 +5,12 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
+from scipy.sparse import csc_array
 from statsmodels.stats.contingency_tables import StratifiedTable
 
 from lib.chapters.circuits import next_token, role_agreement
 from lib.chapters.universality.properties import most_universal
-from lib.kernels.grouped import GroupedMoments, Places
+from lib.kernels.grouped import SQUARE, SUM, GroupedMoments, Places, Table
 from lib.run import with_universal
 
 LAYERS, WIDTH = 3, 60
@@ -130,22 +131,25 @@ def split():
         + 2
         + following[..., None] / 50 * torch.randn(48, generator=generator)
     )
-    groups = {"token": 50, next_token.GROUPING: 50}
-    places = Places({"token": following.clamp(min=0), next_token.GROUPING: following}, groups)
-    moments = GroupedMoments(groups, torch.stack([torch.full((48,), 2.0), torch.full((48,), 3.0)]))
-    for blocks in torch.arange(12).split(4):
-        flat = counted[blocks].flatten()
-        moments.update(post[blocks].flatten(0, 1), places, places.at(blocks, flat))
     member = random.random((2, 50)) < 0.4
     member[1] = False
     member[1, following[0, 5]] = True
+    tables = {
+        "token_labels": Table("token", csc_array(np.ones((1, 50), dtype=bool)), (SUM, SQUARE)),
+        next_token.TABLE: Table(next_token.GROUPING, csc_array(member[::-1]), (SUM, SQUARE)),
+    }
+    places = Places({"token": following.clamp(min=0), next_token.GROUPING: following}, tables)
+    moments = GroupedMoments(places.layout, torch.stack([torch.full((48,), 2.0), torch.full((48,), 3.0)]))
+    for blocks in torch.arange(12).split(4):
+        moments.update(post[blocks].flatten(0, 1), places.at(blocks, counted[blocks].flatten()))
     kept = counted & (following >= 0)
-    return post[kept].double().numpy(), member[:, following[kept]], next_token.class_sums(moments.compact(), member)
+    return post[kept].double().numpy(), member[:, following[kept]], next_token.class_sums(moments.compact(), [1, 0, -1])
 
 
 def test_sums_and_differences_equal_numpy_and_scipy(split):
     values, inside, sums = split
     assert len(values) == int(sums.total_count)
+    assert sums.count[2] == 0 and (sums.sums[2] == 0).all() and (sums.squares[2] == 0).all()  # a class of no token
     found = next_token.class_differences(sums)
     for row in range(2):
         yes, no = values[inside[row]], values[~inside[row]]

@@ -16,6 +16,7 @@ from lib.base.tensors import write_tensors
 from lib.chapters.circuits import roles, tables
 from lib.chapters.circuits.next_token import GROUPING
 from lib.chapters.interventions.tables import write_circuits
+from lib.collect.grouped_tables import grouped_tables, record_labels
 from lib.kernels.grouped import GroupedMoments, Places
 from lib.labels import labels
 from lib.labels.labels import LabelSet
@@ -165,17 +166,18 @@ def run(make_run, tmp_path):
 
 
 def write_next_token_moments(run, seed, folder):
-    """A seed's activations by the next token alone, as its pass leaves them."""
+    """A seed's activations by labels of the next token alone, as its pass leaves them."""
     text, following = run.text, labels.groupings(run.text, run.tokenizer)[GROUPING]
-    groups = {GROUPING: len(following.groups)}
-    places, counted = Places({GROUPING: following.ids}, groups), text.counted()
-    scaling = torch.stack([torch.zeros(48), torch.ones(48)])
-    moments = [GroupedMoments(groups, scaling) for _ in range(2)]
+    sets = [one for one in labels.label_sets(text, run.tokenizer) if one.grouping == GROUPING]
+    record_labels(run, sets, begun=False)
+    places = Places({GROUPING: following.ids}, grouped_tables({GROUPING: following}, sets, text))
+    counted, scaling = text.counted(), torch.stack([torch.zeros(48), torch.ones(48)])
+    moments = [GroupedMoments(places.layout, scaling) for _ in range(2)]
     for blocks in torch.arange(len(text.tokens)).split(8):
         flat = counted[blocks].flatten()
 
         def visit(layer, _pre, post, blocks=blocks, flat=flat):
-            moments[layer].update(post.flatten(0, 1), places, places.at(blocks, flat))
+            moments[layer].update(post.flatten(0, 1), places.at(blocks, flat))
 
         Trunk(load_model(folder)).run(text.tokens[blocks], visit)
     for layer, own in enumerate(moments):
