@@ -1,24 +1,28 @@
-"""Seeds of different shapes: a neuron finds its copy in a narrower and deeper model, and another architecture takes part.
+"""Seeds of different shapes: a neuron finds its copy in a narrower, deeper model; another architecture takes part.
 
 b computes what a computes in its first layers: it lacks neurons that write nothing, holds the others in another order,
 and two more layers follow. c is a GPT-NeoX of another width. All three share the tokeniser.
 """
 
-import dataclasses
+import json
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import TEXT, permuted_tokenizer, save_seed, small_model, tables_of
+from explored import made_run
+from safetensors.numpy import load
 from small_models import SHAPE, _moved
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from lib.base.errors import InputError
-from lib.base.params import ROOT, write_params
+from lib.base.params import ROOT
+from lib.chapters.universality import captions, properties
 from lib.collect.passes import collect
-from lib.report import execute, explorer_files, front, render
+from lib.report import explorer_files, front
 from lib.text.blocks import read_text
 
 BLOCKS, LAYERS, NEURONS, KEPT = 168, 2, 48, 32
@@ -116,14 +120,15 @@ def test_every_neuron_left_finds_its_copy_in_a_model_of_another_shape(make_run, 
     # every other pair against NumPy on the plain models
     for (seed, model), own in matches.groupby(level=[0, 1]):
         total = plain[seed].shape[1]
-        corr = np.nan_to_num(np.corrcoef(plain[seed].T, plain[model].T)[:total, total:])
+        corr = np.corrcoef(plain[seed].T, plain[model].T)[:total, total:]
         assert len(own) == total and np.array_equal(flat(own, seed), np.arange(total))
         chosen = corr[np.arange(total), flat(own, model, "match_")]
         if run.done["products"] == "exact":
             np.testing.assert_allclose(own["corr"], corr.max(1), atol=1e-6)
             np.testing.assert_allclose(chosen, corr.max(1), atol=1e-6)
         else:
-            assert np.corrcoef(chosen, corr.max(1))[0, 1] > 0.99
+            assert (corr.max(1) - chosen).mean() < 0.01  # the best of the followed ones, on three quarters of the text
+            np.testing.assert_allclose(own["corr"], chosen, atol=0.05)
     assigned = made["assignments"].query("model == 'b'").set_index(["layer", "neuron"]).loc[list(copies)]
     assert list(zip(assigned["match_layer"], assigned["match_neuron"], strict=True)) == list(copies.values())
     assert made["neurons_all_seeds"].groupby("seed").size().to_dict() == {
@@ -131,9 +136,62 @@ def test_every_neuron_left_finds_its_copy_in_a_model_of_another_shape(make_run, 
     }
 
 
-def test_the_report_is_made_of_seeds_of_different_shapes(make_run, planted, without_grouped_moments):
-    run = run_of(make_run, planted[0], products="sketch", sketch_rows=2048)
-    made = tables_of(run)
-    write_params(run.params, run.folder / "params.yaml")
-    for name in ("01_activation_collection", "02_correlation", "03_universality"):
-        execute.execute(ROOT / "notebooks" / f"{name}.ipynb", run.folder / "params.yaml")
+@pytest.fixture(scope="module")
+def made(planted, tmp_path_factory):
+    """A run in which tokens share the rows of a sketch, with its first tables and parts of its text."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lib.collect.planner.BATCH_TOKENS", 8 * LENGTH)
+        text = dict(context=LENGTH, token_budget=BLOCKS * LENGTH)
+        yield made_run(tmp_path_factory.mktemp("outputs"), planted[0], patch, **text, **MODES["sketch"])
+
+
+def test_the_first_chapters_are_made_of_seeds_of_different_shapes(made, monkeypatch):
+    shown = []
+    monkeypatch.setattr("lib.display.plots.display", shown.append)
+    for path in sorted((ROOT / "notebooks").glob("0[123]_*.ipynb")):
+        namespace, before = {}, len(shown)
+        for cell in nbformat.read(path, 4).cells:
+            if cell.cell_type == "code":
+                exec(cell.source, namespace)
+                if "parameters" in cell.metadata.get("tags", []):
+                    namespace["params_file"] = made.folder / "params.yaml"
+        assert len(shown) > before
+    drawn = {path.stem for path in (made.folder / "figures").glob("*.png")}
+    assert {"sampling", "convergence", "figure_02c_layers", "partners", "universal_share_by_layer"} <= drawn
+
+
+def test_the_page_of_neurons_knows_the_shape_of_every_seed(made):
+    files = dict(explorer_files._files(made))
+    assert json.loads(files["run"])["shapes"] == {name: list(shape) for name, shape in SHAPES.items()}
+    for name, (layers, neurons) in SHAPES.items():
+        arrays = load(files[f"seed.{name}"])
+        assert (arrays["layer"] * neurons + arrays["neuron"]).tolist() == list(range(layers * neurons))
+    first = load(files["seed.a.0"])["partner"][:, 0]
+    own = made.table("matches_all_seeds").query("seed == 'a' and model == 'b'")
+    assert first.tolist() == flat(own, "b", "match_").tolist()
+    models = front.front_page(made, {"seeds": {}})["models"]
+    assert models == (
+        "This report compares 3 models: a of 2 layers with 48 neurons each, b of 4 layers with 32 neurons each "
+        "and c of 3 layers with 40 neurons each."
+    )
+
+
+def test_depths_are_compared_in_parts_of_the_depth(made):
+    matches = made.table("matches_all_seeds")
+    for row in matches.sample(50, random_state=0).itertuples():
+        middle = (row.layer + 0.5) / SHAPES[row.seed][0], (row.match_layer + 0.5) / SHAPES[row.model][0]
+        assert (row.depth, row.match_depth) == tuple(int(LAYERS * one) for one in middle)
+    found = made.table("cliques")
+    for name, (layers, _) in SHAPES.items():
+        assert (found[f"depth_{name}"] == (LAYERS * (found[f"layer_{name}"] + 0.5) / layers).astype(int)).all()
+    matrix = properties.match_layer_percent(matches.query("seed == 'b'"))
+    assert matrix.shape == (LAYERS, LAYERS) and "same part of the depth" in captions.layer_agreement(matrix).title
+
+
+def test_another_tokeniser_and_too_few_positions_are_refused(make_run, planted, tmp_path):
+    other = planted[0] | {"b": permuted_tokenizer(planted[0]["b"], tmp_path / "other")}
+    with pytest.raises(InputError, match="seed 'b': the tokeniser in .* is not the tokeniser"):
+        collect(run_of(make_run, other))
+    short = GPT2LMHeadModel(GPT2Config(**small_model(0).config.to_dict() | {"n_positions": 128}))
+    with pytest.raises(InputError, match="context is 256 but seed 'd' has at most 128 positions"):
+        collect(make_run(planted[0] | {"d": save_seed(short, tmp_path / "d")}))

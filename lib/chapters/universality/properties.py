@@ -211,10 +211,10 @@ def noise_floor(candidates: int, tokens: float | np.ndarray) -> float | np.ndarr
 
 
 def convergence_summary(convergence: pd.DataFrame) -> pd.DataFrame:
-    """One row per seed and snapshot of the pass, with means over neurons.
+    """One row per seed and share of the text, with means over neurons.
 
-    Columns: seed, tokens, mean_corr, baseline, excess_corr, universal (count), agreement: of the neurons universal at
-    this snapshot or at the end, the share universal at both (NaN without any).
+    Columns: seed, tokens, mean_corr, baseline, excess_corr, universal (count), agreement: of the neurons universal on
+    this share or at the end, the share universal at both (NaN without any).
     """
     rows = []
     for seed, of_seed in convergence.set_index(["layer", "neuron"]).groupby("seed", sort=False):

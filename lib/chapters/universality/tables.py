@@ -1,4 +1,4 @@
-"""From a run's statistics to its tables: one row per neuron, per match, per rotation draw, per snapshot.
+"""From a run's statistics to its tables: one row per neuron, match, rotation draw and share of the text.
 
 `python -m lib.chapters.universality.tables outputs/<run>/params.yaml` writes outputs/<run>/tables/*.parquet, in the
 published columns (docs/method.md §4). `neurons.parquet` and `matches.parquet` have the rows of the run's reference.
