@@ -13,7 +13,7 @@ from lib.base.machine import device_of
 from lib.base.params import ROOT, Params
 from lib.collect.first_look import pilot
 from lib.collect.one_pass import Pass
-from lib.collect.planner import CANDIDATES, PARTS, batch_blocks, pack, seed_shapes, setting_of
+from lib.collect.planner import CANDIDATES, PARTS, batch_blocks, pack, setting_of
 from lib.collect.preflight import Preflight
 from lib.collect.reader import Batch, SeedReader
 from lib.collect.statistics import sketched
@@ -37,17 +37,18 @@ def shipped_run(seeds: tuple[str, ...], tokens: int, precision: str, name: str =
     return Run(Params(run=name, seeds=folders, text=text, precision=precision, **budget, **values))
 
 
-def fresh_pass(run: Run, kind: type[Pass] = Pass) -> Pass:
+def fresh_pass(run: Run, kind: type[Pass] = Pass, grouped: bool = False) -> Pass:
     """The first pass of a run, with its models and pilot, nothing read yet."""
     params, device = run.params, device_of(run.params)
-    plan = pack(setting_of(params, seed_shapes(params), device))
+    inputs = Preflight(run, grouped)
+    plan = pack(setting_of(params, inputs.shapes, device, groups=inputs.layout))
     if len(plan.passes) > 1:
         raise RuntimeError("the benchmark is of runs that take one pass; this machine has too little free memory.")
     scalings = {}
     for name in plan.setting.seeds:
         trunk = Trunk(load_model(seed_source(params, name)).to(device), plan.setting.precision == "bf16")
         scalings[name] = pilot(name, trunk, run.text, device)
-    work = kind(Preflight(run, grouped=False), plan, 0, scalings, device)
+    work = kind(inputs, plan, 0, scalings, device)
     work.load_models()
     return work
 

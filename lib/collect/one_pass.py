@@ -17,7 +17,7 @@ from lib.collect.planner import PARTS, PassPlan, Plan, Reading, Unit
 from lib.collect.preflight import Preflight
 from lib.collect.reader import Batch, SeedReader, Seen
 from lib.collect.statistics import sketched
-from lib.kernels.correlation import Covariance, Scale, candidates
+from lib.kernels.correlation import Covariance, Scale, candidates, sketched_scales
 from lib.kernels.examples import TopExamples
 from lib.kernels.followed import Followed, Pairs, union
 from lib.kernels.fused import OPERAND_DTYPES
@@ -26,7 +26,7 @@ from lib.kernels.histogram import Histogram
 from lib.kernels.sketch import Products, Sketch, Within, placed
 from lib.models.trunk import Trunk, load_model
 
-HISTOGRAM_EVERY = 8  # batches: one in eight is counted into the histograms
+HISTOGRAM_EVERY = 16  # batches: one in so many is counted into the histograms
 
 
 def _examples(scaling: dict[str, Tensor]) -> TopExamples:
@@ -211,5 +211,6 @@ class Pass:
 
     def candidates(self, k: int) -> Pairs:
         """The pairs to follow: for each neuron the k best matches of what was seen so far."""
-        covariance, scales = self.covariance(), {name: Scale.of(one.moments) for name, one in self.readers.items()}
+        covariance = self.covariance()
+        scales = sketched_scales(covariance, {name: Scale.of(one.moments) for name, one in self.readers.items()})
         return {pair: union(*candidates(covariance, pair, scales, k)).cpu() for pair in covariance.pairs}

@@ -26,8 +26,8 @@ from lib.kernels.fused import OPERAND_DTYPES, fastest_precision
 from lib.kernels.grouped import Layout, memory_bytes
 
 BATCH_TOKENS = 2048  # about, in one forward pass on a CPU, so that what is read of them stays in its caches
-GPU_BATCH = 32  # blocks, at least, in one forward pass on a GPU
-GPU_MAX_BATCH = 128
+GPU_BATCH_TOKENS = 8192  # at least, in one forward pass on a GPU
+GPU_MAX_BATCH_TOKENS = 32768
 GPU_BATCH_ACTIVATIONS = 2**25  # per layer; narrower layers get larger batches
 BASE = 0.7e9  # bytes that Python and its libraries take
 SHARE = 0.8  # of the memory that is free, for memory_gb: auto
@@ -144,12 +144,13 @@ def batch_blocks(device: str, context: int, neurons: int, blocks: int) -> int:
     """Blocks in one forward pass, by the neurons of a layer and the `blocks` of the text; on a GPU a power of two.
 
     On a GPU, launching the kernels of a narrow layer takes longer than running them: four times as long for the
-    shipped seeds in batches of 32 blocks. A short text still has sixteen batches where the least allows it.
+    shipped seeds in batches of 8,192 tokens. A short text still has sixteen batches where the least allows it.
     """
     if device != "cuda":
         return max(1, BATCH_TOKENS // context)
+    least, most = (max(1, tokens // context) for tokens in (GPU_BATCH_TOKENS, GPU_MAX_BATCH_TOKENS))
     fitting = min(GPU_BATCH_ACTIVATIONS // (context * neurons), blocks // 16)
-    return max(GPU_BATCH, min(GPU_MAX_BATCH, 1 << fitting.bit_length() >> 1))
+    return max(least, min(most, 1 << fitting.bit_length() >> 1))
 
 
 @dataclass(frozen=True)
@@ -254,8 +255,10 @@ def work_memory(setting: Setting, passing: PassPlan) -> float:
         return BASE + batch
     operands = tokens * sum(shape.total for shape in used) * 2 * setting.operand_bytes  # by token and by neuron
     widest, largest = max(shape.neurons for shape in used), max(shape.total for shape in used)
-    algebra = 3 * widest * largest * setting.sum_bytes + 2 * setting.rows * largest * setting.operand_bytes
-    return BASE + operands + batch + algebra
+    algebra = 3 * widest * largest * setting.sum_bytes  # between two batches
+    if setting.own_rows or setting.operand_bytes < setting.sum_bytes:  # then the rows are copied
+        algebra += setting.rows * sum(shape.total for shape in used) * setting.operand_bytes
+    return BASE + max(operands + batch, algebra)
 
 
 def pass_memory(setting: Setting, passing: PassPlan) -> float:

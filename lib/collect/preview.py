@@ -1,7 +1,7 @@
 """What a pass has found so far, as a run: `python -m lib.collect.preview outputs/<run>/params.yaml`.
 
-It reads the states that the pass has saved and writes outputs/<run>-preview, from which the first chapters are made like
-those of any run (`make preview`). The running pass and its folder are left alone.
+It reads the states that the pass has saved and writes outputs/<run>-preview, from which the first chapters are made
+like those of any run (`make preview`). The running pass and its folder are left alone.
 """
 
 import shutil

@@ -1,9 +1,8 @@
 // The loops of the pass on a CPU, which torch's own operations leave several times slower: `layer_statistics` of fused.py,
-// the sums of followed.py, histograms and examples. All read their activations once.
+// and the sums of followed.py. Both read their activations once.
 
 #include <omp.h>
 
-#include <limits>
 #ifdef __AVX512BF16__
 #include <immintrin.h>
 #endif
@@ -103,90 +102,6 @@ void follow(const T* x, const T* y, const int64_t* left, const int64_t* right, i
   for (int64_t p = 0; p < pairs; p++) sums[p] += dot(x + left[p] * tokens, y + right[p] * tokens, tokens);
 }
 
-// Σ over the counted tokens of how often a neuron's (pre − low) / width falls into each of `bins` bins, the outer ones
-// taking the rest; counts (neurons, bins).
-template <class T>
-void histogram(const T* pre, const uint8_t* counted, const float* low, const float* width, int64_t tokens, int64_t neurons,
-               int64_t bins, int64_t* counts) {
-  const Floats zero = {}, highest = zero + float(bins - 1);
-#pragma omp parallel for schedule(static)
-  for (int64_t n = 0; n < neurons; n += LANES) {
-    const Floats first = load(low + n), step = load(width + n);
-    for (int64_t t = 0; t < tokens; t++) {
-      if (!counted[t]) continue;
-      const Floats place = (widened(pre + t * neurons + n) - first) / step;
-      const Ints bin = __builtin_convertvector(place > highest ? highest : place > zero ? place : zero, Ints);
-      for (int k = 0; k < LANES; k++) counts[(n + k) * bins + bin[k]]++;
-    }
-  }
-}
-
-#ifdef __FLT16_MANT_DIG__  // compilers that know half precision
-
-// One neuron's examples, highest first: arrays of `k`, and windows (k, 2 · radius + 1) of activations around them.
-struct Examples {
-  float* value;
-  int32_t* block;
-  int16_t* position;
-  _Float16* window;
-};
-
-// The activation `t` of a text, and those around it, into their place among the examples, if it is high enough.
-template <class T>
-void insert(Examples kept, int64_t k, int64_t radius, float value, int32_t number, const T* post, const uint8_t* counted, int64_t t,
-            int64_t context, int64_t neurons) {
-  const int64_t size = 2 * radius + 1;
-  int64_t place = k;
-  while (place > 0 && value > kept.value[place - 1]) place--;  // at a tie the earlier one stays before
-  if (place == k) return;
-  const auto make_room = [=](auto* array, int64_t each) {
-    std::memmove(array + (place + 1) * each, array + place * each, (k - 1 - place) * each * sizeof *array);
-  };
-  make_room(kept.value, 1), make_room(kept.block, 1), make_room(kept.position, 1), make_room(kept.window, size);
-  kept.value[place] = value, kept.block[place] = number, kept.position[place] = int16_t(t);
-  for (int64_t i = 0; i < size; i++) {
-    const int64_t at = t - radius + i;
-    const bool seen = at >= 0 && at < context && counted[at];
-    const float own = seen ? widened_one(post + at * neurons) : std::numeric_limits<float>::quiet_NaN();
-    kept.window[place * size + i] = _Float16(own > 65504 ? 65504 : own < -65504 ? -65504 : own);
-  }
-}
-
-// Each neuron's two highest activations among the counted tokens of each text, into its examples, whose arrays are
-// (neurons, k) and (neurons, k, 2 · radius + 1). post (texts, context, neurons); counted (texts, context).
-template <class T>
-void examples(const T* post, const uint8_t* counted, const int32_t* numbers, int64_t texts, int64_t context, int64_t neurons, int64_t k,
-              int64_t radius, float* value, int32_t* block, int16_t* position, _Float16* window) {
-  const Floats lowest = Floats{} - std::numeric_limits<float>::infinity();
-#pragma omp parallel for schedule(static)
-  for (int64_t n = 0; n < neurons; n += LANES) {
-    for (int64_t text = 0; text < texts; text++) {
-      const T* own = post + text * context * neurons + n;
-      Floats high = lowest, second = lowest;
-      Ints at = {}, second_at = {};
-      for (int64_t t = 0; t < context; t++) {
-        if (!counted[text * context + t]) continue;
-        const Floats x = widened(own + t * neurons);
-        const Ints here = Ints{} + int32_t(t);
-        const auto first_place = x > high, second_place = x > second;
-        second = first_place ? high : second_place ? x : second;
-        second_at = first_place ? at : second_place ? here : second_at;
-        high = first_place ? x : high;
-        at = first_place ? here : at;
-      }
-      for (int i = 0; i < LANES; i++) {
-        const int64_t neuron = n + i;
-        if (!(high[i] > value[neuron * k + k - 1])) continue;
-        const Examples kept = {value + neuron * k, block + neuron * k, position + neuron * k, window + neuron * k * (2 * radius + 1)};
-        insert(kept, k, radius, high[i], numbers[text], own + i, counted + text * context, at[i], context, neurons);
-        insert(kept, k, radius, second[i], numbers[text], own + i, counted + text * context, second_at[i], context, neurons);
-      }
-    }
-  }
-}
-
-#endif
-
 }  // namespace
 
 extern "C" void statistics_float(const float* pre, const float* post, const float* counted, const float* sign,
@@ -210,29 +125,3 @@ extern "C" void follow_bfloat16(const uint16_t* x, const uint16_t* y, const int6
                                 int64_t tokens, float* sums) {
   follow(x, y, left, right, pairs, tokens, sums);
 }
-
-extern "C" void histogram_float(const float* pre, const uint8_t* counted, const float* low, const float* width, int64_t tokens,
-                                int64_t neurons, int64_t bins, int64_t* counts) {
-  histogram(pre, counted, low, width, tokens, neurons, bins, counts);
-}
-
-extern "C" void histogram_bfloat16(const uint16_t* pre, const uint8_t* counted, const float* low, const float* width,
-                                   int64_t tokens, int64_t neurons, int64_t bins, int64_t* counts) {
-  histogram(pre, counted, low, width, tokens, neurons, bins, counts);
-}
-
-#ifdef __FLT16_MANT_DIG__
-
-extern "C" void examples_float(const float* post, const uint8_t* counted, const int32_t* numbers, int64_t texts, int64_t context,
-                               int64_t neurons, int64_t k, int64_t radius, float* value, int32_t* block, int16_t* position,
-                               _Float16* window) {
-  examples(post, counted, numbers, texts, context, neurons, k, radius, value, block, position, window);
-}
-
-extern "C" void examples_bfloat16(const uint16_t* post, const uint8_t* counted, const int32_t* numbers, int64_t texts,
-                                  int64_t context, int64_t neurons, int64_t k, int64_t radius, float* value, int32_t* block,
-                                  int16_t* position, _Float16* window) {
-  examples(post, counted, numbers, texts, context, neurons, k, radius, value, block, position, window);
-}
-
-#endif

@@ -57,23 +57,20 @@ def seed_roles(
     skew and role by calibrated cuts over the other tokens.
     """
     directions = roles.random_directions(roles.NULL_DIRECTIONS, len(unit_unembedding), random_seed)
-    null = weights.vocabulary_moments(directions, unit_unembedding)
-    cuts = roles.null_cuts(null)
-    null_score = class_scores(directions, unit_unembedding, null["vocab_var"], classes.member).score.amax(dim=1)
+    unlearned = roles.unlearned_tokens(unit_unembedding, pieces)
+    null, of_known = weights.moments_with_and_without(directions, unit_unembedding, unlearned)
+    cuts, known_cuts = roles.null_cuts(null), roles.null_cuts(of_known)
+    contrasts = roles.class_contrasts(unit_unembedding, classes.member)
+    null_score = class_scores(directions, contrasts, null["vocab_var"]).score.amax(dim=1)
     score_cut = float(np.quantile(null_score.numpy(), roles.NULL_QUANTILE))
-
-    learned = ~roles.unlearned_tokens(unit_unembedding, pieces)
-    known = unit_unembedding[:, learned]
-    known_cuts = cuts if learned.all() else roles.null_cuts(weights.vocabulary_moments(directions, known))
 
     frames = []
     for layer, writes in enumerate(w_out):
-        moments = weights.vocabulary_moments(writes, unit_unembedding)
-        scores = class_scores(writes, unit_unembedding, moments["vocab_var"], classes.member)
+        moments, of_known = weights.moments_with_and_without(writes, unit_unembedding, unlearned)
+        scores = class_scores(writes, contrasts, moments["vocab_var"])
         frame = pd.DataFrame({name: values.numpy() for name, values in moments.items()})
         frame.insert(0, "layer", layer)
         frame.insert(1, "neuron", range(len(frame)))
-        of_known = moments if learned.all() else weights.vocabulary_moments(writes, known)
         of_known = pd.DataFrame({name: values.numpy() for name, values in of_known.items()})
         frame["learned_kurt"], frame["learned_skew"] = of_known["vocab_kurt"], of_known["vocab_skew"]
         frame["role_learned"] = roles.roles(of_known, known_cuts)
@@ -93,7 +90,7 @@ def seed_roles(
         null_kurt=cuts.kurtosis,
         null_var=cuts.variance,
         null_score=score_cut,
-        unlearned=int((~learned).sum()),
+        unlearned=int(unlearned.sum()),
     )
 
 

@@ -92,6 +92,26 @@ def test_ranks_of_matches_correlate_within_layers_only(population):
     assert found.loc[("most universal", "copied"), "pairs"] == 2 * LAYERS * WIDTH * 0.05
 
 
+def test_correlation_of_ranks_equals_scipys_where_values_are_missing(population):
+    generator = np.random.default_rng(5)
+    values = population.assign(
+        partly=np.where(generator.random(len(population)) < 0.3, np.nan, generator.normal(size=len(population))),
+        constant=1.0,
+    )
+    order = generator.integers(0, WIDTH, WIDTH)  # some are the match of several
+    matches = pairs(population, order)
+    found = role_agreement.property_agreement(values, matches, ["partly", "constant"], 0, draws=3)
+    ranks = values.groupby(["seed", "layer"])["partly"].rank(pct=True)
+    place = pd.Series(ranks.to_numpy(), pd.MultiIndex.from_frame(values[["seed", "layer", "neuron"]]))
+    other = place.loc[pd.MultiIndex.from_frame(matches[["model", "match_layer", "match_neuron"]])].to_numpy()
+    for group, chosen in (("all", np.ones(len(ranks), bool)), ("most universal", most_universal(values).to_numpy())):
+        both = ranks.notna().to_numpy() & np.isfinite(other) & chosen
+        row = found.set_index(["group", "property"]).loc[(group, "partly")]
+        assert row["pairs"] == both.sum() > 3
+        assert row["correlation"] == pytest.approx(stats.pearsonr(ranks[both], other[both])[0], abs=1e-11)
+    assert found.loc[found["property"] == "constant", ["correlation", "chance", "p_value"]].isna().all(axis=None)
+
+
 def test_p_value_of_universal_shares_is_the_largest_of_statsmodels_over_seeds(population):
     found = role_agreement.universal_shares(population, "role_calibrated").set_index("role")
     top = most_universal(population)

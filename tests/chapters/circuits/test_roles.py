@@ -50,7 +50,8 @@ def test_class_scores_equal_variance_reduction_by_hand(weights, classes):
     w_out, unembedding = weights[0][0], weights[1]
     unit = w_out.double().numpy() / np.linalg.norm(w_out.double().numpy(), axis=1, keepdims=True)
     cosine = unit @ unembedding.double().numpy()  # (neurons, vocabulary)
-    found = roles.class_scores(w_out, unembedding, torch.from_numpy(cosine.var(1)).float(), classes.member)
+    contrasts = roles.class_contrasts(unembedding, classes.member)
+    found = roles.class_scores(w_out, contrasts, torch.from_numpy(cosine.var(1)).float())
     for label, member in enumerate(classes.member):
         inside, outside = cosine[:, member], cosine[:, ~member]
         within = member.mean() * inside.var(1) + (1 - member.mean()) * outside.var(1)
@@ -61,7 +62,7 @@ def test_class_scores_equal_variance_reduction_by_hand(weights, classes):
 def test_empty_class_full_class_and_zero_neuron_score_zero(weights):
     member = np.stack([np.zeros(TOKENS, bool), np.ones(TOKENS, bool), np.arange(TOKENS) < 9])
     w_out = torch.cat([weights[0][0][:1], torch.zeros(1, WIDTH)])
-    found = roles.class_scores(w_out, weights[1], torch.tensor([0.1, 0.0]), member)
+    found = roles.class_scores(w_out, roles.class_contrasts(weights[1], member), torch.tensor([0.1, 0.0]))
     assert found.score[0, :2].tolist() == [0, 0] and found.score[0, 2] > 0
     assert found.score[1].tolist() == found.effect[1].tolist() == [0, 0, 0]
 
