@@ -96,7 +96,7 @@ class Pass:
             case "products":
                 return Within(shape.layers, shape.neurons, shape.neurons, self.dtype, self.device)
             case "grouped":
-                return self._grouped(unit, scaling["post_scaling"][unit.first])
+                return self._grouped(unit, scaling["post_scaling"][unit.first].clone())  # a file holds no views
         make, feed = ACCUMULATORS[unit.kind]
         accumulator = make(scaling)
         reader.feeds.append(lambda seen: unit.first <= seen.layer < unit.stop and feed(accumulator, seen))
