@@ -1,10 +1,12 @@
 # make report [RUN=tiny] [SEED=a] [TOKENS=1000000] [PARAMS=path.yaml]; `make help` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help report plan compare emergence archive example test lab bench seeds lint clean environment FORCE
+.PHONY: help report quick preview plan compare emergence archive example test lab bench seeds lint clean environment FORCE
 # Only chapters are made at the same time, by `make report`: each keeps hardly more than one core busy.
 ifndef CHAPTERS_AT_ONCE
 .NOTPARALLEL:
 endif
+# Threads that wait sleep (lib/__init__.py), also in tests, benchmarks and JupyterLab.
+export OMP_WAIT_POLICY ?= passive
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 RUN = tiny
@@ -58,6 +60,13 @@ help: ## this list
 report: ## everything for one run; [RUN=tiny] [SEED=a] [TOKENS=1000000] [PARAMS=path.yaml]
 	@$(MAKE) CHAPTERS_AT_ONCE=2 -j2 $(OUT)/report/index.html
 	@echo "Report: $(CURDIR)/$(OUT)/report/index.html"
+
+preview: $(READY) ## chapters 01 to 03 of a run whose pass is still going on, in a folder of their own; [RUN=tiny]
+	@$(PY) -m lib.collect.preview $(OUT)/params.yaml
+	@$(MAKE) RUN=$(RUN)-preview PARAMS=$(OUT)-preview/params.yaml CHAPTERS='$(wildcard notebooks/0[123]_*.ipynb)' report
+
+quick: ## the same in a few minutes: three seeds and a twentieth of the text, in outputs/quick
+	@$(MAKE) report RUN=quick
 
 compare: $(OUT)/tables/done.json ## a published per-neuron table beside the run's own, as a page; [RUN=tiny] PUBLISHED=path.csv
 	@$(PY) -m lib.chapters.published.comparison $(OUT)/params.yaml '$(PUBLISHED)'

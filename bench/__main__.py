@@ -6,35 +6,37 @@ import time
 from collections.abc import Iterator
 
 from bench import machine, table
+from bench.errors import errors
 from bench.forward import forward_rates
-from bench.precision import errors_of_precisions
+from bench.passing import at_once, overhead
 from bench.scaling import SEEDS, scaling
-from bench.statistics import SHAPES, compare_at, elementwise, share_of_peak
+from bench.statistics import costs
 from bench.whole import measured
 from lib.base.files import write_json
-from lib.base.params import ROOT
-from lib.collect.planner import BATCH
-from lib.kernels.covariance import fastest_precision
+from lib.base.params import ROOT, Params
 
-TOKENS = 300_000  # of the comparison
+TOKENS = (300_000, 1_000_000)  # of the comparison
 PUBLISHED_TOKENS = 8192  # of them the published way reads so many (its pass is linear in tokens)
-PRECISION_TOKENS = 51_200  # about the fewest at which int8 is the default
-SCALING_TOKENS = 32_768
-FORWARD_BATCHES = 4
-ROUNDS = 3
+SCALING_TOKENS = 65_536
+AT_ONCE_TOKENS = 131_072
+OVERHEAD_TOKENS = 131_072
+FORWARD_BLOCKS = 32
+ROUNDS = 5
+ROWS = Params.model_fields["sketch_rows"].default
 
 
-def whole(device, tokens: int, published_tokens: int) -> dict:
-    """Both ways in turn: published, ours, and one pair of the published again on twice the tokens."""
-    precision = fastest_precision(device, tokens)
-    same, _ = measured("ours", SEEDS, published_tokens, precision)  # also compiles
-    theirs, first = measured("published", SEEDS, published_tokens, precision)
-    _, ours = measured("ours", SEEDS, tokens, precision)
-    _, twice = measured("published", SEEDS[:2], 2 * published_tokens, precision)
+def whole(tokens: tuple[int, ...], published_tokens: int) -> dict:
+    """All ways in turn: published, sketch and exact, and one pair of the published again on twice the tokens."""
+    same, _ = measured("ours", SEEDS, published_tokens, "auto")
+    theirs, first = measured("published", SEEDS, published_tokens, "fp32")
+    ours = [measured("ours", SEEDS, number, "auto", "sketch")[1] for number in tokens]
+    _, exact = measured("ours", SEEDS, tokens[0], "auto", "exact")
+    _, twice = measured("published", SEEDS[:2], 2 * published_tokens, "fp32")
     once = {"tokens": first["tokens"], "pass_seconds": sum(first["run_seconds"][:2])}
     difference = {kind: (same[kind] - theirs[kind]).abs() for kind in ("corr", "baseline")}
     return {
         "ours": ours,
+        "exact": exact,
         "published": first,
         "published_pair": [once, twice],
         "difference": {kind: float(one.max()) for kind, one in difference.items()}
@@ -44,24 +46,16 @@ def whole(device, tokens: int, published_tokens: int) -> dict:
 
 def measure(device, parts: list[str], given: argparse.Namespace) -> Iterator[tuple[str, object]]:
     """Each part asked for as it is done: name and measurements."""
-    default = fastest_precision(device, given.tokens)
-    kernels = dict.fromkeys((default, "bf16"))  # the bars are in bf16
     work = {
-        "whole": lambda: whole(device, given.tokens, given.published_tokens),
-        "statistics": lambda: {
-            "tokens": given.tokens,
-            "sizes": [
-                compare_at(*shape, device, default, given.tokens, 1 if shape is SHAPES[-1] else ROUNDS)
-                for shape in SHAPES
-            ],
-        },
-        "peak": lambda: [share_of_peak(*SHAPES[1], device, precision, given.tokens, ROUNDS) for precision in kernels],
-        "elementwise": lambda: elementwise(device, default, ROUNDS),
-        "forward": lambda: forward_rates(device, FORWARD_BATCHES * BATCH[device.type], ROUNDS),
-        "precision": lambda: errors_of_precisions(device, given.precision_tokens, ("int8", "bf16", "fp32")),
+        "whole": lambda: whole(tuple(given.tokens), given.published_tokens),
+        "overhead": lambda: overhead(OVERHEAD_TOKENS, ROUNDS),
+        "costs": lambda: costs(device, "bf16", ROWS, ROUNDS),
+        "errors": lambda: errors(max(given.tokens), SEEDS),
+        "forward": lambda: forward_rates(device, FORWARD_BLOCKS, ROUNDS),
+        "at_once": lambda: at_once(AT_ONCE_TOKENS),
         "scaling": lambda: {
             "tokens": SCALING_TOKENS,
-            "seconds": scaling(SCALING_TOKENS, default, machine.description(device)["cores"]),
+            "seconds": scaling(SCALING_TOKENS, "auto", machine.description(device)["cores"]),
         },
     }
     if device.type == "cuda":
@@ -74,11 +68,10 @@ def measure(device, parts: list[str], given: argparse.Namespace) -> Iterator[tup
 
 def main() -> None:
     """Command line."""
-    every = ("whole", "statistics", "peak", "elementwise", "forward", "precision", "scaling")
+    every = ("whole", "overhead", "costs", "errors", "forward", "at_once", "scaling")
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--tokens", type=int, default=TOKENS)
+    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
     parser.add_argument("--published-tokens", type=int, default=PUBLISHED_TOKENS)
-    parser.add_argument("--precision-tokens", type=int, default=PRECISION_TOKENS)
     parser.add_argument(
         "--only", nargs="+", choices=every, default=every, help="measure these parts again, keep the others as they are"
     )

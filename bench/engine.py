@@ -13,12 +13,14 @@ from lib.base.machine import device_of
 from lib.base.params import ROOT, Params
 from lib.collect.first_look import pilot
 from lib.collect.one_pass import Pass
-from lib.collect.planner import CHUNK, batch_blocks, pack, setting_of, shared_shape
+from lib.collect.planner import CANDIDATES, PARTS, batch_blocks, pack, setting_of
 from lib.collect.preflight import Preflight
-from lib.collect.reader import Dither, SeedReader
-from lib.kernels.correlation import Comparison, Covariance, compare
-from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, symmetric_share
-from lib.models.trunk import Trunk, load_model, mixed_precision
+from lib.collect.reader import Batch, SeedReader
+from lib.collect.statistics import sketched
+from lib.kernels.correlation import Comparison, Covariance, Scale, candidates, compare
+from lib.kernels.followed import Followed, union
+from lib.kernels.sketch import Products, Sketch, Within, placed
+from lib.models.trunk import Trunk, load_model
 from lib.run import Run
 from lib.text.blocks import Text
 
@@ -26,78 +28,54 @@ RANDOM_SEED = 0
 CONTEXT = 256
 
 
-def rows(device: torch.device, neurons: int, tokens: int) -> int:
-    """Tokens in a forward pass, of a text of so many."""
-    return batch_blocks(device.type, CONTEXT, neurons, tokens // CONTEXT) * CONTEXT
-
-
-def chunk_tokens(device: torch.device) -> int:
-    """Tokens in a covariance product."""
-    return CHUNK[device.type] * CONTEXT
-
-
-def shipped_run(seeds: tuple[str, ...], tokens: int, precision: str, name: str = "bench") -> Run:
-    """A run over shipped seeds; the first of them is the reference, compared with each other one in one rotation."""
+def shipped_run(seeds: tuple[str, ...], tokens: int, precision: str, name: str = "bench", **others) -> Run:
+    """A run over shipped seeds; by default the first of them is the reference, compared with each in one rotation."""
     folders = {seed: str(ROOT / "data" / "seeds" / seed) for seed in seeds}
+    values = {"reference": seeds[0], "compare": "reference", "rotations": 1, "random_seed": RANDOM_SEED} | others
     text = str(ROOT / "data" / "tokens.safetensors")
-    return Run(
-        Params(
-            run=name,
-            seeds=folders,
-            reference=seeds[0],
-            compare="reference",
-            text=text,
-            context=CONTEXT,
-            token_budget=tokens,
-            random_seed=RANDOM_SEED,
-            rotations=1,
-            precision=precision,
-        )
-    )
+    budget = {"context": CONTEXT, "token_budget": tokens}
+    return Run(Params(run=name, seeds=folders, text=text, precision=precision, **budget, **values))
 
 
-class _Silent:
-    """A progress bar that shows nothing."""
-
-    def update(self, _count: int) -> None:
-        pass
+def fresh_pass(run: Run, kind: type[Pass] = Pass, grouped: bool = False) -> Pass:
+    """The first pass of a run, with its models and pilot, nothing read yet."""
+    params, device = run.params, device_of(run.params)
+    inputs = Preflight(run, grouped)
+    plan = pack(setting_of(params, inputs.shapes, device, groups=inputs.layout))
+    if len(plan.passes) > 1:
+        raise RuntimeError("the benchmark is of runs that take one pass; this machine has too little free memory.")
+    scalings = {}
+    for name in plan.setting.seeds:
+        trunk = Trunk(load_model(seed_source(params, name)).to(device), plan.setting.precision == "bf16")
+        scalings[name] = pilot(name, trunk, run.text, device)
+    work = kind(inputs, plan, 0, scalings, device)
+    work.load_models()
+    return work
 
 
 def whole(run: Run) -> tuple[dict[str, Tensor], dict]:
-    """The report's own pass and algebra, all its accumulators included.
+    """The report's own pass and algebra, all its accumulators but grouped moments included.
 
     Returns corr and baseline of the reference (compared seeds, total), and times and sizes.
     """
     times = [time.perf_counter()]
-    params, device = run.params, device_of(run.params)
-    plan = pack(setting_of(params, shared_shape(params), device))
-    precision, names = plan.setting.precision, plan.setting.seeds
-    scalings = {
-        name: pilot(
-            name,
-            Trunk(load_model(seed_source(params, name)).to(device), mixed_precision(precision)),
-            run.text,
-            precision,
-            device,
-        )
-        for name in names
-    }
-    if len(plan.passes) > 1:
-        raise RuntimeError("the benchmark is of runs that take one pass; this machine has too little free memory.")
-    work = Pass(Preflight(run, grouped=False), plan, 0, scalings, device)
+    work, device = fresh_pass(run), device_of(run.params)
     times.append(time.perf_counter())
-    for chunk in range(len(work.done)):
-        work.advance(chunk, _Silent())
+    for number in range(len(work.done)):
+        if number == work.reading.first:
+            work.follow(work.candidates(CANDIDATES))
+        work.advance(number)
     _synchronise(device)
     times.append(time.perf_counter())
-    moments = {name: reader.moments for name, reader in work.readers.items()}
-    comparison = compare(work.covariance(), moments, params.random_seed, draws=1)
+    scales = {name: Scale.of(reader.moments) for name, reader in work.readers.items()}
+    comparison = compare(work.covariance(), scales, work.followed, run.params.random_seed, draws=1)
     times.append(time.perf_counter())
     bases = [reader.trunk.base for reader in work.readers.values()]
-    return _of_reference(comparison, names.index(params.reference)), {
+    return _of_reference(comparison, run.params.reference), {
         "fixed_seconds": times[1] - times[0] + times[3] - times[2],
         "pass_seconds": times[2] - times[1],
-        "precision": precision,
+        "precision": work.plan.setting.precision,
+        "products": work.plan.setting.products,
         "model_bytes": size(parameter for base in bases for parameter in base.parameters()),
         "accumulator_bytes": size(
             tensor for accumulator in work.accumulators().values() for tensor in accumulator.state_dict().values()
@@ -105,9 +83,10 @@ def whole(run: Run) -> tuple[dict[str, Tensor], dict]:
     }
 
 
-def _of_reference(comparison: Comparison, reference: int) -> dict[str, Float[Tensor, "compared total"]]:
-    others = [index for index in range(len(comparison.corr)) if index != reference]
-    return {"corr": comparison.corr[reference, others], "baseline": comparison.baseline[0, reference, others]}
+def _of_reference(comparison: Comparison, reference: str) -> dict[str, Float[Tensor, "compared total"]]:
+    pairs = sorted(pair for pair in comparison.corr if pair[0] == reference)
+    baseline = [comparison.baseline[pair][0] for pair in pairs]
+    return {"corr": torch.stack([comparison.corr[pair] for pair in pairs]), "baseline": torch.stack(baseline)}
 
 
 def size(tensors) -> int:
@@ -138,66 +117,75 @@ class Given:
         for layer in range(layers or len(self.pre)):
             visit(layer, *(x[layer][part].view(-1, CONTEXT, x[layer].shape[1]) for x in (self.pre, self.post)))
 
-    def text(self, tokens: int) -> Text:
+    def text(self, blocks: int) -> Text:
         """Blocks of tokens whose first ones number the given activations, repeatedly; every token counts."""
-        blocks, length = len(self.pre[0]) // CONTEXT, max(CHUNK[self.pre[0].device.type], tokens // CONTEXT)
-        tokens = (torch.arange(length) % blocks + 1)[:, None].expand(length, CONTEXT)
-        none = torch.zeros(length, dtype=torch.int64)
+        tokens = (torch.arange(blocks) % (len(self.pre[0]) // CONTEXT) + 1)[:, None].expand(blocks, CONTEXT)
+        none = torch.zeros(blocks, dtype=torch.int64)
         return Text(tokens, none, none, ("",), "", blocks + 1, 0, ())
 
 
 class Statistics:
-    """What the pass does with activations once it has them, for one pair of seeds and without examples and histograms.
+    """What the pass does with activations once it has them, for one pair of seeds and without examples and histograms:
+    sketches and followed pairs, or with `exact` the products of all pairs and those within the second seed's layers."""
 
-    `tokens` is the length of the text that they are taken from, which decides int8's steps.
-    """
-
-    def __init__(self, given: dict[str, Given], precision: str, tokens: int):
+    def __init__(self, given: dict[str, Given], precision: str, rows: int, exact: bool = False):
         some = next(iter(given.values()))
-        self.names, self.dtype, self.device = tuple(given), OPERAND_DTYPES[precision], some.pre[0].device
-        self.layers, self.neurons, self.text = len(some.pre), some.pre[0].shape[1], some.text(tokens)
-        self.readers = {
-            name: SeedReader(name, own, pilot(name, own, self.text, precision, self.device), self.layers, precision)
-            for name, own in given.items()
-        }
-        self.dither = Dither(
-            RANDOM_SEED,
-            len(given),
-            (rows(self.device, self.neurons, self.text.tokens.numel()), self.neurons),
-            self.device,
-        )
+        self.pair, self.rows, self.exact = tuple(given), rows, exact
+        self.layers, self.neurons, self.device = len(some.pre), some.pre[0].shape[1], some.pre[0].device
+        self.batch = batch_blocks(self.device.type, CONTEXT, self.neurons, 2**20)
+        self.text = some.text(64 * self.batch)
+        self.readers = {}
+        for name, own in given.items():
+            self.readers[name] = SeedReader(name, pilot(name, own, self.text, self.device), self.layers, precision)
+            self.readers[name].trunk = own
+        self.dtype, total = self.readers[self.pair[0]].dtype, self.layers * self.neurons
+        if exact:
+            self.products = Products(self.layers, self.neurons, total, self.dtype, self.device)
+            self.within = Within(self.layers, self.neurons, self.neurons, self.dtype, self.device)
+        else:
+            self.sketches = {name: Sketch(rows, total, device=self.device) for name in given}
+        self.followed: Followed | None = None
+        self.seen = 0
 
-        def products() -> LayerProducts:
-            return LayerProducts(self.layers, self.neurons, self.dtype, self.device)
+    def stream(self) -> None:
+        """Adds a batch of tokens of both seeds."""
+        blocks = torch.arange(self.batch) + self.seen % len(self.text.tokens)
+        numbers = torch.arange(self.batch * CONTEXT) + self.seen * CONTEXT
+        row, sign = (one.to(self.device) for one in placed(numbers, self.rows, RANDOM_SEED, self.exact))
+        counted = torch.ones(len(numbers), dtype=torch.bool, device=self.device)
+        batch = Batch(self.seen, blocks, self.text.tokens[blocks].to(self.device), counted, sign[:, None])
+        read = {name: reader.read(batch) for name, reader in self.readers.items()}
+        operands = {name: operand for name, (operand, _) in read.items()}
+        self.seen += self.batch
+        if self.exact:
+            a, b = operands.values()
+            self.products.update(a, b)
+            self.within.update(b)  # the baseline rotates the second seed
+            return
+        for name, sketch in self.sketches.items():
+            sketch.update(operands[name], row)
+        if self.followed:
+            self.followed.update(0, operands, {name: sums for name, (_, sums) in read.items()}, len(numbers))
 
-        self.pair, self.within = [products() for _ in range(self.layers)], products()
+    def choose(self) -> None:
+        """Names the candidates from what was seen so far, to follow them from now on."""
+        scales = {name: Scale.of(reader.moments) for name, reader in self.readers.items()}
+        pairs = {self.pair: union(*candidates(self.covariance(), self.pair, scales, CANDIDATES))}
+        wide = torch.float64 if self.dtype == torch.float64 else torch.float32
+        total = self.layers * self.neurons
+        self.followed = Followed(pairs, dict.fromkeys(self.pair, total), PARTS, wide, self.device)
 
-    def stream(self, tokens: int) -> None:
-        """Adds a chunk of tokens (whole batches, at most `chunk_tokens`) of both seeds."""
-        blocks = torch.arange(tokens // CONTEXT)
-        a, b = (
-            reader.operands(self.text, blocks, lambda batch, index=index: self.dither.of(index, batch))
-            for index, reader in enumerate(self.readers.values())
-        )
-        for layer, products in enumerate(self.pair):
-            products.update(a[layer], b)
-        self.within.update_own(b)  # the baseline rotates the second seed
+    def covariance(self) -> Covariance:
+        """The products so far."""
+        shapes = dict.fromkeys(self.pair, (self.layers, self.neurons))
+        names = self.pair, (self.pair,), self.pair[:1], shapes
+        if self.exact:
+            return Covariance(
+                *names, lambda _a, layer, _b: self.products.sums[layer], lambda _s, n: self.within.sums[n]
+            )
+        return sketched(*names, {name: one.rows.to(self.dtype) for name, one in self.sketches.items()}, False)
 
     def result(self) -> dict[str, Float[Tensor, "compared total"]]:
         """corr and baseline of the first seed against the second."""
-        covariance = Covariance(
-            self.names,
-            (self.names,),
-            self.names[:1],
-            self.layers,
-            self.neurons,
-            pair=lambda _a, layer, _b, other: self.pair[layer].sums[other],
-            within=lambda _seed, layer: self.within.sums[layer],
-        )
-        moments = {name: reader.moments for name, reader in self.readers.items()}
-        return _of_reference(compare(covariance, moments, RANDOM_SEED, draws=1), 0)
-
-    def operations(self, tokens: int) -> int:
-        """Operations (2 per product) of a chunk's covariances: the pair, and each layer of one seed with itself."""
-        own = symmetric_share(self.neurons, self.dtype, self.device.type) * self.layers * self.neurons**2
-        return round(2 * tokens * ((self.layers * self.neurons) ** 2 + own))
+        scales = {name: Scale.of(reader.moments) for name, reader in self.readers.items()}
+        return _of_reference(compare(self.covariance(), scales, self.followed, RANDOM_SEED, draws=1), self.pair[0])

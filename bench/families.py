@@ -14,6 +14,7 @@ import torch
 
 from lib.base.params import ROOT, read_params
 from lib.chapters.families.scoring import Rotation, seed_families
+from lib.collect.grouped_tables import grouped_tables
 from lib.collect.planner import BATCH
 from lib.kernels.grouped import GroupedMoments, Places
 from lib.labels.groupings import run_groupings, run_label_sets
@@ -47,9 +48,9 @@ def main() -> None:
     run = Run(read_params(ROOT / "params" / "tiny.yaml"))
     text, groupings = run.text, run_groupings(run)
     sets = run_label_sets(run, groupings)
-    sizes = {name: len(one.groups) for name, one in groupings.items()}
-    places = Places({name: one.ids for name, one in groupings.items()}, sizes)
-    work = [GroupedMoments(sizes, torch.tensor([[0.0], [1.0]]).expand(2, NEURONS)) for _ in range(LAYERS)]
+    ids = {name: one.ids for name, one in groupings.items()}
+    places = Places(ids, grouped_tables(groupings, sets, text))
+    work = [GroupedMoments(places.layout, torch.tensor([[0.0], [1.0]]).expand(2, NEURONS)) for _ in range(LAYERS)]
     batch_blocks = BATCH["cpu"]
     post = torch.randn(batch_blocks * text.context, NEURONS).bfloat16()
 
@@ -57,7 +58,7 @@ def main() -> None:
         blocks = torch.arange(number * batch_blocks, (number + 1) * batch_blocks)
         at = places.at(blocks, text.counted(blocks).flatten())
         for layer in work:
-            layer.update(post, places, at)
+            layer.update(post, at)
 
     for number in range(ROUNDS):
         batch(number)

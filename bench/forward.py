@@ -6,7 +6,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from bench.engine import shipped_run
 from bench.machine import interleaved, median
 from lib.base.hub import seed_source
-from lib.collect.planner import BATCH
+from lib.collect.planner import batch_blocks
 from lib.models.trunk import Trunk, load_model
 
 HOOKS = ("mlp.hook_pre", "mlp.hook_post")
@@ -16,7 +16,7 @@ def forward_rates(device: torch.device, blocks: int, rounds: int) -> dict[str, f
     """Tokens a second by name, on the same batches of the shipped text."""
     run = shipped_run(("a", "b"), blocks * 256, "auto")
     source = seed_source(run.params, "a")
-    batches = [batch.to(device) for batch in run.text.tokens.split(BATCH[device.type])]
+    batches = [batch.to(device) for batch in run.text.tokens.split(batch_blocks(device.type, 256, 1024, 2**20))]
     plain = load_model(source).to(device)
     bridge = TransformerBridge.boot_transformers(source, device=str(device))
     trunks = {mixed: Trunk(load_model(source).to(device), mixed) for mixed in (False, True)}

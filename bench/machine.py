@@ -7,17 +7,11 @@ import subprocess
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import partial
 
 import torch
 
 from lib.base.machine import device_name
 from lib.base.params import ROOT
-from lib.kernels.covariance import product
-
-# (rows, columns, summed) of products whose best rate counts as the peak: square ones, and a chunk of many tokens
-SHAPES = {"cpu": ((2048, 2048, 2048), (3072, 3072, 8192)), "cuda": ((8192, 8192, 8192), (16384, 16384, 8192))}
-PEAK_SECONDS = 0.5  # for which each shape is repeated
 
 
 def this_device() -> torch.device:
@@ -71,25 +65,3 @@ def interleaved(device: torch.device, work: dict[str, Callable[[], object]], rou
 def median(values: list[float]) -> float:
     """The median."""
     return statistics.median(values)
-
-
-def gemm_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Rate of leftᵀ·right in operations per second (2 per product), operands ready, of the best shape and layout.
-
-    Each is timed several times and its median counts, as the median of the kernel's times does.
-    """
-    best = 0.0
-    for rows, columns, summed in SHAPES[device.type]:
-        left, right = _operand(rows, summed, dtype, device), _operand(summed, columns, dtype, device)
-        for ready in (left.T, left.T.contiguous()):  # (summed, rows), once with the sum's axis contiguous
-            work = partial(product, ready, right)
-            once = min(seconds(device, work) for _ in range(2))  # the first warms up
-            times = [seconds(device, work) for _ in range(max(3, min(50, round(PEAK_SECONDS / once))))]
-            best = max(best, 2 * rows * columns * summed / median(times))
-    return best
-
-
-def _operand(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    if dtype == torch.int8:
-        return torch.randint(-127, 128, (rows, columns), dtype=dtype, device=device)
-    return torch.randn(rows, columns, device=device).to(dtype)

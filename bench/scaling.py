@@ -13,9 +13,9 @@ from lib.run import Run
 SEEDS = ("a", "b", "c", "d", "e")
 
 
-def timed(processes: int, threads: int, tokens: int, precision: str) -> dict[str, float]:
+def timed(processes: int, threads: int, tokens: int, precision: str, name: str = "") -> dict[str, float]:
     """Seconds of the pass over `tokens` tokens of the shipped text, as it records them, and of the whole command."""
-    run: Run = shipped_run(SEEDS, tokens, precision, name=f"bench-{processes}x{threads}")
+    run: Run = shipped_run(SEEDS, tokens, precision, name=name or f"bench-{processes}x{threads}")
     shutil.rmtree(run.folder, ignore_errors=True)
     run.folder.mkdir(parents=True)
     write_params(run.params, run.folder / "params.yaml")

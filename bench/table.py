@@ -1,6 +1,7 @@
 """Measurements as a table: what was measured, the number with its unit, and the bar it is held against."""
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,11 +20,11 @@ def rows(found: dict) -> list[dict]:
     """The table's rows, as dictionaries, of whichever parts were measured."""
     makers = {
         "whole": _whole,
-        "statistics": _statistics,
-        "peak": _peak,
-        "elementwise": _elementwise,
+        "overhead": _overhead,
+        "costs": _costs,
+        "errors": _errors,
         "forward": _forward,
-        "precision": _precision,
+        "at_once": _at_once,
         "scaling": _scaling,
     }
     return [asdict(row) for part, make in makers.items() if part in found for row in make(found[part])]
@@ -65,26 +66,38 @@ def at_tokens(record: dict, tokens: int) -> float:
 
 
 def _whole(found: dict) -> list[Row]:
-    ours, published, tokens = found["ours"], found["published"], found["ours"]["tokens"]
-    theirs = at_tokens(published, tokens)
+    ours, published, exact = found["ours"], found["published"], found["exact"]
     once, twice = found["published_pair"]
-    rest = ours["peak_bytes"] - ours["model_bytes"] - ours["accumulator_bytes"]
-    group = "From seeds and text to results, forward passes included"
-    was = f"measured on {published['tokens']:,} tokens, its pass in proportion"
-    how = "measured" if published["tokens"] == tokens else was
-    return [
+    group = "From seeds and text to results, forward passes included: one reference against four"
+    rows = []
+    for one in ours:
+        theirs = at_tokens(published, one["tokens"])
+        rows += [
+            Row(
+                group,
+                f"sketch against the published algorithm, {one['tokens']:,} tokens",
+                f"{theirs / one['seconds']:.1f} times as fast: {_time(one['seconds'])} against {_time(theirs)} "
+                f"(published on {published['tokens']:,} tokens, its pass in proportion)",
+                "20 times at a million tokens on two cores" if one is ours[-1] else "",
+            ),
+            Row(
+                group,
+                f"sketch, {one['tokens']:,} tokens: what does not grow with them (loading, algebra); peak memory",
+                f"{_time(one['fixed_seconds'])}; {one['peak_bytes'] / 1e9:.2f} GB",
+            ),
+        ]
+    grown = ours[-1]["pass_seconds"] / ours[0]["pass_seconds"]
+    rows += [
         Row(
             group,
-            "ours against the published algorithm: reference against four shipped seeds",
-            f"{theirs / ours['seconds']:.1f} times as fast on {tokens:,} tokens",
-            "8 times, aim 15",
+            "sketch: exponent of the pass's time in the number of tokens (1 is linear)",
+            f"{math.log(grown) / math.log(ours[-1]['tokens'] / ours[0]['tokens']):.2f}",
         ),
-        Row(group, "published algorithm", f"{_time(theirs)} ({how}), {tokens / theirs:,.0f} tokens/s"),
         Row(
             group,
-            "ours",
-            f"{_time(ours['seconds'])} (measured, {ours['precision']}), {tokens / ours['seconds']:,.0f} "
-            f"tokens/s; of it {_time(ours['fixed_seconds'])} loading, pilot and algebra",
+            f"exact sums over all pairs, {exact['tokens']:,} tokens",
+            f"{_time(exact['seconds'])}, {exact['seconds'] / ours[0]['seconds']:.1f} times the sketch's; peak memory "
+            f"{exact['peak_bytes'] / 1e9:.2f} GB",
         ),
         Row(
             group,
@@ -98,79 +111,97 @@ def _whole(found: dict) -> list[Row]:
             f"{published['tokens']:,} tokens (median {found['difference']['corr_median']:.1e} and "
             f"{found['difference']['baseline_median']:.1e})",
         ),
-        Row(
-            group,
-            "ours: peak memory beyond models and accumulators",
-            f"{rest / 1e9:.2f} GB, of which {ours['imports_bytes'] / 1e9:.2f} GB the imported packages "
-            f"(peak {ours['peak_bytes'] / 1e9:.2f} GB, accumulators {ours['accumulator_bytes'] / 1e9:.2f} GB, models "
-            f"{ours['model_bytes'] / 1e9:.2f} GB)",
-            "at most 1.5 GB",
-        ),
         Row(group, "published algorithm: peak memory, one pair at a time", f"{published['peak_bytes'] / 1e9:.2f} GB"),
     ]
+    return rows
 
 
 def _per_thousand(record: dict) -> str:
     return f"{1000 * record['pass_seconds'] / record['tokens']:.2f} s"
 
 
-def _statistics(found: dict) -> list[Row]:
-    group, tokens, made = "Statistics only, activations given, one pair of seeds with its baseline", found["tokens"], []
-    for one in found["sizes"]:
-        name, (published, ours) = (
-            f"N = {one['neurons']:,}",
-            (one[f"{way}_seconds_at_end"] + tokens * one[f"{way}_seconds_per_token"] for way in ("published", "ours")),
-        )
-        made += [
-            Row(
-                group,
-                f"{name}: ours against the published algorithm",
-                f"{published / ours:.1f} times as fast on {tokens:,} tokens, in {one['precision']}",
-                "8 times, aim 14" if one["neurons"] >= 6144 else "",
-            ),
-            Row(
-                group,
-                f"{name}: stream of activations, then the algebra at the end",
-                f"published {1 / one['published_seconds_per_token']:,.0f} tokens/s, "
-                f"{one['published_seconds_at_end']:.1f} s; "
-                f"ours {1 / one['ours_seconds_per_token']:,.0f} tokens/s, {one['ours_seconds_at_end']:.1f} s",
-            ),
-            Row(
-                group,
-                f"{name}: largest difference of results after a few thousand tokens",
-                f"{one['largest_difference']:.1e}",
-            ),
-        ]
-    return made
-
-
-def _peak(found: list[dict]) -> list[Row]:
-    group = "Covariance kernel, operands prepared included, against the peak of the same product"
+def _overhead(found: dict[str, float]) -> list[Row]:
+    group, alone = (
+        "The pass of five seeds, all pairs, in turns with its forward passes alone",
+        found["forward passes alone"],
+    )
+    bars = {"pass": "1.4", "pass with grouped moments": "1.9"}
     return [
-        Row(
-            group,
-            f"share of the {one['precision']} GEMM peak at N = {one['neurons']:,}",
-            f"{one['rate'] / one['peak']:.0%}: {_rate(one['rate'])} of {_rate(one['peak'])}",
-            "70 %, aim 85 %",
-        )
-        for one in found
+        Row(group, name, f"{rate:,.0f} tokens/s, {alone / rate:.2f} times as long", bars.get(name, ""))
+        for name, rate in found.items()
     ]
 
 
-def _rate(operations: float) -> str:
-    return f"{operations / 1e12:.2f} TFLOP/s" if operations >= 1e12 else f"{operations / 1e9:.0f} GFLOP/s"
+def _costs(found: dict) -> list[Row]:
+    group = f"Statistics of one pair, activations given, in {found['precision']}, {found['rows']:,} rows"
+    rows = []
+    for one in found["sizes"]:
+        sketch, exact = one["sketch"], one["exact"]
+        rows.append(
+            Row(
+                group,
+                f"N = {one['neurons']:,}: a token, and once at the end",
+                f"sketch {1e6 * sketch['per_token']:.1f} µs and {sketch['once']:.1f} s; "
+                f"exact {1e6 * exact['per_token']:.1f} µs and {exact['once']:.1f} s",
+            )
+        )
+    fitted = found["exponents"]
+    rows.append(
+        Row(
+            group, "exponent of N in the cost of a token", f"sketch {fitted['sketch']:.2f}, exact {fitted['exact']:.2f}"
+        )
+    )
+    return rows
 
 
-def _elementwise(found: dict[str, float]) -> list[Row]:
-    group = "Sums and operands of one layer's activations, which surround the products"
-    names = {"plain": "the expression as it stands", "compiled": "by torch.compile", "native": "by a loop of our own"}
+def _errors(found: dict) -> list[Row]:
+    group = (
+        f"Sketch of {found['rows']:,} rows against exact sums, {found['tokens']:,} tokens, all pairs, both directions"
+    )
+
+    def sizes(one: dict) -> str:
+        return f"{one['mean']:+.1e} / {one['median']:.1e} / {one['p99.9']:.1e} / {one['largest']:.1e}"
+
+    each = ", ".join(
+        f"{k} candidates {one['within']:.3%} ({one['pairs_per_neuron']:.0f} pairs a neuron)"
+        for k, one in found["by_candidates"].items()
+    )
+    return [
+        Row(group, "partner within 1e-3 of the best", f"{found['partner_within']:.3%} of neurons", "99.9 %"),
+        Row(group, "a followed pair within 1e-3 of the best, by number of candidates", each),
+        Row(
+            group,
+            "best match on the same tokens, error: mean / median / 99.9th percentile / largest",
+            sizes(found["best_match"]),
+            "99.9th percentile 2e-3",
+        ),
+        Row(
+            group,
+            "baseline of five draws, the same in both, error: mean / median / 99.9th percentile / largest",
+            sizes(found["baseline"]),
+            "mean 1e-3, median 4e-3",
+        ),
+        Row(group, "baselines of two sets of five draws, both exact, difference: likewise", sizes(found["two_sets"])),
+        Row(
+            group,
+            "universal neurons of all seeds that change side of 0.5",
+            f"{found['changed']} by the sketch, {found['changed_by_draws']} by other draws, of {found['universal']}",
+            "fewer than by other draws",
+        ),
+        Row(group, "neurons with a better match outside the followed pairs, by 4/√rows", f"{found['outsiders']}"),
+    ]
+
+
+def _at_once(found: dict) -> list[Row]:
+    group, slowest = f"Two passes at once, {found['tokens']:,} tokens each", max(found["both"])
     return [
         Row(
             group,
-            names[key],
-            f"{1e9 * taken:.2f} ns a value" + f", {found['plain'] / taken:.1f} times as fast" * (key != "plain"),
+            "time of each against one alone",
+            f"{slowest / found['alone']:.2f} times ({', '.join(map(_time, found['both']))}; "
+            f"alone {_time(found['alone'])})",
+            "2.3 times",
         )
-        for key, taken in found.items()
     ]
 
 
@@ -188,34 +219,6 @@ def _forward(found: dict) -> list[Row]:
         Row(group, name, f"{found[key]:,.0f} tokens/s, {found[key] / plain:.2f} of plain", bars.get(key, ""))
         for key, name in names.items()
     ]
-
-
-def _precision(found: dict) -> list[Row]:
-    group = "Error against fp64, forward pass included, one pair of shipped seeds"
-    made = [
-        Row(
-            group,
-            "neurons with excess correlation above 0.5 in fp64",
-            f"{found['universal']:,} of {found['neurons']:,} on {found['tokens']:,} tokens",
-        )
-    ]
-    for precision in ("int8", "bf16", "fp32"):
-        if precision not in found:
-            continue
-        for kind, name in (("corr", "max correlation"), ("excess", "excess")):
-            size = found[precision][kind]
-            made.append(
-                Row(
-                    group,
-                    f"{precision}: {name}, median / 99.9th percentile / largest",
-                    f"{size['median']:.1e} / {size['p99.9']:.1e} / {size['largest']:.1e}",
-                    "99.9th percentile at most 1e-3 for the default",
-                )
-            )
-        made.append(
-            Row(group, f"{precision}: neurons that change side of 0.5", f"{found[precision]['changed_side']:,}")
-        )
-    return made
 
 
 def _scaling(found: dict) -> list[Row]:

@@ -21,7 +21,7 @@ from bench.machine import seconds, this_device
 from lib.base.hub import seed_source
 from lib.base.params import ROOT
 from lib.base.tensors import read_tensors, write_tensors
-from lib.kernels.correlation import rotations
+from lib.kernels.correlation import haar_rotation
 from lib.models.trunk import load_model
 from lib.run import Run
 
@@ -38,11 +38,11 @@ def published_way(run: Run) -> tuple[dict[str, Tensor], dict]:
             part = slice(start, start + published.BATCH)
             yield text.tokens[part].to(device), text.counted(part)
 
-    for index, name in enumerate(sorted(params.seeds)):
+    for name in sorted(params.seeds):
         if name == params.reference:
             continue
         other = load_model(seed_source(params, name)).to(device)
-        turn = torch.stack(list(rotations(layers, neurons, params.random_seed, index, 0))).float().to(device)
+        turn = haar_rotation(neurons, params.random_seed, 0).float().to(device).expand(layers, -1, -1)
         for kind, rotation in (("corr", None), ("baseline", turn)):
 
             def work(kind=kind, other=other, rotation=rotation):
@@ -59,12 +59,14 @@ def published_way(run: Run) -> tuple[dict[str, Tensor], dict]:
     }
 
 
-def measured(way: str, seeds: tuple[str, ...], tokens: int, precision: str) -> tuple[dict[str, Tensor], dict]:
+def measured(
+    way: str, seeds: tuple[str, ...], tokens: int, precision: str, products: str = "auto"
+) -> tuple[dict[str, Tensor], dict]:
     """One way in a child process: (result, times and memory)."""
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "result.safetensors"
         command = [sys.executable, "-m", "bench.whole", way, "--seeds", *seeds, "--tokens", str(tokens)]
-        command += ["--precision", precision, "--save", str(saved)]
+        command += ["--precision", precision, "--products", products, "--save", str(saved)]
         done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
         return read_tensors(saved), json.loads(done.stdout.splitlines()[-1])
 
@@ -82,12 +84,13 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", required=True)
     parser.add_argument("--tokens", type=int, required=True)
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--products", default="auto")
     parser.add_argument("--save", type=Path, required=True)
     given = parser.parse_args()
     device = this_device()
     before = _peak(device)
     started = time.perf_counter()
-    run = engine.shipped_run(tuple(given.seeds), given.tokens, given.precision)
+    run = engine.shipped_run(tuple(given.seeds), given.tokens, given.precision, products=given.products)
     result, record = {"ours": engine.whole, "published": published_way}[given.way](run)
     record |= {"seconds": time.perf_counter() - started, "tokens": run.text.tokens.numel()}
     record |= {"peak_bytes": _peak(device), "imports_bytes": before}

@@ -1,5 +1,8 @@
 """Fixtures: small models with the shipped tokeniser, and runs on them in a temporary folder."""
 
+import lib  # noqa: F401  before torch, as in every entry: OpenMP reads lib's setting when torch loads it
+
+# isort: split
 import json
 import os
 import shutil

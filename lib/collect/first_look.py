@@ -41,13 +41,13 @@ def first_look(inputs: Preflight, precision: str, device: torch.device) -> None:
         model = load_model(inputs.folders[name]).to(device)
         trunk = Trunk(model, precision == "bf16")  # which gives the model its fast steps
         rows += losses(name, model, run.text)
-        found = pilot(name, trunk, run.text, precision, device)
+        found = pilot(name, trunk, run.text, device)
         scalings |= {f"{name}.{key}": tensor for key, tensor in found.items()}
     write_table(run.folder / "tables" / "losses.parquet", pd.DataFrame(rows))
     write_tensors(run.folder / "stats" / "pilot.safetensors", scalings)
 
 
-def pilot(name: str, trunk: Trunk, text: Text, precision: str, device: torch.device) -> dict[str, Tensor]:
+def pilot(name: str, trunk: Trunk, text: Text, device: torch.device) -> dict[str, Tensor]:
     """Shifts and scales of one seed from blocks spread over the text, by PILOT_NAMES.
 
     Scalings (layers, 2, neurons) of pre-activation and activation, mean and inverse deviation, and the range (layers,

@@ -1,274 +1,198 @@
 """What a run will cost, before any weight is read: memory, passes, operations, disk, and time here and on GPUs.
 
-Operations are counted from the shape; speeds are measured for a few seconds on a random model of the same width and
-on products of the same size. `python -m lib.collect.forecast params.yaml` (`make plan`) prints it.
+`work` counts what each term has to do, in a unit of its own; `lib.collect.prices` has the seconds of one unit
+(docs/scaling.md). `python -m lib.collect.forecast params.yaml` (`make plan`) prints it.
 """
 
 import argparse
 import re
-import statistics
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-
-import torch
+from collections import Counter
+from dataclasses import replace
 
 from lib.base.errors import InputError, exit_on_input_error
 from lib.base.hub import seed_config
 from lib.base.machine import device_of
 from lib.base.params import Params, read_params
-from lib.collect.passes import SNAPSHOTS
-from lib.collect.planner import Plan, Setting, Shape, pack, pass_memory, setting_of, work_memory
+from lib.collect import planner, prices
+from lib.collect.first_look import LOSS_BLOCKS, PILOT_BLOCKS
+from lib.collect.planner import FIRST, PARTS, Plan, Setting, Shape, Unit, pack, pass_memory, setting_of
 from lib.collect.preflight import Preflight
+from lib.collect.prices import Rates
 from lib.collect.processes import Processes
-from lib.kernels.correlation import Scale, block_baseline, haar_rotation
-from lib.kernels.covariance import OPERAND_DTYPES, LayerProducts, Operands, symmetric_share
-from lib.kernels.examples import TopExamples
-from lib.kernels.fused import fastest_layer_statistics
-from lib.kernels.grouped import GroupedMoments, Places
+from lib.kernels.correlation import BIAS_DRAWS
+from lib.kernels.grouped import ACTIVE, FEW, HALVES, SQUARE, SUM, Layout
+from lib.labels.labels import TOKENS_KEPT
 from lib.labels.syntax import needs_spacy
-from lib.models.trunk import Trunk, mixed_precision
+from lib.labels.token_classes import TOKEN_CLASSES
 from lib.run import Run
 from lib.text.tokenise import made_token_file
 
-# NVIDIA's data sheets (SXM): dense peaks without sparsity, memory, bandwidth.
-GPUS = {
-    "H100": {"bf16": 989e12, "fp32": 67e12, "memory": 80e9, "bandwidth": 3.35e12},
-    "H200": {"bf16": 989e12, "fp32": 67e12, "memory": 141e9, "bandwidth": 4.8e12},
-}
-# The shares of these peaks that a run is taken to reach.
-PRODUCT_SHARE, FORWARD_SHARE, ALGEBRA_SHARE, TRAFFIC_SHARE = 0.6, 0.25, 0.5, 0.3
-ACTIVATION_TRAFFIC = 40  # bytes moved for each activation that is measured
-GROUPED_TRAFFIC = 24  # bytes moved for each activation and grouping
-TRIED_GROUPS = 4096  # most groups of a grouping when the speed of grouped moments is measured
-GPU_DISK = 1e9  # bytes a second that statistics are written and read with
-COMPILING = 20.0  # seconds that torch.compile and loading libraries take
+FREQUENT_WORDS = 300  # at most, with a label of their own
+FOLLOWED = 13  # pairs that are followed, for each neuron of two seeds: of 16 candidates each, some coincide
+STARTING = 10.0  # seconds to load libraries and models
+CHAPTER_SECONDS = 8e-3  # for each neuron of all seeds: 4 minutes for the shipped seeds, 27 for five of GPT2-small
+CHAPTER_MEMORY = 4e9  # bytes of the two chapters that are made at the same time
+CHAPTER_DISK = 0.5e9  # bytes of tables, notebooks and pages
 
 
-@dataclass(frozen=True)
-class Speeds:
-    """Seconds for the parts of a run on one device."""
+def work(plan: Plan, draws: int) -> tuple[Counter, Counter]:
+    """What one process does in all passes, and what the tables take after them, by term.
 
-    product: float  # a product of two layers, for each token
-    layer: float  # one layer of one seed, forward and with examples, for each token
-    elementwise: float  # one layer's statistics and operands, for each token
-    grouped: float  # one layer's grouped moments, for each token
-    logits: float  # the last logits of one seed, for each token
-    rotation: float  # drawing one layer's rotation and its rotated deviations
-    rotated: float  # one block's baseline
-    matched: float  # one block's best matches both ways
-    disk: float  # a byte written and later read
-
-
-def operations(setting: Setting, plan: Plan) -> dict[str, float]:
-    """Multiplications and additions of products and forward passes in all passes."""
-    shape, tokens = setting.shape, setting.blocks * setting.context
-    blocks = _blocks(plan)
-    layers = sum(depth for part in plan.passes for depth in part.depths(shape.layers).values())
-    per_layer = sum(_layer_operations(shape, setting.context))
-    return {"products": 2.0 * blocks * shape.neurons**2 * tokens, "forward": float(layers * per_layer * tokens)}
-
-
-def _blocks(plan: Plan) -> float:
-    """Products of two layers in all passes; of one with itself only part is computed."""
-    weights = {
-        "pair": 1.0,
-        "within": symmetric_share(
-            plan.setting.shape.neurons, OPERAND_DTYPES[plan.setting.precision], plan.setting.device
-        ),
-    }
-    return sum(plan.setting.shape.layers * weights.get(unit.kind, 0.0) for part in plan.passes for unit in part.units)
-
-
-def _layer_operations(shape: Shape, context: int) -> tuple[int, int]:
-    """Operations for each token of one layer's attention and of its MLP."""
-    return 2 * (4 * shape.width**2 + 2 * shape.width * context), 4 * shape.width * shape.neurons
-
-
-def seconds(plan: Plan, speeds: Speeds, draws: int) -> dict[str, float]:
-    """Predicted seconds of the passes and of the algebra after them."""
-    setting, shape = plan.setting, plan.setting.shape
-    tokens = setting.blocks * setting.context / setting.processes
-    blocks = _blocks(plan)
-    depths = [(part, part.depths(shape.layers)) for part in plan.passes]
-    layers = sum(depth for _, own in depths for depth in own.values())
-    measured = sum(own[seed] for part, own in depths for seed in part.measured)
-    grouped = sum(unit.kind == "grouped" for part in plan.passes for unit in part.units)
-    look = (
-        min(setting.blocks, 64) * shape.layers * (speeds.layer + speeds.elementwise)
-        + min(setting.blocks, 256) * (shape.layers * speeds.layer + speeds.logits)
-    ) * setting.context
-    each = blocks * speeds.product + layers * speeds.layer + measured * speeds.elementwise + grouped * speeds.grouped
-    passes = tokens * each + len(setting.seeds) * look + COMPILING
-    compared = sum(any(seed != reference for reference in setting.references) for seed in setting.seeds)
-    directions = sum(seed != reference for reference in setting.references for seed in setting.seeds)
-    matched = len(setting.pairs) * shape.layers**2 * speeds.matched
-    rotated = compared * shape.layers * speeds.rotation + directions * shape.layers**2 * speeds.rotated
-    passes += (
-        len(SNAPSHOTS) * (matched + rotated) * any(plan.takes_snapshots(part, len(SNAPSHOTS)) for part in plan.passes)
-    )
-    algebra = matched + draws * rotated
-    return {"passes": passes + disk(plan) * speeds.disk, "tables": algebra + disk(plan) * speeds.disk * (1 + draws) / 2}
+    Units: layers of a batch (launches), operations (attention's maps and scores, MLPs, products, rotations), bytes
+    (forward bytes, disk),
+    activations (statistics, sketch, labels), pairs times tokens (following),
+    correlations (candidates, matches), cubed neurons (drawing).
+    """
+    setting, shapes, passes, tables = plan.setting, plan.setting.shapes, Counter(), Counter()
+    tokens, rows = setting.tokens / setting.processes, setting.rows
+    for shape in shapes.values():  # the first look, of one process
+        looked, pilot = (min(setting.blocks, number) * setting.context for number in (LOSS_BLOCKS, PILOT_BLOCKS))
+        passes += _forward(shape, shape.layers, looked + pilot, setting)
+        passes["scores"] += 2 * shape.width * shape.vocabulary * looked  # logits, in fp32 too
+    for part in plan.passes:
+        for seed, depth in part.depths(shapes).items():
+            passes += _forward(shapes[seed], depth, tokens, setting)
+        for unit in part.units:
+            a, b = shapes[unit.seed], shapes[unit.other or unit.seed]
+            match unit.kind:
+                case "moments":
+                    passes["statistics"] += tokens * a.total
+                case "sketch":
+                    passes["sketch"] += tokens * a.total
+                case "products":
+                    passes["products"] += 2 * tokens * a.total * (b.total if unit.other else a.neurons)
+                case "followed":
+                    passes["following"] += (1 - 1 / FIRST) * tokens / setting.every * FOLLOWED * (a.total + b.total)
+                case "grouped":
+                    passes["labels"] += tokens / setting.every * a.neurons
+    mixed = setting.sketches  # then a baseline is made from half the rows too
+    for a, b in setting.pairs:
+        left, right = shapes[a], shapes[b]
+        square = left.total * right.total
+        passes["products"] += 2 * square * (rows // FIRST if setting.own_rows else rows)
+        passes["candidates"] += square
+        tables["products"] += 2 * square * rows * (1.5 if mixed else 1)
+        tables["matches"] += square
+        turned = sum(other.neurons for own, other in ((a, right), (b, left)) if own in setting.references)
+        tables["rotations"] += 2 * square * turned * (draws + mixed * min(draws, BIAS_DRAWS))
+    for shape in shapes.values():
+        tables["products"] += 2 * rows * shape.total * shape.neurons  # layers with themselves
+    tables["drawing"] = draws * sum(n**3 for n in {shape.neurons for shape in shapes.values()})
+    results, states = (sum(one.values()) for one in disk(plan))
+    passes["disk"], tables["disk"] = results + states, results
+    return passes, tables
 
 
-def disk(plan: Plan) -> float:
-    """Bytes of statistics that the run leaves."""
-    return float(sum(unit.memory for part in plan.passes for unit in part.units))
+def _forward(shape: Shape, depth: int, tokens: float, setting: Setting) -> Counter:
+    """Work of a forward pass of one seed through its first `depth` layers."""
+    maps, scores, mlp = prices.layer_operations(shape, setting.context)
+    moved = prices.RESIDUAL_BYTES * shape.width + prices.NEURON_BYTES * shape.neurons
+    batches = tokens / (setting.batch * setting.context)
+    each = {"maps": maps, "scores": scores, "MLPs": mlp, "forward bytes": moved}
+    return Counter({"launches": depth * batches} | {term: depth * tokens * one for term, one in each.items()})
 
 
-def measured(setting: Setting, plan: Plan, source: str, device: torch.device) -> Speeds:
-    """Speeds of this device, from a few seconds on random numbers of the run's sizes."""
-    n = setting.shape.neurons
-    dtype = OPERAND_DTYPES[setting.precision]
-    rows, layers = max(part.chunk for part in plan.passes) * setting.context, min(setting.shape.layers, 4)
-    operands = [Operands.empty(rows, layers, n, dtype, device) for _ in range(2)]
-    for own in operands:
-        view = own.in_order(0)
-        view.copy_(torch.randn(view.shape, device=device) * 20)
-    sums = LayerProducts(layers, n, dtype, device)
-    product = _timed(lambda: sums.update(operands[0][0], operands[1]), device, 5) / layers / rows
-    del operands
-    wide = sums.sums.dtype
-    block, turn = sums.sums[0], torch.randn(n, n, dtype=wide, device=device)
-    ones = torch.ones(n, dtype=wide, device=device)
-    scale = Scale(ones, ones, ones, 1)
-    rotated = _timed(lambda: block_baseline(block, scale, scale, turn), device, 3)
-    matched = _timed(
-        lambda: [((block * ones[:, None] - torch.outer(ones, ones)) * ones).max(axis) for axis in (1, 0)], device, 3
-    )
-    generator = torch.Generator().manual_seed(0)
-    double = torch.randn(n, n, dtype=torch.float64, device=device)
-    rotation = _timed(lambda: haar_rotation(n, generator), torch.device("cpu"), 1)
-    rotation += _timed(lambda: double @ double, device, 1)
-    layer, elementwise, logits = _forward(setting, source, device)
-    return Speeds(product, layer, elementwise, _grouped(setting, device), logits, rotation, rotated, matched, 1 / 400e6)
+def seconds(plan: Plan, rates: Rates, draws: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds of each term of `work`, in the passes and in the tables."""
+    price = rates.prices(plan.setting)
+    passes, tables = ({term: number * price[term] for term, number in one.items()} for one in work(plan, draws))
+    return passes, tables
 
 
-def _timed(work: Callable, device: torch.device, times: int) -> float:
-    """Seconds of one call, the median of some after the first: other work on the machine must not make the forecast."""
-    if times > 1:
-        work()
-    taken = []
-    for _ in range(times):
-        _finish(device)
-        started = time.perf_counter()
-        work()
-        _finish(device)
-        taken.append(time.perf_counter() - started)
-    return statistics.median(taken)
+def disk(plan: Plan) -> tuple[Counter, Counter]:
+    """By kind, bytes of the results that stay, and of the saved states of the largest pass while it runs."""
+    results, states = Counter(), []
+    for part in plan.passes:
+        states.append(_by_kind(part.units, plan.setting.processes))
+        for unit in part.units:
+            results[unit.kind] += _kept(unit, plan.setting)
+    return results, max(states, key=lambda one: sum(one.values()))
 
 
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+def _by_kind(units: tuple[Unit, ...], times: int = 1) -> Counter:
+    """Bytes of accumulators."""
+    return sum((Counter({unit.kind: unit.memory * times}) for unit in units), Counter())
 
 
-def _grouped(setting: Setting, device: torch.device) -> float:
-    """Seconds for each token of one layer's grouped moments, on random groups."""
-    groups = {name: min(size, TRIED_GROUPS) for name, size in setting.groups}
-    batch, n = setting.batch, setting.shape.neurons
-    shape = 4 * batch, setting.context
-    places = Places({name: torch.randint(size, shape) for name, size in groups.items()}, groups, device)
-    work = GroupedMoments(groups, torch.ones(2, n, device=device))
-    post = torch.randn(batch * setting.context, n, device=device)
-    post = post.bfloat16() if mixed_precision(setting.precision) else post
-    counted = torch.ones(len(post), dtype=torch.bool, device=device)
-    at = [places.at(torch.arange(batch) + start, counted) for start in range(0, shape[0], batch)]
-    return (
-        _timed(lambda: [work.update(post, places, one) for one in at], device, 3) / len(at) / len(post)
-        if groups
-        else 0.0
-    )
+def _kept(unit: Unit, setting: Setting) -> int:
+    """Bytes of an accumulator's results: mixed sketches in bf16, the followed pairs that differ, and of grouped moments
+    means by half (in fp16 where there are many rows) and spreads."""
+    shape = setting.shapes[unit.seed]
+    match unit.kind:
+        case "sketch" if setting.sketches:
+            return 2 * setting.rows * shape.total
+        case "followed":
+            pairs = FOLLOWED * (shape.total + setting.shapes[unit.other].total)
+            return pairs * (8 + PARTS * setting.sum_bytes)
+        case "grouped":
+            each = ((rows, HALVES * (2 if rows > FEW else 4), kinds.split()) for _, rows, kinds in setting.groups)
+            return shape.neurons * sum(rows * (mean + 4 * (SQUARE in kinds)) for rows, mean, kinds in each)
+    return unit.memory
 
 
-def _forward(setting: Setting, source: str, device: torch.device) -> tuple[float, float, float]:
-    """Seconds for each token of one layer, of its statistics, and of the logits, on a random model."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    depth = 3
-    config = AutoConfig.from_pretrained(source, num_hidden_layers=depth, attn_implementation="sdpa")
-    model = AutoModelForCausalLM.from_config(config).float().to(device).eval()
-    mixed = mixed_precision(setting.precision)
-    trunk, summed, n = Trunk(model, mixed), fastest_layer_statistics(), setting.shape.neurons
-    tokens = torch.randint(0, setting.shape.vocabulary, (setting.batch, setting.context), device=device)
-    rows = tokens.numel()
-    weights, scaling = torch.ones(rows, 1, device=device), torch.ones(2, n, device=device)
-    dither = torch.rand(rows, n, device=device)
-    examples = TopExamples(depth, n, device=device)
-    counted = torch.ones_like(tokens, dtype=torch.bool)
-
-    flat = torch.randn(rows, n, device=device).to(torch.bfloat16 if mixed else torch.float32)
-
-    def visit(layer, _pre, post):
-        examples.update(layer, post, counted, torch.arange(setting.batch))
-
-    layer = _timed(lambda: trunk.run(tokens, visit), device, 3) / depth / rows
-    operand = torch.empty(rows, n, dtype=OPERAND_DTYPES[setting.precision], device=device)
-    elementwise = _timed(lambda: summed(flat, flat, weights, scaling, scaling, dither, operand), device, 4) / rows
-    hidden = torch.zeros(setting.context, setting.shape.width, device=device)
-    head = model.get_output_embeddings()
-    with torch.inference_mode():
-        logits = _timed(lambda: head(hidden).float().log_softmax(1), device, 3) / setting.context
-    return layer, elementwise, logits
+def tables_memory(setting: Setting) -> float:
+    """Peak bytes of the algebra after the passes: sketches with their halves, and a few stripes of products."""
+    shapes = setting.shapes.values()
+    sketches = setting.rows * sum(shape.total for shape in shapes) * setting.operand_bytes
+    stripe = max(shape.neurons for shape in shapes) * max(shape.total for shape in shapes) * setting.sum_bytes
+    return planner.BASE + sketches * (1.5 if setting.sketches else 1) + 5 * stripe
 
 
-def published(setting: Setting, gpu: str) -> Speeds:
-    """Speeds of a GPU from its data sheet and the shares of its peak that are taken to be reached."""
-    peaks, shape = GPUS[gpu], setting.shape
-    product_peak = peaks["bf16"] if setting.precision in ("bf16", "int8") else peaks["fp32"]
-    attention, mlp = _layer_operations(shape, setting.context)
-    cube = 2.0 * shape.neurons**3
-    algebra = cube / (ALGEBRA_SHARE * peaks["fp32"])
-    return Speeds(
-        product=2.0 * shape.neurons**2 / (PRODUCT_SHARE * product_peak),
-        layer=(attention / peaks["fp32"] + mlp / product_peak) / FORWARD_SHARE,
-        elementwise=ACTIVATION_TRAFFIC * shape.neurons / (TRAFFIC_SHARE * peaks["bandwidth"]),
-        grouped=GROUPED_TRAFFIC * len(setting.groups) * shape.neurons / (TRAFFIC_SHARE * peaks["bandwidth"]),
-        logits=2.0 * shape.width * shape.vocabulary / (FORWARD_SHARE * peaks["fp32"]),
-        rotation=5 * algebra,
-        rotated=algebra,
-        matched=algebra / 10,
-        disk=1 / GPU_DISK,
-    )
+def _large_groupings(shapes: dict[str, Shape], params: Params) -> Layout:
+    """The large tables of grouped moments, by bounds that the models and the budget set."""
+    of_tokens = ("token_labels", "previous_token_labels", "next_token_labels")
+    labels = ((name, len(TOKEN_CLASSES) + FREQUENT_WORDS, f"{SUM} {SQUARE}") for name in of_tokens)
+    tokens = min(params.token_budget, TOKENS_KEPT + 1, *(shape.vocabulary for shape in shapes.values()))
+    return (*labels, ("token", tokens, SUM), ("position", params.context, f"{SUM} {ACTIVE}"))
 
 
-def _certain_groups(shape: Shape, context: int, tokens: int) -> tuple[tuple[str, int], ...]:
-    """The groupings whose sizes the model and the budget bound."""
-    by_token = ((name, min(shape.vocabulary, tokens)) for name in ("token", "previous_token", "next_token"))
-    return (*by_token, ("position", context))
+def estimate(params: Params) -> tuple[dict[str, float], float, float]:
+    """About the seconds of a report's stages, and the bytes of memory and disk that it takes on this machine.
+
+    Neither text nor weights are read, and the machine is measured for a second, so that it can be said at the start.
+    """
+    shapes, device = planner.seed_shapes(params), device_of(params)
+    plan = pack(setting_of(params, shapes, device, groups=_large_groupings(shapes, params)))
+    setting = plan.setting
+    passes, tables = seconds(plan, prices.rates(setting, device), params.rotations)
+    chapters = CHAPTER_SECONDS * sum(shape.total for shape in shapes.values())
+    memory = max(tables_memory(setting), CHAPTER_MEMORY, *(pass_memory(setting, part) for part in plan.passes))
+    stored = sum(sum(one.values()) for one in disk(plan)) + CHAPTER_DISK
+    stages = {"passes": STARTING + sum(passes.values()), "tables": sum(tables.values()), "chapters": chapters}
+    return stages, memory, stored
 
 
 def lines(params: Params) -> list[str]:
     """The forecast of a run, one line a fact; InputError if it cannot fit."""
     inputs, device = Preflight(Run(params)), device_of(params)
+    shapes = inputs.shapes
     # all groupings are known only of a text that is tokenised and read by spaCy; else the large ones, by bounds
     known = made_token_file(params)
     unread = bool(known) and needs_spacy(inputs.run)
-    certain = _certain_groups(inputs.shape, params.context, params.token_budget)
-    groups = inputs.group_sizes if known and not unread else certain
-    shape = inputs.shape
-    setting = setting_of(params, shape, device, Processes.on_this_machine(), groups)
-    plan = pack(setting)
-    facts = [
-        f"run {params.run}: {len(setting.seeds)} seeds of {shape.layers} × {shape.neurons:,} neurons, "
-        f"{len(setting.pairs)} pairs, {setting.blocks * setting.context:,} tokens, products in {setting.precision}",
-        f"passes over the text: {len(plan.passes)}, each within {setting.memory / 1e9:.1f} GB",
-    ]
-    for number, part in enumerate(plan.passes):
-        seeds, by_kind = len(part.depths(shape.layers)), {}
-        for unit in part.units:
-            by_kind.setdefault(unit.kind, []).append(unit.memory)
-        facts += [
-            f"pass {number + 1}: {pass_memory(setting, part) / 1e9:.2f} GB = weights of {seeds} seeds "
-            f"{setting.model_bytes * seeds / 1e9:.2f}, work {work_memory(setting, part) / 1e9:.2f}, "
-            + ", ".join(f"{kind} {sum(sizes) / 1e9:.2f}" for kind, sizes in by_kind.items())
-        ]
-    counted = operations(setting, plan)
-    facts += [
-        f"operations: products {counted['products']:.3g}, forward {counted['forward']:.3g}",
-        f"disk: {disk(plan) / 1e9:.2f} GB of statistics, and as much again for saved states",
-    ]
+    groups = inputs.layout if known and not unread else _large_groupings(shapes, params)
+    setting = setting_of(params, shapes, device, Processes.on_this_machine(), groups)
+    plans, timed, lacking = [], [], []
+    try:
+        plans.append(pack(setting))
+        largest = max(shapes, key=lambda seed: shapes[seed].total)
+        forward = prices.forward_rate(setting, shapes[largest], seed_config(params, largest), device)
+        rates = replace(prices.rates(setting, device), maps=forward, scores=forward, mlp=forward)
+        timed.append(_time("this machine", plans[0], rates, params))
+    except InputError as error:
+        if params.memory_gb != "auto":
+            raise
+        lacking.append(f"does not fit into this machine's memory: {error}")
+    for gpu, (memory, rates) in prices.GPUS.items():
+        there = replace(setting, memory=0.9 * memory, processes=1, precision="bf16", device="cuda")
+        try:
+            plans.append(pack(there))
+            timed.append(_time(f"one {gpu}, bf16, from its data sheet", plans[-1], rates, params))
+        except InputError:  # names a limit of memory that nobody has set
+            lacking.append(f"does not fit into the memory of one {gpu}")
+    if not plans:
+        raise InputError(lacking[0].partition(": ")[2])
+    facts = _facts(plans[0], params)
     if not known or unread:
         facts.append(
             "the text is not prepared yet: only the large groupings of labels are counted, by upper bounds, so that "
@@ -278,29 +202,52 @@ def lines(params: Params) -> list[str]:
         facts.append(
             "not counted: before the passes spaCy labels the syntax of English prose, some minutes per million tokens"
         )
-    places = [("this machine", plan, measured(setting, plan, seed_config(params, params.reference), device))]
-    lacking = []
-    for gpu, peaks in GPUS.items():
-        there = replace(setting, memory=0.9 * peaks["memory"], processes=1, precision="bf16", device="cuda")
-        try:
-            there_plan = pack(there)
-        except InputError:  # names a limit of memory that nobody has set
-            lacking.append(f"does not fit into the memory of one {gpu}")
-            continue
-        speeds = replace(
-            published(there, gpu), rotation=places[0][2].rotation
-        )  # rotations are drawn on the CPU, here as there
-        places.append(
-            (f"one {gpu} with this machine's CPU, bf16, {PRODUCT_SHARE:.0%} of its published peak", there_plan, speeds)
-        )
-    for place, planned, speeds in places:
-        parts = seconds(planned, speeds, params.rotations)
+    return facts + timed + lacking
+
+
+def _facts(plan: Plan, params: Params) -> list[str]:
+    """What holds on any machine: shapes, passes and their memory, operations, disk."""
+    setting, shapes = plan.setting, plan.setting.shapes
+    forms = " or ".join(sorted({f"{shape.layers} × {shape.neurons:,}" for shape in shapes.values()}))
+    products = f"{setting.products} products" + (f" of {setting.rows:,} rows" if setting.sketches else "")
+    facts = [
+        f"run {params.run}: {len(shapes)} seeds of {forms} neurons, {len(setting.pairs)} pairs, "
+        f"{setting.tokens:,} tokens, {products} in {setting.precision}",
+        f"passes over the text: {len(plan.passes)}, each within {setting.memory / 1e9:.1f} GB",
+    ]
+    for number, part in enumerate(plan.passes):
+        weights = sum(4 * shapes[seed].parameters for seed in part.depths(shapes))
         facts.append(
-            f"time on {place}: passes {parts['passes']:,.0f} s ({len(planned.passes)}), "
-            f"tables {parts['tables']:,.0f} s, "
-            f"together {sum(parts.values()) / 60:,.1f} min"
+            f"pass {number + 1}: {pass_memory(setting, part) / 1e9:.2f} GB = weights of {len(part.depths(shapes))} "
+            f"seeds {weights / 1e9:.2f}, work {planner.work_memory(setting, part) / 1e9:.2f}, "
+            + _gigabytes(_by_kind(part.units))
         )
-    return facts + lacking
+    counted = sum(work(plan, params.rotations), Counter())
+    terms = ", ".join(f"{term} {counted[term]:.3g}" for term in ("maps", "scores", "MLPs", "products", "rotations"))
+    results, states = disk(plan)
+    return [
+        *facts,
+        f"tables: {tables_memory(setting) / 1e9:.2f} GB of memory",
+        f"operations: {terms}",
+        f"disk: {sum(results.values()) / 1e9:.2f} GB of results ({_gigabytes(results)}), and up to "
+        f"{sum(states.values()) / 1e9:.2f} GB of saved states while the passes run",
+    ]
+
+
+def _gigabytes(by_kind: Counter) -> str:
+    return ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in by_kind.items())
+
+
+def _time(place: str, plan: Plan, rates: Rates, params: Params) -> str:
+    """Time of passes and tables, and the terms that take most of the passes."""
+    passes, tables = seconds(plan, rates, params.rotations)
+    whole, after = sum(passes.values()), sum(tables.values())
+    terms = sorted(passes.items(), key=lambda term: -term[1])
+    shares = ", ".join(f"{term} {taken:,.0f}" for term, taken in terms if taken >= whole / 100)
+    return (
+        f"time on {place}: passes {whole:,.0f} s ({len(plan.passes)}), tables {after:,.0f} s, "
+        f"together {(whole + after) / 60:,.1f} min; seconds of the passes: {shares}"
+    )
 
 
 @exit_on_input_error

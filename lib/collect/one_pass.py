@@ -26,7 +26,7 @@ from lib.kernels.histogram import Histogram
 from lib.kernels.sketch import Products, Sketch, Within, placed
 from lib.models.trunk import Trunk, load_model
 
-HISTOGRAM_EVERY = 8  # batches: one in eight is counted into the histograms
+HISTOGRAM_EVERY = 16  # batches: one in so many is counted into the histograms
 
 
 def _examples(scaling: dict[str, Tensor]) -> TopExamples:
@@ -66,14 +66,14 @@ class Pass:
         self.planned: PassPlan = plan.passes[number]
         setting = plan.setting
         self.dtype = OPERAND_DTYPES[setting.precision]
-        self.reading = Reading.of(setting.blocks, setting.batch)
+        self.reading = Reading.of(setting.blocks, setting.batch, setting.every)
         self.readers = {
             name: SeedReader(name, scalings[name], depth, setting.precision, self.planned.compares)
             for name, depth in self.planned.depths(setting.shapes).items()
         }
         grouped = any(unit.kind == "grouped" for unit in self.planned.units)
         ids = {name: one.ids for name, one in inputs.groupings.items()} if grouped else {}
-        self.places = Places(ids, dict(setting.groups) if grouped else {}, device)
+        self.places = Places(ids, inputs.tables if grouped else {}, device)
         self.units = {
             unit: self._accumulator(unit, scalings[unit.seed]) for unit in self.planned.units if unit.kind != "followed"
         }
@@ -104,11 +104,11 @@ class Pass:
 
     def _grouped(self, unit: Unit, scaling: Tensor) -> GroupedMoments:
         places = self.places  # a feed that knew the pass would keep its memory beyond its end, into the next pass
-        accumulator = GroupedMoments(places.groups, scaling)
+        accumulator, reading = GroupedMoments(places.layout, scaling), self.reading
 
         def feed(seen: Seen) -> None:
-            if seen.layer == unit.first:
-                accumulator.update(seen.post, places, places.at(seen.batch.blocks, seen.batch.counted))
+            if seen.layer == unit.first and reading.sampled(seen.batch.number):
+                accumulator.update(seen.post, places.at(seen.batch.blocks, seen.batch.counted))
 
         self.readers[unit.seed].feeds.append(feed)
         return accumulator
@@ -124,7 +124,7 @@ class Pass:
         wide = torch.float64 if self.dtype == torch.float64 else torch.float32
         self.followed = Followed(pairs, totals, PARTS, wide, self.device)
 
-    def advance(self, number: int, bar: tqdm) -> None:
+    def advance(self, number: int, bar: tqdm | None = None) -> None:
         """One batch of blocks through every seed and into every accumulator."""
         started, setting = time.perf_counter(), self.plan.setting
         blocks = self.reading.batches[number]
@@ -137,7 +137,14 @@ class Pass:
         operands, sums = {}, {}
         for name, reader in self.readers.items():
             operands[name], sums[name] = reader.read(batch)
-            bar.update(len(numbers))
+            if bar is not None:
+                bar.update(len(numbers))
+        self.add(number, row, operands, sums, int(counted.sum()))
+        self.done[number] = True
+        self.seconds += time.perf_counter() - started
+
+    def add(self, number: int, row: Tensor, operands: dict[str, Tensor], sums: dict[str, Tensor], counted: int) -> None:
+        """Adds all seeds' operands on a batch to sketches, products and followed pairs."""
         for unit, accumulator in self.units.items():
             if unit.kind == "sketch":
                 accumulator.update(operands[unit.seed], row)
@@ -145,9 +152,7 @@ class Pass:
                 accumulator.update(operands[unit.seed], *([operands[unit.other]] if unit.other else []))
         part = self.reading.part(number)
         if self.planned.compares and part is not None:
-            self.followed.update(part, operands, sums, int(counted.sum()))
-        self.done[number] = True
-        self.seconds += time.perf_counter() - started
+            self.followed.update(part, operands, sums, counted)
 
     @property
     def in_first_part(self) -> bool:

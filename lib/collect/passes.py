@@ -18,9 +18,11 @@ from lib.base.errors import InputError, exit_on_input_error
 from lib.base.files import locked, write_json
 from lib.base.machine import device_name, device_of
 from lib.base.params import read_params
+from lib.base.progress import Progress
 from lib.base.tensors import TensorFiles, read_tensors, write_tensors
 from lib.cache import PASS, code_of
 from lib.collect.first_look import first_look
+from lib.collect.grouped_tables import record_labels
 from lib.collect.one_pass import Pass
 from lib.collect.planner import CANDIDATES, Plan, Setting, pack, pass_memory, setting_of
 from lib.collect.preflight import Preflight
@@ -57,27 +59,34 @@ def collect(run: Run, grouped: bool = True) -> None:
 def _collect(inputs: Preflight, processes: Processes) -> None:
     run, params, stats = inputs.run, inputs.params, inputs.run.folder / "stats"
     device, begun = device_of(params), None
-    groups = tuple(map(tuple, processes.agree(inputs.group_sizes if processes.first else ())))
+    groups = tuple(map(tuple, processes.agree(inputs.layout if processes.first else ())))
     setting = setting_of(params, inputs.shapes, device, Processes.on_this_machine(), groups)
     if processes.first:
+        record_labels(run, inputs.label_sets, any(stats.glob("pass-*")))
         begun = _planned(run, setting)
         write_json(stats / "key.json", params.statistics_key | {"hashes": inputs.hashes})
         if not (stats / "pilot.safetensors").exists():
             first_look(inputs, begun["precision"], device)
     plan = Plan.resumed(setting, processes.agree(begun))
-    stored, scalings = read_tensors(stats / "pilot.safetensors"), {}
-    for key, tensor in stored.items():
-        name, what = key.split(".")
-        scalings.setdefault(name, {})[what] = tensor.to(device)
+    scalings = read_pilot(stats, device)
     for number in range(len(plan.passes)):
         if not processes.agree((stats / f"pass-{number:02d}.json").exists()):
             _run_pass(Pass(inputs, plan, number, scalings, device), processes, stats)
         processes.wait()
     if processes.first:
-        write_json(stats / "done.json", _summary(run, plan, device, processes.count))
+        write_json(stats / "done.json", summary(run, plan, device, processes.count))
         for path in stats.glob("pass-*"):
             path.unlink()
     processes.wait()
+
+
+def read_pilot(stats: Path, device: torch.device) -> dict[str, dict[str, Tensor]]:
+    """The pilot's shifts, scales and ranges by seed and name (`PILOT_NAMES`)."""
+    scalings: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in read_tensors(stats / "pilot.safetensors").items():
+        name, what = key.split(".")
+        scalings.setdefault(name, {})[what] = tensor.to(device)
+    return scalings
 
 
 def _planned(run: Run, setting: Setting) -> dict:
@@ -145,7 +154,7 @@ def _run_pass(work: Pass, processes: Processes, stats: Path) -> None:
     if processes.first:
         for path in _others(stats, prefix, mine, work.done):
             work.merge_state(TensorFiles([path]))
-        _finish(work, stats)
+        finish(work, stats)
         for path in stats.glob(f"{prefix}*"):
             path.unlink()
 
@@ -198,14 +207,16 @@ def _bar(work: Pass, processes: Processes) -> tqdm:
 def _advance(work: Pass, batches: list[int], bar: tqdm, state: Path, all_of_it: bool) -> None:
     """Batches through the pass, with a state saved now and then, but not after the last if that ends the pass."""
     gigabytes, saved = sum(unit.memory for unit in work.units) / 1e9, time.monotonic()
+    progress = Progress(work.inputs.run.folder, "passes")
     for number in batches:
         work.advance(number, bar)
+        bar.set_postfix_str(progress.text((work.number + bar.n / bar.total) / len(work.plan.passes)), refresh=False)
         if time.monotonic() - saved > SAVE_SECONDS * max(1, gigabytes) and not (all_of_it and number == batches[-1]):
             write_tensors(state, work.state_dict())
             saved = time.monotonic()
 
 
-def _finish(work: Pass, stats: Path) -> None:
+def finish(work: Pass, stats: Path) -> None:
     """Writes the pass's accumulators, one file a kind, and last the note that it is complete.
 
     Sketches and grouped moments are large: the former have a file a seed, those that mix tokens in bf16, far below
@@ -230,7 +241,7 @@ def _finish(work: Pass, stats: Path) -> None:
     write_json(stats / f"pass-{work.number:02d}.json", {"seconds": work.seconds, "tokens": tokens})
 
 
-def _summary(run: Run, plan: Plan, device: torch.device, processes: int) -> dict:
+def summary(run: Run, plan: Plan, device: torch.device, processes: int) -> dict:
     """What the passes tell about themselves."""
     passes = [run.recorded(f"stats/pass-{number:02d}.json") for number in range(len(plan.passes))]
     setting = plan.setting

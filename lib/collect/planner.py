@@ -23,22 +23,19 @@ from lib.base.hub import seed_config
 from lib.base.machine import free_memory
 from lib.base.params import Params
 from lib.kernels.fused import OPERAND_DTYPES, fastest_precision
-from lib.kernels.grouped import memory_bytes
+from lib.kernels.grouped import Layout, memory_bytes
 
 BATCH_TOKENS = 2048  # about, in one forward pass on a CPU, so that what is read of them stays in its caches
-GPU_BATCH = 32  # blocks, at least, in one forward pass on a GPU
-GPU_MAX_BATCH = 128
+GPU_BATCH_TOKENS = 8192  # at least, in one forward pass on a GPU
+GPU_MAX_BATCH_TOKENS = 32768
 GPU_BATCH_ACTIVATIONS = 2**25  # per layer; narrower layers get larger batches
 BASE = 0.7e9  # bytes that Python and its libraries take
 SHARE = 0.8  # of the memory that is free, for memory_gb: auto
 FIRST = 4  # one block in so many is in the first part of the text, which names the candidates
 CANDIDATES = 16  # neurons of another seed that are followed for each neuron
 PARTS = 16  # of the text after its first part, for intervals and convergence
-BEGUN = (
-    "precision",
-    "products",
-    "device",
-)  # of a setting, that a run keeps once it has begun; batches follow the device
+ENOUGH = 2**25  # tokens; in a longer text pairs are followed and labels summed on one batch in several, spread over it
+BEGUN = ("precision", "products", "device")  # what a begun run keeps of its setting; batches follow the device
 CORE = ("moments", "sketch", "products", "followed")  # kinds of which the first pass needs all units
 
 
@@ -93,7 +90,7 @@ class Setting:
     sketch_rows: int
     memory: float  # bytes that one process may take
     processes: int = 1
-    groups: tuple[tuple[str, int], ...] = ()  # groupings of the tokens by name, and how many groups each has
+    groups: Layout = ()  # of the grouped moments
     device: str = "cpu"  # or "cuda"
 
     @property
@@ -110,6 +107,11 @@ class Setting:
     def batch(self) -> int:
         """Blocks in one forward pass."""
         return batch_blocks(self.device, self.context, max(one.neurons for one in self.shapes.values()), self.blocks)
+
+    @property
+    def every(self) -> int:
+        """One batch in so many is sampled (`Reading`)."""
+        return -(-self.tokens // ENOUGH)
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
@@ -148,12 +150,13 @@ def batch_blocks(device: str, context: int, neurons: int, blocks: int) -> int:
     """Blocks in one forward pass, by the neurons of a layer and the `blocks` of the text; on a GPU a power of two.
 
     On a GPU, launching the kernels of a narrow layer takes longer than running them: four times as long for the
-    shipped seeds in batches of 32 blocks. A short text still has sixteen batches where the least allows it.
+    shipped seeds in batches of 8,192 tokens. A short text still has sixteen batches where the least allows it.
     """
     if device != "cuda":
         return max(1, BATCH_TOKENS // context)
+    least, most = (max(1, tokens // context) for tokens in (GPU_BATCH_TOKENS, GPU_MAX_BATCH_TOKENS))
     fitting = min(GPU_BATCH_ACTIVATIONS // (context * neurons), blocks // 16)
-    return max(GPU_BATCH, min(GPU_MAX_BATCH, 1 << fitting.bit_length() >> 1))
+    return max(least, min(most, 1 << fitting.bit_length() >> 1))
 
 
 @dataclass(frozen=True)
@@ -162,17 +165,26 @@ class Reading:
 
     batches: tuple[Int[Tensor, "blocks"], ...]
     first: int  # batches of the first part, whose blocks are spread over the whole text
+    every: int = 1  # one batch in so many is sampled: pairs are followed and labels summed there
 
     @classmethod
-    def of(cls, blocks: int, batch: int) -> "Reading":
+    def of(cls, blocks: int, batch: int, every: int = 1) -> "Reading":
         """Of a text of so many blocks."""
         everyone = torch.arange(blocks)
         early, late = (everyone[one].split(batch) for one in (everyone % FIRST == 0, everyone % FIRST != 0))
-        return cls((*early, *(one for one in late if len(one))), len(early))
+        return cls((*early, *(one for one in late if len(one))), len(early), every)
+
+    def sampled(self, batch: int) -> bool:
+        """Whether a batch is sampled."""
+        return batch % self.every == 0
 
     def part(self, batch: int) -> int | None:
-        """In which of the PARTS of the text after its first part a batch lies."""
-        return None if batch < self.first else (batch - self.first) * PARTS // (len(self.batches) - self.first)
+        """In which of the PARTS of the text after its first part a sampled batch lies."""
+        return (
+            None
+            if batch < self.first or not self.sampled(batch)
+            else (batch - self.first) * PARTS // (len(self.batches) - self.first)
+        )
 
 
 def units_of(setting: Setting) -> list[Unit]:
@@ -197,7 +209,7 @@ def units_of(setting: Setting) -> list[Unit]:
             units.append(Unit("products", a, 0, left.layers, left.total * right.total * setting.sum_bytes, b))
     for seed in setting.references if setting.groups else ():
         shape = setting.shapes[seed]
-        memory = memory_bytes(dict(setting.groups), shape.neurons)
+        memory = memory_bytes(setting.groups, shape.neurons)
         later += [Unit("grouped", seed, layer, layer + 1, memory) for layer in range(shape.layers)]
     return units + later
 
@@ -235,14 +247,17 @@ class Plan:
         return fixed | {"passes": [[f"{u.kind}.{u.name}" for u in part.units] for part in self.passes]}
 
     @classmethod
-    def resumed(cls, setting: Setting, begun: dict) -> "Plan":
+    def resumed(cls, setting: Setting, begun: dict, without: tuple[str, ...] = ()) -> "Plan":
         """The passes that a run began with, even if memory, device or number of processes differ now.
+
+        Those `without` some kinds of units, where nobody wants them.
 
         They keep their precision and their batches, which the sums so far depend on.
         """
         setting = replace(setting, **{name: begun[name] for name in BEGUN})
         units = {f"{unit.kind}.{unit.name}": unit for unit in units_of(setting)}
-        return cls(setting, tuple(PassPlan(tuple(units[name] for name in part)) for part in begun["passes"]))
+        kept = [[name for name in part if name.split(".")[0] not in without] for part in begun["passes"]]
+        return cls(setting, tuple(PassPlan(tuple(units[name] for name in part)) for part in kept if part))
 
 
 def work_memory(setting: Setting, passing: PassPlan) -> float:
@@ -255,8 +270,10 @@ def work_memory(setting: Setting, passing: PassPlan) -> float:
         return BASE + batch
     operands = tokens * sum(shape.total for shape in used) * 2 * setting.operand_bytes  # by token and by neuron
     widest, largest = max(shape.neurons for shape in used), max(shape.total for shape in used)
-    algebra = 3 * widest * largest * setting.sum_bytes + 2 * setting.rows * largest * setting.operand_bytes
-    return BASE + operands + batch + algebra
+    algebra = 3 * widest * largest * setting.sum_bytes  # between two batches
+    if setting.own_rows or setting.operand_bytes < setting.sum_bytes:  # then the rows are copied
+        algebra += setting.rows * sum(shape.total for shape in used) * setting.operand_bytes
+    return BASE + max(operands + batch, algebra)
 
 
 def pass_memory(setting: Setting, passing: PassPlan) -> float:
@@ -322,15 +339,11 @@ def seed_shapes(params: Params) -> dict[str, Shape]:
 
 
 def setting_of(
-    params: Params,
-    shapes: dict[str, Shape],
-    device: torch.device,
-    processes: int = 1,
-    groups: tuple[tuple[str, int], ...] = (),
+    params: Params, shapes: dict[str, Shape], device: torch.device, processes: int = 1, groups: Layout = ()
 ) -> Setting:
     """What the plan of a run depends on, on this device; `processes` share the memory of this machine.
 
-    `groups` are names and sizes of the groupings of `lib.labels.groupings`; without them nothing grouped is planned.
+    `groups` is the layout of grouped moments (`lib.kernels.grouped`); without it nothing grouped is planned.
     They are planned for the references, layer by layer, since those of one layer of a large model take gigabytes.
     """
     memory = free_memory(device) * SHARE if params.memory_gb == "auto" else params.memory_gb * 1e9

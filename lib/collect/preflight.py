@@ -5,9 +5,11 @@ from pathlib import Path
 
 from lib.base.hub import fetch_seed, seed_source
 from lib.cache import input_hashes, refuse_other_statistics
+from lib.collect.grouped_tables import grouped_tables
 from lib.collect.planner import Shape, seed_shapes
-from lib.labels.groupings import run_groupings
-from lib.labels.labels import Grouping
+from lib.kernels.grouped import Layout, Table, layout_of
+from lib.labels.groupings import run_groupings, run_label_sets
+from lib.labels.labels import Grouping, LabelSet
 from lib.models.trunk import check_seed, check_weights
 from lib.run import Run
 from lib.text.blocks import Text
@@ -50,10 +52,20 @@ class Preflight:
         """The groupings of the text's tokens that grouped moments are summed by."""
         return run_groupings(self.run) if self.grouped else {}
 
+    @cached_property
+    def label_sets(self) -> list[LabelSet]:
+        """The labels over the groupings."""
+        return run_label_sets(self.run, self.groupings) if self.groupings else []
+
+    @cached_property
+    def tables(self) -> dict[str, Table]:
+        """What grouped moments sum."""
+        return grouped_tables(self.groupings, self.label_sets, self.text)
+
     @property
-    def group_sizes(self) -> tuple[tuple[str, int], ...]:
-        """Names and sizes of the groupings, as the planner needs them."""
-        return tuple((name, len(one.groups)) for name, one in self.groupings.items())
+    def layout(self) -> Layout:
+        """Names and sizes of the tables, as the planner needs them."""
+        return layout_of(self.tables)
 
     def check(self) -> None:
         """Refuses statistics of other parameters or files, and seeds and a text that cannot be used together."""

@@ -19,6 +19,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
+from matplotlib.transforms import Bbox
 from PIL import Image as Picture
 from PIL.PngImagePlugin import PngInfo
 
@@ -45,7 +46,6 @@ sns.set_theme(
     rc={
         "figure.dpi": 100,
         "savefig.dpi": 130,
-        "savefig.bbox": "tight",
         "pdf.fonttype": 42,  # text stays text in the PDF and in the SVG
         "svg.fonttype": "none",
         "svg.hashsalt": "figure",  # the same figure gives the same file
@@ -74,10 +74,12 @@ def gallery(folder: Path) -> Callable[[Figure, Caption, str], None]:
                 axis.set_ticklabels([_typeset(label) for label in labels])
         fig.suptitle(_typeset(title, "mathbf"), x=0.01, ha="left", fontsize="large", fontweight="bold")
         folder.mkdir(parents=True, exist_ok=True)
-        png = _as_png(fig, alt)
+        area = _laid_out(fig)
+        png = _as_png(fig, alt, area)
         (folder / f"{name}.png").write_bytes(png)
-        fig.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
-        fig.savefig(folder / f"{name}.svg", metadata={"Date": None, "Title": title, "Description": alt})
+        fig.savefig(folder / f"{name}.pdf", bbox_inches=area, metadata={"CreationDate": None})
+        about = {"Date": None, "Title": title, "Description": alt}
+        fig.savefig(folder / f"{name}.svg", bbox_inches=area, metadata=about)
         width = int.from_bytes(png[16:20], "big")  # pixels, from the PNG's header
         shown = round(width * 100 / matplotlib.rcParams["savefig.dpi"])
         display(Image(data=png, format="png", alt=alt, width=shown, metadata={"name": name}))
@@ -105,12 +107,23 @@ def in_few_colours(picture: Picture.Image) -> Picture.Image:
     return reduced
 
 
-def _as_png(fig: Figure, alt: str) -> bytes:
-    """The figure as PNG, with `alt` as its Description."""
+def _laid_out(fig: Figure) -> Bbox:
+    """Lays a figure out as for a PNG, for good; returns the area in inches that holds all it shows.
+
+    A save would lay it out again, and draw it once more to find that area: six drawings for three files.
+    """
+    fig.set_dpi(matplotlib.rcParams["savefig.dpi"])
+    fig.draw_without_rendering()
+    fig.set_layout_engine(None)
+    return fig.get_tightbbox().padded(matplotlib.rcParams["savefig.pad_inches"])
+
+
+def _as_png(fig: Figure, alt: str, area: Bbox) -> bytes:
+    """The figure's `area` as PNG, with `alt` as its Description."""
     about = PngInfo()
     about.add_itxt("Description", alt)
     with BytesIO() as drawn, BytesIO() as packed:
-        fig.savefig(drawn, format="png")
+        fig.savefig(drawn, format="png", bbox_inches=area)
         picture = Picture.open(drawn)
         in_few_colours(picture).save(packed, "png", optimize=True, pnginfo=about, dpi=picture.info["dpi"])
         return packed.getvalue()

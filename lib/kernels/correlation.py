@@ -274,7 +274,7 @@ def compare(
 
     Matches are the best of all neurons where the products are exact, else the best of the followed ones.
     """
-    wide = covariance.stripe(covariance.pairs[0][0], 0, covariance.pairs[0][1]).dtype
+    wide = covariance.within(covariance.seeds[0], 0).dtype
     dtype, half = wide if not covariance.rows else _fast(wide), None
     if covariance.half:
         half_scales = sketched_scales(covariance.half, scales)

@@ -4,8 +4,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lib.kernels import native
-
 PER_BLOCK = 2  # at most this many examples of a neuron from one block of text
 
 
@@ -28,14 +26,8 @@ class TopExamples:
         blocks: Int[Tensor, "blocks"],
     ) -> None:
         """Adds one layer's activations on whole blocks of text, `blocks` being their numbers in the text."""
-        if native.takes("examples", post):
-            texts, context, neurons = post.shape
-            kept = [getattr(self, name)[layer] for name in ("value", "block", "position", "window")]
-            sizes = texts, context, neurons, kept[0].shape[1], self.radius
-            native.call("examples", post, counted.contiguous(), blocks.to(torch.int32), *sizes, *kept)
-            return
         start = 0 if counted[:, 0].any() else 1  # BOS, whose activations are often the largest, never counts
-        highest = post[:, start:].amax(1).float()  # (blocks, neurons), a screen: other uncounted tokens are still in it
+        highest = _at_least(post[:, start:])  # (blocks, neurons), a screen: other uncounted tokens are still in it
         block, neuron = (highest > self.value[layer, :, -1]).nonzero(
             as_tuple=True
         )  # which block may give which neuron an example
@@ -78,6 +70,13 @@ class TopExamples:
         """Goes on from a saved state."""
         for name, tensor in state.items():
             setattr(self, name, tensor)
+
+
+def _at_least(post: Float[Tensor, "blocks context neurons"]) -> Float[Tensor, "blocks neurons"]:
+    """The largest activation, or 0 where none is positive. Positive floats are in the order of their bits, and the
+    largest of whole numbers is found several times as fast."""
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[post.dtype.itemsize]
+    return post.view(whole).amax(1).clamp(min=0).view(post.dtype).float()
 
 
 def _by_neuron(

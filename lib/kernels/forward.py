@@ -8,8 +8,6 @@ from torch import Tensor
 from lib.kernels import native
 
 HEAD = 64  # HEAD in forward.cpp
-WIDE = 32  # matrix units take weights whose number of columns is a multiple of it
-FEW = 256  # rows, below which bringing the weight into the order of matrix units is not worth it
 
 
 def tanh_gelu(x: Float[Tensor, "*rows neurons"]) -> Float[Tensor, "*rows neurons"]:
@@ -26,13 +24,8 @@ def causal_attention(
     k: Float[Tensor, "texts heads tokens d_head"],
     v: Float[Tensor, "texts heads tokens d_head"],
     scale: float,
-    exact: bool = False,
 ) -> Float[Tensor, "texts tokens heads d_head"]:
-    """softmax(scale · q kᵀ) v, each token seeing itself and those before it.
-
-    On matrix units scores are exact to fp32's last digit, and weights times values to 2⁻¹⁷ of what is summed. `exact`
-    does without these units.
-    """
+    """softmax(scale · q kᵀ) v, each token seeing itself and those before it."""
     plain = all(
         one.dtype == torch.float32
         and not one.is_cuda
@@ -46,35 +39,15 @@ def causal_attention(
     texts, heads, tokens, _ = q.shape
     strides = torch.tensor([one.stride()[:3] for one in (q, k, v)])
     made = torch.empty(texts, tokens, heads, HEAD)
-    native.call("attention", q, k, v, strides, texts, heads, tokens, float(scale), int(exact), made)
+    native.call("attention", q, k, v, strides, texts, heads, tokens, float(scale), made)
     return made
 
 
 def affine(
     x: Float[Tensor, "*rows a"], weight: Float[Tensor, "a b"], bias: Float[Tensor, "b"]
 ) -> Float[Tensor, "*rows b"]:
-    """x · weight + bias; in bf16 with sums in fp32 where autocast is on.
-
-    Matrix units multiply bf16 only. Without autocast each float is given to them as the sum of two bf16 numbers: the
-    error is 2⁻¹⁶ of what is summed instead of fp32's 2⁻¹⁸, in a third of the time, or less where the weight is bf16.
-    """
-    (depth, columns), flat = weight.shape, x.reshape(-1, x.shape[-1])
-    exact = not torch.is_autocast_enabled(x.device.type)
-    plain = all(one.dtype == torch.float32 and not one.is_cuda for one in (weight, bias)) and not any(
-        map(_needs_gradient, (x, weight, bias))
-    )
-    fits = flat.shape[1] == depth and columns % WIDE == 0 and (x.dtype == torch.float32 or not exact)
-    if not plain or not fits or len(flat) < FEW or not _on_matrix_units(flat):
-        return torch.addmm(bias, flat, weight).view(*x.shape[:-1], columns)
-    made = torch.empty(len(flat), columns, dtype=torch.float32 if exact else torch.bfloat16)
-    native.call(
-        "affine", flat, weight, bias.contiguous(), len(flat), depth, columns, *weight.stride(), int(exact), made
-    )
-    return made.view(*x.shape[:-1], columns)
-
-
-def _on_matrix_units(x: Tensor) -> bool:
-    return native.takes("affine", x) and bool(native.function("affine_there")())
+    """x · weight + bias."""
+    return torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], weight.shape[1])
 
 
 def _needs_gradient(x: Tensor) -> bool:

@@ -4,8 +4,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lib.kernels import native
-
 
 class Histogram:
     """Counts pre-activations of one seed in equal bins between `low` and `high`; the outer bins take the rest."""
@@ -18,9 +16,6 @@ class Histogram:
         """Adds one layer's pre-activations."""
         _, neurons, bins = self.counts.shape
         width = (self.high[layer] - self.low[layer]).clamp(min=1e-12) / bins
-        if native.takes("histogram", pre) and width.dtype == torch.float32:
-            native.call("histogram", pre, counted, self.low[layer], width, len(pre), neurons, bins, self.counts[layer])
-            return
         place = ((pre[counted].float() - self.low[layer]) / width).floor().clamp(0, bins - 1)
         index = place.nan_to_num_(0).to(torch.int64)  # whoever reads a NaN refuses it, by its name
         index += torch.arange(neurons, device=index.device) * bins

@@ -1,9 +1,8 @@
 // The loops of the pass on a CPU, which torch's own operations leave several times slower: `layer_statistics` of fused.py,
-// the sums of followed.py, histograms and examples. All read their activations once.
+// and the sums of followed.py. Both read their activations once.
 
 #include <omp.h>
 
-#include <limits>
 #ifdef __AVX512BF16__
 #include <immintrin.h>
 #endif
@@ -15,7 +14,6 @@ namespace {
 constexpr int64_t SUMS = 7;  // of `layer_statistics`
 constexpr int64_t ROWS = 256;  // tokens in a partial sum, whatever the number of threads
 constexpr int64_t STEP = 4;  // tokens at a time, which registers and caches take best
-constexpr int64_t WIDTH = 4;  // vectors at a time in sums by group
 
 // Adds `tokens` rows to the sums (SUMS, neurons) of their block and writes their operands, rows `stride` apart.
 template <int tokens, class T, class O>
@@ -104,133 +102,6 @@ void follow(const T* x, const T* y, const int64_t* left, const int64_t* right, i
   for (int64_t p = 0; p < pairs; p++) sums[p] += dot(x + left[p] * tokens, y + right[p] * tokens, tokens);
 }
 
-inline void increase(float* sums, Floats values) {
-  values += load(sums);
-  std::memcpy(sums, &values, sizeof values);
-}
-
-// The tokens order[first[r]] … of each row r, whose values x = (post − scaling[0]) · scaling[1] and x² are summed and
-// added to sum[group[r]], square[group[r] mod size] and total[r ≥ even]; active, if any, counts where post > 0.
-template <class T>
-void grouped(const T* post, const float* scaling, const int64_t* order, const int64_t* first, const int64_t* number,
-             const int64_t* group, int64_t rows, int64_t even, int64_t size, int64_t neurons, float* sum, float* square,
-             double* total, float* active) {
-  const Floats zero = {}, one = zero + 1;
-  const int64_t pieces = neurons / (WIDTH * LANES), threads = std::min<int64_t>(pieces, omp_get_max_threads());
-#pragma omp parallel for schedule(static)
-  for (int64_t thread = 0; thread < threads; thread++) {  // each takes a stretch of every row, and reads and adds it in one go
-    const int64_t begin = pieces * thread / threads * WIDTH * LANES, stop = pieces * (thread + 1) / threads * WIDTH * LANES;
-    for (int64_t r = 0; r < rows; r++) {
-      const int64_t next = group[std::min(r + 1, rows - 1)];
-      for (int64_t n = begin; n < stop; n += WIDTH * LANES) {
-        for (int w = 0; w < WIDTH; w++) {  // wherever in memory the next row's sums lie
-          __builtin_prefetch(sum + next * neurons + n + w * LANES, 1);
-          __builtin_prefetch(square + next % size * neurons + n + w * LANES, 1);
-        }
-        Floats x1[WIDTH] = {}, x2[WIDTH] = {}, above[WIDTH] = {};
-        for (const int64_t* token = order + first[r]; token < order + first[r] + number[r]; token++) {
-          for (int w = 0; w < WIDTH; w++) {
-            const int64_t at = n + w * LANES;
-            const Floats value = widened(post + *token * neurons + at), x = (value - load(scaling + at)) * load(scaling + neurons + at);
-            x1[w] += x, x2[w] += x * x, above[w] += value > zero ? one : zero;
-          }
-        }
-        for (int w = 0; w < WIDTH; w++) {
-          const int64_t at = n + w * LANES;
-          increase(sum + group[r] * neurons + at, x1[w]);
-          increase(square + group[r] % size * neurons + at, x2[w]);
-          if (active) increase(active + group[r] * neurons + at, above[w]);
-          for (int k = 0; k < LANES; k++) total[(r >= even) * neurons + at + k] += x2[w][k];
-        }
-      }
-    }
-  }
-}
-
-// Σ over the counted tokens of how often a neuron's (pre − low) / width falls into each of `bins` bins, the outer ones
-// taking the rest; counts (neurons, bins).
-template <class T>
-void histogram(const T* pre, const uint8_t* counted, const float* low, const float* width, int64_t tokens, int64_t neurons,
-               int64_t bins, int64_t* counts) {
-  const Floats zero = {}, highest = zero + float(bins - 1);
-#pragma omp parallel for schedule(static)
-  for (int64_t n = 0; n < neurons; n += LANES) {
-    const Floats first = load(low + n), step = load(width + n);
-    for (int64_t t = 0; t < tokens; t++) {
-      if (!counted[t]) continue;
-      const Floats place = (widened(pre + t * neurons + n) - first) / step;
-      const Ints bin = __builtin_convertvector(place > highest ? highest : place > zero ? place : zero, Ints);
-      for (int k = 0; k < LANES; k++) counts[(n + k) * bins + bin[k]]++;
-    }
-  }
-}
-
-#ifdef __FLT16_MANT_DIG__  // compilers that know half precision
-
-// One neuron's examples, highest first: arrays of `k`, and windows (k, 2 · radius + 1) of activations around them.
-struct Examples {
-  float* value;
-  int32_t* block;
-  int16_t* position;
-  _Float16* window;
-};
-
-// The activation `t` of a text, and those around it, into their place among the examples, if it is high enough.
-template <class T>
-void insert(Examples kept, int64_t k, int64_t radius, float value, int32_t number, const T* post, const uint8_t* counted, int64_t t,
-            int64_t context, int64_t neurons) {
-  const int64_t size = 2 * radius + 1;
-  int64_t place = k;
-  while (place > 0 && value > kept.value[place - 1]) place--;  // at a tie the earlier one stays before
-  if (place == k) return;
-  const auto make_room = [=](auto* array, int64_t each) {
-    std::memmove(array + (place + 1) * each, array + place * each, (k - 1 - place) * each * sizeof *array);
-  };
-  make_room(kept.value, 1), make_room(kept.block, 1), make_room(kept.position, 1), make_room(kept.window, size);
-  kept.value[place] = value, kept.block[place] = number, kept.position[place] = int16_t(t);
-  for (int64_t i = 0; i < size; i++) {
-    const int64_t at = t - radius + i;
-    const bool seen = at >= 0 && at < context && counted[at];
-    const float own = seen ? widened_one(post + at * neurons) : std::numeric_limits<float>::quiet_NaN();
-    kept.window[place * size + i] = _Float16(own > 65504 ? 65504 : own < -65504 ? -65504 : own);
-  }
-}
-
-// Each neuron's two highest activations among the counted tokens of each text, into its examples, whose arrays are
-// (neurons, k) and (neurons, k, 2 · radius + 1). post (texts, context, neurons); counted (texts, context).
-template <class T>
-void examples(const T* post, const uint8_t* counted, const int32_t* numbers, int64_t texts, int64_t context, int64_t neurons, int64_t k,
-              int64_t radius, float* value, int32_t* block, int16_t* position, _Float16* window) {
-  const Floats lowest = Floats{} - std::numeric_limits<float>::infinity();
-#pragma omp parallel for schedule(static)
-  for (int64_t n = 0; n < neurons; n += LANES) {
-    for (int64_t text = 0; text < texts; text++) {
-      const T* own = post + text * context * neurons + n;
-      Floats high = lowest, second = lowest;
-      Ints at = {}, second_at = {};
-      for (int64_t t = 0; t < context; t++) {
-        if (!counted[text * context + t]) continue;
-        const Floats x = widened(own + t * neurons);
-        const Ints here = Ints{} + int32_t(t);
-        const auto first_place = x > high, second_place = x > second;
-        second = first_place ? high : second_place ? x : second;
-        second_at = first_place ? at : second_place ? here : second_at;
-        high = first_place ? x : high;
-        at = first_place ? here : at;
-      }
-      for (int i = 0; i < LANES; i++) {
-        const int64_t neuron = n + i;
-        if (!(high[i] > value[neuron * k + k - 1])) continue;
-        const Examples kept = {value + neuron * k, block + neuron * k, position + neuron * k, window + neuron * k * (2 * radius + 1)};
-        insert(kept, k, radius, high[i], numbers[text], own + i, counted + text * context, at[i], context, neurons);
-        insert(kept, k, radius, second[i], numbers[text], own + i, counted + text * context, second_at[i], context, neurons);
-      }
-    }
-  }
-}
-
-#endif
-
 }  // namespace
 
 extern "C" void statistics_float(const float* pre, const float* post, const float* counted, const float* sign,
@@ -254,41 +125,3 @@ extern "C" void follow_bfloat16(const uint16_t* x, const uint16_t* y, const int6
                                 int64_t tokens, float* sums) {
   follow(x, y, left, right, pairs, tokens, sums);
 }
-
-extern "C" void grouped_float(const float* post, const float* scaling, const int64_t* order, const int64_t* first,
-                              const int64_t* number, const int64_t* group, int64_t rows, int64_t even, int64_t size,
-                              int64_t neurons, float* sum, float* square, double* total, float* active) {
-  grouped(post, scaling, order, first, number, group, rows, even, size, neurons, sum, square, total, active);
-}
-
-extern "C" void grouped_bfloat16(const uint16_t* post, const float* scaling, const int64_t* order, const int64_t* first,
-                                 const int64_t* number, const int64_t* group, int64_t rows, int64_t even, int64_t size,
-                                 int64_t neurons, float* sum, float* square, double* total, float* active) {
-  grouped(post, scaling, order, first, number, group, rows, even, size, neurons, sum, square, total, active);
-}
-
-extern "C" void histogram_float(const float* pre, const uint8_t* counted, const float* low, const float* width, int64_t tokens,
-                                int64_t neurons, int64_t bins, int64_t* counts) {
-  histogram(pre, counted, low, width, tokens, neurons, bins, counts);
-}
-
-extern "C" void histogram_bfloat16(const uint16_t* pre, const uint8_t* counted, const float* low, const float* width,
-                                   int64_t tokens, int64_t neurons, int64_t bins, int64_t* counts) {
-  histogram(pre, counted, low, width, tokens, neurons, bins, counts);
-}
-
-#ifdef __FLT16_MANT_DIG__
-
-extern "C" void examples_float(const float* post, const uint8_t* counted, const int32_t* numbers, int64_t texts, int64_t context,
-                               int64_t neurons, int64_t k, int64_t radius, float* value, int32_t* block, int16_t* position,
-                               _Float16* window) {
-  examples(post, counted, numbers, texts, context, neurons, k, radius, value, block, position, window);
-}
-
-extern "C" void examples_bfloat16(const uint16_t* post, const uint8_t* counted, const int32_t* numbers, int64_t texts,
-                                  int64_t context, int64_t neurons, int64_t k, int64_t radius, float* value, int32_t* block,
-                                  int16_t* position, _Float16* window) {
-  examples(post, counted, numbers, texts, context, neurons, k, radius, value, block, position, window);
-}
-
-#endif

@@ -1,7 +1,7 @@
 """A sketch of a seed's activations over the tokens: r rows, each the sum of many tokens with random signs.
 
 For two seeds with the same rows and signs, S_aᵀ S_b estimates Σ_t x(t) y(t)ᵀ without bias; the variance of a
-correlation is about (1 + ρ²) / r, whatever the neurons' tails (docs/method.md §2). Where each token has a row of its
+correlation is about (1 + ρ²) / r, whatever the neurons' tails (docs/method.md §9). Where each token has a row of its
 own the products are exact.
 """
 
@@ -100,7 +100,8 @@ class Products:
 
     def update(self, left: Float[Tensor, "tokens left"], right: Float[Tensor, "tokens right"]) -> None:
         """Adds a batch of tokens, in the same order in both."""
-        self.sums += product(left, right).view_as(self.sums)
+        for sums, own in zip(self.sums, left.split(self.sums.shape[1], 1), strict=True):
+            sums += product(own, right)
 
     def merge(self, other: "Products") -> None:
         """Adds what another process saw of the same text."""

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lib.base.errors import InputError
-from lib.chapters.families.scoring import EVEN, FEWEST_TOKENS, ODD, variance_reduction
+from lib.chapters.families.scoring import ALL_TOKENS, EVEN, FEWEST_TOKENS, ODD, variance_reduction
 from lib.chapters.universality.properties import layer_shares, shares_above
 from lib.display.captions import count, percent
 from lib.display.html import LEVELS, STYLE
@@ -26,6 +26,7 @@ from lib.models.trunk import Trunk
 GRID = np.linspace(0, 1, 201)  # thresholds of the curve
 MAX_TOKENS_SHOWN = 200  # of a typed text
 UNUSUAL = 2  # standard deviations above the mean
+SINGLE = ("token.count", "token.mean", *(f"{ALL_TOKENS}.{key}" for key in ("tokens", "center", "variance")))
 
 
 # ---------------------------------------------------------------- another threshold
@@ -99,23 +100,23 @@ def typed_label(typed: str, texts: Sequence[str]) -> Bool[np.ndarray, "groups"]:
     return member
 
 
-def label_scores(own: Mapping[str, Tensor], grouping: str, member: Bool[np.ndarray, "groups"]) -> pd.DataFrame:
+def label_scores(own: Mapping[str, Tensor], member: Bool[np.ndarray, "rows"]) -> pd.DataFrame:
     """Scores of one label (docs/method.md §5) in one layer, a row per neuron: `chosen_score` on even and `score` on odd
     blocks, and `difference` on odd ones, mean z with the label minus mean z without. NaN if too few tokens have or
     lack the label.
 
-    `own` has the layer's compact grouped moments `<grouping>.count`, `.mean`, `.center`, `.variance`.
+    `own` has the layer's compact grouped moments SINGLE, and `member` the rows of single tokens that carry the label.
     """
     rows = torch.from_numpy(np.flatnonzero(member))
     made: dict[str, Float[np.ndarray, "neurons"]] = {}
     for half, name in ((EVEN, "chosen_score"), (ODD, "score")):
-        number = own[f"{grouping}.count"][half].double()
-        tokens, positive = number.sum(), number[rows].sum()
-        center, variance = (own[f"{grouping}.{key}"][half].double() for key in ("center", "variance"))
+        tokens, number = own[f"{ALL_TOKENS}.tokens"][half].double(), own["token.count"][half, rows].double()
+        positive = number.sum()
+        center, variance = (own[f"{ALL_TOKENS}.{key}"][half].double() for key in ("center", "variance"))
         if min(positive, tokens - positive) < FEWEST_TOKENS:
             made[name] = made["difference"] = np.full(len(center), np.nan)
             continue
-        mean = number[rows] @ own[f"{grouping}.mean"][half][rows].double() / positive
+        mean = number @ own["token.mean"][half][rows].double() / positive
         share = positive / tokens
         difference = (mean - center) / (1 - share)
         made[name] = variance_reduction(share, difference, variance).numpy()
@@ -123,11 +124,13 @@ def label_scores(own: Mapping[str, Tensor], grouping: str, member: Bool[np.ndarr
     return pd.DataFrame(made)
 
 
-def explained_sentence(scores: pd.DataFrame, typed: str, tokens: int, share: float) -> str:
+def explained_sentence(scores: pd.DataFrame, typed: str, tokens: int, share: float, rare: int = 0) -> str:
     """What a typed label explains (Markdown). `scores` has layer, neuron, score and chance; `share` of all counted
-    tokens carry the label."""
+    tokens carry the label, without its `rare` ones, which have no sums of their own."""
     known = scores.dropna(subset=["score"])
     start = f"`{typed}` matches {count(tokens, 'token')} of the text, **{percent(share)}** of what is counted."
+    if rare:
+        start += f" {count(rare, 'rare token')} more are summed with all *other* ones and count as without the label."
     if known.empty:
         needed = f"each half of the text needs {FEWEST_TOKENS} tokens with it and as many without"
         return f"{start} That is too few or too many to score: {needed}."

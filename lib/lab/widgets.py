@@ -8,6 +8,7 @@ from html import escape
 from io import BytesIO
 
 import ipywidgets as widgets
+import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -16,16 +17,16 @@ from mistune import html as markdown
 from lib.base.errors import InputError
 from lib.base.hub import seed_source
 from lib.base.tensors import TensorFiles
-from lib.chapters.families.tables import seed_statistics
+from lib.chapters.families.statistics import known_labels, seed_statistics
 from lib.display.captions import count
 from lib.lab import panels
-from lib.labels.labels import occurring
+from lib.labels.labels import TOKENS_KEPT, occurring, token_rows
 from lib.models.trunk import Trunk, load_model
 from lib.run import Run, with_universal
 from lib.text.tokens import token_strings, token_text
 
 ROWS_SHOWN = 15  # of a label's best neurons
-GROUPINGS = {"the token itself": "token", "the token before": "previous_token", "the token after": "next_token"}
+ONLY_ITSELF = "A typed label is of the token itself. For the token before or after, only the report's labels have sums."
 WIDE = widgets.Layout(width="32em")
 LABELS = {"description_width": "8em"}
 
@@ -99,35 +100,36 @@ class LabelPanel(Panel):
     def __init__(self, run: Run):
         texts = token_strings(run.tokenizer)
         self.run, self.texts = run, [texts[token] if token < len(texts) else "" for token in occurring(run.text)]
+        self.rows, self.labels = token_rows(run.text), known_labels(run, [])
         references, reference = run.done["references"], run.params.reference
         self.seed = widgets.Dropdown(options=references, value=reference, description="seed", style=LABELS)
-        self.place = widgets.Dropdown(options=list(GROUPINGS), description="label of", style=LABELS)
         typed = dict(value="the a an", description="words or /regex/", continuous_update=False)
         self.typed = widgets.Text(**typed, style=LABELS, layout=WIDE)
         self.output = widgets.HTML()
         self.scores = pd.DataFrame()
-        controls = [self.seed, self.place, self.typed]
-        super().__init__([widgets.HBox(controls[:2]), self.typed, self.output], controls)
+        note, controls = widgets.HTML(sentence_html(ONLY_ITSELF)), [self.seed, self.typed]
+        super().__init__([*controls, note, self.output], controls)
 
     def show(self) -> None:
         """Scores the label in every layer of the chosen seed."""
         show_or_refuse(self.output, self._explained)
 
     def _explained(self) -> str:
-        seed, grouping = self.seed.value, GROUPINGS[self.place.value]
-        member = panels.typed_label(self.typed.value, self.texts)
+        seed, carried = self.seed.value, panels.typed_label(self.typed.value, self.texts)
+        kept = carried & (self.rows < TOKENS_KEPT)
+        member = np.zeros(self.rows.max() + 1, dtype=bool)
+        member[self.rows[kept]] = True
         chance = self.run.table("family_chance").query("seed == @seed").set_index("layer")["chance"]
-        names = [f"{grouping}.{name}" for name in ("count", "mean", "center", "variance")]
         parts = []
-        for layer, path in enumerate(seed_statistics(self.run, seed).paths):
+        for layer, path in enumerate(seed_statistics(self.run, seed, self.labels).paths):
             file = TensorFiles([path])
-            own = {name: file.tensor(name) for name in names}
-            part = panels.label_scores(own, grouping, member)
+            own = {name: file.tensor(name) for name in panels.SINGLE}
+            part = panels.label_scores(own, member)
             parts.append(part.assign(layer=layer, neuron=range(len(part)), chance=chance[layer]))
         self.scores = pd.concat(parts, ignore_index=True)
-        number = own[f"{grouping}.count"].sum(0).numpy()
-        share = number[member].sum() / max(1, number.sum())
-        sentence = panels.explained_sentence(self.scores, self.typed.value, int(member.sum()), share)
+        number = own["token.count"].sum(0).numpy()
+        share, rare = number[member].sum() / max(1, number.sum()), int((carried & ~kept).sum())
+        sentence = panels.explained_sentence(self.scores, self.typed.value, int(kept.sum()), share, rare)
         columns = ["layer", "neuron", "score", "chosen_score", "difference", "chance"]
         best = self.scores.nlargest(ROWS_SHOWN, "score")[columns]
         return sentence_html(sentence) + best.to_html(index=False, float_format="{:.3f}".format, border=0)

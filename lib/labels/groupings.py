@@ -10,7 +10,7 @@ from lib.text.tokens import token_strings
 
 
 def run_groupings(run: Run) -> dict[str, Grouping]:
-    """Every grouping of the run's text that has a group; `token`, in which every token has one, comes first."""
+    """Every grouping of the run's text that has a group."""
     made = labels.groupings(run.text, run.tokenizer)
     for extra in (syntax.run_syntax(run), topics.topics(run.text, run.tokenizer), word_place(run)):
         if extra is not None and extra.groups:
@@ -32,9 +32,9 @@ def word_place(run: Run) -> Grouping:
 def run_label_sets(
     run: Run, groupings: dict[str, Grouping], classes: tuple[TokenClass, ...] = TOKEN_CLASSES
 ) -> list[LabelSet]:
-    """The labels over a run's groupings; `classes` are the token classes."""
+    """The labels over a run's groupings; those of the token itself come first. `classes` are the token classes."""
     sets = labels.label_sets(run.text, run.tokenizer, classes)
     for name, labels_of in ((syntax.GROUPING, syntax.syntax_labels), ("topic", topics.topic_labels)):
         if name in groupings:
             sets.append(labels_of(groupings[name].groups))
-    return [one for one in sets if len(one.labels)]
+    return [one for one in sets if len(one.labels) or one.grouping == "token"]

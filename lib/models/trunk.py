@@ -1,31 +1,28 @@
 """Seed models: from a Hugging Face folder to a trunk that yields every layer's MLP activations.
 
-The trunk is the plain transformers model with the attention, gelu_new and affine maps of `lib.kernels.forward`. It
-stops before the last MLP writes and computes no logits. The pre-activation is the input of the activation function;
-the activation is the input of the projection to the residual stream (TransformerLens `hook_pre` and `hook_post`). In
-a gated MLP (Llama) the activation is act(gate) · up, and the gate is the pre-activation.
+The trunk is the plain transformers model with the attention and gelu_new of `lib.kernels.forward`. It stops before the
+last MLP writes and computes no logits. The pre-activation is the input of the activation function; the activation is
+the input of the projection to the residual stream (TransformerLens `hook_pre` and `hook_post`). In a gated MLP (Llama)
+the activation is act(gate) · up, and the gate is the pre-activation.
+
+transformers is imported where a model is loaded: it takes seconds, and what only reads tables comes here too.
 """
 
 import json
 import weakref
 import zipfile
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
-from transformers.pytorch_utils import Conv1D
-from transformers.utils import logging as transformers_logging
 
 from lib.base.errors import InputError, first_line
 from lib.base.hub import missing_part, weight_files
-from lib.kernels.forward import affine, causal_attention, tanh_gelu
+from lib.kernels.forward import causal_attention, tanh_gelu
 from lib.kernels.native import keep_freed_memory
 from lib.text.blocks import Text
 from lib.text.tokens import tokenizer_hashes
@@ -40,6 +37,8 @@ MASK_BUFFERS = tuple(f".{attention}.{mask}" for attention in ATTENTIONS for mask
 
 def read_config(name: str, folder: Path):
     """A seed's config; InputError where there is none or it cannot be read."""
+    from transformers import AutoConfig
+
     if not (folder / "config.json").is_file():
         raise InputError(f"seed '{name}': {folder} has no {missing_part(())}.")
     try:
@@ -111,8 +110,11 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> nn.Mod
 
     Raises InputError if the weights do not fit the model that the config describes.
     """
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()  # extra weights are harmless; missing ones are refused below
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # extra weights are harmless; missing ones are refused below
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True, output_loading_info=True
@@ -125,7 +127,7 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> nn.Mod
     return model.eval().requires_grad_(False)
 
 
-ATTENTION, EXACT_ATTENTION = "trunk", "exact trunk"  # names of `_attention` in transformers
+ATTENTION = "trunk"  # the name of `_attention` in transformers
 
 
 def _attention(
@@ -135,18 +137,22 @@ def _attention(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    exact: bool = False,
     **others,
 ):
     if attention_mask is not None or query.shape != key.shape:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
-    return causal_attention(query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling, exact), None
+    return causal_attention(query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling), None
 
 
-AttentionInterface.register(ATTENTION, _attention)
-AttentionInterface.register(EXACT_ATTENTION, partial(_attention, exact=True))
-for name in (ATTENTION, EXACT_ATTENTION):
-    AttentionMaskInterface.register(name, sdpa_mask)  # no mask where attention is plainly causal
+@cache
+def _register_attention() -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(ATTENTION, _attention)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)  # no mask where attention is plainly causal
 
 
 class _TanhGELU(nn.Module):
@@ -154,25 +160,6 @@ class _TanhGELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return tanh_gelu(x)
-
-
-class _Affine(nn.Module):
-    """A Conv1D or Linear by `lib.kernels.forward.affine`."""
-
-    def __init__(self, module: nn.Module):
-        super().__init__()
-        self.weight, self.by_row = module.weight, isinstance(module, Conv1D)  # (in, out) then, else (out, in)
-        self.bias = module.weight.new_zeros(module.weight.shape[self.by_row]) if module.bias is None else module.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        return affine(x, self.weight if self.by_row else self.weight.T, self.bias)
-
-
-def _replace_affine_maps(module: nn.Module) -> None:
-    """Replaces a module's direct Conv1D and Linear children by `_Affine`."""
-    for name, one in list(module.named_children()):
-        if type(one) in (Conv1D, nn.Linear):
-            setattr(module, name, _Affine(one))
 
 
 class _LastLayerSeen(Exception):
@@ -195,15 +182,17 @@ def _without_autocast(module: nn.Module) -> None:
 class Trunk:
     """One seed model in fp32, run up to its last MLP activation.
 
-    `mixed` multiplies in bf16 in the MLPs only. Attention stays exact, to 2⁻¹⁶ where matrix units compute its maps
-    and weights (never without `mixed`). In bf16, a sharp head's large logits cancel: most neurons after it would get
-    noise of 0.1 % of their variance or more, which moves correlations by up to 2e-3. With `mixed` the noise stays
-    below 4e-4 of the variance on the shipped seed a.
+    `mixed` multiplies in bf16 in the MLPs only. In a bf16 attention, a sharp head's large logits cancel: most neurons
+    after it would get noise of 0.1 % of their variance or more, which moves correlations by up to 2e-3. With `mixed`
+    the noise stays below 4e-4 of the variance on the shipped seed a.
     """
 
     def __init__(self, model: nn.Module, mixed: bool = False):
         keep_freed_memory()
-        model.set_attn_implementation(ATTENTION if mixed else EXACT_ATTENTION)
+        if mixed:  # of a GPU's attention: rounding to TF32's 11 bits leaves a sixteenth of the noise of bf16's 8
+            torch.backends.cuda.matmul.allow_tf32 = True
+        _register_attention()
+        model.set_attn_implementation(ATTENTION)
         self.base, self.mixed = model.base_model, mixed
         self.activations: list[nn.Module] = []  # a layer's activation function
         self.writers: list[nn.Module] = []  # its projection to the residual stream
@@ -215,10 +204,7 @@ class Trunk:
             if type(getattr(mlp, act)).__name__ == "NewGELUActivation":
                 setattr(mlp, act, _TanhGELU())
             if mixed:
-                attention = next(getattr(block, name) for name in ATTENTIONS if hasattr(block, name))
-                _without_autocast(attention)
-                for module in (attention, mlp):
-                    _replace_affine_maps(module)
+                _without_autocast(next(getattr(block, name) for name in ATTENTIONS if hasattr(block, name)))
             self.activations.append(getattr(mlp, act))
             self.writers.append(getattr(mlp, writer))
         if not self.writers or len(self.writers) < model.config.num_hidden_layers:

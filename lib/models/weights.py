@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers.utils import logging as transformers_logging
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 # Defined by a single vector w_in; NaN for a gated neuron, which reads through two (gate and up).
 READING_COLUMNS = ["w_in_norm", "input_bias", "in_out_sim", "l2_penalty", "max_cos_in"]
+VOCABULARY_MOMENTS = ("vocab_mean", "vocab_var", "vocab_skew", "vocab_kurt")
 COSINES_AT_ONCE = 2**20  # elements of one temporary matrix: 4 MB in fp32, which fits into caches
 
 
@@ -31,12 +31,13 @@ def processed_model(model: "str | Path | TransformerBridge") -> "TransformerBrid
     """
     # imported here because it takes seconds, and many chapters only read tables
     from transformer_lens.model_bridge import TransformerBridge
+    from transformers.utils import logging
 
     if isinstance(model, TransformerBridge):
         if not model.compatibility_mode:
             raise ValueError("The model has raw weights: call enable_compatibility_mode() on it first.")
         return model
-    transformers_logging.disable_progress_bar()
+    logging.disable_progress_bar()
     bridge = TransformerBridge.boot_transformers(str(model), device="cpu")
     bridge.enable_compatibility_mode(disable_warnings=True)
     return bridge
@@ -88,18 +89,40 @@ def vocabulary_moments(
 
     `unit_unembedding` has columns of length 1. Skew and kurtosis of a neuron that writes nothing are NaN.
     """
-    moments: dict[str, list[Tensor]] = {"vocab_mean": [], "vocab_var": [], "vocab_skew": [], "vocab_kurt": []}
-    for some in normalize(w_out, dim=1).split(max(1, COSINES_AT_ONCE // unit_unembedding.shape[1])):
-        cosine = some @ unit_unembedding  # (neurons, vocabulary)
-        mean = cosine.mean(dim=1)
-        centred = cosine - mean[:, None]
-        square = centred.square()
-        variance = square.mean(dim=1)
-        moments["vocab_mean"].append(mean)
-        moments["vocab_var"].append(variance)
-        moments["vocab_skew"].append((square * centred).mean(dim=1) / variance**1.5)
-        moments["vocab_kurt"].append(square.square().mean(dim=1) / variance**2)
-    return {name: torch.cat(parts) for name, parts in moments.items()}
+    nothing = torch.zeros(unit_unembedding.shape[1], dtype=torch.bool)
+    return moments_with_and_without(w_out, unit_unembedding, nothing)[0]
+
+
+def moments_with_and_without(
+    w_out: Float[Tensor, "neurons d_model"],
+    unit_unembedding: Float[Tensor, "d_model vocabulary"],
+    left_out: Bool[Tensor, "vocabulary"],
+) -> tuple[dict[str, Float[Tensor, "neurons"]], dict[str, Float[Tensor, "neurons"]]]:
+    """`vocabulary_moments` over all tokens, and over all but those `left_out`, from one product."""
+    tokens, kept = len(left_out), int((~left_out).sum())
+    mean = unit_unembedding.mean(dim=1)
+    centred = (unit_unembedding - mean[:, None])[:, left_out.int().argsort(stable=True)]  # those left out are last
+    sums = []  # of the cosine, less its mean over all tokens, to the powers 1 to 4: over those kept, and the others
+    unit = normalize(w_out, dim=1)
+    for some in unit.split(max(1, COSINES_AT_ONCE // tokens)):
+        cosine = some @ centred  # (neurons, vocabulary)
+        square = cosine.square()
+        powers = (cosine, square, square * cosine, square.square())
+        sums.append(torch.stack([torch.stack([p[:, :kept].sum(1), p[:, kept:].sum(1)]) for p in powers], 1).double())
+    first, rest = torch.cat(sums, 2)  # (powers, neurons)
+    return tuple(_moments(unit @ mean, some / number) for some, number in ((first + rest, tokens), (first, kept)))
+
+
+def _moments(
+    origin: Float[Tensor, "neurons"], means: Float[Tensor, "4 neurons"]
+) -> dict[str, Float[Tensor, "neurons"]]:
+    """Mean, variance, skew and kurtosis from the means of the first four powers of the distance to `origin`."""
+    shift, *_ = means
+    variance = means[1] - shift**2
+    third = means[2] - 3 * shift * means[1] + 2 * shift**3
+    fourth = means[3] - 4 * shift * means[2] + 6 * shift**2 * means[1] - 3 * shift**4
+    found = origin + shift, variance, third / variance**1.5, fourth / variance**2
+    return dict(zip(VOCABULARY_MOMENTS, (values.float() for values in found), strict=True))
 
 
 def largest_cosine(vectors: Float[Tensor, "neurons d_model"]) -> Float[Tensor, "neurons"]:

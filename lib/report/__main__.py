@@ -11,7 +11,7 @@ from pathlib import Path
 from lib.base.errors import InputError, exit_on_input_error
 from lib.report.execute import NotebookError, execute
 from lib.report.render import render
-from lib.report.resolve import resolve
+from lib.report.resolve import announcement, resolve
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -36,7 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     given = _arguments().parse_args(arguments)
     try:
         if given.step == "resolve":
-            resolve(given.params, given.run, given.seed, given.tokens)
+            params = resolve(given.params, given.run, given.seed, given.tokens)
+            if line := announcement(params):
+                print(line, flush=True)
         elif given.step == "execute":
             execute(given.notebook, given.params_file)
         else:

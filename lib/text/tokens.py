@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer
 
 from lib.base.errors import InputError, first_line
 from lib.base.files import file_sha256
@@ -76,10 +75,16 @@ def token_strings(tokenizer) -> list[str]:
 def tokenizer_sha256(folder: Path) -> str:
     """SHA-256 of the parts of a model folder's tokeniser that decide ids, independent of how its file is formatted."""
     path = folder / "tokenizer.json"
-    own = Tokenizer.from_file(str(path)) if path.is_file() else AutoTokenizer.from_pretrained(folder).backend_tokenizer
+    own = Tokenizer.from_file(str(path)) if path.is_file() else _loaded(folder).backend_tokenizer
     parts = json.loads(own.to_str())
     parts["model"] = {name: value or None for name, value in parts["model"].items()}  # an empty prefix is none
     return hashlib.sha256(json.dumps([parts[part] for part in TOKENIZER_PARTS], sort_keys=True).encode()).hexdigest()
+
+
+def _loaded(source):
+    from transformers import AutoTokenizer  # takes seconds, and not everyone who comes here reads text
+
+    return AutoTokenizer.from_pretrained(source)
 
 
 def tokenizer_hashes(name: str, folder: Path) -> Iterator[str]:
@@ -100,7 +105,7 @@ def shared_tokenizer(params: Params):
     loaded = {}
     for name in sorted(params.seeds, key=lambda name: name != params.reference):
         try:
-            loaded[name] = AutoTokenizer.from_pretrained(seed_source(params, name))
+            loaded[name] = _loaded(seed_source(params, name))
         except (ValueError, OSError, KeyError) as error:
             raise InputError(f"seed '{name}': its tokeniser cannot be read ({first_line(error)}).") from error
         reason = name != params.reference and tokenizer_difference(loaded[params.reference], loaded[name])

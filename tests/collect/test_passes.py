@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("without_grouped_moments")
 
 def less_memory(run: Run, share: float = 0.5) -> float:
     """Gigabytes for which the first pass holds all that matches need, and a share of the rest."""
-    setting = setting_of(run.params, seed_shapes(run.params), torch.device("cpu"), groups=Preflight(run).group_sizes)
+    setting = setting_of(run.params, seed_shapes(run.params), torch.device("cpu"), groups=Preflight(run).layout)
     (whole,) = pack(setting).passes
     needed = PassPlan(tuple(unit for unit in whole.units if unit.kind in CORE))
     rest = sum(unit.memory for unit in whole.units if unit.kind not in CORE)
@@ -189,9 +189,7 @@ def test_a_pass_for_grouped_moments_alone_finds_those_of_one_pass(make_run, seed
     collect(whole)
     run = make_run(seed_folders, run="parts", precision="bf16", memory_gb=less_memory(whole))
     collect(run)
-    setting = setting_of(
-        whole.params, seed_shapes(whole.params), torch.device("cpu"), groups=Preflight(whole).group_sizes
-    )
+    setting = setting_of(whole.params, seed_shapes(whole.params), torch.device("cpu"), groups=Preflight(whole).layout)
     planned = Plan.resumed(setting, json.loads((run.folder / "stats" / "plan.json").read_text())).passes
     assert len(planned) > 1 and planned[0].compares and not planned[-1].compares
     for path in (whole.folder / "stats").glob("*.safetensors"):

@@ -1,96 +1,159 @@
-"""Plans hold every accumulator once and keep to the memory limit; chunks are shared without loss."""
+"""Plans hold every accumulator once and keep to the memory limit; forecasts count what a run does."""
 
 import threading
 import time
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
 import torch
 import torch.distributed as dist
+from conftest import save_seed, small_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config
 
 from lib.base.errors import InputError
 from lib.base.machine import control_group_limits
-from lib.collect import forecast
-from lib.collect.forecast import GPUS, operations, published, seconds
+from lib.collect import forecast, prices
+from lib.collect.forecast import FOLLOWED, disk, seconds, work
 from lib.collect.planner import (
-    INT8_SUMS,
+    CORE,
+    FIRST,
+    PARTS,
+    PassPlan,
     Plan,
+    Reading,
     Setting,
     Shape,
     batch_blocks,
     pack,
     pass_memory,
-    release_order,
     shape_of,
     units_of,
+    work_memory,
 )
+from lib.collect.prices import GPUS
 from lib.collect.processes import Processes, shares
-from lib.kernels.covariance import multiplies_panels
+from lib.kernels.examples import TopExamples
+from lib.kernels.followed import Followed
+from lib.kernels.histogram import Histogram
+from lib.kernels.moments import Moments
+from lib.kernels.sketch import Products, Sketch, Within
+from lib.report.resolve import announcement
 
 pytestmark = pytest.mark.usefixtures("without_grouped_moments")
 
 SMALL = Shape(layers=12, neurons=3072, width=768, vocabulary=50257, positions=1024, parameters=124_439_808)
-SETTING = Setting(tuple("abcde"), tuple("abcde"), SMALL, blocks=80, context=256, precision="int8", memory=20e9)
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    memory=st.floats(5e9, 80e9),
-    seeds=st.integers(2, 6),
-    alone=st.booleans(),
-    precision=st.sampled_from(["fp64", "fp32", "int8"]),
+MEDIUM = Shape(layers=24, neurons=4096, width=1024, vocabulary=50257, positions=1024, parameters=354_823_168)
+SETTING = Setting(
+    dict.fromkeys("abcde", SMALL),
+    tuple("abcde"),
+    blocks=800,
+    context=256,
+    precision="fp32",
+    products="sketch",
+    sketch_rows=4096,
+    memory=20e9,
 )
-def test_every_unit_lies_in_one_pass_that_fits(memory, seeds, alone, precision):
-    names = tuple("abcdef"[:seeds])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    memory=st.floats(1e9, 80e9),
+    shapes=st.lists(st.sampled_from([SMALL, MEDIUM]), min_size=2, max_size=5),
+    alone=st.booleans(),
+    exact=st.booleans(),
+    blocks=st.integers(4, 100),
+    groups=st.sampled_from([(), (("token", 500, "sum square"), ("position", 256, "sum active"))]),
+)
+def test_every_unit_lies_in_one_pass_that_fits_and_those_of_matches_in_the_first(
+    memory, shapes, alone, exact, blocks, groups
+):
+    shapes = dict(zip("abcde", shapes, strict=False))
+    references = tuple(shapes)[-1:] if alone else tuple(shapes)
+    products = "exact" if exact else "sketch"
     setting = replace(
-        SETTING, seeds=names, references=names[-1:] if alone else names, memory=memory, precision=precision
+        SETTING, shapes=shapes, references=references, products=products, blocks=blocks, groups=groups, memory=memory
     )
+    units = units_of(setting)
+    core = tuple(unit for unit in units if unit.kind in CORE)
+    compared = [pair for pair in combinations(shapes, 2) if not alone or set(pair) & set(references)]
+    assert {tuple(sorted(pair)) for pair in setting.pairs} == set(compared)
+    assert [(unit.seed, unit.other) for unit in core if unit.kind == "followed"] == list(setting.pairs)
+    if pass_memory(setting, PassPlan(core)) > memory:
+        with pytest.raises(InputError, match="this run needs at least .* GB of memory in one process"):
+            pack(setting)
+        return
     plan = pack(setting)
-    assert [unit for part in plan.passes for unit in part.units] == units_of(setting)
-    pairs = sum(unit.memory for unit in units_of(setting) if unit.kind == "pair")
-    assert pairs == len(setting.pairs) * SMALL.total**2 * setting.accumulator_bytes
-    for part in plan.passes:
-        assert pass_memory(setting, part) <= memory and part.chunk % setting.batch == 0
-        depths = part.depths(SMALL.layers)
-        for unit in part.units:
-            assert depths[unit.seed] >= unit.stop and (unit.other is None or depths[unit.other] == SMALL.layers)
-        held = set()
-        met = set()
-        for seed, later in release_order(part, depths):
-            held.add(seed)
-            met |= {(unit.seed, unit.other) for unit in part.units if {unit.seed, unit.other} <= held}
-            held &= later
-        assert met == {(unit.seed, unit.other) for unit in part.units if unit.other}  # every pair is held together once
+    assert [unit for part in plan.passes for unit in part.units] == units
+    assert plan.passes[0].units[: len(core)] == core
+    for number, part in enumerate(plan.passes):
+        assert pass_memory(setting, part) <= memory and part.compares == (number == 0)
+        depths = part.depths(shapes)
+        assert all(depths[unit.seed] >= unit.stop for unit in part.units)
+        assert number or depths == {seed: shape.layers for seed, shape in shapes.items()}
+
+
+def test_units_take_the_memory_of_their_accumulators():
+    tiny = replace(SMALL, layers=2, neurons=64)
+    setting = replace(SETTING, shapes={"a": tiny, "b": replace(tiny, layers=3)}, references=("a",), blocks=8)
+    pairs = torch.zeros(2, 16 * (128 + 192), dtype=torch.int64)
+    scaling = torch.ones(2, 2, 64)
+    for products, made in {
+        "sketch": {"sketch": Sketch(4096, 128)},
+        "exact": {"products": Products(2, 64, 192, torch.float32)},
+    }.items():
+        own = replace(setting, products=products, blocks=100 if products == "exact" else 8)
+        made |= {
+            "moments": Moments(scaling, scaling),
+            "examples": TopExamples(2, 64),
+            "histogram": Histogram(scaling[:, 0], scaling[:, 1]),
+            "followed": Followed({("a", "b"): pairs}, {}, PARTS, torch.float32),
+        }
+        planned = {unit.kind: unit.memory for unit in units_of(own) if unit.seed == "a"}
+        assert set(planned) == set(made)
+        for kind, accumulator in made.items():
+            used = sum(tensor.nbytes for tensor in accumulator.state_dict().values())
+            used += pairs.nbytes if kind == "followed" else 0
+            assert used <= 1.02 * planned[kind] <= 1.3 * used, kind
+    within = [unit for unit in units_of(own) if unit.kind == "products" and unit.other is None]
+    assert within[1].memory == Within(3, 64, 64, torch.float32).sums.nbytes
 
 
 def test_a_resumed_plan_keeps_its_passes():
-    begun = pack(SETTING)
-    again = pack(replace(SETTING, memory=60e9))
+    grouped = replace(SETTING, groups=(("token", 20_000, "sum square"),))
+    begun = pack(grouped)
+    again = pack(replace(grouped, memory=90e9, precision="bf16", products="exact"))
     assert len(again.passes) < len(begun.passes)
-    assert Plan.resumed(again.setting, begun.as_json()).passes == begun.passes
+    resumed = Plan.resumed(again.setting, begun.as_json())
+    assert resumed.passes == begun.passes and resumed.setting == replace(begun.setting, memory=90e9)
 
 
-def test_8_bit_products_of_long_contexts_stay_within_their_sums():
-    small = replace(SETTING, shape=replace(SMALL, layers=2, neurons=256), blocks=100_000)
-    for context, blocks in ((256, 64), (2048, 64), (4096, 32), (8192, 16)):
-        parts = pack(replace(small, context=context)).passes
-        assert (
-            {part.chunk for part in parts} == {blocks} and blocks * context <= INT8_SUMS and INT8_SUMS * 127**2 <= 2**31
-        )
+@given(blocks=st.integers(1, 300), batch=st.integers(1, 40))
+def test_a_text_is_read_once_its_first_part_from_all_over_it(blocks, batch):
+    reading = Reading.of(blocks, batch)
+    read = torch.cat(reading.batches)
+    assert sorted(read.tolist()) == list(range(blocks)) and max(map(len, reading.batches)) <= batch
+    first = torch.cat(reading.batches[: reading.first])
+    assert first.tolist() == list(range(0, blocks, FIRST))
+    parts = [reading.part(number) for number in range(len(reading.batches))]
+    late = parts[reading.first :]
+    assert parts[: reading.first] == [None] * reading.first and late == sorted(late)
+    assert not late or (late[0] == 0 and late[-1] < PARTS and (len(late) < PARTS or set(late) == set(range(PARTS))))
 
 
 @pytest.mark.parametrize(
     ("device", "context", "neurons", "text", "blocks"),
     [
         ("cpu", 256, 64, 4000, 8),
+        ("cpu", 4096, 64, 4000, 1),
         ("cuda", 256, 64, 4000, 128),
         ("cuda", 256, 1024, 4000, 128),
         ("cuda", 256, 1025, 4000, 64),
         ("cuda", 256, 3072, 4000, 32),
-        ("cuda", 1024, 16384, 4000, 32),
+        ("cuda", 512, 4096, 4000, 16),
+        ("cuda", 1024, 16384, 4000, 8),
         ("cuda", 256, 64, 1171, 64),
         ("cuda", 256, 64, 200, 32),
     ],
@@ -100,20 +163,75 @@ def test_narrow_layers_go_in_larger_batches_through_a_gpu(device, context, neuro
 
 
 def test_what_cannot_fit_is_refused():
-    with pytest.raises(InputError, match="this run needs at least 2.1 GB"):
-        pack(replace(SETTING, memory=1.75e9))
+    with pytest.raises(
+        InputError, match="needs at least 10.6 GB .* allows 9.5 GB; allow more, or use a smaller sketch"
+    ):
+        pack(replace(SETTING, memory=9.5e9))
+    with pytest.raises(InputError, match="allow more, or use fewer processes, or smaller models"):
+        pack(replace(SETTING, memory=9e9, products="exact"))
 
 
-def test_operations_and_times_grow_with_pairs_and_tokens():
-    plan = pack(SETTING)
-    counted = operations(SETTING, plan)
-    tokens = 80 * 256
-    share = 13 / 24 if multiplies_panels(3072) else 3 / 4  # of a symmetric product
-    assert counted["products"] == 2 * tokens * (10 * 36864**2 + share * 5 * 12 * 3072**2)
-    speeds = published(SETTING, "H100")
-    more = replace(SETTING, blocks=800)
-    assert seconds(pack(more), speeds, 5)["passes"] > seconds(plan, speeds, 5)["passes"]
-    assert seconds(plan, speeds, 5)["tables"] > seconds(plan, speeds, 1)["tables"] and set(GPUS) >= {"H100", "H200"}
+def test_rows_that_are_copied_to_name_candidates_need_memory():
+    part = pack(SETTING).passes[0]
+    copied = work_memory(replace(SETTING, precision="bf16", sketch_rows=2**20), part)
+    assert copied > 2**20 * 5 * SMALL.total * 2 > work_memory(replace(SETTING, sketch_rows=2**20), part)
+
+
+def test_work_is_what_a_run_of_two_shapes_does():
+    shapes = {"a": SMALL, "b": MEDIUM}
+    setting = replace(SETTING, shapes=shapes, references=("a",), memory=1e12, groups=(("token", 500, "sum square"),))
+    n_a, n_b, tokens = 12 * 3072, 24 * 4096, 800 * 256
+    passes, tables = work(pack(setting), 5)
+    look = (256 + 64) * 256  # losses and pilot
+    attention = sum(layers * (4 * d * d + d * 256) for layers, d in ((12, 768), (24, 1024)))
+    logits = 256 * 256 * 50257 * (768 + 1024)
+    assert passes["attention"] == 2 * ((tokens + look) * attention + logits)
+    assert passes["MLPs"] == (tokens + look) * 4 * (n_a * 768 + n_b * 1024)
+    assert passes["launches"] == (12 + 24) * (tokens + look) / 2048
+    assert passes["statistics"] == passes["sketch"] == tokens * (n_a + n_b)
+    assert passes["groupings"] == tokens * n_a
+    assert passes["following"] == 0.75 * tokens * FOLLOWED * (n_a + n_b)
+    assert passes["candidates"] == tables["matches"] == n_a * n_b
+    assert passes["products"] == 2 * 4096 * n_a * n_b
+    within = 2 * 4096 * (n_a * 3072 + n_b * 4096)
+    assert tables["products"] == pytest.approx(1.5 * 2 * 4096 * n_a * n_b + within)
+    assert tables["rotations"] == (5 + 2) * 2 * n_a * n_b * 4096  # b is rotated, in half the rows twice
+    assert tables["drawing"] == 5 * (3072**3 + 4096**3)
+    every, after = work(pack(replace(setting, references=("a", "b"))), 5)
+    assert after["rotations"] == (5 + 2) * 2 * n_a * n_b * (3072 + 4096)
+    assert every["groupings"] == tokens * (n_a + n_b)
+    exact, after = work(pack(replace(setting, products="exact")), 5)
+    assert exact["products"] == 2 * tokens * (n_a * n_b + n_a * 3072 + n_b * 4096) and not exact["sketch"]
+    assert after["rotations"] == 5 * 2 * n_a * n_b * 4096 and not after["products"]
+    short, after = work(pack(replace(setting, products="exact", blocks=32)), 5)  # a row for each token
+    assert short["products"] == 2 * 2048 * n_a * n_b and after["products"] == 2 * 8192 * n_a * n_b + 2 * within
+
+
+def test_results_are_smaller_than_states():
+    setting = replace(
+        SETTING, memory=1e12, processes=2, groups=(("token", 5000, "sum square"), ("position", 256, "sum active"))
+    )
+    results, states = disk(pack(setting))
+    neurons = 5 * SMALL.total
+    assert results["sketch"] == 2 * 4096 * neurons and states["sketch"] == 2 * 4 * 4096 * neurons
+    assert results["followed"] == 4 * FOLLOWED * neurons * (8 + 16 * 4)  # every seed is in four pairs
+    assert results["grouped"] == neurons * (8 * 5000 + 8 * 256) < states["grouped"] / 2
+    assert results["examples"] == states["examples"] / 2
+
+
+def test_times_grow_with_tokens_draws_and_seeds():
+    def taken(draws=5, **changes):
+        rates = GPUS["H200"][1]
+        return [
+            sum(one.values())
+            for one in seconds(pack(replace(SETTING, device="cuda", **{"memory": 120e9} | changes)), rates, draws)
+        ]
+
+    passes, tables = taken()
+    assert taken(blocks=8000)[0] > 5 * passes and taken(blocks=8000)[1] == tables
+    assert taken(draws=1)[1] < tables and taken(draws=1)[0] == passes
+    assert taken(references=("a",))[0] < passes and taken(references=("a",))[1] < tables
+    assert sum(taken(shapes=dict.fromkeys("abcde", MEDIUM))) > 2 * (passes + tables)
 
 
 def test_the_shape_comes_from_the_config_alone(tmp_path):
@@ -167,10 +285,32 @@ def test_processes_started_again_do_not_read_what_dead_ones_left(monkeypatch):
         assert heard == [content]
 
 
+def test_the_forecast_of_seeds_of_different_shape(make_run, seed_folders, tmp_path):
+    deeper = save_seed(small_model(7, layers=3), tmp_path / "deeper")
+    said = forecast.lines(make_run({"a": seed_folders["a"], "d": deeper}, products="sketch", sketch_rows=64).params)
+    assert said[0].startswith("run test: 2 seeds of 2 × 48 or 3 × 48 neurons, 1 pairs, 5,120 tokens, sketch products")
+    assert said[1].startswith("passes over the text: 1, ") and said[2].startswith("pass 1: ")
+    assert [line.split(":")[0] for line in said[3:6]] == ["tables", "operations", "disk"]
+    assert [line.split(",")[0].split(":")[0] for line in said[-3:]] == [
+        "time on this machine",
+        "time on one H100",
+        "time on one H200",
+    ]
+
+
 def test_a_gpu_that_is_too_small_is_told_after_the_rest(monkeypatch, make_run, seed_folders):
-    monkeypatch.setattr(forecast, "GPUS", {"small": GPUS["H100"] | {"memory": 1e6}, "H100": GPUS["H100"]})
+    monkeypatch.setattr(prices, "GPUS", {"small": (1e6, GPUS["H100"][1]), "H100": GPUS["H100"]})
     told = forecast.lines(make_run(seed_folders).params)
     assert told[-1] == "does not fit into the memory of one small" and "time on one H100" in told[-2]
+
+
+def test_a_report_says_what_it_will_take_until_its_passes_are_done(make_run, seed_folders, tmp_path):
+    params = make_run(seed_folders).params
+    assert announcement(params) == "test: about 0 minutes, 4 GB of memory and 1 GB of disk on this machine"
+    (params.folder / "stats").mkdir(parents=True)
+    (params.folder / "stats" / "done.json").write_text("{}")
+    assert announcement(params) is None
+    assert announcement(make_run({"a": seed_folders["a"], "b": tmp_path / "missing"}, run="other").params) is None
 
 
 def test_the_limits_of_control_groups_above_this_process_are_seen(tmp_path):

@@ -61,14 +61,16 @@ def grouped(post: np.ndarray, group: np.ndarray, half: np.ndarray, groups: int) 
             chosen = z[(half == side) & (group == one)]
             own["count"][side, one] = len(chosen)
             own["mean"][side, one] = chosen.mean(0) if len(chosen) else 0
-    return {f"token.{name}": torch.from_numpy(values) for name, values in own.items()}
+    named = {f"token.{name}": torch.from_numpy(own[name]) for name in ("count", "mean")}
+    named["token_labels.tokens"] = named["token.count"].sum(1)
+    return named | {f"token_labels.{name}": torch.from_numpy(own[name]) for name in ("center", "variance")}
 
 
 def test_label_scores_are_the_share_of_variance_that_the_label_explains():
     rng = np.random.default_rng(0)
     group, half, member = rng.integers(0, 6, 400), rng.integers(0, 2, 400), np.array([1, 0, 1, 0, 0, 0], bool)
     post = rng.normal(size=(400, 5)) + np.where(member[group], 1.5, 0)[:, None] * np.arange(5)
-    found = panels.label_scores(grouped(post, group, half, 6), "token", member)
+    found = panels.label_scores(grouped(post, group, half, 6), member)
     for side, name in ((0, "chosen_score"), (1, "score")):
         values, label = post[half == side], member[group][half == side]
         share = label.mean()
@@ -78,7 +80,7 @@ def test_label_scores_are_the_share_of_variance_that_the_label_explains():
         np.testing.assert_allclose(found[name], direct, rtol=1e-9)
     difference = (values[label].mean(0) - values[~label].mean(0)) / post.std(0)
     np.testing.assert_allclose(found["difference"], difference, rtol=1e-9)
-    rare = panels.label_scores(grouped(post, np.minimum(group, 4), half, 6), "token", np.eye(6, dtype=bool)[5])
+    rare = panels.label_scores(grouped(post, np.minimum(group, 4), half, 6), np.eye(6, dtype=bool)[5])
     assert rare["score"].isna().all()
     said = panels.explained_sentence(rare.assign(layer=0, neuron=range(5), chance=0.1), "x", 1, 0.0)
     assert "too few or too many" in said

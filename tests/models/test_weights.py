@@ -98,6 +98,21 @@ def test_raw_bridge_is_refused_and_processed_bridge_is_used_unchanged(folder, ta
     np.testing.assert_allclose(weights.weight_properties(bridge), table)
 
 
+def test_moments_without_some_tokens_are_those_of_the_others(monkeypatch):
+    monkeypatch.setattr(weights, "COSINES_AT_ONCE", 97 * 7)
+    generator = torch.Generator().manual_seed(0)
+    w_out, unembedding = torch.randn(20, 16, generator=generator), torch.randn(16, 97, generator=generator)
+    left_out = torch.arange(97) % 9 == 4
+    unembedding[:, left_out] += 3 * w_out[:1].T  # the first neuron writes hardly anything else
+    unembedding = torch.nn.functional.normalize(unembedding, dim=0)
+    cosine = torch.nn.functional.normalize(w_out.double(), dim=1).numpy() @ unembedding.double().numpy()
+    found = weights.moments_with_and_without(w_out, unembedding, left_out)
+    for moments, seen in zip(found, (cosine, cosine[:, ~left_out.numpy()]), strict=True):
+        expected = seen.mean(1), seen.var(1), stats.skew(seen, axis=1), stats.kurtosis(seen, axis=1, fisher=False)
+        for (name, values), by_hand in zip(moments.items(), expected, strict=True):
+            np.testing.assert_allclose(values, by_hand, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
 def test_neuron_that_writes_nothing_has_cosine_zero_and_no_skew_or_kurtosis():
     unit = torch.nn.functional.normalize(torch.randn(4, 9, generator=torch.Generator().manual_seed(0)), dim=0)
     moments = weights.vocabulary_moments(torch.zeros(1, 4), unit)

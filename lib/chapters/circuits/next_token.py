@@ -3,17 +3,18 @@
 From two sums per neuron and class, Σv and Σv² over the tokens whose next token is in the class, to effect sizes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from scipy.stats import ttest_ind_from_stats
 from torch import Tensor
 
 GROUPING = "next_token"
+TABLE = f"{GROUPING}_labels"
 DIFFERENCES = ("mean_in", "mean_out", "std_in", "std_out", "effect", "p_value")
 OF_LAYER = ("layer_low", "layer_median", "layer_high")  # 5th, 50th and 95th percentile
 
@@ -29,23 +30,22 @@ class ClassSums(NamedTuple):
     total_squares: Float[Tensor, "neurons"]
 
 
-def class_sums(moments: Mapping[str, Tensor], member: Bool[np.ndarray, "classes groups"]) -> ClassSums:
+def class_sums(moments: Mapping[str, Tensor], rows: Sequence[int]) -> ClassSums:
     """Sums of one layer's activations by membership of the next token in classes, from its grouped moments.
 
-    `moments` is one layer's `lib.kernels.grouped.GroupedMoments.compact()`, in units of the neuron's deviation. Both
-    halves of the text together, over counted tokens that have a next token in their block.
+    `moments` is one layer's `lib.kernels.grouped.GroupedMoments.compact()`, in units of the neuron's deviation; `rows`
+    are the classes' rows in the table of labels of the next token, −1 for a class that no token of the text is in.
+    Both halves of the text together, over counted tokens that have a next token in their block.
     """
-    names = ("mean", "count", "spread", "center", "variance")
-    means, counts, spread, center, variance = (moments[f"{GROUPING}.{name}"] for name in names)
-    used = torch.from_numpy(member.any(0))
-    inside = torch.from_numpy(member[:, used.numpy()]).double()  # (classes, groups in any class)
-    by_half = counts[:, used, None].double()  # (halves, groups, 1)
+    names = ("count", "mean", "spread", "tokens", "center", "variance")
+    counts, means, spread, tokens, center, variance = (moments[f"{TABLE}.{name}"].double() for name in names)
+    rows = torch.tensor(rows)
+    by_half = torch.where(rows < 0, 0, counts[:, rows])[..., None]  # (halves, classes, 1)
     count = by_half.sum(0)
-    first = (by_half * means[:, used].double()).sum(0)  # (groups, neurons), sums of z
-    second = count * (spread[used].double().square() + (first / count.clamp(min=1)).square())
-    tokens = counts.sum(1)[:, None].double()  # (halves, 1)
-    center, variance = center.double(), variance.double()
-    inner = ((inside @ count)[:, 0], inside @ first, inside @ second)
+    first = (by_half * means[:, rows]).sum(0)  # (classes, neurons), sums of z
+    second = count * (spread[rows].square() + (first / count.clamp(min=1)).square())
+    tokens = tokens[:, None]  # (halves, 1)
+    inner = (count[:, 0], first, second)
     total = (tokens.sum(), (tokens * center).sum(0), (tokens * (variance + center.square())).sum(0))
     shift, scale = moments["mean"].double(), moments["deviation"].double()
     return ClassSums(*_in_own_units(*inner, shift, scale), *_in_own_units(*total, shift, scale))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_array
 from scipy.stats import norm
 
 from lib.chapters.circuits.roles import NO_ROLE, ROLES
@@ -100,18 +101,26 @@ def property_agreement(
     """
     neurons = neurons.reset_index(drop=True)
     own, other = _pairs(neurons, matches)
-    ranks = neurons[list(columns)].astype(float).groupby([neurons["seed"], neurons["layer"]]).rank(pct=True)
-    values = {column: ranks[column].to_numpy() for column in columns}
+    ranks = neurons[list(columns)].astype(float).groupby([neurons["seed"], neurons["layer"]]).rank(pct=True).to_numpy()
+    known = np.isfinite(ranks)
+    centred = np.where(known, ranks - 0.5, 0.0)
+    powers = np.stack([known, centred, centred**2], 2).swapaxes(0, 1).copy()  # (columns, neurons, 3)
     groups = {"all": np.ones(len(own), bool), "most universal": most_universal(neurons).to_numpy()[own]}
-    rows = [(group, column) for group in groups for column in columns]
+    matched = []  # by group: the same powers, summed over the neurons that a row is the match of, (columns, 3, neurons)
+    for chosen in groups.values():
+        pairs = csr_array((np.ones(chosen.sum()), (other[chosen], own[chosen])), shape=(len(neurons),) * 2)
+        matched.append(np.stack([(pairs @ one).T for one in powers]))
 
-    def correlations(exchanged: np.ndarray) -> list[float]:
-        one, two = own, exchanged[other]
-        return [_correlation(*(values[column][side][groups[group]] for side in (one, two))) for group, column in rows]
+    def sums(exchanged: np.ndarray) -> np.ndarray:
+        """Σ xⁱ yʲ over the pairs that both have a value, x the rank and y its match's: (groups · columns, 3, 3)."""
+        replaced = powers[:, exchanged]
+        return np.concatenate([own_powers @ replaced for own_powers in matched])
 
-    table = pd.DataFrame(rows, columns=["group", "property"])
-    known = [np.isfinite(values[column][own] + values[column][other]) & groups[group] for group, column in rows]
-    table["pairs"] = [int(both.sum()) for both in known]
+    def correlations(exchanged: np.ndarray) -> np.ndarray:
+        return _correlation(sums(exchanged))
+
+    table = pd.DataFrame([(group, column) for group in groups for column in columns], columns=["group", "property"])
+    table["pairs"] = sums(np.arange(len(neurons)))[:, 0, 0].astype(int)
     return table.assign(**_against_chance("correlation", correlations, neurons, random_seed, draws))
 
 
@@ -124,16 +133,19 @@ def _pairs(neurons: pd.DataFrame, matches: pd.DataFrame) -> tuple[np.ndarray, np
     return own, other
 
 
-def _correlation(one: np.ndarray, two: np.ndarray) -> float:
-    both = np.isfinite(one) & np.isfinite(two)
-    one, two = one[both], two[both]
-    if len(one) < 3 or np.ptp(one) == 0 or np.ptp(two) == 0:
-        return np.nan
-    return float(np.corrcoef(one, two)[0, 1])
+def _correlation(sums: np.ndarray) -> np.ndarray:
+    """Pearson's correlations of x and y, from Σ xⁱ yʲ, (…, 3, 3)."""
+    n = sums[:, 0, 0]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        x, y, xx, yy, xy = (sums[:, i, j] / n for i, j in ((1, 0), (0, 1), (2, 0), (0, 2), (1, 1)))
+        one, two = xx - x**2, yy - y**2
+        correlation = (xy - x * y) / np.sqrt(one * two)
+    defined = (n >= 3) & (np.minimum(one, two) > 1e-12)  # ranks lie between 0 and 1
+    return np.where(defined, correlation, np.nan).round(12)  # so that equal ones are equal
 
 
 def _against_chance(
-    name: str, measure: Callable[[np.ndarray], list[float]], neurons: pd.DataFrame, random_seed: int, draws: int
+    name: str, measure: Callable[[np.ndarray], Sequence[float]], neurons: pd.DataFrame, random_seed: int, draws: int
 ) -> dict[str, np.ndarray]:
     """What `measure` gives, with its mean, range and p-value over exchanges of neurons within a seed's layer.
 
@@ -146,7 +158,7 @@ def _against_chance(
     chance = np.empty((draws, len(observed)))
     for draw in range(draws):
         exchanged = np.empty_like(in_order)
-        exchanged[in_order] = np.lexsort((generator.random(len(stratum)), stratum))
+        exchanged[in_order] = np.argsort(stratum + generator.random(len(stratum)))
         chance[draw] = measure(exchanged)
     reached = (1 + (chance >= observed).sum(0)) / (1 + draws)
     return {

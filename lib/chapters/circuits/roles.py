@@ -77,19 +77,17 @@ class ClassScores(NamedTuple):
     effect: Float[Tensor, "neurons labels"]
 
 
-def class_scores(
-    w_out: Float[Tensor, "neurons d_model"],
-    unit_unembedding: Float[Tensor, "d_model vocabulary"],
-    variance: Float[Tensor, "neurons"],
-    member: Bool[np.ndarray, "labels vocabulary"],
-) -> ClassScores:
-    """Variance reduction (docs/method.md §5) of cos(w_out, W_U[:, v]) by membership of v in each class.
+class Contrasts(NamedTuple):
+    """What token classes read: the mean unembedding in a class minus that outside, and its share of the vocabulary."""
 
-    With β the class's share of the vocabulary, 1 − [(1−β) σ²₀ + β σ²₁] / σ² = β (1−β) (μ₁ − μ₀)² / σ². A class mean
-    of cosines is the cosine's product with the class's mean unembedding, so no value per token is needed.
-    `variance` is that of the cosines over the vocabulary. Score and effect are 0 where the class holds no token or
-    every token, and the score where the neuron writes nothing. Tokens that pad an embedding are in no class.
-    """
+    contrast: Float[Tensor, "labels d_model"]
+    share: Float[Tensor, "labels"]
+
+
+def class_contrasts(
+    unit_unembedding: Float[Tensor, "d_model vocabulary"], member: Bool[np.ndarray, "labels vocabulary"]
+) -> Contrasts:
+    """Contrasts of classes; 0 where a class holds no token or every token. Tokens that pad an embedding are in none."""
     inside = torch.from_numpy(member).to(unit_unembedding)  # (labels, vocabulary)
     inside = pad(inside, (0, unit_unembedding.shape[1] - inside.shape[1]))
     tokens = inside.shape[1]
@@ -98,9 +96,21 @@ def class_scores(
     rest = unit_unembedding.sum(dim=1) - sums
     contrast = sums / number[:, None] - rest / (tokens - number)[:, None]
     contrast = torch.where(((number > 0) & (number < tokens))[:, None], contrast, 0.0)
-    effect = normalize(w_out, dim=1) @ contrast.T  # (neurons, labels)
-    share = number / tokens
-    score = share * (1 - share) * effect.square() / variance[:, None]
+    return Contrasts(contrast, number / tokens)
+
+
+def class_scores(
+    w_out: Float[Tensor, "neurons d_model"], classes: Contrasts, variance: Float[Tensor, "neurons"]
+) -> ClassScores:
+    """Variance reduction (docs/method.md §5) of cos(w_out, W_U[:, v]) by membership of v in each class.
+
+    With β the class's share of the vocabulary, 1 − [(1−β) σ²₀ + β σ²₁] / σ² = β (1−β) (μ₁ − μ₀)² / σ². A class mean
+    of cosines is the cosine's product with the class's mean unembedding, so no value per token is needed.
+    `variance` is that of the cosines over the vocabulary. Both are 0 where the contrast is, and the score where the
+    neuron writes nothing.
+    """
+    effect = normalize(w_out, dim=1) @ classes.contrast.T  # (neurons, labels)
+    score = classes.share * (1 - classes.share) * effect.square() / variance[:, None]
     return ClassScores(torch.where(variance[:, None] > 0, score, 0.0), effect)
 
 

@@ -14,9 +14,9 @@ from torch.nn.functional import normalize
 from lib.base.hub import seed_source
 from lib.cache import kept
 from lib.chapters.circuits import roles
-from lib.chapters.circuits.next_token import class_sums, next_token_table
+from lib.chapters.circuits.next_token import GROUPING, class_sums, next_token_table
 from lib.chapters.circuits.roles import best_class_by_sign, class_scores
-from lib.chapters.families.tables import seed_statistics
+from lib.chapters.families.statistics import known_labels, seed_statistics
 from lib.chapters.universality.properties import holm
 from lib.labels import labels
 from lib.labels.labels import LabelSet, token_counts, token_labels
@@ -25,6 +25,7 @@ from lib.models.trunk import load_model
 from lib.run import Run
 from lib.text import tokens as text_tokens
 
+PREFIX = "next: "  # of a label's name when it is one of the next token
 SPLIT_PER_ROLE = 10  # neurons of a role, over all seeds, that are split by the next token
 
 
@@ -56,23 +57,20 @@ def seed_roles(
     skew and role by calibrated cuts over the other tokens.
     """
     directions = roles.random_directions(roles.NULL_DIRECTIONS, len(unit_unembedding), random_seed)
-    null = weights.vocabulary_moments(directions, unit_unembedding)
-    cuts = roles.null_cuts(null)
-    null_score = class_scores(directions, unit_unembedding, null["vocab_var"], classes.member).score.amax(dim=1)
+    unlearned = roles.unlearned_tokens(unit_unembedding, pieces)
+    null, of_known = weights.moments_with_and_without(directions, unit_unembedding, unlearned)
+    cuts, known_cuts = roles.null_cuts(null), roles.null_cuts(of_known)
+    contrasts = roles.class_contrasts(unit_unembedding, classes.member)
+    null_score = class_scores(directions, contrasts, null["vocab_var"]).score.amax(dim=1)
     score_cut = float(np.quantile(null_score.numpy(), roles.NULL_QUANTILE))
-
-    learned = ~roles.unlearned_tokens(unit_unembedding, pieces)
-    known = unit_unembedding[:, learned]
-    known_cuts = cuts if learned.all() else roles.null_cuts(weights.vocabulary_moments(directions, known))
 
     frames = []
     for layer, writes in enumerate(w_out):
-        moments = weights.vocabulary_moments(writes, unit_unembedding)
-        scores = class_scores(writes, unit_unembedding, moments["vocab_var"], classes.member)
+        moments, of_known = weights.moments_with_and_without(writes, unit_unembedding, unlearned)
+        scores = class_scores(writes, contrasts, moments["vocab_var"])
         frame = pd.DataFrame({name: values.numpy() for name, values in moments.items()})
         frame.insert(0, "layer", layer)
         frame.insert(1, "neuron", range(len(frame)))
-        of_known = moments if learned.all() else weights.vocabulary_moments(writes, known)
         of_known = pd.DataFrame({name: values.numpy() for name, values in of_known.items()})
         frame["learned_kurt"], frame["learned_skew"] = of_known["vocab_kurt"], of_known["vocab_skew"]
         frame["role_learned"] = roles.roles(of_known, known_cuts)
@@ -92,7 +90,7 @@ def seed_roles(
         null_kurt=cuts.kurtosis,
         null_var=cuts.variance,
         null_score=score_cut,
-        unlearned=int((~learned).sum()),
+        unlearned=int(unlearned.sum()),
     )
 
 
@@ -145,19 +143,21 @@ def processing_error(run: Run, seed: str, blocks: int = 2) -> float:
 def next_token_effects(run: Run, table: pd.DataFrame) -> pd.DataFrame:
     """next_token.parquet: the chosen neurons' activations by whether the next token is in their class (figure 24).
 
-    From the grouped moments of the run's pass, hence for seeds that serve as reference. `p_corrected` is Holm's.
+    From the grouped moments of the run's pass, hence for seeds that serve as reference and classes that the pass knew.
+    `p_corrected` is Holm's.
     """
-    chosen = chosen_for_next_token(table[table["seed"].isin(run.done["references"])])
+    known = known_labels(run, [one for one in labels.label_sets(run.text, run.tokenizer) if one.grouping == GROUPING])
+    unknown = [label.removeprefix(PREFIX) for label in known.left_out]
+    chosen = chosen_for_next_token(table[table["seed"].isin(run.done["references"]) & ~table["label"].isin(unknown)])
     names = [f"{row.seed} {row.layer} {row.neuron} {row.label}" for row in chosen.itertuples()]
 
     def make() -> pd.DataFrame:
-        classes, present, parts = label_set(run), labels.occurring(run.text), []
-        rows = dict(zip(classes.labels["label"], range(len(classes.labels)), strict=True))
+        parts, rows = [], {label: row for one in known.sets for row, label in enumerate(one.labels["label"])}
         for seed, of_seed in chosen.groupby("seed"):
-            own, sums, place = seed_statistics(run, seed), {}, {}
+            own, sums, place = seed_statistics(run, seed, known), {}, {}
             for layer, of_layer in of_seed.groupby("layer"):
                 distinct = list(dict.fromkeys(of_layer["label"]))
-                sums[layer] = class_sums(own[layer], classes.member[[rows[label] for label in distinct]][:, present])
+                sums[layer] = class_sums(own[layer], [rows.get(f"{PREFIX}{label}", -1) for label in distinct])
                 place |= {index: distinct.index(label) for index, label in of_layer["label"].items()}
             parts.append(next_token_table(of_seed.assign(class_row=pd.Series(place)), sums))
         found = pd.concat(parts) if parts else next_token_table(chosen.assign(class_row=0), {})

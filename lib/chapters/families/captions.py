@@ -1,5 +1,7 @@
 """Captions of chapter 4, families of neurons, from what `lib.chapters.families.summary` computes."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
@@ -10,6 +12,7 @@ from lib.chapters.families.summary import EXPLAINED, FAMILIES, TOP
 from lib.display.captions import Caption, count, percent, signed
 
 MAX_TITLE = 95  # characters
+MAX_LEFT_OUT = 3  # labels that are named
 FEWEST_PAIRS = 20  # below, a family's agreement is not named
 NO_PROSE = "Syntax is labelled only in domains that lib/text/domains.yaml names as English prose."
 
@@ -26,11 +29,19 @@ def _name(row) -> str:
     return f"layer {row['layer']} neuron {row['neuron']}"
 
 
-def labels(table: pd.DataFrame) -> str:
-    """How many labels there are, by family; `table` is labels.parquet."""
+def labels(table: pd.DataFrame, left_out: Sequence[str] = (), run: str = "") -> str:
+    """How many labels there are, by family; `table` is labels.parquet. `left_out` are labels that the statistics of
+    the run do not know."""
     by_family = table["family"].value_counts()
     parts = [f"{by_family[name]:,} for {words}" for name, words in FAMILIES.items() if name in by_family]
-    return f"Every neuron is scored on **{len(table):,} labels**: {listed(parts)}."
+    text = f"Every neuron is scored on **{len(table):,} labels**: {listed(parts)}."
+    if left_out:
+        names = listed(f"*{one}*" for one in left_out[:MAX_LEFT_OUT])
+        text += (
+            f" Left out: {count(len(left_out), 'label')} added after the pass over the text, such as {names}. "
+            f"To include all labels, run `make clean RUN={run}` and `make report RUN={run}`."
+        )
+    return text
 
 
 def family_counts(counts: pd.DataFrame, reference: str) -> Caption:

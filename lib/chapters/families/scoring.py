@@ -5,7 +5,6 @@ text and scored on the odd ones. A neuron is explained if it scores above what r
 the same choice.
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,14 +12,12 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
-from scipy.sparse import csr_matrix
 from torch import Tensor
 
-from lib.base.errors import InputError
 from lib.labels.labels import LabelSet
 
 UNEXPLAINED = "unexplained"
-ALL_TOKENS = "token"  # the grouping in which every counted token has a group
+ALL_TOKENS = "token_labels"  # the table in which every counted token has a group
 EVEN, ODD = 0, 1  # labels are chosen on even blocks, scored on odd ones
 FEWEST_TOKENS = 10  # a label needs as many tokens with it, and without it, in each half
 CHANCE_QUANTILE = 0.95  # of the best held-out scores of a layer's rotated neurons
@@ -38,7 +35,8 @@ PUBLISHED_LAYERS = {
 }
 LETTERS, PUBLISHED_LETTERS, PUBLISHED_POSITION = 26, 18, 20
 
-Statistics = Sequence[Mapping[str, Tensor]]  # one seed's layers, each as `GroupedMoments.compact` gives it
+# one seed's layers, each as `GroupedMoments.compact` gives it, with a row for each label (`families.statistics`)
+Statistics = Sequence[Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -69,23 +67,6 @@ def variance_reduction(
     return torch.where(variance > 0, share * (1 - share) * difference**2 / variance.clamp(min=1e-30), 0).clamp(max=1)
 
 
-def check_statistics(statistics: Statistics, sets: Sequence[LabelSet]) -> None:
-    """InputError if the statistics lack groups of a label set."""
-    for one in sets:
-        key, labelled = f"{one.grouping}.count", one.member.shape[1]
-        if key not in statistics[0]:
-            raise InputError(
-                f"labels over '{one.grouping}' cannot be scored: the statistics have no such grouping; they are older "
-                "than it, or than the text's domains in lib/text/domains.yaml; `make clean` deletes them."
-            )
-        groups = statistics[0][key].shape[1]
-        if labelled != groups:
-            raise InputError(
-                f"labels over '{one.grouping}' are for {labelled} groups, but the statistics have {groups}; they were "
-                "made for another text or tokeniser, or by an older version; `make clean` deletes them."
-            )
-
-
 @dataclass(frozen=True)
 class _Contrast:
     """Labels of one set in one layer and half: tokens with the label against those without."""
@@ -95,9 +76,10 @@ class _Contrast:
     variance: Float[Tensor, "neurons"]
 
     @classmethod
-    def of(cls, mean: Tensor, labelled: Tensor, own: Mapping[str, Tensor], tokens_of: str, half: int) -> "_Contrast":
-        """From the means on each label and its number of tokens, against all tokens of a grouping."""
-        tokens = own[f"{tokens_of}.count"][half].sum()
+    def of(cls, one: LabelSet, own: Mapping[str, Tensor], tokens_of: str, half: int) -> "_Contrast":
+        """From the means on each label and its number of tokens, against all tokens of a table."""
+        mean, labelled = own[f"{one.table}.mean"][half].float(), own[f"{one.table}.count"][half, :, None]
+        tokens = own[f"{tokens_of}.tokens"][half]
         scored = (labelled >= FEWEST_TOKENS) & (tokens - labelled >= FEWEST_TOKENS)
         share = torch.where(scored, labelled / tokens.clamp(min=1), 0)
         center, variance = (own[f"{tokens_of}.{name}"][half].float() for name in ("center", "variance"))
@@ -105,18 +87,6 @@ class _Contrast:
 
     def score(self) -> Float[Tensor, "labels neurons"]:
         return variance_reduction(self.share, self.difference, self.variance)
-
-
-def _label_weights(one: LabelSet, count: Int[Tensor, "groups"]) -> tuple[Tensor, Float[Tensor, "labels 1"]]:
-    """In one half: the sparse (labels, groups) matrix from means of groups to means on labels, and tokens per label."""
-    weights = csr_matrix(one.member.astype(np.float32)).multiply(count.numpy()[None]).tocsr()
-    labelled = np.asarray(weights.sum(1), dtype=np.float32)
-    weights = weights.multiply(1 / labelled.clip(1)).tocsr()
-    parts = (torch.from_numpy(np.array(part)) for part in (weights.indptr, weights.indices))
-    values = torch.from_numpy(weights.data.astype(np.float32))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse")  # beta since torch 1.10; tested here against fp64
-        return torch.sparse_csr_tensor(*parts, values, weights.shape), torch.from_numpy(labelled)
 
 
 def score_labels(
@@ -128,12 +98,7 @@ def score_labels(
     rotated neuron's mean on a label is a rotation of the neurons' means. Its variance in a half is its variance over
     the text times the ratio that the neurons it mixes have.
     """
-    check_statistics(statistics, sets)
     layers, neurons = len(statistics), len(statistics[0]["deviation"])
-    counts = [statistics[0][f"{one.grouping}.count"] for one in sets]
-    weights = [
-        [_label_weights(one, count[half]) for half in (EVEN, ODD)] for one, count in zip(sets, counts, strict=True)
-    ]
     labels = sum(len(one.labels) for one in sets)
     value, rotated = (torch.zeros(2, labels, layers * neurons) for _ in range(2))
     labelled_score, difference = (torch.zeros(labels, layers * neurons) for _ in range(2))
@@ -141,27 +106,26 @@ def score_labels(
         own, columns, start = statistics[layer], slice(layer * neurons, (layer + 1) * neurons), 0
         turn, deviation = rotation.turn[layer].float(), own["deviation"].float()
         mixed = turn**2 * deviation**2  # what each neuron adds to a rotated one's variance, without covariances
-        for one, by_half in zip(sets, weights, strict=True):
+        for one in sets:
             rows = slice(start, start + len(one.labels))
             start = rows.stop
-            for half, (average, labelled) in zip((EVEN, ODD), by_half, strict=True):
-                mean = average @ own[f"{one.grouping}.mean"][half].float()
-                contrast = _Contrast.of(mean, labelled, own, ALL_TOKENS, half)
+            for half in (EVEN, ODD):
+                contrast = _Contrast.of(one, own, ALL_TOKENS, half)
                 value[half, rows, columns] = contrast.score()
                 ratio = (mixed @ contrast.variance) / mixed.sum(1).clamp(min=1e-30)
                 variance = rotation.deviation[layer].float() ** 2 * ratio
                 turned = (contrast.difference * deviation) @ turn.T
                 rotated[half, rows, columns] = variance_reduction(contrast.share, turned, variance)
             difference[rows, columns] = contrast.difference  # of the odd half, the last
-            labelled_score[rows, columns] = _Contrast.of(mean, labelled, own, one.grouping, ODD).score()
+            labelled_score[rows, columns] = _Contrast.of(one, own, one.table, ODD).score()
     return Scores(value, labelled_score, difference), rotated
 
 
 def label_table(sets: Sequence[LabelSet], own: Mapping[str, Tensor]) -> pd.DataFrame:
     """One row per label in the order of the scores: label, family, kind, grouping, groups, tokens of both halves."""
-    total, parts = max(1, int(own[f"{ALL_TOKENS}.count"].sum())), []
+    total, parts = max(1, int(own[f"{ALL_TOKENS}.tokens"].sum())), []
     for one in sets:
-        even, odd = (one.member @ count for count in own[f"{one.grouping}.count"].numpy())
+        even, odd = own[f"{one.table}.count"].numpy()
         columns = {"tokens_chosen": even, "tokens_scored": odd, "share": (even + odd) / total}
         parts.append(one.labels.assign(grouping=one.grouping, groups=one.member.sum(1), **columns))
     return pd.concat(parts, ignore_index=True)

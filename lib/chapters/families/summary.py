@@ -154,43 +154,51 @@ def best_neurons(rows: pd.DataFrame, family: str, number: int, per_label: int = 
     return ordered[ordered.groupby("label").cumcount() < per_label].head(number).reset_index(drop=True)
 
 
-def label_groups(sets: list[LabelSet], label: str) -> tuple[str, np.ndarray]:
-    """(grouping, mask of the groups that carry it) of a label."""
+def label_row(sets: list[LabelSet], label: str) -> tuple[str, int]:
+    """(table, row) of a label in the statistics."""
     for one in sets:
         found = np.flatnonzero(one.labels["label"] == label)
         if len(found):
-            return one.grouping, one.member[found[0]]
+            return one.table, int(found[0])
     raise KeyError(label)
 
 
-def group_means(own: Mapping[str, Tensor], grouping: str, neuron: int) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens, mean z) of one neuron in each group, both halves of the text; z is in deviations from its mean.
+def row_means(own: Mapping[str, Tensor], table: str, neuron: int) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens, mean z) of one neuron in each row of a table, both halves of the text; z is in deviations from its mean.
 
-    `own` is the neuron's layer as `GroupedMoments.compact` gives it. The mean is 0 for a group without a token.
+    `own` is the neuron's layer as `GroupedMoments.compact` gives it. The mean is 0 for a row without a token.
     """
-    count = own[f"{grouping}.count"].double().numpy()  # (halves, groups)
+    count = own[f"{table}.count"].double().numpy()  # (halves, rows)
     tokens = count.sum(0)
-    return tokens, (count * own[f"{grouping}.mean"][..., neuron].double().numpy()).sum(0) / np.maximum(tokens, 1)
+    return tokens, (count * own[f"{table}.mean"][..., neuron].double().numpy()).sum(0) / np.maximum(tokens, 1)
 
 
-def mean_and_spread(own: Mapping[str, Tensor], grouping: str, member: np.ndarray, neuron: int) -> tuple[float, float]:
-    """Mean and standard deviation of a neuron's activation on the tokens of some groups; NaN without a token."""
-    tokens, z = group_means(own, grouping, neuron)
-    tokens = tokens * member
-    if not tokens.sum():
+def row_sums(own: Mapping[str, Tensor], table: str, neuron: int) -> np.ndarray:
+    """(rows + 1, 3): tokens, Σz and Σz² of one neuron in each row of a table, and last of all tokens with a group."""
+    tokens, z = row_means(own, table, neuron)
+    square = own[f"{table}.spread"][:, neuron].double().numpy() ** 2 + z**2
+    each, center, variance = (own[f"{table}.{key}"].double() for key in ("tokens", "center", "variance"))
+    center, variance = center[:, neuron], variance[:, neuron]
+    whole = (each.sum(), each @ center, each @ (variance + center**2))
+    return np.vstack([np.stack([tokens, tokens * z, tokens * square], axis=1), np.array(whole)])
+
+
+def mean_and_spread(own: Mapping[str, Tensor], sums: np.ndarray, neuron: int) -> tuple[float, float]:
+    """Mean and standard deviation of a neuron's activation from tokens, Σz and Σz²; NaN without a token."""
+    tokens, first, second = sums
+    if tokens < 0.5:
         return np.nan, np.nan
-    spread = own[f"{grouping}.spread"][:, neuron].double().numpy()
-    mean, square = (np.average(values, weights=tokens) for values in (z, spread**2 + z**2))
-    scale = float(own["deviation"][neuron])
-    return float(own["mean"][neuron]) + scale * mean, scale * np.sqrt(max(0.0, square - mean**2))
+    mean, scale = first / tokens, float(own["deviation"][neuron])
+    return float(own["mean"][neuron]) + scale * mean, scale * np.sqrt(np.maximum(0.0, second / tokens - mean**2))
 
 
 def activation_by_label(chosen: pd.DataFrame, statistics: Statistics, sets: list[LabelSet]) -> pd.DataFrame:
     """`best_neurons` with mean and deviation of their activation with the label (`on`) and without it (`off`)."""
     rows = []
     for row in chosen.itertuples():
-        grouping, member = label_groups(sets, row.label)
-        on, off = (mean_and_spread(statistics[row.layer], grouping, mask, row.neuron) for mask in (member, ~member))
+        own, (table, label) = statistics[row.layer], label_row(sets, row.label)
+        sums = row_sums(own, table, row.neuron)
+        on, off = (mean_and_spread(own, part, row.neuron) for part in (sums[label], sums[-1] - sums[label]))
         rows.append((*on, *off))
     return chosen.join(pd.DataFrame(rows, columns=["on", "on_spread", "off", "off_spread"]))
 
@@ -201,11 +209,11 @@ def activation_by_word_place(chosen: pd.DataFrame, statistics: Statistics, group
     rows = []
     for row in chosen.itertuples():
         word, own = row.label.removeprefix("word “").removesuffix("”"), statistics[row.layer]
+        sums = row_sums(own, "word_place", row.neuron)
         for place in WORD_PLACES:
-            member = np.array([group == f"{word}|{place}" for group in groups])
-            tokens = int(own["word_place.count"].sum(0).numpy()[member].sum())
-            activation = mean_and_spread(own, "word_place", member, row.neuron)
-            rows.append((row.layer, row.neuron, row.label, place, *activation, tokens))
+            found = sums[groups.index(f"{word}|{place}")] if f"{word}|{place}" in groups else np.zeros(3)
+            activation = mean_and_spread(own, found, row.neuron)
+            rows.append((row.layer, row.neuron, row.label, place, *activation, int(found[0])))
     return pd.DataFrame(rows, columns=["layer", "neuron", "label", "place", "mean", "spread", "tokens"])
 
 
@@ -214,7 +222,7 @@ def activation_by_position(chosen: pd.DataFrame, statistics: Statistics) -> np.n
     curves = []
     for row in chosen.itertuples():
         own = statistics[row.layer]
-        tokens, z = group_means(own, "position", row.neuron)
+        tokens, z = row_means(own, "position", row.neuron)
         curve = float(own["mean"][row.neuron]) + float(own["deviation"][row.neuron]) * z
         curves.append(np.where(tokens > 0, curve, np.nan))
     return np.array(curves)
@@ -226,10 +234,9 @@ def activation_by_letter(chosen: pd.DataFrame, statistics: Statistics, sets: lis
     letters = token.labels[token.labels["family"] == "alphabet"]
     rows = {}
     for row in chosen.itertuples():
-        tokens, z = group_means(statistics[row.layer], "token", row.neuron)
-        weights = token.member[letters.index] * tokens  # (letters, groups)
+        tokens, z = (one[letters.index] for one in row_means(statistics[row.layer], token.table, row.neuron))
         name = f"L{row.layer}.{row.neuron} “{row.label[-1]}” {row.score:.2f}"
-        rows[name] = np.where(weights.any(1), weights @ z / np.maximum(weights.sum(1), 1), np.nan)
+        rows[name] = np.where(tokens > 0, z, np.nan)
     return pd.DataFrame.from_dict(rows, orient="index", columns=list(letters["label"].str[-1]))
 
 
@@ -237,6 +244,6 @@ def activation_by_domain(chosen: pd.DataFrame, statistics: Statistics, domains: 
     """Context neurons (rows) by domain (columns): mean activation in deviations from the neuron's mean."""
     rows = {}
     for row in chosen.itertuples():
-        tokens, z = group_means(statistics[row.layer], "domain", row.neuron)
+        tokens, z = row_means(statistics[row.layer], "domain", row.neuron)
         rows[f"L{row.layer}.{row.neuron} {row.label}"] = np.where(tokens > 0, z, np.nan)
     return pd.DataFrame.from_dict(rows, orient="index", columns=list(domains)).dropna(axis=1)

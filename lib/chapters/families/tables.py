@@ -1,24 +1,22 @@
 """From a run's grouped moments to the tables of families: families.parquet, labels.parquet, family_chance.parquet.
 
 Rows are of all seeds that serve as reference. Scoring is algebra on the statistics: after an edit of the token classes,
-`open_families` scores again without a model.
+`open_families` scores again without a model, and leaves out the labels that the statistics cannot know.
 """
 
 import hashlib
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import pandas as pd
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from lib.base.errors import InputError
 from lib.base.files import write_json
-from lib.base.tensors import TensorFiles, write_table
+from lib.base.tensors import write_table
 from lib.cache import code_of, fresh
 from lib.chapters.families.scoring import Rotation, label_table, seed_families
+from lib.chapters.families.statistics import KnownLabels, known_labels, seed_statistics
 from lib.chapters.families.summary import matched_pairs, with_excess
 from lib.kernels.correlation import haar_rotation, rotated_deviation
 from lib.labels.groupings import run_groupings, run_label_sets
@@ -27,34 +25,6 @@ from lib.labels.token_classes import TOKEN_CLASSES, TokenClass
 from lib.run import Run
 
 ROTATION_DRAW = 1_000  # none of chapter 2's draws
-
-
-class SeedStatistics(Sequence[Mapping[str, Tensor]]):
-    """The compact grouped moments of one seed, one layer in memory at a time."""
-
-    def __init__(self, folder: Path, seed: str, layers: int):
-        self.paths = [folder / f"grouped-{seed}.{layer}.safetensors" for layer in range(layers)]
-        self._held: tuple[int, dict[str, Tensor]] | None = None
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, layer: int) -> dict[str, Tensor]:
-        if self._held is None or self._held[0] != layer:
-            files = TensorFiles([self.paths[layer]])
-            self._held = layer, {name: files.tensor(name) for name in files.names()}
-        return self._held[1]
-
-
-def seed_statistics(run: Run, seed: str) -> SeedStatistics:
-    """The grouped moments of one seed; InputError for a run whose pass did not collect them."""
-    made = SeedStatistics(run.folder / "stats", seed, run.done["layers"])
-    if not all(path.exists() for path in made.paths):
-        raise InputError(
-            f"outputs/{run.params.run} was made without grouped moments, which the families need; choose another name "
-            f"with RUN=…, or delete it with `make clean RUN={run.params.run}`."
-        )
-    return made
 
 
 def random_rotation(run: Run, seed: str) -> Rotation:
@@ -80,14 +50,15 @@ def labels_digest(sets: Sequence[LabelSet]) -> str:
     return digest.hexdigest()
 
 
-def tabulate_families(run: Run, sets: list[LabelSet]) -> None:
+def tabulate_families(run: Run, labels: KnownLabels) -> None:
     """Writes the tables of families unless they are fresh for these labels and this code; runs no model."""
+    sets = labels.sets
     made_from = {"labels": labels_digest(sets), "seeds": run.done["seed_hashes"], "code": code_of(__name__)}
     if fresh(run.folder / "tables" / "families.json", made_from):
         return
     tables, written = run.folder / "tables", {"families": [], "family_chance": []}
     for seed in tqdm(run.done["references"], desc="families", file=sys.stderr):
-        own = seed_statistics(run, seed)
+        own = seed_statistics(run, seed, labels)
         for made, table in zip(written.values(), seed_families(own, sets, random_rotation(run, seed)), strict=True):
             table.insert(0, "seed", seed)
             made.append(table)
@@ -103,21 +74,22 @@ class Families:
 
     `all_seeds` is families.parquet, `reference` its rows of the reference seed with their excess; `chance` has that
     seed's chance level by layer, `statistics` its grouped moments. `pairs` are matched neurons of two seeds.
+    `left_out` are the labels that the statistics cannot score.
     """
 
-    def __init__(self, run: Run, sets: list[LabelSet], groupings: dict[str, Grouping]):
+    def __init__(self, run: Run, labels: KnownLabels, groupings: dict[str, Grouping]):
         seed, levels = run.params.reference, run.table("family_chance")
-        self.all_seeds, self.labels, self.sets = run.table("families"), run.table("labels"), sets
+        self.all_seeds, self.labels, self.sets = run.table("families"), run.table("labels"), labels.sets
         self.reference = with_excess(self.all_seeds[self.all_seeds["seed"] == seed], run.table("neurons_all_seeds"))
         self.chance = levels[levels["seed"] == seed].reset_index(drop=True)
         self.pairs = matched_pairs(self.all_seeds, run.table("matches_all_seeds"))
-        self.statistics = seed_statistics(run, seed)
+        self.statistics, self.left_out = seed_statistics(run, seed, labels), labels.left_out
         self.word_places = groupings["word_place"].groups if "word_place" in groupings else ()
 
 
 def open_families(run: Run, extra_classes: tuple[TokenClass, ...] = ()) -> Families:
     """The families of a run, scored again if its labels have changed; `extra_classes` are more token classes."""
     groupings = run_groupings(run)
-    sets = run_label_sets(run, groupings, (*TOKEN_CLASSES, *extra_classes))
-    tabulate_families(run, sets)
-    return Families(run, sets, groupings)
+    labels = known_labels(run, run_label_sets(run, groupings, (*TOKEN_CLASSES, *extra_classes)))
+    tabulate_families(run, labels)
+    return Families(run, labels, groupings)

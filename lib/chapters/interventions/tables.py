@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from functools import lru_cache
 from hashlib import sha256
 
 import pandas as pd
@@ -33,8 +34,9 @@ def unsupported(run: Run) -> str | None:
     return None
 
 
+@lru_cache(maxsize=1)
 def model_of(run: Run, seed: str) -> processed.Processed:
-    """A seed's processed weights."""
+    """A seed's processed weights; those asked for last are kept, since most tables ask for the reference's."""
     return processed.processed(seed_source(run.params, seed))
 
 

@@ -17,6 +17,7 @@ from lib.base.files import write_json
 from lib.base.hub import seed_source
 from lib.base.machine import device_of
 from lib.base.params import read_params
+from lib.base.progress import Progress
 from lib.base.tensors import write_table
 from lib.cache import code_of, fresh
 from lib.chapters.universality.matching import assignment, cliques
@@ -173,8 +174,13 @@ def tabulate(run: Run) -> None:
     statistics = load_statistics(run, device_of(params))
     covariance, followed = statistics.covariance, statistics.followed
 
+    whole = Progress(run.folder, "tables")
+
     def progress(steps):
-        return tqdm(steps, desc="baseline", unit="layer", file=sys.stderr)
+        with tqdm(steps, desc="matches and baseline", unit="layer", file=sys.stderr) as bar:
+            for step in bar:
+                yield step
+                bar.set_postfix_str(whole.text(bar.n / bar.total), refresh=False)
 
     comparison = compare(covariance, statistics.scales, followed, params.random_seed, params.rotations, progress)
     parts = {"neurons": [], "matches": [], "baseline_draws": []}

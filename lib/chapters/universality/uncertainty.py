@@ -1,4 +1,4 @@
-"""How much of a match is luck of the text: from the followed pairs, part by part, to held-out correlations and intervals.
+"""How much of a match is luck of the text: followed pairs, part by part, and what another text would give.
 
 The first parts of the text choose each neuron's partner, and the others measure their correlation without the choice's
 luck. A bootstrap over all parts (docs/method.md §7) estimates how much another text of the same kind would change a

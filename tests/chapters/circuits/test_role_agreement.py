@@ -5,11 +5,12 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
+from scipy.sparse import csc_array
 from statsmodels.stats.contingency_tables import StratifiedTable
 
 from lib.chapters.circuits import next_token, role_agreement
 from lib.chapters.universality.properties import most_universal
-from lib.kernels.grouped import GroupedMoments, Places
+from lib.kernels.grouped import SQUARE, SUM, GroupedMoments, Places, Table
 from lib.run import with_universal
 
 LAYERS, WIDTH = 3, 60
@@ -91,6 +92,26 @@ def test_ranks_of_matches_correlate_within_layers_only(population):
     assert found.loc[("most universal", "copied"), "pairs"] == 2 * LAYERS * WIDTH * 0.05
 
 
+def test_correlation_of_ranks_equals_scipys_where_values_are_missing(population):
+    generator = np.random.default_rng(5)
+    values = population.assign(
+        partly=np.where(generator.random(len(population)) < 0.3, np.nan, generator.normal(size=len(population))),
+        constant=1.0,
+    )
+    order = generator.integers(0, WIDTH, WIDTH)  # some are the match of several
+    matches = pairs(population, order)
+    found = role_agreement.property_agreement(values, matches, ["partly", "constant"], 0, draws=3)
+    ranks = values.groupby(["seed", "layer"])["partly"].rank(pct=True)
+    place = pd.Series(ranks.to_numpy(), pd.MultiIndex.from_frame(values[["seed", "layer", "neuron"]]))
+    other = place.loc[pd.MultiIndex.from_frame(matches[["model", "match_layer", "match_neuron"]])].to_numpy()
+    for group, chosen in (("all", np.ones(len(ranks), bool)), ("most universal", most_universal(values).to_numpy())):
+        both = ranks.notna().to_numpy() & np.isfinite(other) & chosen
+        row = found.set_index(["group", "property"]).loc[(group, "partly")]
+        assert row["pairs"] == both.sum() > 3
+        assert row["correlation"] == pytest.approx(stats.pearsonr(ranks[both], other[both])[0], abs=1e-11)
+    assert found.loc[found["property"] == "constant", ["correlation", "chance", "p_value"]].isna().all(axis=None)
+
+
 def test_p_value_of_universal_shares_is_the_largest_of_statsmodels_over_seeds(population):
     found = role_agreement.universal_shares(population, "role_calibrated").set_index("role")
     top = most_universal(population)
@@ -130,22 +151,25 @@ def split():
         + 2
         + following[..., None] / 50 * torch.randn(48, generator=generator)
     )
-    groups = {"token": 50, next_token.GROUPING: 50}
-    places = Places({"token": following.clamp(min=0), next_token.GROUPING: following}, groups)
-    moments = GroupedMoments(groups, torch.stack([torch.full((48,), 2.0), torch.full((48,), 3.0)]))
-    for blocks in torch.arange(12).split(4):
-        flat = counted[blocks].flatten()
-        moments.update(post[blocks].flatten(0, 1), places, places.at(blocks, flat))
     member = random.random((2, 50)) < 0.4
     member[1] = False
     member[1, following[0, 5]] = True
+    tables = {
+        "token_labels": Table("token", csc_array(np.ones((1, 50), dtype=bool)), (SUM, SQUARE)),
+        next_token.TABLE: Table(next_token.GROUPING, csc_array(member[::-1]), (SUM, SQUARE)),
+    }
+    places = Places({"token": following.clamp(min=0), next_token.GROUPING: following}, tables)
+    moments = GroupedMoments(places.layout, torch.stack([torch.full((48,), 2.0), torch.full((48,), 3.0)]))
+    for blocks in torch.arange(12).split(4):
+        moments.update(post[blocks].flatten(0, 1), places.at(blocks, counted[blocks].flatten()))
     kept = counted & (following >= 0)
-    return post[kept].double().numpy(), member[:, following[kept]], next_token.class_sums(moments.compact(), member)
+    return post[kept].double().numpy(), member[:, following[kept]], next_token.class_sums(moments.compact(), [1, 0, -1])
 
 
 def test_sums_and_differences_equal_numpy_and_scipy(split):
     values, inside, sums = split
     assert len(values) == int(sums.total_count)
+    assert sums.count[2] == 0 and (sums.sums[2] == 0).all() and (sums.squares[2] == 0).all()  # a class of no token
     found = next_token.class_differences(sums)
     for row in range(2):
         yes, no = values[inside[row]], values[~inside[row]]

@@ -16,6 +16,7 @@ from lib.base.tensors import write_tensors
 from lib.chapters.circuits import roles, tables
 from lib.chapters.circuits.next_token import GROUPING
 from lib.chapters.interventions.tables import write_circuits
+from lib.collect.grouped_tables import grouped_tables, record_labels
 from lib.kernels.grouped import GroupedMoments, Places
 from lib.labels import labels
 from lib.labels.labels import LabelSet
@@ -49,7 +50,8 @@ def test_class_scores_equal_variance_reduction_by_hand(weights, classes):
     w_out, unembedding = weights[0][0], weights[1]
     unit = w_out.double().numpy() / np.linalg.norm(w_out.double().numpy(), axis=1, keepdims=True)
     cosine = unit @ unembedding.double().numpy()  # (neurons, vocabulary)
-    found = roles.class_scores(w_out, unembedding, torch.from_numpy(cosine.var(1)).float(), classes.member)
+    contrasts = roles.class_contrasts(unembedding, classes.member)
+    found = roles.class_scores(w_out, contrasts, torch.from_numpy(cosine.var(1)).float())
     for label, member in enumerate(classes.member):
         inside, outside = cosine[:, member], cosine[:, ~member]
         within = member.mean() * inside.var(1) + (1 - member.mean()) * outside.var(1)
@@ -60,7 +62,7 @@ def test_class_scores_equal_variance_reduction_by_hand(weights, classes):
 def test_empty_class_full_class_and_zero_neuron_score_zero(weights):
     member = np.stack([np.zeros(TOKENS, bool), np.ones(TOKENS, bool), np.arange(TOKENS) < 9])
     w_out = torch.cat([weights[0][0][:1], torch.zeros(1, WIDTH)])
-    found = roles.class_scores(w_out, weights[1], torch.tensor([0.1, 0.0]), member)
+    found = roles.class_scores(w_out, roles.class_contrasts(weights[1], member), torch.tensor([0.1, 0.0]))
     assert found.score[0, :2].tolist() == [0, 0] and found.score[0, 2] > 0
     assert found.score[1].tolist() == found.effect[1].tolist() == [0, 0, 0]
 
@@ -165,17 +167,18 @@ def run(make_run, tmp_path):
 
 
 def write_next_token_moments(run, seed, folder):
-    """A seed's activations by the next token alone, as its pass leaves them."""
+    """A seed's activations by labels of the next token alone, as its pass leaves them."""
     text, following = run.text, labels.groupings(run.text, run.tokenizer)[GROUPING]
-    groups = {GROUPING: len(following.groups)}
-    places, counted = Places({GROUPING: following.ids}, groups), text.counted()
-    scaling = torch.stack([torch.zeros(48), torch.ones(48)])
-    moments = [GroupedMoments(groups, scaling) for _ in range(2)]
+    sets = [one for one in labels.label_sets(text, run.tokenizer) if one.grouping == GROUPING]
+    record_labels(run, sets, begun=False)
+    places = Places({GROUPING: following.ids}, grouped_tables({GROUPING: following}, sets, text))
+    counted, scaling = text.counted(), torch.stack([torch.zeros(48), torch.ones(48)])
+    moments = [GroupedMoments(places.layout, scaling) for _ in range(2)]
     for blocks in torch.arange(len(text.tokens)).split(8):
         flat = counted[blocks].flatten()
 
         def visit(layer, _pre, post, blocks=blocks, flat=flat):
-            moments[layer].update(post.flatten(0, 1), places, places.at(blocks, flat))
+            moments[layer].update(post.flatten(0, 1), places.at(blocks, flat))
 
         Trunk(load_model(folder)).run(text.tokens[blocks], visit)
     for layer, own in enumerate(moments):

@@ -54,12 +54,14 @@ def matches_table() -> pd.DataFrame:
 def statistics_and_sets(neurons: int = WIDTH):
     """One layer's statistics thrice: activation is 2 + 3 z with known z by token; labels over 5 tokens."""
     generator = np.random.default_rng(0)
-    sizes = {"token": 5, "position": 8, "domain": 3, "word_place": 8}
+    sizes = {"token_labels": 11, "position": 8, "domain": 3, "word_place": 8}
     own = {"mean": torch.full((neurons,), 2.0), "deviation": torch.full((neurons,), 3.0)}
     for name, size in sizes.items():
         own[f"{name}.count"] = torch.tensor(generator.integers(1, 9, (2, size)))
         own[f"{name}.mean"] = torch.tensor(generator.normal(0, 1, (2, size, neurons))).half()
         own[f"{name}.spread"] = torch.rand(size, neurons).half()
+        own[f"{name}.tokens"] = own[f"{name}.count"].sum(1)
+        own[f"{name}.center"], own[f"{name}.variance"] = torch.zeros(2, neurons), torch.ones(2, neurons)
     words = [f"word “{name}”" for name in FAMILIES if name != UNEXPLAINED]
     members = np.array([np.arange(5) == index % 5 for index in range(len(words))])
     letters = pd.DataFrame({"label": ["first letter a", "first letter b"], "family": "alphabet", "kind": "alphabet"})
@@ -94,23 +96,30 @@ def test_family_agreement_by_hand():
     assert table.loc["all explained", "chance_family"] == pytest.approx(own.map(shares).mean())
 
 
-def test_mean_and_spread_equal_those_of_every_token_written_out():
-    """The same mean and deviation as over a list with every token written out."""
-    statistics, _ = statistics_and_sets()
-    own, member = statistics[0], np.array([True, False, True, True, False])
-    count, mean = own["token.count"].numpy(), own["token.mean"][..., 3].double().numpy()
-    pooled = (count * mean).sum(0) / count.sum(0)
-    values = np.concatenate(
-        [
-            np.resize(
-                [2 + 3 * (pooled[group] + sign * float(own["token.spread"][group, 3])) for sign in (-1, 1)],
-                2 * count.sum(0)[group],
-            )
-            for group in np.flatnonzero(member)
-        ]
-    )
-    assert summary.mean_and_spread(own, "token", member, 3) == pytest.approx((values.mean(), values.std()))
-    assert np.isnan(summary.mean_and_spread(own, "token", np.zeros(5, bool), 3)).all()
+def test_activation_with_and_without_a_label_equals_that_of_every_token_written_out():
+    """Mean and deviation with the label and without it, from sums by half against a list of every token."""
+    generator = np.random.default_rng(0)
+    v, half = generator.normal(3, 2, 60), np.arange(60) % 2
+    member = np.stack([np.arange(60) < 20, np.arange(60) % 3 == 0, np.zeros(60, dtype=bool)])
+    z = (v - v.mean()) / v.std()
+
+    def of_halves(masks, value):
+        return torch.tensor([[value(z[mask & (half == one)]) for mask in masks] for one in (0, 1)])
+
+    own = {"mean": torch.tensor([v.mean()]), "deviation": torch.tensor([v.std()])}
+    own["token_labels.count"] = of_halves(member, len)
+    own["token_labels.mean"] = of_halves(member, lambda part: part.mean() if len(part) else 0.0)[..., None]
+    own["token_labels.spread"] = torch.tensor([z[mask].std() if mask.any() else 0.0 for mask in member])[:, None]
+    everyone = [np.ones(60, dtype=bool)]
+    for key, value in (("tokens", len), ("center", np.mean), ("variance", np.var)):
+        own[f"token_labels.{key}"] = of_halves(everyone, value) if key != "tokens" else of_halves(everyone, value)[:, 0]
+    labels = pd.DataFrame({"label": ["x", "y", "none"], "family": "unigram", "kind": "word"})
+    chosen = pd.DataFrame({"layer": 0, "neuron": 0, "label": labels["label"]})
+    found = summary.activation_by_label(chosen, [own], [LabelSet("token", labels, np.zeros((3, 1), dtype=bool))])
+    for row, mask in zip(found.itertuples(), member, strict=True):
+        with_label = (v[mask].mean(), v[mask].std()) if mask.any() else (np.nan, np.nan)
+        assert (row.on, row.on_spread) == pytest.approx(with_label, nan_ok=True)
+        assert (row.off, row.off_spread) == pytest.approx((v[~mask].mean(), v[~mask].std()))
 
 
 @pytest.mark.parametrize("case", ["some", "none"])

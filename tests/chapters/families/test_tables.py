@@ -7,7 +7,9 @@ import torch
 
 from lib.base.errors import InputError
 from lib.base.hub import seed_source
-from lib.chapters.families.tables import SeedStatistics, open_families
+from lib.chapters.families import captions
+from lib.chapters.families.statistics import known_labels, seed_statistics
+from lib.chapters.families.tables import open_families
 from lib.chapters.universality.tables import tabulate
 from lib.collect import first_look, one_pass, passes
 from lib.labels.labels import occurring
@@ -46,7 +48,7 @@ def test_families_follow_the_token_classes_without_a_model(make_run, seed_folder
     assert len(data.pairs) == (run.table("matches_all_seeds")["corr"] > 0).sum()
 
     post, counted = direct_activations(run, "b", 1), run.text.counted()
-    own = SeedStatistics(run.folder / "stats", "b", 2)[1]
+    own = seed_statistics(run, "b", known_labels(run, data.sets))[1]
     token = int(run.text.tokens[counted].mode().values)
     group = int(np.searchsorted(occurring(run.text), token))
     half = (torch.arange(len(post)) % 2)[:, None].expand(counted.shape)
@@ -56,12 +58,27 @@ def test_families_follow_the_token_classes_without_a_model(make_run, seed_folder
         np.testing.assert_allclose(mean, values, atol=2e-3 * float(own["deviation"].max()))
 
     before = {path: path.stat().st_mtime_ns for path in (run.folder / "stats").iterdir()}
-    again = open_families(run, (looks("the letter e somewhere", ".*e.*"),))
-    assert "the letter e somewhere" in set(again.labels["label"]) and "previous: the letter e somewhere" in set(
-        again.labels["label"]
-    )
+    label = "the letter e somewhere"
+    again = open_families(run, (looks(label, ".*e.*"),))
+    assert label in set(again.labels["label"]) and again.left_out == [f"previous: {label}", f"next: {label}"]
+    assert not data.left_out and len(again.labels) == len(data.labels) + 1
+    said = captions.labels(again.labels, again.left_out, "test")
+    assert "Left out: 2 labels" in said and "`make clean RUN=test`" in said
+    row = again.labels.set_index("label").loc[label]
+    e = torch.tensor([False] + ["e" in run.tokenizer.decode([token]) for token in range(1, run.text.vocab_size)])
+    carried = e[run.text.tokens] & counted
+    assert row["tokens_chosen"] + row["tokens_scored"] == carried.sum()
+    own = seed_statistics(run, "b", known_labels(run, again.sets))[1]
+    at = again.sets[0].labels["label"].tolist().index(label)
+    mean = own["mean"] + own["deviation"] * own["token_labels.mean"][0, at].double()
+    np.testing.assert_allclose(mean, post[carried & (half == 0)].mean(0), atol=2e-3 * float(own["deviation"].max()))
+    assert own["token_labels.spread"][at].isnan().all()
     assert {path: path.stat().st_mtime_ns for path in (run.folder / "stats").iterdir()} == before
 
-    next((run.folder / "stats").glob("grouped-a.*")).unlink()
+    for path in (run.folder / "stats").glob("grouped-a.*"):
+        path.unlink()
     with pytest.raises(InputError, match="without grouped moments"):
+        open_families(run)
+    (run.folder / "stats" / "labels.json").unlink()
+    with pytest.raises(InputError, match="without sums by label"):
         open_families(run)

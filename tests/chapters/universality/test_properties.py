@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from statsmodels.stats.multitest import multipletests
 
 from lib.chapters.universality import properties
 from lib.run import with_universal
@@ -114,6 +115,8 @@ def test_too_few_universal_neurons_cannot_tell_and_none_is_no_error():
 def test_p_values_are_corrected_by_holm_over_those_tested():
     corrected = properties.holm(pd.Series([0.04, np.nan, 0.01]))
     assert corrected[0] == 0.04 and np.isnan(corrected[1]) and corrected[2] == 0.02
+    p_values = np.random.default_rng(0).random(30).round(1) ** 3  # with ties
+    np.testing.assert_allclose(properties.holm(pd.Series(p_values)), multipletests(p_values, method="holm")[1])
 
 
 def test_frequency_cosine_correlation():

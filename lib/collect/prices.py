@@ -1,0 +1,118 @@
+"""What a unit of each term of `lib.collect.forecast.work` costs in seconds, from the rates that a machine reaches.
+
+Rates of this machine are measured on random numbers, those of GPUs follow from data sheets (docs/scaling.md).
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from lib.collect.planner import Setting, Shape
+from lib.kernels.examples import TopExamples
+from lib.models.trunk import Trunk
+
+RESIDUAL_BYTES = 100  # moved for each component of the residual stream, a layer: LayerNorms, additions, q, k and v
+NEURON_BYTES = 8  # for each activation of a forward pass: the product's result, GELU, the screen for examples
+# Bytes moved by elementwise work, a unit of each term: on a GPU counted for bf16, on a CPU fitted to timings, where
+# indexed sums, the best 16 and maxima are slower than memory.
+BYTES = {
+    "cpu": {"statistics": 6, "sketch": 68, "following": 2, "labels": 300, "candidates": 470, "matches": 200},
+    "cuda": {"statistics": 10, "sketch": 26, "following": 2, "labels": 48, "candidates": 40, "matches": 40},
+}
+ROTATION = 4e-10  # seconds for each cubed neuron of a layer: rotations are drawn in fp64, on the CPU
+CPU_MLP = 0.5  # share of a CPU's bf16 rate that MLPs reach
+CPU_DISK = 400e6  # bytes a second
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a machine reaches: operations a second by part, bytes a second of memory and disk, and the seconds that
+    launching the kernels of one layer on one batch takes."""
+
+    maps: float
+    scores: float
+    mlp: float
+    products: float
+    memory: float
+    disk: float
+    launch: float = 0.0
+
+    def prices(self, setting: Setting) -> dict[str, float]:
+        """Seconds for a unit of each term."""
+        counted = {name: size / self.memory for name, size in BYTES[setting.device].items()}
+        return counted | {
+            "launches": self.launch,
+            "maps": 1 / self.maps,
+            "scores": 1 / self.scores,
+            "MLPs": 1 / self.mlp,
+            "forward bytes": 1 / self.memory if self.launch else 0,  # else they are in the measured rates
+            "products": 1 / self.products,
+            "rotations": 1 / self.products,
+            "drawing": ROTATION,
+            "disk": 1 / self.disk,
+        }
+
+
+# NVIDIA's data sheets (SXM): 67e12 operations a second in fp32, 495e12 in TF32 and 989e12 in bf16 without sparsity, and
+# the memory's bandwidth, times the shares that bench/h200.json measured (docs/scaling.md; that of TF32 is taken to be
+# bf16's). By name: memory and rates.
+FP32, TF32, BF16 = 0.43 * 67e12, 0.37 * 495e12, 0.37 * 989e12
+GPUS = {
+    name: (memory, Rates(TF32, FP32, BF16, BF16, 0.3 * bandwidth, disk=1e9, launch=0.25e-3))
+    for name, memory, bandwidth in (("H100", 80e9, 3.35e12), ("H200", 141e9, 4.8e12))
+}
+
+
+def rates(setting: Setting, device: torch.device) -> Rates:
+    """This machine's rates, measured within a second: matrix products, and copies in memory."""
+    size = 1024 if device.type == "cpu" else 8192
+    squares = [torch.randn(size, size, device=device)]
+    squares.append(squares[0].bfloat16() if setting.precision == "bf16" else squares[0])
+    wide, fast = (2 * size**3 / _timed(partial(torch.mm, one, one), device) for one in squares)
+    moved = torch.ones(2, 2**23, device=device)
+    memory = 2 * moved[0].nbytes / _timed(lambda: moved[0].copy_(moved[1]), device)
+    return Rates(wide, wide, fast * CPU_MLP, fast, memory, CPU_DISK)
+
+
+def layer_operations(shape: Shape, context: int) -> tuple[int, int, int]:
+    """Operations for each token of one layer: attention's maps, its scores with half the context, and its MLP."""
+    return 8 * shape.width**2, 2 * shape.width * context, 4 * shape.width * shape.neurons
+
+
+def forward_rate(setting: Setting, shape: Shape, source: str, device: torch.device) -> float:
+    """Operations a second of a forward pass with examples, on a random model of the width of the seed in `source`."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    layers = 2
+    few = {"num_hidden_layers": layers, "vocab_size": 64, "pad_token_id": None}  # wide embeddings take long to draw
+    config = AutoConfig.from_pretrained(source, attn_implementation="sdpa", **few)
+    trunk = Trunk(AutoModelForCausalLM.from_config(config).float().to(device).eval(), setting.precision == "bf16")
+    tokens = torch.randint(64, (setting.batch, setting.context), device=device)
+    examples, counted = TopExamples(layers, shape.neurons, device=device), torch.ones_like(tokens, dtype=torch.bool)
+
+    def visit(layer: int, _pre, post) -> None:
+        examples.update(layer, post, counted, torch.arange(setting.batch))
+
+    operations = layers * sum(layer_operations(shape, setting.context)) * tokens.numel()
+    return operations / _timed(lambda: trunk.run(tokens, visit), device)
+
+
+def _timed(work: Callable, device: torch.device) -> float:
+    """Seconds of one call, the median of three after the first, so that other work on the machine matters little."""
+    taken = []
+    for _ in range(4):
+        _finish(device)
+        started = time.perf_counter()
+        work()
+        _finish(device)
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken[1:])
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
