@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("without_grouped_moments")
 
 def less_memory(run: Run, share: float = 0.5) -> float:
     """Gigabytes for which the first pass holds all that matches need, and a share of the rest."""
-    setting = setting_of(run.params, seed_shapes(run.params), torch.device("cpu"), groups=Preflight(run).group_sizes)
+    setting = setting_of(run.params, seed_shapes(run.params), torch.device("cpu"), groups=Preflight(run).layout)
     (whole,) = pack(setting).passes
     needed = PassPlan(tuple(unit for unit in whole.units if unit.kind in CORE))
     rest = sum(unit.memory for unit in whole.units if unit.kind not in CORE)
@@ -187,20 +187,9 @@ def test_a_pass_for_grouped_moments_alone_finds_those_of_one_pass(make_run, seed
     monkeypatch.setattr("lib.collect.preflight.run_groupings", run_groupings)
     whole = make_run(seed_folders, run="whole", precision="bf16")
     collect(whole)
-<<<<<<< HEAD
-    setting = setting_of(whole.params, shared_shape(whole.params), torch.device("cpu"), groups=Preflight(whole).layout)
-    alone = pack(setting).passes[0]
-    grouped = sum(unit.memory for unit in alone.units if unit.kind == "grouped")
-    run = make_run(
-        seed_folders, run="parts", precision="int8", memory_gb=(pass_memory(setting, alone) - 0.6 * grouped) / 1e9
-    )
-=======
     run = make_run(seed_folders, run="parts", precision="bf16", memory_gb=less_memory(whole))
->>>>>>> engine-f
     collect(run)
-    setting = setting_of(
-        whole.params, seed_shapes(whole.params), torch.device("cpu"), groups=Preflight(whole).layout
-    )
+    setting = setting_of(whole.params, seed_shapes(whole.params), torch.device("cpu"), groups=Preflight(whole).layout)
     planned = Plan.resumed(setting, json.loads((run.folder / "stats" / "plan.json").read_text())).passes
     assert len(planned) > 1 and planned[0].compares and not planned[-1].compares
     for path in (whole.folder / "stats").glob("*.safetensors"):
@@ -255,14 +244,7 @@ def test_a_pass_leaves_no_memory_to_the_next(make_run, seed_folders, monkeypatch
     gc.disable()
     try:
         run = make_run(seed_folders, run="small")
-<<<<<<< HEAD
-        setting = setting_of(run.params, shared_shape(run.params), torch.device("cpu"), groups=Preflight(run).layout)
-        whole = pack(setting).passes[0]
-        grouped = sum(unit.memory for unit in whole.units if unit.kind == "grouped")
-        collect(make_run(seed_folders, run="parts", memory_gb=(pass_memory(setting, whole) - 0.6 * grouped) / 1e9))
-=======
         collect(make_run(seed_folders, run="parts", memory_gb=less_memory(run)))
->>>>>>> engine-f
     finally:
         gc.enable()
     assert len(passes) > 1 and passes[-1]() is None
