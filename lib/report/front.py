@@ -69,7 +69,9 @@ def _models(number: int, shapes: dict[str, tuple[int, int]]) -> str:
     """Which models are compared, in a sentence; `shapes` has layers and neurons a layer of each seed."""
     words = {seed: f"{layers} layers with {neurons:,} neurons each" for seed, (layers, neurons) in shapes.items()}
     if len({*words.values()}) > 1:
-        return f"This report compares {number} models: {listed([f'{seed} of {shape}' for seed, shape in words.items()])}."
+        return (
+            f"This report compares {number} models: {listed([f'{seed} of {shape}' for seed, shape in words.items()])}."
+        )
     shape = "".join(f" of {one}" for one in {*words.values()})
     return f"This report compares {number} models{shape}, which differ only in their random seed."
 

@@ -116,7 +116,14 @@ def share_by_layer(shares: pd.DataFrame, reference: str) -> Figure:
     axes.bar(own["layer"], own["share"], width=0.7, **look)
     if len(rest):
         stretch = len(own) / rest.groupby("seed")["layer"].transform("nunique")
-        axes.plot((rest["layer"] + 0.5) * stretch - 0.5, rest["share"], "o", color=NEUTRAL, markersize=4, label="other seeds as reference")
+        axes.plot(
+            (rest["layer"] + 0.5) * stretch - 0.5,
+            rest["share"],
+            "o",
+            color=NEUTRAL,
+            markersize=4,
+            label="other seeds as reference",
+        )
     if not shares["universal"].any():
         note(axes, "no universal neuron")
     axes.set_ylabel("universal neurons of the layer")
