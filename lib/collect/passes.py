@@ -18,6 +18,7 @@ from lib.base.errors import InputError, exit_on_input_error
 from lib.base.files import locked, write_json
 from lib.base.machine import device_name, device_of
 from lib.base.params import read_params
+from lib.base.progress import Progress
 from lib.base.tensors import TensorFiles, read_tensors, write_tensors
 from lib.cache import PASS, code_of
 from lib.collect.first_look import first_look
@@ -206,8 +207,10 @@ def _bar(work: Pass, processes: Processes) -> tqdm:
 def _advance(work: Pass, batches: list[int], bar: tqdm, state: Path, all_of_it: bool) -> None:
     """Batches through the pass, with a state saved now and then, but not after the last if that ends the pass."""
     gigabytes, saved = sum(unit.memory for unit in work.units) / 1e9, time.monotonic()
+    progress = Progress(work.inputs.run.folder, "passes")
     for number in batches:
         work.advance(number, bar)
+        bar.set_postfix_str(progress.text((work.number + bar.n / bar.total) / len(work.plan.passes)), refresh=False)
         if time.monotonic() - saved > SAVE_SECONDS * max(1, gigabytes) and not (all_of_it and number == batches[-1]):
             write_tensors(state, work.state_dict())
             saved = time.monotonic()

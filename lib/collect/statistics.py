@@ -36,23 +36,28 @@ def sketched(
     shapes: Mapping[str, Shape],
     rows: Mapping[str, Float[Tensor, "rows total"]],
     exact: bool,
+    halve: bool = True,
 ) -> Covariance:
-    """The products of seeds estimated from their sketches; exact where each token has a row of its own."""
+    """The products of seeds estimated from their sketches; exact where each token has a row of its own.
 
-    def layer_of(rows: Tensor, seed: str, layer: int) -> Tensor:
+    With `halve` also from half as many rows.
+    """
+
+    def own(seed: str, layer: int) -> Tensor:
         neurons = shapes[seed][1]
-        return rows[:, layer * neurons : (layer + 1) * neurons]
+        return rows[seed][:, layer * neurons : (layer + 1) * neurons]
 
-    def within(seed: str, layer: int) -> Tensor:
-        own = layer_of(rows[seed], seed, layer)
-        return product(own, own)
-
-    def stripes(rows: Mapping[str, Tensor]) -> Callable[[str, int, str], Tensor]:
-        return lambda a, layer, b: product(layer_of(rows[a], a, layer), rows[b])
-
-    number = 0 if exact else len(rows[seeds[0]])
-    half = None if exact else stripes(_Made(lambda seed: halved(rows[seed])))
-    return Covariance(seeds, pairs, references, shapes, stripes(rows), within, number, half)
+    number, half = 0 if exact else len(rows[seeds[0]]), None
+    if number > 1 and halve:
+        halves = _Made(lambda seed: halved(rows[seed]))
+        half = sketched(seeds, pairs, references, shapes, halves, exact, halve=False)
+    return Covariance(
+        *(seeds, pairs, references, shapes),
+        stripe=lambda a, layer, b: product(own(a, layer), rows[b]),
+        within=lambda seed, layer: product(own(seed, layer), own(seed, layer)),
+        rows=number,
+        half=half,
+    )
 
 
 def read_candidates(stats: Path) -> dict[Pair, Int[Tensor, "2 number"]]:

@@ -5,7 +5,7 @@ they never have to be in memory whole; both directions of the pair come from a s
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import numpy as np
@@ -20,6 +20,7 @@ Pair = tuple[str, str]
 Shape = tuple[int, int]  # layers, neurons a layer
 BIAS_DRAWS = 2  # rotations from which the baseline's bias by the sketch's noise is measured
 NEAREST = 128  # neurons with about the same baseline, over which it is averaged
+SURE = 0.25  # share of a neuron's variance that its sketch must have to be used
 OUTSIDE = 4.0  # standard errors of a sketch's correlation, 1/√rows, by which an outsider looks better
 
 
@@ -55,7 +56,7 @@ class Covariance:
 
     `stripe(a, layer, b)` returns Σ x yᵀ (neurons of a layer of a, all neurons of b) for each (a, b) of `pairs`;
     `within(seed, layer)` returns Σ x xᵀ of one layer. `rows` is those of the sketch that they are estimated from, 0
-    where they are exact; `half` the same from half as many rows.
+    where they are exact; `half` is the same from half as many rows.
     """
 
     seeds: tuple[str, ...]
@@ -65,7 +66,7 @@ class Covariance:
     stripe: Callable[[str, int, str], Tensor]
     within: Callable[[str, int], Tensor]
     rows: int = 0
-    half: Callable[[str, int, str], Tensor] | None = None
+    half: "Covariance | None" = None
 
     def total(self, seed: str) -> int:
         """Neurons of one seed."""
@@ -84,6 +85,24 @@ def correlations(sums: Float[Tensor, "a b"], a: Scale, b: Scale) -> Float[Tensor
     scale_a = (a.inverse_deviation / a.tokens).to(wide)[:, None]
     mean_a = (a.mean * a.inverse_deviation).to(wide)[:, None]
     return (sums * scale_a - mean_a * b.mean.to(wide)) * b.inverse_deviation.to(wide)
+
+
+def sketched_scales(covariance: Covariance, scales: Mapping[str, Scale]) -> Mapping[str, Scale]:
+    """Scales with each neuron's deviation in the sketch; as they are where products are exact.
+
+    A correlation is then the cosine of two sketched neurons, with an error of (1 − ρ²)/√rows; with the deviations of
+    the text it is √((1 + ρ²)/rows), and all neurons that share a direction are wrong together.
+    """
+    if not covariance.rows:
+        return scales
+    made = {}
+    for seed, scale in scales.items():
+        squares = [covariance.within(seed, layer).diagonal() for layer in range(covariance.shapes[seed][0])]
+        variance = torch.cat(squares).double() / scale.tokens - scale.mean**2
+        sure = (variance * scale.inverse_deviation**2 > SURE) & (scale.inverse_deviation > 0)
+        inverse = torch.where(sure, variance.clamp(min=1e-300).rsqrt(), scale.inverse_deviation)
+        made[seed] = replace(scale, inverse_deviation=inverse)
+    return made
 
 
 def stripes(covariance: Covariance, pair: Pair, scales: Mapping[str, Scale]) -> Iterable[tuple[int, slice, Tensor]]:
@@ -255,10 +274,13 @@ def compare(
 
     Matches are the best of all neurons where the products are exact, else the best of the followed ones.
     """
-    wide = next(iter(followed.products.values())).dtype
-    dtype = wide if not covariance.rows else _fast(wide)
+    wide = covariance.within(covariance.seeds[0], 0).dtype
+    dtype, half = wide if not covariance.rows else _fast(wide), None
+    if covariance.half:
+        half_scales = sketched_scales(covariance.half, scales)
+        half = Baseline(covariance.half, half_scales, random_seed, min(draws, BIAS_DRAWS), dtype)
+    scales = sketched_scales(covariance, scales)
     whole = Baseline(covariance, scales, random_seed, draws, dtype)
-    half = Baseline(covariance, scales, random_seed, min(draws, BIAS_DRAWS), dtype) if covariance.half else None
     made = Comparison()
     found = {
         pair: (Matches(covariance.total(pair[0])), Matches(covariance.total(pair[1]))) for pair in covariance.pairs
@@ -273,7 +295,7 @@ def compare(
         found[a, b][1].update(slice(None), corr.T, own.start)
         whole.update(sums, a, layer, b)
         if half:
-            half.update(covariance.half(a, layer, b), a, layer, b)
+            half.update(covariance.half.stripe(a, layer, b), a, layer, b)
     for pair, matches in found.items():
         seen = matches
         if covariance.rows:

@@ -48,11 +48,13 @@ def _how_many(evidence: Evidence, _table: pd.DataFrame) -> str:
 def _beyond_chance(evidence: Evidence, _table: pd.DataFrame) -> str:
     own, matches = evidence.own("neurons_all_seeds"), evidence.own("matches_all_seeds")
     found = matches[matches["corr"] > 0]
-    near = ((found["layer"] - found["match_layer"]).abs() <= 1).mean()
+    own_place, match_place = properties.depth_columns(found)
+    near = ((found[own_place] - found[match_place]).abs() <= 1).mean()
+    place, _ = properties.place_words(own_place == "depth")
     return (
         f"On average, a neuron's best match in another seed correlates at **{own['mean_corr'].mean():.2f}**, against "
         f"{own['mean_baseline'].mean():.2f} in a randomly rotated basis. "
-        f"{percent(near, 0)} of the matches lie in the same or an adjacent layer."
+        f"{percent(near, 0)} of the matches lie in the same or an adjacent {place}."
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from lib.base import params as parameters
 from lib.base.errors import InputError
 from lib.base.files import read_json
+from lib.base.progress import Progress
 
 
 class NotebookError(Exception):
@@ -38,7 +39,7 @@ def execute(notebook: Path, params_file: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     log.write_text("", encoding="utf-8")  # keeps the folder while another chapter ends
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # our sentence says the same
-    started = time.monotonic()
+    started, begun = time.monotonic(), Progress(params_file.parent, "chapters")
     try:
         papermill.execute_notebook(
             notebook,
@@ -70,8 +71,16 @@ def execute(notebook: Path, params_file: Path) -> Path:
     log.unlink()
     with contextlib.suppress(OSError):  # another chapter's files are there
         partial.parent.rmdir()
-    print(f"{notebook.name}: done in {time.monotonic() - started:.0f} s", file=sys.stderr)
+    print(f"{notebook.name}: done in {time.monotonic() - started:.0f} s{_whole(executed, begun)}", file=sys.stderr)
     return executed
+
+
+def _whole(executed: Path, begun: Progress) -> str:
+    """How far the whole report is, with the chapters that were executed since the first of them began."""
+    chapters = {path.name for path in (parameters.ROOT / "notebooks").glob("*.ipynb")}
+    made = {path.name for path in executed.parent.glob("*.ipynb") if path.stat().st_mtime >= begun.began}
+    text = begun.text(len(chapters & made) / max(1, len(chapters)))
+    return f"; {text}" if text else ""
 
 
 def skip_web_address_parsers() -> None:

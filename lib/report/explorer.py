@@ -82,7 +82,7 @@ def seed_frame(run: Run, seed: str) -> pd.DataFrame:
 
     NaN for a seed that was never the reference.
     """
-    frame = neuron_index(run.done["layers"], run.done["neurons"])
+    frame = neuron_index(*run.done["shapes"][seed])
     for name in ("neurons_all_seeds", "families", "circuits", "roles"):
         table = optional(run, name)
         if table is not None:
@@ -141,14 +141,14 @@ def extreme_tokens(
 
 def logit_tokens(run: Run, shown: dict[str, Int[np.ndarray, "rows"]]) -> pd.DataFrame:
     """logit_tokens.parquet: `extreme_tokens` of the shown neurons of every seed, as lists in four columns."""
-    width = run.done["neurons"]
+    widths = {seed: neurons for seed, (_, neurons) in run.done["shapes"].items()}
 
     def make() -> pd.DataFrame:
         parts = []
         for seed, rows in shown.items():
             w_out, unembedding = weights_of(run, seed)
             found = extreme_tokens(torch.cat(w_out)[torch.from_numpy(rows)], unembedding[:, : run.text.vocab_size])
-            table = pd.DataFrame({"seed": seed, "layer": rows // width, "neuron": rows % width})
+            table = pd.DataFrame({"seed": seed, "layer": rows // widths[seed], "neuron": rows % widths[seed]})
             parts.append(table.assign(**{name: list(values) for name, values in found.items()}))
         return pd.concat(parts, ignore_index=True)
 
@@ -186,12 +186,13 @@ def windows(
 
 
 def match_arrays(
-    matches: pd.DataFrame, seed: str, others: list[str], rows: Int[np.ndarray, "rows"], width: int
+    matches: pd.DataFrame, seed: str, others: list[str], rows: Int[np.ndarray, "rows"], widths: dict[str, int]
 ) -> dict[str, np.ndarray]:
     """Each neuron's best match in every other seed, all (rows, others): `partner` (flat index, −1 for none),
-    `corr` and `baseline`. `width` is the number of neurons in a layer."""
+    `corr` and `baseline`. `widths` has the neurons in a layer of each seed."""
     own = matches[matches["seed"] == seed]
-    own = own.assign(row=own["layer"] * width + own["neuron"], partner=own["match_layer"] * width + own["match_neuron"])
+    partner = own["match_layer"] * own["model"].map(widths) + own["match_neuron"]
+    own = own.assign(row=own["layer"] * widths[seed] + own["neuron"], partner=partner)
     wide = own.pivot(index="row", columns="model", values=["partner", "corr", "baseline"])
     partner, corr, baseline = (
         wide.reindex(index=rows, columns=[(name, other) for other in others]).to_numpy(float)
@@ -246,8 +247,7 @@ def description(run: Run, columns: list[tuple[str, str, str]], shown: dict[str, 
         "references": list(done["references"]),
         "reference": params.reference,
         "threshold": params.threshold,
-        "layers": done["layers"],
-        "neurons": done["neurons"],
+        "shapes": done["shapes"],
         "tokens_counted": done["tokens_counted"],
         "ranked": [{"name": name, "words": text, "heading": heading} for name, text, heading in columns],
         "families": FAMILIES,

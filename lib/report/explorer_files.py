@@ -119,7 +119,7 @@ def _files(run: Run) -> Iterator[tuple[str, bytes]]:
     No seed's name has a dot, so no two files share a name.
     """
     matches = run.table("matches_all_seeds")
-    seeds, width = list(run.done["seeds"]), run.done["neurons"]
+    seeds, widths = list(run.done["seeds"]), {seed: neurons for seed, (_, neurons) in run.done["shapes"].items()}
     frames = {seed: explorer.seed_frame(run, seed) for seed in seeds}
     room = max(1, explorer.MAX_NEURONS // len(seeds))
     shown = {seed: explorer.rows_shown(frame, matches, seed, room) for seed, frame in frames.items()}
@@ -137,7 +137,7 @@ def _files(run: Run) -> Iterator[tuple[str, bytes]]:
         others = [other for other in seeds if other != seed]
         groups = [
             explorer.windows(run, examples, seed, rows, limit),
-            explorer.match_arrays(matches, seed, others, rows, width),
+            explorer.match_arrays(matches, seed, others, rows, widths),
             {name: _by_neuron(histogram[f"{seed}.{name}"])[rows] for name in ("counts", "low", "high")},
         ]
         own = logits[logits["seed"] == seed]

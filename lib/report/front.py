@@ -7,6 +7,7 @@ import pandas as pd
 import pyarrow.parquet
 
 from lib.base import params as parameters
+from lib.base.errors import listed
 from lib.base.files import read_json
 from lib.display.captions import percent
 from lib.display.claims import Evidence
@@ -53,17 +54,26 @@ def claims_page(claims: RunClaims | None, chapters: list[Chapter]) -> dict:
 def front_page(run: Run, provenance: dict) -> dict:
     """What the front page shows beside claims and chapters."""
     done = read_json(run.folder / "stats" / "done.json")
-    shape = f" of {done['layers']} layers with {done['neurons']:,} neurons each" if "layers" in done else ""
     first = [run.folder / "figures" / f"{name}.png" for name in HEADLINE_FIGURES]
     figures = [path for path in [*first, *sorted((run.folder / "figures").glob("*.png"))] if path.exists()]
-    models = f"{len(run.params.seeds)} models{shape}"
     return {
-        "models": f"This report compares {models}, which differ only in their random seed.",
+        "models": _models(len(run.params.seeds), done.get("shapes", {})),
         "picture": pages.embedded_picture(figures[0]) if figures else None,
         "seed_table": _seed_table(run, provenance),
         "tables": _table_list(run.folder / "tables"),
         "benchmarks": [machine["device"] for machine in benchmarks_page()["machines"]],
     }
+
+
+def _models(number: int, shapes: dict[str, tuple[int, int]]) -> str:
+    """Which models are compared, in a sentence; `shapes` has layers and neurons a layer of each seed."""
+    words = {seed: f"{layers} layers with {neurons:,} neurons each" for seed, (layers, neurons) in shapes.items()}
+    if len({*words.values()}) > 1:
+        return (
+            f"This report compares {number} models: {listed([f'{seed} of {shape}' for seed, shape in words.items()])}."
+        )
+    shape = "".join(f" of {one}" for one in {*words.values()})
+    return f"This report compares {number} models{shape}, which differ only in their random seed."
 
 
 def benchmarks_page(folder: Path | None = None) -> dict:

@@ -4,6 +4,7 @@ import re
 import sys
 from pathlib import Path
 
+from lib.base import progress
 from lib.base.errors import InputError
 from lib.base.files import read_json
 from lib.base.params import Params, read_params, write_params, write_statistics_key
@@ -29,15 +30,21 @@ def resolve(parameter_file: Path, run: str, seed: str | None = None, tokens: str
 
 
 def announcement(params: Params) -> str | None:
-    """What a report of the run will take, in one line; None where its passes are done, or cannot run."""
+    """What a report of the run will take, in one line; None where its passes are done, or cannot run.
+
+    Notes it for the stages, which show how far the whole report is.
+    """
+    (params.folder / progress.FILE).unlink(missing_ok=True)
     if (params.folder / "stats" / "done.json").exists():
         return None
     from lib.collect.forecast import estimate  # slow to import
 
     try:
-        seconds, memory, disk = estimate(params)
+        stages, memory, disk = estimate(params)
     except InputError:  # it is raised again where it is in the way
         return None
+    progress.begin(params.folder, stages)
+    seconds = sum(stages.values())
     time = f"{seconds / 60:.0f} minutes" if seconds < 100 * 60 else f"{seconds / 3600:.0f} hours"
     return (
         f"{params.run}: about {time}, {memory / 1e9:.0f} GB of memory and {disk / 1e9:.0f} GB of disk on this machine"

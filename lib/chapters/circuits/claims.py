@@ -54,7 +54,7 @@ def fire_more(rows: pd.DataFrame) -> bool | None:
 def _counts(evidence: Evidence, column: str = "role_calibrated") -> pd.DataFrame:
     """By seed and layer: prediction neurons (`up`), suppression neurons (`down`), and where the layer lies."""
     counts = role_counts(evidence.tables[ROLE], column).rename(columns={"prediction": "up", "suppression": "down"})
-    layers = counts["layer"].max() + 1
+    layers = counts.groupby("seed")["layer"].transform("max") + 1
     return counts.assign(deep=counts["layer"] >= layers / 2, last=counts["layer"] == layers - 1)
 
 

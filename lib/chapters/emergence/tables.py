@@ -31,6 +31,7 @@ from lib.chapters.families.summary import FAMILIES, with_excess
 from lib.chapters.universality.properties import frequency_cosine_correlation, property_tests, reference_shares
 from lib.chapters.universality.tables import tabulate
 from lib.collect.passes import collect
+from lib.collect.planner import seed_shapes
 from lib.models import weights
 from lib.models.trunk import load_model
 from lib.run import Run, with_universal
@@ -111,6 +112,8 @@ def _measured(own: Run, point: Point, asked: dict, folder: Path) -> dict:
     except InputError:  # begun with another budget or other weights
         shutil.rmtree(own.folder / "stats")
         shutil.rmtree(own.folder / "tables", ignore_errors=True)
+    if len({(shape.layers, shape.neurons) for shape in seed_shapes(own.params).values()}) > 1:
+        raise InputError("checkpoints are compared layer by layer, so chapter 07 needs seeds of one shape.")
     started = time.monotonic()
     collect(own, grouped=False)
     tabulate(own)

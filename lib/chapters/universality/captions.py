@@ -56,6 +56,7 @@ def pass_facts(done: dict) -> pd.DataFrame:
         "tokens counted": f"{done['tokens_counted']:,}",
         "blocks × context": f"{done['blocks']:,} × {done['context']:,}",
         "passes over the text": str(done.get("passes", 1)),
+        "products of activations": _products(done.get("rows", 0), done.get("products", "exact")),
         "precision of the products": str(done["precision"]),
         "device": str(done.get("device_name", done["device"])),
         "loops over activations": str(done.get("loops", "torch")),
@@ -64,6 +65,10 @@ def pass_facts(done: dict) -> pd.DataFrame:
         "peak memory": f"{done['peak_memory_bytes'] / 1e9:.2f} GB",
     }
     return pd.DataFrame(facts.items(), columns=["fact", "value"])
+
+
+def _products(rows: int, products: str) -> str:
+    return f"estimated from a sketch of {rows:,} rows" if products == "sketch" else "exact"
 
 
 def activation_histograms(chosen: pd.DataFrame) -> Caption:
@@ -80,8 +85,8 @@ def activation_histograms(chosen: pd.DataFrame) -> Caption:
 # ---------------------------------------------------------------- notebook 02: correlation and its baseline
 
 
-def correlation_by_layer(neurons: pd.DataFrame) -> Caption:
-    """Best matches and their rotated baseline."""
+def correlation_by_layer(neurons: pd.DataFrame, outsiders: pd.DataFrame | None = None) -> Caption:
+    """Best matches and their rotated baseline; with the table `outsiders` of a run whose products are a sketch's."""
     corr, baseline, excess = neurons[["mean_corr", "mean_baseline", "excess_corr"]].mean()
     title = f"Best matches correlate {corr:.2f} on average, {baseline:.2f} in a rotated basis"
     text = (
@@ -90,6 +95,12 @@ def correlation_by_layer(neurons: pd.DataFrame) -> Caption:
     )
     if neurons["dead"].any():
         text += f" Neurons that never vary on this text ({neurons['dead'].sum():,}) have correlation 0 by definition."
+    if outsiders is not None:
+        number, total = outsiders["outsiders"].sum(), outsiders["neurons"].sum()
+        text += (
+            f" Of all references' {total:,} best matches, **{number:,}** may be surpassed by a neuron that was not "
+            "followed: by the sketch it is better by more than four standard errors."
+        )
     return Caption(title, text, f"Box plots by layer of best match and rotated baseline. {title}.")
 
 
@@ -114,12 +125,13 @@ def convergence(summary: pd.DataFrame, reference: str) -> Caption:
     last = own.iloc[-1]
     alt = "Line plots against the number of tokens: mean best match, baseline and excess; universal neurons."
     if len(own) < 2:
-        text = f"The pass recorded a single snapshot, at {last['tokens']:,.0f} tokens."
-        return Caption("One snapshot: too few tokens to see convergence", text, alt)
+        text = f"The text is too short to measure matches on shares of it; it has {last['tokens']:,.0f} counted tokens."
+        return Caption("Too few tokens to see convergence", text, alt)
     before = own.iloc[-2]
     move = signed(last["excess_corr"] - before["excess_corr"], 4)
     title = f"The last {last['tokens'] / before['tokens']:.1f}× of tokens moved the mean excess by {move}"
-    text = "Means over the reference's neurons (left) and the number of universal neurons of every seed (right). "
+    text = "Means over the reference's neurons (left) and the number of universal neurons of every seed (right), all "
+    text += "against the baseline of the whole text. "
     text += f"From {before['tokens']:,.0f} to {last['tokens']:,.0f} tokens "
     if np.isfinite(before["agreement"]):
         text += (
@@ -135,7 +147,7 @@ def sampling(table: pd.DataFrame, neurons: pd.DataFrame, threshold: float) -> Ca
     """From the reference's rows of `sampling`: how much of a best match is luck of the text?"""
     alt = "Scatter of the correlation on other text against the best match; histogram of the excess' standard error."
     if not len(table):
-        text = "This run has no parts of its text to compare: they need one process, a single pass and more text."
+        text = "This run has no parts of its text to compare: they need more text."
         return Caption("No parts of the text to compare", text, alt)
     held_out = neurons[["layer", "neuron", "mean_baseline"]].merge(table, on=["layer", "neuron"])
     share = (held_out["held_out_corr"] - held_out["mean_baseline"] > threshold).mean()
@@ -231,12 +243,16 @@ def layer_agreement(matrix: pd.DataFrame) -> Caption:
     known = matrix.dropna()
     distance = np.abs(np.subtract.outer(known.index.to_numpy(), known.columns.to_numpy()))
     same, near = (known.where(distance <= most, 0).sum(axis=1).mean() for most in (0, 1))
-    title = f"{same:.0f} % of best matches lie in the same layer of the other seed"
+    by_depth = matrix.index.name == "depth"
+    place, places = properties.place_words(by_depth)
+    title = f"{same:.0f} % of best matches lie in the same {place} of the other seed"
     text = (
-        f"Averaged over layers, **{same:.0f} %** of the neurons have their best match in the same layer (chance: "
-        f"{100 / len(matrix):.0f} %), and {near:.0f} % in the same or an adjacent layer."
+        f"Averaged over {places}, **{same:.0f} %** of the neurons have their best match in the same {place} (chance: "
+        f"{100 / len(matrix):.0f} %), and {near:.0f} % in the same or an adjacent {place}."
     )
-    alt = "Heat map of the layer of the best match against the layer of the neuron; columns sum to 100 percent."
+    if by_depth:
+        text += f" The seeds have different numbers of layers, so each depth is cut into {len(matrix)} equal parts."
+    alt = f"Heat map of the {place} of the best match against the {place} of the neuron; columns sum to 100 percent."
     return Caption(title, text, f"{alt} {title}.")
 
 
@@ -256,15 +272,12 @@ def partners(numbers: dict[str, float], seeds: int, references: int) -> Caption:
         title = f"{capital(count(numbers['cliques'], 'clique'))} of one neuron from each of {seeds} seeds"
         text += f". Cliques: **{numbers['cliques']:,}**"
         if numbers["cliques"]:
-            text += f", {percent(numbers['one_layer'], 0)} of them within one layer"
+            text += f", {percent(numbers['one_layer'], 0)} of them within one {properties.place_words(numbers['by_depth'])[0]}"
         text += "."
-    if np.isfinite(numbers["assigned_corr"]):
-        text += (
-            f" If every neuron is used only once, {numbers['universal_assigned']:,.0f} instead of "
-            f"{numbers['universal']:,.0f} neurons would be universal."
-        )
-    else:
-        text += " The one-to-one assignment is left out: it is too slow for models of this size."
+    text += (
+        f" If every neuron is used only once, {numbers['universal_assigned']:,.0f} instead of "
+        f"{numbers['universal']:,.0f} neurons would be universal."
+    )
     return Caption(title, text, f"{alt} {title}.")
 
 

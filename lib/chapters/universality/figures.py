@@ -106,18 +106,29 @@ def share_by_threshold(neurons_all_seeds: pd.DataFrame, threshold: float) -> Fig
 
 
 def share_by_layer(shares: pd.DataFrame, reference: str) -> Figure:
-    """Universal neurons by layer: the reference's bars and the other seeds' dots; beside the published models."""
+    """Universal neurons by layer: the reference's bars and the other seeds' dots; beside the published models.
+
+    Dots of a seed with more or fewer layers stand at the same share of the depth.
+    """
     fig, (axes, beside) = canvas(1, 2, width_ratios=(3, 2))
     own, rest = shares[shares["seed"] == reference], shares[shares["seed"] != reference]
     look = {"color": COLOURS["universal"], "label": f"reference {reference}"}
     axes.bar(own["layer"], own["share"], width=0.7, **look)
     if len(rest):
-        axes.plot(rest["layer"], rest["share"], "o", color=NEUTRAL, markersize=4, label="other seeds as reference")
+        stretch = len(own) / rest.groupby("seed")["layer"].transform("nunique")
+        axes.plot(
+            (rest["layer"] + 0.5) * stretch - 0.5,
+            rest["share"],
+            "o",
+            color=NEUTRAL,
+            markersize=4,
+            label="other seeds as reference",
+        )
     if not shares["universal"].any():
         note(axes, "no universal neuron")
     axes.set_ylabel("universal neurons of the layer")
     _percent_axis(axes, 1.3 * shares["share"].max())
-    layer_axis(axes, shares["layer"].nunique())
+    layer_axis(axes, len(own))
     axes.legend()
     thin = {"color": NEUTRAL, "alpha": 0.45, "linewidth": 1, "markersize": 3}
     for model, theirs in properties.published_layer_shares().groupby("model", sort=False):
@@ -147,7 +158,8 @@ def layer_agreement(matrix: pd.DataFrame) -> Figure:
     fig, axes = canvas(size=(max(NARROW, size + 1.2), size))
     look = {"cmap": "cividis", "vmin": 0, "vmax": 100, "square": True, "annot": layers <= 12, "fmt": ".0f"}
     sns.heatmap(matrix.T, ax=axes, cbar_kws={"label": "percent of the layer's neurons"}, **look)
-    axes.set(xlabel="layer of the neuron", ylabel="layer of its best match")
+    where = properties.place_words(matrix.index.name == "depth")[0]
+    axes.set(xlabel=f"{where} of the neuron", ylabel=f"{where} of its best match")
     axes.invert_yaxis()
     axes.tick_params(rotation=0)
     return fig
@@ -164,18 +176,19 @@ def partners(table: pd.DataFrame, cliques: pd.DataFrame, threshold: float) -> Fi
     left.set(xlabel="excess correlation, in bins of 0.1", ylabel="share", ylim=(-0.02, 1.02))
     left.yaxis.set_major_formatter(PERCENT)
     left.legend(loc="upper left")
-    layers = int(table["layer"].max()) + 1
+    by_depth = "depth" in table
+    (where, several), layers = properties.place_words(by_depth), int(table["depth" if by_depth else "layer"].max()) + 1
     if len(cliques):
         depths = matching.clique_depths(cliques, layers)
         same, spread = depths["same"], depths["spread"]
-        right.bar(depths["layer"], same, color=EXCESS, label="all in one layer")
-        right.bar(depths["layer"], spread, bottom=same, color="#bbbbbb", label="over several layers")
+        right.bar(depths["layer"], same, color=EXCESS, label=f"all in one {where}")
+        right.bar(depths["layer"], spread, bottom=same, color="#bbbbbb", label=f"over several {several}")
         right.set_ylim(0, 1.15 * (same + spread).max())
         right.legend()
     else:
         note(right, "no clique of all seeds is known")
     layer_axis(right, layers)
-    right.set(xlabel="layer (mean over the clique, rounded)", ylabel="cliques of all seeds")
+    right.set(xlabel=f"{where} (mean over the clique, rounded)", ylabel="cliques of all seeds")
     whole_numbers(right)
     return fig
 

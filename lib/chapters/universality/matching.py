@@ -62,20 +62,21 @@ def cliques(matches_all_seeds: pd.DataFrame) -> pd.DataFrame:
     """One row per clique: columns layer_<seed> and neuron_<seed> for every seed, min_corr and mean_corr over its pairs.
 
     `matches_all_seeds` needs every seed as reference, otherwise there is no row. A neuron is in no more than one
-    clique. Sorted by min_corr, largest first.
+    clique. Sorted by min_corr, largest first. Where seeds differ in depth, also depth_<seed> (`depth_columns`).
     """
     seeds = sorted({*matches_all_seeds["seed"], *matches_all_seeds["model"]})
     names = [f"{what}_{seed}" for seed in seeds for what in ("layer", "neuron")]
     if len(seeds) < 2 or set(matches_all_seeds["seed"]) != set(seeds):
         return pd.DataFrame(columns=[*names, "min_corr", "mean_corr"])
     ordered = matches_all_seeds.sort_values(["layer", "neuron"], kind="stable")
-    size = int(ordered[["neuron", "match_neuron"]].max().max()) + 1
-    partner, mutual, corr = {}, {}, {}
-    for pair, frame in ordered.groupby(["seed", "model"]):
-        partner[pair] = (frame["match_layer"] * size + frame["match_neuron"]).to_numpy()
-        mutual[pair], corr[pair] = frame["mutual"].to_numpy(), frame["corr"].to_numpy()
+    sizes = ordered.groupby("seed")["neuron"].max() + 1
+    partner, mutual, corr, places = {}, {}, {}, {}
+    for (seed, model), frame in ordered.groupby(["seed", "model"]):
+        partner[seed, model] = (frame["match_layer"] * sizes[model] + frame["match_neuron"]).to_numpy()
+        mutual[seed, model], corr[seed, model] = frame["mutual"].to_numpy(), frame["corr"].to_numpy()
+        places[seed] = frame[[name for name in ("layer", "neuron", "depth") if name in frame]].to_numpy()
     first, *others = seeds
-    members = {first: np.arange(len(partner[first, others[0]]))} | {seed: partner[first, seed] for seed in others}
+    members = {first: np.arange(len(places[first]))} | {seed: partner[first, seed] for seed in others}
     whole, between = np.ones(len(members[first]), dtype=bool), []
     for a, b in combinations(seeds, 2):
         own = members[a]
@@ -83,7 +84,8 @@ def cliques(matches_all_seeds: pd.DataFrame) -> pd.DataFrame:
         between.append(corr[a, b][own])
     found = {}
     for seed in seeds:
-        found[f"layer_{seed}"], found[f"neuron_{seed}"] = members[seed][whole] // size, members[seed][whole] % size
+        of_seed = places[seed][members[seed][whole]].T
+        found |= {f"{name}_{seed}": values for name, values in zip(("layer", "neuron", "depth"), of_seed, strict=False)}
     between = np.stack(between)[:, whole]
     found |= {"min_corr": between.min(0), "mean_corr": between.mean(0)}
     return pd.DataFrame(found).sort_values("min_corr", ascending=False, ignore_index=True)
@@ -95,11 +97,12 @@ def partner_table(
     """One row per neuron of the reference, from its neurons, matches and assignments and the run's `cliques`.
 
     Columns: layer, neuron, excess_corr, is_universal, mutual (share of compared seeds with a mutual match), in_clique,
-    assigned_corr and assigned_excess (means over compared seeds; NaN without an assignment).
+    assigned_corr and assigned_excess (means over compared seeds); where seeds differ in depth, also depth.
     """
     keys = ["layer", "neuron"]
     table = neurons[[*keys, "excess_corr", "is_universal", "mean_baseline"]]
-    table = table.merge(matches.groupby(keys)["mutual"].mean().reset_index(), on=keys)
+    means = [name for name in ("mutual", "depth") if name in matches]
+    table = table.merge(matches.groupby(keys)[means].mean().reset_index(), on=keys)
     own = found[[f"layer_{reference}", f"neuron_{reference}"]].astype("int64").set_axis(keys, axis=1)
     table["in_clique"] = pd.MultiIndex.from_frame(table[keys]).isin(pd.MultiIndex.from_frame(own))
     assigned = assignments.groupby(keys)["corr"].mean().rename("assigned_corr").reset_index()
@@ -121,12 +124,16 @@ def by_excess(table: pd.DataFrame, edges: np.ndarray) -> pd.DataFrame:
 
 
 def _layers(found: pd.DataFrame) -> pd.DataFrame:
-    """Each clique's layers, a column for each seed."""
-    return found[[name for name in found if name.startswith("layer_")]].astype("int64")
+    """Each clique's layers, or parts of the depth where seeds differ in it, a column for each seed."""
+    by_depth = [name for name in found if name.startswith("depth_")]
+    return found[by_depth or [name for name in found if name.startswith("layer_")]].astype("int64")
 
 
 def clique_depths(found: pd.DataFrame, layers: int) -> pd.DataFrame:
-    """Cliques by the mean layer of their neurons, rounded: layer, same (all in one layer), spread (over several)."""
+    """Cliques by the mean layer of their neurons, rounded: layer, same (all in one layer), spread (over several).
+
+    Layers are parts of the depth where seeds differ in it.
+    """
     depth = _layers(found)
     at, same = depth.mean(axis=1).round().astype(int), depth.nunique(axis=1) == 1
     rows = pd.crosstab(at, same).reindex(index=range(layers), columns=[True, False], fill_value=0)
@@ -142,6 +149,7 @@ def partner_summary(table: pd.DataFrame, found: pd.DataFrame, threshold: float) 
         "mutual_universal": table.loc[chosen, "mutual"].mean(),
         "cliques": len(found),
         "in_clique_universal": table.loc[chosen, "in_clique"].mean(),
+        "by_depth": "depth" in table,
         "one_layer": (_layers(found).nunique(axis=1) == 1).mean() if len(found) else np.nan,
         "assigned_corr": table["assigned_corr"].mean(),
         "universal_assigned": int((table["assigned_excess"] > threshold).sum()),

@@ -108,15 +108,32 @@ def corr_gap(neurons: pd.DataFrame) -> pd.Series:
     return neurons["max_corr"] - neurons["min_corr"]
 
 
+def depth_of(layer: np.ndarray, layers: int, parts: int) -> np.ndarray:
+    """In which of `parts` equal parts of a model's depth the middle of a layer lies, (layer + ½) / layers, from 0."""
+    return (2 * layer + 1) * parts // (2 * layers)
+
+
+def depth_columns(matches: pd.DataFrame) -> tuple[str, str]:
+    """The columns that tell a neuron's depth and its match's: their layers, or parts of the depth (`depth_of`) where
+    the seeds have different numbers of layers."""
+    return ("depth", "match_depth") if "depth" in matches else ("layer", "match_layer")
+
+
+def place_words(by_depth: bool) -> tuple[str, str]:
+    """What a place in a model is called, one and several: a layer, or a part of the depth."""
+    return ("part of the depth", "parts of the depth") if by_depth else ("layer", "layers")
+
+
 def match_layer_percent(matches: pd.DataFrame) -> pd.DataFrame:
     """Figure 2c: percent of the neurons of layer l (rows) whose best match lies in layer l′ (columns).
 
     Rows sum to 100, over all compared seeds. A correlation of 0 or less, as of a dead neuron, is no match; a layer
-    without matches has a row of NaN.
+    without matches has a row of NaN. Layers are parts of the depth where seeds differ in it (`depth_columns`).
     """
-    layers = range(int(max(matches["layer"].max(), matches["match_layer"].max())) + 1)
+    own, other = depth_columns(matches)
+    layers = range(int(max(matches[own].max(), matches[other].max())) + 1)
     found = matches[matches["corr"] > 0]
-    counts = pd.crosstab(found["layer"], found["match_layer"]).reindex(index=layers, columns=layers, fill_value=0)
+    counts = pd.crosstab(found[own], found[other]).reindex(index=layers, columns=layers, fill_value=0)
     return 100 * counts.div(counts.sum(axis=1).replace(0, np.nan), axis=0)
 
 
@@ -196,10 +213,10 @@ def noise_floor(candidates: int, tokens: float | np.ndarray) -> float | np.ndarr
 
 
 def convergence_summary(convergence: pd.DataFrame) -> pd.DataFrame:
-    """One row per seed and snapshot of the pass, with means over neurons.
+    """One row per seed and share of the text, with means over neurons.
 
-    Columns: seed, tokens, mean_corr, baseline, excess_corr, universal (count), agreement: of the neurons universal at
-    this snapshot or at the end, the share universal at both (NaN without any).
+    Columns: seed, tokens, mean_corr, baseline, excess_corr, universal (count), agreement: of the neurons universal on
+    this share or at the end, the share universal at both (NaN without any).
     """
     rows = []
     for seed, of_seed in convergence.set_index(["layer", "neuron"]).groupby("seed", sort=False):

@@ -1,4 +1,4 @@
-"""From a run's statistics to its tables: one row per neuron, per match, per rotation draw, per snapshot.
+"""From a run's statistics to its tables: one row per neuron, match, rotation draw and share of the text.
 
 `python -m lib.chapters.universality.tables outputs/<run>/params.yaml` writes outputs/<run>/tables/*.parquet, in the
 published columns (docs/method.md §4). `neurons.parquet` and `matches.parquet` have the rows of the run's reference.
@@ -17,10 +17,11 @@ from lib.base.files import write_json
 from lib.base.hub import seed_source
 from lib.base.machine import device_of
 from lib.base.params import read_params
+from lib.base.progress import Progress
 from lib.base.tensors import write_table
 from lib.cache import code_of, fresh
 from lib.chapters.universality.matching import assignment, cliques
-from lib.chapters.universality.properties import reference_shares
+from lib.chapters.universality.properties import depth_of, reference_shares
 from lib.chapters.universality.uncertainty import enough, sampled
 from lib.collect.statistics import Statistics, load_statistics
 from lib.kernels.correlation import Comparison, compare
@@ -57,9 +58,10 @@ def correlation_columns(comparison: Comparison, reference: str) -> dict[str, np.
 def match_table(comparison: Comparison, shapes: dict, reference: str) -> pd.DataFrame:
     """Per neuron of the reference and compared seed: its best match, their correlation, baseline, whether mutual.
 
-    `shapes` gives each seed's layers and neurons a layer.
+    `shapes` gives each seed's layers and neurons a layer. Where the seeds differ in layers, also the depth of both: in
+    which of as many equal parts as the shallowest seed has layers.
     """
-    parts = []
+    parts, depths = [], {layers for layers, _ in shapes.values()}
     for pair in sorted(pair for pair in comparison.corr if pair[0] == reference):
         partner, neurons = comparison.partner[pair].numpy(), shapes[pair[1]][1]
         part = neuron_index(*shapes[reference]).assign(model=pair[1])
@@ -67,6 +69,9 @@ def match_table(comparison: Comparison, shapes: dict, reference: str) -> pd.Data
         part["corr"] = comparison.corr[pair].numpy()
         part["baseline"] = comparison.baseline[pair].mean(0, dtype=torch.float64).numpy()
         part["mutual"] = comparison.mutual[pair].numpy()
+        for name, seed in zip(("depth", "match_depth"), pair, strict=True) if len(depths) > 1 else ():
+            layer = part["match_layer" if name == "match_depth" else "layer"]
+            part[name] = depth_of(layer, shapes[seed][0], min(depths))
         parts.append(part)
     return pd.concat(parts, ignore_index=True)
 
@@ -173,8 +178,13 @@ def tabulate(run: Run) -> None:
     statistics = load_statistics(run, device_of(params))
     covariance, followed = statistics.covariance, statistics.followed
 
+    whole = Progress(run.folder, "tables")
+
     def progress(steps):
-        return tqdm(steps, desc="baseline", unit="layer", file=sys.stderr)
+        with tqdm(steps, desc="matches and baseline", unit="layer", file=sys.stderr) as bar:
+            for step in bar:
+                yield step
+                bar.set_postfix_str(whole.text(bar.n / bar.total), refresh=False)
 
     comparison = compare(covariance, statistics.scales, followed, params.random_seed, params.rotations, progress)
     parts = {"neurons": [], "matches": [], "baseline_draws": []}

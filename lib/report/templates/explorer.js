@@ -67,9 +67,9 @@
   async function seedOf(name) {
     if (!seeds.has(name)) {
       seeds.set(name, load(`seed.${name}`).then(data => {
-        const count = data.layer.shape[0], row = new Map();
-        for (let at = 0; at < count; at++) row.set(data.layer.values[at] * run.neurons + data.neuron.values[at], at);
-        return {name, data, count, row, texts: []};
+        const count = data.layer.shape[0], [layers, neurons] = run.shapes[name], row = new Map();
+        for (let at = 0; at < count; at++) row.set(data.layer.values[at] * neurons + data.neuron.values[at], at);
+        return {name, data, count, layers, neurons, row, texts: []};
       }));
     }
     return seeds.get(name);
@@ -127,7 +127,7 @@
       return row;
     }));
     $('more').hidden = listed.length <= limit;
-    const universal = listed.filter(at => isUniversal(seed, at)).length, all = run.layers * run.neurons;
+    const universal = listed.filter(at => isUniversal(seed, at)).length, all = seed.layers * seed.neurons;
     $('found').textContent = `${listed.length.toLocaleString('en')} neurons of seed ${seed.name}, ${universal.toLocaleString('en')} of them universal`
       + (seed.count < all ? `. This page holds the ${seed.count.toLocaleString('en')} of ${all.toLocaleString('en')} that match other seeds best. The tables have all.` : '.');
     scatter();
@@ -145,7 +145,7 @@
   const coordinate = (seed, column, at) => column === 'layer' ? seed.data.layer.values[at] + jitter(at) : value(seed, column, at);
 
   function range(values, column) {
-    if (column === 'layer') return [-.5, run.layers - .5];
+    if (column === 'layer') return [-.5, here.seed.layers - .5];
     let low = Infinity, high = -Infinity;
     for (const one of values) if (Number.isFinite(one)) { low = Math.min(low, one); high = Math.max(high, one); }
     if (!(low <= high)) return [0, 1];
@@ -175,7 +175,7 @@
     const x = one => left + (one - x0) / (x1 - x0) * (width - left - right), y = one => height - bottom - (one - y0) / (y1 - y0) * (height - bottom - top);
     ink.font = `11px ${getComputedStyle(document.body).fontFamily}`; ink.fillStyle = soft; ink.strokeStyle = line; ink.lineWidth = 1;
     ink.textAlign = 'center'; ink.textBaseline = 'top';
-    const layers = Array.from({length: run.layers}, (_, layer) => layer).filter(layer => layer % Math.ceil(run.layers / 12) === 0);
+    const layers = Array.from({length: seed.layers}, (_, layer) => layer).filter(layer => layer % Math.ceil(seed.layers / 12) === 0);
     for (const one of across === 'layer' ? layers : ticks(x0, x1, 5)) ink.fillText(number(one), x(one), height - bottom + 7);
     ink.textAlign = 'right'; ink.textBaseline = 'middle';
     for (const one of ticks(y0, y1, 5)) { ink.beginPath(); ink.moveTo(left, y(one)); ink.lineTo(width - right, y(one)); ink.stroke(); ink.fillText(number(one), left - 6, y(one)); }
@@ -351,13 +351,13 @@
   async function matchCard(own, name, partner, corr, baseline, column) {
     if (partner < 0) return element('section', {className: 'match'}, element('h4', {textContent: `seed ${name}`}), element('p', {className: 'none', textContent: 'Not compared.'}));
     const other = await seedOf(name), at = other.row.get(partner);
-    const where = `${name}/${Math.floor(partner / run.neurons)}/${partner % run.neurons}`;
+    const where = `${name}/${Math.floor(partner / other.neurons)}/${partner % other.neurons}`;
     const numbers = element('p', {className: 'numbers', textContent: `correlation ${fixed(corr, 3)}, rotated basis ${fixed(baseline, 3)}`});
     const box = element('section', {className: 'match'});
     box.dataset.match = where;
     if (at === undefined) { box.append(element('h4', {textContent: where}), numbers, element('p', {className: 'none', textContent: 'This page does not hold the neuron.'})); return box; }
     const get = await details(other, at), back = run.seeds.filter(one => one !== name).indexOf(own.seed.name);
-    const mutual = get('partner')[back] === own.seed.data.layer.values[own.at] * run.neurons + own.seed.data.neuron.values[own.at];
+    const mutual = get('partner')[back] === own.seed.data.layer.values[own.at] * own.seed.neurons + own.seed.data.neuron.values[own.at];
     numbers.append(mutual ? ', mutual best matches' : '', labelOf(other, at) ? element('br') : '', labelOf(other, at) ?? '');
     box.append(element('h4', {}, element('a', {href: `#${where}`, textContent: where})), numbers, examples(get, MATCH_EXAMPLES, true));
     return box;
@@ -404,9 +404,9 @@
     const parts = decodeURIComponent(location.hash.slice(1)).split('/'), [name, layer, neuron] = [parts[0], Number(parts[1]), Number(parts[2])];
     if (!location.hash.slice(1)) return follow.first();
     if (!run.seeds.includes(name)) return fail(`There is no seed “${name}”. The seeds are ${run.seeds.join(', ')}.`);
-    const seed = await seedOf(name), at = seed.row.get(layer * run.neurons + neuron);
-    const exists = Number.isInteger(layer) && Number.isInteger(neuron) && layer >= 0 && layer < run.layers && neuron >= 0 && neuron < run.neurons;
-    if (!exists) return fail(`There is no neuron “${parts.slice(1).join('/')}” in seed ${name}; layers are 0 to ${run.layers - 1}, neurons 0 to ${run.neurons - 1}.`);
+    const seed = await seedOf(name), at = seed.row.get(layer * seed.neurons + neuron);
+    const exists = Number.isInteger(layer) && Number.isInteger(neuron) && layer >= 0 && layer < seed.layers && neuron >= 0 && neuron < seed.neurons;
+    if (!exists) return fail(`There is no neuron “${parts.slice(1).join('/')}” in seed ${name}; layers are 0 to ${seed.layers - 1}, neurons 0 to ${seed.neurons - 1}.`);
     if (at === undefined) return fail(`This page holds the ${seed.count.toLocaleString('en')} neurons of seed ${name} that match other seeds best, without ${parts.slice(1).join('/')}. The tables have all.`);
     here = {seed, at};
     $('seed').value = name;
@@ -436,14 +436,14 @@
   function controls() {
     const columns = run.ranked.map(one => [one.name, one.words]), families = Object.entries(run.families).filter(([key]) => run.words.includes(key));
     options($('seed'), run.seeds.map(name => [name, name === run.reference ? `${name} (ref.)` : name]));
-    options($('layer'), [['all', 'all'], ...Array.from({length: run.layers}, (_, layer) => [layer, layer])]);
+    options($('layer'), [['all', 'all'], ...Array.from({length: Math.max(...Object.values(run.shapes).map(shape => shape[0]))}, (_, layer) => [layer, layer])]);
     options($('family'), [['', 'all'], ...families]);
     options($('role'), [['', 'all'], ...['prediction', 'suppression', 'partition'].filter(role => run.words.includes(role)).map(role => [role, role])]);
     options($('order'), [...columns, ...(families.length ? [['score', 'score of its label']] : []), ['place', 'place in the model']]);
     options($('up'), columns); options($('across'), [['layer', 'layer'], ...columns]);
     $('order').value = $('up').value = columns.some(([name]) => name === 'excess_corr') ? 'excess_corr' : columns[0]?.[0];
     $('across').value = 'layer';
-    $('number').max = run.neurons - 1;
+    $('number').max = Math.max(...Object.values(run.shapes).map(shape => shape[1])) - 1;
     $('family').disabled = !families.length;
     $('controls').addEventListener('submit', event => event.preventDefault());
     const again = () => { limit = FIRST_ROWS; if (here) list(); };
@@ -456,7 +456,7 @@
     });
     $('seed').addEventListener('change', () => {
       const layer = here.seed.data.layer.values[here.at], neuron = here.seed.data.neuron.values[here.at];
-      seedOf($('seed').value).then(seed => seed.row.has(layer * run.neurons + neuron) ? go(seed, seed.row.get(layer * run.neurons + neuron)) : follow.first(seed.name));
+      seedOf($('seed').value).then(seed => neuron < seed.neurons && seed.row.has(layer * seed.neurons + neuron) ? go(seed, seed.row.get(layer * seed.neurons + neuron)) : follow.first(seed.name));
     });
     $('number').addEventListener('change', () => {
       const layer = $('layer').value === 'all' ? here.seed.data.layer.values[here.at] : $('layer').value;
