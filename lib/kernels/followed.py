@@ -5,7 +5,9 @@ so that a pair's correlation owes nothing to the luck of being chosen among all 
 """
 
 import hashlib
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
+from functools import cache
 
 import torch
 from jaxtyping import Float, Int
@@ -45,13 +47,25 @@ def pair_sums(
         made = torch.zeros(pairs.shape[1])
         native.call("follow", x, y, pairs[0], pairs[1], pairs.shape[1], x.shape[1], made)
         return made
+    step, work = max(1, AT_ONCE // x.shape[1]), _fused() if x.is_cuda else _products
+    return torch.cat([work(x, y, *some) for some in zip(pairs[0].split(step), pairs[1].split(step), strict=True)])
+
+
+def _products(x: Tensor, y: Tensor, left: Tensor, right: Tensor) -> Tensor:
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    step = max(1, AT_ONCE // x.shape[1])
-    parts = [
-        (x[left].to(wide) * y[right].to(wide)).sum(1)
-        for left, right in zip(pairs[0].split(step), pairs[1].split(step), strict=True)
-    ]
-    return torch.cat(parts)
+    return (x[left].to(wide) * y[right].to(wide)).sum(1)
+
+
+@cache
+def _fused() -> Callable:
+    """`_products` as one kernel of torch.compile, which keeps no product in memory; as it stands where that fails."""
+    try:
+        compiled, one = torch.compile(_products), torch.ones(2, ALIGNED, device="cuda", dtype=torch.bfloat16)
+        compiled(one, one, *torch.zeros(2, 3, dtype=torch.int64, device="cuda"))
+    except Exception as error:  # it raises many kinds
+        warnings.warn(f"torch.compile does not work here ({type(error).__name__}); following is slower", stacklevel=2)
+        return _products
+    return compiled
 
 
 class Followed:
