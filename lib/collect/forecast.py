@@ -43,7 +43,7 @@ GPUS = {
 # The shares of these peaks that a run is taken to reach.
 PRODUCT_SHARE, FORWARD_SHARE, ALGEBRA_SHARE, TRAFFIC_SHARE = 0.6, 0.25, 0.5, 0.3
 ACTIVATION_TRAFFIC = 40  # bytes moved for each activation that is measured
-GROUPED_TRAFFIC = 24  # bytes moved for each activation and table of grouped moments
+GROUPED_TRAFFIC = 20  # bytes moved for each activation and table of grouped moments
 TRIED_GROUPS = 4096  # of each grouping when the speed of grouped moments is measured
 LABELS_A_TOKEN = 7  # of those of its text
 FREQUENT_WORDS = 300  # at most, with a label of their own
