@@ -20,6 +20,7 @@ from lib.base.browser import FLAGS, chromium
 from lib.base.params import ROOT, Params
 from lib.chapters.universality.tables import tabulate
 from lib.collect.passes import collect
+from lib.collect.planner import FIRST
 from lib.run import Run
 from lib.text.blocks import read_text
 
@@ -59,14 +60,22 @@ def save_seed(model: GPT2LMHeadModel, folder: Path) -> Path:
     return folder
 
 
-def small_model(seed: int, layers: int = 2) -> GPT2LMHeadModel:
+# How the products of two seeds are kept: exact, with a row for each token or summed over all pairs, or estimated
+PRODUCTS = {
+    "rows": {"products": "exact"},
+    "sums": {"products": "exact", "sketch_rows": 64},
+    "sketch": {"products": "sketch", "sketch_rows": 4096},
+}
+
+
+def small_model(seed: int, layers: int = 2, neurons: int = 48) -> GPT2LMHeadModel:
     """An untrained GPT-2 of 2 × 48 neurons; its weights are large enough for activations to differ from linear."""
     torch.manual_seed(seed)
     config = GPT2Config(
         n_layer=layers,
         n_embd=32,
         n_head=2,
-        n_inner=48,
+        n_inner=neurons,
         n_positions=256,
         vocab_size=8192,
         initializer_range=0.3,
@@ -77,18 +86,25 @@ def small_model(seed: int, layers: int = 2) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(config).eval()
 
 
-def activations(folder: Path, blocks: int) -> np.ndarray:
-    """A plain model's fp64 activations on counted tokens of the shipped text's start, (tokens, layers · neurons)."""
-    model, text = (
-        GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float64).eval(),
-        read_text(TEXT).take(blocks * 256),
-    )
+def activations(folder: Path, blocks: int | torch.Tensor) -> np.ndarray:
+    """A plain model's fp64 activations on counted tokens of the shipped text's start, (tokens, layers · neurons).
+
+    `blocks` is their number, or which ones, in this order.
+    """
+    chosen = torch.arange(blocks) if isinstance(blocks, int) else blocks
+    model, text = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float64).eval(), read_text(TEXT)
     seen = []
     for block in model.transformer.h:
         block.mlp.act.register_forward_hook(lambda _m, _i, output: seen.append(output))
     with torch.no_grad():
-        model(text.tokens)
-    return torch.cat([one[text.counted()] for one in seen], 1).numpy()
+        model(text.tokens[chosen])
+    return torch.cat([one[text.counted(chosen)] for one in seen], 1).numpy()
+
+
+def followed_blocks(blocks: int) -> torch.Tensor:
+    """Blocks of a text of so many that come after its first part, on whose tokens matches of a sketch are measured."""
+    everyone = torch.arange(blocks)
+    return everyone[everyone % FIRST != 0]
 
 
 def tables_of(run: Run) -> dict[str, pd.DataFrame]:

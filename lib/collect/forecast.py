@@ -39,19 +39,21 @@ CHAPTER_DISK = 0.5e9  # bytes of tables, notebooks and pages
 def work(plan: Plan, draws: int) -> tuple[Counter, Counter]:
     """What one process does in all passes, and what the tables take after them, by term.
 
-    Units: layers of a batch (launches), operations (attention, MLPs, products, rotations), bytes (forward bytes, disk),
-    activations (statistics, sketch), activations times groupings (groupings), pairs times tokens (following),
-    correlations (candidates, matches), cubed neurons (drawing).
+    Units: layers of a batch (launches), operations (attention's maps and scores, MLPs, products,
+    rotations), bytes (forward bytes, disk),
+    activations (statistics, sketch), activations times sums of a table (label sums), tokens (labels), pairs times
+    tokens (following), correlations (candidates, matches), cubed neurons (drawing).
     """
     setting, shapes, passes, tables = plan.setting, plan.setting.shapes, Counter(), Counter()
     tokens, rows = setting.tokens / setting.processes, setting.rows
     for shape in shapes.values():  # the first look, of one process
         looked, pilot = (min(setting.blocks, number) * setting.context for number in (LOSS_BLOCKS, PILOT_BLOCKS))
         passes += _forward(shape, shape.layers, looked + pilot, setting)
-        passes["attention"] += 2 * shape.width * shape.vocabulary * looked  # logits, in fp32 too
+        passes["scores"] += 2 * shape.width * shape.vocabulary * looked  # logits, in fp32 too
     for part in plan.passes:
         for seed, depth in part.depths(shapes).items():
             passes += _forward(shapes[seed], depth, tokens, setting)
+        passes["labels"] += tokens / setting.every * any(unit.kind == "grouped" for unit in part.units)
         for unit in part.units:
             a, b = shapes[unit.seed], shapes[unit.other or unit.seed]
             match unit.kind:
@@ -62,9 +64,11 @@ def work(plan: Plan, draws: int) -> tuple[Counter, Counter]:
                 case "products":
                     passes["products"] += 2 * tokens * a.total * (b.total if unit.other else a.neurons)
                 case "followed":
-                    passes["following"] += (1 - 1 / FIRST) * tokens * FOLLOWED * (a.total + b.total)
+                    passes["following"] += (1 - 1 / FIRST) * tokens / setting.every * FOLLOWED * (a.total + b.total)
                 case "grouped":
-                    passes["groupings"] += tokens * a.neurons * len(setting.groups)
+                    passes["label sums"] += (
+                        tokens / setting.every * a.neurons * sum(len(kinds.split()) for _, _, kinds in setting.groups)
+                    )
     mixed = setting.sketches  # then a baseline is made from half the rows too
     for a, b in setting.pairs:
         left, right = shapes[a], shapes[b]
@@ -85,10 +89,10 @@ def work(plan: Plan, draws: int) -> tuple[Counter, Counter]:
 
 def _forward(shape: Shape, depth: int, tokens: float, setting: Setting) -> Counter:
     """Work of a forward pass of one seed through its first `depth` layers."""
-    attention, mlp = prices.layer_operations(shape, setting.context)
+    maps, scores, mlp = prices.layer_operations(shape, setting.context)
     moved = prices.RESIDUAL_BYTES * shape.width + prices.NEURON_BYTES * shape.neurons
     batches = tokens / (setting.batch * setting.context)
-    each = {"attention": attention, "MLPs": mlp, "forward bytes": moved}
+    each = {"maps": maps, "scores": scores, "MLPs": mlp, "forward bytes": moved}
     return Counter({"launches": depth * batches} | {term: depth * tokens * one for term, one in each.items()})
 
 
@@ -171,8 +175,27 @@ def lines(params: Params) -> list[str]:
     unread = bool(known) and needs_spacy(inputs.run)
     groups = inputs.layout if known and not unread else _large_groupings(shapes, params)
     setting = setting_of(params, shapes, device, Processes.on_this_machine(), groups)
-    plan = pack(setting)
-    facts = _facts(plan, params)
+    plans, timed, lacking = [], [], []
+    try:
+        plans.append(pack(setting))
+        largest = max(shapes, key=lambda seed: shapes[seed].total)
+        forward = prices.forward_rate(setting, shapes[largest], seed_config(params, largest), device)
+        rates = replace(prices.rates(setting, device), maps=forward, scores=forward, mlp=forward)
+        timed.append(_time("this machine", plans[0], rates, params))
+    except InputError as error:
+        if params.memory_gb != "auto":
+            raise
+        lacking.append(f"does not fit into this machine's memory: {error}")
+    for gpu, (memory, rates) in prices.GPUS.items():
+        there = replace(setting, memory=0.9 * memory, processes=1, precision="bf16", device="cuda")
+        try:
+            plans.append(pack(there))
+            timed.append(_time(f"one {gpu}, bf16, from its data sheet", plans[-1], rates, params))
+        except InputError:  # names a limit of memory that nobody has set
+            lacking.append(f"does not fit into the memory of one {gpu}")
+    if not plans:
+        raise InputError(lacking[0].partition(": ")[2])
+    facts = _facts(plans[0], params)
     if not known or unread:
         facts.append(
             "the text is not prepared yet: only the large groupings of labels are counted, by upper bounds, so that "
@@ -182,19 +205,7 @@ def lines(params: Params) -> list[str]:
         facts.append(
             "not counted: before the passes spaCy labels the syntax of English prose, some minutes per million tokens"
         )
-    largest = max(shapes, key=lambda seed: shapes[seed].total)
-    forward = prices.forward_rate(setting, shapes[largest], seed_config(params, largest), device)
-    facts.append(
-        _time("this machine", plan, replace(prices.rates(setting, device), attention=forward, mlp=forward), params)
-    )
-    lacking = []
-    for gpu, (memory, rates) in prices.GPUS.items():
-        there = replace(setting, memory=0.9 * memory, processes=1, precision="bf16", device="cuda")
-        try:
-            facts.append(_time(f"one {gpu}, bf16, from its data sheet", pack(there), rates, params))
-        except InputError:  # names a limit of memory that nobody has set
-            lacking.append(f"does not fit into the memory of one {gpu}")
-    return facts + lacking
+    return facts + timed + lacking
 
 
 def _facts(plan: Plan, params: Params) -> list[str]:
@@ -215,7 +226,7 @@ def _facts(plan: Plan, params: Params) -> list[str]:
             + _gigabytes(_by_kind(part.units))
         )
     counted = sum(work(plan, params.rotations), Counter())
-    terms = ", ".join(f"{term} {counted[term]:.3g}" for term in ("attention", "MLPs", "products", "rotations"))
+    terms = ", ".join(f"{term} {counted[term]:.3g}" for term in ("maps", "scores", "MLPs", "products", "rotations"))
     results, states = disk(plan)
     return [
         *facts,

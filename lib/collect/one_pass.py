@@ -66,7 +66,7 @@ class Pass:
         self.planned: PassPlan = plan.passes[number]
         setting = plan.setting
         self.dtype = OPERAND_DTYPES[setting.precision]
-        self.reading = Reading.of(setting.blocks, setting.batch)
+        self.reading = Reading.of(setting.blocks, setting.batch, setting.every)
         self.readers = {
             name: SeedReader(name, scalings[name], depth, setting.precision, self.planned.compares)
             for name, depth in self.planned.depths(setting.shapes).items()
@@ -96,7 +96,7 @@ class Pass:
             case "products":
                 return Within(shape.layers, shape.neurons, shape.neurons, self.dtype, self.device)
             case "grouped":
-                return self._grouped(unit, scaling["post_scaling"][unit.first])
+                return self._grouped(unit, scaling["post_scaling"][unit.first].clone())  # a file holds no views
         make, feed = ACCUMULATORS[unit.kind]
         accumulator = make(scaling)
         reader.feeds.append(lambda seen: unit.first <= seen.layer < unit.stop and feed(accumulator, seen))
@@ -104,10 +104,10 @@ class Pass:
 
     def _grouped(self, unit: Unit, scaling: Tensor) -> GroupedMoments:
         places = self.places  # a feed that knew the pass would keep its memory beyond its end, into the next pass
-        accumulator = GroupedMoments(places.layout, scaling)
+        accumulator, reading = GroupedMoments(places.layout, scaling), self.reading
 
         def feed(seen: Seen) -> None:
-            if seen.layer == unit.first:
+            if seen.layer == unit.first and reading.sampled(seen.batch.number):
                 accumulator.update(seen.post, places.at(seen.batch.blocks, seen.batch.counted))
 
         self.readers[unit.seed].feeds.append(feed)

@@ -34,6 +34,7 @@ SHARE = 0.8  # of the memory that is free, for memory_gb: auto
 FIRST = 4  # one block in so many is in the first part of the text, which names the candidates
 CANDIDATES = 16  # neurons of another seed that are followed for each neuron
 PARTS = 16  # of the text after its first part, for intervals and convergence
+ENOUGH = 2**25  # tokens; in a longer text pairs are followed and labels summed on one batch in several, spread over it
 BEGUN = ("precision", "products", "device")  # what a begun run keeps of its setting; batches follow the device
 CORE = ("moments", "sketch", "products", "followed")  # kinds of which the first pass needs all units
 
@@ -108,6 +109,11 @@ class Setting:
         return batch_blocks(self.device, self.context, max(one.neurons for one in self.shapes.values()), self.blocks)
 
     @property
+    def every(self) -> int:
+        """One batch in so many is sampled (`Reading`)."""
+        return -(-self.tokens // ENOUGH)
+
+    @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
         """Pairs of seeds that are compared; a single reference comes first in each."""
         if len(self.references) == 1:
@@ -159,17 +165,24 @@ class Reading:
 
     batches: tuple[Int[Tensor, "blocks"], ...]
     first: int  # batches of the first part, whose blocks are spread over the whole text
+    every: int = 1  # one batch in so many is sampled: pairs are followed and labels summed there
 
     @classmethod
-    def of(cls, blocks: int, batch: int) -> "Reading":
+    def of(cls, blocks: int, batch: int, every: int = 1) -> "Reading":
         """Of a text of so many blocks."""
         everyone = torch.arange(blocks)
         early, late = (everyone[one].split(batch) for one in (everyone % FIRST == 0, everyone % FIRST != 0))
-        return cls((*early, *(one for one in late if len(one))), len(early))
+        return cls((*early, *(one for one in late if len(one))), len(early), every)
+
+    def sampled(self, batch: int) -> bool:
+        """Whether a batch is sampled."""
+        return batch % self.every == 0
 
     def part(self, batch: int) -> int | None:
-        """In which of the PARTS of the text after its first part a batch lies."""
-        return None if batch < self.first else (batch - self.first) * PARTS // (len(self.batches) - self.first)
+        """In which of the PARTS of the text after its first part a sampled batch lies."""
+        if batch < self.first or not self.sampled(batch):
+            return None
+        return (batch - self.first) * PARTS // (len(self.batches) - self.first)
 
 
 def units_of(setting: Setting) -> list[Unit]:

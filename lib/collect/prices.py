@@ -20,10 +20,11 @@ NEURON_BYTES = 8  # for each activation of a forward pass: the product's result,
 # Bytes moved by elementwise work, a unit of each term: on a GPU counted for bf16, on a CPU fitted to timings, where
 # indexed sums, the best 16 and maxima are slower than memory.
 BYTES = {
-    "cpu": {"statistics": 6, "sketch": 68, "following": 2, "groupings": 38, "candidates": 470, "matches": 200},
-    "cuda": {"statistics": 10, "sketch": 26, "following": 4, "groupings": 24, "candidates": 40, "matches": 40},
+    "cpu": {"statistics": 6, "sketch": 68, "following": 2, "label sums": 5, "candidates": 470, "matches": 200},
+    "cuda": {"statistics": 10, "sketch": 26, "following": 2, "label sums": 9, "candidates": 40, "matches": 40},
 }
 ROTATION = 4e-10  # seconds for each cubed neuron of a layer: rotations are drawn in fp64, on the CPU
+PLACING = 7e-6  # seconds for each token whose labels are looked up, on the CPU, once for all seeds
 CPU_MLP = 0.5  # share of a CPU's bf16 rate that MLPs reach
 CPU_DISK = 400e6  # bytes a second
 
@@ -33,7 +34,8 @@ class Rates:
     """What a machine reaches: operations a second by part, bytes a second of memory and disk, and the seconds that
     launching the kernels of one layer on one batch takes."""
 
-    attention: float
+    maps: float
+    scores: float
     mlp: float
     products: float
     memory: float
@@ -45,20 +47,24 @@ class Rates:
         counted = {name: size / self.memory for name, size in BYTES[setting.device].items()}
         return counted | {
             "launches": self.launch,
-            "attention": 1 / self.attention,
+            "maps": 1 / self.maps,
+            "scores": 1 / self.scores,
             "MLPs": 1 / self.mlp,
             "forward bytes": 1 / self.memory if self.launch else 0,  # else they are in the measured rates
             "products": 1 / self.products,
             "rotations": 1 / self.products,
             "drawing": ROTATION,
+            "labels": PLACING,
             "disk": 1 / self.disk,
         }
 
 
-# NVIDIA's data sheets (SXM): 67e12 operations a second in fp32, 989e12 in bf16 without sparsity, and the memory's
-# bandwidth, times the shares that bench/h200.json measured (docs/scaling.md). By name: memory and rates.
+# NVIDIA's data sheets (SXM): 67e12 operations a second in fp32, 495e12 in TF32 and 989e12 in bf16 without sparsity, and
+# the memory's bandwidth, times the shares that bench/h200.json measured (docs/scaling.md; that of TF32 is taken to be
+# bf16's). By name: memory and rates.
+FP32, TF32, BF16 = 0.43 * 67e12, 0.25 * 495e12, 0.25 * 989e12
 GPUS = {
-    name: (memory, Rates(0.43 * 67e12, 0.37 * 989e12, 0.37 * 989e12, 0.3 * bandwidth, disk=1e9, launch=0.25e-3))
+    name: (memory, Rates(TF32, FP32, BF16, BF16, 0.3 * bandwidth, disk=1e9, launch=0.22e-3))
     for name, memory, bandwidth in (("H100", 80e9, 3.35e12), ("H200", 141e9, 4.8e12))
 }
 
@@ -71,12 +77,12 @@ def rates(setting: Setting, device: torch.device) -> Rates:
     wide, fast = (2 * size**3 / _timed(partial(torch.mm, one, one), device) for one in squares)
     moved = torch.ones(2, 2**23, device=device)
     memory = 2 * moved[0].nbytes / _timed(lambda: moved[0].copy_(moved[1]), device)
-    return Rates(wide, fast * CPU_MLP, fast, memory, CPU_DISK)
+    return Rates(wide, wide, fast * CPU_MLP, fast, memory, CPU_DISK)
 
 
-def layer_operations(shape: Shape, context: int) -> tuple[int, int]:
-    """Operations for each token of one layer's attention, half the context seen in the mean, and of its MLP."""
-    return 8 * shape.width**2 + 2 * shape.width * context, 4 * shape.width * shape.neurons
+def layer_operations(shape: Shape, context: int) -> tuple[int, int, int]:
+    """Operations for each token of one layer: attention's maps, its scores with half the context, and its MLP."""
+    return 8 * shape.width**2, 2 * shape.width * context, 4 * shape.width * shape.neurons
 
 
 def forward_rate(setting: Setting, shape: Shape, source: str, device: torch.device) -> float:

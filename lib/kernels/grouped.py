@@ -73,6 +73,8 @@ class Bags:
 
     def of(self, values: Float[Tensor, "tokens neurons"]) -> Float[Tensor, "sums neurons"]:
         """The product."""
+        if not len(self.first):
+            return values[:0]
         return embedding_bag(self.index, values, self.first, mode="sum")
 
 

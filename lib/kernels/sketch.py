@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-PIECE = 4096  # rows in one product: on a CPU bf16 products come back rounded to bf16, the sums of several hardly
+PIECE = 512  # rows in one product: on a CPU bf16 products come back rounded to bf16, the sums of many hardly
 _MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)  # of splitmix64, as signed numbers
 
 

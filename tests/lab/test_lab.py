@@ -150,6 +150,18 @@ def test_a_typed_label_scores_as_the_same_label_of_the_report(complete):
     assert "not a regular expression" in panel.output.value
 
 
+def test_a_typed_label_says_which_of_its_tokens_have_no_sums(complete, monkeypatch):
+    panel = LabelPanel(complete)
+    panel.typed.value = "/.*e.*/"
+    every, scores = panel.output.value, panel.scores
+    assert "rare" not in every and "a typed label is of the token itself" in panel.children[2].value.lower()
+    carried = np.array(["e" in text for text in panel.texts])
+    monkeypatch.setattr("lib.lab.widgets.TOKENS_KEPT", 700)  # as if the later rows were the one of all others
+    panel.show()
+    assert f"matches {carried[:700].sum()} tokens" in panel.output.value
+    assert f"{carried[700:].sum()} rare tokens more" in panel.output.value and not panel.scores.equals(scores)
+
+
 def test_text_panel_runs_every_seed(complete):
     panel = TextPanel(complete, "The cat sat on the mat.")
     panel.threshold.value = 0.01

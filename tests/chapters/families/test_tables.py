@@ -1,5 +1,7 @@
 """From a run to its tables of families: all neurons of all seeds, and a new token class without a model."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,14 +9,16 @@ import torch
 
 from lib.base.errors import InputError
 from lib.base.hub import seed_source
-from lib.chapters.families import captions
+from lib.chapters.families import captions, statistics
 from lib.chapters.families.statistics import known_labels, seed_statistics
 from lib.chapters.families.tables import open_families
 from lib.chapters.universality.tables import tabulate
 from lib.collect import first_look, one_pass, passes
+from lib.labels import labels
 from lib.labels.labels import occurring
 from lib.labels.token_classes import looks
 from lib.models.trunk import Trunk, load_model
+from lib.text.tokens import token_strings
 
 
 def direct_activations(run, seed: str, layer: int) -> torch.Tensor:
@@ -82,3 +86,29 @@ def test_families_follow_the_token_classes_without_a_model(make_run, seed_folder
     (run.folder / "stats" / "labels.json").unlink()
     with pytest.raises(InputError, match="without sums by label"):
         open_families(run)
+
+
+def test_rare_tokens_are_pooled_but_the_labels_of_the_pass_stay_exact(make_run, seed_folders, monkeypatch):
+    found = []
+    for kept in (10_000, 50):
+        for module in (labels, statistics):
+            monkeypatch.setattr(module, "TOKENS_KEPT", kept)
+        run = make_run(seed_folders, run=f"kept{kept}", token_budget=8 * 256)
+        passes.collect(run)
+        tabulate(run)
+        found.append(open_families(run).all_seeds)
+    pd.testing.assert_frame_equal(*found)
+    rows, counts = labels.token_rows(run.text), labels.token_counts(run.text)[occurring(run.text)]
+    assert (rows == 50).sum() == len(rows) - 50 and counts[rows < 50].min() >= counts[rows == 50].max()
+    own = seed_statistics(run, "a", known_labels(run, []))[0]
+    assert own["token.count"].shape == (2, 51) and own["token.count"][:, 50].sum() == counts[rows == 50].sum()
+
+    common, rare = (occurring(run.text)[np.flatnonzero(which)[:3]] for which in (rows < 50, rows == 50))
+    texts = token_strings(run.tokenizer)
+    patterns = ["|".join(re.escape(texts[token]) for token in some) for some in (common, [*common, *rare])]
+    again = open_families(run, (looks("of common tokens", patterns[0]), looks("of rare tokens", patterns[1])))
+    left_out = [
+        f"{shift}{name}" for shift in ("previous: ", "next: ") for name in ("of common tokens", "of rare tokens")
+    ]
+    assert again.left_out == ["of rare tokens", *left_out]
+    assert "of common tokens" in set(again.labels["label"]) and "of rare tokens" not in set(again.labels["label"])
