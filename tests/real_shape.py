@@ -106,7 +106,7 @@ def main() -> None:
         "text": {"files": str(folder / "documents.jsonl"), "domain": "meta.pile_set_name"},
         "token_budget": options.tokens,
         "rotations": 1,
-        "precision": "int8",
+        "precision": "bf16",
         "memory_gb": 20,
     }
     file = folder / f"{RUN}.yaml"

@@ -33,7 +33,7 @@ from lib.kernels.fused import LOOP_TYPES, OPERAND_DTYPES, gpu_loop
 from lib.run import Run
 
 LISTING_SECONDS = 120  # within which files written by other machines must appear
-SAVE_SECONDS = 60  # between two saves of a state of up to a gigabyte; for larger ones, for each gigabyte
+SAVE_SECONDS = 20  # for each gigabyte of a state, between two times that it is saved; three times as many at least
 
 
 def collect(run: Run, grouped: bool = True) -> None:
@@ -211,7 +211,7 @@ def _advance(work: Pass, batches: list[int], bar: tqdm, state: Path, all_of_it: 
     for number in batches:
         work.advance(number, bar)
         bar.set_postfix_str(progress.text((work.number + bar.n / bar.total) / len(work.plan.passes)), refresh=False)
-        if time.monotonic() - saved > SAVE_SECONDS * max(1, gigabytes) and not (all_of_it and number == batches[-1]):
+        if time.monotonic() - saved > SAVE_SECONDS * max(3, gigabytes) and not (all_of_it and number == batches[-1]):
             write_tensors(state, work.state_dict())
             saved = time.monotonic()
 

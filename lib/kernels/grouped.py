@@ -67,9 +67,7 @@ class Bags:
     """The product of a matrix of zeros and ones with activations, added up in the same order at every call."""
 
     def __init__(self, matrix: Bool[csr_array, "sums tokens"], device):
-        self.index, self.first = (
-            torch.tensor(part, device=device).long() for part in (matrix.indices, matrix.indptr[:-1])
-        )
+        self.index, self.first = (torch.tensor(part, device=device) for part in (matrix.indices, matrix.indptr[:-1]))
 
     def of(self, values: Float[Tensor, "tokens neurons"]) -> Float[Tensor, "sums neurons"]:
         """The product."""

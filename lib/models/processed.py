@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lib.base.errors import InputError
 from lib.kernels.forward import affine, causal_attention, tanh_gelu
+from lib.kernels.native import keep_freed_memory
 from lib.models.weights import processed_model
 
 if TYPE_CHECKING:
@@ -141,6 +142,7 @@ def processed(model: "str | Path | TransformerBridge") -> Processed:
 
     Raises InputError for an architecture unlike GPT-2's and GPT-NeoX's.
     """
+    keep_freed_memory()
     bridge = processed_model(model)
     config, original = bridge.cfg, bridge.original_model.config
     kind = config.positional_embedding_type

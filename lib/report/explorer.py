@@ -191,7 +191,7 @@ def match_arrays(
     """Each neuron's best match in every other seed, all (rows, others): `partner` (flat index, −1 for none),
     `corr` and `baseline`. `widths` has the neurons in a layer of each seed."""
     own = matches[matches["seed"] == seed]
-    partner = own["match_layer"] * own["model"].map(widths) + own["match_neuron"]
+    partner = own["match_layer"] * own["model"].map(widths).astype("int64") + own["match_neuron"]
     own = own.assign(row=own["layer"] * widths[seed] + own["neuron"], partner=partner)
     wide = own.pivot(index="row", columns="model", values=["partner", "corr", "baseline"])
     partner, corr, baseline = (

@@ -67,13 +67,11 @@ def front_page(run: Run, provenance: dict) -> dict:
 
 def _models(number: int, shapes: dict[str, tuple[int, int]]) -> str:
     """Which models are compared, in a sentence; `shapes` has layers and neurons a layer of each seed."""
-    words = {seed: f"{layers} layers with {neurons:,} neurons each" for seed, (layers, neurons) in shapes.items()}
+    words = {seed: f" of {layers} layers with {neurons:,} neurons each" for seed, (layers, neurons) in shapes.items()}
+    models = f"This report compares {number} models"
     if len({*words.values()}) > 1:
-        return (
-            f"This report compares {number} models: {listed([f'{seed} of {shape}' for seed, shape in words.items()])}."
-        )
-    shape = "".join(f" of {one}" for one in {*words.values()})
-    return f"This report compares {number} models{shape}, which differ only in their random seed."
+        return f"{models}: {listed([f'{seed}{shape}' for seed, shape in words.items()])}."
+    return f"{models}{next(iter(words.values()), '')}, which differ only in their random seed."
 
 
 def benchmarks_page(folder: Path | None = None) -> dict:

@@ -82,7 +82,7 @@ def provenance_of(params: Params, folder: Path, notebooks: dict[str, float | Non
     done = read_json(folder / "stats" / "done.json")
     hashes = done.get("seed_hashes", {})
     commit = _git("rev-parse", "HEAD")
-    measured = ("blocks", "device", "device_name", "precision", "wall_seconds", "peak_memory_bytes")
+    measured = ("blocks", "device", "device_name", "precision", "wall_seconds", "peak_memory_bytes", "preliminary")
     return {
         "run": params.run,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -41,9 +41,16 @@ def write(tmp_path):
 def test_shipped_files_are_valid_and_named_after_their_run(name):
     params = read_params(ROOT / "params" / f"{name}.yaml")
     assert params.run == name and params.reference in params.seeds
-    if name not in ("tiny", "smoke"):  # the paper's studies
+    if name not in ("tiny", "quick", "smoke"):  # the paper's studies
         assert len(params.seeds) == 5 and params.context == 512 and params.token_budget == 100_000_000
         assert all(params.is_on_hub(seed) and params.revision_of(seed) for seed in params.seeds)
+
+
+def test_the_quick_run_is_the_default_one_with_less_to_read():
+    tiny, quick = (read_params(ROOT / "params" / f"{name}.yaml").model_dump() for name in ("tiny", "quick"))
+    differing = {"run", "seeds", "token_budget", "memory_gb"}
+    assert {key for key in tiny if tiny[key] != quick[key]} == differing
+    assert quick["seeds"].items() < tiny["seeds"].items() and quick["token_budget"] < tiny["token_budget"]
 
 
 def test_defaults_fill_what_is_not_given(write):

@@ -58,7 +58,8 @@ def test_a_permuted_copy_matches_itself_neuron_by_neuron(make_run, tmp_path, pro
         orders[layer][match].item() for layer, match in zip(found["match_layer"], found["match_neuron"], strict=True)
     ]
     assert partner == found["neuron"].tolist()
-    assert found["corr"].min() >= (0.999 if precision == "fp64" else 0.9985) and found["corr"].max() < 1.0015
+    # in bf16 the operands are rounded, by 2⁻⁹ at most, and a CPU rounds products
+    assert (found["corr"] - 1).abs().max() < (1e-3 if precision == "fp64" else 2e-3)
 
 
 SLOW_RUN = """
@@ -86,7 +87,7 @@ lib.collect.passes.collect(lib.run.Run(lib.base.params.read_params(sys.argv[1]))
 
 def start_slowly(run, tmp_path, *launcher, grouped: bool = False) -> subprocess.Popen:
     """Starts the pass in another process, which tells its id and the batch after each batch and saves as often."""
-    run.folder.mkdir(parents=True)
+    run.folder.mkdir(parents=True, exist_ok=True)
     threads = "1" if launcher else str(torch.get_num_threads())  # sums come out the same with as many threads
     file, script = run.folder / "params.yaml", tmp_path / "slow_run.py"
     file.write_text(json.dumps(run.params.model_dump(mode="json")))  # JSON is YAML
@@ -101,53 +102,43 @@ def start_slowly(run, tmp_path, *launcher, grouped: bool = False) -> subprocess.
 
 
 @pytest.mark.parametrize(
-    ("products", "last"),
-    [
-        ("rows", "3"),
-        ("sketch", "3"),
-        ("sketch", "candidates"),
-        ("sketch", "15"),
-        ("sums", "candidates"),
-        ("sums", "15"),
-    ],
+    ("products", "kills"), [("rows", ["1", "6"]), ("sums", ["candidates"]), ("sketch", ["1", "candidates", "6"])]
 )
-def test_a_killed_pass_goes_on_to_the_same_tables(make_run, seed_folders, tmp_path, monkeypatch, products, last):
-    """Killed in the text's first part (7 of 26 batches), when the candidates are known, or later."""
-    grouped = last == "15"
+def test_a_killed_pass_goes_on_to_the_same_tables(make_run, seed_folders, tmp_path, monkeypatch, products, kills):
+    """Killed in the text's first part (3 of 10 batches), when the candidates are known, and later."""
+    grouped = products == "rows"  # grouped moments go on as well
     if grouped:
-        monkeypatch.setattr("lib.collect.preflight.run_groupings", run_groupings)  # grouped moments go on as well
-    settings = PRODUCTS[products] | {"precision": "bf16", "token_budget": 200 * 256}
+        monkeypatch.setattr("lib.collect.preflight.run_groupings", run_groupings)
+    settings = PRODUCTS[products] | {"precision": "bf16", "token_budget": 76 * 256}
     whole = tables_of(make_run(seed_folders, run="whole", **settings))
     run = make_run(seed_folders, run="killed", **settings)
-    process = start_slowly(run, tmp_path, grouped=grouped)
-    for line in process.stdout:
-        if line.split()[1] == last:
-            break
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
     stats = run.folder / "stats"
-    assert (stats / "pass-00.state-0.safetensors").exists() and not (stats / "done.json").exists()
-    assert (stats / "candidates.safetensors").exists() == (last != "3")
+    for last in kills:
+        process = start_slowly(run, tmp_path, grouped=grouped)
+        for line in process.stdout:
+            if line.split()[1] == last:
+                break
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert (stats / "pass-00.state-0.safetensors").exists() and not (stats / "done.json").exists()
+        assert (stats / "candidates.safetensors").exists() == (last != "1")
     read, advance = [], lib.collect.one_pass.Pass.advance
     monkeypatch.setattr(
         "lib.collect.one_pass.Pass.advance", lambda self, batch, bar: [read.append(batch), advance(self, batch, bar)]
     )
     again = tables_of(run)
-    first = {"3": 3, "candidates": 7, "15": 15}[last]  # the last batch may not have been saved
-    assert read in ([*range(first, 26)], [*range(first + 1, 26)])
+    first = {"candidates": 3, "6": 6}[last]  # the last batch may not have been saved
+    assert read in ([*range(first, 10)], [*range(first + 1, 10)])
     for name, table in whole.items():
         pd.testing.assert_frame_equal(again[name], table, check_exact=True)
     for path in (run.folder.parent / "whole" / "stats").glob("*.safetensors"):
-        expected, found = read_tensors(path), read_tensors(stats / path.name)
-        assert all(torch.equal(found[key], tensor) or tensor.isnan().any() for key, tensor in expected.items()), (
-            path.name
-        )
+        torch.testing.assert_close(read_tensors(stats / path.name), read_tensors(path), rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize(("products", "lines"), [("rows", 3), ("sketch", 3), ("sketch", 12), ("sums", 12)])
+@pytest.mark.parametrize(("products", "lines"), [("sketch", 2), ("sums", 7)])
 def test_two_processes_one_of_them_killed_end_with_the_tables_of_one(make_run, seed_folders, tmp_path, products, lines):
     """Killed in the first part of the text, and after it."""
-    settings = PRODUCTS[products] | {"precision": "fp64", "token_budget": 200 * 256}
+    settings = PRODUCTS[products] | {"precision": "fp64", "token_budget": 76 * 256}
     whole = tables_of(make_run(seed_folders, run="whole", **settings))
     run = make_run(seed_folders, run="shared", **settings)
     launcher = "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=2", "--monitor-interval=0.1"
@@ -159,8 +150,8 @@ def test_two_processes_one_of_them_killed_end_with_the_tables_of_one(make_run, s
         if killed is None and len(batches) >= lines:
             killed = int(pid)
             os.kill(killed, signal.SIGKILL)
-    assert process.wait() == 0 and killed is not None and sorted(set(batches)) == list(range(26))
-    assert len(batches) < 2 * 26  # it went on rather than started again
+    assert process.wait() == 0 and killed is not None and sorted(set(batches)) == list(range(10))
+    assert len(batches) < 2 * 10  # it went on rather than started again
     again = tables_of(run)
     for name, table in whole.items():
         pd.testing.assert_frame_equal(again[name], table, check_exact=False, rtol=1e-9, atol=1e-9)

@@ -272,7 +272,7 @@ def partners(numbers: dict[str, float], seeds: int, references: int) -> Caption:
         title = f"{capital(count(numbers['cliques'], 'clique'))} of one neuron from each of {seeds} seeds"
         text += f". Cliques: **{numbers['cliques']:,}**"
         if numbers["cliques"]:
-            place = properties.place_words(numbers["by_depth"])[0]
+            place, _ = properties.place_words(numbers["by_depth"])
             text += f", {percent(numbers['one_layer'], 0)} of them within one {place}"
         text += "."
     text += (

@@ -116,14 +116,8 @@ def share_by_layer(shares: pd.DataFrame, reference: str) -> Figure:
     axes.bar(own["layer"], own["share"], width=0.7, **look)
     if len(rest):
         stretch = len(own) / rest.groupby("seed")["layer"].transform("nunique")
-        axes.plot(
-            (rest["layer"] + 0.5) * stretch - 0.5,
-            rest["share"],
-            "o",
-            color=NEUTRAL,
-            markersize=4,
-            label="other seeds as reference",
-        )
+        at, dots = (rest["layer"] + 0.5) * stretch - 0.5, {"color": NEUTRAL, "markersize": 4}
+        axes.plot(at, rest["share"], "o", label="other seeds as reference", **dots)
     if not shares["universal"].any():
         note(axes, "no universal neuron")
     axes.set_ylabel("universal neurons of the layer")

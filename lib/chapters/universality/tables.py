@@ -124,10 +124,9 @@ def convergence_table(run: Run, neurons: pd.DataFrame, followed: Followed) -> pd
     On a share, the best followed pairs of as many tokens; `tokens` counts those of the text's first part with them.
     """
     rows, parts = [neurons.assign(tokens=run.done["tokens_counted"])], len(followed.tokens)
-    for share in SNAPSHOTS:
-        weights = torch.zeros(parts)
-        weights[: round(share * parts)] = 1
-        seen = int((weights * followed.tokens).sum())
+    first = {int(followed.tokens[: round(share * parts)].sum()): round(share * parts) for share in SNAPSHOTS}
+    for seen, number in first.items():  # a short text has parts without tokens, and fewer shares
+        weights = (torch.arange(parts) < number).double()
         for seed, own in neurons.groupby("seed", sort=False) if seen else ():
             others = [other for other in run.done["seeds"] if other != seed]
             corr = torch.stack([followed.best((seed, other), weights)[0] for other in others]).mean(0).cpu().numpy()

@@ -114,6 +114,27 @@ def test_the_agreement_sentence_by_hand():
     assert "87 % in the same or an adjacent layer" in text
 
 
+def test_the_sentences_of_a_sketch_and_of_seeds_of_different_depths():
+    outsiders = pd.DataFrame({"seed": list("ab"), "model": list("ba"), "neurons": [80, 60], "outsiders": [2, 1]})
+    neurons = with_universal(made_up(), 0.5)
+    assert "Of all references' 140 best matches, **3** may be" in captions.correlation_by_layer(neurons, outsiders).text
+    assert "followed" not in captions.correlation_by_layer(neurons).text
+    matches = matches_table()
+    deep = properties.match_layer_percent(matches.assign(depth=matches["layer"] // 2, match_depth=0))
+    found = captions.layer_agreement(deep)
+    assert found.title == "50 % of best matches lie in the same part of the depth of the other seed"
+    assert "each depth is cut into 2 equal parts" in found.text
+
+
+def test_layers_lie_where_their_middle_is():
+    for layers, parts in ((2, 2), (3, 2), (24, 12), (7, 5)):
+        middle = (np.arange(layers) + 0.5) / layers
+        assert (
+            properties.depth_of(np.arange(layers), layers, parts).tolist()
+            == (middle * parts + 1e-9).astype(int).tolist()
+        )
+
+
 def test_the_facts_of_the_pass():
     done = {
         "tokens_counted": 1234567,
@@ -127,3 +148,6 @@ def test_the_facts_of_the_pass():
     }
     facts = captions.pass_facts(done).set_index("fact")["value"]
     assert facts["tokens counted"] == "1,234,567" and facts["peak memory"] == "1.61 GB" and facts["device"] == "cpu"
+    assert facts["products of activations"] == "exact"
+    sketch = captions.pass_facts(done | {"rows": 16384, "products": "sketch"}).set_index("fact")["value"]
+    assert sketch["products of activations"] == "estimated from a sketch of 16,384 rows"

@@ -8,10 +8,15 @@ import pandas as pd
 import pytest
 import torch
 from conftest import activations, permuted, save_seed, small_model, tables_of
+from scipy.optimize import linear_sum_assignment
 
-from lib.chapters.universality import captions, matching, tables
+from lib.chapters.universality import captions, matching
+from lib.collect.planner import FIRST
 
 pytestmark = pytest.mark.usefixtures("without_grouped_moments")
+
+BLOCKS = 20  # of the text of `make_run`
+MATCH = ["model", "match_layer", "match_neuron", "corr"]
 
 
 @pytest.fixture(scope="module")
@@ -62,16 +67,21 @@ def test_mutual_matches_and_cliques_are_those_of_brute_force(make_run, related, 
     assert found["min_corr"].is_monotonic_decreasing
 
 
-def test_an_assignment_uses_every_neuron_once_and_nothing_swapped_is_better(make_run, related, oracle):
-    assigned = tables_of(make_run(related, reference="b"))["assignments"]
-    assert list(assigned.columns) == tables.ASSIGNED and set(assigned["model"]) == {"a", "c"}
+def test_an_assignment_uses_every_neuron_once_and_has_nearly_the_largest_sum(make_run, related, oracle):
+    run = make_run(related, reference="b")
+    assigned = tables_of(run)["assignments"]
+    late = np.repeat(np.arange(BLOCKS) % FIRST != 0, run.text.counted().sum(1))  # what followed pairs are measured on
+    flat = {name: activations(folder, BLOCKS)[late] for name, folder in related.items()}
+    assert set(assigned["model"]) == {"a", "c"} and list(assigned.columns[2:]) == MATCH
     for model, own in assigned.groupby("model"):
-        corr, partner = oracle["b", model], (48 * own["match_layer"] + own["match_neuron"]).to_numpy()
-        assert sorted(partner) == list(range(len(corr)))
-        own_corr = corr[np.arange(len(corr)), partner]
-        np.testing.assert_allclose(own["corr"], own_corr, atol=1e-5)
-        swapped = corr[:, partner] + corr[:, partner].T  # (i, j): i with j's partner and j with i's
-        assert (own_corr[:, None] + own_corr >= swapped - 1e-5).all()
+        followed = np.corrcoef(flat["b"].T, flat[model].T)[: len(own), len(own) :]
+        partner = (48 * own["match_layer"] + own["match_neuron"]).to_numpy()
+        assert sorted(partner) == list(range(len(own)))
+        on_late, on_all = (corr[np.arange(len(own)), partner] for corr in (followed, oracle["b", model]))
+        off = np.minimum(abs(own["corr"] - on_late), abs(own["corr"] - on_all))  # of followed pairs, of all others
+        assert off.max() < 1e-5 and (abs(own["corr"] - on_late) < 1e-5).mean() > 0.8
+        best = followed[linear_sum_assignment(followed, maximize=True)].sum()
+        assert on_late.sum() > 0.98 * best
 
 
 def test_copies_with_their_neurons_in_another_order_are_one_clique_each(make_run, tmp_path):
@@ -111,17 +121,6 @@ def test_one_reference_knows_mutual_matches_but_no_cliques(make_run, seed_folder
         0.5,
     )
     assert "needs every seed as reference" in captions.partners(numbers, 3, 1).text
-
-
-def test_large_models_are_not_assigned(make_run, seed_folders, monkeypatch):
-    monkeypatch.setattr("lib.chapters.universality.tables.MAX_ASSIGNED", 10)
-    made = tables_of(make_run(seed_folders))
-    assert len(made["assignments"]) == 0
-    table = matching.partner_table(made["neurons"], made["matches"], made["cliques"], made["assignments"], "a")
-    assert table["assigned_corr"].isna().all() and not len(made["cliques"])
-    text = captions.partners(matching.partner_summary(table, made["cliques"], 0.5), 3, 3).text
-    assert "left out" in text and "Cliques: **0**." in text
-    assert "every seed as reference" not in text
 
 
 def test_bins_of_excess():

@@ -7,11 +7,13 @@ import torch
 from conftest import activations, tables_of
 
 from lib.chapters.universality import captions, uncertainty
+from lib.collect.planner import FIRST
+from lib.collect.statistics import load_followed
 from lib.run import with_universal
 
 pytestmark = pytest.mark.usefixtures("without_grouped_moments")
 
-BLOCKS, PARTS = 128, 16
+BLOCKS, PARTS, BATCH = 128, 16, 8  # blocks of the text and of a batch
 
 
 @pytest.fixture
@@ -21,38 +23,52 @@ def run(make_run, seed_folders):
 
 def test_parts_and_their_errors_equal_those_of_plain_activations(run, seed_folders):
     made = tables_of(run)
+    followed = load_followed(run)
+    of_block = np.repeat(np.arange(BLOCKS), run.text.counted().sum(1))
+    late = np.array([block for block in range(BLOCKS) if block % FIRST]).reshape(-1, BATCH)
+    part_of = np.arange(len(late)) * PARTS // len(late)  # of whole batches, as even as they can be
+    blocks = [late[part_of == part] for part in range(PARTS)]
     flat = {name: activations(folder, BLOCKS) for name, folder in seed_folders.items()}
-    counted = run.text.counted().sum(1).view(PARTS, -1).sum(1).tolist()
-    of_part = {name: np.split(values, np.cumsum(counted)[:-1]) for name, values in flat.items()}
-    total = flat["a"].shape[1]
-    parts = uncertainty.parts_of(run)
-    found = uncertainty.sampled(parts, 0, run.params.random_seed)
-    assert parts.tokens.tolist() == counted[1:]
+    of_part = {name: [values[np.isin(of_block, own)] for own in blocks] for name, values in flat.items()}
+    assert followed.tokens.tolist() == [len(part) for part in of_part["a"]]
+    used = [part for part in range(PARTS) if len(of_part["a"][part])]
+    count = len(used)
+    found = uncertainty.sampled(followed, "a", ["b", "c"], run.params.random_seed)
     drawn = np.random.default_rng(run.params.random_seed).multinomial(
-        PARTS - 1, np.full(PARTS - 1, 1 / (PARTS - 1)), size=uncertainty.DRAWS
+        count, np.full(count, 1 / count), size=uncertainty.DRAWS
     )
-    held_out, moved = 0, 0
+    held_out, moved, early = 0, 0, 0
     for name in "bc":
-        chosen = np.corrcoef(of_part["a"][0].T, of_part[name][0].T)[:total, total:].argmax(1)
+        allowed = np.full([flat["a"].shape[1], flat[name].shape[1]], -np.inf)
+        allowed[tuple(followed.pairs["a", name].numpy())] = 0
 
-        def correlations(counts, name=name, chosen=chosen):
+        def correlations(counts, name=name):
             own, other = (
-                np.concatenate([part for part, n in zip(of_part[seed][1:], counts, strict=True) for _ in range(n)])
+                np.concatenate([of_part[seed][part] for part, n in zip(used, counts, strict=True) for _ in range(n)])
                 for seed in ("a", name)
             )
-            other = other[:, chosen]
-            own, other = own - own.mean(0), other - other.mean(0)
-            return (own * other).mean(0) / np.sqrt((own**2).mean(0) * (other**2).mean(0))
+            return np.corrcoef(own.T, other.T)[: own.shape[1], own.shape[1] :]
 
-        whole = correlations(np.ones(PARTS - 1, dtype=int))
-        held_out = held_out + whole / 2
-        moved = moved + np.stack([correlations(counts) - whole for counts in drawn[:3]]) / 2
+        choosing = np.arange(count) < uncertainty.CHOOSING
+        first = correlations(choosing.astype(int)) + allowed
+        everyone = np.arange(len(first))
+        held_out = held_out + correlations((~choosing).astype(int))[everyone, first.argmax(1)] / 2
+        whole = correlations(np.ones(count, dtype=int)) + allowed
+        chosen = everyone, whole.argmax(1)
+        moved = moved + np.stack([correlations(counts)[chosen] - whole[chosen] for counts in drawn[:3]]) / 2
+        quarter = correlations(np.isin(used, range(PARTS // 4)).astype(int)) + allowed
+        early = early + quarter.max(1) / 2
     np.testing.assert_allclose(found.held_out_corr, held_out, atol=1e-5)
     np.testing.assert_allclose(found.moved[:3], moved, atol=1e-5)
     own = made["sampling"].query("seed == 'a'")
     np.testing.assert_allclose(own["held_out_corr"], held_out, atol=1e-5)
     np.testing.assert_allclose(own["excess_se"], found.moved.std(0), atol=1e-7)
     assert (own["held_out_corr"].mean() < run.neurons["mean_corr"].mean()) and own["excess_se"].between(1e-4, 0.1).all()
+    tokens = sorted(made["convergence"]["tokens"].unique())
+    assert len(tokens) == 5 and tokens[-1] == run.done["tokens_counted"]
+    at_quarter = made["convergence"].query("seed == 'a' and tokens == @tokens[2]")
+    np.testing.assert_allclose(at_quarter["mean_corr"], early, atol=1e-5)
+    np.testing.assert_allclose(at_quarter["baseline"], run.neurons["mean_baseline"], atol=1e-12)
 
 
 def test_intervals_hold_the_share_and_widen_with_the_errors():
