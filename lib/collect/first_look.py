@@ -13,7 +13,7 @@ from lib.collect.reader import refuse_nan
 from lib.models.trunk import Trunk, load_model, token_losses
 from lib.text.blocks import Text
 
-LOSS_BLOCKS = 256  # blocks on which each seed's loss is measured
+LOSS_BLOCKS = 128  # blocks on which each seed's loss is measured
 LOSS_LOGITS = 2**22  # logits computed at a time; larger buffers return to the OS and are slow to reallocate
 PILOT_BLOCKS = 64  # blocks, spread over the text, that fix shifts and scales
 PILOT_NAMES = ("pre_scaling", "post_scaling", "low", "high")

@@ -185,9 +185,9 @@ def test_work_is_what_a_run_of_two_shapes_does():
     setting = replace(SETTING, shapes=shapes, references=("a",), memory=1e12, groups=LABELS)
     n_a, n_b, tokens = 12 * 3072, 24 * 4096, 800 * 256
     passes, tables = work(pack(setting), 5)
-    look = (256 + 64) * 256  # losses and pilot
+    look = (128 + 64) * 256  # losses and pilot
     maps, scores = 8 * (12 * 768**2 + 24 * 1024**2), 512 * (12 * 768 + 24 * 1024)
-    logits = 256 * 256 * 50257 * (768 + 1024)
+    logits = 128 * 256 * 50257 * (768 + 1024)
     assert passes["maps"] == (tokens + look) * maps
     assert passes["scores"] == (tokens + look) * scores + 2 * logits
     assert passes["MLPs"] == (tokens + look) * 4 * (n_a * 768 + n_b * 1024)
