@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lib.base.errors import InputError
 from lib.base.tensors import TensorFiles
 from lib.collect.planner import PARTS, PassPlan, Plan, Reading, Unit
 from lib.collect.preflight import Preflight
@@ -172,7 +173,10 @@ class Pass:
         return state
 
     def merge_state(self, saved: TensorFiles) -> None:
-        """Adds a saved state of this pass, which saw other batches; the first is taken as it is."""
+        """Adds a saved state of this pass, which saw other batches; the first is taken as it is.
+
+        InputError if it followed other pairs.
+        """
         fresh, names = not self.done.any(), set(saved.names())
         self.done |= saved.tensor("done")
         self.seconds = max(self.seconds, float(saved.tensor("seconds")))
@@ -182,12 +186,13 @@ class Pass:
                 continue  # nothing was followed yet
             # copied, or the sums would be the mapped file, which then stays on the disk until the pass ends
             state = {name: saved.tensor(stored).to(self.device, copy=True) for name, stored in wanted.items()}
-            if fresh:
-                accumulator.load_state_dict(state)
-            else:
-                other = copy.copy(accumulator)
+            try:
+                other = accumulator if fresh else copy.copy(accumulator)
                 other.load_state_dict(state)
-                accumulator.merge(other)
+                if not fresh:
+                    accumulator.merge(other)
+            except ValueError as error:
+                raise InputError(str(error)) from error
 
     def covariance(self) -> Covariance:
         """The products so far."""

@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lib.base.errors import InputError
 from lib.kernels import native
 
 ALIGNED = 64  # tokens of a batch are filled up with zeros to a multiple of it
@@ -97,7 +96,7 @@ class Followed:
         self.tokens[part] += tokens
 
     def merge(self, other: "Followed") -> None:
-        """Adds what another process saw of the same pairs; InputError if it followed others."""
+        """Adds what another process saw of the same pairs; ValueError if it followed others."""
         self._check(other.digest)
         for name in self.products:
             self.products[name] += other.products[name]
@@ -107,7 +106,7 @@ class Followed:
 
     def _check(self, other: Tensor) -> None:
         if not torch.equal(self.digest, other):
-            raise InputError("a saved state followed other candidates; delete the run's folder with `make clean`.")
+            raise ValueError("a saved state followed other candidates; delete the run's folder with `make clean`.")
 
     def state_dict(self) -> dict[str, Tensor]:
         """`<a>.<b>.products` (parts, pairs), `<seed>.sums` (parts, 2, total), `tokens` (parts), `digest`."""
@@ -116,7 +115,7 @@ class Followed:
         return state | {"tokens": self.tokens, "digest": self.digest}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Goes on from a saved state; InputError if it followed other pairs."""
+        """Goes on from a saved state; ValueError if it followed other pairs."""
         self._check(state["digest"].cpu())
         self.products = {(a, b): state[f"{a}.{b}.products"] for a, b in self.products}
         self.sums = {seed: state[f"{seed}.sums"] for seed in self.sums}

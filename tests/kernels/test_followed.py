@@ -6,7 +6,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.base.errors import InputError
 from lib.kernels import native
 from lib.kernels.correlation import Matches, followed_matches
 from lib.kernels.followed import Followed, best, digest, pair_sums, union
@@ -118,9 +117,9 @@ def test_sums_of_other_candidates_are_refused():
         *map(digest, (pairs, other))
     )
     one, two = (Followed(chosen, TOTALS, 2, torch.float64) for chosen in (pairs, other))
-    with pytest.raises(InputError, match=r"other candidates.*make clean"):
+    with pytest.raises(ValueError, match=r"other candidates.*make clean"):
         one.merge(two)
-    with pytest.raises(InputError, match=r"other candidates.*make clean"):
+    with pytest.raises(ValueError, match=r"other candidates.*make clean"):
         one.load_state_dict(two.state_dict())
 
 
