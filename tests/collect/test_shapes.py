@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPTN
 
 from lib.base.errors import InputError
 from lib.base.params import ROOT
+from lib.chapters.emergence.tables import _measured
 from lib.chapters.universality import captions, properties
 from lib.collect.passes import collect
 from lib.report import explorer_files, front
@@ -60,7 +61,7 @@ def other_architecture() -> GPTNeoXForCausalLM:
     torch.manual_seed(7)
     layers, neurons = SHAPES["c"]
     shape = SHAPE | dict(vocab_size=8320, hidden_size=48, num_hidden_layers=layers)
-    return _moved(GPTNeoXForCausalLM(GPTNeoXConfig(**shape, num_attention_heads=4, intermediate_size=neurons)))
+    return _moved(GPTNeoXForCausalLM(GPTNeoXConfig(**shape, num_attention_heads=3, intermediate_size=neurons)))
 
 
 @pytest.fixture(scope="module")
@@ -195,3 +196,8 @@ def test_another_tokeniser_and_too_few_positions_are_refused(make_run, planted, 
     short = GPT2LMHeadModel(GPT2Config(**small_model(0).config.to_dict() | {"n_positions": 128}))
     with pytest.raises(InputError, match="context is 256 but seed 'd' has at most 128 positions"):
         collect(make_run(planted[0] | {"d": save_seed(short, tmp_path / "d")}))
+
+
+def test_checkpoints_of_seeds_of_different_shapes_are_refused(make_run, planted, tmp_path):
+    with pytest.raises(InputError, match="chapter 07 needs seeds of one shape"):
+        _measured(make_run(planted[0]), None, {}, tmp_path)
