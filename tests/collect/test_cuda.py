@@ -8,8 +8,8 @@ from conftest import PRODUCTS, tables_of
 
 from lib.base.tensors import read_tensors
 from lib.kernels import native
-from lib.kernels.fused import fastest_layer_statistics, gpu_loop, layer_statistics
 from lib.kernels.followed import pair_sums
+from lib.kernels.fused import fastest_layer_statistics, gpu_loop, layer_statistics
 from lib.kernels.sketch import Sketch, placed, product
 from lib.labels.groupings import run_groupings
 from lib.models.weights import processed_model

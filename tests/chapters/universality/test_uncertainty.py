@@ -4,14 +4,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import activations, tables_of
+from conftest import PRODUCTS, activations, tables_of
 
 from lib.chapters.universality import captions, uncertainty
+from lib.collect.planner import Reading
+from lib.collect.statistics import load_followed
 from lib.run import with_universal
 
 pytestmark = pytest.mark.usefixtures("without_grouped_moments")
 
-BLOCKS, PARTS = 128, 16
+BLOCKS, BATCH = 88, 8
 
 
 @pytest.fixture
@@ -19,39 +21,51 @@ def run(make_run, seed_folders):
     return make_run(seed_folders, token_budget=BLOCKS * 256)
 
 
-def test_parts_and_their_errors_equal_those_of_plain_activations(run, seed_folders):
-    made = tables_of(run)
-    flat = {name: activations(folder, BLOCKS) for name, folder in seed_folders.items()}
-    counted = run.text.counted().sum(1).view(PARTS, -1).sum(1).tolist()
-    of_part = {name: np.split(values, np.cumsum(counted)[:-1]) for name, values in flat.items()}
-    total = flat["a"].shape[1]
-    parts = uncertainty.parts_of(run)
-    found = uncertainty.sampled(parts, 0, run.params.random_seed)
-    assert parts.tokens.tolist() == counted[1:]
+@pytest.mark.parametrize("products", ["rows", "sketch"])
+def test_parts_and_their_errors_equal_those_of_plain_activations(make_run, seed_folders, products):
+    run = make_run(seed_folders, token_budget=BLOCKS * 256, **PRODUCTS[products])
+    made, followed, reading = tables_of(run), load_followed(run), Reading.of(BLOCKS, BATCH)
+    late = reading.batches[reading.first :]
+    count = len(late)  # each batch is a part
+    of_part = {name: [activations(folder, own) for own in late] for name, folder in seed_folders.items()}
+    assert followed.tokens[followed.tokens > 0].tolist() == [len(own) for own in of_part["a"]]
+    found = uncertainty.sampled(followed, "a", ("b", "c"), run.params.random_seed)
     drawn = np.random.default_rng(run.params.random_seed).multinomial(
-        PARTS - 1, np.full(PARTS - 1, 1 / (PARTS - 1)), size=uncertainty.DRAWS
+        count, np.full(count, 1 / count), size=uncertainty.DRAWS
     )
+    ones = np.ones(count, dtype=int)
+    early = np.where(np.arange(count) < uncertainty.CHOOSING, 1, 0)
     held_out, moved = 0, 0
     for name in "bc":
-        chosen = np.corrcoef(of_part["a"][0].T, of_part[name][0].T)[:total, total:].argmax(1)
 
-        def correlations(counts, name=name, chosen=chosen):
-            own, other = (
-                np.concatenate([part for part, n in zip(of_part[seed][1:], counts, strict=True) for _ in range(n)])
+        def repeated(counts, name=name):
+            return (
+                np.concatenate([part for part, n in zip(of_part[seed], counts, strict=True) for _ in range(n)])
                 for seed in ("a", name)
             )
-            other = other[:, chosen]
+
+        def correlations(counts, partner, repeated=repeated):
+            own, other = repeated(counts)
+            other = other[:, partner]
             own, other = own - own.mean(0), other - other.mean(0)
             return (own * other).mean(0) / np.sqrt((own**2).mean(0) * (other**2).mean(0))
 
-        whole = correlations(np.ones(PARTS - 1, dtype=int))
-        held_out = held_out + whole / 2
-        moved = moved + np.stack([correlations(counts) - whole for counts in drawn[:3]]) / 2
+        pairs = tuple(followed.pairs["a", name].numpy())
+
+        def best(counts, repeated=repeated, pairs=pairs):
+            own, other = repeated(counts)
+            corr = np.full((96, 96), -np.inf)
+            corr[pairs] = np.corrcoef(own.T, other.T)[:96, 96:][pairs]
+            return corr.argmax(1)
+
+        held_out = held_out + correlations(ones - early, best(early)) / 2
+        whole = correlations(ones, best(ones))
+        moved = moved + np.stack([correlations(counts, best(ones)) - whole for counts in drawn[:3]]) / 2
     np.testing.assert_allclose(found.held_out_corr, held_out, atol=1e-5)
     np.testing.assert_allclose(found.moved[:3], moved, atol=1e-5)
     own = made["sampling"].query("seed == 'a'")
     np.testing.assert_allclose(own["held_out_corr"], held_out, atol=1e-5)
-    np.testing.assert_allclose(own["excess_se"], found.moved.std(0), atol=1e-7)
+    np.testing.assert_allclose(own["excess_se"], found.error, atol=1e-7)
     assert (own["held_out_corr"].mean() < run.neurons["mean_corr"].mean()) and own["excess_se"].between(1e-4, 0.1).all()
 
 
