@@ -4,11 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import activations, followed_blocks
 from scipy import stats
 from transformers import GPT2LMHeadModel
 
 from lib.chapters.universality.tables import tabulate
 from lib.collect.passes import collect
+from lib.collect.statistics import load_followed
 
 pytestmark = pytest.mark.usefixtures("without_grouped_moments")
 
@@ -72,13 +74,29 @@ def test_other_tables_agree(run):
     convergence = run.table("convergence")
     last = convergence[(convergence["tokens"] == convergence["tokens"].max()) & (convergence["seed"] == "b")]
     np.testing.assert_allclose(last["excess_corr"], run.neurons["excess_corr"], atol=1e-12)
-    assert len(last) == len(run.neurons) and (convergence.groupby("seed")["baseline"].nunique() <= 2 * 48).all()
+    assert convergence["tokens"].nunique() >= 2 and convergence["tokens"].max() == run.done["tokens_counted"]
     outsiders = run.table("outsiders")
     assert len(outsiders) == 6 and (outsiders["neurons"] == 2 * 48).all() and not outsiders["outsiders"].any()
     references = run.table("references").set_index("seed")
     assert references.loc["b", "universal"] == (run.neurons["excess_corr"] > run.params.threshold).sum()
     losses = run.table("losses")
     assert set(losses["seed"]) == {"a", "b", "c"} and losses["loss"].between(0, 100).all()
+
+
+def test_convergence_on_half_of_the_text_is_that_of_half_of_the_followed_tokens(run, seed_folders):
+    """15 blocks after the first part are two batches; half of them is the first, of 8 blocks."""
+    half = run.table("convergence").query("seed == 'b' and tokens < tokens.max()").drop_duplicates(["layer", "neuron"])
+    flat = {name: activations(folder, followed_blocks(20)[:8]) for name, folder in seed_folders.items()}
+    best = []
+    for (a, b), (left, right) in load_followed(run).pairs.items():
+        if "b" in (a, b):
+            corr = np.full((96, 96), -np.inf)
+            corr[left, right] = np.corrcoef(flat[a].T, flat[b].T)[:96, 96:][left, right]
+            best.append(corr.max(1 if a == "b" else 0))
+    np.testing.assert_allclose(half["mean_corr"], np.mean(best, 0), atol=1e-6)
+    seen, whole = len(flat["a"]), len(activations(seed_folders["a"], followed_blocks(20)))
+    assert set(half["tokens"]) == {round(seen / whole * run.done["tokens_counted"])}
+    np.testing.assert_allclose(half["excess_corr"], half["mean_corr"] - half["baseline"], atol=1e-12)
 
 
 def test_another_threshold_changes_the_references_only(make_run, seed_folders, run):

@@ -4,16 +4,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import activations, tables_of
+from conftest import PRODUCTS, activations, tables_of
 
 from lib.chapters.universality import captions, uncertainty
-from lib.collect.planner import FIRST
+from lib.collect.planner import Reading
 from lib.collect.statistics import load_followed
 from lib.run import with_universal
 
 pytestmark = pytest.mark.usefixtures("without_grouped_moments")
 
-BLOCKS, PARTS, BATCH = 128, 16, 8  # blocks of the text and of a batch
+BLOCKS, BATCH = 88, 8
 
 
 @pytest.fixture
@@ -21,54 +21,52 @@ def run(make_run, seed_folders):
     return make_run(seed_folders, token_budget=BLOCKS * 256)
 
 
-def test_parts_and_their_errors_equal_those_of_plain_activations(run, seed_folders):
-    made = tables_of(run)
-    followed = load_followed(run)
-    of_block = np.repeat(np.arange(BLOCKS), run.text.counted().sum(1))
-    late = np.array([block for block in range(BLOCKS) if block % FIRST]).reshape(-1, BATCH)
-    part_of = np.arange(len(late)) * PARTS // len(late)  # of whole batches, as even as they can be
-    blocks = [late[part_of == part] for part in range(PARTS)]
-    flat = {name: activations(folder, BLOCKS) for name, folder in seed_folders.items()}
-    of_part = {name: [values[np.isin(of_block, own)] for own in blocks] for name, values in flat.items()}
-    assert followed.tokens.tolist() == [len(part) for part in of_part["a"]]
-    used = [part for part in range(PARTS) if len(of_part["a"][part])]
-    count = len(used)
-    found = uncertainty.sampled(followed, "a", ["b", "c"], run.params.random_seed)
+@pytest.mark.parametrize("products", ["rows", "sketch"])
+def test_parts_and_their_errors_equal_those_of_plain_activations(make_run, seed_folders, products):
+    run = make_run(seed_folders, token_budget=BLOCKS * 256, **PRODUCTS[products])
+    made, followed, reading = tables_of(run), load_followed(run), Reading.of(BLOCKS, BATCH)
+    late = reading.batches[reading.first :]
+    count = len(late)  # each batch is a part
+    of_part = {name: [activations(folder, own) for own in late] for name, folder in seed_folders.items()}
+    assert followed.tokens[followed.tokens > 0].tolist() == [len(own) for own in of_part["a"]]
+    found = uncertainty.sampled(followed, "a", ("b", "c"), run.params.random_seed)
     drawn = np.random.default_rng(run.params.random_seed).multinomial(
         count, np.full(count, 1 / count), size=uncertainty.DRAWS
     )
-    held_out, moved, early = 0, 0, 0
+    ones = np.ones(count, dtype=int)
+    early = np.where(np.arange(count) < uncertainty.CHOOSING, 1, 0)
+    held_out, moved = 0, 0
     for name in "bc":
-        allowed = np.full([flat["a"].shape[1], flat[name].shape[1]], -np.inf)
-        allowed[tuple(followed.pairs["a", name].numpy())] = 0
 
-        def correlations(counts, name=name):
-            own, other = (
-                np.concatenate([of_part[seed][part] for part, n in zip(used, counts, strict=True) for _ in range(n)])
+        def repeated(counts, name=name):
+            return (
+                np.concatenate([part for part, n in zip(of_part[seed], counts, strict=True) for _ in range(n)])
                 for seed in ("a", name)
             )
-            return np.corrcoef(own.T, other.T)[: own.shape[1], own.shape[1] :]
 
-        choosing = np.arange(count) < uncertainty.CHOOSING
-        first = correlations(choosing.astype(int)) + allowed
-        everyone = np.arange(len(first))
-        held_out = held_out + correlations((~choosing).astype(int))[everyone, first.argmax(1)] / 2
-        whole = correlations(np.ones(count, dtype=int)) + allowed
-        chosen = everyone, whole.argmax(1)
-        moved = moved + np.stack([correlations(counts)[chosen] - whole[chosen] for counts in drawn[:3]]) / 2
-        quarter = correlations(np.isin(used, range(PARTS // 4)).astype(int)) + allowed
-        early = early + quarter.max(1) / 2
+        def correlations(counts, partner, repeated=repeated):
+            own, other = repeated(counts)
+            other = other[:, partner]
+            own, other = own - own.mean(0), other - other.mean(0)
+            return (own * other).mean(0) / np.sqrt((own**2).mean(0) * (other**2).mean(0))
+
+        pairs = tuple(followed.pairs["a", name].numpy())
+
+        def best(counts, repeated=repeated, pairs=pairs):
+            own, other = repeated(counts)
+            corr = np.full((96, 96), -np.inf)
+            corr[pairs] = np.corrcoef(own.T, other.T)[:96, 96:][pairs]
+            return corr.argmax(1)
+
+        held_out = held_out + correlations(ones - early, best(early)) / 2
+        whole = correlations(ones, best(ones))
+        moved = moved + np.stack([correlations(counts, best(ones)) - whole for counts in drawn[:3]]) / 2
     np.testing.assert_allclose(found.held_out_corr, held_out, atol=1e-5)
     np.testing.assert_allclose(found.moved[:3], moved, atol=1e-5)
     own = made["sampling"].query("seed == 'a'")
     np.testing.assert_allclose(own["held_out_corr"], held_out, atol=1e-5)
-    np.testing.assert_allclose(own["excess_se"], found.moved.std(0), atol=1e-7)
+    np.testing.assert_allclose(own["excess_se"], found.error, atol=1e-7)
     assert (own["held_out_corr"].mean() < run.neurons["mean_corr"].mean()) and own["excess_se"].between(1e-4, 0.1).all()
-    tokens = sorted(made["convergence"]["tokens"].unique())
-    assert len(tokens) == 5 and tokens[-1] == run.done["tokens_counted"]
-    at_quarter = made["convergence"].query("seed == 'a' and tokens == @tokens[2]")
-    np.testing.assert_allclose(at_quarter["mean_corr"], early, atol=1e-5)
-    np.testing.assert_allclose(at_quarter["baseline"], run.neurons["mean_baseline"], atol=1e-12)
 
 
 def test_intervals_hold_the_share_and_widen_with_the_errors():
