@@ -26,6 +26,10 @@ STATISTICS_KEYS = (
     *("precision", "products", "sketch_rows", "compare"),
 )
 
+# A text of up to so many tokens for each row of a sketch is short: exact products multiply at most twice as many rows as
+# the sketch, which does it twice and once more with half of them.
+SHORT = 4
+
 _HUB_ID = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
 _CHECKED = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -188,7 +192,7 @@ class Params(BaseModel):
         """sketch or exact; `auto` is exact where a sketch would save nothing."""
         if self.products != "auto":
             return self.products
-        return "exact" if self.token_budget <= 2 * self.sketch_rows else "sketch"
+        return "exact" if self.token_budget <= SHORT * self.sketch_rows else "sketch"
 
     def revision_of(self, name: str) -> str | None:
         """The revision of a seed on the Hub; None is its main branch."""

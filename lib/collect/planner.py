@@ -21,7 +21,7 @@ from torch import Tensor
 from lib.base.errors import InputError
 from lib.base.hub import seed_config
 from lib.base.machine import free_memory
-from lib.base.params import Params
+from lib.base.params import SHORT, Params
 from lib.kernels.fused import OPERAND_DTYPES, fastest_precision
 from lib.kernels.grouped import Layout, memory_bytes
 
@@ -123,7 +123,7 @@ class Setting:
     @property
     def own_rows(self) -> bool:
         """Whether each token has a row of its own: exact, and no larger than a sketch of a long text."""
-        return self.products == "exact" and self.tokens <= 2 * self.sketch_rows
+        return self.products == "exact" and self.tokens <= SHORT * self.sketch_rows
 
     @property
     def rows(self) -> int:

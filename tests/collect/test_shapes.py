@@ -99,7 +99,7 @@ def run_of(make_run, seeds, **changes):
 
 MODES = {
     "own rows": dict(products="exact"),
-    "sums": dict(products="exact", sketch_rows=2048),
+    "sums": dict(products="exact", sketch_rows=64),
     "sketch": dict(products="sketch", sketch_rows=2048),
 }
 
