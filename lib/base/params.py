@@ -26,8 +26,8 @@ STATISTICS_KEYS = (
     *("precision", "products", "sketch_rows", "compare"),
 )
 
-# A text of up to so many tokens for each row of a sketch is short: exact products multiply at most twice as many rows as
-# the sketch, which does it twice and once more with half of them.
+# A text of up to so many tokens for each row of a sketch is short: exact products multiply at most twice as many rows
+# as the sketch, which does it twice and once more with half of them.
 SHORT = 4
 
 _HUB_ID = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"

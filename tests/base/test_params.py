@@ -41,15 +41,17 @@ def write(tmp_path):
 def test_shipped_files_are_valid_and_named_after_their_run(name):
     params = read_params(ROOT / "params" / f"{name}.yaml")
     assert params.run == name and params.reference in params.seeds
-    if name not in ("tiny", "quick", "smoke"):  # the paper's studies
+    if name not in ("tiny", "quick", "full", "smoke"):  # the paper's studies
         assert len(params.seeds) == 5 and params.context == 512 and params.token_budget == 100_000_000
         assert all(params.is_on_hub(seed) and params.revision_of(seed) for seed in params.seeds)
 
 
-def test_the_quick_run_is_the_default_one_with_less_to_read():
-    tiny, quick = (read_params(ROOT / "params" / f"{name}.yaml").model_dump() for name in ("tiny", "quick"))
-    differing = {"run", "seeds", "token_budget", "memory_gb"}
-    assert {key for key in tiny if tiny[key] != quick[key]} == differing
+def test_the_quick_and_the_full_run_are_the_default_one_with_less_or_more_to_read():
+    names = "tiny", "quick", "full"
+    tiny, quick, full = (read_params(ROOT / "params" / f"{name}.yaml").model_dump() for name in names)
+    assert {key for key in tiny if tiny[key] != quick[key]} == {"run", "seeds", "token_budget"}
+    assert {key for key in tiny if tiny[key] != full[key]} == {"run", "token_budget"}
+    assert full["token_budget"] == 1_000_000
     assert quick["seeds"].items() < tiny["seeds"].items() and quick["token_budget"] < tiny["token_budget"]
 
 
@@ -201,6 +203,8 @@ def test_statistics_key_holds_exactly_what_the_pass_depends_on(write):
         "token_budget": 10240,
         "random_seed": 1,
         "precision": "fp64",
+        "products": "exact",
+        "sketch_rows": 4096,
         "compare": "reference",
     }
     assert set(bound) == set(STATISTICS_KEYS) and set(free) | set(bound) == set(Params.model_fields)
