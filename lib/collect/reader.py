@@ -60,6 +60,9 @@ class SeedReader:
         self.dtype = OPERAND_DTYPES[precision]
         self.moments = Moments(scaling["pre_scaling"], scaling["post_scaling"])
         self.feeds: list[Callable[[Seen], None]] = []
+        self._operand: Tensor | None = (
+            None  # memory that is kept: fetching it from the system anew takes longer than all
+        )
         self.trunk: Trunk | None = None  # the model; accumulators can be loaded and added without it
 
     def read(self, batch: Batch) -> tuple[Float[Tensor, "tokens total"], Float[Tensor, "2 total"]]:
@@ -67,9 +70,7 @@ class SeedReader:
         moments and all other accumulators on the way."""
         layers, _, neurons = self.moments.post_scaling.shape
         weights = batch.counted.float()[:, None]
-        made = torch.empty(
-            len(weights), layers * neurons if self.measured else 0, dtype=self.dtype, device=weights.device
-        )
+        made = self._memory(len(weights), layers * neurons if self.measured else 0, weights.device)
         sums = torch.zeros(2, made.shape[1], dtype=torch.float64, device=weights.device)
         if self.measured:
             self.moments.count(int(batch.counted.sum()))
@@ -89,3 +90,8 @@ class SeedReader:
         self.trunk.run(batch.tokens, visit, self.depth)
         refuse_nan(self.name, self.moments.sums[: self.depth])
         return made, sums
+
+    def _memory(self, tokens: int, total: int, device: torch.device) -> Float[Tensor, "tokens total"]:
+        if self._operand is None or len(self._operand) < tokens:
+            self._operand = torch.empty(tokens, total, dtype=self.dtype, device=device)
+        return self._operand[:tokens]

@@ -205,8 +205,9 @@ class Baseline:
                 found = torch.stack([rotated_deviation(within, scale, turn) for turn in self.turns[neurons]])
                 self.inverse[seed, layer] = torch.where(found > 0, 1 / found, 0)
 
-    def update(self, sums: Float[Tensor, "a b"], a: str, layer: int, b: str) -> None:
-        """Takes in the products of one layer of seed a with all of seed b, for both directions of the pair."""
+    def update(self, sums: Float[Tensor, "a b"], a: str, layer: int, b: str, back: bool = True) -> None:
+        """Takes in the products of one layer of seed a with all of seed b, for both directions of the pair, or for the
+        neurons of that layer alone."""
         (_, n_a), (layers, n_b) = self.covariance.shapes[a], self.covariance.shapes[b]
         left, right = self.scales[a].layer(layer, n_a), self.scales[b]
         centred = torch.addr(sums, left.mean.to(sums), right.mean.to(sums), alpha=-left.tokens)
@@ -217,7 +218,7 @@ class Baseline:
                 made = scaled.view(n_a * layers, n_b).to(self.dtype) @ turn.T
                 inverse = torch.stack([self.inverse[b, other][draw] for other in range(layers)]).to(self.dtype)
                 self._raise(self.best[a, b][draw, rows], (made.view(n_a, layers, n_b) * inverse).amax((1, 2)))
-        if (b, a) in self.best:
+        if back and (b, a) in self.best:
             scaled = centred * (right.inverse_deviation / right.tokens).to(sums) * left.unit.to(sums)[:, None]
             scaled = scaled.T.to(self.dtype)
             for draw, turn in enumerate(self.turns[n_a][: len(self.best[b, a])]):
@@ -229,21 +230,21 @@ class Baseline:
         torch.maximum(best, found.cpu().float(), out=best)
 
 
-def without_bias(whole: Float[Tensor, "draws total"], half: Float[Tensor, "few total"]) -> Float[Tensor, "draws total"]:
+def without_bias(
+    whole: Float[Tensor, "draws total"], known: Float[Tensor, "known"], moved: Float[Tensor, "known"]
+) -> Float[Tensor, "draws total"]:
     """A baseline F(r) from a sketch of r rows without what its noise adds to a maximum: F(r) + (F(r) − F(r/2)).
 
-    The bias falls as 1/r, so that r and r/2 rows differ by it. It depends on a neuron through the size of its baseline,
-    so that the difference is averaged over the NEAREST neurons by baseline, and adds hardly any noise of its own.
+    The bias falls as 1/r, so that r and r/2 rows differ by it. It depends on a neuron through the size of its baseline.
+    So the difference is measured on some neurons, whose baselines are `known`, as `moved`, and averaged over the NEAREST
+    by baseline; the average has hardly any noise of its own.
     """
-    mean = whole.mean(0)
-    order = mean.argsort(stable=True)
-    moved = (whole[: len(half)] - half).mean(0)[order].double()
+    known, order = known.sort(stable=True)
     window = min(NEAREST, len(order))
-    sums = torch.cat([moved.new_zeros(1), moved.cumsum(0)])
-    start = (torch.arange(len(order)) - window // 2).clamp(0, len(order) - window)
-    bias = torch.empty_like(mean)
-    bias[order] = ((sums[start + window] - sums[start]) / window).float()
-    return whole + bias
+    sums = torch.cat([moved.new_zeros(1).double(), moved[order].double().cumsum(0)])
+    place = torch.searchsorted(known, whole.mean(0).to(known))
+    start = (place - window // 2).clamp(0, len(order) - window)
+    return whole + ((sums[start + window] - sums[start]) / window).float()
 
 
 @dataclass
@@ -281,7 +282,7 @@ def compare(
         half = Baseline(covariance.half, half_scales, random_seed, min(draws, BIAS_DRAWS), dtype)
     scales = sketched_scales(covariance, scales)
     whole = Baseline(covariance, scales, random_seed, draws, dtype)
-    made = Comparison()
+    made, known, moved = Comparison(), [], []
     found = {
         pair: (Matches(covariance.total(pair[0])), Matches(covariance.total(pair[1]))) for pair in covariance.pairs
     }
@@ -294,8 +295,13 @@ def compare(
         found[a, b][0].update(own, corr, 0)
         found[a, b][1].update(slice(None), corr.T, own.start)
         whole.update(sums, a, layer, b)
-        if half:
-            half.update(covariance.half.stripe(a, layer, b), a, layer, b)
+        if (
+            half and layer == covariance.pairs.index((a, b)) % covariance.shapes[a][0]
+        ):  # one layer of each pair is enough
+            half.update(covariance.half.stripe(a, layer, b), a, layer, b, back=False)
+            few = len(half.best[a, b])
+            known.append(whole.best[a, b][:, own].mean(0))
+            moved.append((whole.best[a, b][:few, own] - half.best[a, b][:, own]).mean(0))
     for pair, matches in found.items():
         seen = matches
         if covariance.rows:
@@ -306,7 +312,7 @@ def compare(
             made.corr[a, b], made.partner[a, b], made.mutual[a, b] = own.corr, own.partner, own.returned(back)
             made.baseline[a, b] = whole.best[a, b]
             if half:
-                made.baseline[a, b] = without_bias(whole.best[a, b], half.best[a, b])
+                made.baseline[a, b] = without_bias(whole.best[a, b], torch.cat(known), torch.cat(moved))
             far = OUTSIDE / covariance.rows**0.5 if covariance.rows else torch.inf
             made.outsiders[a, b] = int((all_of.corr > own.corr + far).sum())
     return made

@@ -12,21 +12,28 @@ from functools import cache
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lib.kernels import native
 
-ALIGNED = 64  # tokens of a batch are filled up with zeros to a multiple of it
+PIECE = 256  # tokens at a time, of which all seeds' operands stay in the caches
+ALIGNED = 64  # the last piece is filled up with zeros to a multiple of so many
+TOGETHER = 1024  # right neurons of pairs that follow one another, whose activations fit into a core's cache
 AT_ONCE = 2**27  # products of activations that torch makes at a time
 
 Pairs = Mapping[tuple[str, str], Int[Tensor, "2 number"]]  # of two seeds: flat indices of the neurons of each
 
 
 def union(forward: Int[Tensor, "left k"], backward: Int[Tensor, "right k"]) -> Int[Tensor, "2 number"]:
-    """All pairs of a left neuron with one of its k candidates, or of a right one with one of its, each once, sorted."""
+    """All pairs of a left neuron with one of its k candidates, or of a right one with one of its, each once.
+
+    They are sorted by the right neuron's thousand, then by left and right neuron, as `pair_sums` reads them fastest.
+    """
     left, right = len(forward), len(backward)
     one = torch.arange(left, device=forward.device)[:, None] * right + forward
     other = backward * right + torch.arange(right, device=forward.device)[:, None]
     both = torch.cat([one.flatten(), other.flatten()]).unique()
+    both = both[(both % right // TOGETHER).sort(stable=True).indices]
     return torch.stack([both // right, both % right])
 
 
@@ -85,14 +92,14 @@ class Followed:
         self, part: int, operands: Mapping[str, Float[Tensor, "tokens total"]], sums: Mapping[str, Tensor], tokens: int
     ) -> None:
         """Adds a batch: signed operands of all seeds, their Σ x and Σ x² (2, total), and how many tokens count."""
-        turned = {}
-        for seed, one in operands.items():
-            filled = -(-len(one) // ALIGNED) * ALIGNED
-            turned[seed] = one.new_zeros(one.shape[1], filled) if filled > len(one) else one.new_empty(one.T.shape)
-            turned[seed][:, : len(one)] = one.T
+        for seed in operands:
             self.sums[seed][part] += sums[seed]
-        for (a, b), pair in self.pairs.items():
-            self.products[a, b][part] += pair_sums(turned[a], turned[b], pair)
+        for some in zip(*(one.split(PIECE) for one in operands.values()), strict=True):
+            rest = -len(some[0]) % ALIGNED
+            turned = [pad(one, (0, 0, 0, rest)).T.contiguous() if rest else one.T.contiguous() for one in some]
+            by_seed = dict(zip(operands, turned, strict=True))
+            for (a, b), pair in self.pairs.items():
+                self.products[a, b][part] += pair_sums(by_seed[a], by_seed[b], pair)
         self.tokens[part] += tokens
 
     def merge(self, other: "Followed") -> None:

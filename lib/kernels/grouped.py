@@ -70,10 +70,10 @@ class Bags:
         self.index, self.first = (torch.tensor(part, device=device) for part in (matrix.indices, matrix.indptr[:-1]))
 
     def of(self, values: Float[Tensor, "tokens neurons"]) -> Float[Tensor, "sums neurons"]:
-        """The product."""
+        """The product, in fp32; the sums of bf16 values are rounded to bf16, which no mean over many batches shows."""
         if not len(self.first):
-            return values[:0]
-        return embedding_bag(self.index, values, self.first, mode="sum")
+            return values[:0].float()
+        return embedding_bag(self.index, values, self.first, mode="sum").float()
 
 
 class Place:
@@ -167,7 +167,7 @@ class GroupedMoments:
 
     def update(self, post: Float[Tensor, "tokens neurons"], at: Mapping[str, Place]) -> None:
         """Adds a batch of whole blocks whose tokens belong to the places `at`."""
-        x = (post - self.scaling[0]).mul_(self.scaling[1])
+        x = (post - self.scaling[0]).mul_(self.scaling[1]).to(post.dtype)
         for kind, place in at.items():  # in the order of KINDS, in the memory of x
             if kind == SUM:
                 self.tensors["count"] += place.tokens

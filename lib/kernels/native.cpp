@@ -72,7 +72,7 @@ inline float total(Floats values) {
   return sum;
 }
 
-// Σ x y over `tokens` tokens, a multiple of 2 · LANES.
+// Σ x y over `tokens` tokens, a multiple of 64.
 inline float dot(const float* x, const float* y, int64_t tokens) {
   Floats even = {}, odd = {};
   for (int64_t t = 0; t < tokens; t += 2 * LANES) even += load(x + t) * load(y + t), odd += load(x + t + LANES) * load(y + t + LANES);
@@ -81,10 +81,11 @@ inline float dot(const float* x, const float* y, int64_t tokens) {
 
 inline float dot(const uint16_t* x, const uint16_t* y, int64_t tokens) {
 #ifdef __AVX512BF16__
+  const auto part = [](const uint16_t* from) { return (__m512bh)_mm512_loadu_si512(from); };
   __m512 even = _mm512_setzero_ps(), odd = even;
   for (int64_t t = 0; t < tokens; t += 64) {
-    even = _mm512_dpbf16_ps(even, (__m512bh)_mm512_loadu_si512(x + t), (__m512bh)_mm512_loadu_si512(y + t));
-    if (t + 32 < tokens) odd = _mm512_dpbf16_ps(odd, (__m512bh)_mm512_loadu_si512(x + t + 32), (__m512bh)_mm512_loadu_si512(y + t + 32));
+    even = _mm512_dpbf16_ps(even, part(x + t), part(y + t));
+    odd = _mm512_dpbf16_ps(odd, part(x + t + 32), part(y + t + 32));
   }
   return _mm512_reduce_add_ps(_mm512_add_ps(even, odd));
 #else
@@ -98,7 +99,7 @@ inline float dot(const uint16_t* x, const uint16_t* y, int64_t tokens) {
 // Adds Σ x y over the tokens to the sum of each pair of a neuron of x with one of y; both neuron-major (neurons, tokens).
 template <class T>
 void follow(const T* x, const T* y, const int64_t* left, const int64_t* right, int64_t pairs, int64_t tokens, float* sums) {
-#pragma omp parallel for schedule(dynamic, 4096)
+#pragma omp parallel for schedule(static)
   for (int64_t p = 0; p < pairs; p++) sums[p] += dot(x + left[p] * tokens, y + right[p] * tokens, tokens);
 }
 

@@ -82,9 +82,9 @@ def _given(argument: Tensor | int | float | None):
 
 @cache
 def keep_freed_memory() -> None:
-    """Lets the C library keep up to 0.25 GB of freed memory, so that each batch's activations need not be
+    """Lets the C library keep up to a gigabyte of freed memory, so that each batch's activations need not be
     fetched from the system anew, page by page; only glibc knows how."""
     with contextlib.suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_THRESHOLD, 2**25)
-        mallopt(M_TRIM_THRESHOLD, 2**28)
+        mallopt(M_TRIM_THRESHOLD, 2**30)

@@ -10,7 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-PIECE = 512  # rows in one product: on a CPU bf16 products come back rounded to bf16, the sums of many hardly
+AT_ONCE = 256  # tokens whose copies in the type of the rows stay in a CPU's cache
+PIECE = 2048  # rows in one product: on a CPU bf16 products come back rounded to bf16, the sums of many hardly
 _MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)  # of splitmix64, as signed numbers
 
 
@@ -48,12 +49,14 @@ class Sketch:
 
     def update(self, operand: Float[Tensor, "tokens total"], row: Int[Tensor, "tokens"]) -> None:
         """Adds a batch of tokens, signed already, to their rows."""
-        operand = operand.to(self.rows.dtype)
         if operand.is_cuda:  # adding a row twice in one call would add in any order
             row, order = row.sort(stable=True)
             row, number = row.unique_consecutive(return_counts=True)
-            operand = embedding_bag(order, operand, number.cumsum(0) - number, mode="sum")
-        self.rows.index_add_(0, row, operand)
+            sums = embedding_bag(order, operand.to(self.rows.dtype), number.cumsum(0) - number, mode="sum")
+            self.rows.index_add_(0, row, sums)
+            return
+        for some, to in zip(operand.split(AT_ONCE), row.split(AT_ONCE), strict=True):
+            self.rows.index_add_(0, to, some.to(self.rows.dtype))
 
     def merge(self, other: "Sketch") -> None:
         """Adds what another process saw of the same text."""

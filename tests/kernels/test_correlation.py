@@ -271,8 +271,10 @@ def test_without_what_noise_adds_to_a_maximum():
     truth = torch.rand(3, 1000, generator=torch.Generator().manual_seed(0)) * 0.01 + torch.linspace(0, 1, 1000)
     noise = 0.02 * torch.randn(2, 1000, generator=torch.Generator().manual_seed(1))
     bias = 0.03 * (1 - truth.mean(0))
-    found = without_bias(truth + bias, (truth + 2 * bias)[:2] + noise)
+    found = without_bias(
+        truth + bias, (truth + bias).mean(0), ((truth + bias)[:2] - (truth + 2 * bias)[:2] - noise).mean(0)
+    )
     assert (found - truth).abs().max() < 5 * 0.02 / (2 * 128) ** 0.5
     torch.testing.assert_close(
-        without_bias(truth[:, :5] + 0.1, truth[:1, :5] + 0.2), truth[:, :5]
+        without_bias(truth[:, :5] + 0.1, truth[:, :5].mean(0) + 0.1, torch.full((5,), -0.1)), truth[:, :5]
     )  # fewer than NEAREST
