@@ -60,9 +60,7 @@ class SeedReader:
         self.dtype = OPERAND_DTYPES[precision]
         self.moments = Moments(scaling["pre_scaling"], scaling["post_scaling"])
         self.feeds: list[Callable[[Seen], None]] = []
-        self._operand: Tensor | None = (
-            None  # memory that is kept: fetching it from the system anew takes longer than all
-        )
+        self._operand: Tensor | None = None  # its memory is kept: to fetch it from the system anew takes long
         self.trunk: Trunk | None = None  # the model; accumulators can be loaded and added without it
 
     def read(self, batch: Batch) -> tuple[Float[Tensor, "tokens total"], Float[Tensor, "2 total"]]:

@@ -236,8 +236,8 @@ def without_bias(
     """A baseline F(r) from a sketch of r rows without what its noise adds to a maximum: F(r) + (F(r) − F(r/2)).
 
     The bias falls as 1/r, so that r and r/2 rows differ by it. It depends on a neuron through the size of its baseline.
-    So the difference is measured on some neurons, whose baselines are `known`, as `moved`, and averaged over the NEAREST
-    by baseline; the average has hardly any noise of its own.
+    So the difference is measured on some neurons, whose baselines are `known`, as `moved`, and averaged over the
+    NEAREST by baseline; the average has hardly any noise of its own.
     """
     known, order = known.sort(stable=True)
     window = min(NEAREST, len(order))
@@ -295,9 +295,7 @@ def compare(
         found[a, b][0].update(own, corr, 0)
         found[a, b][1].update(slice(None), corr.T, own.start)
         whole.update(sums, a, layer, b)
-        if (
-            half and layer == covariance.pairs.index((a, b)) % covariance.shapes[a][0]
-        ):  # one layer of each pair is enough
+        if half and layer == covariance.pairs.index((a, b)) % covariance.shapes[a][0]:  # one layer a pair is enough
             half.update(covariance.half.stripe(a, layer, b), a, layer, b, back=False)
             few = len(half.best[a, b])
             known.append(whole.best[a, b][:, own].mean(0))
