@@ -213,9 +213,10 @@ class Baseline:
         centred = torch.addr(sums, left.mean.to(sums), right.mean.to(sums), alpha=-left.tokens)
         if (a, b) in self.best:
             scaled = centred * (left.inverse_deviation / left.tokens).to(sums)[:, None] * right.unit.to(sums)
+            scaled = scaled.view(n_a * layers, n_b).to(self.dtype)
             rows = slice(layer * n_a, (layer + 1) * n_a)
             for draw, turn in enumerate(self.turns[n_b][: len(self.best[a, b])]):
-                made = scaled.view(n_a * layers, n_b).to(self.dtype) @ turn.T
+                made = scaled @ turn.T
                 inverse = torch.stack([self.inverse[b, other][draw] for other in range(layers)]).to(self.dtype)
                 self._raise(self.best[a, b][draw, rows], (made.view(n_a, layers, n_b) * inverse).amax((1, 2)))
         if back and (b, a) in self.best:
