@@ -17,6 +17,7 @@ from lib.base.params import ROOT, Params
 
 TOKENS = (300_000, 1_000_000)  # of the comparison
 PUBLISHED_TOKENS = 8192  # of them the published way reads so many (its pass is linear in tokens)
+ERRORS_TOKENS = 409_600  # on which the sketch is held against exact sums, which take a quarter of an hour
 SCALING_TOKENS = 65_536
 AT_ONCE_TOKENS = 131_072
 OVERHEAD_TOKENS = 131_072
@@ -50,7 +51,7 @@ def measure(device, parts: list[str], given: argparse.Namespace) -> Iterator[tup
         "whole": lambda: whole(tuple(given.tokens), given.published_tokens),
         "overhead": lambda: overhead(OVERHEAD_TOKENS, ROUNDS),
         "costs": lambda: costs(device, "bf16", ROWS, ROUNDS),
-        "errors": lambda: errors(max(given.tokens), SEEDS),
+        "errors": lambda: errors(given.errors_tokens, SEEDS),
         "forward": lambda: forward_rates(device, FORWARD_BLOCKS, ROUNDS),
         "at_once": lambda: at_once(AT_ONCE_TOKENS),
         "scaling": lambda: {
@@ -72,6 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
     parser.add_argument("--published-tokens", type=int, default=PUBLISHED_TOKENS)
+    parser.add_argument("--errors-tokens", type=int, default=ERRORS_TOKENS)
     parser.add_argument(
         "--only", nargs="+", choices=every, default=every, help="measure these parts again, keep the others as they are"
     )

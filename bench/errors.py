@@ -13,7 +13,7 @@ from tqdm import tqdm
 from bench.engine import fresh_pass, shipped_run
 from lib.collect.one_pass import Pass
 from lib.collect.planner import CANDIDATES
-from lib.kernels.correlation import Comparison, Covariance, Scale, candidates, compare, stripes
+from lib.kernels.correlation import Comparison, Covariance, Scale, candidates, compare, sketched_scales, stripes
 from lib.kernels.followed import union
 from lib.kernels.moments import Moments
 from lib.kernels.sketch import Products, Within
@@ -110,8 +110,9 @@ def errors(tokens: int, seeds: tuple[str, ...]) -> dict:
     with tqdm(total=len(work.done), desc="exact and sketch", file=sys.stderr) as bar:
         for number in range(len(work.done)):
             if number == work.reading.first:
-                early = {seed: Scale.of(reader.moments) for seed, reader in work.readers.items()}
                 sketched = work.covariance()
+                early = {seed: Scale.of(reader.moments) for seed, reader in work.readers.items()}
+                early = sketched_scales(sketched, early)
                 for k in NUMBERS:
                     wanted[k] = {pair: union(*candidates(sketched, pair, early, k)) for pair in sketched.pairs}
                 work.follow(wanted[CANDIDATES])
