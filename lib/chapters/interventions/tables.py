@@ -19,7 +19,7 @@ from lib.chapters.interventions.inputs import VARIANTS, at_mean, at_values, samp
 from lib.models import processed
 from lib.run import Run
 
-MAX_TOKENS = 12_288  # positions of text that effects are measured on
+MAX_TOKENS = 8_192  # positions of text that effects are measured on
 MAX_FRACTION = 1 / 8  # of the run's positions
 REDUCED = 1 / 4  # of these, for matches in other seeds and for ablated sets
 NEURON = ["layer", "neuron"]
