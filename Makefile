@@ -1,4 +1,4 @@
-# make report [RUN=tiny] [SEED=a] [TOKENS=1000000] [PARAMS=path.yaml]; `make help` lists the targets.
+# make report [RUN=tiny] [SEED=a] [TOKENS=300000] [PARAMS=path.yaml]; `make help` lists the targets.
 .DEFAULT_GOAL := help
 .PHONY: help report quick preview plan compare emergence archive example test lab bench seeds lint clean environment FORCE
 # Only chapters are made at the same time, by `make report`: each keeps hardly more than one core busy.
@@ -57,7 +57,7 @@ executed = $(filter $(NUMBERS_$1:%=$(OUT)/notebooks/%.ipynb),$(EXECUTED))
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
-report: ## everything for one run; [RUN=tiny] [SEED=a] [TOKENS=1000000] [PARAMS=path.yaml]
+report: ## everything for one run; [RUN=tiny] [SEED=a] [TOKENS=300000] [PARAMS=path.yaml]
 	@$(MAKE) CHAPTERS_AT_ONCE=2 -j2 $(OUT)/report/index.html
 	@echo "Report: $(CURDIR)/$(OUT)/report/index.html"
 
@@ -65,7 +65,7 @@ preview: $(READY) ## chapters 01 to 03 of a run whose pass is still going on, in
 	@$(PY) -m lib.collect.preview $(OUT)/params.yaml
 	@$(MAKE) RUN=$(RUN)-preview PARAMS=$(OUT)-preview/params.yaml CHAPTERS='$(wildcard notebooks/0[123]_*.ipynb)' report
 
-quick: ## the same in a few minutes: three seeds and a twentieth of the text, in outputs/quick
+quick: ## the same in about 5 minutes: three seeds and less text, in outputs/quick
 	@$(MAKE) report RUN=quick
 
 compare: $(OUT)/tables/done.json ## a published per-neuron table beside the run's own, as a page; [RUN=tiny] PUBLISHED=path.csv
@@ -78,7 +78,7 @@ archive: $(READY) ## a finished run as one file to share, with checksums; [RUN=t
 example: $(OUT)/report/index.html ## a reduced copy of a finished run, as the repository keeps it; [RUN=tiny] [INTO=outputs/example]
 	@$(PY) -m lib.report.example $(OUT) $(if $(INTO),--into '$(INTO)')
 
-plan: $(READY) ## memory, passes, disk and time that a run will take; [RUN=tiny] [SEED=a] [TOKENS=1000000] [PARAMS=path.yaml]
+plan: $(READY) ## memory, passes, disk and time that a run will take; [RUN=tiny] [SEED=a] [TOKENS=300000] [PARAMS=path.yaml]
 	@$(PY) -m lib.collect.forecast '$(PARAMS)' --run '$(RUN)' $(if $(SEED),--seed '$(SEED)') $(if $(TOKENS),--tokens '$(TOKENS)')
 
 emergence: $(READY) ## chapter 07's tables, from the seeds' training checkpoints; [RUN=tiny] [TOKENS=300000] [STEPS="64 512", or none] [KEEP=data/emergence] [EXPORT=data/emergence]
