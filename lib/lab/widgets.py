@@ -76,7 +76,7 @@ class ThresholdPanel(Panel):
     """Sliders of threshold and layer and a choice of reference seed; figure and sentence follow."""
 
     def __init__(self, run: Run):
-        self.neurons, last = neurons_by_seed(run), run.done["layers"] - 1
+        self.neurons, last = neurons_by_seed(run), max(layers for layers, _ in run.done["shapes"].values()) - 1
         seeds, reference = list(self.neurons), run.params.reference
         self.seed = widgets.Dropdown(options=seeds, value=reference, description="reference seed", style=LABELS)
         self.threshold = threshold_slider(run)
@@ -88,8 +88,9 @@ class ThresholdPanel(Panel):
 
     def show(self) -> None:
         """Draws the figure for the controls' values."""
-        threshold, layer = self.threshold.value, self.layer.value
+        threshold = self.threshold.value
         own = with_universal(self.neurons[self.seed.value], threshold)
+        layer = min(self.layer.value, int(own["layer"].max()))  # a seed may have fewer layers than another
         self.sentence.value = sentence_html(panels.threshold_sentence(own, self.seed.value, threshold, layer))
         self.figure.value = picture(panels.threshold_figure(own, threshold, layer))
 
