@@ -5,6 +5,8 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+FORMAT = 2  # of the parts in a record; those of another one are measured anew
+
 
 @dataclass(frozen=True)
 class Row:
@@ -40,7 +42,9 @@ class Record:
     def read(cls, path: Path, machine: dict) -> "Record":
         """The parts of an earlier file of the same machine, and this machine as it is now."""
         stored = json.loads(path.read_text()) if path.exists() else {}
-        same = all(stored.get("machine", {}).get(key) == machine[key] for key in ("device", "cores", "torch"))
+        known = stored.get("machine", {})
+        same = stored.get("format") == FORMAT
+        same &= all(known.get(key) == machine[key] for key in ("device", "cores", "torch"))
         return cls(machine, stored["parts"] if same else {})
 
     def add(self, part: str, measured: dict | list) -> None:
@@ -54,6 +58,7 @@ class Record:
         span = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
         machine = self.machine | {"date": span, "commit": ", ".join(commits)}
         return {
+            "format": FORMAT,
             "machine": machine,
             "rows": rows({name: part["measured"] for name, part in self.parts.items()}),
             "parts": self.parts,

@@ -12,7 +12,7 @@ from lib.base.tensors import TensorFiles
 from lib.kernels.correlation import Covariance, Pair, Scale, Shape
 from lib.kernels.followed import Followed
 from lib.kernels.moments import Moments
-from lib.kernels.sketch import halved, product
+from lib.kernels.sketch import EXACT, halved, product
 from lib.run import Run
 
 CANDIDATES_FILE = "candidates.safetensors"
@@ -47,14 +47,14 @@ def sketched(
         neurons = shapes[seed][1]
         return rows[seed][:, layer * neurons : (layer + 1) * neurons]
 
-    number, half = 0 if exact else len(rows[seeds[0]]), None
+    number, half, piece = 0 if exact else len(rows[seeds[0]]), None, (EXACT,) if exact else ()
     if number > 1 and halve:
         halves = _Made(lambda seed: halved(rows[seed]))
         half = sketched(seeds, pairs, references, shapes, halves, exact, halve=False)
     return Covariance(
         *(seeds, pairs, references, shapes),
-        stripe=lambda a, layer, b: product(own(a, layer), rows[b]),
-        within=lambda seed, layer: product(own(seed, layer), own(seed, layer)),
+        stripe=lambda a, layer, b: product(own(a, layer), rows[b], *piece),
+        within=lambda seed, layer: product(own(seed, layer), own(seed, layer), *piece),
         rows=number,
         half=half,
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 AT_ONCE = 256  # tokens whose copies in the type of the rows stay in a CPU's cache
-PIECE = 2048  # rows in one product: on a CPU bf16 products come back rounded to bf16, the sums of many hardly
+EXACT = 512  # tokens in one product where it is to be exact: on a CPU bf16 products come back rounded to bf16
 _MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)  # of splitmix64, as signed numbers
 
 
@@ -71,18 +71,20 @@ class Sketch:
         self.rows = state["rows"]
 
 
-def product(left: Float[Tensor, "tokens a"], right: Float[Tensor, "tokens b"]) -> Float[Tensor, "a b"]:
+def product(
+    left: Float[Tensor, "tokens a"], right: Float[Tensor, "tokens b"], piece: int = 2048
+) -> Float[Tensor, "a b"]:
     """leftᵀ · right; of bf16 operands with sums in fp32.
 
-    A CPU gives a product of bf16 operands rounded to bf16. The roundings of its n pieces are independent, so that the
-    relative error of their sum is about 2⁻⁹/√n.
+    A CPU gives a product of bf16 operands rounded to bf16. The roundings of its n pieces, of `piece` tokens each, are
+    independent, so that the relative error of their sum is about 2⁻⁹/√n.
     """
     if left.dtype != torch.bfloat16:
         return left.T @ right
     if left.is_cuda:
         return torch.mm(left.T, right, out_dtype=torch.float32)
     made = torch.zeros(left.shape[1], right.shape[1])
-    for a, b in zip(left.split(PIECE), right.split(PIECE), strict=True):
+    for a, b in zip(left.split(piece), right.split(piece), strict=True):
         made += a.T @ b
     return made
 
@@ -104,7 +106,7 @@ class Products:
     def update(self, left: Float[Tensor, "tokens left"], right: Float[Tensor, "tokens right"]) -> None:
         """Adds a batch of tokens, in the same order in both."""
         for sums, own in zip(self.sums, left.split(self.sums.shape[1], 1), strict=True):
-            sums += product(own, right)
+            sums += product(own, right, EXACT)
 
     def merge(self, other: "Products") -> None:
         """Adds what another process saw of the same text."""
@@ -125,4 +127,4 @@ class Within(Products):
     def update(self, operand: Float[Tensor, "tokens total"]) -> None:
         """Adds a batch of tokens."""
         for sums, own in zip(self.sums, operand.split(self.sums.shape[1], 1), strict=True):
-            sums += product(own, own)
+            sums += product(own, own, EXACT)

@@ -146,7 +146,12 @@ def complete(tmp_path_factory) -> Path:
     )
     everyone = everyone.assign(dead=False, **dict.fromkeys(properties.PROPERTIES, 0.5))
     write_table(folder / "tables" / "neurons_all_seeds.parquet", everyone)
-    done = {"tokens_counted": 19681, "seed_hashes": {"a": "0" * 64}, "layers": 2, "neurons": 500, "wall_seconds": 61.2}
+    done = {
+        "tokens_counted": 19681,
+        "seed_hashes": {"a": "0" * 64},
+        "shapes": dict.fromkeys("abc", (2, 500)),
+        "wall_seconds": 61.2,
+    }
     (folder / "stats").mkdir()
     (folder / "stats" / "done.json").write_text(json.dumps(done))
     render.render(folder)

@@ -73,7 +73,7 @@ def test_a_planted_neuron_is_born_when_it_is_copied_and_stays(params):
     neurons = found.tables["neurons"]
     own = neurons[(neurons["layer"] == BORN[0]) & (neurons["neuron"] == BORN[1])]
     by_point = own.groupby("point")["excess_corr"].min()
-    assert by_point["checkpoint-2"] > 0.3 > by_point["checkpoint-1"] + 0.1
+    assert by_point["checkpoint-2"] > 0.25 > by_point["checkpoint-1"] + 0.05
     threshold = float(by_point["checkpoint-2"]) - 0.05
     flat = BORN[0] * 48 + BORN[1]
     last = own[own["point"] == "final"]
@@ -148,7 +148,7 @@ def test_interrupted_run_resumes_and_finished_points_are_not_measured_again(para
 
 
 def _only(label, work):
-    assert work.run.params.run.endswith(label)
+    assert work.inputs.run.params.run.endswith(label)
     raise AssertionError("reached")
 
 

@@ -10,7 +10,7 @@ from lib.base.files import file_sha256
 from lib.base.params import ROOT
 from lib.chapters.families import scoring
 from lib.collect.grouped_tables import grouped_tables
-from lib.kernels.correlation import rotations
+from lib.kernels.correlation import haar_rotation
 from lib.kernels.grouped import GroupedMoments, Places
 from lib.labels.labels import Grouping, groupings, label_sets
 from lib.labels.syntax import stored_syntax, syntax_labels
@@ -60,7 +60,7 @@ def statistics_of(world, v: torch.Tensor) -> tuple[list, scoring.Rotation]:
     for start in range(0, BLOCKS, 16):
         blocks = torch.arange(start, start + 16)
         work.update(v[blocks].flatten(0, 1), places.at(blocks, counted[blocks].flatten()))
-    turn = torch.stack(list(rotations(1, NEURONS, 0, 0, 0)))
+    turn = haar_rotation(NEURONS, 0, 0)[None]
     covariance = torch.tensor(np.cov(v[counted].double().T.numpy(), bias=True))
     return [work.compact()], scoring.Rotation(turn, (turn[0] @ covariance * turn[0]).sum(1).sqrt()[None])
 
