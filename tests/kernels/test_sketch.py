@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.kernels.sketch import PIECE, Products, Sketch, Within, halved, hashed, placed, product
+from lib.kernels.sketch import EXACT, Products, Sketch, Within, halved, hashed, placed, product
 
 ROWS, TOKENS = 256, 5000
 
@@ -150,7 +150,7 @@ def test_own_rows_are_exact():
 )
 def test_products_equal_numpy(dtype, tolerance):
     """Relative to the norms; in bf16 in several pieces, which come back rounded from a CPU."""
-    left, right = (standardised(2 * PIECE + 100, 12, seed=seed).to(dtype) for seed in (1, 2))
+    left, right = (standardised(2 * EXACT + 100, 12, seed=seed).to(dtype) for seed in (1, 2))
     x, y = left.double().numpy(), right.double().numpy()
     scale = np.linalg.norm(x, axis=0)[:, None] * np.linalg.norm(y, axis=0)
     assert np.abs(product(left, right).double().numpy() - x.T @ y).max() < tolerance * scale.max()
