@@ -65,7 +65,7 @@ preview: $(READY) ## chapters 01 to 03 of a run whose pass is still going on, in
 	@$(PY) -m lib.collect.preview $(OUT)/params.yaml
 	@$(MAKE) RUN=$(RUN)-preview PARAMS=$(OUT)-preview/params.yaml CHAPTERS='$(wildcard notebooks/0[123]_*.ipynb)' report
 
-quick: ## the same in about 5 minutes: three seeds and less text, in outputs/quick
+quick: ## the same in a few minutes: three seeds and less text, in outputs/quick
 	@$(MAKE) report RUN=quick
 
 compare: $(OUT)/tables/done.json ## a published per-neuron table beside the run's own, as a page; [RUN=tiny] PUBLISHED=path.csv

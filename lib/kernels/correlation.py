@@ -215,14 +215,14 @@ class Baseline:
             scaled = centred * (left.inverse_deviation / left.tokens).to(sums)[:, None] * right.unit.to(sums)
             scaled = scaled.view(n_a * layers, n_b).to(self.dtype)
             rows = slice(layer * n_a, (layer + 1) * n_a)
-            for draw, turn in enumerate(self.turns[n_b][: len(self.best[a, b])]):
+            for draw, turn in enumerate(self.turns[n_b]):
                 made = scaled @ turn.T
                 inverse = torch.stack([self.inverse[b, other][draw] for other in range(layers)]).to(self.dtype)
                 self._raise(self.best[a, b][draw, rows], (made.view(n_a, layers, n_b) * inverse).amax((1, 2)))
         if back and (b, a) in self.best:
             scaled = centred * (right.inverse_deviation / right.tokens).to(sums) * left.unit.to(sums)[:, None]
             scaled = scaled.T.to(self.dtype)
-            for draw, turn in enumerate(self.turns[n_a][: len(self.best[b, a])]):
+            for draw, turn in enumerate(self.turns[n_a]):
                 made = (scaled @ turn.T) * self.inverse[a, layer][draw].to(self.dtype)
                 self._raise(self.best[b, a][draw], made.amax(1))
 
