@@ -33,7 +33,7 @@ from lib.kernels.fused import LOOP_TYPES, OPERAND_DTYPES, gpu_loop
 from lib.run import Run
 
 LISTING_SECONDS = 120  # within which files written by other machines must appear
-SAVE_SECONDS = 20  # for each gigabyte of a state, between two times that it is saved; three times as many at least
+SAVE_SECONDS = 30  # for each gigabyte of a state, between two times that it is saved; three times as many at least
 
 
 def collect(run: Run, grouped: bool = True) -> None:

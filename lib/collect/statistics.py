@@ -12,7 +12,7 @@ from lib.base.tensors import TensorFiles
 from lib.kernels.correlation import Covariance, Pair, Scale, Shape
 from lib.kernels.followed import Followed
 from lib.kernels.moments import Moments
-from lib.kernels.sketch import EXACT, halved, product
+from lib.kernels.sketch import EXACT, halved, product, squares
 from lib.run import Run
 
 CANDIDATES_FILE = "candidates.safetensors"
@@ -56,6 +56,7 @@ def sketched(
         stripe=lambda a, layer, b: product(own(a, layer), rows[b], *piece),
         within=lambda seed, layer: product(own(seed, layer), own(seed, layer), *piece),
         rows=number,
+        squares=lambda seed: squares(rows[seed]),
         half=half,
     )
 

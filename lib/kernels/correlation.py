@@ -56,7 +56,8 @@ class Covariance:
 
     `stripe(a, layer, b)` returns Σ x yᵀ (neurons of a layer of a, all neurons of b) for each (a, b) of `pairs`;
     `within(seed, layer)` returns Σ x xᵀ of one layer. `rows` is those of the sketch that they are estimated from, 0
-    where they are exact; `half` is the same from half as many rows.
+    where they are exact. Of a sketch `squares(seed)` returns the Σ x² of all neurons, and `half` is the same from half
+    as many rows.
     """
 
     seeds: tuple[str, ...]
@@ -66,6 +67,7 @@ class Covariance:
     stripe: Callable[[str, int, str], Tensor]
     within: Callable[[str, int], Tensor]
     rows: int = 0
+    squares: Callable[[str], Tensor] | None = None
     half: "Covariance | None" = None
 
     def total(self, seed: str) -> int:
@@ -97,8 +99,7 @@ def sketched_scales(covariance: Covariance, scales: Mapping[str, Scale]) -> Mapp
         return scales
     made = {}
     for seed, scale in scales.items():
-        squares = [covariance.within(seed, layer).diagonal() for layer in range(covariance.shapes[seed][0])]
-        variance = torch.cat(squares).double() / scale.tokens - scale.mean**2
+        variance = covariance.squares(seed).double() / scale.tokens - scale.mean**2
         sure = (variance * scale.inverse_deviation**2 > SURE) & (scale.inverse_deviation > 0)
         inverse = torch.where(sure, variance.clamp(min=1e-300).rsqrt(), scale.inverse_deviation)
         made[seed] = replace(scale, inverse_deviation=inverse)

@@ -89,6 +89,14 @@ def product(
     return made
 
 
+def squares(rows: Float[Tensor, "rows total"]) -> Float[Tensor, "total"]:
+    """Σ of the squares of each column, in fp32 or wider."""
+    made = torch.zeros(rows.shape[1], dtype=torch.promote_types(rows.dtype, torch.float32), device=rows.device)
+    for some in rows.split(AT_ONCE):
+        made += some.to(made.dtype).square().sum(0)
+    return made
+
+
 def halved(rows: Float[Tensor, "rows total"]) -> Float[Tensor, "rows/2 total"]:
     """The sketch of half as many rows, whose errors are larger by √2: the halves added."""
     half = len(rows) // 2
