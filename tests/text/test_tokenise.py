@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import shutil
 import threading
 
 import numpy as np
@@ -331,6 +332,38 @@ def test_a_run_tokenises_once_and_again_when_its_files_change(make_run, tmp_path
     (tmp_path / "x.jsonl").write_bytes(json_lines(some_documents(301, seed=1)))
     assert tokenise.made_token_file(run.params) is None
     assert tokenise.local_files_changed(run.params) and Run(run.params).text_path != first
+
+
+def two_seeds(folder, **settings) -> dict:
+    """Copies of two shipped seeds whose tokeniser_config has these settings too."""
+    seeds = {name: shutil.copytree(SHIPPED / name, folder / name, dirs_exist_ok=True) for name in "ab"}
+    for path in seeds.values():
+        config = path / "tokenizer_config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | settings))
+    return seeds
+
+
+def test_one_tokenizer_json_with_another_bos_makes_another_text(make_run, tmp_path):
+    (tmp_path / "x.txt").write_text("some words of a text " * 40)
+    source = {"text": str(tmp_path / "x.txt"), "context": 32, "token_budget": 64}
+    base = make_run(two_seeds(tmp_path / "base"), run="base", **source)
+    chat = make_run(two_seeds(tmp_path / "chat", bos_token="the"), run="chat", **source)
+    bos = chat.tokenizer.bos_token_id
+    assert bos != base.text.bos_id == 0
+    assert chat.text.bos_id == bos and (chat.text.tokens[:, 0] == bos).all()
+    # the same run after its seeds' tokeniser was changed in place
+    two_seeds(tmp_path / "base", bos_token="the")
+    assert tokenise.made_token_file(base.params) is None
+    assert Run(base.params).text_path == chat.text_path
+
+
+def test_a_token_that_the_configuration_adds_makes_another_text(make_run, tmp_path):
+    """[PAD] in the tokeniser but not in the embedding is refused, whether the text is there already or not."""
+    (tmp_path / "x.txt").write_text("some words of a text " * 40)
+    source = {"text": str(tmp_path / "x.txt"), "context": 32, "token_budget": 64}
+    base = make_run(two_seeds(tmp_path / "base"), run="base", **source)
+    padded = make_run(two_seeds(tmp_path / "padded", pad_token="[PAD]"), run="padded", **source)
+    assert (base.text.vocab_size, padded.text.vocab_size) == (8192, 8193)
 
 
 def test_seeds_with_other_tokenisers_are_refused(make_run, tmp_path):
