@@ -15,8 +15,16 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # errors of file syst
 
 
 def read_json(path: Path) -> dict:
-    """A JSON file's content; {} for a file that does not exist."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """A JSON object from a file; {} for a file that does not exist, InputError for one that holds something else."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is damaged: it does not hold a JSON object.")
+    return content
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -14,6 +14,7 @@ from lib.base.errors import InputError, exit_on_input_error
 from lib.base.hub import seed_config
 from lib.base.machine import device_of
 from lib.base.params import Params, read_params
+from lib.cache import refuse_same_weights
 from lib.collect import planner, prices
 from lib.collect.first_look import LOSS_BLOCKS, PILOT_BLOCKS
 from lib.collect.planner import FIRST, PARTS, Plan, Setting, Shape, Unit, pack, pass_memory, setting_of
@@ -168,6 +169,7 @@ def estimate(params: Params) -> tuple[dict[str, float], float, float]:
 
 def lines(params: Params) -> list[str]:
     """The forecast of a run, one line a fact; InputError if it cannot fit."""
+    refuse_same_weights(params)
     inputs, device = Preflight(Run(params)), device_of(params)
     shapes = inputs.shapes
     # all groupings are known only of a text that is tokenised and read by spaCy; else the large ones, by bounds

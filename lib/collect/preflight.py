@@ -4,7 +4,7 @@ from functools import cached_property
 from pathlib import Path
 
 from lib.base.hub import fetch_seed, seed_source
-from lib.cache import input_hashes, refuse_other_statistics
+from lib.cache import input_hashes, refuse_other_statistics, refuse_same_weights
 from lib.collect.grouped_tables import grouped_tables
 from lib.collect.planner import Shape, seed_shapes
 from lib.kernels.grouped import Layout, Table, layout_of
@@ -28,13 +28,14 @@ class Preflight:
         if self.complete:
             return {name: seed_source(self.params, name) for name in self.params.seeds}
         folders = {name: fetch_seed(self.params, name) for name in sorted(self.params.seeds)}
+        refuse_same_weights(self.params)
         for name, folder in folders.items():
             check_weights(name, folder)
         return folders
 
     @cached_property
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of the text and of each seed's weights, by `text` and `seed <name>`."""
+        """`input_hashes` of the run."""
         return input_hashes(self.params, self.run.text_path)
 
     @cached_property

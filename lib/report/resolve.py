@@ -8,7 +8,7 @@ from lib.base import progress
 from lib.base.errors import InputError
 from lib.base.files import read_json
 from lib.base.params import Params, read_params, write_params, write_statistics_key
-from lib.cache import PASS, code_of, refuse_other_statistics
+from lib.cache import PASS, code_of, refuse_other_statistics, refuse_same_weights
 
 
 def resolve(parameter_file: Path, run: str, seed: str | None = None, tokens: str | None = None) -> Params:
@@ -21,6 +21,7 @@ def resolve(parameter_file: Path, run: str, seed: str | None = None, tokens: str
     params = read_params(parameter_file, run=run, reference=seed, token_budget=budget)
     _refuse_missing_device(params)
     _refuse_changed_documents(params)
+    refuse_same_weights(params)
     refuse_other_statistics(params, params.text_path)
     _note_other_code(params)
     write_statistics_key(params, params.folder / "statistics.yaml")
