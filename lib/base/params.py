@@ -44,7 +44,7 @@ class TextSource(BaseModel):
     model_config = _CHECKED
 
     dataset: str | None = _optional("the id of a dataset on the Hub, `owner/name`", f"^{_HUB_ID}$")
-    files: str | None = _optional("the path of a .jsonl, .jsonl.zst, .txt or .parquet file, a folder or a glob of them")
+    files: str | None = _optional("the path of a .txt, .jsonl, .json or .parquet file, a folder or a glob of them")
     subset: str | None = _optional("the name of one of the dataset's subsets")
     split: str | None = _optional("the name of one of the dataset's splits")
     data_files: str | None = _optional(
@@ -95,7 +95,7 @@ class Params(BaseModel):
     )
     reference: str = Field(description="the name of one of the seeds")
     text: str | TextSource = Field(
-        description="the path of a token file or of .jsonl, .jsonl.zst, .txt or .parquet files, or a mapping with the "
+        description="the path of a token file or of .txt, .jsonl, .json or .parquet files, or a mapping with the "
         "keys dataset and split, or files (docs/models-and-text.md)"
     )
     context: int = Field(ge=3, description="a whole number of tokens, 3 or more")

@@ -20,7 +20,7 @@ def resolve(parameter_file: Path, run: str, seed: str | None = None, tokens: str
     budget = int(tokens) if tokens and re.fullmatch(r"\d+", tokens) else tokens
     params = read_params(parameter_file, run=run, reference=seed, token_budget=budget)
     _refuse_missing_device(params)
-    _refuse_changed_documents(params)
+    _check_documents(params)
     refuse_same_weights(params)
     refuse_other_statistics(params, params.text_path)
     _note_other_code(params)
@@ -68,17 +68,18 @@ def _refuse_missing_device(params: Params) -> None:
             raise InputError("device is 'cuda', but torch finds no CUDA device; this machine allows auto and cpu.")
 
 
-def _refuse_changed_documents(params: Params) -> None:
-    """Local documents must exist, and must not have changed since statistics were made from them."""
+def _check_documents(params: Params) -> None:
+    """Local documents must be readable, and must not have changed since statistics were made from them."""
     if params.text_source is None or params.text_source.dataset is not None:
         return
-    from lib.text.tokenise import local_files_changed  # slow to import
+    from lib.text.tokenise import check_documents, local_files_changed  # slow to import
 
     if local_files_changed(params) and (params.folder / "stats" / "done.json").exists():
         raise InputError(
             f"files of the text {params.text_title} have changed since outputs/{params.run} was made from them; choose "
             f"another name with RUN=…, or delete it with `make clean RUN={params.run}`."
         )
+    check_documents(params)
 
 
 def _forget_other_tables(params: Params) -> None:

@@ -7,6 +7,7 @@ Chinese). The rest of the block is filled with BOS, which never counts.
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from lib.base.params import CACHE, Params, TextSource
 from lib.text import documents
 from lib.text.blocks import Text, write_text
 from lib.text.documents import Part
+from lib.text.local_files import shown
 from lib.text.tokens import TOKENIZER_PARTS, shared_tokenizer, token_bytes, tokenizer_sha256
 
 PACKING_VERSION = 2  # raise it with every change to how documents become blocks: it is part of a cached text's name
@@ -316,6 +318,18 @@ def local_files_changed(params: Params) -> bool:
     return bool(known) and known["asked"]["files"] != files
 
 
+def check_documents(params: Params) -> None:
+    """Looks at the local documents that a run will read, and names the files among them that it will not.
+
+    InputError for the first file that cannot be used. Does nothing for a dataset or a text that is made already.
+    """
+    source = params.text_source
+    if source is None or source.dataset is not None or made_token_file(params):
+        return
+    if skipped := documents.check_files(source).skipped:
+        print(f"note: not read as text: {shown(skipped)}.", file=sys.stderr)
+
+
 def _cache_folder() -> Path:
     return parameters.OUTPUTS / CACHE / "text"
 
@@ -329,7 +343,7 @@ def _asked(params: Params, source: TextSource) -> dict:
     tokenisers too, as far as they are on this machine."""
     files = None
     if source.dataset is None:
-        found = documents.files_of(source)
+        found = documents.files_of(source).files
         files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in found]
     return {
         "text": source.model_dump(),

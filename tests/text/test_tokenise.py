@@ -249,6 +249,9 @@ FAULTS = {
         b'{"body": "a"}\n': "line 1 has no field 'text'; its fields are 'body'",
         b'{"text": 5}\n': "field 'text' is int, where text is needed",
         b'{"text": "\xff"}\n': "is not UTF-8 text",
+        b'{"text": "a", "n": %s}' % (b"7" * 5000): "line 1 has a number of thousands of digits",
+        b'{"text": "a", "n": %s' % (b"[" * 100_000): "nested thousands deep",
+        b'{"text": "a", "n": %s' % (b'{"n":' * 100_000): "nested thousands deep",
     },
     "x.jsonl.zst": {zstd(json_lines(some_documents(30)))[:-9]: "is damaged", b"no zstd at all": "is damaged"},
     "x.parquet": {
@@ -267,10 +270,10 @@ def test_a_file_that_cannot_be_used_is_one_sentence(tmp_path, name):
 
 def test_missing_files_and_files_of_another_kind_are_one_sentence(tmp_path):
     (tmp_path / "x.md").write_text("x")
-    assert "there is no file" in sentence(texts_of, tmp_path / "none*") and "there is no file" in sentence(
-        texts_of, tmp_path
-    )
-    assert "must end in .jsonl" in sentence(texts_of, tmp_path / "x.md")
+    assert "there is no file" in sentence(texts_of, tmp_path / "none")
+    assert "no file that ends in .txt" in sentence(texts_of, tmp_path / "none*")
+    assert "what is there is not read: " in sentence(texts_of, tmp_path)
+    assert "must end in .txt" in sentence(texts_of, tmp_path / "x.md")
     (tmp_path / "x.jsonl").write_bytes(json_lines(some_documents(5)))
     assert "has no field 'meta.name'" in sentence(lambda: texts_of(tmp_path / "x.jsonl", domain="meta.name"))
 
@@ -374,8 +377,9 @@ def test_seeds_with_other_tokenisers_are_refused(make_run, tmp_path):
 
 
 def test_documents_without_text_are_one_sentence(make_run, tmp_path):
-    (tmp_path / "x.txt").write_text("")
-    run = make_run({"a": SHIPPED / "a", "b": SHIPPED / "b"}, text=str(tmp_path))
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "x.txt").write_text("")
+    run = make_run({"a": SHIPPED / "a", "b": SHIPPED / "b"}, text=str(tmp_path / "corpus"))
     assert sentence(lambda: run.text_path) == "the text's documents are all empty."
 
 
