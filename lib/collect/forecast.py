@@ -27,7 +27,7 @@ from lib.labels.labels import TOKENS_KEPT
 from lib.labels.syntax import needs_spacy
 from lib.labels.token_classes import TOKEN_CLASSES
 from lib.run import Run
-from lib.text.tokenise import check_documents, made_token_file
+from lib.text.tokenise import check_text, made_token_file
 
 FREQUENT_WORDS = 300  # at most, with a label of their own
 FOLLOWED = 13  # pairs that are followed, for each neuron of two seeds: of 16 candidates each, some coincide
@@ -170,7 +170,7 @@ def estimate(params: Params) -> tuple[dict[str, float], float, float]:
 def lines(params: Params) -> list[str]:
     """The forecast of a run, one line a fact; InputError if it cannot fit."""
     refuse_same_weights(params)
-    check_documents(params)
+    note = check_text(params)
     inputs, device = Preflight(Run(params)), device_of(params)
     shapes = inputs.shapes
     # all groupings are known only of a text that is tokenised and read by spaCy; else the large ones, by bounds
@@ -208,7 +208,7 @@ def lines(params: Params) -> list[str]:
         facts.append(
             "not counted: before the passes spaCy labels the syntax of English prose, some minutes per million tokens"
         )
-    return facts + timed + lacking
+    return facts + ([note] if note else []) + timed + lacking
 
 
 def _facts(plan: Plan, params: Params) -> list[str]:

@@ -13,6 +13,7 @@ from lib.labels.labels import Grouping, LabelSet
 from lib.models.trunk import check_seed, check_weights
 from lib.run import Run
 from lib.text.blocks import Text
+from lib.text.tokenise import check_text
 
 
 class Preflight:
@@ -71,6 +72,8 @@ class Preflight:
     def check(self) -> None:
         """Refuses statistics of other parameters or files, and seeds and a text that cannot be used together."""
         refuse_other_statistics(self.params, None)
+        if not self.complete:
+            check_text(self.params)
         folders = self.folders  # before the text is made
         if not self.complete:
             _ = self.shapes  # reads every config, before the text is made too

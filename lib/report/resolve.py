@@ -72,14 +72,15 @@ def _check_documents(params: Params) -> None:
     """Local documents must be readable, and must not have changed since statistics were made from them."""
     if params.text_source is None or params.text_source.dataset is not None:
         return
-    from lib.text.tokenise import check_documents, local_files_changed  # slow to import
+    from lib.text.tokenise import check_text, local_files_changed  # slow to import
 
     if local_files_changed(params) and (params.folder / "stats" / "done.json").exists():
         raise InputError(
             f"files of the text {params.text_title} have changed since outputs/{params.run} was made from them; choose "
             f"another name with RUN=…, or delete it with `make clean RUN={params.run}`."
         )
-    check_documents(params)
+    if note := check_text(params):
+        print(f"note: {note}", file=sys.stderr)
 
 
 def _forget_other_tables(params: Params) -> None:

@@ -21,6 +21,7 @@ import pyarrow.parquet
 from lib.base.errors import InputError, first_line
 from lib.base.hub import download_failure
 from lib.base.params import TextSource
+from lib.text.blocks import characters
 from lib.text.local_files import Found, find, kind_of, opened
 
 PART_CHARACTERS = 2**18  # a longer document is handed on in parts
@@ -48,7 +49,7 @@ def parts(source: TextSource, commit: str | None = None, start: tuple[int, int] 
     for number, (domain, lines) in enumerate(documents, first):
         for index, text in enumerate(_parts_of(lines)):
             if number > first or index >= done:
-                yield Part(number, index, _characters(domain), text)
+                yield Part(number, index, characters(domain), text)
 
 
 def _parts_of(pieces: Iterable[str]) -> Iterator[str]:
@@ -86,12 +87,7 @@ def _document(row: dict[str, Any], source: TextSource, domain: str, where: Calla
     if source.domain is not None:
         value = _value(row, source.domain, where)
         domain = UNKNOWN_DOMAIN if value in (None, "") else str(value)
-    return domain, [_characters(text or "")]
-
-
-def _characters(text: str) -> str:
-    """The text without halves of surrogate pairs, which JSON and names of files may hold and which no encoding has."""
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return domain, [characters(text or "")]
 
 
 def _value(row: dict[str, Any], field: str, where: Callable[[], str]) -> Any:

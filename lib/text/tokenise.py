@@ -7,7 +7,6 @@ Chinese). The rest of the block is filled with BOS, which never counts.
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from lib.base.files import file_sha256, locked, read_json, write_atomically, wri
 from lib.base.hub import CONFIG_AND_TOKENIZER, seed_folder, seed_source
 from lib.base.params import CACHE, Params, TextSource
 from lib.text import documents
-from lib.text.blocks import Text, write_text
+from lib.text.blocks import Text, read_text, write_text
 from lib.text.documents import Part
 from lib.text.local_files import shown
 from lib.text.tokens import TOKENIZER_PARTS, shared_tokenizer, token_bytes, tokenizer_sha256
@@ -318,16 +317,19 @@ def local_files_changed(params: Params) -> bool:
     return bool(known) and known["asked"]["files"] != files
 
 
-def check_documents(params: Params) -> None:
-    """Looks at the local documents that a run will read, and names the files among them that it will not.
+def check_text(params: Params) -> str | None:
+    """Looks at the text that a run will read; returns a sentence on the files beside its documents that it will not.
 
-    InputError for the first file that cannot be used. Does nothing for a dataset or a text that is made already.
+    InputError for a token file that cannot be used, and for the first document that cannot. Nothing of a dataset on the
+    Hub is known, and nothing is looked at that was tokenised already.
     """
     source = params.text_source
-    if source is None or source.dataset is not None or made_token_file(params):
-        return
-    if skipped := documents.check_files(source).skipped:
-        print(f"note: not read as text: {shown(skipped)}.", file=sys.stderr)
+    if source is None:
+        read_text(params.text_path).cut(params.context).take(params.token_budget)
+    elif source.dataset is None and not made_token_file(params):
+        if skipped := documents.check_files(source).skipped:
+            return f"not read as text: {shown(skipped)}."
+    return None
 
 
 def _cache_folder() -> Path:

@@ -13,7 +13,7 @@ from lib.base.errors import InputError
 from lib.base.params import TextSource
 from lib.text import documents
 from lib.text.documents import check_files, files_of, parts
-from lib.text.tokenise import check_documents
+from lib.text.tokenise import check_text
 
 LINE = json.dumps({"text": "a text"}) + "\n"
 
@@ -149,11 +149,10 @@ def test_a_pointer_of_git_lfs_is_not_a_text(tmp_path, name):
 # ---------------------------------------------------------------- looked at before anything is read
 
 
-def test_the_first_document_of_each_file_is_looked_at_before_any_is_tokenised(tmp_path, make_run, capsys):
+def test_the_first_document_of_each_file_is_looked_at_before_any_is_tokenised(tmp_path, make_run):
     corpus = written(tmp_path / "corpus", "a.jsonl", "b.txt", "notes.md")
     run = make_run({"a": SHIPPED / "a", "b": SHIPPED / "b"}, text=str(corpus))
-    check_documents(run.params)
-    assert capsys.readouterr().err == f"note: not read as text: {corpus / 'notes.md'}.\n"
+    assert check_text(run.params) == f"not read as text: {corpus / 'notes.md'}."
     for name, content, why in (
         ("z.json", "[1]", "z.json, line 1 is not a JSON object"),
         ("z.json", "{\n", "each line must hold one object"),
@@ -163,7 +162,7 @@ def test_the_first_document_of_each_file_is_looked_at_before_any_is_tokenised(tm
     ):
         (corpus / name).write_bytes(content.encode("utf-8", "surrogateescape"))
         with pytest.raises(InputError, match=why):
-            check_documents(run.params)
+            check_text(run.params)
         (corpus / name).unlink()
 
 
