@@ -22,7 +22,7 @@ CACHE = "cache"  # the folder in outputs/ that all runs share, hence not a run's
 
 # Keys that the pass over the text depends on; everything else is algebra on its statistics.
 STATISTICS_KEYS = (
-    *("seeds", "revision", "text", "context", "token_budget", "random_seed"),
+    *("seeds", "revision", "text", "domains", "context", "token_budget", "random_seed"),
     *("precision", "products", "sketch_rows", "compare"),
 )
 
@@ -31,6 +31,7 @@ STATISTICS_KEYS = (
 SHORT = 4
 
 _HUB_ID = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
+_KIND_OF_TEXT = "^(prose|english|code|several|[a-z]{2})$"
 _CHECKED = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
@@ -97,6 +98,11 @@ class Params(BaseModel):
     text: str | TextSource = Field(
         description="the path of a token file or of .txt, .jsonl, .json or .parquet files, or a mapping with the "
         "keys dataset and split, or files (docs/models-and-text.md)"
+    )
+    domains: dict[str, Annotated[str, Field(pattern=_KIND_OF_TEXT)]] | None = Field(
+        None,
+        description="the kind of some of the text's domains, each as `name: kind`, where a kind is prose, english, "
+        "code, several or the two letters of a language, in quotes",
     )
     context: int = Field(ge=3, description="a whole number of tokens, 3 or more")
     token_budget: int = Field(description="a whole number of tokens, at least one context")

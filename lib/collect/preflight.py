@@ -1,8 +1,10 @@
 """What a run reads, found and checked once before anything slow starts, then handed down to passes and forecast."""
 
+import sys
 from functools import cached_property
 from pathlib import Path
 
+from lib.base.errors import shortened
 from lib.base.hub import fetch_seed, seed_source
 from lib.cache import input_hashes, refuse_other_statistics, refuse_same_weights
 from lib.collect.grouped_tables import grouped_tables
@@ -78,5 +80,8 @@ class Preflight:
         if not self.complete:
             _ = self.shapes  # reads every config, before the text is made too
         refuse_other_statistics(self.params, self.run.text_path)
+        if others := sorted(set(self.params.domains or {}) - set(self.text.domains)):
+            known = shortened(self.text.domains)
+            print(f"note: domains names {shortened(others)}, but the text's are {known}.", file=sys.stderr)
         for name, folder in folders.items() if not self.complete else ():
             check_seed(name, folder, self.text, self.params.context)

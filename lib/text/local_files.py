@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pyarrow
 
-from lib.base.errors import InputError
+from lib.base.errors import InputError, shortened
 from lib.base.files import is_lfs_pointer
 
 READ = ".txt, .jsonl or .json (an object a line), each also .gz or .zst, or .parquet"
@@ -54,15 +54,9 @@ def find(path: Path) -> Found:
         else:
             files.append(file)
     if not files:
-        seen = f"; what is there is not read: {shown(skipped)}" if skipped else ""
+        seen = f"; what is there is not read: {shortened(skipped)}" if skipped else ""
         raise InputError(f"text: {path} has no file that ends in {READ}{seen}.")
     return Found(sorted(files), sorted(skipped))
-
-
-def shown(paths: list[Path], most: int = 5) -> str:
-    """A few paths for a sentence, and how many others there are."""
-    more = f" and {len(paths) - most:,} more" if len(paths) > most else ""
-    return ", ".join(map(str, paths[:most])) + more
 
 
 def _literal_part(path: Path) -> tuple[Path, tuple[str, ...]]:

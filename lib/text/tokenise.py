@@ -22,14 +22,13 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from lib.base import params as parameters
-from lib.base.errors import InputError
+from lib.base.errors import InputError, shortened
 from lib.base.files import file_sha256, locked, read_json, write_atomically, write_if_changed, write_json
 from lib.base.hub import CONFIG_AND_TOKENIZER, seed_folder, seed_source
 from lib.base.params import CACHE, Params, TextSource
 from lib.text import documents
 from lib.text.blocks import Text, read_text, write_text
 from lib.text.documents import Part
-from lib.text.local_files import shown
 from lib.text.tokens import TOKENIZER_PARTS, shared_tokenizer, token_bytes, tokenizer_sha256
 
 PACKING_VERSION = 2  # raise it with every change to how documents become blocks: it is part of a cached text's name
@@ -328,7 +327,7 @@ def check_text(params: Params) -> str | None:
         read_text(params.text_path).cut(params.context).take(params.token_budget)
     elif source.dataset is None and not made_token_file(params):
         if skipped := documents.check_files(source).skipped:
-            return f"not read as text: {shown(skipped)}."
+            return f"not read as text: {shortened(skipped)}."
     return None
 
 
