@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from lib import cache
 from lib.base import params as parameters
 from lib.base.errors import InputError
-from lib.base.files import file_sha256, write_json
+from lib.base.files import file_sha256, read_json, write_json
 from lib.collect.preflight import Preflight
 
 ABLATIONS = "lib.chapters.interventions.tables"
@@ -135,6 +135,13 @@ def test_a_config_that_is_only_written_otherwise_is_the_same(make_run, seed_fold
     before, path = cache.input_hashes(run.params, None), folders["a"] / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"transformers_version": "9", "_name_or_path": "x"}))
     assert cache.input_hashes(run.params, None) == before
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": 1', b"[1]", b"\xff", b"[" * 100_000])
+def test_a_damaged_record_is_one_sentence(tmp_path, content):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(InputError, match="x.json is damaged: it does not hold a JSON object\\."):
+        read_json(tmp_path / "x.json")
 
 
 # ---------------------------------------------------------------- the same weights under two names
