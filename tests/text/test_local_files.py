@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import resource
+import sys
 import tracemalloc
 
 import pytest
@@ -189,23 +190,24 @@ def test_a_null_above_a_nested_field_is_a_null(tmp_path):
 def test_half_a_surrogate_in_a_domain_is_replaced(tmp_path):
     written(tmp_path, "x.jsonl", content='{"text": "a", "kind": "cut \\ud83d"}\n')
     assert [part.domain for part in parts(TextSource(files=str(tmp_path), domain="kind"))] == ["cut \ufffd"]
-    folder = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")  # a name in ISO-8859-1
-    os.mkdir(folder)
-    with open(f"{folder}/x.txt", "w") as file:
-        file.write("a")
-    assert {part.domain for part in parts(TextSource(files=str(tmp_path)))} == {tmp_path.name, "caf\ufffd"}
+    if sys.platform == "linux":  # elsewhere names are UTF-8
+        folder = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")  # a name in ISO-8859-1
+        os.mkdir(folder)
+        with open(f"{folder}/x.txt", "w") as file:
+            file.write("a")
+        assert {part.domain for part in parts(TextSource(files=str(tmp_path)))} == {tmp_path.name, "caf\ufffd"}
 
 
 def test_more_folders_than_files_may_be_open_take_turns(tmp_path):
-    for number in range(150):
+    for number in range(400):
         written(tmp_path, f"{number:03d}/x.jsonl{'.gz' if number % 2 else ''}", content=LINE * 3)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     try:
         found = [part.domain for part in parts(TextSource(files=str(tmp_path)))]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert found == [f"{number:03d}" for number in range(150)] * 3
+    assert found == [f"{number:03d}" for number in range(400)] * 3
 
 
 def test_a_file_that_changes_while_it_is_read_is_one_sentence(tmp_path):
