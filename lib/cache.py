@@ -8,17 +8,19 @@ an edit of the code: `make report` says so in a line, and after `make clean` it 
 """
 
 import ast
+import filecmp
 import hashlib
 import json
 from collections.abc import Callable
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib.base import params as parameters
 from lib.base.errors import InputError, listed
 from lib.base.files import file_sha256, read_json, write_json
-from lib.base.hub import seed_folder, weights_sha256
+from lib.base.hub import seed_folder, weight_files, weights_sha256
 from lib.base.params import Params
 
 if TYPE_CHECKING:  # resolving parameters comes here too, and must not wait for torch
@@ -28,6 +30,7 @@ if TYPE_CHECKING:  # resolving parameters comes here too, and must not wait for 
 
 COMPUTING = ("kernels", "text", "models", "labels", "collect", "chapters")  # rooms whose code decides numbers
 NATIVE = ("*.cpp", "*.h")  # in lib/kernels
+COSMETIC = ("transformers_version", "_name_or_path")  # keys of a config.json that say nothing about the model
 PASS = "lib.collect.passes"  # the module that makes statistics
 
 
@@ -35,25 +38,53 @@ PASS = "lib.collect.passes"  # the module that makes statistics
 
 
 def content_sha256(path: Path) -> str:
-    """SHA-256 of a file, hashed again only where its size or its time of change is another than at the last call."""
+    """SHA-256 of a file, hashed again only where its size or one of its times is another than at the last call.
+
+    The time of its last change of any kind tells a file that `cp -p` or `tar x` put there from one of that date.
+    """
     memory = parameters.OUTPUTS / parameters.CACHE / "hashes.json"
     known, state = read_json(memory), path.stat()
-    now = [state.st_size, state.st_mtime_ns]
+    now = [state.st_size, state.st_mtime_ns, state.st_ctime_ns]
     name = str(path.resolve())
-    if known.get(name, [])[:2] != now:
+    if known.get(name, [])[:-1] != now:
         known[name] = [*now, file_sha256(path)]
         write_json(memory, known)
-    return known[name][2]
+    return known[name][-1]
 
 
 def input_hashes(params: Params, text: Path | None) -> dict[str, str]:
-    """SHA-256 of the text and of each seed's weights, by `text` and `seed <name>`; nothing for what is not there."""
+    """SHA-256 of the text and of each seed's weights and configuration, by `text`, `seed <name>` and `config <name>`;
+    nothing for what is not there."""
     hashes = {"text": content_sha256(text)} if text and text.is_file() else {}
     for name in sorted(params.seeds):
         folder = seed_folder(params, name)
         weights = weights_sha256(folder, content_sha256) if folder else None
-        hashes |= {f"seed {name}": weights} if weights else {}
+        hashes |= {f"seed {name}": weights, f"config {name}": config_sha256(folder)} if weights else {}
     return hashes
+
+
+def config_sha256(folder: Path) -> str:
+    """SHA-256 of what a seed's config.json says about the model, however it is written."""
+    said = read_json(folder / "config.json")
+    model = {key: value for key, value in said.items() if key not in COSMETIC}
+    return hashlib.sha256(json.dumps(model, sort_keys=True).encode()).hexdigest()
+
+
+def refuse_same_weights(params: Params) -> None:
+    """Raises InputError if two seeds that are on this machine have the same weights, whatever they are called."""
+    folders = {name: seed_folder(params, name) for name in params.seeds}
+    files = {name: weight_files(folder) for name, folder in folders.items() if folder}
+    for (one, own), (two, other) in combinations(files.items(), 2):
+        if own and len(own) == len(other) and all(map(_same_bytes, own, other)):
+            raise InputError(
+                f"seeds: '{one}' ({params.seeds[one]}) and '{two}' ({params.seeds[two]}) have the same weights, so "
+                "that every neuron would be universal; name models that were trained from different random seeds."
+            )
+
+
+def _same_bytes(one: Path, two: Path) -> bool:
+    """Whether two files are one or hold the same; reads no further than to the first difference."""
+    return one.samefile(two) or filecmp.cmp(one, two, shallow=False)
 
 
 def refuse_other_statistics(params: Params, text: Path | None) -> None:

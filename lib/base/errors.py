@@ -29,6 +29,13 @@ def listed(names: Iterable[str]) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
+def shortened(names: Iterable[object], most: int = 5) -> str:
+    """The first few of some names, and how many others there are."""
+    names = list(map(str, names))
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def first_line(error: Exception) -> str:
     """An error's first line as part of a sentence, or the name of its type."""
     lines = str(error).strip().splitlines()

@@ -11,12 +11,21 @@ from pathlib import Path
 
 from lib.base.errors import InputError
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # errors of file systems that cannot lock
 
 
 def read_json(path: Path) -> dict:
-    """A JSON file's content; {} for a file that does not exist."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """A JSON object from a file; {} for a file that does not exist, InputError for one that holds something else."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is damaged: it does not hold a JSON object.")
+    return content
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -28,6 +37,12 @@ def file_sha256(path: Path | str) -> str:
     """SHA-256 of a file's bytes, hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file is the few lines that git-lfs puts in the place of a large file that was not fetched."""
+    with open(path, "rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -22,7 +22,7 @@ CACHE = "cache"  # the folder in outputs/ that all runs share, hence not a run's
 
 # Keys that the pass over the text depends on; everything else is algebra on its statistics.
 STATISTICS_KEYS = (
-    *("seeds", "revision", "text", "context", "token_budget", "random_seed"),
+    *("seeds", "revision", "text", "domains", "context", "token_budget", "random_seed"),
     *("precision", "products", "sketch_rows", "compare"),
 )
 
@@ -31,6 +31,7 @@ STATISTICS_KEYS = (
 SHORT = 4
 
 _HUB_ID = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
+_KIND_OF_TEXT = "^(prose|english|code|several|[a-z]{2})$"
 _CHECKED = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
@@ -44,7 +45,7 @@ class TextSource(BaseModel):
     model_config = _CHECKED
 
     dataset: str | None = _optional("the id of a dataset on the Hub, `owner/name`", f"^{_HUB_ID}$")
-    files: str | None = _optional("the path of a .jsonl, .jsonl.zst, .txt or .parquet file, a folder or a glob of them")
+    files: str | None = _optional("the path of a .txt, .jsonl, .json or .parquet file, a folder or a glob of them")
     subset: str | None = _optional("the name of one of the dataset's subsets")
     split: str | None = _optional("the name of one of the dataset's splits")
     data_files: str | None = _optional(
@@ -95,8 +96,13 @@ class Params(BaseModel):
     )
     reference: str = Field(description="the name of one of the seeds")
     text: str | TextSource = Field(
-        description="the path of a token file or of .jsonl, .jsonl.zst, .txt or .parquet files, or a mapping with the "
+        description="the path of a token file or of .txt, .jsonl, .json or .parquet files, or a mapping with the "
         "keys dataset and split, or files (docs/models-and-text.md)"
+    )
+    domains: dict[str, Annotated[str, Field(pattern=_KIND_OF_TEXT)]] | None = Field(
+        None,
+        description="the kind of some of the text's domains, each as `name: kind`, where a kind is prose, english, "
+        "code, several or the two letters of a language, in quotes",
     )
     context: int = Field(ge=3, description="a whole number of tokens, 3 or more")
     token_budget: int = Field(description="a whole number of tokens, at least one context")

@@ -14,6 +14,7 @@ from lib.base.errors import InputError, exit_on_input_error
 from lib.base.hub import seed_config
 from lib.base.machine import device_of
 from lib.base.params import Params, read_params
+from lib.cache import refuse_same_weights
 from lib.collect import planner, prices
 from lib.collect.first_look import LOSS_BLOCKS, PILOT_BLOCKS
 from lib.collect.planner import FIRST, PARTS, Plan, Setting, Shape, Unit, pack, pass_memory, setting_of
@@ -26,7 +27,7 @@ from lib.labels.labels import TOKENS_KEPT
 from lib.labels.syntax import needs_spacy
 from lib.labels.token_classes import TOKEN_CLASSES
 from lib.run import Run
-from lib.text.tokenise import made_token_file
+from lib.text.tokenise import check_text, made_token_file
 
 FREQUENT_WORDS = 300  # at most, with a label of their own
 FOLLOWED = 13  # pairs that are followed, for each neuron of two seeds: of 16 candidates each, some coincide
@@ -168,6 +169,8 @@ def estimate(params: Params) -> tuple[dict[str, float], float, float]:
 
 def lines(params: Params) -> list[str]:
     """The forecast of a run, one line a fact; InputError if it cannot fit."""
+    refuse_same_weights(params)
+    note = check_text(params)
     inputs, device = Preflight(Run(params)), device_of(params)
     shapes = inputs.shapes
     # all groupings are known only of a text that is tokenised and read by spaCy; else the large ones, by bounds
@@ -205,7 +208,7 @@ def lines(params: Params) -> list[str]:
         facts.append(
             "not counted: before the passes spaCy labels the syntax of English prose, some minutes per million tokens"
         )
-    return facts + timed + lacking
+    return facts + ([note] if note else []) + timed + lacking
 
 
 def _facts(plan: Plan, params: Params) -> list[str]:

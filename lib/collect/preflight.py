@@ -1,10 +1,12 @@
 """What a run reads, found and checked once before anything slow starts, then handed down to passes and forecast."""
 
+import sys
 from functools import cached_property
 from pathlib import Path
 
+from lib.base.errors import shortened
 from lib.base.hub import fetch_seed, seed_source
-from lib.cache import input_hashes, refuse_other_statistics
+from lib.cache import input_hashes, refuse_other_statistics, refuse_same_weights
 from lib.collect.grouped_tables import grouped_tables
 from lib.collect.planner import Shape, seed_shapes
 from lib.kernels.grouped import Layout, Table, layout_of
@@ -13,6 +15,7 @@ from lib.labels.labels import Grouping, LabelSet
 from lib.models.trunk import check_seed, check_weights
 from lib.run import Run
 from lib.text.blocks import Text
+from lib.text.tokenise import check_text
 
 
 class Preflight:
@@ -28,13 +31,14 @@ class Preflight:
         if self.complete:
             return {name: seed_source(self.params, name) for name in self.params.seeds}
         folders = {name: fetch_seed(self.params, name) for name in sorted(self.params.seeds)}
+        refuse_same_weights(self.params)
         for name, folder in folders.items():
             check_weights(name, folder)
         return folders
 
     @cached_property
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of the text and of each seed's weights, by `text` and `seed <name>`."""
+        """`input_hashes` of the run."""
         return input_hashes(self.params, self.run.text_path)
 
     @cached_property
@@ -70,9 +74,14 @@ class Preflight:
     def check(self) -> None:
         """Refuses statistics of other parameters or files, and seeds and a text that cannot be used together."""
         refuse_other_statistics(self.params, None)
+        if not self.complete:
+            check_text(self.params)
         folders = self.folders  # before the text is made
         if not self.complete:
             _ = self.shapes  # reads every config, before the text is made too
         refuse_other_statistics(self.params, self.run.text_path)
+        if others := sorted(set(self.params.domains or {}) - set(self.text.domains)):
+            known = shortened(self.text.domains)
+            print(f"note: domains names {shortened(others)}, but the text's are {known}.", file=sys.stderr)
         for name, folder in folders.items() if not self.complete else ():
             check_seed(name, folder, self.text, self.params.context)

@@ -6,6 +6,7 @@ from lib.labels import labels, syntax, topics
 from lib.labels.labels import WORD_PLACES, Grouping, LabelSet
 from lib.labels.token_classes import TOKEN_CLASSES, TokenClass
 from lib.run import Run
+from lib.text.domains import known_domains
 from lib.text.tokens import token_strings
 
 
@@ -33,7 +34,7 @@ def run_label_sets(
     run: Run, groupings: dict[str, Grouping], classes: tuple[TokenClass, ...] = TOKEN_CLASSES
 ) -> list[LabelSet]:
     """The labels over a run's groupings; those of the token itself come first. `classes` are the token classes."""
-    sets = labels.label_sets(run.text, run.tokenizer, classes)
+    sets = labels.label_sets(run.text, run.tokenizer, classes, known_domains(run.params.domains))
     for name, labels_of in ((syntax.GROUPING, syntax.syntax_labels), ("topic", topics.topic_labels)):
         if name in groupings:
             sets.append(labels_of(groupings[name].groups))

@@ -18,7 +18,7 @@ from torch import Tensor
 from lib.base.errors import InputError
 from lib.labels.token_classes import TOKEN_CLASSES, TokenClass
 from lib.text.blocks import Text
-from lib.text.domains import CODE, DOMAINS, LANGUAGES
+from lib.text.domains import CODE, DOMAINS, LANGUAGES, Domain
 from lib.text.tokens import token_strings, token_text
 
 TOKENS_KEPT = 8192  # most token ids that are summed one by one: all of the shipped seeds'; for GPT2-medium 6 GB, not 40
@@ -153,14 +153,14 @@ def position_labels(context: int) -> LabelSet:
     return label_set("position", [(f"position < {edge}", "position", "position", position < edge) for edge in edges])
 
 
-def domain_labels(domains: tuple[str, ...]) -> LabelSet:
+def domain_labels(domains: tuple[str, ...], kinds: dict[str, Domain] = DOMAINS) -> LabelSet:
     """Labels for languages, English, languages other than English, source code, genres and single domains.
 
-    A label with the same or the opposite members as an earlier one is left out. Languages are those of
-    lib/text/domains.yaml; a domain that is not named there carries no label of a language.
+    A label with the same or the opposite members as an earlier one is left out. A domain that `kinds` does not name
+    carries no label of a language.
     """
     names = np.array(domains)
-    language = np.array([DOMAINS[domain].language if domain in DOMAINS else "" for domain in domains])
+    language = np.array([kinds[domain].language if domain in kinds else "" for domain in domains])
     genre = np.array([re.sub(r" \(\w\w\)$", "", domain) for domain in domains])
     foreign = sorted(set(language) - {"en", CODE, ""})
     genres = sorted(one for one, count in Counter(genre).items() if count > 1)
@@ -204,13 +204,15 @@ def groupings(text: Text, tokenizer) -> dict[str, Grouping]:
     return {grouping.name: grouping for grouping in made}
 
 
-def label_sets(text: Text, tokenizer, classes: tuple[TokenClass, ...] = TOKEN_CLASSES) -> list[LabelSet]:
+def label_sets(
+    text: Text, tokenizer, classes: tuple[TokenClass, ...] = TOKEN_CLASSES, kinds: dict[str, Domain] = DOMAINS
+) -> list[LabelSet]:
     """The labels over `groupings`: classes of the current, the previous and the next token, position and domain."""
     vocabulary = token_labels(tokenizer, token_counts(text), text.vocab_size, classes)
     members = vocabulary.member[:, occurring(text)]
     current = label_set("token", list(zip(*vocabulary.labels.to_numpy().T, members, strict=True)))
     neighbours = [shifted(current, "previous_token"), shifted(current, "next_token")]
-    return [current, *neighbours, position_labels(text.context), domain_labels(text.domains)]
+    return [current, *neighbours, position_labels(text.context), domain_labels(text.domains, kinds)]
 
 
 def word_places(text: Text, tokenizer) -> Int[Tensor, "blocks context"]:

@@ -20,12 +20,12 @@ import torch
 from jaxtyping import Int
 from tqdm import tqdm
 
-from lib.base.errors import InputError, exit_on_input_error
+from lib.base.errors import InputError, exit_on_input_error, shortened
 from lib.base.files import file_sha256, write_atomically
 from lib.labels.labels import Grouping, LabelSet, label_set
 from lib.run import Run
 from lib.text.blocks import Text, packing_order, read_text
-from lib.text.domains import ENGLISH_PROSE
+from lib.text.domains import ENGLISH_PROSE, known_domains
 from lib.text.tokens import token_bytes
 
 GROUPING = "linguistics"  # its name in the statistics
@@ -241,7 +241,11 @@ def run_syntax(run: Run) -> Grouping | None:
     if known is not None:
         return known
     if not prose:
-        print("no syntax labels: none of the text's domains is prose in lib/text/domains.yaml.", file=sys.stderr)
+        print(
+            f"no syntax labels: none of the text's domains ({shortened(run.text.domains)}) is known as English prose; "
+            "if one is, say so in the parameters, as in `domains: {forum: prose}`.",
+            file=sys.stderr,
+        )
         return None
     made = read_syntax(run.text, run.tokenizer, prose)
     write_syntax(run.folder / "stats" / FILE, made, _own_key(run))
@@ -256,7 +260,9 @@ def needs_spacy(run: Run) -> bool:
 def _prose_domains(run: Run) -> tuple[str, ...]:
     """The domains of English prose that the run's blocks hold."""
     present = {run.text.domains[index] for index in run.text.domain.unique().tolist()}
-    return tuple(sorted(present & set(ENGLISH_PROSE)))
+    return tuple(
+        sorted(name for name, kind in known_domains(run.params.domains).items() if kind.prose and name in present)
+    )
 
 
 def _own_key(run: Run) -> str:
@@ -268,7 +274,7 @@ def _known_syntax(run: Run) -> Grouping | None:
     """The signatures shipped with the text, or those of an earlier call."""
     blocks, context = run.text.tokens.shape
     shipped = stored_syntax(run.text_path.with_name(FILE), file_sha256(run.text_path))
-    if shipped is not None:
+    if shipped is not None and set(_prose_domains(run)) <= set(ENGLISH_PROSE):
         return Grouping(shipped.name, shipped.groups, shipped.ids[:blocks, :context])
     return stored_syntax(run.folder / "stats" / FILE, _own_key(run))
 

@@ -8,7 +8,7 @@ from lib.base import progress
 from lib.base.errors import InputError
 from lib.base.files import read_json
 from lib.base.params import Params, read_params, write_params, write_statistics_key
-from lib.cache import PASS, code_of, refuse_other_statistics
+from lib.cache import PASS, code_of, refuse_other_statistics, refuse_same_weights
 
 
 def resolve(parameter_file: Path, run: str, seed: str | None = None, tokens: str | None = None) -> Params:
@@ -20,7 +20,8 @@ def resolve(parameter_file: Path, run: str, seed: str | None = None, tokens: str
     budget = int(tokens) if tokens and re.fullmatch(r"\d+", tokens) else tokens
     params = read_params(parameter_file, run=run, reference=seed, token_budget=budget)
     _refuse_missing_device(params)
-    _refuse_changed_documents(params)
+    _check_documents(params)
+    refuse_same_weights(params)
     refuse_other_statistics(params, params.text_path)
     _note_other_code(params)
     write_statistics_key(params, params.folder / "statistics.yaml")
@@ -67,17 +68,19 @@ def _refuse_missing_device(params: Params) -> None:
             raise InputError("device is 'cuda', but torch finds no CUDA device; this machine allows auto and cpu.")
 
 
-def _refuse_changed_documents(params: Params) -> None:
-    """Local documents must exist, and must not have changed since statistics were made from them."""
+def _check_documents(params: Params) -> None:
+    """Local documents must be readable, and must not have changed since statistics were made from them."""
     if params.text_source is None or params.text_source.dataset is not None:
         return
-    from lib.text.tokenise import local_files_changed  # slow to import
+    from lib.text.tokenise import check_text, local_files_changed  # slow to import
 
     if local_files_changed(params) and (params.folder / "stats" / "done.json").exists():
         raise InputError(
             f"files of the text {params.text_title} have changed since outputs/{params.run} was made from them; choose "
             f"another name with RUN=…, or delete it with `make clean RUN={params.run}`."
         )
+    if note := check_text(params):
+        print(f"note: {note}", file=sys.stderr)
 
 
 def _forget_other_tables(params: Params) -> None:

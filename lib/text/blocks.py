@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lib.base.errors import InputError
+from lib.base.files import is_lfs_pointer
 
 SHUFFLE_SEED = 20240122  # of the order of the shipped text's blocks
 REQUIRED_METADATA = ("domains", "tokenizer_sha256", "vocab_size", "bos_id", "newline_ids", "context")
@@ -56,9 +57,11 @@ class Text:
         """The first `token_budget // context` blocks; InputError when that is none or more than there are."""
         available = self.tokens.numel()
         if not self.context <= token_budget <= available:
+            several = f"from {self.context} (one block) to {available} (the whole text)"
+            allowed, s = (several, "s") if available > self.context else (available, "")
             raise InputError(
-                f"A token budget of {token_budget} cannot be used with this text: "
-                f"it must be from {self.context} (one block) to {available} (the whole text)."
+                f"token_budget is {token_budget}, but the text has {len(self.tokens):,} block{s} of {self.context} "
+                f"tokens; it must be {allowed}."
             )
         blocks = slice(token_budget // self.context)
         return replace(self, tokens=self.tokens[blocks], domain=self.domain[blocks], document=self.document[blocks])
@@ -112,6 +115,8 @@ def read_text(path: Path | str) -> Text:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"The token file {path} does not exist.")
+    if is_lfs_pointer(path):
+        raise InputError(f"The token file {path} is a pointer of git-lfs, not the file itself; run `git lfs pull`.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -177,12 +182,17 @@ def _whole_number(metadata: dict[str, str], name: str) -> int:
 def _list_of(kind: type, metadata: dict[str, str], name: str) -> tuple:
     try:
         values = json.loads(metadata[name])
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         values = None
     if not isinstance(values, list) or not all(type(value) is kind for value in values):
         needed = f"a JSON list of type {kind.__name__} is needed"
         raise InputError(f"metadata '{name}' = {metadata[name][:60]!r}, where {needed}")
-    return tuple(values)
+    return tuple(map(characters, values) if kind is str else values)
+
+
+def characters(text: str) -> str:
+    """The text without halves of surrogate pairs, which JSON and names of files may hold and which no encoding has."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def packing_order(blocks: int, seed: int = SHUFFLE_SEED) -> np.ndarray:

@@ -1,11 +1,10 @@
-"""Documents as they stream from a source: a dataset on the Hub, or local .jsonl, .jsonl.zst, .txt and .parquet files.
+"""Documents as they stream from a source: a dataset on the Hub, or local files (lib/text/local_files.py).
 
 A document has a number, its place in the source from 0 on; a text file is one document. Long documents come in parts,
 so that none has to fit in memory. Folders of local files take turns, one document each, so that a prefix of the text
 holds some of all. Every fault of a source is one InputError sentence.
 """
 
-import glob
 import io
 import itertools
 import json
@@ -22,9 +21,11 @@ import pyarrow.parquet
 from lib.base.errors import InputError, first_line
 from lib.base.hub import download_failure
 from lib.base.params import TextSource
+from lib.text.blocks import characters
+from lib.text.local_files import Found, find, kind_of, opened
 
-ENDINGS = (".jsonl", ".jsonl.zst", ".txt", ".parquet")
-PART_CHARACTERS = 2**18  # a longer document is handed on in parts, each ending with a line
+PART_CHARACTERS = 2**18  # a longer document is handed on in parts
+PARQUET_ROWS = 64  # read at a time
 UNKNOWN_DOMAIN = "unknown"  # of a document whose domain field is empty
 
 
@@ -37,7 +38,7 @@ class Part(NamedTuple):
     text: str
 
 
-Document = tuple[str, Iterable[str]]  # domain, lines or the whole text
+Document = tuple[str, Iterable[str]]  # domain, and the text in pieces of any size
 
 
 def parts(source: TextSource, commit: str | None = None, start: tuple[int, int] = (0, 0)) -> Iterator[Part]:
@@ -48,24 +49,34 @@ def parts(source: TextSource, commit: str | None = None, start: tuple[int, int] 
     for number, (domain, lines) in enumerate(documents, first):
         for index, text in enumerate(_parts_of(lines)):
             if number > first or index >= done:
-                yield Part(number, index, domain, text)
+                yield Part(number, index, characters(domain), text)
 
 
-def _parts_of(lines: Iterable[str]) -> Iterator[str]:
-    """Lines joined into parts of about PART_CHARACTERS; a part ends before the blanks that end a line.
+def _parts_of(pieces: Iterable[str]) -> Iterator[str]:
+    """Pieces of a text of any size, as parts of at most about PART_CHARACTERS, however long its lines are.
 
-    GPT-2's pre-tokeniser cuts before blanks anyway, so the parts have the tokens of the whole.
+    A part ends before a blank between two words if it has one. Pre-tokenisers of byte-level BPE cut there anyway, so
+    the parts have the tokens of the whole.
     """
-    part, size = [], 0
-    for line in lines:
-        part.append(line)
-        size += len(line)
-        if size >= PART_CHARACTERS and (whole := "".join(part)).strip():
-            yield whole.rstrip()
-            part = [whole[len(whole.rstrip()) :]]
-            size = len(part[0])
+    waiting, size = [], 0
+    for piece in pieces:
+        for start in range(0, len(piece), PART_CHARACTERS):
+            waiting.append(piece[start : start + PART_CHARACTERS])
+            size += len(waiting[-1])
+            if size >= PART_CHARACTERS:
+                whole = "".join(waiting)
+                stop = _end_of_part(whole)
+                yield whole[:stop]
+                waiting, size = [whole[stop:]], len(whole) - stop
     if size:
-        yield "".join(part)
+        yield "".join(waiting)
+
+
+def _end_of_part(text: str) -> int:
+    """Where a part of a text ends: before its last blank between words, else its last other blanks, else anywhere."""
+    turned = text[::-1]  # so that the last blank is the first
+    blank = re.search(r"(?<=\S) (?=\S)", turned) or re.search(r"\s(?=\S)", turned)
+    return len(text) - 1 - blank.start() if blank else len(text)
 
 
 def _document(row: dict[str, Any], source: TextSource, domain: str, where: Callable[[], str]) -> Document:
@@ -73,21 +84,20 @@ def _document(row: dict[str, Any], source: TextSource, domain: str, where: Calla
     text = _value(row, source.field, where)
     if not isinstance(text, str | None):
         raise InputError(f"{where()}: field '{source.field}' is {type(text).__name__}, where text is needed.")
-    if text and not text.isascii():  # JSON may hold half of a surrogate pair, which is not a character
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if source.domain is not None:
         value = _value(row, source.domain, where)
         domain = UNKNOWN_DOMAIN if value in (None, "") else str(value)
-    lines = io.StringIO(text or "", newline="\n") if len(text or "") > PART_CHARACTERS else [text or ""]
-    return domain, lines
+    return domain, [characters(text or "")]
 
 
 def _value(row: dict[str, Any], field: str, where: Callable[[], str]) -> Any:
-    """A field of a record; dots separate nested fields."""
+    """A field of a record; dots separate nested fields, and below null all is null."""
     if field in row:
         return row[field]
     value: Any = row
     for step in field.split("."):
+        if value is None:
+            return None
         if not isinstance(value, dict) or step not in value:
             raise _no_field(where(), field, row)
         value = value[step]
@@ -102,30 +112,28 @@ def _no_field(where: str, field: str, known: Iterable[str]) -> InputError:
 # ---------------------------------------------------------------- local files
 
 
-def files_of(source: TextSource) -> list[Path]:
-    """The files of a path, folder or glob, sorted; InputError if there is none, or one of another kind."""
-    path = source.path
-    if path.is_dir():
-        found = [file for file in path.rglob("*") if file.is_file() and file.name.endswith(ENDINGS)]
-    else:
-        found = [Path(file) for file in glob.glob(str(path), recursive=True) if Path(file).is_file()]
-        wrong = next((file for file in found if not file.name.endswith(ENDINGS)), None)
-        if wrong is not None:
-            raise InputError(
-                f"text: {wrong} cannot be read as text; a file must end in {', '.join(ENDINGS)} or .safetensors."
-            )
-    if not found:
-        raise InputError(
-            f"text: there is no file {path} and no {', '.join(ENDINGS)} file in a folder or glob of that name; a "
-            "dataset on the Hub is a mapping with the keys dataset and split (docs/models-and-text.md)."
-        )
-    return sorted(found)
+def files_of(source: TextSource) -> Found:
+    """The files of a path, folder or glob, and what is not read there; InputError if there is nothing to read."""
+    return find(source.path)
+
+
+def check_files(source: TextSource) -> Found:
+    """`files_of`, after a look at the first document of each; InputError for the first that cannot be used."""
+    found = files_of(source)
+    for file in found.files:
+        kind = kind_of(file)
+        if kind == "parquet":
+            with _parquet(file, source):
+                pass
+        else:
+            next(_text_of(file) if kind == "txt" else _of_lines(file, source), None)
+    return found
 
 
 def _local(source: TextSource) -> Iterator[Document]:
     """Documents of all files; folders take turns."""
     folders: dict[Path, list[Path]] = {}
-    for file in files_of(source):
+    for file in files_of(source).files:
         folders.setdefault(file.parent, []).append(file)
     turns = [itertools.chain.from_iterable(_of_file(file, source) for file in files) for files in folders.values()]
     while turns:
@@ -139,49 +147,61 @@ def _local(source: TextSource) -> Iterator[Document]:
 
 
 def _of_file(file: Path, source: TextSource) -> Iterator[Document]:
-    domain = file.parent.name
-    if file.suffix == ".txt":
-        yield domain, _lines(file)
-    elif file.suffix == ".parquet":
-        yield from _of_parquet(file, source, domain)
-    else:
-        for number, line in enumerate(_lines(file), 1):
+    match kind_of(file):
+        case "txt":
+            yield file.parent.name, _text_of(file)
+        case "parquet":
+            yield from _of_parquet(file, source)
+        case _:
+            yield from _of_lines(file, source)
+
+
+def _text_of(file: Path) -> Iterator[str]:
+    """The text of a file in pieces, with its line ends as they are."""
+    with _readable(file), io.TextIOWrapper(opened(file), encoding="utf-8-sig", newline="") as text:
+        while piece := text.read(PART_CHARACTERS):
+            yield piece
+
+
+def _of_lines(file: Path, source: TextSource) -> Iterator[Document]:
+    """Documents of a file with a JSON object a line."""
+    with _readable(file), io.TextIOWrapper(opened(file), encoding="utf-8-sig", newline="\n") as lines:
+        for number, line in enumerate(lines, 1):
             if line.strip():
                 where = partial("{}, line {}".format, file, number)
-                yield _document(_record(line, where), source, domain, where)
-
-
-def _lines(file: Path) -> Iterator[str]:
-    """The lines of a text file with their line ends."""
-    with _readable(file):
-        packed = file.suffix == ".zst"
-        raw = io.BufferedReader(pyarrow.input_stream(str(file), compression="zstd")) if packed else open(file, "rb")
-        # only a newline ends a line of JSON; a text file may have other line ends
-        with io.TextIOWrapper(raw, encoding="utf-8-sig", newline="" if file.suffix == ".txt" else "\n") as text:
-            yield from text
+                yield _document(_record(line, where), source, file.parent.name, where)
 
 
 def _record(line: str, where: Callable[[], str]) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
-        raise InputError(f"{where()} is not JSON ({error.msg}).") from None
+        raise InputError(f"{where()} is not JSON ({error.msg}); each line must hold one object.") from None
+    except (ValueError, RecursionError):
+        raise InputError(f"{where()} has a number of thousands of digits, or is nested thousands deep.") from None
     if not isinstance(record, dict):
         raise InputError(f"{where()} is not a JSON object with fields.")
     return record
 
 
-def _of_parquet(file: Path, source: TextSource, domain: str) -> Iterator[Document]:
-    with _readable(file), pyarrow.parquet.ParquetFile(file) as table:
+def _of_parquet(file: Path, source: TextSource) -> Iterator[Document]:
+    with _parquet(file, source) as (table, columns):
+        batches = table.iter_batches(PARQUET_ROWS, columns=columns)
+        for number, row in enumerate(itertools.chain.from_iterable(batch.to_pylist() for batch in batches), 1):
+            yield _document(row, source, file.parent.name, partial("{}, row {}".format, file, number))
+
+
+@contextmanager
+def _parquet(file: Path, source: TextSource) -> Iterator[tuple[pyarrow.parquet.ParquetFile, list[str]]]:
+    """A Parquet file and the columns that hold the source's fields; InputError if it lacks one."""
+    with _readable(file), opened(file) as raw, pyarrow.parquet.ParquetFile(raw) as table:
         known = table.schema_arrow.names
         wanted = [name for name in (source.field, source.domain) if name is not None]
         columns = [name if name in known else name.split(".")[0] for name in wanted]
         missing = [name for name, column in zip(wanted, columns, strict=True) if column not in known]
         if missing:
             raise _no_field(str(file), missing[0], known)
-        batches = table.iter_batches(256, columns=list(dict.fromkeys(columns)))
-        for number, row in enumerate(itertools.chain.from_iterable(batch.to_pylist() for batch in batches), 1):
-            yield _document(row, source, domain, partial("{}, row {}".format, file, number))
+        yield table, list(dict.fromkeys(columns))
 
 
 @contextmanager

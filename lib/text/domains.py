@@ -1,7 +1,8 @@
-"""The language of each domain of a text, and whether it is English prose: the table domains.yaml (docs/method.md §5).
+"""The language of each domain of a text, and whether it is English prose (docs/method.md §5).
 
-Syntax is labelled in English prose only, and labels of context name languages and source code. A domain that the table
-does not name is read like any other, but gets neither kind of label.
+The table domains.yaml says it of the texts that everyone has, and a run's `domains` of its own. Syntax is labelled in
+English prose only, and labels of context name languages and source code. A domain that neither names is read like any
+other, but gets neither kind of label.
 """
 
 from pathlib import Path
@@ -33,6 +34,11 @@ def domain_of(name: str, kind: str) -> Domain:
             f"{TABLE}: '{name}' is '{kind}', but must be one of {', '.join(known)}, or the two letters of a language."
         )
     return known.get(kind, Domain(kind))
+
+
+def known_domains(own: dict[str, str] | None) -> dict[str, Domain]:
+    """The table's domains and a run's own, given as `name: kind`, which go before."""
+    return DOMAINS | {name: domain_of(name, kind) for name, kind in (own or {}).items()}
 
 
 _table = yaml.load(TABLE.read_text(encoding="utf-8"), yaml.BaseLoader)  # strings only: `no` is Norwegian, not False

@@ -22,16 +22,16 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from lib.base import params as parameters
-from lib.base.errors import InputError
-from lib.base.files import locked, read_json, write_atomically, write_if_changed, write_json
-from lib.base.hub import seed_source
+from lib.base.errors import InputError, shortened
+from lib.base.files import file_sha256, locked, read_json, write_atomically, write_if_changed, write_json
+from lib.base.hub import CONFIG_AND_TOKENIZER, seed_folder, seed_source
 from lib.base.params import CACHE, Params, TextSource
 from lib.text import documents
-from lib.text.blocks import Text, write_text
+from lib.text.blocks import Text, read_text, write_text
 from lib.text.documents import Part
-from lib.text.tokens import shared_tokenizer, token_bytes, tokenizer_sha256
+from lib.text.tokens import TOKENIZER_PARTS, shared_tokenizer, token_bytes, tokenizer_sha256
 
-PACKING_VERSION = 1  # raise it with every change to how documents become blocks: it is part of a cached text's name
+PACKING_VERSION = 2  # raise it with every change to how documents become blocks: it is part of a cached text's name
 WORD_SEARCH_TOKENS = 16  # at the end of a block
 BATCH_CHARACTERS = 2**21  # tokenised at a time, on all cores
 SHARD_TOKENS = 2**22  # saved at a time: the most that a kill can lose
@@ -58,6 +58,13 @@ class Vocabulary:
     def newline_ids(self) -> tuple[int, ...]:
         """Ids of the tokens that consist of line ends only."""
         return tuple(token for token, piece in enumerate(self.pieces) if piece and not piece.strip(b"\r\n"))
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of all that decides a text's tokens: what the tokeniser does, BOS, and the bytes of each token."""
+        parts = json.loads(self.tokenizer.to_str())
+        decides = [parts[part] for part in TOKENIZER_PARTS], self.bos_id, [piece.hex() for piece in self.pieces]
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
     def boundaries(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Three booleans a token: begins with a blank, ends with a blank, begins inside a character."""
@@ -279,20 +286,18 @@ def token_file(params: Params) -> Path:
 
 def _made(params: Params, source: TextSource) -> Path:
     asked, known = _asked(params, source), _record(params)
-    if known.get("asked") != asked:
-        commit = None if source.dataset is None else documents.dataset_commit(source)
-        known = {"asked": asked, "commit": commit, "cache": None}
-    tokenizer = shared_tokenizer(params)
-    sha256 = tokenizer_sha256(Path(seed_source(params, params.reference)))
-    made_from = {"packing": PACKING_VERSION, "tokenizer": sha256, "commit": known["commit"]}
+    if known.get("asked", {}).get("text") != asked["text"]:
+        known["commit"] = None if source.dataset is None else documents.dataset_commit(source)
+    known["asked"], own = asked, vocabulary(shared_tokenizer(params))
+    made_from = {"packing": PACKING_VERSION, "vocabulary": own.sha256, "commit": known["commit"]}
     made_from |= {name: asked[name] for name in ("text", "files", "context", "blocks")}
     known["cache"] = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
     cache = _cache_folder() / known["cache"]
     write_json(cache / "made_from.json", made_from)
     write_if_changed(params.folder / "text.json", json.dumps(known, indent=2) + "\n")
     if not (cache / "tokens.safetensors").is_file():
-        size = asked["blocks"], params.context
-        build(cache, partial(documents.parts, source, known["commit"]), vocabulary(tokenizer), size, sha256)
+        size, sha256 = (asked["blocks"], params.context), tokenizer_sha256(seed_source(params, params.reference))
+        build(cache, partial(documents.parts, source, known["commit"]), own, size, sha256)
     return cache / "tokens.safetensors"
 
 
@@ -311,6 +316,21 @@ def local_files_changed(params: Params) -> bool:
     return bool(known) and known["asked"]["files"] != files
 
 
+def check_text(params: Params) -> str | None:
+    """Looks at the text that a run will read; returns a sentence on the files beside its documents that it will not.
+
+    InputError for a token file that cannot be used, and for the first document that cannot. Nothing of a dataset on the
+    Hub is known, and nothing is looked at that was tokenised already.
+    """
+    source = params.text_source
+    if source is None:
+        read_text(params.text_path).cut(params.context).take(params.token_budget)
+    elif source.dataset is None and not made_token_file(params):
+        if skipped := documents.check_files(source).skipped:
+            return f"not read as text: {shortened(skipped)}."
+    return None
+
+
 def _cache_folder() -> Path:
     return parameters.OUTPUTS / CACHE / "text"
 
@@ -320,16 +340,24 @@ def _record(params: Params) -> dict:
 
 
 def _asked(params: Params, source: TextSource) -> dict:
-    """The parameters and local files that decide a run's token file, as read back from JSON."""
+    """The parameters and local files that decide a run's token file, as read back from JSON: those of the seeds'
+    tokenisers too, as far as they are on this machine."""
     files = None
     if source.dataset is None:
-        found = documents.files_of(source)
+        found = documents.files_of(source).files
         files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in found]
     return {
         "text": source.model_dump(),
         "files": files,
+        "tokenizers": {name: _tokenizer_files(seed_folder(params, name)) for name in sorted(params.seeds)},
         "seeds": params.seeds,
         "revision": params.revision,
         "context": params.context,
         "blocks": -(-params.token_budget // params.context),
     }
+
+
+def _tokenizer_files(folder: Path | None) -> dict[str, str]:
+    """SHA-256 of each file of a seed that decides how it is tokenised, by name."""
+    paths = [] if folder is None else [folder / name for name in CONFIG_AND_TOKENIZER]
+    return {path.name: file_sha256(path) for path in paths if path.is_file()}

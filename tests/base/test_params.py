@@ -103,6 +103,9 @@ WRONG = {
     "number for a text's field": ({"text": {"files": "c", "field": 5}}, ["text.field is 5", "name of the field"]),
     "split of local files": ({"text": {"files": "c", "split": "test"}}, ["text.split is 'test'", "text.dataset only"]),
     "address for a dataset": ({"text": {"dataset": "https://x/y", "split": "t"}}, ["text.dataset", "owner/name"]),
+    "an unknown kind of text": ({"domains": {"x": "proze"}}, ["domains", "proze", "prose, english, code"]),
+    "Norwegian without quotes": ({"domains": {"x": False}}, ["domains", "false", "in quotes"]),
+    "a kind for no domain": ({"domains": "prose"}, ["domains", "'prose'", "name: kind"]),
     "the cache's name": ({"run": "cache"}, ["run", "'cache'", "folder name"]),
     "a path as the run's name": ({"run": "../x"}, ["run", "'../x'", "folder name"]),
 }
@@ -199,6 +202,7 @@ def test_statistics_key_holds_exactly_what_the_pass_depends_on(write):
         "seeds": {"a": "x", "b": "y"},
         "revision": "r",
         "text": "t",
+        "domains": {"forum": "prose"},
         "context": 128,
         "token_budget": 10240,
         "random_seed": 1,

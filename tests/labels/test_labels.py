@@ -281,9 +281,8 @@ def test_domain_labels_of_the_pile_and_of_unknown_domains():
     }
 
 
-def test_domain_named_in_the_table_gets_its_labels(monkeypatch):
-    monkeypatch.setitem(domains.DOMAINS, "forum", domains.Domain("nl"))
-    made = labels.domain_labels(("forum", "web"))
+def test_domain_that_a_run_names_gets_its_labels():
+    made = labels.domain_labels(("forum", "web"), domains.known_domains({"forum": "nl"}))
     assert made.labels["label"].tolist() == ["language other than English"], (
         "the others say the same of these two domains"
     )

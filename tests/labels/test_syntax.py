@@ -235,7 +235,8 @@ def test_run_with_its_own_text_reads_it_once_and_keeps_the_signatures(spoken, tm
     text, grouping = spoken
     path = tmp_path / "text.safetensors"
     path.write_bytes(b"another text")
-    run = SimpleNamespace(text_path=path, text=text, tokenizer=tokenizer(), folder=tmp_path / "run")
+    params = SimpleNamespace(domains=None)
+    run = SimpleNamespace(text_path=path, text=text, tokenizer=tokenizer(), folder=tmp_path / "run", params=params)
     assert syntax.needs_spacy(run)
     made = syntax.run_syntax(run)
     assert made.groups == grouping.groups and torch.equal(made.ids, grouping.ids), "the same again"
@@ -247,11 +248,22 @@ def test_run_with_its_own_text_reads_it_once_and_keeps_the_signatures(spoken, tm
     assert syntax.run_syntax(run) is None
     assert capsys.readouterr().err.startswith("no syntax labels: none of the text's domains")
     run.text, asked = replace(text, domains=("forum",)), []
-    monkeypatch.setattr(syntax, "ENGLISH_PROSE", ("speeches", "forum"))
+    params.domains = {"forum": "prose"}
     monkeypatch.setattr(syntax, "read_syntax", lambda _text, _tokenizer, chosen: asked.append(chosen) or grouping)
     assert syntax.run_syntax(run) and syntax.run_syntax(run) and asked == [("forum",)], (
         "made for the domains that are prose, once"
     )
+
+
+def test_shipped_signatures_serve_only_domains_that_they_were_made_of(spoken, tmp_path, monkeypatch):
+    text, grouping = spoken
+    path, params = tmp_path / "text.safetensors", SimpleNamespace(domains=None)
+    path.write_bytes(b"a text")
+    write_syntax(path.with_name(syntax.FILE), grouping, file_sha256(path))
+    run = SimpleNamespace(text_path=path, text=text, tokenizer=tokenizer(), folder=tmp_path / "run", params=params)
+    assert not syntax.needs_spacy(run)
+    run.text, params.domains = replace(text, domains=("forum",)), {"forum": "prose"}
+    assert syntax.needs_spacy(run)
 
 
 def test_topics_are_constant_over_documents_and_deterministic():

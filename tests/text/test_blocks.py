@@ -94,8 +94,12 @@ def test_take_counts_whole_blocks():
     assert text.take(11).tokens.tolist() == text.tokens[:2].tolist()
     assert text.take(12).domain.tolist() == [0, 1, 1]
     for budget in (3, 0, -4, 13):
-        with pytest.raises(InputError, match=rf"token budget of {budget} .* from 4 .* to 12"):
+        with pytest.raises(
+            InputError, match=f"token_budget is {budget}, but the text has 3 blocks .* from 4 .* to 12 "
+        ):
             text.take(budget)
+    with pytest.raises(InputError, match="token_budget is 12, but the text has 1 block of 4 tokens; it must be 4\\."):
+        text.take(4).take(12)
 
 
 def test_cut_shortens_blocks():
@@ -119,6 +123,8 @@ def test_cut_shortens_blocks():
         ({"newline_ids": "3"}, "metadata 'newline_ids'"),
         ({"newline_ids": '["a"]'}, "metadata 'newline_ids'"),
         ({"documents": "[1"}, "metadata 'documents'"),
+        ({"documents": "[" * 100_000}, "metadata 'documents'"),
+        ({"newline_ids": f"[{'7' * 5000}]"}, "metadata 'newline_ids'"),
         ({"vocab_size": "9"}, "ids from 0 to 9, where 0 to 8"),
         ({"bos_id": "1"}, "3 blocks that do not start with BOS"),
         ({"context": "5"}, "shape \\(3, 4\\), where \\(blocks, 5\\)"),
@@ -149,6 +155,18 @@ def test_missing_or_damaged_file_gives_one_sentence(tmp_path):
         path.write_bytes(content)
         with pytest.raises(InputError, match="not a readable safetensors file"):
             read_text(path)
+
+
+def test_a_pointer_of_git_lfs_is_said_to_be_one(tmp_path):
+    path = tmp_path / "t.safetensors"
+    path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n")
+    with pytest.raises(InputError, match="is a pointer of git-lfs"):
+        read_text(path)
+
+
+def test_half_a_surrogate_in_a_name_is_replaced(tmp_path):
+    path = raw_file(tmp_path / "t.safetensors", domains='["cut \\ud83d", "b"]')
+    assert read_text(path).domains == ("cut \ufffd", "b")
 
 
 def test_shipped_text():

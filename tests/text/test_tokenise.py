@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import shutil
 import threading
 
 import numpy as np
@@ -248,6 +249,9 @@ FAULTS = {
         b'{"body": "a"}\n': "line 1 has no field 'text'; its fields are 'body'",
         b'{"text": 5}\n': "field 'text' is int, where text is needed",
         b'{"text": "\xff"}\n': "is not UTF-8 text",
+        b'{"text": "a", "n": %s}' % (b"7" * 5000): "line 1 has a number of thousands of digits",
+        b'{"text": "a", "n": %s' % (b"[" * 100_000): "nested thousands deep",
+        b'{"text": "a", "n": %s' % (b'{"n":' * 100_000): "nested thousands deep",
     },
     "x.jsonl.zst": {zstd(json_lines(some_documents(30)))[:-9]: "is damaged", b"no zstd at all": "is damaged"},
     "x.parquet": {
@@ -266,10 +270,10 @@ def test_a_file_that_cannot_be_used_is_one_sentence(tmp_path, name):
 
 def test_missing_files_and_files_of_another_kind_are_one_sentence(tmp_path):
     (tmp_path / "x.md").write_text("x")
-    assert "there is no file" in sentence(texts_of, tmp_path / "none*") and "there is no file" in sentence(
-        texts_of, tmp_path
-    )
-    assert "must end in .jsonl" in sentence(texts_of, tmp_path / "x.md")
+    assert "there is no file" in sentence(texts_of, tmp_path / "none")
+    assert "no file that ends in .txt" in sentence(texts_of, tmp_path / "none*")
+    assert "what is there is not read: " in sentence(texts_of, tmp_path)
+    assert "must end in .txt" in sentence(texts_of, tmp_path / "x.md")
     (tmp_path / "x.jsonl").write_bytes(json_lines(some_documents(5)))
     assert "has no field 'meta.name'" in sentence(lambda: texts_of(tmp_path / "x.jsonl", domain="meta.name"))
 
@@ -333,6 +337,38 @@ def test_a_run_tokenises_once_and_again_when_its_files_change(make_run, tmp_path
     assert tokenise.local_files_changed(run.params) and Run(run.params).text_path != first
 
 
+def two_seeds(folder, **settings) -> dict:
+    """Copies of two shipped seeds whose tokeniser_config has these settings too."""
+    seeds = {name: shutil.copytree(SHIPPED / name, folder / name, dirs_exist_ok=True) for name in "ab"}
+    for path in seeds.values():
+        config = path / "tokenizer_config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | settings))
+    return seeds
+
+
+def test_one_tokenizer_json_with_another_bos_makes_another_text(make_run, tmp_path):
+    (tmp_path / "x.txt").write_text("some words of a text " * 40)
+    source = {"text": str(tmp_path / "x.txt"), "context": 32, "token_budget": 64}
+    base = make_run(two_seeds(tmp_path / "base"), run="base", **source)
+    chat = make_run(two_seeds(tmp_path / "chat", bos_token="the"), run="chat", **source)
+    bos = chat.tokenizer.bos_token_id
+    assert bos != base.text.bos_id == 0
+    assert chat.text.bos_id == bos and (chat.text.tokens[:, 0] == bos).all()
+    # the same run after its seeds' tokeniser was changed in place
+    two_seeds(tmp_path / "base", bos_token="the")
+    assert tokenise.made_token_file(base.params) is None
+    assert Run(base.params).text_path == chat.text_path
+
+
+def test_a_token_that_the_configuration_adds_makes_another_text(make_run, tmp_path):
+    """[PAD] in the tokeniser but not in the embedding is refused, whether the text is there already or not."""
+    (tmp_path / "x.txt").write_text("some words of a text " * 40)
+    source = {"text": str(tmp_path / "x.txt"), "context": 32, "token_budget": 64}
+    base = make_run(two_seeds(tmp_path / "base"), run="base", **source)
+    padded = make_run(two_seeds(tmp_path / "padded", pad_token="[PAD]"), run="padded", **source)
+    assert (base.text.vocab_size, padded.text.vocab_size) == (8192, 8193)
+
+
 def test_seeds_with_other_tokenisers_are_refused(make_run, tmp_path):
     (tmp_path / "x.txt").write_text("text")
     other = permuted_tokenizer(SHIPPED / "a", tmp_path / "other")
@@ -341,8 +377,9 @@ def test_seeds_with_other_tokenisers_are_refused(make_run, tmp_path):
 
 
 def test_documents_without_text_are_one_sentence(make_run, tmp_path):
-    (tmp_path / "x.txt").write_text("")
-    run = make_run({"a": SHIPPED / "a", "b": SHIPPED / "b"}, text=str(tmp_path))
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "x.txt").write_text("")
+    run = make_run({"a": SHIPPED / "a", "b": SHIPPED / "b"}, text=str(tmp_path / "corpus"))
     assert sentence(lambda: run.text_path) == "the text's documents are all empty."
 
 

@@ -14,7 +14,7 @@ from lib.display.captions import Caption, count, percent, signed
 MAX_TITLE = 95  # characters
 MAX_LEFT_OUT = 3  # labels that are named
 FEWEST_PAIRS = 20  # below, a family's agreement is not named
-NO_PROSE = "Syntax is labelled only in domains that lib/text/domains.yaml names as English prose."
+NO_PROSE = "Syntax is labelled only in domains that are known as English prose (`domains` in the parameters)."
 
 
 def _tenth(share: float) -> str:

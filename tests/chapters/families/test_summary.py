@@ -180,8 +180,8 @@ def test_every_figure_draws_and_every_caption_is_whole(case, threshold):
         captions.activation_by_position(positions, own),
         captions.best_neurons(none, "syntax"),
     ]
-    assert "lib/text/domains.yaml" in findings[-1].text
-    assert "lib/text/domains.yaml" not in captions.best_neurons(none, "unigram").text
+    assert "known as English prose" in findings[-1].text
+    assert "known as English prose" not in captions.best_neurons(none, "unigram").text
     published = captions.best_neurons(chosen.assign(assigned=True), "unigram").text
     assert "the paper's best neuron for *the word “to”*: 0.987" in published or chosen.empty
     findings.insert(-1, captions.word_neurons(chosen, summary.shared_words(own), places))
