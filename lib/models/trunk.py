@@ -40,7 +40,7 @@ MASK_BUFFERS = tuple(f".{attention}.{mask}" for attention in ATTENTIONS for mask
 
 LFS = b"version https://git-lfs.github.com/spec/"
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-FLOATS = ("F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16")  # safetensors' names and torch's
+WEIGHTS = (".weight", ".bias")
 
 
 def read_config(name: str, folder: Path):
@@ -107,7 +107,7 @@ def refuse_lfs_pointer(name: str, path: Path) -> None:
     with open(path, "rb") as file:
         if file.read(len(LFS)) == LFS:
             raise InputError(
-                f"seed '{name}': {path} is only git-lfs's pointer to the file; fetch the file itself with `git lfs pull`."
+                f"seed '{name}': {path} is only git-lfs's pointer to the file; fetch the file with `git lfs pull`."
             )
 
 
@@ -120,20 +120,20 @@ def check_files(name: str, folder: Path) -> None:
     names = {path.name for path in folder.iterdir()}
     if missing := missing_part(names):
         raise InputError(f"seed '{name}': {folder} has no {missing}.")
-    config = read_config(name, folder)
+    read_config(name, folder)
     for file in sorted(needed_files(names)):
         refuse_lfs_pointer(name, folder / file)
     if adapters := sorted(names & set(ADAPTERS)):
         raise InputError(
-            f"seed '{name}': {folder} has an adapter beside its weights ({adapters[0]}), which would be left out; merge "
-            "it into the weights (merge_and_unload of peft) or move it away."
+            f"seed '{name}': {folder} has an adapter beside its weights ({adapters[0]}), which would be left out; "
+            "merge it into the weights (merge_and_unload of peft) or move it away."
         )
     for path in weight_files(folder):
         for key, kind in _read(name, path, _types):
-            if kind not in FLOATS and not key.endswith(MASK_BUFFERS):
-                raise InputError(
-                    f"seed '{name}': '{key}' in {path} is of the type {kind}; weights in fp32, fp16 or bf16 are needed."
-                )
+            whole = re.match(r"[iu]\d|u?int|bool", kind.lower())
+            if whole and key.endswith(WEIGHTS) and not key.endswith(MASK_BUFFERS):
+                needed = "weights in fp32, fp16 or bf16 are needed"
+                raise InputError(f"seed '{name}': '{key}' in {path} holds integers ({kind}); {needed}.")
     load_model(folder, "meta", f"seed '{name}': ")
 
 
@@ -151,9 +151,8 @@ def _read(name: str, path: Path, reader: Callable[[Path], Iterator[tuple]]) -> I
     try:
         yield from reader(path)
     except Exception as error:  # readers raise many types for broken files
-        raise InputError(
-            f"seed '{name}': {path} is truncated or corrupt ({first_line(error)}); copy it again."
-        ) from error
+        why = f"is truncated or corrupt ({first_line(error)}); copy it again"
+        raise InputError(f"seed '{name}': {path} {why}.") from error
 
 
 def _types(path: Path) -> Iterator[tuple[str, str]]:
