@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lib.base.errors import InputError
+from lib.base.errors import InputError, first_line
 from lib.base.hub import seed_config
 from lib.base.machine import free_memory
 from lib.base.params import SHORT, Params
@@ -335,7 +335,13 @@ def seed_shapes(params: Params) -> dict[str, Shape]:
     for name in sorted(params.seeds):
         folder = seed_config(params, name)
         read_config(name, Path(folder))
-        shapes[name] = shape_of(folder)
+        try:
+            shapes[name] = shape_of(folder)
+        except InputError as error:
+            raise InputError(f"seed '{name}': {error}") from error
+        except Exception as error:  # transformers raises many types for sizes and names that do not go together
+            why = f"no model can be made of {folder}/config.json ({type(error).__name__}: {first_line(error)})"
+            raise InputError(f"seed '{name}': {why}.") from error
     return shapes
 
 

@@ -5,6 +5,7 @@ table in docs/models-and-text.md is made from what is compared here.
 """
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from torch.nn.functional import layer_norm, rms_norm
 
 from lib.base.errors import InputError
 from lib.base.params import ROOT
+from lib.collect.planner import shape_of
+from lib.collect.prices import forward_rate
 from lib.models.architectures import ARCHITECTURES
 from lib.models.folded import folded, folding_error
 from lib.models.processed import processed
@@ -156,6 +159,16 @@ def test_a_saved_model_is_read_as_it_was(case, tmp_path, tokens):
     read = load_model(save_seed(model, tmp_path / "seed"))
     with torch.no_grad():
         torch.testing.assert_close(read(tokens).logits, model(tokens).logits)
+
+
+def test_its_shape_is_planned_and_its_speed_measured(case, tmp_path):
+    _, _, model = case
+    folder = save_seed(model, tmp_path / "seed")
+    shape = shape_of(str(folder))
+    assert (shape.layers, shape.neurons, shape.width, shape.vocabulary, shape.positions) == (2, 48, 32, 97, 64)
+    assert shape.parameters == sum(one.numel() for one in model.parameters())
+    small = SimpleNamespace(precision="bf16", batch=2, context=32)
+    assert forward_rate(small, shape, str(folder), torch.device("cpu")) > 0
 
 
 def test_a_gain_before_the_logits_is_in_the_variance_over_the_vocabulary():
