@@ -45,7 +45,7 @@ class Run:
         """The tokeniser that all seeds share."""
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(seed_source(self.params, self.params.reference))
+        return AutoTokenizer.from_pretrained(seed_source(self.params, self.params.reference), trust_remote_code=False)
 
     @cached_property
     def done(self) -> dict:

@@ -86,6 +86,15 @@ def small_model(seed: int, layers: int = 2, neurons: int = 48) -> GPT2LMHeadMode
     return GPT2LMHeadModel(config).eval()
 
 
+def processed_model(folder: Path | str):
+    """The model as TransformerLens processes it, which processed weights are compared with."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    bridge = TransformerBridge.boot_transformers(str(folder), device="cpu")
+    bridge.enable_compatibility_mode(disable_warnings=True)
+    return bridge
+
+
 def activations(folder: Path, blocks: int | torch.Tensor) -> np.ndarray:
     """A plain model's fp64 activations on counted tokens of the shipped text's start, (tokens, layers · neurons).
 

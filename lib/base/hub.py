@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 
-from lib.base.errors import InputError, first_line
+from lib.base.errors import InputError, first_line, listed
 from lib.base.files import file_sha256
 from lib.base.params import Params
 
@@ -187,10 +187,19 @@ def _is_damaged(path: Path) -> bool:
 
 
 def _folder_of(params: Params, name: str, on_hub: Callable[[str, str | None], Path | None]) -> Path | None:
-    """A seed's local folder, or what `on_hub(source, revision)` gives for a seed on the Hub."""
-    if params.is_on_hub(name):
-        return on_hub(params.seeds[name], params.revision_of(name))
-    return params.local_folder(name)
+    """A seed's local folder, or what `on_hub(source, revision)` gives for a seed on the Hub.
+
+    InputError for a folder that is not there; of a name `owner/name` too, where a folder `owner` is.
+    """
+    source, folder = params.seeds[name], params.local_folder(name)
+    parent = folder.parent if "/" in source and folder.parent.is_dir() else None
+    if params.is_on_hub(name) and parent is None:
+        return on_hub(source, params.revision_of(name))
+    if not folder.is_dir():
+        names = sorted(path.name for path in parent.iterdir() if path.is_dir()) if parent else []
+        there = f"; {parent} has {listed(one for one in names[:10] if not one.startswith('.'))}" if names else ""
+        raise InputError(f"seed '{name}': there is no folder {folder}{there}.")
+    return folder
 
 
 def seed_folder(params: Params, name: str) -> Path | None:
@@ -261,7 +270,7 @@ def download_failure(error: BaseException, kind: str, source: str, revision: str
     again = f"while downloading {wanted}; run the same command again later, downloaded files are kept."
     by_type = {
         errors.OfflineModeIsEnabled: f"{wanted} is not complete in the Hub's cache ({cache}) and offline mode is "
-        "on; unset HF_HUB_OFFLINE to download it.",
+        f"on; unset HF_HUB_OFFLINE to download it, or correct the name if a folder is meant (there is no '{source}').",
         errors.GatedRepoError: f"{wanted} is gated; accept its terms at {page}, then {login} or set HF_TOKEN.",
         errors.RevisionNotFoundError: f"the {kind} '{source}' has no revision '{revision}'; its branches and tags are "
         f"listed at {page}/tree/main.",
@@ -289,7 +298,10 @@ def download_failure(error: BaseException, kind: str, source: str, revision: str
         otherwise = f"the Hub answers {status} for {wanted}; check the name and the revision at {page}."
         return by_status.get(status, otherwise)
     if _is_connection_error(error):
-        return f"there is no connection to the Hub ({constants.ENDPOINT}), or it breaks off, {again}"
+        return (
+            f"there is no folder '{source}', and no connection to the Hub ({constants.ENDPOINT}), or it breaks off, "
+            f"{again}"
+        )
     why = os.strerror(error.errno) if getattr(error, "errno", None) else first_line(error)
     return f"{wanted} cannot be downloaded ({type(error).__name__}: {why.rstrip('.')})."
 

@@ -198,7 +198,7 @@ def lines(params: Params) -> list[str]:
             lacking.append(f"does not fit into the memory of one {gpu}")
     if not plans:
         raise InputError(lacking[0].partition(": ")[2])
-    facts = _facts(plans[0], params)
+    facts = _facts(plans[0], params) + inputs.notes
     if not known or unread:
         facts.append(
             "the text is not prepared yet: only the large groupings of labels are counted, by upper bounds, so that "

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lib.base.errors import InputError
+from lib.base.errors import InputError, first_line
 from lib.base.hub import seed_config
 from lib.base.machine import free_memory
 from lib.base.params import SHORT, Params
@@ -309,17 +309,20 @@ def shape_of(source: str) -> Shape:
     """A model's shape from its config alone; its weights are counted on the meta device, none is read."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(source)
-    inner = getattr(config, "n_inner", None) or getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    from lib.models.architectures import positions_of
+    from lib.models.trunk import mlps
+
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    *_, writer = mlps(model)[0]
     parameters = sum(tensor.numel() for tensor in model.parameters())
     return Shape(
         config.num_hidden_layers,
-        inner,
+        getattr(writer, "in_features", None) or len(writer.weight),  # the latter of a Conv1D
         config.hidden_size,
         config.vocab_size,
-        config.max_position_embeddings,
+        positions_of(config),
         parameters,
     )
 
@@ -332,7 +335,13 @@ def seed_shapes(params: Params) -> dict[str, Shape]:
     for name in sorted(params.seeds):
         folder = seed_config(params, name)
         read_config(name, Path(folder))
-        shapes[name] = shape_of(folder)
+        try:
+            shapes[name] = shape_of(folder)
+        except InputError as error:
+            raise InputError(f"seed '{name}': {error}") from error
+        except Exception as error:  # transformers raises many types for sizes and names that do not go together
+            why = f"no model can be made of {folder}/config.json ({type(error).__name__}: {first_line(error)})"
+            raise InputError(f"seed '{name}': {why}.") from error
     return shapes
 
 

@@ -5,14 +5,14 @@ from functools import cached_property
 from pathlib import Path
 
 from lib.base.errors import shortened
-from lib.base.hub import fetch_seed, seed_source
+from lib.base.hub import fetch_seed, seed_folder, seed_source
 from lib.cache import input_hashes, refuse_other_statistics, refuse_same_weights
 from lib.collect.grouped_tables import grouped_tables
 from lib.collect.planner import Shape, seed_shapes
 from lib.kernels.grouped import Layout, Table, layout_of
 from lib.labels.groupings import run_groupings, run_label_sets
 from lib.labels.labels import Grouping, LabelSet
-from lib.models.trunk import check_seed, check_weights
+from lib.models.trunk import check_context, check_files, check_seed, check_weights, no_interventions
 from lib.run import Run
 from lib.text.blocks import Text
 from lib.text.tokenise import check_text
@@ -33,6 +33,8 @@ class Preflight:
         folders = {name: fetch_seed(self.params, name) for name in sorted(self.params.seeds)}
         refuse_same_weights(self.params)
         for name, folder in folders.items():
+            if self.params.is_on_hub(name):
+                check_files(name, folder)
             check_weights(name, folder)
         return folders
 
@@ -43,8 +45,19 @@ class Preflight:
 
     @cached_property
     def shapes(self) -> dict[str, Shape]:
-        """The shape of every seed, from their configs alone."""
-        return seed_shapes(self.params)
+        """The shape of every seed. What configs and the headers of weights show is checked with it, in seconds."""
+        shapes = seed_shapes(self.params)
+        for name, shape in shapes.items() if not self.complete else ():
+            check_context(name, shape.positions, self.params.context)
+            if folder := seed_folder(self.params, name):  # None for one on the Hub that is not downloaded yet
+                check_files(name, folder)
+        return shapes
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What the report will leave out, in a sentence each."""
+        reason = no_interventions(self.params)
+        return [reason] if reason else []
 
     @property
     def text(self) -> Text:
@@ -76,9 +89,10 @@ class Preflight:
         refuse_other_statistics(self.params, None)
         if not self.complete:
             check_text(self.params)
+            _ = self.shapes  # reads every config, before any weight is read or downloaded
+            for note in self.notes:
+                print(f"note: {note}", file=sys.stderr)
         folders = self.folders  # before the text is made
-        if not self.complete:
-            _ = self.shapes  # reads every config, before the text is made too
         refuse_other_statistics(self.params, self.run.text_path)
         if others := sorted(set(self.params.domains or {}) - set(self.text.domains)):
             known = shortened(self.text.domains)

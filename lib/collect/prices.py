@@ -91,8 +91,13 @@ def forward_rate(setting: Setting, shape: Shape, source: str, device: torch.devi
 
     layers = 2
     few = {"num_hidden_layers": layers, "vocab_size": 64, "pad_token_id": None}  # wide embeddings take long to draw
-    config = AutoConfig.from_pretrained(source, attn_implementation="sdpa", **few)
-    trunk = Trunk(AutoModelForCausalLM.from_config(config).float().to(device).eval(), setting.precision == "bf16")
+    kinds = getattr(AutoConfig.from_pretrained(source, trust_remote_code=False), "layer_types", None)
+    few |= {"layer_types": kinds[:layers]} if kinds else {}
+    config = AutoConfig.from_pretrained(source, attn_implementation="sdpa", trust_remote_code=False, **few)
+    trunk = Trunk(
+        AutoModelForCausalLM.from_config(config, trust_remote_code=False).float().to(device).eval(),
+        setting.precision == "bf16",
+    )
     tokens = torch.randint(64, (setting.batch, setting.context), device=device)
     examples, counted = TopExamples(layers, shape.neurons, device=device), torch.ones_like(tokens, dtype=torch.bool)
 

@@ -295,7 +295,7 @@ def main() -> int:
         if text.tokenizer_sha256 != file_sha256(options.tokenizer / "tokenizer.json"):
             raise InputError(f"the tokeniser in {options.tokenizer} is not the one that {options.text} was made with.")
         grouping, path = (
-            read_syntax(text, AutoTokenizer.from_pretrained(options.tokenizer)),
+            read_syntax(text, AutoTokenizer.from_pretrained(options.tokenizer, trust_remote_code=False)),
             options.text.with_name(FILE),
         )
         write_syntax(path, grouping, file_sha256(options.text))

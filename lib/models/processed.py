@@ -1,30 +1,30 @@
 """A lean forward pass on processed weights: the model that interventions run on.
 
 With processed weights (docs/method.md §1) LayerNorm is a plain division by the residual's standard deviation, and a
-neuron's effect is its own w_out. TransformerLens folds and centres; this module computes the same function from the
-resulting tensors in a fraction of the bridge's time. It supports models like GPT-2 (learned positions, attention
-before the MLP) and GPT-NeoX (rotary positions, attention and MLP in parallel).
+neuron's effect is its own w_out. This module folds and centres what `lib.models.folded` does not: the attention. It
+supports GPT-2 (learned positions, attention before the MLP) and GPT-NeoX (rotary positions). Scales and rotations are
+the model's own, and the logits are compared with its own before anything is changed.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from lib.base.errors import InputError
 from lib.kernels.forward import affine, causal_attention, tanh_gelu
 from lib.kernels.native import keep_freed_memory
-from lib.models.weights import processed_model
+from lib.models.architectures import positions_of, without_interventions
+from lib.models.folded import bias_of, folded, matrix, measured, refuse_other_logits
+from lib.models.trunk import load_model, mlps
 
-if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
-
-ACTIVATIONS = {"gelu_new": tanh_gelu, "gelu_pytorch_tanh": tanh_gelu, "gelu": F.gelu, "relu": F.relu}
+TANH_GELUS = ("NewGELUActivation", "GELUTanh")
+CHECKED = 32  # tokens on which the logits are compared with the model's own
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Processed:
     unembedding_bias: Float[Tensor, "vocabulary"]
     eps: float
     activation: Callable[[Tensor], Tensor]
-    rotary: tuple[int, float] | None = None  # rotated dimensions of a head, and the base
+    rotary: Callable[[int], tuple[Tensor, Tensor]] | None = None  # cosines and sines by context, as the model's own
     parallel: bool = False  # attention and MLP of a layer read the same residual stream
 
     @property
@@ -109,12 +109,18 @@ class Processed:
         """Queries or keys rotated by their position, if the model has rotary positions."""
         if self.rotary is None:
             return vectors
-        size, base = self.rotary
-        speed = base ** (-torch.arange(0, size, 2, dtype=torch.float32) / size)
-        angle = torch.arange(vectors.shape[-2], dtype=torch.float32)[:, None] * speed  # (context, size / 2)
-        first, second, rest = vectors.split([size // 2, size // 2, vectors.shape[-1] - size], dim=-1)
-        sine, cosine = angle.sin(), angle.cos()
+        cosine, sine = self.rotary(vectors.shape[-2])  # (context, half of what is rotated)
+        half = cosine.shape[-1]
+        first, second, rest = vectors.split([half, half, vectors.shape[-1] - 2 * half], dim=-1)
         return torch.cat([first * cosine - second * sine, second * cosine + first * sine, rest], dim=-1)
+
+    @torch.no_grad()
+    def logits(self, tokens: Int[Tensor, "blocks context"]) -> Float[Tensor, "blocks context vocabulary"]:
+        """Logits of the unchanged model, less one constant for each position."""
+        residual = self.embed(tokens)
+        for layer in range(len(self.blocks)):
+            _, residual = self.layer(residual, layer, self.heads(residual, layer))
+        return self.normalise(residual) @ self.unembedding + self.unembedding_bias
 
     def layer(
         self,
@@ -137,60 +143,88 @@ class Processed:
 
 
 @torch.no_grad()
-def processed(model: "str | Path | TransformerBridge") -> Processed:
-    """The processed weights of a model folder, Hub id or processed bridge.
+def processed(model: str | Path | nn.Module) -> Processed:
+    """The processed weights of a model folder or a plain model.
 
-    Raises InputError for an architecture unlike GPT-2's and GPT-NeoX's.
+    Raises InputError for an architecture without interventions, and where the logits are not the model's own.
     """
     keep_freed_memory()
-    bridge = processed_model(model)
-    config, original = bridge.cfg, bridge.original_model.config
-    kind = config.positional_embedding_type
-    gated = getattr(bridge.blocks[0].mlp, "gate", None) is not None
-    if gated or kind not in ("standard", "rotary") or config.act_fn not in ACTIVATIONS:
-        raise InputError(
-            "interventions need a model of GPT-2's or GPT-NeoX's kind (learned or rotary positions, one of the "
-            f"activations {', '.join(ACTIVATIONS)}), but this one is {original.model_type} with {kind} positions and "
-            f"{'a gated ' if gated else ''}{config.act_fn}."
-        )
-    rotary = None
-    if kind == "rotary":
-        rope = original.rope_parameters
-        rotary = int(config.d_head * rope.get("partial_rotary_factor", 1.0)), float(rope["rope_theta"])
-    positions = bridge.W_pos if rotary is None else torch.zeros(original.max_position_embeddings, config.d_model)
-    # stanford-crfm's GPT-2 models also divide attention scores by the layer's number
-    by_layer = getattr(original, "scale_attn_by_inverse_layer_idx", False)
+    plain = model if isinstance(model, nn.Module) else load_model(model)
+    if reason := without_interventions(Path(str(model)).name if plain is not model else "", plain.config):
+        raise InputError(reason)
+    weights, base = folded(plain), plain.base_model
+    find = _gpt2_attention if plain.config.model_type == "gpt2" else _neox_attention
     blocks = []
-    for layer, block in enumerate(bridge.blocks):
-        weights, biases = (bridge.W_Q, bridge.W_K, bridge.W_V), (bridge.b_Q, bridge.b_K, bridge.b_V)
-        qkv = torch.stack([weight[layer] for weight in weights])  # (3, heads, d_model, d_head)
-        qkv_bias = torch.stack([bias[layer] for bias in biases])
+    for layer, (block, _, _, writer) in enumerate(mlps(plain)):
+        norm, attention, qkv, qkv_bias, out = find(block)
+        norm = measured(norm, plain.config.hidden_size)
+        flat = qkv.flatten(1)
+        qkv_bias = qkv_bias + (norm.shift @ flat).view_as(qkv_bias)
+        heads = matrix(out).view(*qkv.shape[2:], -1)  # (heads, d_head, d_model)
+        # what the values' bias writes is the same at every position, since attention sums to 1
+        out_bias = bias_of(out, heads.shape[-1]) + qkv_bias[2].flatten() @ heads.flatten(0, 1)
+        qkv_bias[2] = 0
         blocks.append(
             Block(
-                qkv=_plain(qkv.permute(2, 0, 1, 3)),
-                qkv_bias=_plain(qkv_bias),
-                out=_plain(bridge.W_O[layer]),
-                out_bias=_plain(bridge.b_O[layer]),
-                w_in=_plain(block.mlp.W_in),
-                b_in=_plain(block.mlp.b_in),
-                w_out=_plain(block.mlp.W_out),
-                b_out=_plain(block.mlp.b_out),
-                attention_scale=config.d_head**-0.5 / (layer + 1 if by_layer else 1),
+                qkv=norm.reader(flat).view_as(qkv).contiguous(),
+                qkv_bias=qkv_bias.contiguous(),
+                out=_centred(heads),
+                out_bias=_centred(out_bias),
+                w_in=weights.w_in[layer].T.contiguous(),
+                b_in=weights.b_in[layer],
+                w_out=weights.w_out[layer].contiguous(),
+                b_out=_centred(bias_of(writer, heads.shape[-1])),
+                attention_scale=float(attention.scaling),
             )
         )
-    return Processed(
-        embedding=_plain(bridge.W_E),
-        positions=_plain(positions),
+    embedding = _centred(plain.get_input_embeddings().weight.float())
+    own = getattr(base, "wpe", None)
+    activation = mlps(plain)[0][2]
+    made = Processed(
+        embedding=embedding,
+        positions=_centred(own.weight.float()) if own else torch.zeros(positions_of(plain.config), embedding.shape[1]),
         blocks=tuple(blocks),
-        unembedding=_plain(bridge.W_U),
-        unembedding_bias=_plain(bridge.b_U),
-        eps=config.eps,
-        activation=ACTIVATIONS[config.act_fn],
-        rotary=rotary,
-        parallel=bool(getattr(config, "parallel_attn_mlp", False)),
+        unembedding=weights.unembedding.contiguous(),
+        unembedding_bias=weights.unembedding_bias,
+        eps=weights.final.eps,
+        activation=tanh_gelu if type(activation).__name__ in TANH_GELUS else activation,
+        rotary=_rotary(base.rotary_emb) if hasattr(base, "rotary_emb") else None,
+        parallel=bool(getattr(plain.config, "use_parallel_residual", False)),
     )
+    tokens = torch.arange(min(CHECKED, positions_of(plain.config)))[None] % plain.config.vocab_size
+    refuse_other_logits(type(plain).__name__, made.logits(tokens), plain(tokens, use_cache=False).logits)
+    return made
 
 
-def _plain(weight: Tensor) -> Tensor:
-    """In fp32 on the CPU, where interventions run."""
-    return weight.detach().float().cpu().contiguous()
+def _gpt2_attention(block: nn.Module) -> tuple:
+    """A block's norm before attention, its attention, query, key and value weights and biases, and its output."""
+    attention = block.attn
+    heads = attention.num_heads
+    qkv = matrix(attention.c_attn).unflatten(1, (3, heads, -1))
+    return block.ln_1, attention, qkv, bias_of(attention.c_attn, qkv[0].numel()).view(qkv.shape[1:]), attention.c_proj
+
+
+def _neox_attention(block: nn.Module) -> tuple:
+    """The same of a GPT-NeoX, whose projection holds query, key and value head by head."""
+    attention = block.attention
+    qkv = matrix(attention.query_key_value).unflatten(1, (-1, 3, attention.head_size))
+    bias = bias_of(attention.query_key_value, qkv[0].numel()).view(qkv.shape[1:])
+    return block.input_layernorm, attention, qkv.transpose(1, 2), bias.transpose(0, 1).clone(), attention.dense
+
+
+def _rotary(module: nn.Module) -> Callable[[int], tuple[Tensor, Tensor]]:
+    """Cosines and sines by context from the model's own module, whatever its scaling, each made once."""
+
+    @cache
+    def angles(context: int) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            cosine, sine = module(torch.zeros(1), torch.arange(context)[None])
+        half = cosine.shape[-1] // 2  # the other half is the same
+        return cosine[0, :, :half], sine[0, :, :half]
+
+    return angles
+
+
+def _centred(weight: Tensor) -> Tensor:
+    """What writes to the residual stream, without its mean, to which every reader is blind."""
+    return (weight - weight.mean(-1, keepdim=True)).contiguous()

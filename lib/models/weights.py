@@ -1,21 +1,20 @@
-"""Weight properties of neurons: from one model's processed weights to one row per neuron.
+"""Weight properties of neurons: from one model's folded weights to one row per neuron.
 
-"Processed" (docs/method.md §1): LayerNorm folded into the reading weights, writing weights centred over the residual
-stream, unembedding centred, by TransformerLens's `enable_compatibility_mode()`. The next-token distribution stays the
-same: logits move by one constant per position.
+"Folded" (docs/method.md §1): norms folded into the weights that read them, writing weights centred over the residual
+stream, unembedding centred (`lib.models.folded`). The next-token distribution stays the same: logits move by one
+constant per position.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
+from lib.models.folded import folded
+from lib.models.trunk import load_model
 
 # Defined by a single vector w_in; NaN for a gated neuron, which reads through two (gate and up).
 READING_COLUMNS = ["w_in_norm", "input_bias", "in_out_sim", "l2_penalty", "max_cos_in"]
@@ -23,62 +22,36 @@ VOCABULARY_MOMENTS = ("vocab_mean", "vocab_var", "vocab_skew", "vocab_kurt")
 COSINES_AT_ONCE = 2**20  # elements of one temporary matrix: 4 MB in fp32, which fits into caches
 
 
-def processed_model(model: "str | Path | TransformerBridge") -> "TransformerBridge":
-    """A model folder or Hub id, loaded with processed weights; a processed bridge is returned as it is.
-
-    It stays on the CPU even if there is a GPU, because tables are made from it. Raises ValueError for a bridge with
-    raw weights: processing it here would change the caller's model.
-    """
-    # imported here because it takes seconds, and many chapters only read tables
-    from transformer_lens.model_bridge import TransformerBridge
-    from transformers.utils import logging
-
-    if isinstance(model, TransformerBridge):
-        if not model.compatibility_mode:
-            raise ValueError("The model has raw weights: call enable_compatibility_mode() on it first.")
-        return model
-    logging.disable_progress_bar()
-    bridge = TransformerBridge.boot_transformers(str(model), device="cpu")
-    bridge.enable_compatibility_mode(disable_warnings=True)
-    return bridge
-
-
 @torch.no_grad()
-def weight_properties(model: "str | Path | TransformerBridge") -> pd.DataFrame:
-    """One row per neuron: what its processed weights say about it (docs/method.md §4).
+def weight_properties(model: str | Path | nn.Module) -> pd.DataFrame:
+    """One row per neuron of a model or model folder: what its folded weights say about it (docs/method.md §4).
 
     Columns: `layer, neuron`; `w_in_norm`, `input_bias`, `w_out_norm`; `in_out_sim` = cos(w_in, w_out);
     `l2_penalty` = ‖w_in‖² + ‖w_out‖²; `vocab_mean, vocab_var, vocab_skew, vocab_kurt`, population moments over the
     vocabulary of cos(w_out, W_U[:, v]) (a Gaussian has kurtosis 3); `max_cos_in`, `max_cos_out`, the largest cosine
     of w_in (w_out) with that of any other neuron of the model. With gated MLPs READING_COLUMNS are NaN.
     """
-    bridge = processed_model(model)
-    w_in = [block.mlp.W_in.T.float() for block in bridge.blocks]  # (d_mlp, d_model) each
-    w_out = [block.mlp.W_out.float() for block in bridge.blocks]  # (d_mlp, d_model) each
-    biases = [block.mlp.b_in for block in bridge.blocks]
-    unembedding = normalize(bridge.W_U.float(), dim=0)  # (d_model, vocabulary)
-
+    weights = folded(model if isinstance(model, nn.Module) else load_model(model))
+    unembedding = normalize(weights.unembedding, dim=0)  # (d_model, vocabulary)
     frames = []
-    for layer, (reads, writes, bias) in enumerate(zip(w_in, w_out, biases, strict=True)):
-        in_norm, out_norm = reads.norm(dim=1), writes.norm(dim=1)
-        columns = {
-            "w_in_norm": in_norm,
-            "input_bias": torch.zeros_like(in_norm) if bias is None else bias.float(),
-            "w_out_norm": out_norm,
-            "in_out_sim": (normalize(reads, dim=1) * normalize(writes, dim=1)).sum(dim=1),
-            "l2_penalty": in_norm.square() + out_norm.square(),
-            **vocabulary_moments(writes, unembedding),
-        }
-        frame = pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
+    for layer, writes in enumerate(weights.w_out):
+        out_norm = writes.norm(dim=1)
+        columns = dict.fromkeys(("w_in_norm", "input_bias"), torch.full_like(out_norm, torch.nan))
+        columns |= {"w_out_norm": out_norm} | dict.fromkeys(("in_out_sim", "l2_penalty"), columns["w_in_norm"])
+        if weights.w_in is not None:
+            reads = weights.w_in[layer]
+            columns["w_in_norm"], columns["input_bias"] = reads.norm(dim=1), weights.b_in[layer]
+            columns["in_out_sim"] = (normalize(reads, dim=1) * normalize(writes, dim=1)).sum(dim=1)
+            columns["l2_penalty"] = columns["w_in_norm"].square() + out_norm.square()
+        columns |= vocabulary_moments(writes, unembedding)
+        frame = pd.DataFrame({name: values.numpy() for name, values in columns.items()})
         frame.insert(0, "layer", layer)
         frame.insert(1, "neuron", range(len(frame)))
         frames.append(frame)
 
     table = pd.concat(frames, ignore_index=True)
-    table["max_cos_in"] = largest_cosine(torch.cat(w_in)).cpu().numpy()
-    table["max_cos_out"] = largest_cosine(torch.cat(w_out)).cpu().numpy()
-    if getattr(bridge.blocks[0].mlp, "W_gate", None) is not None:
-        table[READING_COLUMNS] = float("nan")
+    table["max_cos_in"] = torch.nan if weights.w_in is None else largest_cosine(torch.cat(weights.w_in)).numpy()
+    table["max_cos_out"] = largest_cosine(torch.cat(weights.w_out)).numpy()
     return table
 
 

@@ -33,13 +33,17 @@ def resolve(parameter_file: Path, run: str, seed: str | None = None, tokens: str
 def announcement(params: Params) -> str | None:
     """What a report of the run will take, in one line; None where its passes are done, or cannot run.
 
-    Notes it for the stages, which show how far the whole report is.
+    Notes it for the stages, which show how far the whole report is. InputError for models that cannot be used, as far
+    as configs and headers show, so that they are refused within seconds.
     """
     (params.folder / progress.FILE).unlink(missing_ok=True)
     if (params.folder / "stats" / "done.json").exists():
         return None
     from lib.collect.forecast import estimate  # slow to import
+    from lib.collect.preflight import Preflight
+    from lib.run import Run
 
+    _ = Preflight(Run(params)).shapes
     try:
         stages, memory, disk = estimate(params)
     except InputError:  # it is raised again where it is in the way

@@ -84,7 +84,7 @@ def tokenizer_sha256(folder: Path) -> str:
 def _loaded(source):
     from transformers import AutoTokenizer  # takes seconds, and not everyone who comes here reads text
 
-    return AutoTokenizer.from_pretrained(source)
+    return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
 
 
 def tokenizer_hashes(name: str, folder: Path) -> Iterator[str]:

@@ -137,10 +137,12 @@ def test_without_network_or_offline_only_the_cache_is_used(served, folder, monke
     from huggingface_hub.utils import close_session
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "unset HF_HUB_OFFLINE" in refused(MODEL, REVISION) and served.requests == []
+    said = refused(MODEL, REVISION)
+    assert "unset HF_HUB_OFFLINE" in said and f"there is no '{MODEL}'" in said and served.requests == []
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    assert "no connection to the Hub" in refused(MODEL, REVISION)
+    said = refused(MODEL, REVISION)
+    assert f"there is no folder '{MODEL}', and no connection to the Hub" in said
     monkeypatch.setattr(constants, "ENDPOINT", served.url)
     fetched = fetch("a", MODEL, REVISION)
     close_session()

@@ -12,7 +12,8 @@ from lib.kernels.followed import pair_sums
 from lib.kernels.fused import fastest_layer_statistics, gpu_loop, layer_statistics
 from lib.kernels.sketch import Sketch, placed, product
 from lib.labels.groupings import run_groupings
-from lib.models.weights import processed_model
+from lib.models.folded import folded
+from lib.models.trunk import load_model
 from lib.training.gpt2 import Kernels
 from lib.training.trainer import Machine, SeedRun
 from tests.training.test_train import RECIPE, small_tokens
@@ -124,4 +125,4 @@ def test_training_steps_are_those_of_the_cpu(tmp_path):
 
 
 def test_processed_weights_stay_on_the_cpu(seed_folders):
-    assert processed_model(seed_folders["a"]).W_U.device.type == "cpu"
+    assert folded(load_model(seed_folders["a"])).unembedding.device.type == "cpu"

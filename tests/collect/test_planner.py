@@ -328,7 +328,8 @@ def test_a_report_says_what_it_will_take_until_its_passes_are_done(make_run, see
     (params.folder / "stats").mkdir(parents=True)
     (params.folder / "stats" / "done.json").write_text("{}")
     assert announcement(params) is None
-    assert announcement(make_run({"a": seed_folders["a"], "b": tmp_path / "missing"}, run="other").params) is None
+    with pytest.raises(InputError, match="seed 'b': there is no folder"):
+        announcement(make_run({"a": seed_folders["a"], "b": tmp_path / "missing"}, run="other").params)
 
 
 def test_the_limits_of_control_groups_above_this_process_are_seen(tmp_path):

@@ -288,7 +288,7 @@ def test_gated_neuron_has_no_reading_columns(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content, reason", [(None, "has no config"), ("{", "cannot be read"), ("{}", "cannot be read")]
+    "content, reason", [(None, "there is no folder"), ("{", "cannot be read"), ("{}", "cannot be read")]
 )
 def test_missing_or_broken_config_is_refused_before_the_text_is_read(tmp_path, make_run, seed_folders, content, reason):
     folder = tmp_path / "broken"

@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from conftest import processed_model
 from scipy import stats
-from transformer_lens.model_bridge import TransformerBridge
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from lib.base.errors import InputError
 from lib.models import weights
+from lib.models.folded import folded, folding_error
+from lib.models.trunk import load_model
 
 
 @pytest.fixture(scope="module")
@@ -75,27 +78,40 @@ def test_columns_equal_weights_folded_by_hand(folder, table):
         np.testing.assert_allclose(table[name], values, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
-def test_processing_keeps_the_next_token_distribution(folder):
+def test_folding_keeps_the_next_token_distribution(folder):
     tokens = torch.randint(0, 97, (2, 12), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        raw = GPT2LMHeadModel.from_pretrained(folder).eval()(tokens).logits
-        processed = weights.processed_model(folder)(tokens)
-    moved = processed - raw
-    assert moved.abs().max() > 1e-3  # centring did something
-    torch.testing.assert_close(moved, moved.mean(dim=-1, keepdim=True).expand_as(moved), rtol=0, atol=1e-4)
+    model = load_model(folder)
+    assert folding_error(model, folded(model), tokens) < 1e-4
+
+
+def test_folded_weights_are_those_of_transformerlens(folder):
+    bridge, own = processed_model(folder), folded(load_model(folder))
+    close = dict(rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(own.unembedding, bridge.W_U.detach(), **close)
+    torch.testing.assert_close(own.unembedding_bias, bridge.b_U.detach(), **close)
+    for layer, block in enumerate(bridge.blocks):
+        for found, expected in ((own.w_in, block.mlp.W_in.T), (own.b_in, block.mlp.b_in), (own.w_out, block.mlp.W_out)):
+            torch.testing.assert_close(found[layer], expected.detach(), **close)
+
+
+def test_weights_that_cannot_be_folded_are_refused(folder):
+    class OddNorm(torch.nn.LayerNorm):
+        def forward(self, x):
+            return super().forward(x).abs()
+
+    model = load_model(folder)
+    model.transformer.ln_f = OddNorm(16)
+    with pytest.raises(InputError, match="the norm OddNorm is not LayerNorm or RMSNorm"):
+        folded(model)
+    model = load_model(folder)
+    model.lm_head.register_forward_hook(lambda _m, _i, made: made.tanh())
+    with pytest.raises(InputError, match="cannot be folded: logits made from them differ"):
+        folded(model)
 
 
 def test_chunks_do_not_change_the_result(folder, table, monkeypatch):
     monkeypatch.setattr(weights, "COSINES_AT_ONCE", 97 * 7)
     np.testing.assert_allclose(weights.weight_properties(folder), table, rtol=1e-5, atol=1e-6)
-
-
-def test_raw_bridge_is_refused_and_processed_bridge_is_used_unchanged(folder, table):
-    bridge = TransformerBridge.boot_transformers(str(folder))
-    with pytest.raises(ValueError, match="enable_compatibility_mode"):
-        weights.weight_properties(bridge)
-    bridge.enable_compatibility_mode()
-    np.testing.assert_allclose(weights.weight_properties(bridge), table)
 
 
 def test_moments_without_some_tokens_are_those_of_the_others(monkeypatch):

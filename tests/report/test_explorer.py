@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import TEXT, needs_browser, save_seed
+from conftest import TEXT, needs_browser, processed_model, save_seed
 from explored import made_run
 from small_models import llama_model
 
 from bench import pages
 from lib.base.hub import seed_source
 from lib.base.params import Params
-from lib.models.weights import processed_model
 from lib.report import explorer, explorer_files, render
 from lib.run import Run
 

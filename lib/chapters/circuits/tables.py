@@ -21,6 +21,7 @@ from lib.chapters.universality.properties import holm
 from lib.labels import labels
 from lib.labels.labels import LabelSet, token_counts, token_labels
 from lib.models import weights
+from lib.models.folded import folded, folding_error
 from lib.models.trunk import load_model
 from lib.run import Run
 from lib.text import tokens as text_tokens
@@ -37,9 +38,9 @@ def label_set(run: Run) -> LabelSet:
 
 @torch.no_grad()
 def weights_of(run: Run, seed: str) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """A seed's processed writing weights, (d_mlp, d_model) by layer, and its unembedding with columns of length 1."""
-    bridge = weights.processed_model(seed_source(run.params, seed))
-    return [block.mlp.W_out.detach().float() for block in bridge.blocks], normalize(bridge.W_U.detach().float(), dim=0)
+    """A seed's folded writing weights, (d_mlp, d_model) by layer, and its unembedding with columns of length 1."""
+    own = folded(load_model(seed_source(run.params, seed)))
+    return own.w_out, normalize(own.unembedding, dim=0)
 
 
 @torch.no_grad()
@@ -134,10 +135,9 @@ def logit_effects(run: Run, seed: str, chosen: pd.DataFrame) -> np.ndarray:
 
 @torch.no_grad()
 def processing_error(run: Run, seed: str, blocks: int = 2) -> float:
-    """Largest difference between logits of the processed and the raw model, without each position's mean."""
-    tokens, source = run.text.tokens[:blocks], seed_source(run.params, seed)
-    moved = weights.processed_model(source)(tokens) - load_model(source)(tokens).logits
-    return float((moved - moved.mean(dim=-1, keepdim=True)).abs().max())
+    """Largest difference between logits of the folded weights and of the raw model, without each position's mean."""
+    model = load_model(seed_source(run.params, seed))
+    return folding_error(model, folded(model), run.text.tokens[:blocks])
 
 
 def next_token_effects(run: Run, table: pd.DataFrame) -> pd.DataFrame:

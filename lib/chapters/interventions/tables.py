@@ -9,7 +9,6 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from lib.base.errors import InputError
 from lib.base.hub import seed_source
 from lib.base.tensors import write_table
 from lib.cache import kept
@@ -17,6 +16,7 @@ from lib.chapters.interventions import candidates, heads, inputs, neuron_sets, s
 from lib.chapters.interventions.engine import PathAblation
 from lib.chapters.interventions.inputs import VARIANTS, at_mean, at_values, sample_blocks, unigram_counts
 from lib.models import processed
+from lib.models.trunk import no_interventions
 from lib.run import Run
 
 MAX_TOKENS = 8_192  # positions of text that effects are measured on
@@ -26,12 +26,8 @@ NEURON = ["layer", "neuron"]
 
 
 def unsupported(run: Run) -> str | None:
-    """Why interventions cannot run on these models (a gated MLP), or None."""
-    try:
-        model_of(run, run.params.reference)
-    except InputError as error:
-        return str(error)
-    return None
+    """Why interventions cannot run on these models, in a sentence, or None."""
+    return no_interventions(run.params)
 
 
 @lru_cache(maxsize=1)

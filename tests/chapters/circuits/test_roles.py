@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import save_seed, small_model
+from conftest import processed_model, save_seed, small_model
 from scipy import stats
 from transformers import GPT2LMHeadModel
 
@@ -21,7 +21,6 @@ from lib.kernels.grouped import GroupedMoments, Places
 from lib.labels import labels
 from lib.labels.labels import LabelSet
 from lib.models.trunk import Trunk, load_model
-from lib.models.weights import processed_model
 
 pytestmark = pytest.mark.usefixtures("without_grouped_moments")
 

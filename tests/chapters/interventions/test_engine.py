@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import save_seed
+from conftest import processed_model, save_seed
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lib.base.errors import InputError
@@ -13,7 +13,6 @@ from lib.chapters.interventions.heads import query_path_ablations, value_norms
 from lib.chapters.interventions.single_neurons import FIXED_FREQUENCY, FROZEN_SCALE, OUTCOMES, TOTAL
 from lib.kernels import native, predictions
 from lib.models.processed import processed
-from lib.models.weights import processed_model
 
 LAYERS, VOCABULARY, HEADS, NEURONS, CONTEXT = 3, 97, 2, 40, 12
 LAST = LAYERS - 1
@@ -63,8 +62,8 @@ def bridge(folder):
 
 
 @pytest.fixture(scope="module")
-def model(bridge):
-    return processed(bridge)
+def model(folder):
+    return processed(folder)
 
 
 @pytest.fixture(scope="module")
@@ -388,5 +387,5 @@ def test_gated_mlp_is_refused_in_one_sentence(tmp_path):
         bos_token_id=0,
         eos_token_id=0,
     )
-    with pytest.raises(InputError, match="a gated gelu"):
+    with pytest.raises(InputError, match="but seed 'gated' is llama, with a gated MLP"):
         processed(save_seed(LlamaForCausalLM(config), tmp_path / "gated"))
