@@ -33,6 +33,7 @@ endif
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 OUT := outputs/$(RUN)
+ALONE = $(PY) -m lib.report alone '$(RUN)'
 # The longest chapters first: the others are done meanwhile.
 LONGEST := $(wildcard notebooks/05_*.ipynb notebooks/06_*.ipynb)
 CHAPTERS := $(LONGEST) $(filter-out $(LONGEST),$(sort $(wildcard notebooks/*.ipynb)))
@@ -57,8 +58,8 @@ executed = $(filter $(NUMBERS_$1:%=$(OUT)/notebooks/%.ipynb),$(EXECUTED))
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
-report: ## everything for one run; [RUN=tiny] [SEED=a] [TOKENS=300000] [PARAMS=path.yaml]
-	@$(MAKE) CHAPTERS_AT_ONCE=2 -j2 $(OUT)/report/index.html
+report: $(READY) ## everything for one run; [RUN=tiny] [SEED=a] [TOKENS=300000] [PARAMS=path.yaml]
+	@$(ALONE) $(MAKE) CHAPTERS_AT_ONCE=2 -j2 $(OUT)/report/index.html
 	@echo "Report: $(CURDIR)/$(OUT)/report/index.html"
 
 preview: $(READY) ## chapters 01 to 03 of a run whose pass is still going on, in a folder of their own; [RUN=tiny]
@@ -68,14 +69,16 @@ preview: $(READY) ## chapters 01 to 03 of a run whose pass is still going on, in
 quick: ## the same in a few minutes: three seeds and less text, in outputs/quick
 	@$(MAKE) report RUN=quick
 
-compare: $(OUT)/tables/done.json ## a published per-neuron table beside the run's own, as a page; [RUN=tiny] PUBLISHED=path.csv
+compare: $(READY) ## a published per-neuron table beside the run's own, as a page; [RUN=tiny] PUBLISHED=path.csv
+	@$(ALONE) $(MAKE) $(OUT)/tables/done.json
 	@$(PY) -m lib.chapters.published.comparison $(OUT)/params.yaml '$(PUBLISHED)'
 	@$(MAKE) report
 
 archive: $(READY) ## a finished run as one file to share, with checksums; [RUN=tiny]
 	@$(PY) -m lib.report.archive $(OUT)
 
-example: $(OUT)/report/index.html ## a reduced copy of a finished run, as the repository keeps it; [RUN=tiny] [INTO=outputs/example]
+example: $(READY) ## a reduced copy of a finished run, as the repository keeps it; [RUN=tiny] [INTO=outputs/example]
+	@$(MAKE) report
 	@$(PY) -m lib.report.example $(OUT) $(if $(INTO),--into '$(INTO)')
 
 plan: $(READY) ## memory, passes, disk and time that a run will take; [RUN=tiny] [SEED=a] [TOKENS=300000] [PARAMS=path.yaml]

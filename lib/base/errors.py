@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterable
 from functools import wraps
+from io import TextIOWrapper
 
 
 class InputError(Exception):
@@ -10,10 +11,13 @@ class InputError(Exception):
 
 
 def exit_on_input_error(main: Callable[..., int]) -> Callable[..., int]:
-    """Print an InputError to stderr and return 2."""
+    """Print an InputError to stderr and return 2. Letters that the terminal's encoding lacks are printed as escapes."""
 
     @wraps(main)
     def command(*arguments) -> int:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         try:
             return main(*arguments)
         except InputError as error:
