@@ -11,7 +11,9 @@ from pathlib import Path
 PYTHONS = ("3.11", "3.12", "3.13")  # the versions that the pinned packages are for; the Makefile takes the newest
 
 if ".".join(map(str, sys.version_info[:2])) not in PYTHONS:
-    sys.exit(f"error: Python {', '.join(PYTHONS[:-1])} or {PYTHONS[-1]} is needed, but this is {sys.version.split()[0]}.")
+    sys.exit(
+        f"error: Python {', '.join(PYTHONS[:-1])} or {PYTHONS[-1]} is needed, but this is {sys.version.split()[0]}."
+    )
 
 
 def _is_foreign(path: str) -> bool:

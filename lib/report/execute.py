@@ -15,7 +15,6 @@ from lib.base.errors import InputError
 from lib.base.files import locked, read_json
 from lib.base.progress import Progress
 
-
 # The user's IPython configuration is not read, and no package outside this environment comes before its own.
 KERNEL = """
 import sys
@@ -44,7 +43,9 @@ def execute(notebook: Path, params_file: Path) -> Path:
     partial = params_file.parent / "unfinished" / notebook.name
     log = partial.with_suffix(".log")  # keeps the folder while another chapter ends
     executed.parent.mkdir(parents=True, exist_ok=True)
-    busy = f"another process ({{pid}}) executes {notebook.name} for {params_file.parent}; wait until it ends, or stop it."
+    busy = (
+        f"another process ({{pid}}) executes {notebook.name} for {params_file.parent}; wait until it ends, or stop it."
+    )
     started, begun = time.monotonic(), Progress(params_file.parent, "chapters")
     with locked(partial.parent, busy, log.name):
         _run(notebook, partial, params_file)
