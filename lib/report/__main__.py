@@ -55,8 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
     given = _arguments().parse_args(arguments)
     try:
         if given.step == "resolve":
-            params = resolve(given.params, given.run, given.seed, given.tokens)
-            if line := announcement(params):
+            file = parameters.parameter_file(given.params, given.run)
+            params = resolve(file, given.run, given.seed, given.tokens)
+            if line := announcement(params, file):
                 print(line, flush=True)
         elif given.step == "execute":
             execute(given.notebook, given.params_file)

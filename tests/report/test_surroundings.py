@@ -58,12 +58,25 @@ def drawn(folder: Path, environment: dict[str, str]) -> list[bytes]:
     process = execution(run_folder(folder, DRAWING), environment)
     errors = process.communicate()[1]
     assert process.returncode == 0, errors
-    return [(folder / "run" / "figures" / f"line.{kind}").read_bytes() for kind in ("png", "svg")]
+    return files(folder / "run")
+
+
+def files(run: Path) -> list[bytes]:
+    """A run's figure, byte for byte."""
+    return [(run / "figures" / f"line.{kind}").read_bytes() for kind in ("png", "svg")]
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory) -> list[bytes]:
-    return drawn(tmp_path_factory.mktemp("plain"), {})
+def plain_folder(tmp_path_factory) -> Path:
+    """The run of an execution that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("plain")
+    drawn(folder, {})
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def plain(plain_folder) -> list[bytes]:
+    return files(plain_folder)
 
 
 def configured(folder: Path) -> dict[str, str]:
@@ -100,12 +113,12 @@ def test_figures_are_the_same_whatever_surrounds_the_environment(plain, tmp_path
     assert drawn(tmp_path / "made", surroundings(tmp_path / "of the user")) == plain
 
 
-def test_sentences_fit_a_terminal_of_few_letters(tmp_path):
-    file = tmp_path / "p.yaml"
-    file.write_text("größe: 1\n", encoding="utf-8")
-    command = [sys.executable, "-m", "lib.collect.forecast", str(file), "--run", "x"]
-    ended = subprocess.run(command, cwd=ROOT, env=os.environ | ASCII, capture_output=True)
-    assert ended.returncode == 2 and ended.stderr.startswith(b"error: ") and b"gr\\xf6\\xdfe" in ended.stderr
+def test_pages_and_lines_do_not_depend_on_the_locale(plain_folder):
+    for step in (["lib.report", "render", str(plain_folder)], ["lib.collect.forecast", "params/smoke.yaml"]):
+        ended = subprocess.run([sys.executable, "-m", *step], cwd=ROOT, env=os.environ | ASCII, capture_output=True)
+        assert ended.returncode == 0, ended.stderr.decode()
+    assert "größer" in (plain_folder / "report" / "02_test.html").read_text(encoding="utf-8")
+    assert rb"\xd7" in ended.stdout
 
 
 # ---------------------------------------------------------------- two at once, and half a notebook
