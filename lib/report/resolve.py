@@ -37,13 +37,17 @@ def announcement(params: Params, file: Path) -> str | None:
     (params.folder / progress.FILE).unlink(missing_ok=True)
     if (params.folder / "stats" / "done.json").exists():
         return None
-    from lib.collect.forecast import estimate  # slow to import
+    from lib.base.machine import device_of  # slow to import
+    from lib.collect.forecast import estimate
+    from lib.kernels.native import why_slower
 
     try:
         stages, memory, disk = estimate(params)
     except InputError:  # it is raised again where it is in the way
         return None
     progress.begin(params.folder, stages)
+    if device_of(params).type == "cpu" and (why := why_slower()):
+        print(f"note: {why}, so torch does the work of compiled loops, more slowly.", file=sys.stderr)
     seconds = sum(stages.values())
     time = f"{seconds / 60:.0f} minutes" if seconds < 100 * 60 else f"{seconds / 3600:.0f} hours"
     needs = f"{memory / 1e9:.0f} GB of memory and {disk / 1e9:.0f} GB of disk"
