@@ -477,6 +477,16 @@ def test_pages_that_could_not_be_shown_are_refused(folder, cell, expected):
     assert str(error.value).startswith("01_bad.ipynb: ") and not (folder / "report").exists()
 
 
+@pytest.mark.parametrize("content", [lambda whole: whole[:-100], lambda _: b"", lambda _: b"{}", lambda _: b"[1]"])
+def test_an_executed_notebook_cut_short_is_one_sentence(complete, folder, capfd, content):
+    whole = (complete / "notebooks" / "01_complete.ipynb").read_bytes()
+    (folder / "notebooks").mkdir()
+    (folder / "notebooks" / "01_complete.ipynb").write_bytes(content(whole))
+    assert report.main(["render", str(folder)]) == 2
+    error = capfd.readouterr().err
+    assert "01_complete.ipynb is cut short or no notebook; delete it" in error and error.count("\n") == 1
+
+
 def test_drawing_with_alt_text_is_embedded(tmp_path):
     cell = shown({"image/svg+xml": "<svg/>"}, {"image/svg+xml": {"alt": "nothing drawn"}})
     chapter = notebook_pages.read_chapter(write_notebook(tmp_path / "x.ipynb", new_markdown_cell("# X"), cell))
