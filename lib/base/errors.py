@@ -1,5 +1,6 @@
 """The error that users are meant to read, InputError, and pieces of its sentence."""
 
+import re
 import sys
 from collections.abc import Callable, Iterable
 from functools import wraps
@@ -35,8 +36,14 @@ def listed(names: Iterable[str]) -> str:
 
 def first_line(error: Exception) -> str:
     """An error's first line as part of a sentence, or the name of its type."""
-    lines = str(error).strip().splitlines()
+    lines = without_pointers(str(error)).strip().splitlines()
     return lines[0].rstrip(".").replace(". ", "; ") if lines else type(error).__name__
+
+
+def without_pointers(text: str) -> str:
+    """A library's message without its sentences on a report above, which is not shown with it."""
+    shown = "(?:report|table|message|output|traceback|log)"
+    return re.sub(rf"[^.!;\n]*\b(?:above {shown}|{shown} above)\b[^.!;\n]*[.!;]?", "", text).strip()
 
 
 def capital(text: str) -> str:

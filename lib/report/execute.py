@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from lib.base import params as parameters
-from lib.base.errors import InputError
+from lib.base.errors import InputError, without_pointers
 from lib.base.files import locked, read_json
 from lib.base.progress import Progress
 
@@ -165,4 +165,4 @@ def _without_colours(text: str) -> str:
 
 
 def _one_line(text: object) -> str:
-    return " ".join(_without_colours(str(text)).split())
+    return " ".join(without_pointers(_without_colours(str(text))).split())

@@ -146,7 +146,7 @@ def read_chapter(notebook: Path, neurons: str | None = None) -> Chapter:
         nb = nbformat.read(notebook, as_version=4)
     except Exception as error:  # whatever nbformat meets in a file that is cut short
         raise InputError(
-            f"{notebook} is cut short or no notebook; delete it and run the same command again, which executes it again."
+            f"{notebook} is cut short or no notebook; delete it and run the same command again."
         ) from error
     nb.cells = [cell for section in _sections(nb.cells) if not _silent(section) for cell in section]
     try:

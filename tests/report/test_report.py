@@ -484,7 +484,7 @@ def test_an_executed_notebook_cut_short_is_one_sentence(complete, folder, capfd,
     (folder / "notebooks" / "01_complete.ipynb").write_bytes(content(whole))
     assert report.main(["render", str(folder)]) == 2
     error = capfd.readouterr().err
-    assert "01_complete.ipynb is cut short or no notebook; delete it" in error and error.count("\n") == 1
+    assert "01_complete.ipynb is cut short or no notebook; delete it and run" in error and error.count("\n") == 1
 
 
 def test_drawing_with_alt_text_is_embedded(tmp_path):
