@@ -57,8 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
         if given.step == "resolve":
             file = parameters.parameter_file(given.params, given.run)
             params = resolve(file, given.run, given.seed, given.tokens)
-            if line := announcement(params, file):
-                print(line, flush=True)
+            if line := announcement(params):
+                print(f"{line} (parameters: {file})", flush=True)
         elif given.step == "execute":
             execute(given.notebook, given.params_file)
         elif given.step == "alone":

@@ -29,7 +29,7 @@ def resolve(parameter_file: Path, run: str, seed: str | None = None, tokens: str
     return params
 
 
-def announcement(params: Params, file: Path) -> str | None:
+def announcement(params: Params) -> str | None:
     """What a report of the run will take, in one line; None where its passes are done, or cannot run.
 
     Notes it for the stages, which show how far the whole report is.
@@ -51,7 +51,7 @@ def announcement(params: Params, file: Path) -> str | None:
     seconds = sum(stages.values())
     time = f"{seconds / 60:.0f} minutes" if seconds < 100 * 60 else f"{seconds / 3600:.0f} hours"
     needs = f"{memory / 1e9:.0f} GB of memory and {disk / 1e9:.0f} GB of disk"
-    return f"{params.run} ({file}): about {time}, {needs} on this machine"
+    return f"{params.run}: about {time}, {needs} on this machine"
 
 
 def _note_other_code(params: Params) -> None:

@@ -53,7 +53,7 @@ def test_a_machine_without_what_linux_has(macos, monkeypatch, tmp_path, capsys):
     assert native.libraries() == () and "could not compile native.cpp, forward.cpp" in native.why_slower()
     monkeypatch.setattr("lib.base.params.OUTPUTS", tmp_path)
     params = resolve.resolve(ROOT / "params" / "smoke.yaml", "smoke")
-    assert "GB of memory" in resolve.announcement(params, Path("params/smoke.yaml"))
+    assert "GB of memory" in resolve.announcement(params)
     assert "so torch does the work of compiled loops" in capsys.readouterr().err
 
 

@@ -129,12 +129,12 @@ def test_tables_of_another_threshold_are_written_again(folder):
 def test_a_missing_compiler_is_said_once_before_the_passes(folder, monkeypatch, capsys):
     params = read_params(folder / "params.yaml")
     monkeypatch.setattr("lib.kernels.native.why_slower", lambda: "there is no g++")
-    line = resolve.announcement(params, Path("params/smoke.yaml"))
-    assert line.startswith("smoke (params/smoke.yaml): about ")
+    line = resolve.announcement(params)
+    assert line.startswith("smoke: about ")
     assert capsys.readouterr().err == "note: there is no g++, so torch does the work of compiled loops, more slowly.\n"
     (folder / "stats").mkdir()
     (folder / "stats" / "done.json").touch()
-    assert resolve.announcement(params, Path("params/smoke.yaml")) is None and capsys.readouterr().err == ""
+    assert resolve.announcement(params) is None and capsys.readouterr().err == ""
 
 
 # ---------------------------------------------------------------- execute
