@@ -69,8 +69,12 @@ def locked(folder: Path, busy: str | None = None, name: str = "lock") -> Iterato
     Waits while another process holds it or, with `busy`, raises InputError with that sentence, in which `{pid}` is the
     other process's id. With `busy`, a file system that cannot lock is accepted.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / name, "a+", encoding="utf-8") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / name, "a+", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror or error}.") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
         except BlockingIOError as error:

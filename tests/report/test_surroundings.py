@@ -137,6 +137,13 @@ def test_a_notebook_that_another_process_executes_is_left_alone(tmp_path, capfd)
     assert report.main(arguments) == 0 and not (folder / "unfinished").exists()
 
 
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("lib.base.params.OUTPUTS", tmp_path / "outputs")
+    (tmp_path / "outputs").touch()
+    assert report.main(["alone", "tiny", "true"]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/outputs/cache/locks cannot be written: Not a directory.\n"
+
+
 def test_half_a_notebook_is_never_moved_into_place(tmp_path, capfd, monkeypatch):
     folder = run_folder(tmp_path, "1 + 1")
 
