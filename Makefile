@@ -7,10 +7,13 @@ ifndef CHAPTERS_AT_ONCE
 endif
 # Threads that wait sleep (lib/__init__.py), also in tests, benchmarks and JupyterLab.
 export OMP_WAIT_POLICY ?= passive
+# Packages of other environments stay out of this one.
+export PYTHONNOUSERSITE = 1
+unexport PYTHONPATH PYTHONHOME
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 RUN = tiny
-PARAMS = $(if $(wildcard params/$(RUN).yaml),params/$(RUN).yaml,params/tiny.yaml)
+PARAMS =
 SEED =
 TOKENS =
 PUBLISHED =
@@ -20,19 +23,25 @@ KEEP =
 EXPORT =
 INTO =
 SEED_TOKENS = 174587904
-PYTHON = python3.11
+PYTHONS = 3.13 3.12 3.11
+PYTHON = $(PYTHONS:%=python%) python3
 VENV = .venv
 
-ifneq ($(words $(RUN)),1)
-$(error RUN is '$(RUN)', but must be one folder name)
+ifneq ($(words $(value RUN)),1)
+$(error RUN is '$(value RUN)', but must be one folder name)
 endif
-ifneq ($(or $(findstring /,$(RUN)),$(filter .%,$(RUN))),)
-$(error RUN is '$(RUN)', but must be a folder name that does not start with '.' and has no '/')
+# What make or a shell would read as something else; the steps check the name itself (lib/base/params.py).
+hash := \#
+SPECIAL := / : ; [ ] ( ) { } < > * ? ! & | ~ ^ % = , + @ ' " ` \ $$ $(hash)
+ifneq ($(strip $(filter .% -%,$(value RUN)) $(foreach one,$(SPECIAL),$(findstring $(one),$(value RUN)))),)
+$(error RUN is '$(value RUN)', but must be a folder name of letters, digits, '.', '_' and '-' that starts with a letter or digit)
 endif
 
+quoted = '$(subst ','\'',$(value $1))'
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 OUT := outputs/$(RUN)
+ALONE = $(PY) -m lib.report alone '$(RUN)'
 # The longest chapters first: the others are done meanwhile.
 LONGEST := $(wildcard notebooks/05_*.ipynb notebooks/06_*.ipynb)
 CHAPTERS := $(LONGEST) $(filter-out $(LONGEST),$(sort $(wildcard notebooks/*.ipynb)))
@@ -57,9 +66,9 @@ executed = $(filter $(NUMBERS_$1:%=$(OUT)/notebooks/%.ipynb),$(EXECUTED))
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
-report: ## everything for one run; [RUN=tiny] [SEED=a] [TOKENS=300000] [PARAMS=path.yaml]
-	@$(MAKE) CHAPTERS_AT_ONCE=2 -j2 $(OUT)/report/index.html
-	@echo "Report: $(CURDIR)/$(OUT)/report/index.html"
+report: $(READY) ## everything for one run; [RUN=tiny] [SEED=a] [TOKENS=300000] [PARAMS=path.yaml]
+	@$(ALONE) $(MAKE) CHAPTERS_AT_ONCE=2 -j2 $(OUT)/report/index.html
+	@echo "Report: "$(call quoted,CURDIR)/$(OUT)/report/index.html
 
 preview: $(READY) ## chapters 01 to 03 of a run whose pass is still going on, in a folder of their own; [RUN=tiny]
 	@$(PY) -m lib.collect.preview $(OUT)/params.yaml
@@ -68,21 +77,23 @@ preview: $(READY) ## chapters 01 to 03 of a run whose pass is still going on, in
 quick: ## the same in a few minutes: three seeds and less text, in outputs/quick
 	@$(MAKE) report RUN=quick
 
-compare: $(OUT)/tables/done.json ## a published per-neuron table beside the run's own, as a page; [RUN=tiny] PUBLISHED=path.csv
-	@$(PY) -m lib.chapters.published.comparison $(OUT)/params.yaml '$(PUBLISHED)'
+compare: $(READY) ## a published per-neuron table beside the run's own, as a page; [RUN=tiny] PUBLISHED=path.csv
+	@$(ALONE) $(MAKE) $(OUT)/tables/done.json
+	@$(PY) -m lib.chapters.published.comparison $(OUT)/params.yaml $(call quoted,PUBLISHED)
 	@$(MAKE) report
 
 archive: $(READY) ## a finished run as one file to share, with checksums; [RUN=tiny]
 	@$(PY) -m lib.report.archive $(OUT)
 
-example: $(OUT)/report/index.html ## a reduced copy of a finished run, as the repository keeps it; [RUN=tiny] [INTO=outputs/example]
-	@$(PY) -m lib.report.example $(OUT) $(if $(INTO),--into '$(INTO)')
+example: $(READY) ## a reduced copy of a finished run, as the repository keeps it; [RUN=tiny] [INTO=outputs/example]
+	@$(MAKE) report
+	@$(PY) -m lib.report.example $(OUT) $(if $(INTO),--into $(call quoted,INTO))
 
 plan: $(READY) ## memory, passes, disk and time that a run will take; [RUN=tiny] [SEED=a] [TOKENS=300000] [PARAMS=path.yaml]
-	@$(PY) -m lib.collect.forecast '$(PARAMS)' --run '$(RUN)' $(if $(SEED),--seed '$(SEED)') $(if $(TOKENS),--tokens '$(TOKENS)')
+	@$(PY) -m lib.collect.forecast $(call quoted,PARAMS) --run '$(RUN)' $(if $(SEED),--seed $(call quoted,SEED)) $(if $(TOKENS),--tokens $(call quoted,TOKENS))
 
 emergence: $(READY) ## chapter 07's tables, from the seeds' training checkpoints; [RUN=tiny] [TOKENS=300000] [STEPS="64 512", or none] [KEEP=data/emergence] [EXPORT=data/emergence]
-	@$(PY) -m lib.chapters.emergence.tables '$(PARAMS)' --run '$(RUN)' $(if $(TOKENS),--tokens '$(TOKENS)') $(if $(STEPS),--steps $(filter-out none,$(STEPS))) $(if $(KEEP),--keep '$(KEEP)') $(if $(EXPORT),--export '$(EXPORT)')
+	@$(PY) -m lib.chapters.emergence.tables $(call quoted,PARAMS) --run '$(RUN)' $(if $(TOKENS),--tokens $(call quoted,TOKENS)) $(if $(STEPS),--steps $(filter-out none,$(STEPS))) $(if $(KEEP),--keep $(call quoted,KEEP)) $(if $(EXPORT),--export $(call quoted,EXPORT))
 
 test: $(READY) ## the test suite
 	$(PY) -m pytest
@@ -91,7 +102,7 @@ lab: $(READY) ## JupyterLab on the explorer notebook; the chapters lie beside it
 	PYTHONPATH="$(CURDIR)" $(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/optional/explorer.ipynb $(if $(filter 0,$(shell id -u)),--allow-root)
 
 bench: $(READY) ## speed, memory and error against the published algorithm (a quarter of an hour); [TOKENS=300000] [PUBLISHED_TOKENS=8192]
-	$(PY) -m bench $(if $(TOKENS),--tokens '$(TOKENS)') $(if $(PUBLISHED_TOKENS),--published-tokens '$(PUBLISHED_TOKENS)')
+	$(PY) -m bench $(if $(TOKENS),--tokens $(call quoted,TOKENS)) $(if $(PUBLISHED_TOKENS),--published-tokens $(call quoted,PUBLISHED_TOKENS))
 
 seeds: $(READY) ## build the text and train the shipped seeds again (minutes on a GPU, days on a CPU); [SEED_TOKENS=174587904]
 	$(PY) -m lib.training.corpus
@@ -106,18 +117,30 @@ clean: ## delete outputs/$(RUN), statistics included; [RUN=tiny]
 
 environment: $(READY) ## .venv with the pinned packages; every target that needs it makes it
 
-# An environment that exists (a conda one with VENV=$CONDA_PREFIX) is completed, otherwise one is made.
+# An environment that exists (a conda one with VENV=$CONDA_PREFIX) is completed, otherwise one is made: with the newest
+# Python that the pinned packages are for.
+IS_FOR = -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] not in "$(PYTHONS)".split())'
+VERSION = -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])'
+NEEDED = error: Python 3.11, 3.12 or 3.13 is needed
 $(READY): requirements.txt constraints.txt
-	@test -x $(PY) || command -v $(PYTHON) > /dev/null || { echo "error: Python 3.11 is needed, but there is no $(PYTHON); name one with PYTHON=/path/to/python3.11." >&2; exit 1; }
-	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	@$(PY) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "error: Python 3.11 is needed, but $(PY) is another version; name one with PYTHON=/path/to/python3.11." >&2; exit 1; }
+	@test -x $(PY) || { \
+	  found=; why="there is no $(PYTHON)"; \
+	  for python in $(PYTHON); do \
+	    if "$$python" $(IS_FOR) 2> /dev/null; then found=$$python; break; fi; \
+	    version=`"$$python" $(VERSION) 2> /dev/null` && why="$$python is $$version"; \
+	  done; \
+	  test -n "$$found" || { echo "$(NEEDED), but $$why; name one with PYTHON=/path/to/python3.13." >&2; exit 1; }; \
+	  "$$found" -c 'import ensurepip, venv' 2> /dev/null || { echo "error: $$found cannot make environments; on Debian and Ubuntu install the package $$found-venv." >&2; exit 1; }; \
+	  "$$found" -m venv $(VENV); \
+	}
+	@$(PY) $(IS_FOR) || { version=`$(PY) $(VERSION)`; echo "$(NEEDED), but $(PY) is $$version; delete that environment, or name another one with VENV=…" >&2; exit 1; }
 	@echo "Installing the pinned packages into $(VENV), once; this takes a few minutes."
 	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
 # Runs every time and touches only what changed, so that make redoes what depends on it and nothing else.
 $(OUT)/params.yaml: FORCE $(READY)
-	@$(PY) -m lib.report resolve --params '$(PARAMS)' --run '$(RUN)' $(if $(SEED),--seed '$(SEED)') $(if $(TOKENS),--tokens '$(TOKENS)')
+	@$(PY) -m lib.report resolve --params $(call quoted,PARAMS) --run '$(RUN)' $(if $(SEED),--seed $(call quoted,SEED)) $(if $(TOKENS),--tokens $(call quoted,TOKENS))
 
 $(OUT)/statistics.yaml: $(OUT)/params.yaml
 	@:

@@ -41,7 +41,7 @@ class Record:
     @classmethod
     def read(cls, path: Path, machine: dict) -> "Record":
         """The parts of an earlier file of the same machine, and this machine as it is now."""
-        stored = json.loads(path.read_text()) if path.exists() else {}
+        stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         known = stored.get("machine", {})
         same = stored.get("format") == FORMAT
         same &= all(known.get(key) == machine[key] for key in ("device", "cores", "torch"))

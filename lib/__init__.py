@@ -1,8 +1,38 @@
-"""Kernels and statistics behind the report on universal neurons; the notebooks call these modules."""
+"""Kernels and statistics behind the report on universal neurons; the notebooks call these modules.
+
+Every entry imports this first, so it holds what must be so before any other import.
+"""
 
 import os
+import sys
 import warnings
+from pathlib import Path
 
+PYTHONS = ("3.11", "3.12", "3.13")  # the versions that the pinned packages are for; the Makefile takes the newest
+
+if ".".join(map(str, sys.version_info[:2])) not in PYTHONS:
+    sys.exit(
+        f"error: Python {', '.join(PYTHONS[:-1])} or {PYTHONS[-1]} is needed, but this is {sys.version.split()[0]}."
+    )
+
+
+def _is_foreign(path: str) -> bool:
+    """Whether a place for modules comes from PYTHONPATH and is outside the repository."""
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return bool(path) and path in given and not Path(path).resolve().is_relative_to(Path(__file__).resolve().parents[1])
+
+
+def _one_sentence(kind, error, trace) -> None:
+    """Ctrl-C ends every entry with a sentence, at whatever line it comes."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("\nstopped; the same command goes on from what is saved.", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.path.sort(key=_is_foreign)  # another numpy on PYTHONPATH comes after this environment's
+if sys.excepthook is sys.__excepthook__:
+    sys.excepthook = _one_sentence
 # Threads that wait sleep, so that two runs share the cores. OpenMP reads this when torch loads it; it also means
 # GOMP_SPINCOUNT=0 and KMP_BLOCKTIME=0.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

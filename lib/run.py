@@ -50,12 +50,12 @@ class Run:
     @cached_property
     def done(self) -> dict:
         """The pass's record: tokens, device, precision, times, hashes."""
-        return json.loads((self.folder / "stats" / "done.json").read_text())
+        return json.loads((self.folder / "stats" / "done.json").read_text(encoding="utf-8"))
 
     def recorded(self, name: str) -> dict | None:
         """A small JSON file of the run's folder, or None if it is not there."""
         path = self.folder / name
-        return json.loads(path.read_text()) if path.exists() else None
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def stats(self, name: str) -> dict[str, np.ndarray]:
         """All seeds' arrays of one kind of accumulator, from the passes' files stats/<name>-<pass>.safetensors."""

@@ -12,12 +12,12 @@ _, module, *arguments = sys.argv[1:] if sys.argv[1] == "-m" else ["", "none"]
 
 def leave(path: Path, line: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("")
-    with open("log", "a") as log:
+    path.write_text("", encoding="utf-8")
+    with open("log", "a", encoding="utf-8") as log:
         log.write(line + "\n")
 
 
-if module == "lib.report" and arguments[0] == "resolve":
+if module == "lib.report" and arguments[0] in ("resolve", "alone"):
     from lib.report import __main__ as steps
 
     params.OUTPUTS = Path("outputs")
@@ -26,14 +26,14 @@ elif module in ("lib.collect", "lib.chapters.universality.tables"):
     step = module.split(".")[-1]
     folder = {"collect": "stats", "tables": "tables"}[step]
     leave(Path(arguments[0]).parent / folder / "done.json", step)
-    (Path(arguments[0]).parent / folder / "done.json").write_text("{}")
+    (Path(arguments[0]).parent / folder / "done.json").write_text("{}", encoding="utf-8")
 elif module == "lib.chapters.published.comparison":
     kept = Path(arguments[0]).parent / "tables" / "published.parquet"
     if len(arguments) == 2:
         leave(kept, f"compare {arguments[1]}")
 elif module == "lib.report" and arguments[0] == "execute":
     notebook = Path(arguments[1])
-    if notebook.read_text() == "fail":
+    if notebook.read_text(encoding="utf-8") == "fail":
         leave(Path("unfinished"), f"execute {notebook.stem}")
         sys.exit(1)
     leave(Path(arguments[2]).parent / "notebooks" / notebook.name, f"execute {notebook.stem}")

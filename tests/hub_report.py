@@ -65,7 +65,7 @@ class Workplace:
 
     def start(self, *arguments: str) -> subprocess.Popen:
         """`make` with arguments, as a process group; what it says is added to log.txt."""
-        with open(self.folder / "log.txt", "a") as log:
+        with open(self.folder / "log.txt", "a", encoding="utf-8") as log:
             return subprocess.Popen(
                 ["make", *arguments],
                 cwd=self.folder,

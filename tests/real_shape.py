@@ -32,7 +32,10 @@ END = "<|endoftext|>"
 
 def gpt2_tokenizer(ranks_file: Path) -> PreTrainedTokenizerFast:
     """GPT-2's tokeniser from lines of `base64 bytes, rank`: at its rank a token merges the two parts left of it."""
-    ranks = {base64.b64decode(word): int(rank) for word, rank in map(str.split, ranks_file.read_text().splitlines())}
+    ranks = {
+        base64.b64decode(word): int(rank)
+        for word, rank in map(str.split, ranks_file.read_text(encoding="utf-8").splitlines())
+    }
     letter = {byte: name for name, byte in BYTE_OF_LETTER.items()}
 
     def parts(token: bytes) -> list[bytes]:

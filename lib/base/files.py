@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 from lib.base.errors import InputError
 
@@ -30,7 +31,9 @@ def read_json(path: Path) -> dict:
 
 def write_json(path: Path, content: dict) -> None:
     """Saves a dictionary as indented JSON, atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))
+    write_atomically(
+        path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    )
 
 
 def file_sha256(path: Path | str) -> str:
@@ -75,14 +78,18 @@ def write_if_changed(path: Path, content: str) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, busy: str | None = None) -> Iterator[None]:
-    """Holds the lock of a folder, which a process that dies releases.
+def locked(folder: Path, busy: str | None = None, name: str = "lock") -> Iterator[TextIO]:
+    """Holds the lock of a folder, its file `name`, which a process that dies releases; yields the open file.
 
     Waits while another process holds it or, with `busy`, raises InputError with that sentence, in which `{pid}` is the
     other process's id. With `busy`, a file system that cannot lock is accepted.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "a+") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / name, "a+", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror or error}.") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
         except BlockingIOError as error:
@@ -93,4 +100,4 @@ def locked(folder: Path, busy: str | None = None) -> Iterator[None]:
                 raise
         file.truncate(0)
         print(os.getpid(), file=file, flush=True)
-        yield
+        yield file

@@ -2,6 +2,8 @@
 
 import os
 import platform
+import resource
+import sys
 from pathlib import Path
 
 import torch
@@ -21,7 +23,7 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
     model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
     return f"{model or platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
@@ -32,17 +34,22 @@ def free_memory(device: torch.device) -> float:
         return torch.cuda.mem_get_info(device)[0]
     info = Path("/proc/meminfo")
     if info.exists():
-        lines = dict(line.split(":", 1) for line in info.read_text().splitlines())
+        lines = dict(line.split(":", 1) for line in info.read_text(encoding="utf-8").splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024
     else:
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
     return min([free, *control_group_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
 
 
+def peak_memory() -> int:
+    """The most memory that this process has held, in bytes; macOS counts bytes, Linux kilobytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def control_group_limits(groups: Path, root: Path) -> list[float]:
     """Memory limits in bytes of this process's control group and all above it, as Slurm or a container sets them."""
     found = []
-    for line in groups.read_text().splitlines() if groups.exists() else ():
+    for line in groups.read_text(encoding="utf-8").splitlines() if groups.exists() else ():
         _, controllers, own = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
             continue
@@ -50,6 +57,10 @@ def control_group_limits(groups: Path, root: Path) -> list[float]:
         place = top / own.lstrip("/")
         for folder in (place, *place.parents):
             limit = folder / name
-            if folder.is_relative_to(top) and limit.is_file() and (allowed := limit.read_text().strip()) != "max":
+            if (
+                folder.is_relative_to(top)
+                and limit.is_file()
+                and (allowed := limit.read_text(encoding="utf-8").strip()) != "max"
+            ):
                 found.append(float(allowed))
     return found

@@ -7,6 +7,7 @@ parameter file start at the repository's root, wherever the file is.
 import difflib
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +19,7 @@ from lib.base.files import write_if_changed
 
 ROOT = Path(__file__).resolve().parents[2]
 OUTPUTS = ROOT / "outputs"
+DEFAULT = "tiny"  # the parameters of a run that has no file
 CACHE = "cache"  # the folder in outputs/ that all runs share, hence not a run's name
 
 # Keys that the pass over the text depends on; everything else is algebra on its statistics.
@@ -219,11 +221,45 @@ class Params(BaseModel):
         return key | ({"reference": self.reference} if self.compare == "reference" else {})
 
 
+def parameter_file(given: str | Path, run: str | None) -> Path:
+    """The parameter file that is given or, where none is (an empty path), the run's own, or else the default's.
+
+    The last is said on stderr. InputError where the run's name looks like a slip of one that has a file: the default
+    models must not run instead of those that were meant.
+    """
+    if str(given) not in ("", "."):
+        return Path(given)
+    folder, own = Path("params"), f"{run}.yaml"
+    if (folder / own).is_file():
+        return folder / own
+    default = folder / f"{DEFAULT}.yaml"
+    meant = _meant(str(run), [path.stem for path in sorted(folder.glob("*.yaml"))])
+    if meant:
+        raise InputError(
+            f"RUN is {run!r}, but there is no {folder / own}; give RUN={meant}, or a parameter file for this name, "
+            f"such as PARAMS={folder / meant}.yaml or PARAMS={default} (the default)."
+        )
+    print(f"note: there is no {folder / own}, so {run} has the parameters of {default}.", file=sys.stderr)
+    return default
+
+
+def _meant(run: str, names: list[str]) -> str | None:
+    """The name that a run's name is close to, or begins or completes; not the default's with an ending (tiny-2)."""
+    alike = {name: difflib.SequenceMatcher(None, run.lower(), name.lower()).ratio() for name in names}
+    best = max(names, key=lambda name: (run.startswith(name), name.startswith(run), alike[name]), default="")
+    if best == DEFAULT and run.startswith(DEFAULT):
+        return None
+    begun = min(len(best), len(run)) >= 3 and (run.startswith(best) or best.startswith(run))
+    return best if begun or alike.get(best, 0) >= 0.7 else None
+
+
 def read_params(path: str | Path, **overrides: Any) -> Params:
     """The parameters in a YAML file, with `overrides` that are not None instead of the file's values.
 
-    InputError for a file that cannot be read and for every key or value that is not allowed.
+    An empty path is the file of the run that `overrides` names (`parameter_file`). InputError for a file that cannot be
+    read and for every key or value that is not allowed.
     """
+    path = parameter_file(path, overrides.get("run"))
     values = _read_mapping(Path(path)) | {name: value for name, value in overrides.items() if value is not None}
     try:
         return _checked(Params, values)

@@ -5,7 +5,6 @@ outputs/<run>/params.yaml` runs them, or `torchrun --nproc-per-node=K -m lib.col
 """
 
 import contextlib
-import resource
 import sys
 import time
 from pathlib import Path
@@ -16,7 +15,7 @@ from tqdm import tqdm
 
 from lib.base.errors import InputError, exit_on_input_error
 from lib.base.files import locked, write_json
-from lib.base.machine import device_name, device_of
+from lib.base.machine import device_name, device_of, peak_memory
 from lib.base.params import read_params
 from lib.base.progress import Progress
 from lib.base.tensors import TensorFiles, read_tensors, write_tensors
@@ -265,7 +264,7 @@ def summary(run: Run, plan: Plan, device: torch.device, processes: int) -> dict:
         "loops": _loops(device, setting.precision),
         "wall_seconds": round(seconds, 1),
         "tokens_per_second": round(read / max(seconds, 1e-9)),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_bytes": peak_memory(),
         "seed_hashes": {name: hashes[f"seed {name}"] for name in setting.seeds if f"seed {name}" in hashes},
         "text_hash": hashes["text"],
         "code": code_of(PASS),

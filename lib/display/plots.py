@@ -41,9 +41,11 @@ PALETTES = ((32, Picture.Quantize.MAXCOVERAGE), (64, Picture.Quantize.MAXCOVERAG
 PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.6g} %")
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")  # for a short log axis, instead of powers of ten
 
+matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
 sns.set_theme(
     context="notebook",
     style="whitegrid",
+    font="DejaVu Sans",  # comes with matplotlib; seaborn's first choice is not on every machine
     font_scale=0.9,
     rc={
         "figure.dpi": 100,

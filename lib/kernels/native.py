@@ -5,7 +5,6 @@ import ctypes
 import shutil
 import subprocess
 import tempfile
-import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -25,26 +24,44 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 @cache
 def libraries() -> tuple[ctypes.CDLL, ...]:
     """The sources compiled for this processor, in a second; those that fail are left out, and torch does their work."""
+    return tuple(_loaded()[0].values())
+
+
+def why_slower() -> str | None:
+    """Why torch does the work of some loops, more slowly, in words; None where all were compiled."""
+    loaded, why = _loaded()
+    return why if len(loaded) < len(SOURCES) else None
+
+
+@cache
+def _loaded() -> tuple[dict[str, ctypes.CDLL], str]:
+    """The compiled sources by name, and what stands in the way of the others.
+
+    Where programs in the temporary folder may not be run (noexec), they are made here, beside the sources.
+    """
     if shutil.which(COMPILER) is None:
-        return ()
-    loaded, running = [], {}
-    with (
-        contextlib.suppress(OSError),
-        tempfile.TemporaryDirectory() as folder,
-    ):  # no place to write, or none to run from
-        for source, contraction in SOURCES.items():
-            made = Path(folder) / f"{source}.so"
-            command = [COMPILER, *FLAGS, contraction, Path(__file__).with_name(source), "-o", made]
-            running[made] = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        codes = {made: process.wait() for made, process in running.items()}
-        loaded += [ctypes.CDLL(str(made)) for made, code in codes.items() if code == 0]
-        if any(codes.values()):
-            failed = ", ".join(made.stem for made, code in codes.items() if code)
-            warnings.warn(
-                f"{COMPILER} could not compile {failed} of lib/kernels; torch does their work, more slowly",
-                stacklevel=2,
-            )
-    return tuple(loaded)
+        return {}, f"there is no {COMPILER}"
+    loaded, why = {}, ""
+    for place in (None, Path(__file__).parent):
+        try:
+            with tempfile.TemporaryDirectory(dir=place) as folder:
+                made = _compiled(Path(folder))
+                loaded = {name: ctypes.CDLL(str(path)) for name, path in made.items()}
+                failed = ", ".join(name for name in SOURCES if name not in made)
+                return loaded, f"{COMPILER} could not compile {failed} of lib/kernels"
+        except OSError as error:  # no place to write, or none to run from
+            why = f"no program can be made and run in {place or tempfile.gettempdir()} ({error.strerror or error})"
+    return loaded, why
+
+
+def _compiled(folder: Path) -> dict[str, Path]:
+    """The sources that the compiler takes, at the same time, by name."""
+    running = {}
+    for source, contraction in SOURCES.items():
+        command = [COMPILER, *FLAGS, contraction, Path(__file__).with_name(source), "-o", folder / f"{source}.so"]
+        running[source] = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    codes = {source: process.wait() for source, process in running.items()}
+    return {source: folder / f"{source}.so" for source, code in codes.items() if code == 0}
 
 
 def takes(name: str, *activations: Tensor) -> bool:

@@ -37,7 +37,7 @@ def _unfinished(folder: Path) -> str | None:
         if not any(folder.glob(name)):
             return f"it has no {name}"
     made = read_json(folder / "provenance.json")["parameters"]
-    asked = yaml.safe_load((folder / "params.yaml").read_text())
+    asked = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
     other = sorted(name for name in made if name in asked and made[name] != asked[name])
     return f"it has no report for its params.yaml: {listed(other)} differed when it was made" if other else None
 

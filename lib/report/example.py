@@ -80,16 +80,16 @@ def say_what_is_missing(page: Path) -> None:
 
     table = re.compile(r'<a href="(\.\./tables/[^"]+)">([^<]+)</a>')
     saved = re.compile(r'<a [^>]*href="((?:\.\./figures|data)/[^"]+)"[^>]*>(?:PNG|Parquet)</a>\s*')
-    text = table.sub(lambda found: found[0] if there(found) else found[2], page.read_text())
+    text = table.sub(lambda found: found[0] if there(found) else found[2], page.read_text(encoding="utf-8"))
     text = saved.sub(lambda found: found[0] if there(found) else "", text)
     text = re.sub(r'<a [^>]*data-gzip="[^"]*"[^>]*>SVG</a>\s*', "", text)
-    page.write_text(text.replace("</h1>", f"</h1>\n{REDUCED}", 1))
+    page.write_text(text.replace("</h1>", f"</h1>\n{REDUCED}", 1), encoding="utf-8")
 
 
 def write_example(folder: Path, into: Path) -> None:
     """Writes the example of a finished run; an earlier one in `into` is replaced when the new one is complete."""
     refuse_other_folder(into, folder)
-    shown = set(re.findall(r"outputs/example/figures/([\w.]+)", (ROOT / "README.md").read_text()))
+    shown = set(re.findall(r"outputs/example/figures/([\w.]+)", (ROOT / "README.md").read_text(encoding="utf-8")))
     files = chosen(folder, shown)
     run = Run(read_params(folder / "params.yaml"))
     run.folder = folder

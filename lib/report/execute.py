@@ -6,13 +6,24 @@ import logging
 import os
 import re
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 from lib.base import params as parameters
-from lib.base.errors import InputError
-from lib.base.files import read_json
+from lib.base.errors import InputError, without_pointers
+from lib.base.files import locked, read_json
 from lib.base.progress import Progress
+
+# The user's IPython configuration is not read, and no package outside this environment comes before its own.
+KERNEL = """
+import sys
+sys.path.insert(0, {root!r})
+import lib
+from ipykernel.kernelapp import IPKernelApp
+IPKernelApp.load_config_file = lambda *_, **__: None
+IPKernelApp.launch_instance()
+"""
 
 
 class NotebookError(Exception):
@@ -26,31 +37,46 @@ def execute(notebook: Path, params_file: Path) -> Path:
     outputs/<run>/unfinished has the partial notebook and the traceback.
     """
     skip_web_address_parsers()
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-    from papermill.exceptions import PapermillExecutionError
-
     if not params_file.is_file():
         raise InputError(f"the parameter file {params_file} does not exist; `python -m lib.report resolve` writes it.")
     executed = params_file.parent / "notebooks" / notebook.name
     partial = params_file.parent / "unfinished" / notebook.name
-    log = partial.with_suffix(".log")
-    for folder in (executed.parent, partial.parent):
-        folder.mkdir(parents=True, exist_ok=True)
-    log.write_text("", encoding="utf-8")  # keeps the folder while another chapter ends
-    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # our sentence says the same
+    log = partial.with_suffix(".log")  # keeps the folder while another chapter ends
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    busy = (
+        f"another process ({{pid}}) executes {notebook.name} for {params_file.parent}; wait until it ends, or stop it."
+    )
     started, begun = time.monotonic(), Progress(params_file.parent, "chapters")
+    with locked(partial.parent, busy, log.name):
+        _run(notebook, partial, params_file)
+        os.replace(partial, executed)
+        log.unlink()
+    with contextlib.suppress(OSError):  # another chapter's files are there
+        partial.parent.rmdir()
+    print(f"{notebook.name}: done in {time.monotonic() - started:.0f} s{_whole(executed, begun)}", file=sys.stderr)
+    return executed
+
+
+def _run(notebook: Path, partial: Path, params_file: Path) -> None:
+    """Runs all cells of a notebook into its partial copy, or raises what stopped them."""
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    log = partial.with_suffix(".log")
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # our sentence says the same
     try:
-        papermill.execute_notebook(
-            notebook,
-            partial,
-            parameters={"params_file": os.path.relpath(params_file, notebook.parent)},
-            kernel_name="python3",
-            language="python",
-            cwd=notebook.parent,
-            progress_bar={"desc": f"{notebook.stem:24}"} if sys.stderr.isatty() else False,
-            kernel_manager_class=_kernel_manager(),
-        )
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as ipython:
+            papermill.execute_notebook(
+                notebook,
+                partial,
+                parameters={"params_file": os.path.relpath(params_file, notebook.parent)},
+                kernel_name="python3",
+                language="python",
+                cwd=notebook.parent,
+                progress_bar={"desc": f"{notebook.stem:24}"} if sys.stderr.isatty() else False,
+                kernel_manager_class=_kernel_manager(ipython),
+            )
     except PapermillExecutionError as error:
         log.write_text(_without_colours("\n".join(error.traceback)) + "\n", encoding="utf-8")
         _refuse_full_disk(error.ename, error.evalue)
@@ -67,12 +93,11 @@ def execute(notebook: Path, params_file: Path) -> Path:
             f"the kernel of {notebook.name} died{_where(partial)}, probably for lack of memory "
             f"(partial notebook: {partial}); {_one_line(error)}"
         ) from None
-    os.replace(partial, executed)
-    log.unlink()
-    with contextlib.suppress(OSError):  # another chapter's files are there
-        partial.parent.rmdir()
-    print(f"{notebook.name}: done in {time.monotonic() - started:.0f} s{_whole(executed, begun)}", file=sys.stderr)
-    return executed
+    cells = _code_cells(partial)
+    ran = sum(cell["execution_count"] is not None for cell in cells)
+    if ran < len(cells):  # whatever ended it without an error
+        log.unlink()
+        raise NotebookError(f"{notebook.name} stopped after {ran} of {len(cells)} cells (partial notebook: {partial})")
 
 
 def _whole(executed: Path, begun: Progress) -> str:
@@ -88,13 +113,16 @@ def skip_web_address_parsers() -> None:
     sys.modules.setdefault("rfc3987_syntax", None)
 
 
-def _kernel_manager() -> type:
-    """Kernels that always run this environment's Python, not a kernel installed on the machine."""
+def _kernel_manager(ipython: str) -> type:
+    """Kernels that always run this environment's Python, not a kernel installed on the machine.
+
+    IPython keeps its profile and history in the folder `ipython`.
+    """
     import zmq
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
-    search = os.pathsep.join([str(parameters.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    code = KERNEL.format(root=str(parameters.ROOT))
 
     class OwnKernelManager(AsyncKernelManager):
         def __init__(self, **options):
@@ -105,8 +133,8 @@ def _kernel_manager() -> type:
         def kernel_spec(self) -> KernelSpec:
             return KernelSpec(
                 # the kernel's log repeats the notebook, and may break into our sentence
-                argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=CRITICAL"],
-                env={"PYTHONPATH": search, "PYDEVD_DISABLE_FILE_VALIDATION": "1"},
+                argv=[sys.executable, "-c", code, "-f", "{connection_file}", "--log-level=CRITICAL"],
+                env={"IPYTHONDIR": ipython, "PYTHONSTARTUP": "", "PYDEVD_DISABLE_FILE_VALIDATION": "1"},
                 metadata={"supported_encryption": ["curve"]},
                 display_name="Python 3",
                 language="python",
@@ -120,10 +148,15 @@ def _refuse_full_disk(name: str, message: str) -> None:
         raise InputError(f"no space left on the disk ({_one_line(message)}); free some and run the same command again.")
 
 
+def _code_cells(partial: Path) -> list[dict]:
+    """The code cells of a partial notebook that hold code."""
+    return [cell for cell in read_json(partial).get("cells", []) if cell["cell_type"] == "code" and cell["source"]]
+
+
 def _where(partial: Path) -> str:
     """' in cell [n]' for the last code cell of a partial notebook that began."""
-    cells = [cell for cell in read_json(partial).get("cells", []) if cell["cell_type"] == "code" and cell["source"]]
-    begun = sum(cell["metadata"].get("papermill", {}).get("status", "pending") != "pending" for cell in cells)
+    status = [cell["metadata"].get("papermill", {}).get("status", "pending") for cell in _code_cells(partial)]
+    begun = sum(one != "pending" for one in status)
     return f" in cell [{begun}]" if begun else ""
 
 
@@ -132,4 +165,4 @@ def _without_colours(text: str) -> str:
 
 
 def _one_line(text: object) -> str:
-    return " ".join(_without_colours(str(text)).split())
+    return " ".join(without_pointers(_without_colours(str(text))).split())

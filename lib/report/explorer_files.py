@@ -109,7 +109,7 @@ def write_data(run: Run, folder: Path) -> None:
         stale.unlink()
     for name, content in _files(run):
         script = as_script(name, content)
-        write_atomically(folder / f"{name}.js", lambda path, script=script: path.write_text(script))
+        write_atomically(folder / f"{name}.js", lambda path, script=script: path.write_text(script, encoding="utf-8"))
     write_json(record, made_from)
 
 
@@ -159,6 +159,6 @@ def _saved(arrays: Arrays) -> bytes:
 def write_explorer(run: Run, report: Path, **shared) -> str:
     """Writes data and script into `report`/neurons; returns the page's HTML. `shared` is what all pages need."""
     write_data(run, report / FOLDER)
-    write_if_changed(report / FOLDER / "explorer.js", (TEMPLATES / "explorer.js").read_text())
-    style = (TEMPLATES / "explorer.css").read_text()
+    write_if_changed(report / FOLDER / "explorer.js", (TEMPLATES / "explorer.js").read_text(encoding="utf-8"))
+    style = (TEMPLATES / "explorer.css").read_text(encoding="utf-8")
     return page("explorer.html.j2", current=PAGE, explorer_style=style, done=run.done, **shared)

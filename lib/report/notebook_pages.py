@@ -142,7 +142,12 @@ def read_chapter(notebook: Path, neurons: str | None = None) -> Chapter:
     A section whose code showed nothing is left out. Figures link to their files in ../figures. `neurons` is the address
     of the reference seed's neurons, up to `layer/neuron`; with it, neurons link to their pages.
     """
-    nb = nbformat.read(notebook, as_version=4)
+    try:
+        nb = nbformat.read(notebook, as_version=4)
+    except Exception as error:  # whatever nbformat meets in a file that is cut short
+        raise InputError(
+            f"{notebook} is cut short or no notebook; delete it and run the same command again."
+        ) from error
     nb.cells = [cell for section in _sections(nb.cells) if not _silent(section) for cell in section]
     try:
         body, _ = _Exporter().from_notebook_node(nb, {"metadata": {"path": str(notebook.parent)}})

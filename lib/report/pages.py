@@ -152,9 +152,13 @@ def page(template: str, **content) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"count": count, "duration": duration, "memory": memory, "bold": bold}
-    script = (TEMPLATES / "page.js").read_text()
+    script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     allowed = b64encode(sha256(script.encode()).digest()).decode()  # the page's policy lets no other script run
-    shared = {"style": (TEMPLATES / "style.css").read_text(), "script": script, "script_hash": f"'sha256-{allowed}'"}
+    shared = {
+        "style": (TEMPLATES / "style.css").read_text(encoding="utf-8"),
+        "script": script,
+        "script_hash": f"'sha256-{allowed}'",
+    }
     return environment.get_template(template).render(**shared, **content)
 
 

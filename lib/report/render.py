@@ -115,7 +115,9 @@ def _seed_provenance(params: Params, name: str) -> dict[str, str | None]:
 
 def _package_versions() -> dict[str, str]:
     """Installed versions of the packages that requirements.txt pins."""
-    pins = re.findall(r"^([A-Za-z0-9_.-]+)==", (parameters.ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    pins = re.findall(
+        r"^([A-Za-z0-9_.-]+)==", (parameters.ROOT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE
+    )
     return {name: metadata.version(name) for name in pins}
 
 

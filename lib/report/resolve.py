@@ -39,8 +39,10 @@ def announcement(params: Params) -> str | None:
     (params.folder / progress.FILE).unlink(missing_ok=True)
     if (params.folder / "stats" / "done.json").exists():
         return None
-    from lib.collect.forecast import estimate  # slow to import
+    from lib.base.machine import device_of  # slow to import
+    from lib.collect.forecast import estimate
     from lib.collect.preflight import Preflight
+    from lib.kernels.native import why_slower
     from lib.run import Run
 
     _ = Preflight(Run(params)).shapes
@@ -49,11 +51,12 @@ def announcement(params: Params) -> str | None:
     except InputError:  # it is raised again where it is in the way
         return None
     progress.begin(params.folder, stages)
+    if device_of(params).type == "cpu" and (why := why_slower()):
+        print(f"note: {why}, so torch does the work of compiled loops, more slowly.", file=sys.stderr)
     seconds = sum(stages.values())
     time = f"{seconds / 60:.0f} minutes" if seconds < 100 * 60 else f"{seconds / 3600:.0f} hours"
-    return (
-        f"{params.run}: about {time}, {memory / 1e9:.0f} GB of memory and {disk / 1e9:.0f} GB of disk on this machine"
-    )
+    needs = f"{memory / 1e9:.0f} GB of memory and {disk / 1e9:.0f} GB of disk"
+    return f"{params.run}: about {time}, {needs} on this machine"
 
 
 def _note_other_code(params: Params) -> None:

@@ -143,7 +143,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, context: int = CONTEXT) -
         "model_max_length": context,
         "clean_up_tokenization_spaces": False,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def newline_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -246,8 +246,8 @@ def build(archives: Path, out: Path) -> dict[str, dict[str, float]]:
         texts[side] = Text(**packed(members, domains, tokenizer), documents=names, **shared)
         write_text(out / name, texts[side])
     rows = report_of(train, held_out, texts)
-    (out / "report.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (out / "tables.md").write_text(markdown_of(rows))
+    (out / "report.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    (out / "tables.md").write_text(markdown_of(rows), encoding="utf-8")
     (out / "licences").mkdir(exist_ok=True)
     for name, content in licences(paths).items():
         (out / "licences" / name).write_bytes(content)

@@ -24,7 +24,7 @@ def parameter_count(shape: dict[str, int]) -> int:
 
 def seeds_section(folder: Path) -> str:
     """The section in Markdown, with its heading, from folder/<seed>/training.json."""
-    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*/training.json"))]
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/training.json"))]
     first, names = records[0], [record["seed"] for record in records]
     recipe, held_out, begun = first["recipe"], first["held_out"], first.get("begun", 0)
     shape, bigram = recipe["shape"], held_out["bigram"]
@@ -68,5 +68,5 @@ def seeds_section(folder: Path) -> str:
 
 def write_section(readme: Path, section: str) -> None:
     """Puts `section` at the end of `readme`, in place of an older one."""
-    before = readme.read_text().split("\n" + HEADING)[0].rstrip("\n") if readme.exists() else ""
-    readme.write_text(f"{before}\n\n{section}" if before else section)
+    before = readme.read_text(encoding="utf-8").split("\n" + HEADING)[0].rstrip("\n") if readme.exists() else ""
+    readme.write_text(f"{before}\n\n{section}" if before else section, encoding="utf-8")

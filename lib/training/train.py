@@ -113,8 +113,8 @@ def ship(branch: SeedRun, name: str, paths: Paths, held_out: Text, n_blocks: int
     folder.parent.mkdir(parents=True, exist_ok=True)
     branch.save_model(folder, SHIPPED_MATRICES)
     for file in paths.tokenizer.glob("*.json"):  # compact: blanks would double the file
-        compact = json.dumps(json.loads(file.read_text()), ensure_ascii=False, separators=(",", ":"))
-        (folder / file.name).write_text(compact + "\n")
+        compact = json.dumps(json.loads(file.read_text(encoding="utf-8")), ensure_ascii=False, separators=(",", ":"))
+        (folder / file.name).write_text(compact + "\n", encoding="utf-8")
     blocks = evenly_spaced(len(held_out.tokens), n_blocks)
     weights = {key: stored(w, SHIPPED_MATRICES).float() for key, w in branch.weights.items()}
 
@@ -146,7 +146,7 @@ def ship(branch: SeedRun, name: str, paths: Paths, held_out: Text, n_blocks: int
         "held_out": {"blocks": len(blocks), **losses_by_domain(losses, held_out, blocks), "bigram": baseline},
         "check": {"blocks": check_blocks.tolist(), "loss": check},
     }
-    (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return record
 
 

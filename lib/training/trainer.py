@@ -298,13 +298,13 @@ class SeedRun:
             "tokens_per_second": round(len(losses) * self.recipe.step_tokens / seconds),
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        with open(self.folder / "log.jsonl", "a") as file:
+        with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def last_line(self) -> dict:
         """The log's last line; {} before the first."""
         path = self.folder / "log.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         return json.loads(lines[-1]) if lines else {}
 
     def _cut_log(self) -> None:
@@ -312,10 +312,10 @@ class SeedRun:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "log.jsonl"
         if path.exists():
-            whole = [line for line in path.read_text().splitlines(True) if line.endswith("}\n")]
+            whole = [line for line in path.read_text(encoding="utf-8").splitlines(True) if line.endswith("}\n")]
             kept = "".join(line for line in whole if json.loads(line)["step"] <= self.step)
             fresh = path.with_suffix(".tmp")
-            fresh.write_text(kept)
+            fresh.write_text(kept, encoding="utf-8")
             os.replace(fresh, path)
 
 
@@ -324,7 +324,7 @@ def shipped_record(folder: Path) -> dict:
     path = folder / "training.json"
     if not path.exists():
         raise InputError(f"{folder} has no training.json, so training cannot start from it.")
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def shipped_step(record: dict) -> int:

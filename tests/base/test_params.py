@@ -231,3 +231,37 @@ def test_statistics_of_other_parameters_are_refused_naming_each_key(write, tmp_p
     text = str(error.value)
     assert is_sentence(text) and "token_budget = 20480 (now 10240)" in text and "random_seed = 0 (now 3)" in text
     assert "context" not in text and "make clean RUN=test" in text
+
+
+@pytest.mark.parametrize(
+    "run, meant",
+    [
+        ("gpt2-smal", "gpt2-small"),
+        ("GPT2_small", "gpt2-small"),
+        ("gpt2", "gpt2-small"),
+        ("pythia", "pythia-160m"),
+        ("fulll", "full"),
+        ("full-2", "full"),
+        ("quik", "quick"),
+        ("tinny", "tiny"),
+    ],
+)
+def test_a_run_whose_name_looks_like_a_slip_is_refused(monkeypatch, run, meant):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(InputError, match=f"give RUN={meant}, or a parameter file") as error:
+        read_params("", run=run)
+    assert is_sentence(str(error.value))
+    assert read_params("params/smoke.yaml", run=run).run == run
+
+
+@pytest.mark.parametrize("run", ["tiny-2", "tiny2", "mine", "first_look", "b"])
+def test_a_run_without_a_file_has_the_default_s_parameters_and_says_so(monkeypatch, capsys, run):
+    monkeypatch.chdir(ROOT)
+    assert read_params("", run=run) == read_params("params/tiny.yaml", run=run)
+    said = capsys.readouterr().err
+    assert said == f"note: there is no params/{run}.yaml, so {run} has the parameters of params/tiny.yaml.\n"
+
+
+def test_a_run_has_its_own_file(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert read_params("", run="smoke") == read_params("params/smoke.yaml") and capsys.readouterr().err == ""

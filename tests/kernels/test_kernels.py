@@ -1,5 +1,8 @@
 """Each accumulator against a plain fp64 NumPy/SciPy computation on all activations at once."""
 
+import ctypes
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -210,13 +213,44 @@ def test_the_loop_leaves_to_torch_what_it_does_not_take(monkeypatch):
     assert len(called) == 1
 
 
+@pytest.fixture
+def afresh():
+    """The loops are compiled anew in the test, and once more after it."""
+    caches = (native._loaded, native.libraries, native.function)
+    for one in caches:
+        one.cache_clear()
+    yield
+    for one in caches:
+        one.cache_clear()
+
+
 @needs_compiler
-def test_a_source_that_does_not_compile_leaves_the_others(tmp_path, monkeypatch):
+def test_a_source_that_does_not_compile_leaves_the_others(afresh, monkeypatch):
     monkeypatch.setattr(native, "SOURCES", {"forward.cpp": "-ffp-contract=fast", "missing.cpp": ""})
-    with pytest.warns(UserWarning, match="could not compile missing.cpp"):
-        (library,) = native.libraries.__wrapped__()
+    (library,) = native.libraries()
     assert hasattr(library, "gelu_float")
-    monkeypatch.setattr(
-        "tempfile.TemporaryDirectory", lambda: (_ for _ in ()).throw(FileNotFoundError("no place to write"))
-    )
-    assert native.libraries.__wrapped__() == ()
+    assert native.why_slower() == f"{native.COMPILER} could not compile missing.cpp of lib/kernels"
+
+
+def test_no_compiler_is_said(afresh, monkeypatch):
+    monkeypatch.setattr(native, "COMPILER", "a-compiler-that-is-not-there")
+    assert native.libraries() == () and native.why_slower() == "there is no a-compiler-that-is-not-there"
+
+
+@needs_compiler
+def test_loops_are_made_elsewhere_where_temporary_programs_may_not_run(afresh, tmp_path, monkeypatch):
+    beside, load = Path(native.__file__).parent, ctypes.CDLL
+    before = sorted(beside.iterdir())
+
+    def refused(path, *arguments):
+        if path and beside not in Path(path).parents:
+            raise OSError(f"{path}: failed to map segment from shared object")
+        return load(path, *arguments)
+
+    monkeypatch.setattr("ctypes.CDLL", refused)
+    assert len(native.libraries()) == len(native.SOURCES) and native.why_slower() is None
+    assert sorted(beside.iterdir()) == before
+    native._loaded.cache_clear()
+    native.libraries.cache_clear()
+    monkeypatch.setattr("ctypes.CDLL", lambda path: refused("/elsewhere"))
+    assert native.libraries() == () and "no program can be made and run in" in native.why_slower()

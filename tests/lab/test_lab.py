@@ -216,7 +216,7 @@ def jupyterlab(tmp_path, notebook):
             "JUPYTERLAB_WORKSPACES_DIR",
         )
     }
-    with open(tmp_path / "log.txt", "w") as log:
+    with open(tmp_path / "log.txt", "w", encoding="utf-8") as log:
         server = subprocess.Popen(
             [
                 sys.executable,

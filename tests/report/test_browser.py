@@ -173,7 +173,10 @@ def test_pages_load_without_error_request_or_broken_link(folder, open_page):
             if parts.fragment and target.suffix == ".html" and target.name != "neurons.html":
                 if target not in ids:
                     ids[target] = {
-                        element["id"] for element in BeautifulSoup(target.read_text(), "html.parser").find_all(id=True)
+                        element["id"]
+                        for element in BeautifulSoup(target.read_text(encoding="utf-8"), "html.parser").find_all(
+                            id=True
+                        )
                     }
                 assert unquote(parts.fragment) in ids[target], f"{file.name} links to {link}"
         missing = page.eval_on_selector_all(

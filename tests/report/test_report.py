@@ -21,6 +21,7 @@ import yaml
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+import lib
 from lib.base.errors import InputError
 from lib.base.files import file_sha256
 from lib.base.params import ROOT, read_params
@@ -123,6 +124,17 @@ def test_tables_of_another_threshold_are_written_again(folder):
         record.write_text(json.dumps({"reference": "a", "threshold": threshold, "rotations": 2}))
         resolve.resolve(ROOT / "params" / "smoke.yaml", "smoke")
         assert record.exists() == kept
+
+
+def test_a_missing_compiler_is_said_once_before_the_passes(folder, monkeypatch, capsys):
+    params = read_params(folder / "params.yaml")
+    monkeypatch.setattr("lib.kernels.native.why_slower", lambda: "there is no g++")
+    line = resolve.announcement(params)
+    assert line.startswith("smoke: about ")
+    assert capsys.readouterr().err == "note: there is no g++, so torch does the work of compiled loops, more slowly.\n"
+    (folder / "stats").mkdir()
+    (folder / "stats" / "done.json").touch()
+    assert resolve.announcement(params) is None and capsys.readouterr().err == ""
 
 
 # ---------------------------------------------------------------- execute
@@ -465,6 +477,16 @@ def test_pages_that_could_not_be_shown_are_refused(folder, cell, expected):
     assert str(error.value).startswith("01_bad.ipynb: ") and not (folder / "report").exists()
 
 
+@pytest.mark.parametrize("content", [lambda whole: whole[:-100], lambda _: b"", lambda _: b"{}", lambda _: b"[1]"])
+def test_an_executed_notebook_cut_short_is_one_sentence(complete, folder, capfd, content):
+    whole = (complete / "notebooks" / "01_complete.ipynb").read_bytes()
+    (folder / "notebooks").mkdir()
+    (folder / "notebooks" / "01_complete.ipynb").write_bytes(content(whole))
+    assert report.main(["render", str(folder)]) == 2
+    error = capfd.readouterr().err
+    assert "01_complete.ipynb is cut short or no notebook; delete it and run" in error and error.count("\n") == 1
+
+
 def test_drawing_with_alt_text_is_embedded(tmp_path):
     cell = shown({"image/svg+xml": "<svg/>"}, {"image/svg+xml": {"alt": "nothing drawn"}})
     chapter = notebook_pages.read_chapter(write_notebook(tmp_path / "x.ipynb", new_markdown_cell("# X"), cell))
@@ -675,11 +697,116 @@ def test_make_runs_a_stopped_notebook_again(make, tmp_path):
     assert make("report")[1] == ["execute 02_two", "render"]
 
 
+def python_of(folder: Path, name: str, version: str) -> str:
+    """A stand-in for a Python of some version, which writes down that it was asked to make an environment."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    major, minor, _ = version.split(".")
+    path.write_text(
+        f"""#!{sys.executable}
+import sys
+if sys.argv[1:3] == ["-m", "venv"]:
+    open({str(folder / "made")!r}, "a").write({name!r} + "\\n")
+    sys.exit(1)
+sys.version_info = ({major}, {minor}, 1)
+exec(sys.argv[2])
+"""
+    )
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "there, chosen",
+    [
+        (["3.11.9", "3.12.1"], "python3.12"),
+        (["3.13.0", "3.12.1"], "python3.13"),
+        (["3.11.2", "3.14.0"], "python3.11"),
+        (["3.14.0", "3.10.1"], None),
+        ([], None),
+    ],
+)
+def test_make_takes_the_newest_python_that_the_packages_are_for(make, tmp_path, monkeypatch, there, chosen):
+    for version in there:
+        python_of(tmp_path / "bin", f"python{version.rpartition('.')[0]}", version)
+    (tmp_path / "bin").mkdir(exist_ok=True)
+    (tmp_path / "bin" / "python3.13").touch()  # not to be run, like a shim of a version that is not installed
+    python_of(tmp_path / "bin", "python3", "3.14.0")
+    (tmp_path / "bin" / "make").symlink_to(shutil.which("make"))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    done, _ = make("report", "VENV=other")
+    if chosen is None:
+        assert done.stderr.startswith("error: Python 3.11, 3.12 or 3.13 is needed, but python3 is 3.14.1; name one")
+    else:
+        assert (tmp_path / "bin" / "made").read_text() == f"{chosen}\n", done.stderr
+    assert done.returncode != 0
+
+
 def test_make_says_which_python_is_missing(make, tmp_path):
     done, _ = make("report", "VENV=other", "PYTHON=python-that-is-not-there")
-    assert (
-        done.returncode != 0 and "error: Python 3.11 is needed, but there is no python-that-is-not-there" in done.stderr
+    expected = "error: Python 3.11, 3.12 or 3.13 is needed, but there is no python-that-is-not-there"
+    assert done.returncode != 0 and expected in done.stderr
+    python_of(tmp_path / "old" / "bin", "python", "3.10.4")
+    done, _ = make("report", "VENV=old")
+    assert done.returncode != 0 and "is needed, but old/bin/python is 3.10.1; delete that environment" in done.stderr
+
+
+def test_the_versions_of_python_are_the_same_everywhere():
+    newest_first = " ".join(reversed(lib.PYTHONS))
+    assert f"PYTHONS = {newest_first}\n" in (ROOT / "Makefile").read_text()
+    after = lib.PYTHONS[-1].split(".")
+    bounds = f"python>={lib.PYTHONS[0]},<{after[0]}.{int(after[1]) + 1}\n"
+    assert bounds in (ROOT / "environment.yml").read_text()
+
+
+def test_make_needs_nothing_of_gnu_or_linux_beside_make():
+    recipes = [line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("\t")]
+    gnu = re.compile(
+        r"\b(sed -i|readlink -f|realpath|stat -c|cp -[a-z]*[ta]|nproc|timeout|flock|date -d|grep -P)\b|--\w+=\S* rm"
     )
+    assert not [line for line in recipes if gnu.search(line)]
+
+
+# ---------------------------------------------------------------- make: names of runs, and two at once
+
+
+@pytest.mark.parametrize(
+    "name", ["a:b", "a$b", "a$(x)", "a[b", "a]", "a*", "a?", "a'b", 'a"b', "a;b", "a#b", "a%b", "-a", "a\\b"]
+)
+def test_make_refuses_names_that_make_or_a_shell_would_read_otherwise(make, tmp_path, name):
+    done, steps = make("report", f"RUN={name}")
+    assert done.returncode != 0 and steps == [] and not (tmp_path / "outputs").exists()
+    assert f"RUN is '{name}', but must be a folder name of letters" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_make_takes_a_parameter_file_of_any_name(make, tmp_path):
+    name = "it's a$b [c]: d.yaml"
+    shutil.copy(ROOT / "params" / "smoke.yaml", tmp_path / name)
+    done, steps = make("report", "RUN=mine", f"PARAMS={name}")
+    assert done.returncode == 0 and "render" in steps, done.stderr
+
+
+def test_a_run_whose_name_looks_like_a_slip_is_refused(make, tmp_path):
+    done, steps = make("report", "RUN=gpt2-smal")
+    assert done.returncode != 0 and steps == [] and not (tmp_path / "outputs" / "gpt2-smal").exists()
+    assert "RUN is 'gpt2-smal', but there is no params/gpt2-smal.yaml; give RUN=gpt2-small, or" in done.stderr
+
+
+def test_a_second_report_of_a_run_is_one_sentence(make, tmp_path):
+    python = str(tmp_path / ".venv" / "bin" / "python")
+    lock = tmp_path / "outputs" / "cache" / "locks" / "tiny"
+    first = subprocess.Popen([python, "-m", "lib.report", "alone", "tiny", "sleep", "100"], cwd=tmp_path)
+    while not (lock.exists() and lock.read_text()):
+        assert first.poll() is None
+    done, steps = make("report")
+    expected = (
+        f"error: another `make report RUN=tiny` is at work (process {first.pid}); wait until it ends, or stop it.\n"
+    )
+    assert done.returncode != 0 and steps == [] and done.stderr.startswith(expected)
+    assert not (tmp_path / "outputs" / "tiny").exists()
+    first.kill()
+    first.wait()
+    assert "render" in make("report")[1]
 
 
 def test_make_help_names_every_target(make):

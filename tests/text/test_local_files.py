@@ -193,7 +193,7 @@ def test_half_a_surrogate_in_a_domain_is_replaced(tmp_path):
     if sys.platform == "linux":  # elsewhere names are UTF-8
         folder = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")  # a name in ISO-8859-1
         os.mkdir(folder)
-        with open(f"{folder}/x.txt", "w") as file:
+        with open(f"{folder}/x.txt", "w", encoding="utf-8") as file:
             file.write("a")
         assert {part.domain for part in parts(TextSource(files=str(tmp_path)))} == {tmp_path.name, "caf\ufffd"}
 
