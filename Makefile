@@ -5,8 +5,11 @@
 ifndef CHAPTERS_AT_ONCE
 .NOTPARALLEL:
 endif
-# Threads that wait sleep (lib/__init__.py), also in tests, benchmarks and JupyterLab.
-export OMP_WAIT_POLICY ?= passive
+# Threads that wait soon sleep (lib/__init__.py), also in tests, benchmarks and JupyterLab.
+ifndef OMP_WAIT_POLICY
+export OMP_WAIT_POLICY = passive
+export GOMP_SPINCOUNT ?= 2000
+endif
 # Packages of other environments stay out of this one.
 export PYTHONNOUSERSITE = 1
 unexport PYTHONPATH PYTHONHOME

@@ -33,7 +33,8 @@ def _one_sentence(kind, error, trace) -> None:
 sys.path.sort(key=_is_foreign)  # another numpy on PYTHONPATH comes after this environment's
 if sys.excepthook is sys.__excepthook__:
     sys.excepthook = _one_sentence
-# Threads that wait sleep, so that two runs share the cores. OpenMP reads this when torch loads it; it also means
-# GOMP_SPINCOUNT=0 and KMP_BLOCKTIME=0.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Threads that wait soon sleep, so that two runs share the cores. OpenMP reads this when torch loads it. They try for some
+# microseconds first: to be woken takes longer than most gaps between two loops (docs/benchmarks.md).
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ |= {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "2000")}
 warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm falls back to plain text, which is wanted
