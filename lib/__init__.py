@@ -33,8 +33,8 @@ def _one_sentence(kind, error, trace) -> None:
 sys.path.sort(key=_is_foreign)  # another numpy on PYTHONPATH comes after this environment's
 if sys.excepthook is sys.__excepthook__:
     sys.excepthook = _one_sentence
-# Threads that wait soon sleep, so that two runs share the cores. OpenMP reads this when torch loads it. They try for some
-# microseconds first: to be woken takes longer than most gaps between two loops (docs/benchmarks.md).
+# Waiting threads soon sleep, so that two runs share the cores. They try for some microseconds first: to be woken takes
+# longer than most gaps between two loops (docs/benchmarks.md). OpenMP reads this when torch loads it.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ |= {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "2000")}
 warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm falls back to plain text, which is wanted

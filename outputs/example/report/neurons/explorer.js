@@ -1,9 +1,9 @@
-/* The neuron explorer: finds neurons in a run's tables and shows one. Its address is the page's hash, #seed/layer/neuron.
-   Data files are scripts that call explorerFile(name, base64 of gzip); lib/explorer_files.py writes them and says what is in them. */
+/* The neuron explorer: finds neurons and shows one. Its address is the page's hash, #seed/layer/neuron.
+   Data files are scripts that call explorerFile(name, base64 of gzip); lib/report/explorer_files.py writes and describes them. */
 (() => {
   'use strict';
   const $ = id => document.getElementById(id);
-  const FIRST_ROWS = 100, NEAR = 14, NONE = 65535, UNKNOWN = 255, SHADES = 253, UNCOUNTED = 254, OUTSIDE = 255, COSINE = 10000;
+  const FIRST_ROWS = 100, NEAR = 14, NO_WORD = 65535, NO_PERCENTILE = 255, SHADES = 253, UNCOUNTED = 254, OUTSIDE = 255, COSINE_STEPS = 10000;
   const MATCH_EXAMPLES = 3;
   const ARRAYS = {U8: Uint8Array, I8: Int8Array, U16: Uint16Array, I16: Int16Array, U32: Uint32Array, I32: Int32Array, F32: Float32Array};
 
@@ -53,7 +53,7 @@
     if (!loaded.has(name)) {
       loaded.set(name, new Promise((resolve, reject) => {
         waiting.set(name, resolve);
-        const script = element('script', {src: `neurons/${encodeURIComponent(name)}.js`, onerror: () => reject(new Error(`The file neurons/${name}.js, which make report writes beside this page, is not here.`))});
+        const script = element('script', {src: `neurons/${encodeURIComponent(name)}.js`, onerror: () => reject(new Error(`The file neurons/${name}.js is missing; make report writes it beside this page.`))});
         document.head.append(script);
       }).then(unpacked).then(buffer => name === 'run' ? JSON.parse(new TextDecoder().decode(buffer)) : tensors(buffer)));
     }
@@ -67,9 +67,9 @@
   async function seedOf(name) {
     if (!seeds.has(name)) {
       seeds.set(name, load(`seed.${name}`).then(data => {
-        const count = data.layer.shape[0], row = new Map();
-        for (let at = 0; at < count; at++) row.set(data.layer.values[at] * run.neurons + data.neuron.values[at], at);
-        return {name, data, count, row, texts: []};
+        const count = data.layer.shape[0], [layers, neurons] = run.shapes[name], row = new Map();
+        for (let at = 0; at < count; at++) row.set(data.layer.values[at] * neurons + data.neuron.values[at], at);
+        return {name, data, count, layers, neurons, row, texts: []};
       }));
     }
     return seeds.get(name);
@@ -78,7 +78,7 @@
   const plain = (seed, column, at) => seed.data.plain.values[run.plain.indexOf(column) * seed.count + at];
   const word = (seed, column, at) => {
     const index = seed.data.words.values[run.texts.indexOf(column) * seed.count + at];
-    return index === NONE ? null : run.words[index];
+    return index === NO_WORD ? null : run.words[index];
   };
   const address = (seed, at) => `${seed.name}/${seed.data.layer.values[at]}/${seed.data.neuron.values[at]}`;
   const isUniversal = (seed, at) => value(seed, 'excess_corr', at) > run.threshold;
@@ -127,9 +127,9 @@
       return row;
     }));
     $('more').hidden = listed.length <= limit;
-    const universal = listed.filter(at => isUniversal(seed, at)).length, all = run.layers * run.neurons;
+    const universal = listed.filter(at => isUniversal(seed, at)).length, all = seed.layers * seed.neurons;
     $('found').textContent = `${listed.length.toLocaleString('en')} neurons of seed ${seed.name}, ${universal.toLocaleString('en')} of them universal`
-      + (seed.count < all ? `. This page holds the ${seed.count.toLocaleString('en')} of ${all.toLocaleString('en')} that match other seeds best; the tables have all.` : '.');
+      + (seed.count < all ? `. This page holds the ${seed.count.toLocaleString('en')} of ${all.toLocaleString('en')} that match other seeds best. The tables have all.` : '.');
     scatter();
   }
   const labelOf = (seed, at) => word(seed, 'family', at) === 'unexplained' ? 'unexplained' : word(seed, 'label', at);
@@ -145,7 +145,7 @@
   const coordinate = (seed, column, at) => column === 'layer' ? seed.data.layer.values[at] + jitter(at) : value(seed, column, at);
 
   function range(values, column) {
-    if (column === 'layer') return [-.5, run.layers - .5];
+    if (column === 'layer') return [-.5, here.seed.layers - .5];
     let low = Infinity, high = -Infinity;
     for (const one of values) if (Number.isFinite(one)) { low = Math.min(low, one); high = Math.max(high, one); }
     if (!(low <= high)) return [0, 1];
@@ -175,7 +175,7 @@
     const x = one => left + (one - x0) / (x1 - x0) * (width - left - right), y = one => height - bottom - (one - y0) / (y1 - y0) * (height - bottom - top);
     ink.font = `11px ${getComputedStyle(document.body).fontFamily}`; ink.fillStyle = soft; ink.strokeStyle = line; ink.lineWidth = 1;
     ink.textAlign = 'center'; ink.textBaseline = 'top';
-    const layers = Array.from({length: run.layers}, (_, layer) => layer).filter(layer => layer % Math.ceil(run.layers / 12) === 0);
+    const layers = Array.from({length: seed.layers}, (_, layer) => layer).filter(layer => layer % Math.ceil(seed.layers / 12) === 0);
     for (const one of across === 'layer' ? layers : ticks(x0, x1, 5)) ink.fillText(number(one), x(one), height - bottom + 7);
     ink.textAlign = 'right'; ink.textBaseline = 'middle';
     for (const one of ticks(y0, y1, 5)) { ink.beginPath(); ink.moveTo(left, y(one)); ink.lineTo(width - right, y(one)); ink.stroke(); ink.fillText(number(one), left - 6, y(one)); }
@@ -195,7 +195,7 @@
     const px = x(coordinate(seed, across, here.at)), py = y(coordinate(seed, up, here.at));
     if (Number.isFinite(px) && Number.isFinite(py)) { ink.strokeStyle = colour('chosen'); ink.lineWidth = 2; ink.beginPath(); ink.arc(px, py, 6, 0, 2 * Math.PI); ink.stroke(); }
     const name = column => column === 'layer' ? 'layer' : run.ranked.find(one => one.name === column).words;
-    canvas.setAttribute('aria-label', `Scatter of ${listed.length} neurons of seed ${seed.name}: ${name(up)} against ${name(across)}. The list below has the same neurons.`);
+    canvas.setAttribute('aria-label', `Scatter of ${listed.length} neurons of seed ${seed.name}: ${name(up)} against ${name(across)}.`);
   }
 
   function nearest(event) {
@@ -227,13 +227,13 @@
     return element('ul', {className: `logits ${kind}`}, ...[...tokens].map((token, index) => {
       const bar = element('i');
       bar.style.width = `${100 * Math.abs(cosines[index]) / most}%`;
-      return element('li', {}, tokenCode(token), element('span', {className: 'track'}, bar), element('span', {textContent: fixed(cosines[index] / COSINE, 3)}));
+      return element('li', {}, tokenCode(token), element('span', {className: 'track'}, bar), element('span', {textContent: fixed(cosines[index] / COSINE_STEPS, 3)}));
     }));
   }
 
   function histogram(get) {
     const counts = [...get('counts')], first = get('first')[0], last = get('last')[0], total = counts.reduce((sum, one) => sum + one, 0);
-    if (!total) return element('p', {className: 'none', textContent: 'No token was counted into this histogram.'});
+    if (!total) return element('p', {className: 'none', textContent: 'The histogram has no counted token.'});
     const width = 340, height = 222, base = 200, most = Math.log1p(Math.max(...counts)), step = width / counts.length, bin = (last - first) / counts.length;
     const zero = -first / (last - first) * width;
     const picture = drawn('svg', {class: 'histogram', viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': `Histogram of the pre-activation from ${number(first)} to ${number(last)}, ${total} tokens`});
@@ -279,7 +279,7 @@
     const headings = [...new Set(run.ranked.map(one => one.heading))];
     return element('div', {className: 'properties'}, ...headings.map(heading => {
       const rows = run.ranked.map((one, index) => ({...one, index})).filter(one => one.heading === heading).map(one => {
-        const percentile = seed.data.percentile.values[one.index * seed.count + at], known = percentile !== UNKNOWN;
+        const percentile = seed.data.percentile.values[one.index * seed.count + at], known = percentile !== NO_PERCENTILE;
         const meter = element('dd', {className: 'meter'});
         if (known) { const mark = element('i'); mark.style.left = `${percentile}%`; meter.append(mark); }
         const row = element('div', {className: 'property'}, element('dt', {textContent: one.words}),
@@ -305,15 +305,15 @@
   function sentence(seed, at) {
     const rows = [], excess = value(seed, 'excess_corr', at), score = plain(seed, 'score', at);
     const row = (term, text) => rows.push(element('dt', {textContent: term}), element('dd', {textContent: text}));
-    if (Number.isFinite(excess)) row('Universality', `Excess correlation ${fixed(excess, 3)}: its best matches in other seeds correlate ${fixed(value(seed, 'mean_corr', at), 3)} on average, in a rotated basis ${fixed(value(seed, 'mean_baseline', at), 3)}.`);
+    if (Number.isFinite(excess)) row('Universality', `Excess correlation ${fixed(excess, 3)}: on average its best matches in other seeds correlate at ${fixed(value(seed, 'mean_corr', at), 3)}, against ${fixed(value(seed, 'mean_baseline', at), 3)} in a rotated basis.`);
     if (Number.isFinite(score)) {
       const second = word(seed, 'runner_up_label', at);
-      row('Fires on', `${quoted(word(seed, 'label', at))} explains ${fixed(100 * score, 1)} % of its variance on held-out text (chance ${fixed(100 * plain(seed, 'chance', at), 1)} %); it is ${plain(seed, 'difference', at) >= 0 ? 'more' : 'less'} active there.`
+      row('Responds to', `${quoted(word(seed, 'label', at))} explains ${fixed(100 * score, 1)} % of its variance on held-out text (chance level ${fixed(100 * plain(seed, 'chance', at), 1)} %). It is ${plain(seed, 'difference', at) >= 0 ? 'more' : 'less'} active there.`
         + (second ? ` The best label of another family is ${quoted(second)} (${fixed(100 * plain(seed, 'runner_up_score', at), 1)} %).` : ''));
     }
     if (Number.isFinite(plain(seed, 'raised_score', at))) {
       const named = kind => `${quoted(word(seed, kind, at))} (${fixed(100 * plain(seed, `${kind}_score`, at), 1)} %)`;
-      row('Writes', `Of all token classes it raises ${named('raised')} and lowers ${named('lowered')} most clearly, in shares of the variance of its logit effects (chance ${fixed(100 * plain(seed, 'null_score', at), 1)} %).`);
+      row('Writes', `Of all token classes it raises ${named('raised')} and lowers ${named('lowered')} most clearly, as shares of the variance of its logit effects (chance level ${fixed(100 * plain(seed, 'null_score', at), 1)} %).`);
     }
     return rows.length ? element('dl', {className: 'said'}, ...rows) : null;
   }
@@ -331,11 +331,11 @@
     const partner = plain(seed, 'partner_neuron', at), partnerLayer = plain(seed, 'partner_layer', at), head = plain(seed, 'attention_score', at) || value(seed, 'attention_score', at);
     if (Number.isFinite(partner)) {
       const name = `${seed.name}/${partnerLayer}/${partner}`;
-      facts.push(element('li', {}, 'It writes most nearly the opposite of ', element('a', {href: `#${name}`, textContent: name}), ` (cosine ${fixed(plain(seed, 'partner_cos', at), 3)}).`));
+      facts.push(element('li', {}, 'Its most opposed output weights are those of ', element('a', {href: `#${name}`, textContent: name}), ` (cosine ${fixed(plain(seed, 'partner_cos', at), 3)}).`));
     }
-    if (run.ranked.some(one => one.name === 'attention_score') && Number.isFinite(head)) facts.push(element('li', {textContent: `Of all later heads it turns L${plain(seed, 'attention_head_layer', at)}H${plain(seed, 'attention_head', at)} most ${head > 0 ? 'to' : 'from'} the first token: score ${fixed(head, 3)}, ${fixed(plain(seed, 'attention_deviations', at), 1)} deviations of random directions.`}));
+    if (run.ranked.some(one => one.name === 'attention_score') && Number.isFinite(head)) facts.push(element('li', {textContent: `Of all later heads it moves L${plain(seed, 'attention_head_layer', at)}H${plain(seed, 'attention_head', at)} most ${head > 0 ? 'towards' : 'away from'} the first token: score ${fixed(head, 3)}, ${fixed(plain(seed, 'attention_deviations', at), 1)} standard deviations of random directions.`}));
     const own = seed.name === run.reference ? run.measured[`${layer}/${seed.data.neuron.values[at]}`] : null;
-    for (const one of own?.heads ?? []) facts.push(element('li', {textContent: `Measured as attention ${one.role} of L${one.layer}H${one.head} at ${one.destinations.toLocaleString('en')} positions: its activation correlates ${fixed(one.bos_corr, 2)} with the change of attention to the first token and ${fixed(one.norm_corr, 2)} with the change of the head's output norm when its path is cut.`}));
+    for (const one of own?.heads ?? []) facts.push(element('li', {textContent: `Measured for attention ${one.role} of L${one.layer}H${one.head} at ${one.destinations.toLocaleString('en')} positions: when its path is cut, its activation correlates at ${fixed(one.bos_corr, 2)} with the change in attention to the first token, and at ${fixed(one.norm_corr, 2)} with the change in the head's output norm.`}));
     if (facts.length) parts.push(element('ul', {className: 'facts'}, ...facts));
     const outcomes = {loss: 'loss [nats]', entropy: 'entropy [nats]', kl_unigram: 'KL to unigram [nats]', reciprocal_rank: 'reciprocal rank', scale: 'final scale'};
     for (const [kind, column, about] of [['ablation', 'variant', 'Fixed at its mean activation'], ['fixed', 'value', 'Fixed at a value']]) {
@@ -351,14 +351,14 @@
   async function matchCard(own, name, partner, corr, baseline, column) {
     if (partner < 0) return element('section', {className: 'match'}, element('h4', {textContent: `seed ${name}`}), element('p', {className: 'none', textContent: 'Not compared.'}));
     const other = await seedOf(name), at = other.row.get(partner);
-    const where = `${name}/${Math.floor(partner / run.neurons)}/${partner % run.neurons}`;
+    const where = `${name}/${Math.floor(partner / other.neurons)}/${partner % other.neurons}`;
     const numbers = element('p', {className: 'numbers', textContent: `correlation ${fixed(corr, 3)}, rotated basis ${fixed(baseline, 3)}`});
     const box = element('section', {className: 'match'});
     box.dataset.match = where;
-    if (at === undefined) { box.append(element('h4', {textContent: where}), numbers, element('p', {className: 'none', textContent: 'Not among the neurons that this page holds.'})); return box; }
+    if (at === undefined) { box.append(element('h4', {textContent: where}), numbers, element('p', {className: 'none', textContent: 'This page does not hold the neuron.'})); return box; }
     const get = await details(other, at), back = run.seeds.filter(one => one !== name).indexOf(own.seed.name);
-    const mutual = get('partner')[back] === own.seed.data.layer.values[own.at] * run.neurons + own.seed.data.neuron.values[own.at];
-    numbers.append(mutual ? ', each the other’s best match' : '', labelOf(other, at) ? element('br') : '', labelOf(other, at) ?? '');
+    const mutual = get('partner')[back] === own.seed.data.layer.values[own.at] * own.seed.neurons + own.seed.data.neuron.values[own.at];
+    numbers.append(mutual ? ', mutual best matches' : '', labelOf(other, at) ? element('br') : '', labelOf(other, at) ?? '');
     box.append(element('h4', {}, element('a', {href: `#${where}`, textContent: where})), numbers, examples(get, MATCH_EXAMPLES, true));
     return box;
   }
@@ -382,8 +382,8 @@
         element('section', {}, heading('Pre-activation', 'tokens on a log scale; active right of 0'), histogram(get)),
         element('section', {}, heading('Promotes', 'cos(w_out, W_U)'), logits(get, 'promoted', 'up')),
         element('section', {}, heading('Suppresses', 'cos(w_out, W_U)'), logits(get, 'suppressed', 'down'))),
-      heading('Where it is most active', 'point at a token for its activation'), examples(get, Infinity, false),
-      heading('Counterparts in the other seeds', 'the most correlated neuron of each'), made,
+      heading('Strongest examples', 'point at a token for its activation'), examples(get, Infinity, false),
+      heading('Best matches in the other seeds', 'the most correlated neuron of each'), made,
       heading('Properties', `value, and percentile in layer ${seed.data.layer.values[at]}`), properties(seed, at),
       ...(effect ? [heading('Circuits and effects'), ...effect] : []),
     ].filter(Boolean));
@@ -403,11 +403,11 @@
   async function follow() {
     const parts = decodeURIComponent(location.hash.slice(1)).split('/'), [name, layer, neuron] = [parts[0], Number(parts[1]), Number(parts[2])];
     if (!location.hash.slice(1)) return follow.first();
-    if (!run.seeds.includes(name)) return fail(`There is no seed “${name}”; the seeds are ${run.seeds.join(', ')}.`);
-    const seed = await seedOf(name), at = seed.row.get(layer * run.neurons + neuron);
-    const exists = Number.isInteger(layer) && Number.isInteger(neuron) && layer >= 0 && layer < run.layers && neuron >= 0 && neuron < run.neurons;
-    if (!exists) return fail(`There is no neuron “${parts.slice(1).join('/')}” in seed ${name}; layers are 0 to ${run.layers - 1}, neurons 0 to ${run.neurons - 1}.`);
-    if (at === undefined) return fail(`This page holds the ${seed.count.toLocaleString('en')} neurons of seed ${name} that match other seeds best, and ${parts.slice(1).join('/')} is not among them; the tables have all.`);
+    if (!run.seeds.includes(name)) return fail(`There is no seed “${name}”. The seeds are ${run.seeds.join(', ')}.`);
+    const seed = await seedOf(name), at = seed.row.get(layer * seed.neurons + neuron);
+    const exists = Number.isInteger(layer) && Number.isInteger(neuron) && layer >= 0 && layer < seed.layers && neuron >= 0 && neuron < seed.neurons;
+    if (!exists) return fail(`There is no neuron “${parts.slice(1).join('/')}” in seed ${name}; layers are 0 to ${seed.layers - 1}, neurons 0 to ${seed.neurons - 1}.`);
+    if (at === undefined) return fail(`This page holds the ${seed.count.toLocaleString('en')} neurons of seed ${name} that match other seeds best, without ${parts.slice(1).join('/')}. The tables have all.`);
     here = {seed, at};
     $('seed').value = name;
     if ($('layer').value !== 'all') $('layer').value = String(layer);
@@ -436,14 +436,14 @@
   function controls() {
     const columns = run.ranked.map(one => [one.name, one.words]), families = Object.entries(run.families).filter(([key]) => run.words.includes(key));
     options($('seed'), run.seeds.map(name => [name, name === run.reference ? `${name} (ref.)` : name]));
-    options($('layer'), [['all', 'all'], ...Array.from({length: run.layers}, (_, layer) => [layer, layer])]);
+    options($('layer'), [['all', 'all'], ...Array.from({length: Math.max(...Object.values(run.shapes).map(shape => shape[0]))}, (_, layer) => [layer, layer])]);
     options($('family'), [['', 'all'], ...families]);
     options($('role'), [['', 'all'], ...['prediction', 'suppression', 'partition'].filter(role => run.words.includes(role)).map(role => [role, role])]);
     options($('order'), [...columns, ...(families.length ? [['score', 'score of its label']] : []), ['place', 'place in the model']]);
     options($('up'), columns); options($('across'), [['layer', 'layer'], ...columns]);
     $('order').value = $('up').value = columns.some(([name]) => name === 'excess_corr') ? 'excess_corr' : columns[0]?.[0];
     $('across').value = 'layer';
-    $('number').max = run.neurons - 1;
+    $('number').max = Math.max(...Object.values(run.shapes).map(shape => shape[1])) - 1;
     $('family').disabled = !families.length;
     $('controls').addEventListener('submit', event => event.preventDefault());
     const again = () => { limit = FIRST_ROWS; if (here) list(); };
@@ -456,7 +456,7 @@
     });
     $('seed').addEventListener('change', () => {
       const layer = here.seed.data.layer.values[here.at], neuron = here.seed.data.neuron.values[here.at];
-      seedOf($('seed').value).then(seed => seed.row.has(layer * run.neurons + neuron) ? go(seed, seed.row.get(layer * run.neurons + neuron)) : follow.first(seed.name));
+      seedOf($('seed').value).then(seed => neuron < seed.neurons && seed.row.has(layer * seed.neurons + neuron) ? go(seed, seed.row.get(layer * seed.neurons + neuron)) : follow.first(seed.name));
     });
     $('number').addEventListener('change', () => {
       const layer = $('layer').value === 'all' ? here.seed.data.layer.values[here.at] : $('layer').value;
@@ -496,7 +496,7 @@
     fold();
   }
 
-  /* Where a neuron lies in the scatter, in CSS pixels from its corner, for whoever wants to point at it. */
+  /* Where a neuron lies in the scatter plot [CSS pixels from its corner]; for tests. */
   window.neuronPlace = (layer, neuron) => places.find(({at}) => here.seed.data.layer.values[at] === layer && here.seed.data.neuron.values[at] === neuron);
 
   load('run').then(async content => {
