@@ -131,7 +131,10 @@ class Followed:
     def correlations(
         self, name: tuple[str, str], weights: Float[Tensor, "draws parts"], chosen: Int[Tensor, "chosen"] | None = None
     ) -> Float[Tensor, "draws pairs"]:
-        """Correlation of each pair of two seeds, or of some, with parts of the text weighted; 0 with a dead neuron."""
+        """Correlation of each pair of two seeds, or of some, with parts of the text weighted; 0 with a dead neuron.
+
+        Products are of rounded activations, and of two copies of a neuron their sum can be larger than its variance.
+        """
         products, pairs = self.products[name], self.pairs[name]
         if chosen is not None:
             products, pairs = products[:, chosen], pairs[:, chosen]
@@ -143,7 +146,7 @@ class Followed:
         ]
         covariance = weights @ products.double() / tokens - mean_a * mean_b
         deviation = deviation_a * deviation_b
-        return torch.where(deviation > 0, covariance / deviation.clamp(min=1e-300), 0)
+        return torch.where(deviation > 0, covariance / deviation.clamp(min=1e-300), 0).clamp(-1, 1)
 
     def best(
         self, pair: tuple[str, str], weights: Float[Tensor, "parts"]

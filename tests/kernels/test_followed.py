@@ -161,3 +161,16 @@ def test_the_union_has_each_candidate_of_either_side_once():
     wanted = {(i, j) for i, own in enumerate(forward.tolist()) for j in own}
     wanted |= {(i, j) for j, own in enumerate(backward.tolist()) for i in own}
     assert list(zip(*union(forward, backward).tolist(), strict=True)) == sorted(wanted)
+
+
+def test_no_correlation_is_beyond_one_where_products_are_of_rounded_activations():
+    values, number = operands(640)["a"], torch.arange(TOTALS["a"])
+    pairs, rounded = {("a", "b"): torch.stack([number, number])}, values.bfloat16()
+    sums = torch.stack([values.sum(0), values.square().sum(0)])
+    made = Followed(pairs, {"a": len(number), "b": len(number)}, 1, torch.float32)
+    made.update(0, {"a": rounded, "b": rounded}, {"a": sums, "b": sums}, len(values))
+    x = rounded.double().numpy()
+    beyond = (x * x).mean(0) - values.numpy().mean(0) ** 2 > values.numpy().var(0)
+    assert beyond.any()
+    found = made.correlations(("a", "b"), torch.ones(1, 1))[0]
+    assert (found[torch.from_numpy(beyond)] == 1).all() and (found > 0.99).all()
