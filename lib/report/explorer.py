@@ -49,7 +49,7 @@ RANKED = {
     },
     "Circuits": {
         "null_share": "share of w_out in W_U's effective null space",
-        "frequency_share": "share of w_out along token frequency",
+        "frequency_share": "cosine of w_out's effect on the logits with token frequency",
         "entropy_score": "entropy score",
         "attention_score": "attention score of the best later head",
     },

@@ -80,6 +80,8 @@ def benchmarks_page(folder: Path | None = None) -> dict:
     A row that a machine has not measured has an empty cell.
     """
     records = {path.stem: read_json(path) for path in sorted((folder or parameters.ROOT / "bench").glob("*.json"))}
+    newest = max((record.get("format", 1) for record in records.values()), default=1)  # others are of a former engine
+    records = {name: record for name, record in records.items() if record.get("format", 1) == newest}
     groups: dict[str, dict[str, dict]] = {}
     for machine, record in records.items():
         for row in record["rows"]:

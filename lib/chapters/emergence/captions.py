@@ -49,7 +49,8 @@ def losses(table: pd.DataFrame, time: Timeline) -> Caption:
     falls = f"Held-out loss falls from {mean[first]:.2f} to {mean[best]:.2f} nats per token"
     title = falls if fell else "Held-out loss does not fall"
     text = (
-        f"Mean over seeds: **{mean[first]:.3f}** at {time.moment(first)}, **{mean[last]:.3f}** at {time.moment(last)}."
+        f"Mean over seeds: **{mean[first]:.3f}** at {time.moment(first)}, **{mean[last]:.3f}** at {time.moment(last)}, "
+        f"over {table['tokens'].max():,} predicted tokens. Chapter 01 may measure on fewer."
     )
     if best != last:
         text += f" The lowest is {mean[best]:.3f} at {time.moment(best)}."

@@ -169,7 +169,7 @@ def sampling(table: pd.DataFrame, neurons: pd.DataFrame) -> Figure:
     joined = neurons[["layer", "neuron", "mean_corr", "is_universal"]].merge(table, on=["layer", "neuron"])
     left.plot([0, 1], [0, 1], color=NEUTRAL, linewidth=1)
     scatter(left, joined, "mean_corr", "held_out_corr", loc="upper left")
-    left.set(xlabel="best match on all text", ylabel="partner chosen on some parts,\nmeasured on the others")
+    left.set(xlabel="best match on all these parts", ylabel="partner chosen on some parts,\nmeasured on the others")
     bins = np.linspace(0, joined["excess_se"].quantile(0.995), 60)
     for group, look, _ in groups(joined):
         right.hist(group["excess_se"].clip(upper=bins[-1]), bins, **FILLED, **look)

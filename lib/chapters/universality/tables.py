@@ -121,17 +121,18 @@ def draw_table(comparison: Comparison, shapes: dict, reference: str) -> pd.DataF
 def convergence_table(run: Run, neurons: pd.DataFrame, followed: Followed) -> pd.DataFrame:
     """The mean best match on shares of the text, SNAPSHOTS and the whole, with the excess over the run's baseline.
 
-    On a share, the best followed pairs of as many tokens; `tokens` counts those of the text's first part with them.
+    On a share, the best followed pairs of as many tokens; `tokens` counts those that the correlations are of, which
+    leaves out those that named the pairs.
     """
-    rows, parts = [neurons.assign(tokens=run.done["tokens_counted"])], len(followed.tokens)
+    sketched, parts = run.done["products"] == "sketch", len(followed.tokens)
+    rows = [neurons.assign(tokens=int(followed.tokens.sum()) if sketched else run.done["tokens_counted"])]
     first = {int(followed.tokens[: round(share * parts)].sum()): round(share * parts) for share in SNAPSHOTS}
     for seen, number in first.items():  # a short text has parts without tokens, and fewer shares
         weights = (torch.arange(parts) < number).double()
         for seed, own in neurons.groupby("seed", sort=False) if seen else ():
             others = [other for other in run.done["seeds"] if other != seed]
             corr = torch.stack([followed.best((seed, other), weights)[0] for other in others]).mean(0).cpu().numpy()
-            tokens = round(seen / int(followed.tokens.sum()) * run.done["tokens_counted"])
-            rows.append(own.assign(tokens=tokens, mean_corr=corr, excess_corr=corr - own["mean_baseline"]))
+            rows.append(own.assign(tokens=seen, mean_corr=corr, excess_corr=corr - own["mean_baseline"]))
     table = pd.concat(rows, ignore_index=True).rename(columns={"mean_baseline": "baseline"})
     table = table.sort_values("tokens", kind="stable", ignore_index=True)
     return table[["seed", "tokens", "layer", "neuron", "mean_corr", "baseline", "excess_corr"]]
