@@ -203,8 +203,9 @@ def _folder_of(params: Params, name: str, on_hub: Callable[[str, str | None], Pa
 
 
 def seed_folder(params: Params, name: str) -> Path | None:
-    """A seed's folder; None for a Hub seed that is not in the Hub's cache."""
-    return _folder_of(params, name, snapshot)
+    """A seed's folder, which may be gone since a run used it; None for a Hub seed that is not in the Hub's cache."""
+    folder = params.local_folder(name)
+    return snapshot(params.seeds[name], params.revision_of(name)) if params.is_on_hub(name) else folder
 
 
 def seed_source(params: Params, name: str) -> Path:
