@@ -20,7 +20,7 @@ from lib.models.trunk import no_interventions
 from lib.run import Run
 
 MAX_TOKENS = 8_192  # positions of text that effects are measured on
-MAX_FRACTION = 1 / 8  # of the run's positions
+MAX_FRACTION = 1 / 10  # of the run's positions
 REDUCED = 1 / 4  # of these, for matches in other seeds and for ablated sets
 NEURON = ["layer", "neuron"]
 
