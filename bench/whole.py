@@ -6,7 +6,6 @@ memory or warm caches; it saves the result and prints one line of JSON with time
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from torch import Tensor
 from bench import engine, published
 from bench.machine import seconds, this_device
 from lib.base.hub import seed_source
+from lib.base.machine import peak_memory
 from lib.base.params import ROOT
 from lib.base.tensors import read_tensors, write_tensors
 from lib.kernels.correlation import haar_rotation
@@ -74,7 +74,7 @@ def measured(
 def _peak(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_memory()
 
 
 def main() -> None:

@@ -151,12 +151,12 @@ def _large_groupings(shapes: dict[str, Shape], params: Params) -> Layout:
     return (*labels, ("token", tokens, SUM), ("position", params.context, f"{SUM} {ACTIVE}"))
 
 
-def estimate(params: Params) -> tuple[dict[str, float], float, float]:
+def estimate(params: Params, shapes: dict[str, Shape]) -> tuple[dict[str, float], float, float]:
     """About the seconds of a report's stages, and the bytes of memory and disk that it takes on this machine.
 
     Neither text nor weights are read, and the machine is measured for a second, so that it can be said at the start.
     """
-    shapes, device = planner.seed_shapes(params), device_of(params)
+    device = device_of(params)
     plan = pack(setting_of(params, shapes, device, groups=_large_groupings(shapes, params)))
     setting = plan.setting
     passes, tables = seconds(plan, prices.rates(setting, device), params.rotations)

@@ -45,9 +45,9 @@ def announcement(params: Params) -> str | None:
     from lib.kernels.native import why_slower
     from lib.run import Run
 
-    _ = Preflight(Run(params)).shapes
+    shapes = Preflight(Run(params)).shapes
     try:
-        stages, memory, disk = estimate(params)
+        stages, memory, disk = estimate(params, shapes)
     except InputError:  # it is raised again where it is in the way
         return None
     progress.begin(params.folder, stages)
