@@ -30,7 +30,7 @@ from lib.run import Run
 from lib.text.tokenise import check_text, made_token_file
 
 FREQUENT_WORDS = 300  # at most, with a label of their own
-FOLLOWED = 13  # pairs that are followed, for each neuron of two seeds: of 16 candidates each, some coincide
+FOLLOWED = 16  # pairs that are followed, for each neuron of two seeds: of 20 candidates each, some coincide
 STARTING = 10.0  # seconds to load libraries and models
 CHAPTER_SECONDS = 8e-3  # for each neuron of all seeds: 4 minutes for the shipped seeds, 27 for five of GPT2-small
 CHAPTER_MEMORY = 4e9  # bytes of the two chapters that are made at the same time

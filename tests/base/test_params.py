@@ -49,7 +49,7 @@ def test_shipped_files_are_valid_and_named_after_their_run(name):
 def test_the_quick_and_the_full_run_are_the_default_one_with_less_or_more_to_read():
     names = "tiny", "quick", "full"
     tiny, quick, full = (read_params(ROOT / "params" / f"{name}.yaml").model_dump() for name in names)
-    assert {key for key in tiny if tiny[key] != quick[key]} == {"run", "seeds", "token_budget"}
+    assert {key for key in tiny if tiny[key] != quick[key]} == {"run", "seeds", "token_budget", "rotations"}
     assert {key for key in tiny if tiny[key] != full[key]} == {"run", "token_budget"}
     assert full["token_budget"] == 1_000_000
     assert quick["seeds"].items() < tiny["seeds"].items() and quick["token_budget"] < tiny["token_budget"]

@@ -23,7 +23,7 @@ def unigram_counts(text: Text) -> Int[Tensor, "vocabulary"]:
 
 def sample_blocks(text: Text, tokens: int) -> tuple[Int[Tensor, "blocks context"], Bool[Tensor, "blocks context"]]:
     """Blocks spread evenly over the text, about `tokens` positions in all, and the mask of those that count."""
-    number = max(1, min(len(text.tokens), tokens // text.context))
+    number = min(len(text.tokens), max(2, tokens // text.context))  # two, for a standard error
     chosen = torch.linspace(0, len(text.tokens) - 1, number).round().long()
     return text.tokens[chosen], text.counted(chosen)
 
