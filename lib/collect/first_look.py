@@ -1,11 +1,14 @@
 """A first look at each seed: its losses, and the range of its activations."""
 
+from itertools import combinations
+
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from lib.base.errors import InputError
 from lib.base.tensors import write_table, write_tensors
 from lib.collect.planner import BATCH_TOKENS
 from lib.collect.preflight import Preflight
@@ -16,6 +19,8 @@ from lib.text.blocks import Text
 LOSS_BLOCKS = 128  # blocks on which each seed's loss is measured
 LOSS_LOGITS = 2**22  # logits computed at a time; larger buffers return to the OS and are slow to reallocate
 PILOT_BLOCKS = 64  # blocks, spread over the text, that fix shifts and scales
+# The same model in another format or precision; two seeds agree in neither, nor do two models of one initialisation.
+SAME_LOSS, SAME_MEANS = 1e-3, 0.9999  # relative difference of the losses, correlation of the neurons' mean activations
 PILOT_NAMES = ("pre_scaling", "post_scaling", "low", "high")
 
 
@@ -43,8 +48,22 @@ def first_look(inputs: Preflight, precision: str, device: torch.device) -> None:
         rows += losses(name, model, run.text)
         found = pilot(name, trunk, run.text, device)
         scalings |= {f"{name}.{key}": tensor for key, tensor in found.items()}
+    refuse_copies(rows, {name: scalings[f"{name}.post_scaling"][:, 0].flatten() for name in inputs.folders})
     write_table(run.folder / "tables" / "losses.parquet", pd.DataFrame(rows))
     write_tensors(run.folder / "stats" / "pilot.safetensors", scalings)
+
+
+def refuse_copies(losses: list[dict], means: dict[str, Float[Tensor, "total"]]) -> None:
+    """Raises InputError if two seeds have the same losses and the same mean activation of every neuron."""
+    of = {row["seed"]: row["loss"] for row in losses if row["domain"] == "all"}
+    for one, two in combinations(sorted(means), 2):
+        if len(means[one]) != len(means[two]) or abs(of[one] - of[two]) > SAME_LOSS * of[one]:
+            continue
+        if float(torch.corrcoef(torch.stack([means[one], means[two]]).double())[0, 1]) > SAME_MEANS:
+            raise InputError(
+                f"seeds: '{one}' and '{two}' are one model in two formats: their losses and the mean activations of "
+                "their neurons agree; name models that were trained from different random seeds."
+            )
 
 
 def pilot(name: str, trunk: Trunk, text: Text, device: torch.device) -> dict[str, Tensor]:

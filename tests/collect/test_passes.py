@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import PRODUCTS, activations, permuted, save_seed, small_model, tables_of
+from transformers import GPT2LMHeadModel
 
 import lib.collect
 from lib.base.errors import InputError
@@ -390,3 +392,14 @@ def test_a_text_is_read_once_its_first_part_spread_over_it(blocks, batch):
     assert parts[: reading.first] == [None] * reading.first and parts[reading.first :] == sorted(parts[reading.first :])
     late = len(reading.batches) - reading.first
     assert len(set(parts[reading.first :])) == min(late, 16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_model_in_two_formats_is_refused(make_run, seed_folders, tmp_path, dtype):
+    copy = GPT2LMHeadModel.from_pretrained(seed_folders["a"], dtype=dtype)
+    shutil.copytree(seed_folders["a"], tmp_path / "copy")
+    copy.save_pretrained(tmp_path / "copy", max_shard_size="200KB")
+    run = make_run({"a": seed_folders["a"], "b": tmp_path / "copy", "c": seed_folders["c"]})
+    (tmp_path / "copy" / "model.safetensors").unlink(missing_ok=True)
+    with pytest.raises(InputError, match="'a' and 'b' are one model in two formats"):
+        collect(run)
