@@ -110,6 +110,7 @@ def main() -> None:
         "token_budget": options.tokens,
         "rotations": 1,
         "precision": "bf16",
+        "compare": "reference",
         "memory_gb": 20,
     }
     file = folder / f"{RUN}.yaml"
