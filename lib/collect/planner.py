@@ -269,8 +269,9 @@ def work_memory(setting: Setting, passing: PassPlan) -> float:
     operands = tokens * sum(shape.total for shape in used) * 2 * setting.operand_bytes  # by token and by neuron
     widest, largest = max(shape.neurons for shape in used), max(shape.total for shape in used)
     algebra = 3 * widest * largest * setting.sum_bytes  # between two batches
-    if setting.own_rows or setting.operand_bytes < setting.sum_bytes:  # then the rows are copied
-        algebra += setting.rows * sum(shape.total for shape in used) * setting.operand_bytes
+    if setting.own_rows or setting.operand_bytes < setting.sum_bytes:  # then the rows are copied, those seen so far
+        rows = -(-setting.rows // FIRST) if setting.own_rows else setting.rows
+        algebra += rows * sum(shape.total for shape in used) * setting.operand_bytes
     return BASE + max(operands + batch, algebra)
 
 
