@@ -16,7 +16,8 @@ from lib.collect.reader import refuse_nan
 from lib.models.trunk import Trunk, load_model, token_losses
 from lib.text.blocks import Text
 
-LOSS_BLOCKS = 128  # blocks on which each seed's loss is measured
+LOSS_BLOCKS = 128  # blocks on which each seed's loss is measured, at most; of a short text a quarter,
+FEWEST_LOSS_BLOCKS = 8  # but not fewer than these
 LOSS_LOGITS = 2**22  # logits computed at a time; larger buffers return to the OS and are slow to reallocate
 PILOT_BLOCKS = 64  # blocks, spread over the text, that fix shifts and scales
 # The same model in another format or precision; two seeds agree in neither, nor do two models of one initialisation.
@@ -24,9 +25,15 @@ SAME_LOSS, SAME_MEANS = 1e-3, 0.9999  # relative difference of the losses, corre
 PILOT_NAMES = ("pre_scaling", "post_scaling", "low", "high")
 
 
+def loss_blocks(blocks: int) -> int:
+    """On how many blocks of a text the losses are measured."""
+    return min(blocks, LOSS_BLOCKS, max(FEWEST_LOSS_BLOCKS, blocks // 4))
+
+
 def losses(name: str, model, text) -> list[dict]:
     """One seed's loss in nats per token on the first blocks of the text, over all and by domain."""
-    tokens, domain = text.tokens[:LOSS_BLOCKS], text.domain[:LOSS_BLOCKS]
+    number = loss_blocks(len(text.tokens))
+    tokens, domain = text.tokens[:number], text.domain[:number]
     size = max(1, min(BATCH_TOKENS, LOSS_LOGITS // text.vocab_size) // text.context)
     found = torch.cat([token_losses(model, part.to(model.device)).cpu() for part in tokens.split(size)]).double()
     predicted = tokens[:, 1:] != text.bos_id  # BOS begins the next document or fills the end of a block

@@ -16,7 +16,7 @@ from lib.base.machine import device_of
 from lib.base.params import Params, read_params
 from lib.cache import refuse_same_weights
 from lib.collect import planner, prices
-from lib.collect.first_look import LOSS_BLOCKS, PILOT_BLOCKS
+from lib.collect.first_look import loss_blocks, PILOT_BLOCKS
 from lib.collect.planner import FIRST, PARTS, Plan, Setting, Shape, Unit, pack, pass_memory, setting_of
 from lib.collect.preflight import Preflight
 from lib.collect.prices import Rates
@@ -48,7 +48,9 @@ def work(plan: Plan, draws: int) -> tuple[Counter, Counter]:
     setting, shapes, passes, tables = plan.setting, plan.setting.shapes, Counter(), Counter()
     tokens, rows = setting.tokens / setting.processes, setting.rows
     for shape in shapes.values():  # the first look, of one process
-        looked, pilot = (min(setting.blocks, number) * setting.context for number in (LOSS_BLOCKS, PILOT_BLOCKS))
+        looked, pilot = (
+            number * setting.context for number in (loss_blocks(setting.blocks), min(setting.blocks, PILOT_BLOCKS))
+        )
         passes += _forward(shape, shape.layers, looked + pilot, setting)
         passes["scores"] += 2 * shape.width * shape.vocabulary * looked  # logits, in fp32 too
     for part in plan.passes:

@@ -20,7 +20,7 @@ NEURON_BYTES = 8  # for each activation of a forward pass: the product's result,
 # Bytes moved by elementwise work, a unit of each term: on a GPU counted for bf16, on a CPU fitted to timings, where
 # indexed sums, the best 16 and maxima are slower than memory.
 BYTES = {
-    "cpu": {"statistics": 6, "sketch": 68, "following": 0.6, "label sums": 5, "candidates": 500, "matches": 250},
+    "cpu": {"statistics": 6, "sketch": 68, "following": 0.6, "label sums": 5, "candidates": 900, "matches": 250},
     "cuda": {"statistics": 10, "sketch": 26, "following": 2, "label sums": 9, "candidates": 40, "matches": 40},
 }
 ROTATION = 4e-10  # seconds for each cubed neuron of a layer: rotations are drawn in fp64, on the CPU
