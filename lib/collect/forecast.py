@@ -16,7 +16,7 @@ from lib.base.machine import device_of
 from lib.base.params import Params, read_params
 from lib.cache import refuse_same_weights
 from lib.collect import planner, prices
-from lib.collect.first_look import loss_blocks, PILOT_BLOCKS
+from lib.collect.first_look import PILOT_BLOCKS, loss_blocks
 from lib.collect.planner import FIRST, PARTS, Plan, Setting, Shape, Unit, pack, pass_memory, setting_of
 from lib.collect.preflight import Preflight
 from lib.collect.prices import Rates

@@ -167,7 +167,7 @@ def test_narrow_layers_go_in_larger_batches_through_a_gpu(device, context, neuro
 
 def test_what_cannot_fit_is_refused():
     with pytest.raises(
-        InputError, match="needs at least 10.6 GB .* allows 9.5 GB; allow more, or use a smaller sketch"
+        InputError, match="needs at least 10.8 GB .* allows 9.5 GB; allow more, or use a smaller sketch"
     ):
         pack(replace(SETTING, memory=9.5e9))
     with pytest.raises(InputError, match="allow more, or use fewer processes, or smaller models"):
