@@ -1,10 +1,11 @@
-"""How the seeds of a run decide a published claim: one rule for every row of the ledger.
+"""How the seeds of a run decide a published claim: one rule for every row of the ledger (docs/method.md §11).
 
 What is claimed, its bound and the reason for it stand in claims.yaml. A chapter measures one value for each seed. The
 claim holds if every seed lies on the claimed side of the bound, the mean does whichever seed is left out, and the mean
 over seeds differs from the bound after one correction over all rows (Benjamini and Hochberg: of the rows that hold or
-do not hold, one in twenty is expected to be wrong). It does not hold if the same is true of the other side. Otherwise
-this run cannot tell, and the row says what would decide it. A second verdict compares the size with the published one.
+do not hold, at most one in twenty is expected to be wrong). It does not hold if the same is true of the other side.
+Otherwise this run cannot tell, and the row says what would decide it. A second verdict compares the size with the
+published one.
 """
 
 import json
@@ -26,7 +27,9 @@ VERDICTS = (HOLDS, FAILS, UNKNOWN)
 PAPER = "arXiv 2401.12181"
 FEWEST = 10  # neurons below which no direction is claimed
 FEWEST_SEEDS = 3
+MANY_SEEDS = 1000
 SIGNIFICANT = 0.05  # corrected p-value above which no direction is claimed
+CONSTRUCTED, BY_CHANCE = "holds by construction", "not evidence: untrained models do too"
 STATEMENTS = Path(__file__).with_name("claims.yaml")
 
 
@@ -116,45 +119,60 @@ def unmeasured(why: str) -> Effects:
 
 
 class Decision(NamedTuple):
-    """The mean over seeds, its 95 % interval, the two-sided p-value against the bound, and seeds on the claimed side."""
+    """The mean over seeds, its 95 % interval, the two-sided p-value against the bound, and on which side seeds lie."""
 
     value: float
     low: float
     high: float
     p_value: float
-    agree: int
+    agree: int  # seeds on the claimed side of the bound
+    against: int  # seeds on the other side
     seeds: int
     firm: bool  # the mean stays on its side of the bound whichever seed is left out
 
 
 def decision(effects: Effects, statement: Statement) -> Decision:
-    """The test of a statement over the seeds that can be asked: a t interval with the jackknife's standard error."""
+    """The test of a statement over the seeds that can be asked: a t interval with the jackknife's standard error.
+
+    For a plain mean that is the one-sample t-test. Seeds with one and the same value have a p-value of 0, or of 1 where
+    that value is the bound (docs/method.md §11).
+    """
     known = effects.values.dropna().astype(float)
     number, mean = len(known), float(known.mean()) if len(known) else np.nan
-    agree = int((statement.beyond(known) > 0).sum())
+    beyond = statement.beyond(known)
+    agree, against = int((beyond > 0).sum()), int((beyond < 0).sum())
     if number < 2:
-        return Decision(mean, np.nan, np.nan, np.nan, agree, number, False)
-    left_out = (known.sum() - known) / (number - 1) if effects.left_out is None else effects.left_out.dropna()
-    error = float(np.sqrt((number - 1) / number * np.square(left_out - left_out.mean()).sum()))
+        return Decision(mean, np.nan, np.nan, np.nan, agree, against, number, False)
+    left_out = (known.sum() - known) / (number - 1)
+    if effects.left_out is not None:
+        left_out = effects.left_out.reindex(known.index).astype(float)
+    spread = left_out.to_numpy() - left_out.to_numpy().mean()  # NaN if one of them is
+    error = float(np.sqrt((number - 1) / number * np.square(spread).sum()))
     half = float(t.isf(SIGNIFICANT / 2, number - 1)) * error
-    distance = abs(mean - statement.bound)
-    p_value = float(2 * t.sf(distance / error, number - 1)) if error > 0 else float(distance == 0)
-    sides = np.sign(statement.beyond(left_out))
-    firm = bool((sides == np.sign(statement.beyond(pd.Series([mean]))).iloc[0]).all())
-    return Decision(mean, mean - half, mean + half, p_value, agree, number, firm)
+    p_value = float(agree + against == 0)
+    if error != 0:
+        p_value = float(2 * t.sf(abs(mean - statement.bound) / error, number - 1))
+    sides = np.sign(statement.beyond(pd.Series([mean, *left_out])))
+    return Decision(mean, mean - half, mean + half, p_value, agree, against, number, bool((sides == sides[0]).all()))
 
 
 def verdict(found: Decision, p_corrected: float) -> str:
     """Whether the sign replicates; `p_corrected` is the row's p-value after the correction over all rows."""
-    sure = found.seeds >= FEWEST_SEEDS and found.firm and p_corrected < SIGNIFICANT  # NaN is not below
-    return UNKNOWN if not sure else HOLDS if found.agree == found.seeds else FAILS if found.agree == 0 else UNKNOWN
+    if found.seeds < FEWEST_SEEDS or not found.firm or not p_corrected < SIGNIFICANT:  # NaN is not below
+        return UNKNOWN
+    return HOLDS if found.agree == found.seeds else FAILS if found.against == found.seeds else UNKNOWN
 
 
 def size_verdict(found: Decision, statement: Statement) -> str:
-    """Whether the interval over seeds overlaps the range of the published values."""
-    if not statement.values or not np.isfinite(found.low):
+    """Whether the interval over seeds overlaps the range of the published values.
+
+    An interval that also has the bound inside is too wide to tell one from the other.
+    """
+    if not statement.values or found.seeds < FEWEST_SEEDS or not np.isfinite(found.low):
         return UNKNOWN
-    return HOLDS if found.low <= max(statement.values) and found.high >= min(statement.values) else FAILS
+    if found.low > max(statement.values) or found.high < min(statement.values):
+        return FAILS
+    return UNKNOWN if found.low < statement.bound < found.high else HOLDS
 
 
 def corrected(p_values: pd.Series) -> pd.Series:
@@ -166,27 +184,33 @@ def corrected(p_values: pd.Series) -> pd.Series:
 
 def decides(found: Decision, p_corrected: float, statement: Statement, effects: Effects) -> str:
     """What would decide a row that this run cannot."""
+    if not found.seeds:
+        return effects.missing
     if found.seeds < FEWEST_SEEDS:
         few = f"{count(found.seeds, 'seed')} can be asked, and {FEWEST_SEEDS} are needed"
-        return effects.missing if not found.seeds else f"{few}: {effects.missing}" if effects.missing else few
-    if 0 < found.agree < found.seeds:
-        return f"the seeds disagree: {found.agree} of {found.seeds} are on the claimed side; more seeds, or more tokens"
-    scaled = (found.high - found.low) / 2 / t.isf(SIGNIFICANT / 2, found.seeds - 1) * np.sqrt(found.seeds)
-    level = SIGNIFICANT * found.p_value / p_corrected
+        return f"{few}: {effects.missing}" if effects.missing else few
+    if max(found.agree, found.against) < found.seeds:
+        return (
+            f"{found.agree} of {found.seeds} seeds are on the claimed side: more seeds cannot decide it, more text may"
+        )
+    if not found.firm or not np.isfinite(found.p_value):
+        return "one seed alone keeps the mean on its side: more seeds"
+    deviation = (found.high - found.low) / 2 / t.isf(SIGNIFICANT / 2, found.seeds - 1) * np.sqrt(found.seeds)
+    level = SIGNIFICANT * found.p_value / p_corrected  # of the uncorrected p-value, with the other rows as they are
     distance, number = abs(found.value - statement.bound), found.seeds
-    while number < 1000 and 2 * t.sf(distance / scaled * np.sqrt(number), number - 1) >= level:
+    while number < MANY_SEEDS and 2 * t.sf(distance / deviation * np.sqrt(number), number - 1) >= level:
         number += 1
-    return f"about {number} seeds that differ as these do" if number < 1000 else "no number of seeds below a thousand"
+    return f"about {number} seeds that differ as these do" if number < MANY_SEEDS else f"over {MANY_SEEDS:,} such seeds"
 
 
 def claim_rows(evidence: Evidence, claims: Iterable[Claim], untrained: pd.DataFrame | None = None) -> pd.DataFrame:
     """One row per claim.
 
     Columns: name, claim, published; value, low, high (mean over seeds and 95 % interval, NaN where undefined), here
-    (the value in words), verdict and size_verdict (of VERDICTS), agree and seeds, p_value and p_corrected, by_seed
-    (JSON), control and untrained (in words, empty where there is none), untrained_verdict, decides (where verdict is
-    "cannot tell"), bound, side, why, no_size, by_construction, chapter, figure, source. `untrained` has the same rows
-    of untrained models, with name as index.
+    (the value in words), verdict and size_verdict (of VERDICTS), mark (why a verdict "holds" is no evidence, or empty),
+    agree, against and seeds, p_value and p_corrected, by_seed (JSON), control and untrained (in words, empty where
+    there is none), untrained_verdict, decides (where verdict is "cannot tell"), bound, side, why, no_size,
+    by_construction, chapter, figure, source. `untrained` has the same rows of untrained models, with name as index.
     """
     claims = list(claims)
     effects = [
@@ -203,11 +227,13 @@ def claim_rows(evidence: Evidence, claims: Iterable[Claim], untrained: pd.DataFr
         row = {"name": claim.name, "claim": statement.claim, "published": statement.published}
         row |= {"value": one.value, "low": one.low, "high": one.high, "here": in_words(effect, one)}
         row |= {"verdict": verdict(one, p_value), "size_verdict": size_verdict(one, statement)}
-        row |= {"agree": one.agree, "seeds": one.seeds, "p_value": one.p_value, "p_corrected": p_value}
+        row |= {"agree": one.agree, "against": one.against, "seeds": one.seeds}
+        row |= {"p_value": one.p_value, "p_corrected": p_value}
         row["by_seed"] = json.dumps(effect.values.dropna().astype(float).to_dict())
         control = effect.control.dropna() if effect.control is not None else ()
         row["control"] = effect.words(float(control.mean())) if len(control) else ""
         row |= _untrained(untrained, claim.name)
+        row["mark"] = mark(statement, row["verdict"], row["untrained_verdict"])
         row["decides"] = decides(one, p_value, statement, effect) if row["verdict"] == UNKNOWN else ""
         kept = ("bound", "side", "why", "no_size", "by_construction", "figure", "source")
         rows.append(row | {name: getattr(statement, name) for name in kept} | {"chapter": claim.chapter})
@@ -220,18 +246,22 @@ def _untrained(table: pd.DataFrame | None, name: str) -> dict[str, str]:
     return {"untrained": table.loc[name, "here"], "untrained_verdict": table.loc[name, "verdict"]}
 
 
+def mark(statement: Statement, own: str, untrained: str) -> str:
+    """Why a verdict "holds" is no evidence about training; empty for any other row."""
+    if own != HOLDS:
+        return ""
+    return "; ".join(
+        why for why, is_so in ((CONSTRUCTED, statement.by_construction), (BY_CHANCE, untrained == own)) if is_so
+    )
+
+
 def in_words(effects: Effects, found: Decision) -> str:
     """A row's sentence: mean over seeds, interval, and details."""
     if not found.seeds:
         return effects.missing
-    words = effects.words
-    if found.seeds < 2:
-        over = "1 seed"
-    elif words(found.low) == words(found.high):
-        over = f"in each of {found.seeds} seeds"
-    else:
-        over = f"{words(found.low)} to {words(found.high)}, 95 % over {found.seeds} seeds"
-    over = over if over.startswith("in each") else f"({over})"
+    words, each = effects.words, {effects.words(value) for value in effects.values.dropna().astype(float)}
+    over = f"({words(found.low)} to {words(found.high)}, 95 % over {found.seeds} seeds)"
+    over = "(1 seed)" if found.seeds < 2 else f"in each of {found.seeds} seeds" if len(each) == 1 else over
     return f"{words(found.value)} {over}" + (f"; {effects.details}" if effects.details else "")
 
 
