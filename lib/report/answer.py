@@ -58,8 +58,7 @@ def _beyond_chance(evidence: Evidence, _table: pd.DataFrame) -> str:
     return (
         f"On average, a neuron's best match in another seed correlates at **{own['mean_corr'].mean():.2f}**, against "
         f"{own['mean_baseline'].mean():.2f} in a randomly rotated basis. "
-        f"{percent(near, 0)} of the matches lie in the same or an adjacent {place}, where {percent(chance, 0)} would by "
-        f"chance."
+        f"{percent(near, 0)} of the matches lie in the same or an adjacent {place}, against {percent(chance, 0)} by chance."
     )
 
 
