@@ -80,7 +80,7 @@ def _what_they_respond_to(evidence: Evidence, _table: pd.DataFrame) -> str:
 
 
 def _what_they_do(evidence: Evidence, table: pd.DataFrame) -> str:
-    share = evidence.tables["roles"]["role_calibrated"].isin(["prediction", "suppression"]).mean()
+    share = evidence.tables["roles"]["role_learned"].isin(["prediction", "suppression"]).mean()
     found = f"About **one neuron in {round(1 / share):,}**" if share else "**No** neuron"
     text = f"{found} clearly raises or lowers the probability of a few tokens."
     causal = table[table["name"].isin([claim.name for claim in ledger.INTERVENTIONS])]
