@@ -96,7 +96,7 @@ def _what_they_do(evidence: Evidence, table: pd.DataFrame) -> str:
         roles[column].isin(["prediction", "suppression"]).mean() for column in ("role_learned", "role_published")
     )
     text = (
-        f"**{percent(peaked, 1)}** of the neurons write a more peaked pattern over the learned vocabulary than "
+        f"**{percent(peaked, 1)}** of the neurons write a more peaked pattern over the learned tokens than "
         f"{percent(NULL_QUANTILE, 1)} of random directions; {percent(published)} have the paper's kurtosis of "
         f"{PUBLISHED_CUTS.kurtosis:g}."
     )
