@@ -10,7 +10,7 @@ import pandas as pd
 from lib.chapters.circuits.roles import NULL_QUANTILE, PUBLISHED_CUTS
 from lib.chapters.families import summary
 from lib.chapters.families.scoring import CHANCE_QUANTILE, UNEXPLAINED
-from lib.chapters.universality import properties
+from lib.chapters.universality import nulls, properties
 from lib.display.captions import percent
 from lib.display.claims import HOLDS, UNKNOWN, Evidence
 from lib.report import ledger
@@ -55,11 +55,13 @@ def _beyond_chance(evidence: Evidence, _table: pd.DataFrame) -> str:
     near = ((found[own_place] - found[match_place]).abs() <= 1).mean()
     chance = near_by_chance(found[own_place], int(found[[own_place, match_place]].max().max()) + 1)
     place, _ = properties.place_words(own_place == "depth")
-    return (
+    text = (
         f"On average, a neuron's best match in another seed correlates at **{own['mean_corr'].mean():.2f}**, against "
         f"{own['mean_baseline'].mean():.2f} in a randomly rotated basis. "
-        f"{percent(near, 0)} of the matches lie in the same or an adjacent {place}, against {percent(chance, 0)} by chance."
+        f"{percent(near, 0)} of the matches lie in the same or an adjacent {place}, against {percent(chance, 0)} by "
+        "chance."
     )
+    return f"{text} {nulls.survival_sentence(evidence.tables['nulls'])}" if "nulls" in evidence.tables else text
 
 
 def near_by_chance(places: pd.Series, number: int) -> float:

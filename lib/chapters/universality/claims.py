@@ -13,6 +13,7 @@ import pandas as pd
 
 from lib.chapters.universality import properties
 from lib.chapters.universality.measures import without_seed
+from lib.chapters.universality.nulls import activation_null
 from lib.chapters.universality.properties import PUBLISHED_MEDIANS
 from lib.display.captions import percent, signed
 from lib.display.claims import FEWEST, Claim, Decision, Effects, Evidence, decision, statements
@@ -173,4 +174,7 @@ def _missing(evidence: Evidence, name: str) -> str:
     return f"a seed needs {FEWEST} universal neurons with another of the same mean match within {properties.NEAR:g}"
 
 
-CLAIMS = tuple(Claim(name, CHAPTER, (EVERYONE, MATCHES), partial(effects, name=name)) for name in MEASURES)
+CLAIMS = (
+    *(Claim(name, CHAPTER, (EVERYONE, MATCHES), partial(effects, name=name)) for name in MEASURES),
+    Claim("excess_activation_null", CHAPTER, ("nulls",), activation_null),
+)
