@@ -27,7 +27,7 @@ from lib.display.captions import Caption
 from lib.display.html import gallery_html, neuron_table_html
 from lib.report import notebook_pages, pages, render
 from lib.run import with_universal
-from tests.report.test_ledger import make_tables
+from tests.report.made_tables import make_tables
 
 pytestmark = needs_browser
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
