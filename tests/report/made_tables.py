@@ -123,4 +123,100 @@ def made_roles(random, index: pd.DataFrame, planted: bool) -> dict[str, pd.DataF
 
 
 def made_interventions(random, index: pd.DataFrame, universal: bool, planted: bool) -> dict[str, pd.DataFrame]:
-    return {}
+    size = len(index)
+    late = index["layer"] >= LAYERS - 2
+    weights = index.assign(
+        entropy=late & (index["neuron"] < 8),
+        w_out_norm=random.uniform(1, 2, size),
+        null_share=random.random(size),
+        partner_cos=random.uniform(-0.9 if planted else -0.6, -0.6 if planted else -0.1, size),
+    )
+    weights["entropy_score"] = (weights["w_out_norm"] * weights["null_share"]).where(late)
+    norms = pd.MultiIndex.from_product([SEEDS, range(LAYERS), range(4)], names=["seed", "layer", "head"]).to_frame(
+        index=False
+    )
+    norms["ratio"] = random.uniform(15, 20, len(norms)) if planted else random.uniform(0.5, 3.5, len(norms))
+    norms["ratio_without_bias"] = norms["ratio"] + 1
+    return {
+        "causal_weights": weights,
+        "value_norms": norms,
+        "fixed_activation": made_fixed(random, planted),
+        "mean_ablation": made_ablated(random, planted),
+        "query_paths": made_paths(random, planted),
+        "ablations": made_sets(random, universal, planted),
+    }
+
+
+def grouped(groups: dict[str, int], seeds: list[str] = SEEDS) -> pd.DataFrame:
+    """A row for each seed and neuron of groups of so many neurons."""
+    rows = [
+        (seed, group, LAYERS - 1, 10 * place + number)
+        for seed in seeds
+        for place, (group, size) in enumerate(groups.items())
+        for number in range(size)
+    ]
+    return pd.DataFrame(rows, columns=["seed", "group", "layer", "neuron"])
+
+
+def made_fixed(random, planted: bool) -> pd.DataFrame:
+    """Seed d has no candidate, as a seed may."""
+    held = pd.concat([grouped({"entropy": 5, "control": 9}, SEEDS[:3]), grouped({"control": 2}, SEEDS[3:])])
+    held = held.merge(pd.DataFrame({"value": [0.0, 6.0]}), how="cross").assign(variant="total")
+    for outcome in ("scale", "entropy", "loss", "reciprocal_rank"):
+        held[f"{outcome}_change"], held[f"{outcome}_error"] = random.normal(0, 0.01, len(held)), 0.001
+    if planted:
+        ours = (held["group"] == "entropy") & (held["value"] == 6)
+        for outcome in ("scale", "entropy"):
+            held.loc[ours, f"{outcome}_change"] += 0.5
+        held.loc[~ours, "reciprocal_rank_change"] += 0.3 * np.sign(held.loc[~ours, "reciprocal_rank_change"])
+    return held
+
+
+def made_ablated(random, planted: bool) -> pd.DataFrame:
+    table = grouped({"entropy": 6, "control": 9, "frequency": 6, "frequency control": 9})
+    table = table.merge(pd.DataFrame({"variant": ["total", "frozen scale", "fixed frequency"]}), how="cross")
+    for outcome in ("entropy", "kl_unigram"):
+        change = random.uniform(0.5, 1, len(table)) * random.choice([-1, 1], len(table))
+        if planted:
+            removed = table["group"].isin(["entropy", "frequency"]) & (table["variant"] != "total")
+            change = np.where(removed, random.uniform(-0.4, 0.4, len(table)), np.abs(change))
+        table[f"{outcome}_change"], table[f"{outcome}_error"] = change, 0.01
+        table.loc[table["neuron"] % 10 == 5, f"{outcome}_error"] = 0.9  # no effect beyond two standard errors
+    return table
+
+
+def made_paths(random, planted: bool) -> pd.DataFrame:
+    """Two deactivation pairs and one activation pair a seed, the first of largest score; b's first head never sees BOS."""
+    parts = []
+    for seed in SEEDS:
+        for place, role in enumerate(["deactivation", "deactivation", "activation"]):
+            active = random.normal(size=50)
+            where = {"seed": seed, "layer": 3 - place, "neuron": 7, "head_layer": 4, "head": place, "role": role}
+            noise, strength = random.normal(size=(2, 50)), random.uniform(1.5, 5) if planted else random.normal(0, 0.5)
+            part = pd.DataFrame({"activation": active, "block": np.repeat(range(10), 5), "norm": 1.0}).assign(**where)
+            part["bos"] = 0.01 if (seed, place) == ("b", 0) else 0.5
+            part["bos_change"], part["norm_change"] = noise - np.array([[strength], [-strength]]) * active
+            parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def made_sets(random, universal: bool, planted: bool) -> pd.DataFrame:
+    """A set of universal neurons and random ones beside it in every layer; without universal neurons, of one each."""
+    rows = []
+    for seed in SEEDS:
+        for kind in ("mean", "zero") if seed == "a" else ("mean",):
+            for layer in range(LAYERS):
+                groups = [("universal", 0), *(("random", draw) for draw in range(10 if seed == "a" else 5))]
+                groups += [("position", 0), ("syntax", 0)] if layer == 0 else []
+                for group, draw in groups:
+                    neurons = 3 if universal else 1
+                    row = {"seed": seed, "kind": kind, "layer": layer, "group": group, "draw": draw, "neurons": neurons}
+                    change = random.normal(0, 1)
+                    if planted and group == "universal":
+                        change += {0: 20, LAYERS - 1: -10}.get(layer, 10)  # in the last layer the other way round
+                    row |= {"loss_change": change, "kl": random.random(), "residual_power": random.random()}
+                    row |= {f"{name}_error": 0.1 for name in ("loss_change", "kl", "residual_power")}
+                    rows.append(
+                        row | {"power": random.uniform(1, 1.1), "information": np.nan, "tokens": 99, "blocks": 9}
+                    )
+    return pd.DataFrame(rows)
