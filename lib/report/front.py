@@ -19,7 +19,7 @@ from lib.run import Run
 
 # The front page shows the first of these that the run has drawn, or else its first figure.
 HEADLINE_FIGURES = ("universality_scatter", "figure_02a_11_distributions")
-SIZE_WORDS = dict(zip(VERDICTS, ("as published", "another size", "cannot tell"), strict=True))
+SIZE_WORDS = dict(zip(VERDICTS, ("as published", "another size", "too uncertain"), strict=True))
 
 
 class RunClaims(NamedTuple):

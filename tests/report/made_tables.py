@@ -186,7 +186,7 @@ def made_ablated(random, planted: bool) -> pd.DataFrame:
 
 
 def made_paths(random, planted: bool) -> pd.DataFrame:
-    """Two deactivation pairs and one activation pair a seed, the first of largest score; b's first head never sees BOS."""
+    """Two deactivation pairs and one activation pair a seed, in the order of scores; b's first head never sees BOS."""
     parts = []
     for seed in SEEDS:
         for place, role in enumerate(["deactivation", "deactivation", "activation"]):
