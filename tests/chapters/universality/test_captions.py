@@ -158,7 +158,7 @@ def test_the_share_over_seeds_has_the_ledgers_interval():
     shares = properties.reference_shares(pd.concat([with_universal(made_up(), 0.5).assign(seed=seed) for seed in "ab"]))
     text = captions.share_by_reference(shares, intervals_table(), OVER_SEEDS).text
     assert "the mean lies within **0 %** to **51.00 %**" in text
-    assert "With other text of this kind seed a would have 10.00 % to 29.00 %" in text
+    assert "With other text of this kind and other rotations seed a would have 10.00 % to 29.00 %" in text
 
 
 def test_the_agreement_sentence_by_hand():

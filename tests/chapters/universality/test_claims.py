@@ -133,7 +133,10 @@ def test_a_seed_with_few_universal_neurons_cannot_be_asked(arrays):
     )
     rows = claim_rows(none, claims.CLAIMS).set_index("name")
     assert rows.loc["property_skew", "here"] == "a seed needs 10 universal neurons, and a has 0"
-    assert rows.loc["universal_share", "here"] == "0 % (1 seed)" and rows.loc["gap", "verdict"] == "cannot tell"
+    assert (
+        rows.loc["universal_share", "here"] == "0 % (1 seed); 4 compared seeds"
+        and rows.loc["gap", "verdict"] == "cannot tell"
+    )
 
 
 def test_gated_neurons_have_no_cosine(arrays):

@@ -119,7 +119,7 @@ def test_the_table_of_intervals_and_its_sentence(run):
     assert rows["seed"].tolist() == ["a", "b", "c"] and (rows["low"] <= rows["high"]).all()
     assert (rows["share"] - (everyone["excess_corr"] > 0).groupby(everyone["seed"]).mean().to_numpy()).abs().max() == 0
     text = activation_captions.sampling(made["sampling"].query("seed == 'a'"), run.neurons, 0.0).text
-    assert "standard error" in text and "95 % interval" in captions.share_by_reference(made["references"], rows).text
+    assert "standard error" in text and "black line" in captions.share_by_reference(made["references"], rows).text
 
 
 def test_a_run_with_too_little_text_says_so(make_run, seed_folders):
