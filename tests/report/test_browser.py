@@ -94,7 +94,7 @@ def folder(tmp_path_factory) -> Path:
         new_markdown_cell("## Where?"),
         pictures[1],
         new_markdown_cell("## Which properties?"),
-        shown({"text/html": captions.property_table(tests).to_html(index=False, border=0)}),
+        shown({"text/html": captions.property_table(tests, {}).to_html(index=False, border=0)}),
     ]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     bytewise = Tokenizer(models.BPE({letter: index for index, letter in enumerate(letters)}, []))

@@ -48,7 +48,9 @@ def share_by_reference(
     if intervals is not None:
         own = intervals.loc[intervals["share"].idxmax()]
         interval = f"{percent(own['low'])} to {percent(own['high'])}"
-        text += f" With other text of this kind seed {own['seed']} would have {interval} (95 % interval, black line)."
+        text += (
+            f" With other text of this kind and other rotations seed {own['seed']} would have {interval} (black line)."
+        )
     return Caption(title, text, f"Bar chart of the share of universal neurons with each seed as reference. {title}.")
 
 

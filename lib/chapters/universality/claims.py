@@ -15,7 +15,7 @@ from lib.chapters.universality import properties
 from lib.chapters.universality.measures import without_seed
 from lib.chapters.universality.nulls import activation_null
 from lib.chapters.universality.properties import PUBLISHED_MEDIANS
-from lib.display.captions import percent, signed
+from lib.display.captions import count, percent, signed
 from lib.display.claims import FEWEST, Claim, Decision, Effects, Evidence, decision, statements
 
 CHAPTER = "03_universality"
@@ -136,6 +136,8 @@ def found(evidence: Evidence, name: str) -> Decision:
 
 def _details(evidence: Evidence, name: str) -> str:
     everyone = evidence.tables[EVERYONE]
+    if name in SHARES:
+        return count(_compared_seeds(evidence), "compared seed")
     if name == "depth":
         return "percentage points above chance"
     if name == "layers":
