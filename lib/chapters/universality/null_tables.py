@@ -32,7 +32,7 @@ MAX_TOKENS = 32_768  # positions of text that nulls are measured on
 DRAWN = {True: 300, False: 120}  # neurons drawn at random: of the run's reference, of each other reference
 ROTATION_DRAW = 2_000  # none of chapter 2's draws, nor of chapter 4's
 HELD_BYTES = 2**29  # of one seed's activations in memory at once
-AT_ONCE = 32  # blocks in a forward pass
+BATCH_TOKENS = 2_048  # positions in a forward pass
 KEY = ["seed", "layer", "neuron"]
 
 
@@ -84,9 +84,9 @@ def read(
 ) -> dict[int, Float[Tensor, "tokens chosen"]]:
     """Pre-activations or activations of the wanted neurons of each wanted layer on the sample's counted tokens."""
     found, total, start = {}, len(sample.position), 0
-    device = next(trunk.base.parameters()).device
+    device, blocks = next(trunk.base.parameters()).device, max(1, BATCH_TOKENS // sample.tokens.shape[1])
 
-    for tokens, counted in zip(sample.tokens.split(AT_ONCE), sample.counted.split(AT_ONCE), strict=True):
+    for tokens, counted in zip(sample.tokens.split(blocks), sample.counted.split(blocks), strict=True):
         keep, rows = counted.flatten().to(device), slice(start, start + int(counted.sum()))
         start = rows.stop
 
@@ -116,7 +116,7 @@ def operands(run: Run, sample: Sample, chosen: pd.DataFrame) -> Float[Tensor, "t
     """Standardised activations of neurons of all seeds, in the order of the table, in the type of the products."""
     made = None
     for seed, own in chosen.groupby("seed"):
-        columns = {int(layer): torch.from_numpy(of["neuron"].to_numpy()) for layer, of in own.groupby("layer")}
+        columns = {int(layer): torch.tensor(of["neuron"].tolist()) for layer, of in own.groupby("layer")}
         found = read(_trunk(run, seed), sample, columns, pre=False)
         for layer, of in own.groupby("layer"):
             z = standardised(found.pop(layer).to(_wide(run)))
@@ -159,7 +159,7 @@ def measured(run: Run, asked: pd.DataFrame) -> pd.DataFrame:
     x, column = operands(run, sample, chosen), pd.Series(chosen.index, pd.MultiIndex.from_frame(chosen))
     parts = []
     for model, own in tqdm(asked.groupby("model"), desc="nulls", unit="seed", file=sys.stderr):
-        of = column.loc[pd.MultiIndex.from_frame(own[KEY])].to_numpy()
+        of = column.reindex(pd.MultiIndex.from_frame(own[KEY])).to_numpy()
         parts.append(own.assign(**compared_with(run, model, sample, x[:, of], own)))
     table = pd.concat(parts, ignore_index=True).assign(tokens=len(sample.position))
     gated = "activation" in table and table["activation"].isna().any()

@@ -73,7 +73,7 @@ def test_the_table_equals_plain_numpy_on_every_token(
     monkeypatch.setattr(null_tables, "DRAWN", {True: 9, False: 3})
     monkeypatch.setattr(null_tables, "MAX_TOKENS", 7 * 256 + 1)  # of 20 blocks
     monkeypatch.setattr(null_tables, "HELD_BYTES", 1)  # each layer in a run of its own
-    monkeypatch.setattr(null_tables, "AT_ONCE", 3)
+    monkeypatch.setattr(null_tables, "BATCH_TOKENS", 3 * 256)
     run = make_run(folders, precision=precision)
     tables_of(run)
     table = null_tables.null_table(run)
