@@ -1,12 +1,11 @@
 """The table nulls.parquet: best matches and what other nulls reach, on a sample of the neurons and of the text.
 
-Rotating raw activations (docs/method.md §2) mixes in a few loud neurons and undoes the nonlinearity. So the same
-neurons are compared with rotated z-scored activations, and with rotated pre-activations that pass the activation
-function again; and their matches are taken within domains and within positions (docs/method.md §3).
+Sampled neurons of every reference are compared with all neurons of the other seeds, with rotated ones under each null
+(`null_bases`), and with their partner within domains and within positions (docs/method.md §3).
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -20,10 +19,10 @@ from tqdm import tqdm
 from lib.base.hub import seed_source
 from lib.base.machine import device_of
 from lib.cache import kept
+from lib.chapters.universality.null_bases import layer_nulls, partner_correlations, standardised
 from lib.chapters.universality.properties import most_universal
 from lib.kernels.correlation import haar_rotation
 from lib.kernels.fused import OPERAND_DTYPES
-from lib.kernels.sketch import EXACT, product
 from lib.models.architectures import ARCHITECTURES
 from lib.models.trunk import Trunk, load_model
 from lib.run import Run
@@ -33,9 +32,7 @@ MAX_TOKENS = 32_768  # positions of text that nulls are measured on
 DRAWN = {True: 300, False: 120}  # neurons drawn at random: of the run's reference, of each other reference
 ROTATION_DRAW = 2_000  # none of chapter 2's draws, nor of chapter 4's
 HELD_BYTES = 2**29  # of one seed's activations in memory at once
-AT_ONCE = 32  # blocks in a forward pass
-PIECE = 4_096  # tokens, where whole arrays would be copied
-NEGLIGIBLE = 1e-6  # deviation, in units of the root mean square, of a neuron that does not vary
+BATCH_TOKENS = 2_048  # positions in a forward pass
 KEY = ["seed", "layer", "neuron"]
 
 
@@ -79,89 +76,6 @@ def sampled_neurons(neurons_all_seeds: pd.DataFrame, reference: str, random_seed
     return pd.concat(parts).sort_values(KEY, ignore_index=True)
 
 
-# ---------------------------------------------------------------- nulls
-
-
-def standardised(values: Float[Tensor, "tokens n"]) -> tuple[Float[Tensor, "tokens n"], Float[Tensor, "n"]]:
-    """Columns of mean 0 and length 1, whose products are correlations, and their standard deviations; both 0 for a
-    column that does not vary."""
-    centred = values - values.mean(0)
-    length = centred.norm(dim=0)
-    length = torch.where(length > NEGLIGIBLE * values.norm(dim=0), length, 0)
-    return centred * torch.where(length > 0, 1 / length, 0), length / len(values) ** 0.5
-
-
-def rotated_best(
-    corr: Float[Tensor, "k n"], within: Float[Tensor, "n n"], deviation: Float[Tensor, "n"], turn: Float[Tensor, "n n"]
-) -> Float[Tensor, "k"]:
-    """Each neuron's largest correlation with a layer's n rotated activations, R·(deviation ∘ z) (docs/method.md §2).
-
-    `corr` are its correlations with the layer's neurons, `within` those of the layer's neurons with one another.
-    """
-    scaled = turn * deviation  # R with columns scaled
-    variance = ((scaled @ within) * scaled).sum(1)
-    return (corr @ scaled.T * torch.where(variance > 0, variance.rsqrt(), 0)).amax(1)
-
-
-def passed_again(
-    pre: Float[Tensor, "tokens n"], turn: Float[Tensor, "n n"], act: Callable[[Tensor], Tensor], dtype: torch.dtype
-) -> Float[Tensor, "tokens n"]:
-    """Activations of rotated pre-activations: φ(μ_j + σ_j (q_j − mean q_j) / sd q_j) with q = R·pre.
-
-    μ_j and σ_j are the mean and standard deviation of neuron j's pre-activation over these tokens, which the rotated
-    one of the same index keeps. The rotation is multiplied in `dtype`.
-    """
-    mean = pre.mean(0)
-    rotated, _ = standardised(((pre - mean).to(dtype) @ turn.T.to(dtype)).to(pre.dtype))
-    return act(mean + rotated * (len(pre) ** 0.5 * pre.std(0, correction=0)))
-
-
-def layer_nulls(
-    x: Float[Tensor, "tokens k"], values: Float[Tensor, "tokens n"], act: Callable | None, turn: Float[Tensor, "n n"]
-) -> dict[str, Float[Tensor, "k"]]:
-    """Best correlation of each of k neurons with one layer's neurons (`corr`), and with what each null makes of them.
-
-    `x` are the neurons' activations as `standardised` gives them, in the type of the products. `values` are the
-    layer's pre-activations; without `act`, for a gated MLP, its activations, and there is no null `activation`.
-    """
-    z, deviation = standardised(values if act is None else act(values))
-    operand = z.to(x.dtype)
-    corr, within, turn = product(x, operand, EXACT), product(operand, operand, EXACT), turn.to(values)
-    found = {
-        "corr": corr.amax(1),
-        "raw": rotated_best(corr, within, deviation, turn),
-        "zscored": rotated_best(corr, within, (deviation > 0).to(values), turn),
-    }
-    if act is not None:
-        again, _ = standardised(passed_again(values, turn, act, x.dtype))
-        found["activation"] = product(x, again.to(x.dtype), EXACT).amax(1)
-    return found
-
-
-def partner_correlations(
-    x: Float[Tensor, "tokens k"], y: Float[Tensor, "tokens k"], groups: Mapping[str, Int[Tensor, "tokens"]]
-) -> dict[str, Float[Tensor, "k"]]:
-    """Correlation of each column of x with that of y (`partner`), and within each grouping: after each group's mean is
-    subtracted from both. 0 where nothing is left to vary.
-
-    Both are `standardised`. Within groups Σxy becomes Σxy − Σ_g (Σ_g x)(Σ_g y) / n_g, and likewise Σx² and Σy².
-    """
-    wide = y.dtype
-    plain = sum((a.to(wide) * b).sum(0) for a, b in zip(x.split(PIECE), y.split(PIECE), strict=True))
-    found = {"partner": plain}
-    for name, group in groups.items():
-        number = torch.bincount(group)
-        sums = [torch.zeros(len(number), x.shape[1], dtype=wide, device=y.device) for _ in range(2)]
-        for own, values in zip(sums, (x, y), strict=True):
-            for some, at in zip(values.split(PIECE), group.split(PIECE), strict=True):
-                own.index_add_(0, at, some.to(wide))
-        scaled = [own / number.clamp(min=1).to(wide)[:, None] for own in sums]
-        left = [(1 - (own * mean).sum(0)).clamp(min=0) for own, mean in zip(sums, scaled, strict=True)]
-        rest, product_left = left[0] * left[1], plain - (sums[0] * scaled[1]).sum(0)
-        found[name] = torch.where(rest > NEGLIGIBLE, product_left * rest.rsqrt(), 0).clamp(-1, 1)
-    return found
-
-
 # ---------------------------------------------------------------- activations
 
 
@@ -170,9 +84,9 @@ def read(
 ) -> dict[int, Float[Tensor, "tokens chosen"]]:
     """Pre-activations or activations of the wanted neurons of each wanted layer on the sample's counted tokens."""
     found, total, start = {}, len(sample.position), 0
-    device = next(trunk.base.parameters()).device
+    device, blocks = next(trunk.base.parameters()).device, max(1, BATCH_TOKENS // sample.tokens.shape[1])
 
-    for tokens, counted in zip(sample.tokens.split(AT_ONCE), sample.counted.split(AT_ONCE), strict=True):
+    for tokens, counted in zip(sample.tokens.split(blocks), sample.counted.split(blocks), strict=True):
         keep, rows = counted.flatten().to(device), slice(start, start + int(counted.sum()))
         start = rows.stop
 
@@ -202,10 +116,10 @@ def operands(run: Run, sample: Sample, chosen: pd.DataFrame) -> Float[Tensor, "t
     """Standardised activations of neurons of all seeds, in the order of the table, in the type of the products."""
     made = None
     for seed, own in chosen.groupby("seed"):
-        columns = {int(layer): torch.from_numpy(of["neuron"].to_numpy()) for layer, of in own.groupby("layer")}
+        columns = {int(layer): torch.tensor(of["neuron"].tolist()) for layer, of in own.groupby("layer")}
         found = read(_trunk(run, seed), sample, columns, pre=False)
         for layer, of in own.groupby("layer"):
-            z, _ = standardised(found.pop(layer).to(_wide(run)))
+            z = standardised(found.pop(layer).to(_wide(run)))
             if made is None:
                 made = z.new_empty(len(z), len(chosen), dtype=OPERAND_DTYPES[run.done["precision"]])
             made[:, of.index.to_numpy()] = z.to(made.dtype)
@@ -218,8 +132,8 @@ def compared_with(
     """The columns of the table for k neurons of other seeds and one compared seed, whose neurons `partners` names."""
     trunk, (layers, neurons) = _trunk(run, model), run.done["shapes"][model]
     plain = ARCHITECTURES[trunk.base.config.model_type].one_reader  # else the gate alone does not make the activation
-    turn = haar_rotation(neurons, run.params.random_seed, ROTATION_DRAW).to(x.device)
-    y = torch.zeros(len(x), len(partners), dtype=_wide(run), device=x.device)
+    turn = haar_rotation(neurons, run.params.random_seed, ROTATION_DRAW).to(x.device, _wide(run))
+    y = turn.new_zeros(len(x), len(partners))
     best: dict[str, Tensor] = {}
     held = max(1, HELD_BYTES // (len(x) * neurons * x.element_size()))  # layers
     for first in range(0, layers, held):
@@ -227,12 +141,12 @@ def compared_with(
         values = read(trunk, sample, dict.fromkeys(part, slice(None)), pre=plain)
         for layer in part:
             act = trunk.activations[layer] if plain else None
-            own = values.pop(layer).to(_wide(run))
+            own = values.pop(layer)
             for name, found in layer_nulls(x, own, act, turn).items():
                 best[name] = torch.maximum(best.get(name, found), found)
             rows = np.flatnonzero(partners["match_layer"] == layer)
-            chosen = own[:, partners["match_neuron"].to_numpy()[rows]]
-            y[:, rows] = standardised(chosen if act is None else act(chosen))[0]
+            chosen = own[:, partners["match_neuron"].to_numpy()[rows]].to(turn)
+            y[:, rows] = standardised(chosen if act is None else act(chosen))
     groups = {name: getattr(sample, name).to(x.device) for name in ("domain", "position")}
     best |= partner_correlations(x, y, groups)
     return {name: found.cpu().numpy() for name, found in best.items()}
@@ -245,7 +159,7 @@ def measured(run: Run, asked: pd.DataFrame) -> pd.DataFrame:
     x, column = operands(run, sample, chosen), pd.Series(chosen.index, pd.MultiIndex.from_frame(chosen))
     parts = []
     for model, own in tqdm(asked.groupby("model"), desc="nulls", unit="seed", file=sys.stderr):
-        of = column.loc[pd.MultiIndex.from_frame(own[KEY])].to_numpy()
+        of = column.reindex(pd.MultiIndex.from_frame(own[KEY])).to_numpy()
         parts.append(own.assign(**compared_with(run, model, sample, x[:, of], own)))
     table = pd.concat(parts, ignore_index=True).assign(tokens=len(sample.position))
     gated = "activation" in table and table["activation"].isna().any()

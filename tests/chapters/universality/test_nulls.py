@@ -9,7 +9,8 @@ from small_models import save_small_model
 from transformers import AutoModelForCausalLM
 
 from lib.chapters.universality import null_tables, nulls, nulls_figures
-from lib.chapters.universality.null_tables import KEY, layer_nulls, partner_correlations, sampled_neurons, standardised
+from lib.chapters.universality.null_bases import layer_nulls, partner_correlations, standardised
+from lib.chapters.universality.null_tables import KEY, sampled_neurons
 from lib.display.claims import Evidence
 from lib.kernels.correlation import haar_rotation
 from lib.run import with_universal
@@ -72,7 +73,7 @@ def test_the_table_equals_plain_numpy_on_every_token(
     monkeypatch.setattr(null_tables, "DRAWN", {True: 9, False: 3})
     monkeypatch.setattr(null_tables, "MAX_TOKENS", 7 * 256 + 1)  # of 20 blocks
     monkeypatch.setattr(null_tables, "HELD_BYTES", 1)  # each layer in a run of its own
-    monkeypatch.setattr(null_tables, "AT_ONCE", 3)
+    monkeypatch.setattr(null_tables, "BATCH_TOKENS", 3 * 256)
     run = make_run(folders, precision=precision)
     tables_of(run)
     table = null_tables.null_table(run)
@@ -106,8 +107,8 @@ def test_the_table_equals_plain_numpy_on_every_token(
 def planted(values: np.ndarray, x: np.ndarray, act) -> dict[str, np.ndarray]:
     """`layer_nulls` of columns x and one layer's pre-activations, in fp64."""
     turn = haar_rotation(values.shape[1], 0, 0)
-    operand, _ = standardised(torch.tensor(x))
-    return {name: found.numpy() for name, found in layer_nulls(operand, torch.tensor(values), act, turn).items()}
+    found = layer_nulls(standardised(torch.tensor(x)), torch.tensor(values), act, turn)
+    return {name: corr.numpy() for name, corr in found.items()}
 
 
 def test_a_loud_neuron_decides_the_raw_null_and_not_the_others():
@@ -147,7 +148,7 @@ def test_neurons_of_domains_or_positions_only_keep_no_match_within_them():
     signals = np.stack([random.normal(size=5)[domain], np.sin(position / 8), shared], axis=1)
     signals = z_scored(signals)
     x, y = (signals + 0.3 * random.normal(size=signals.shape) for _ in range(2))
-    pair = [standardised(torch.tensor(values))[0] for values in (x, y)]
+    pair = [standardised(torch.tensor(values)) for values in (x, y)]
     groups = {"domain": domain, "position": position}
     found = partner_correlations(*pair, {name: torch.tensor(group) for name, group in groups.items()})
     assert (found["partner"] > 0.9).all()
@@ -187,7 +188,7 @@ def test_the_sample_has_all_of_largest_excess_and_weights_that_add_up():
     own = neurons[neurons["seed"] == "b"]
     top = own.nlargest(60, "excess_corr") if own["is_universal"].sum() < 60 else own[own["is_universal"]]
     added = chosen[~chosen["sampled"]]
-    assert set(zip(added["layer"], added["neuron"])) == set(zip(top["layer"], top["neuron"]))
+    assert {*map(tuple, added[KEY].to_numpy())} == {*map(tuple, top[KEY].to_numpy())}
     assert (added["seed"] == "b").all() and (added["weight"] == 1).all() and not chosen.duplicated(KEY).any()
     assert chosen[chosen["sampled"]].groupby(["seed", "layer"]).size().tolist() == [40] * 3 + [100] * 3
     assert sampled_neurons(neurons, "b", 0).equals(chosen) and not sampled_neurons(neurons, "b", 1).equals(chosen)
