@@ -85,7 +85,7 @@ def prepare(params: Params, tokens: int = TOKENS) -> Path:
     made = params.model_copy(update={"run": name})
     folders = make_models(params, made.folder / "seeds")
     changed = {"run": name, "seeds": folders, "compare": "all", "rotations": min(ROTATIONS, params.rotations)}
-    changed |= {"token_budget": max(params.context, min(tokens, params.token_budget))}
+    changed |= {"token_budget": max(params.context, min(tokens, params.token_budget)), "products": params.products_used}
     values = params.model_dump(exclude_none=True, exclude={"revision"}) | changed
     write_params(Params(**values), made.folder / "run.yaml")
     return made.folder / "run.yaml"
