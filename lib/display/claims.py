@@ -243,7 +243,8 @@ def claim_rows(evidence: Evidence, claims: Iterable[Claim], untrained: pd.DataFr
 def _untrained(table: pd.DataFrame | None, name: str) -> dict[str, str]:
     if table is None or name not in table.index:
         return {"untrained": "", "untrained_verdict": ""}
-    return {"untrained": table.loc[name, "here"], "untrained_verdict": table.loc[name, "verdict"]}
+    row = table.loc[name]
+    return {"untrained": row["here"] if row["seeds"] else "no seed can be asked", "untrained_verdict": row["verdict"]}
 
 
 def mark(statement: Statement, own: str, untrained: str) -> str:

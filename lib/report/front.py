@@ -1,6 +1,7 @@
 """What the front page and the page of benchmarks show, from the tables, figures and records that exist."""
 
 import json
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,6 +48,7 @@ def claims_page(claims: RunClaims | None, chapters: list[Chapter]) -> dict:
     """What the front page shows of the claims: the answer, and the ledger's rows with a link to each figure.
 
     A row also has `size`, the size verdict or why there is none, and `facts`, what stands in its fold: (head, text).
+    Its `untrained` is short.
     """
     if claims is None:
         return {"answer": [], "ledger": None}
@@ -58,6 +60,8 @@ def claims_page(claims: RunClaims | None, chapters: list[Chapter]) -> dict:
         href = f"{chapter.name}#{row['figure']}" if drawn else chapter.name if chapter else None
         shown = {"href": href, "where": f"chapter {int(row['chapter'][:2])}", "facts": _facts(row)}
         shown["size"] = "not comparable" if row["no_size"] else SIZE_WORDS[row["size_verdict"]]
+        value = re.split(r" \(| in each of ", row["untrained"])[0]  # the interval and the details are in the fold
+        shown["untrained"] = f"{value}: {row['untrained_verdict']}" if row["untrained_verdict"] else ""
         rows.append(row | shown)
     return {"answer": claims.answer, "ledger": {"rows": rows, "summary": claims.summary, "untrained": claims.untrained}}
 

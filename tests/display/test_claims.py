@@ -230,7 +230,12 @@ def test_rows_have_words_marks_and_reasons(stated):
         "absent": claims.unmeasured("no neuron"),
     }
     untrained = pd.DataFrame(
-        {"name": ["sure", "random", "few"], "here": ["0.1", "2.0", "1"], "verdict": [UNKNOWN, HOLDS, HOLDS]}
+        {
+            "name": ["sure", "random", "few", "absent"],
+            "here": ["0.1", "2.0", "1", "too few"],
+            "verdict": [UNKNOWN, HOLDS, HOLDS, UNKNOWN],
+            "seeds": [3, 3, 3, 0],
+        }
     ).set_index("name")
     rows = claims.claim_rows(Evidence({"table": table}, "a", 0.5), made.values(), untrained).set_index("name")
     low, high = stats.t.interval(0.95, 2, loc=1.0, scale=0.1 / 3**0.5)
@@ -242,6 +247,7 @@ def test_rows_have_words_marks_and_reasons(stated):
     assert rows["size_verdict"].tolist() == [HOLDS] + [UNKNOWN] * 4
     assert rows.loc["sure", "control"] == "0.20" and (rows["control"].drop("sure") == "").all()
     assert rows.loc["random", ["untrained", "untrained_verdict"]].tolist() == ["2.0", HOLDS]
+    assert rows.loc["absent", "untrained"] == "no seed can be asked"
     assert json.loads(rows.loc["few", "by_seed"]) == {"a": 1.0} and json.loads(rows.loc["absent", "by_seed"]) == {}
     assert (rows["decides"] == "").tolist() == [True] * 3 + [False] * 2
     tested = rows["p_value"].dropna()

@@ -253,7 +253,7 @@ def test_every_statement_is_measured_once():
 def test_a_claim_that_untrained_models_satisfy_is_marked():
     tables = make_tables(*CASES["planted"])
     evidence = Evidence(tables, "a", 0.5)
-    untrained = ledger.ledger(evidence)[["name", "here", "verdict"]].set_index("name")
+    untrained = ledger.ledger(evidence)[["name", "here", "verdict", "seeds"]].set_index("name")
     untrained.loc["excess", "verdict"] = UNKNOWN
     table = ledger.ledger(evidence, untrained).set_index("name")
     marked = table["mark"].str.contains(claims.BY_CHANCE, regex=False)
