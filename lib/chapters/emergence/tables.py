@@ -235,6 +235,11 @@ class Emergence:
             self.tables[name] = table.iloc[table["point"].map(order).argsort(kind="stable")].reset_index(drop=True)
         self.tables = {name: with_universal(table, threshold) for name, table in self.tables.items()}
 
+    @property
+    def constant_until(self) -> int | None:
+        """The last step at the constant learning rate; None where the schedule is not known."""
+        return self.record["constant_rate"][-1] if self.record.get("constant_rate") else None
+
     def early_and_late(self) -> tuple[pd.DataFrame, pd.DataFrame, str]:
         """The universal neurons of the end as early or late (`when`), the share of each kind in both, what a kind is.
 

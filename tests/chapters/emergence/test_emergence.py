@@ -495,9 +495,11 @@ def test_the_schedule_is_read_from_the_trainers_record(params, monkeypatch):
 
 def test_the_shipped_checkpoints_know_their_schedule():
     """The record that ships beside the tables is that of the shipped seeds' training."""
-    shipped = Emergence(ROOT / "data" / "emergence", 0.5).tables["points"].set_index("step")["constant"]
+    chapter = Emergence(ROOT / "data" / "emergence", 0.5)
+    shipped = chapter.tables["points"].set_index("step")["constant"]
     training = json.loads((ROOT / "data" / "seeds" / "a" / "training.json").read_text())
     warm, until = training["recipe"]["warmup_steps"], training["constant_steps"]
+    assert chapter.constant_until == until
     assert shipped.to_dict() == {step: warm <= step <= until for step in shipped.index}
     assert shipped[shipped].index.tolist() == [256, 512, 1024, 1536, 2048] and not shipped[3197]
 
