@@ -1,4 +1,4 @@
-"""The tables of effects on a whole small run: a first column seed, and rows for every seed that serves as a reference."""
+"""The tables of effects of a small run: a first column seed, and rows for every seed that serves as a reference."""
 
 import numpy as np
 import pandas as pd
