@@ -50,7 +50,7 @@ RANKED = {
     "Circuits": {
         "null_share": "share of w_out in W_U's effective null space",
         "frequency_share": "cosine of w_out's effect on the logits with token frequency",
-        "entropy_score": "entropy score",
+        "entropy_score": "length of w_out in W_U's effective null space",
         "attention_score": "attention score of the best later head",
     },
 }

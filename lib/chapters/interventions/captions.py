@@ -66,7 +66,8 @@ def entropy_selection(weights: pd.DataFrame, chosen: pd.DataFrame, space: NullSp
     if late.empty:
         title = "No neuron writes anything in the last layers"
         return Caption(title, "All output weights of the last layers are 0.", alt)
-    title = f"{_number(int(late['entropy'].sum()), 'neuron', 'writes', 'write')} much, into the null space of W_U"
+    number = _number(int(late["entropy"].sum()), "neuron", "of large norm writes", "of large norm write")
+    title = f"{number} into the null space of W_U beyond chance"
     large = late[late["w_out_norm"] >= late["w_out_norm"].quantile(LARGE)]
     text = (
         f"A random direction has a share of {space.chance:.2f} where $W_U$ reads least, one in a thousand more than "
@@ -85,10 +86,8 @@ def fixed_activation(table: pd.DataFrame, reference: str) -> Caption:
     """From `fixed_activations` (figures 7, 25): do the candidates change entropy more than controls of equal norm?"""
     alt = "Line plots of the change of scale, entropy, loss and reciprocal rank against the fixed activation."
     top = at_largest_value(table)
-    entropy, rank = (
-        top[f"{name}_change"].astype(float).groupby([top["seed"], top["group"]]).median().unstack().dropna()
-        for name in ("entropy", "reciprocal_rank")
-    )
+    changes = top["entropy_change"].astype(float), top["reciprocal_rank_change"].astype(float).abs()
+    entropy, rank = (own.groupby([top["seed"], top["group"]]).median().unstack().dropna() for own in changes)
     if not {"entropy", CONTROL_OF["entropy"]} <= set(entropy) or entropy.empty:
         return Caption("No candidates or no controls to compare", NO_CANDIDATES, alt)
     own = top[top["seed"] == reference]
@@ -103,7 +102,7 @@ def fixed_activation(table: pd.DataFrame, reference: str) -> Caption:
             f"changes the entropy by **{signed(ours, 3)}** nats, the median of {sizes.iloc[1]} controls by "
             f"**{signed(others, 3)}**."
         )
-    differences, ranks = (one["entropy"] - one[CONTROL_OF["entropy"]] for one in (entropy, rank.abs()))
+    differences, ranks = (one["entropy"] - one[CONTROL_OF["entropy"]] for one in (entropy, rank))
     text += (
         f" Candidate less control over {count(len(differences), 'seed')}: {_span(differences)} nats of entropy, "
         f"{_span(ranks, 4)} in the size of the change of reciprocal rank."

@@ -298,7 +298,7 @@
     if (family) badge(family === 'unexplained' ? 'unexplained' : `${run.families[family] ?? family}: ${word(seed, 'label', at)}`, 'family');
     if (role && role !== 'none') badge(`${role} neuron`);
     const own = seed.name === run.reference ? run.measured[`${seed.data.layer.values[at]}/${seed.data.neuron.values[at]}`] : null;
-    for (const group of own?.group ?? []) if (group !== 'control') badge(`${group} candidate`);
+    for (const group of own?.group ?? []) if (!group.endsWith('control')) badge(`${group} candidate`);
     return element('ul', {className: 'badges'}, ...items);
   }
 
