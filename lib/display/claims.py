@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import yaml
-from scipy.stats import norm, t
+from scipy.stats import t
 
 from lib.display.captions import count
 
@@ -264,11 +264,3 @@ def in_words(effects: Effects, found: Decision) -> str:
     over = f"({words(found.low)} to {words(found.high)}, 95 % over {found.seeds} seeds)"
     over = "(1 seed)" if found.seeds < 2 else f"in each of {found.seeds} seeds" if len(each) == 1 else over
     return f"{words(found.value)} {over}" + (f"; {effects.details}" if effects.details else "")
-
-
-def correlation_interval(correlation: float, number: int) -> tuple[float, float]:
-    """95 % interval of a Pearson correlation of `number` pairs, by Fisher's transformation; NaN for fewer than four."""
-    if number < 4 or not abs(correlation) < 1:
-        return np.nan, np.nan
-    middle, half = np.arctanh(correlation), norm.isf(SIGNIFICANT / 2) / np.sqrt(number - 3)
-    return float(np.tanh(middle - half)), float(np.tanh(middle + half))
