@@ -159,7 +159,7 @@ def expected(tables: dict[str, pd.DataFrame], threshold: float) -> tuple[ByName,
     return values | chapter_4(tables, threshold) | chapter_5(tables) | interventions(tables), left_out
 
 
-def tested(values: dict[str, float], left_out: dict[str, float] | None, bound: float) -> dict[str, float]:
+def with_interval(values: dict[str, float], left_out: dict[str, float] | None, bound: float) -> dict[str, float]:
     """Mean, 95 % interval and p-value by SciPy's t-test, or by a loop over left-out seeds."""
     known = {seed: value for seed, value in values.items() if not np.isnan(value)}
     if len(known) < 2:
@@ -207,7 +207,7 @@ def test_every_row_is_what_an_independent_expression_gives(case):
     for claim, row in table.iterrows():
         own = {seed: value for seed, value in values[claim].items() if not np.isnan(value)}
         assert json.loads(row["by_seed"]) == pytest.approx(own, rel=1e-9), claim
-        found[claim] = tested(values[claim], left_out.get(claim), row["bound"])
+        found[claim] = with_interval(values[claim], left_out.get(claim), row["bound"])
         for column, value in found[claim].items():
             assert row[column] == pytest.approx(value, rel=1e-6, abs=1e-12, nan_ok=True), (claim, column)
     p_values = pd.Series({claim: one["p_value"] for claim, one in found.items()})
