@@ -402,7 +402,7 @@ def trained_history() -> dict[str, pd.DataFrame]:
     for seed in "abcde":
         order = random.permutation(size)
         for step in steps:
-            number = {1: 0, 2: 10, 4: 30, 6: 40, 8: 60, 10: 100}[step] + int(random.integers(0, 3))
+            number = {1: 0, 2: 10, 4: 30, 6: 40, 8: 50, 10: 70}[step] + int(random.integers(0, 3))
             gone = set(order[:4]) if step >= 8 else set()
             universal = set(order[:number]) - gone
             for index in range(size):
