@@ -122,7 +122,7 @@ def operands(run: Run, sample: Sample, chosen: pd.DataFrame) -> Float[Tensor, "t
             z = standardised(found.pop(layer).to(_wide(run)))
             if made is None:
                 made = z.new_empty(len(z), len(chosen), dtype=OPERAND_DTYPES[run.done["precision"]])
-            made[:, of.index.to_numpy()] = z.to(made.dtype)
+            made[:, torch.tensor(of.index.tolist())] = z.to(made.dtype)
     return made
 
 
@@ -144,8 +144,8 @@ def compared_with(
             own = values.pop(layer)
             for name, found in layer_nulls(x, own, act, turn).items():
                 best[name] = torch.maximum(best.get(name, found), found)
-            rows = np.flatnonzero(partners["match_layer"] == layer)
-            chosen = own[:, partners["match_neuron"].to_numpy()[rows]].to(turn)
+            rows = torch.tensor(np.flatnonzero(partners["match_layer"] == layer))
+            chosen = own[:, torch.tensor(partners["match_neuron"].to_numpy(copy=True))[rows]].to(turn)
             y[:, rows] = standardised(chosen if act is None else act(chosen))
     groups = {name: getattr(sample, name).to(x.device) for name in ("domain", "position")}
     best |= partner_correlations(x, y, groups)
