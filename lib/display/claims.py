@@ -44,6 +44,7 @@ class Statement:
     why: str
     figure: str
     values: tuple[float, ...] = ()
+    within: tuple[float, float] = (-np.inf, np.inf)
     no_size: str = ""
     by_construction: str = ""
     source: str = PAPER
@@ -124,6 +125,7 @@ class Decision(NamedTuple):
     value: float
     low: float
     high: float
+    error: float  # standard error
     p_value: float
     agree: int  # seeds on the claimed side of the bound
     against: int  # seeds on the other side
@@ -142,18 +144,19 @@ def decision(effects: Effects, statement: Statement) -> Decision:
     beyond = statement.beyond(known)
     agree, against = int((beyond > 0).sum()), int((beyond < 0).sum())
     if number < 2:
-        return Decision(mean, np.nan, np.nan, np.nan, agree, against, number, False)
+        return Decision(mean, *[np.nan] * 4, agree, against, number, False)
     left_out = (known.sum() - known) / (number - 1)
     if effects.left_out is not None:
         left_out = effects.left_out.reindex(known.index).astype(float)
     spread = left_out.to_numpy() - left_out.to_numpy().mean()  # NaN if one of them is
     error = float(np.sqrt((number - 1) / number * np.square(spread).sum()))
     half = float(t.isf(SIGNIFICANT / 2, number - 1)) * error
+    low, high = np.clip([mean - half, mean + half], *statement.within).tolist()
     p_value = float(agree + against == 0)
     if error != 0:
         p_value = float(2 * t.sf(abs(mean - statement.bound) / error, number - 1))
     sides = np.sign(statement.beyond(pd.Series([mean, *left_out])))
-    return Decision(mean, mean - half, mean + half, p_value, agree, against, number, bool((sides == sides[0]).all()))
+    return Decision(mean, low, high, error, p_value, agree, against, number, bool((sides == sides[0]).all()))
 
 
 def verdict(found: Decision, p_corrected: float) -> str:
@@ -190,12 +193,11 @@ def decides(found: Decision, p_corrected: float, statement: Statement, effects: 
         few = f"{count(found.seeds, 'seed')} can be asked, and {FEWEST_SEEDS} are needed"
         return f"{few}: {effects.missing}" if effects.missing else few
     if max(found.agree, found.against) < found.seeds:
-        return (
-            f"{found.agree} of {found.seeds} seeds are on the claimed side: more seeds cannot decide it, more text may"
-        )
+        sides = f"seeds on the claimed side: {found.agree} of {found.seeds}"
+        return f"{sides}; more seeds cannot decide it, a less noisy value of each (more text) may"
     if not found.firm or not np.isfinite(found.p_value):
         return "one seed alone keeps the mean on its side: more seeds"
-    deviation = (found.high - found.low) / 2 / t.isf(SIGNIFICANT / 2, found.seeds - 1) * np.sqrt(found.seeds)
+    deviation = found.error * np.sqrt(found.seeds)
     level = SIGNIFICANT * found.p_value / p_corrected  # of the uncorrected p-value, with the other rows as they are
     distance, number = abs(found.value - statement.bound), found.seeds
     while number < MANY_SEEDS and 2 * t.sf(distance / deviation * np.sqrt(number), number - 1) >= level:

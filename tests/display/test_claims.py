@@ -45,6 +45,13 @@ def test_value_interval_and_p_value_are_those_of_the_one_sample_t_test(values, b
     assert (found.agree, found.against) == (sum(v > bound for v in values), sum(v < bound for v in values))
 
 
+def test_an_interval_ends_where_the_values_do():
+    share = replace(ABOVE, within=(0.0, 1.0))
+    found, free = (claims.decision(of(0.99, 0.7, 0.95, 1.0), one) for one in (share, ABOVE))
+    assert free.high > 1 and found.high == 1.0 and found.low == free.low and found.p_value == free.p_value
+    assert claims.decision(of(0.0, 0.1, 0.0), share).low == 0.0
+
+
 def test_left_out_means_give_the_jackknife_of_a_plain_loop():
     """The variance of seeds has no plain mean: its pseudo-values by a loop, then Student's t."""
     random = np.random.default_rng(5)
@@ -185,8 +192,8 @@ def test_an_undecided_row_says_what_it_lacks():
     assert sentence(claims.unmeasured("not measured in this run")) == "not measured in this run"
     assert sentence(of(1.0, np.nan, missing=needed)) == f"1 seed can be asked, and 3 are needed: {needed}"
     assert sentence(of(1.0, 1.1)) == "2 seeds can be asked, and 3 are needed"
-    assert sentence(of(1.0, 1.1, -0.2, 0.3)).startswith("3 of 4 seeds are on the claimed side")
-    assert sentence(of(0.0, 0.0, 0.0)).startswith("0 of 3 seeds")
+    assert sentence(of(1.0, 1.1, -0.2, 0.3)).startswith("seeds on the claimed side: 3 of 4;")
+    assert sentence(of(0.0, 0.0, 0.0)).startswith("seeds on the claimed side: 0 of 3;")
 
 
 def test_the_number_of_seeds_that_would_decide_is_the_first_whose_t_test_would():

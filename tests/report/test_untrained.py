@@ -27,9 +27,9 @@ def test_models_have_the_seeds_configs_and_the_initialisation_of_their_architect
         assert one == other and model.lm_head.weight is model.transformer.wte.weight  # tied as configured
         config, block = model.config, model.transformer.h[1]
         # GPT-2: normal of deviation initializer_range, residual projections divided by √(2 layers), no bias
-        assert model.transformer.wte.weight.std() == pytest.approx(config.initializer_range, rel=0.05)
+        assert model.transformer.wte.weight.std().item() == pytest.approx(config.initializer_range, rel=0.05)
         residual = config.initializer_range / (2 * config.n_layer) ** 0.5
-        assert block.mlp.c_proj.weight.std() == pytest.approx(residual, rel=0.1)
+        assert block.mlp.c_proj.weight.std().item() == pytest.approx(residual, rel=0.1)
         assert not block.mlp.c_fc.bias.any() and (block.ln_1.weight == 1).all()
     name = "transformer.h.0.mlp.c_fc.weight"
     assert all(not torch.equal(weights[0][name], other[name]) for other in weights[1:])

@@ -89,8 +89,6 @@ def short(number: float) -> str:
 
 def _time_axis(axes: Axes, time: Timeline) -> None:
     axes.set_xlabel(time.label)
-    if time.decay is not None:
-        axes.axvspan(time.decay, time.at.max(), **DECAY)
     if not time.log:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         return
@@ -99,6 +97,11 @@ def _time_axis(axes: Axes, time: Timeline) -> None:
         axes.xaxis.set_major_locator(LogLocator(10))
     axes.xaxis.set_major_formatter(lambda value, _: short(value))
     axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _shade_decay(axes: Axes, time: Timeline) -> None:
+    if time.decay is not None:
+        axes.axvspan(time.decay, time.at.max(), **DECAY)
 
 
 def _over_seeds(
@@ -131,6 +134,7 @@ def losses(table: pd.DataFrame, time: Timeline) -> Figure:
         axes.plot(time.at[domains.index], domains[domain], color=colour, linewidth=width, label=label)
     _over_seeds(axes, table[table["domain"] == "all"], "loss", time, color=CORRELATION, label="all text")
     _time_axis(axes, time)
+    _shade_decay(axes, time)
     axes.set_ylabel("held-out loss [nats per token]")
     axes.legend()
     return fig
@@ -147,6 +151,7 @@ def shares(seeds: pd.DataFrame, time: Timeline) -> Figure:
     right.set(ylabel="mean excess correlation")
     for axes in (left, right):
         _time_axis(axes, time)
+        _shade_decay(axes, time)
     return fig
 
 
@@ -274,6 +279,8 @@ def circuits_appear(heads: pd.DataFrame, layers: pd.DataFrame, time: Timeline) -
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     for axes in grid[1]:
         _time_axis(axes, time)
+    for axes in grid.flat:
+        _shade_decay(axes, time)
     return fig
 
 

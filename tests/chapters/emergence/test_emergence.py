@@ -468,7 +468,10 @@ def test_births_in_the_decay_are_counted_and_shaded():
     caption = captions.births_and_deaths(changes, kept, points, time, "p4")
     assert f"**{late}** of {births} births come after 8 tokens" in caption.text and "grey span" in caption.text
     fig = figures.births_and_deaths(changes, kept, time)
-    assert [len(axes.patches) - len(fig.axes[1].patches) for axes in fig.axes] == [3 * 5, 0]  # a span in each panel
+    assert [len(axes.patches) - len(fig.axes[1].patches) for axes in fig.axes] == [
+        3 * 5 + 1,
+        0,
+    ]  # bars and a span on the left
 
 
 @pytest.mark.parametrize(
