@@ -44,7 +44,7 @@ class NeuronSet(NamedTuple):
 
 def expected_power(neurons: pd.DataFrame) -> pd.Series:
     """var(a) ‖w_out‖² of each neuron: the mean squared length of what its mean ablation adds to the residual stream."""
-    return neurons["activation_std"].square() * neurons["w_out_norm"].square()
+    return (neurons["activation_std"] * neurons["w_out_norm"]) ** 2
 
 
 def matched_set(
@@ -244,6 +244,6 @@ def family_parts(table: pd.DataFrame) -> pd.DataFrame:
     parts = first[~first["group"].isin([UNIVERSAL, RANDOM])].rename(columns={"group": "family"})
     whole = first[first["group"] == UNIVERSAL].set_index("seed")
     clear = whole["loss_change"].where(whole["loss_change"].abs() > 2 * whole["loss_change_error"])
-    parts = parts.assign(share=parts["loss_change"] / parts["seed"].map(clear))
+    parts = parts.assign(share=parts["loss_change"] / parts["seed"].map(clear).astype(float))
     columns = ["seed", "family", "neurons", "loss_change", "loss_change_error", "share"]
     return parts.sort_values(["seed", "loss_change"], ascending=[True, False], ignore_index=True)[columns]

@@ -285,7 +285,7 @@ def test_the_first_layers_effect_is_attributed_to_its_planted_position_neuron(pr
 
 def test_a_planted_neuron_that_matters_ranks_first_and_its_layer_leads(predicted_text):
     planted, text = predicted_text
-    table = made_universal(neurons_table(activation_std=1.0, w_out_norm=1.0), 0, [7])
+    table = made_universal(neurons_table(activation_std=1.0, w_out_norm=1.0, position_information=0.0), 0, [7])
     table = made_universal(made_universal(table, 1, [7]), 2, [7])
     sets = neuron_sets.neuron_sets(with_universal(table, 0.5), 0)
     found = neuron_sets.ablations(planted, text, sets, torch.full((LAYERS, NEURONS), 0.1))

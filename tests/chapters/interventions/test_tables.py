@@ -183,7 +183,7 @@ def test_a_large_neuron_that_writes_into_the_null_space_moves_entropy_through_th
     assert finding.title == f"Held at 4, the median candidate changes entropy by {change} nats"
     assert f"the median of 20 controls by **{signed(controls, 3)}**" in finding.text
     through = single_neurons.removed(table[table["value"] == 4], "entropy", FROZEN_SCALE, ("entropy", "control"))
-    assert through.candidates > 0.98 and through.delta == 1 and through.neurons[0] == 1
+    assert through.candidates > 0.98 and through.delta > 0.7 and through.neurons[0] == 1
 
 
 def test_shares_are_taken_of_clear_effects_only():
