@@ -72,7 +72,7 @@ def _facts(row: dict) -> list[tuple[str, str]]:
     decided = f"{p_words(row['p_value'])}, corrected {p_words(row['p_corrected'])}" if row["p_value"] > 0 else ""
     decided = "seeds have one and the same value" if row["p_value"] == 0 else decided
     facts = {
-        "bound": f"{row['side']} {_number(row['bound'])}, since {row['why']}",
+        "bound": f"{row['side']} {_number(row['bound'])}: {row['why']}",
         "by seed": f"{each}; {row['agree']} of {row['seeds']} on the claimed side" if each else "",
         "mean against bound": decided,
         "by construction": row["by_construction"],
