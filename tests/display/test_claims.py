@@ -106,6 +106,7 @@ def test_the_correction_is_that_of_statsmodels(p_values):
         ((0.0, 0.0, 0.0), ABOVE, UNKNOWN),  # on the bound is on neither side
         ((0.0, 0.0, 0.0), BELOW, UNKNOWN),
         ((0.0, 1.0, 1.1, 0.9), ABOVE, UNKNOWN),
+        ((0.0, -1.0, -1.1, -0.9, -1.0), ABOVE, UNKNOWN),  # not every seed is on the other side
     ],
 )
 def test_planted_seeds_are_decided(values, statement, verdict):
