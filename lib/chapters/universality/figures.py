@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from lib.chapters.universality import matching, measures, properties
 from lib.chapters.universality.properties import PROPERTIES, PUBLISHED_MEDIANS, PUBLISHED_MODELS, PUBLISHED_SHARES
+from lib.display.claims import Decision
 from lib.display.plots import (
     BASELINE,
     COLOURS,
@@ -77,7 +78,7 @@ def excess(neurons: pd.DataFrame, threshold: float) -> Figure:
 
 
 def share_by_reference(
-    shares: pd.DataFrame, intervals: pd.DataFrame | None = None, over_seeds: tuple[float, float] | None = None
+    shares: pd.DataFrame, intervals: pd.DataFrame | None = None, over_seeds: Decision | None = None
 ) -> Figure:
     """Share of universal neurons with each seed as reference, with the `uncertainty.share_intervals`; their mean, with
     its interval over seeds (a band)."""
@@ -87,8 +88,8 @@ def share_by_reference(
     box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
     axes.bar_label(bars, [f"{number:,}" for number in shares["universal"]], padding=3, bbox=box)
     top = shares["share"].max()
-    if over_seeds is not None:
-        low, high = max(0.0, over_seeds[0]), over_seeds[1]
+    if over_seeds is not None and np.isfinite(over_seeds.low):
+        low, high = max(0.0, over_seeds.low), over_seeds.high
         axes.axhspan(low, high, color="#e8e8e8", zorder=0, label="95 % interval of the mean, over seeds")
         top = max(top, high)
     if intervals is not None:

@@ -7,10 +7,10 @@ import pytest
 from lib.chapters.universality import captions, properties
 from lib.chapters.universality import captions_activations as activations
 from lib.display.captions import GATED, Caption, count, p_words, percent
-from lib.display.claims import Decision
 from lib.models.weights import READING_COLUMNS
 from lib.run import with_universal
 from tests.chapters.universality.test_figures import (
+    OVER_SEEDS,
     compared_table,
     convergence_table,
     intervals_table,
@@ -37,9 +37,6 @@ def test_numbers_in_words():
         "undefined",
     ]
     assert p_words(0.0) == "p < 1e-300" and p_words(0.031) == "p = 0.031"
-
-
-OVER_SEEDS = Decision(value=0.25, low=-0.01, high=0.51, p_value=0.06, agree=2, seeds=2, firm=True)
 
 
 def captions_of(neurons: pd.DataFrame, threshold: float) -> list[Caption]:

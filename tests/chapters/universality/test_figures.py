@@ -15,6 +15,7 @@ from lib.chapters.universality import figures_activations as activations
 from lib.chapters.universality.measures import neuron_measures
 from lib.display import plots
 from lib.display.captions import Caption
+from lib.display.claims import Decision
 from lib.models.weights import READING_COLUMNS
 from lib.run import with_universal
 
@@ -56,6 +57,9 @@ def convergence_table(neurons: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([own.assign(seed=seed, tokens=tokens) for seed in "ab" for tokens in (1000, 2000)])
 
 
+OVER_SEEDS = Decision(value=0.25, low=-0.01, high=0.51, p_value=0.06, agree=2, seeds=2, firm=True)
+
+
 def intervals_table() -> pd.DataFrame:
     return pd.DataFrame({"seed": ["a", "b"], "share": [0.3, 0.2], "low": [0.1, 0.1], "high": [0.29, 0.4]})
 
@@ -92,7 +96,7 @@ def every_figure(neurons: pd.DataFrame, threshold: float) -> dict[str, Figure]:
         "agreement": figures.layer_agreement(properties.match_layer_percent(matches_table())),
         "references": figures.share_by_reference(properties.reference_shares(everyone)),
         "references with intervals": figures.share_by_reference(
-            properties.reference_shares(everyone), intervals_table(), (-0.1, 0.4)
+            properties.reference_shares(everyone), intervals_table(), OVER_SEEDS
         ),
         "compared": figures.share_by_compared(compared_table()),
         "curve": figures.share_by_threshold(everyone, threshold),
