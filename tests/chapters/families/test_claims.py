@@ -13,7 +13,7 @@ LAYERS, WIDTH, SEEDS = 6, 60, "abc"
 def tables(universal: int = 20) -> dict[str, pd.DataFrame]:
     """Random families and excess of three seeds; `universal` neurons a layer, none in seed c."""
     random = np.random.default_rng(0)
-    index = pd.MultiIndex.from_product([SEEDS, range(LAYERS), range(WIDTH)], names=["seed", "layer", "neuron"])
+    index = pd.MultiIndex.from_product([list(SEEDS), range(LAYERS), range(WIDTH)], names=["seed", "layer", "neuron"])
     index = index.to_frame(index=False)
     is_universal = (index["neuron"] < universal) & (index["seed"] != "c")
     neurons = index.assign(excess_corr=np.where(is_universal, 0.6, 0.1), is_universal=is_universal)
