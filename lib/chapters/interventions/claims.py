@@ -15,7 +15,9 @@ from lib.display.claims import FEWEST, Claim, Effects, Evidence, unmeasured
 CHAPTER = "06_interventions"
 INTERVENTIONS = {"fixed_activation", "mean_ablation", "query_paths", "ablations"}  # tables of effects on the model
 LEAST_ATTENTION = 0.1  # of a head to BOS; a head with less has none to lose
-NO_CANDIDATE = "a seed without a neuron of large norm that writes into the null space beyond chance cannot be asked"
+NO_CANDIDATE = (
+    "a seed in which no neuron of at least median norm writes into the null space beyond chance cannot be asked"
+)
 
 
 def _nats(value: float) -> str:
