@@ -28,10 +28,6 @@ def _times(value: float) -> str:
     return f"{value:.2f} times"
 
 
-def _whole_percent(value: float) -> str:
-    return percent(value, 0)
-
-
 def _beside_controls(outcome: str, size: bool = False) -> Callable[[Evidence], Effects]:
     """Per seed the change of an outcome by the median candidate less that by the median control, or of its `size`."""
 
@@ -134,7 +130,7 @@ def _more_than_random(evidence: Evidence) -> Effects:
         f"of the random sets cost less loss: {below:,} of {number:,}, whose power is {low:.2f} to {high:.2f} times "
         f"their set's"
     )
-    return Effects(neuron_sets.shares_below(compared), _whole_percent, details, missing=_TOO_FEW)
+    return Effects(neuron_sets.shares_below(compared), signed_percent, details, missing=_TOO_FEW)
 
 
 def _first_layer_most(evidence: Evidence) -> Effects:

@@ -346,8 +346,7 @@ def every_panel(model, text, planted: bool):
     neurons = means.assign(
         dead=False,
         excess_corr=np.where(means["neuron"] < 1 + means["layer"], 0.9, 0.1),
-        activation_std=1.0,
-        w_out_norm=weights["w_out_norm"],
+        power=weights["w_out_norm"] ** 2,
         position_information=0.1,
         family=np.where(means["neuron"] % 2, "position", "unigram"),
     )
