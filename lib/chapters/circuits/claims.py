@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pandas as pd
 
 from lib.chapters.circuits.roles import role_counts
-from lib.display.captions import count, percent, signed
+from lib.display.captions import count, percent, signed, signed_percent
 from lib.display.claims import FEWEST, Claim, Effects, Evidence, unmeasured
 
 CHAPTER = "05_weight_circuits"
@@ -56,11 +56,7 @@ def _share_of(evidence: Evidence, part: str, whole: str) -> Effects:
     details = f"{count(ours, 'neuron')} beyond the calibrated cut, {published:,} beyond the paper's"
     if ours < FEWEST:
         return unmeasured(f"{details} in all seeds; {FEWEST} beyond the calibrated cut are needed")
-    return _measured(evidence, value, _whole_percent, details)
-
-
-def _whole_percent(value: float) -> str:
-    return percent(value, 0)
+    return _measured(evidence, value, signed_percent, details)
 
 
 def _rise(evidence: Evidence) -> Effects:
@@ -108,7 +104,7 @@ def _fire(evidence: Evidence) -> Effects:
     if len(prediction):
         details += f"; of prediction neurons {percent(prediction.mean(), 0)}"
     missing = "a seed without a suppression neuron with a class cannot be asked"
-    return Effects(share_above_layer(own), _whole_percent, details, missing=missing)
+    return Effects(share_above_layer(own), signed_percent, details, missing=missing)
 
 
 CLAIMS = (

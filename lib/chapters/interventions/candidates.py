@@ -22,7 +22,7 @@ from lib.models.weights import COSINES_AT_ONCE
 LAST_LAYERS = 2
 CANDIDATES = 6
 CONTROLS = 3  # for each candidate
-LARGE = 0.9  # quantile of the last layers' norms, from which a norm is large
+LARGE = 0.5  # quantile of the last layers' norms, from which a norm is large
 CONTROL_OF = {"entropy": "control", "frequency": "frequency control"}  # group of candidates → group of their controls
 FIXED_VALUES = (-0.17, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0)  # docs/method.md §6; −0.17 is GELU's minimum
 WIDTH_PER_DIRECTION = 64  # the null space has d_model / 64 directions: 12 for GPT2-small, as in arXiv 2406.16254
@@ -110,9 +110,9 @@ def late_neurons(table: pd.DataFrame) -> pd.DataFrame:
 def weight_columns(model: Processed, reading: Readout) -> pd.DataFrame:
     """One row per neuron: norm, logit variance, null-space share, partner, frequency share, entropy score and flag.
 
-    `entropy` is the rule: among the neurons of the last two layers, norm of w_out in the top decile and a null-space
-    share beyond 99.9 % of random directions'. `entropy_score` = ‖w_out‖ · share is the length that a neuron writes
-    into the null space; earlier layers have NaN and False.
+    `entropy` is the rule: among the neurons of the last two layers, norm of w_out of at least their median and a
+    null-space share beyond 99.9 % of random directions'. `entropy_score` = ‖w_out‖ · share is the length that a neuron
+    writes into the null space; earlier layers have NaN and False.
     """
     w_out, layers, neurons = model.w_out, len(model.blocks), len(model.blocks[0].w_out)
     flat = np.arange(len(w_out))

@@ -26,7 +26,7 @@ from lib.display.captions import Caption, count, percent, signed, signed_percent
 NULL_DEPTH = 0.1  # largest singular value of a null space, as a share of the median one
 SINK_RATIO = 2.0  # other tokens' ‖W_O (v + b_V)‖ over BOS's in the median head, above which BOS is an attention sink
 GROUPS = ("entropy", CONTROL_OF["entropy"])
-NO_CANDIDATES = "No neuron of the last layers has a large norm and writes into the null space of W_U beyond chance."
+NO_CANDIDATES = "No neuron of at least median norm in the last layers writes into the null space of W_U beyond chance."
 
 
 def name_of(row) -> str:
@@ -66,12 +66,15 @@ def entropy_selection(weights: pd.DataFrame, chosen: pd.DataFrame, space: NullSp
     if late.empty:
         title = "No neuron writes anything in the last layers"
         return Caption(title, "All output weights of the last layers are 0.", alt)
-    number = _number(int(late["entropy"].sum()), "neuron", "of large norm writes", "of large norm write")
+    number = _number(
+        int(late["entropy"].sum()), "neuron", "of at least median norm writes", "of at least median norm write"
+    )
     title = f"{number} into the null space of W_U beyond chance"
     large = late[late["w_out_norm"] >= late["w_out_norm"].quantile(LARGE)]
     text = (
         f"A random direction has a share of {space.chance:.2f} where $W_U$ reads least, one in a thousand more than "
-        f"{space.chance_bound:.2f}; {int(late['entropy'].sum())} of the {len(large):,} neurons of large norm have more."
+        f"{space.chance_bound:.2f}; {int(late['entropy'].sum())} of the {len(large):,} neurons of at least median norm "
+        "have more."
     )
     if len(chosen):
         shares = chosen["null_share"]

@@ -15,7 +15,9 @@ from lib.display.claims import FEWEST, Claim, Effects, Evidence, unmeasured
 CHAPTER = "06_interventions"
 INTERVENTIONS = {"fixed_activation", "mean_ablation", "query_paths", "ablations"}  # tables of effects on the model
 LEAST_ATTENTION = 0.1  # of a head to BOS; a head with less has none to lose
-NO_CANDIDATE = "a seed without a neuron of large norm that writes into the null space beyond chance cannot be asked"
+NO_CANDIDATE = (
+    "a seed in which no neuron of at least median norm writes into the null space beyond chance cannot be asked"
+)
 
 
 def _nats(value: float) -> str:
@@ -24,10 +26,6 @@ def _nats(value: float) -> str:
 
 def _times(value: float) -> str:
     return f"{value:.2f} times"
-
-
-def _whole_percent(value: float) -> str:
-    return percent(value, 0)
 
 
 def _beside_controls(outcome: str, size: bool = False) -> Callable[[Evidence], Effects]:
@@ -132,7 +130,7 @@ def _more_than_random(evidence: Evidence) -> Effects:
         f"of the random sets cost less loss: {below:,} of {number:,}, whose power is {low:.2f} to {high:.2f} times "
         f"their set's"
     )
-    return Effects(neuron_sets.shares_below(compared), _whole_percent, details, missing=_TOO_FEW)
+    return Effects(neuron_sets.shares_below(compared), signed_percent, details, missing=_TOO_FEW)
 
 
 def _first_layer_most(evidence: Evidence) -> Effects:

@@ -31,7 +31,7 @@ MAX_LOGITS = 2**27  # of the unchanged run, kept at once: half a gigabyte
 class NeuronSet(NamedTuple):
     """Neurons of one layer that are ablated together; `draw` counts the random sets of a layer.
 
-    `power` is their sum of `expected_power`, `information` that of their position information, NaN where unknown.
+    `power` is the sum of their powers, `information` that of their position information, NaN where unknown.
     """
 
     layer: int
@@ -42,9 +42,25 @@ class NeuronSet(NamedTuple):
     information: float = np.nan
 
 
-def expected_power(neurons: pd.DataFrame) -> pd.Series:
-    """var(a) ‖w_out‖² of each neuron: the mean squared length of what its mean ablation adds to the residual stream."""
-    return (neurons["activation_std"] * neurons["w_out_norm"]) ** 2
+@torch.no_grad()
+def single_powers(
+    model: Processed,
+    blocks: tuple[Int[Tensor, "blocks context"], Bool[Tensor, "blocks context"]],
+    means: Float[Tensor, "layers neurons"],
+) -> Float[Tensor, "layers neurons"]:
+    """Mean (a − `means`)² ‖w_out‖² of each neuron: the power of what its own mean ablation adds to the residual stream.
+
+    On the tokens that `ablations` measures: a neuron that fires rarely may not fire on them at all.
+    """
+    tokens, measured = blocks[0], predicting(blocks[1])
+    squares = torch.zeros(means.shape, dtype=torch.float64)
+    for start in range(0, len(tokens), BLOCKS):
+        some, trace = measured[start : start + BLOCKS], run(model, tokens[start : start + BLOCKS])
+        for layer, mean in enumerate(means):
+            activation = model.neuron_activations(trace.middle[layer][some], layer, slice(None))
+            squares[layer] += (activation - mean).square().sum(0).double()
+    norms = torch.stack([block.w_out.square().sum(1) for block in model.blocks])
+    return squares / measured.sum() * norms
 
 
 def matched_set(
@@ -80,13 +96,13 @@ def neuron_sets(neurons: pd.DataFrame, random_seed: int, draws: int = DRAWS) -> 
     """One seed's sets: each layer's universal neurons, up to `draws` random sets beside them, and the first layer's
     universal neurons by family.
 
-    `neurons` has layer, neuron, is_universal, dead, activation_std, w_out_norm, position_information and family, the
-    last two NaN where unknown. Random sets are as large, distinct, of live neurons that are not universal, and match
-    the set's power; in the first layer also its information on the position. A set larger than half of those neurons
-    is left out, since its random sets would nearly coincide.
+    `neurons` has layer, neuron, is_universal, dead, power (`single_powers`), position_information and family, the last
+    two NaN where unknown. Random sets are as large, distinct, of live neurons that are not universal, and match the
+    set's power; in the first layer also its information on the position. A set larger than half of those neurons is
+    left out, since its random sets would nearly coincide.
     """
     random, sets = np.random.default_rng(random_seed), []
-    measured = neurons.assign(power=expected_power(neurons), information=neurons["position_information"])
+    measured = neurons.rename(columns={"position_information": "information"})
     for layer, own in measured[~measured["dead"]].groupby("layer"):
         chosen, rest = own[own["is_universal"]], own[~own["is_universal"]]
         if not 0 < 2 * len(chosen) <= len(rest):
@@ -191,7 +207,7 @@ def comparisons(table: pd.DataFrame) -> pd.DataFrame:
     """One row per seed, kind and layer: the universal neurons beside the random sets.
 
     `table` has the columns of `ablations`, seed and kind. Columns seed, kind, layer, neurons, draws, tokens, blocks;
-    `power_low` and `power_high`, the smallest and largest expected power of a random set over that of the set; and for
+    `power_low` and `power_high`, the smallest and largest `power` of a random set over that of the set; and for
     each of OUTCOMES its value, `_random` (mean over draws), `_spread` (their standard deviation), and how many draws
     are `_below` and `_level` with the set. `loss_change_excess` is the change of loss less `loss_change_random`; its
     `_error` adds the errors of the set, of the random ones and of the draws as if independent. That is conservative:

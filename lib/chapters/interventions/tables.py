@@ -28,7 +28,7 @@ REDUCED = 1 / 4  # of these, for matches in other seeds
 OTHERS = 1 / 2  # of these, for seeds other than the reference
 ABLATED_BLOCKS, ABLATED_CONTEXT = 48, 256  # blocks that sets are ablated on, and their first positions
 REDUCED_BLOCKS = 16  # of them, for zero ablation and for seeds other than the reference
-OTHER_DRAWS = 5  # random sets beside a set of another seed
+OTHER_DRAWS = 5  # random sets beside a set that is zero-ablated or of another seed
 HELD = 2**28  # parameters of the models that stay in memory
 NEURON = ["layer", "neuron"]
 _models: dict[tuple[str, str], processed.Processed] = {}
@@ -178,25 +178,35 @@ def ablations(run: Run, neurons: pd.DataFrame) -> pd.DataFrame:
     `neuron_sets.ablations` of every seed in `neurons` (`neurons_with_families`) with a column `kind`: held at their
     means, and in the reference also at zero.
     """
-    reference, sets = run.params.reference, {}
-    for seed, own in neurons.groupby("seed"):
-        draws = neuron_sets.DRAWS if seed == reference else OTHER_DRAWS
-        sets[seed] = neuron_sets.neuron_sets(own, run.params.random_seed, draws)
-
-    def ablated(seed: str, kind: str, blocks: int) -> pd.DataFrame:
-        text = (part[:, :ABLATED_CONTEXT] for part in blocks_of(run, blocks * run.text.context))
-        means = neurons[neurons["seed"] == seed].pivot(index="layer", columns="neuron", values="activation_mean")
-        held = torch.from_numpy(means.to_numpy(dtype="float32", copy=True)) * (kind == "mean")
-        what = _progress(f"sets of {seed}, {kind}")
-        return neuron_sets.ablations(model_of(run, seed), tuple(text), sets[seed], held, what).assign(kind=kind)
+    reference = run.params.reference
+    read = [*KEY, "is_universal", "dead", "activation_mean", "position_information", "family"]
+    chosen = pd.DataFrame({"neurons": [sha256(neurons[read].to_csv(index=False).encode()).hexdigest()]})
 
     def of_seed(seed: str) -> pd.DataFrame:
+        own, model = neurons[neurons["seed"] == seed].sort_values(NEURON), model_of(run, seed)
+        means = own.pivot(index="layer", columns="neuron", values="activation_mean").to_numpy(
+            dtype="float32", copy=True
+        )
+        parts, draws = {"mean": ABLATED_BLOCKS, "zero": REDUCED_BLOCKS}, neuron_sets.DRAWS
         if seed != reference:
-            return ablated(seed, "mean", REDUCED_BLOCKS)
-        return pd.concat([ablated(seed, "mean", ABLATED_BLOCKS), ablated(seed, "zero", REDUCED_BLOCKS)])
+            parts, draws = {"mean": REDUCED_BLOCKS}, OTHER_DRAWS
+        sets, found = [], []
+        for kind, number in parts.items():
+            blocks = tuple(part[:, :ABLATED_CONTEXT] for part in blocks_of(run, number * run.text.context))
+            held = torch.from_numpy(means)
+            if not sets:  # the same for both kinds
+                power = neuron_sets.single_powers(model, blocks, held).flatten().numpy()
+                sets = neuron_sets.neuron_sets(own.assign(power=power), run.params.random_seed, draws)
+            if kind == "zero":
+                held, sets = torch.zeros_like(held), [one for one in sets if one.draw < OTHER_DRAWS]
+            progress = _progress(f"sets of {seed}, {kind}")
+            found.append(neuron_sets.ablations(model, blocks, sets, held, progress).assign(kind=kind))
+        return pd.concat(found)
 
-    chosen = pd.DataFrame({"sets": [sha256(repr(sets).encode()).hexdigest()]})
-    return kept(run, "ablations", __name__, _made_from(run, chosen), lambda: of_seeds(sets, of_seed))
+    def make() -> pd.DataFrame:
+        return of_seeds(neurons["seed"].unique(), of_seed)
+
+    return kept(run, "ablations", __name__, _made_from(run, chosen), make)
 
 
 def query_paths(run: Run, weights: pd.DataFrame) -> pd.DataFrame:

@@ -145,12 +145,12 @@ def test_seeds_without_candidates_or_universal_neurons_are_not_asked():
     tables["causal_weights"] = tables["causal_weights"].assign(entropy=False)
     found = rows_of(tables)
     for name, said in {
-        "entropy_scale": "2 seeds can be asked, and 3 are needed: a seed without a neuron of large norm",
+        "entropy_scale": "2 seeds can be asked, and 3 are needed: a seed in which no neuron of at least median norm",
         "entropy_through_scale": "a candidate and a control whose effect is beyond two standard errors",
         "deactivation_bos": "give BOS less than 10 % of their attention",
         "ablation_universal": "fewer than 10 universal neurons beside random sets",
         "ablation_first_layer": "fewer than 10 universal neurons beside random sets",
-        "antipodal": "a seed without a neuron of large norm",
+        "antipodal": "a seed in which no neuron of at least median norm",
     }.items():
         assert found.loc[name, "verdict"] == UNKNOWN and said in found.loc[name, "decides"], found.loc[name, "decides"]
     assert found.loc["bos_resting", "verdict"] == HOLDS

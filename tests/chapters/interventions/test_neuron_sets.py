@@ -131,6 +131,16 @@ def test_a_set_adds_to_the_residual_stream_what_its_neurons_add_one_by_one(model
 # ---------------------------------------------------------------- sets
 
 
+def test_the_power_of_a_neuron_is_what_its_own_ablation_adds(model, tokens):
+    counted = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(3)) < 0.7
+    means = torch.rand(3, WIDTH, generator=torch.Generator().manual_seed(4))
+    powers = neuron_sets.single_powers(model, (tokens, counted), means)
+    sets = [NeuronSet(layer, UNIVERSAL, 0, (neuron,)) for layer in range(3) for neuron in (0, 17, 39)]
+    found = neuron_sets.ablations(model, (tokens, counted), sets, means)
+    expected = [powers[one.layer, one.neurons[0]] for one in sets]
+    np.testing.assert_allclose(found["residual_power"], expected, rtol=1e-3, atol=1e-6)
+
+
 def neurons_table(layers: int = LAYERS, width: int = NEURONS, **changes) -> pd.DataFrame:
     """Neurons of one seed with heavy-tailed power, of which none is universal."""
     index = pd.MultiIndex.from_product([range(layers), range(width)], names=["layer", "neuron"]).to_frame(index=False)
@@ -138,8 +148,7 @@ def neurons_table(layers: int = LAYERS, width: int = NEURONS, **changes) -> pd.D
     table = index.assign(
         dead=False,
         excess_corr=random.uniform(0, 0.4, len(index)),
-        activation_std=random.lognormal(0, 0.5, len(index)),
-        w_out_norm=random.lognormal(0, 0.5, len(index)),
+        power=random.lognormal(0, 1.4, len(index)),
         position_information=random.uniform(0, 0.01, len(index)),
         family="unexplained",
     )
@@ -155,13 +164,10 @@ def made_universal(table: pd.DataFrame, layer: int, neurons: list[int], **change
 
 
 def sums_of(table: pd.DataFrame, one: NeuronSet) -> tuple[float, float]:
-    """A set's Σ var ‖w_out‖² and its position information, by a loop."""
+    """A set's power and its position information, by a loop."""
     rows = {(row["layer"], row["neuron"]): row for row in table.to_dict("records")}
     own = [rows[one.layer, neuron] for neuron in one.neurons]
-    return (
-        sum((row["activation_std"] * row["w_out_norm"]) ** 2 for row in own),
-        sum(row["position_information"] for row in own),
-    )
+    return (sum(row["power"] for row in own), sum(row["position_information"] for row in own))
 
 
 def drawn_of(sets: list[NeuronSet], layer: int) -> list[NeuronSet]:
@@ -170,9 +176,9 @@ def drawn_of(sets: list[NeuronSet], layer: int) -> list[NeuronSet]:
 
 def test_random_sets_have_the_power_of_loud_universal_neurons():
     """Five universal neurons are loud, as are a few others: chance alone would hardly ever draw these."""
-    table = made_universal(neurons_table(2, 300), 1, [3, 50, 51, 120, 299], activation_std=6.0, w_out_norm=1.0)
+    table = made_universal(neurons_table(2, 300), 1, [3, 50, 51, 120, 299], power=36.0)
     loud = (table["layer"] == 1) & table["neuron"].isin(range(200, 216))
-    table.loc[loud, ["activation_std", "w_out_norm"]] = [5.5, 1.0]
+    table.loc[loud, "power"] = 31.0
     sets = neuron_sets.neuron_sets(with_universal(table, 0.5), 0)
     (own,) = [one for one in sets if one.group == UNIVERSAL]
     drawn = drawn_of(sets, 1)
@@ -185,7 +191,7 @@ def test_random_sets_have_the_power_of_loud_universal_neurons():
         assert len(set(one.neurons)) == 5 and not set(one.neurons) & set(own.neurons)
     rest = table[(table["layer"] == 1) & ~table["neuron"].isin(own.neurons)]
     random = np.random.default_rng(1)
-    unmatched = [neuron_sets.expected_power(rest).sample(5, random_state=random).sum() for _ in range(200)]
+    unmatched = [rest["power"].sample(5, random_state=random).sum() for _ in range(200)]
     assert np.quantile(unmatched, 0.95) < own.power / 2
 
 
@@ -210,9 +216,9 @@ def test_random_sets_of_the_first_layer_know_the_position_as_well():
 
 
 def test_a_set_that_no_other_neurons_can_match_has_the_nearest_and_says_so():
-    table = neurons_table(1, 60, activation_std=1.0, w_out_norm=1.0)
-    table.loc[10:13, "w_out_norm"] = 3.0
-    table = made_universal(table, 0, [0, 1, 2], w_out_norm=10.0)
+    table = neurons_table(1, 60, power=1.0)
+    table.loc[10:13, "power"] = 9.0
+    table = made_universal(table, 0, [0, 1, 2], power=100.0)
     sets = neuron_sets.neuron_sets(with_universal(table, 0.5), 0)
     drawn = drawn_of(sets, 0)
     assert 1 <= len(drawn) <= 4 and all(set(one.neurons) < set(range(10, 14)) for one in drawn)
@@ -256,7 +262,8 @@ def predicted_text():
 
 def test_the_first_layers_effect_is_attributed_to_its_planted_position_neuron(predicted_text):
     planted, text = predicted_text
-    table = neurons_table(w_out_norm=planted.w_out.norm(dim=1).numpy(), activation_std=1.0)
+    held = torch.full((LAYERS, NEURONS), 0.1)
+    table = neurons_table(power=neuron_sets.single_powers(planted, text, held).flatten().numpy())
     table = made_universal(table, 0, [7], family="position")
     table = made_universal(made_universal(table, 0, [8, 9], family="unigram"), 1, [3], family="unigram")
     sets = neuron_sets.neuron_sets(with_universal(table, 0.5), 0)
@@ -266,8 +273,7 @@ def test_the_first_layers_effect_is_attributed_to_its_planted_position_neuron(pr
         (0, "unigram", (8, 9)),
         (1, UNIVERSAL, (3,)),
     }
-    found = neuron_sets.ablations(planted, text, sets, torch.full((LAYERS, NEURONS), 0.1))
-    found = found.assign(seed="a", kind="mean")
+    found = neuron_sets.ablations(planted, text, sets, held).assign(seed="a", kind="mean")
     parts = neuron_sets.family_parts(found).set_index("family")
     assert parts.index.tolist() == ["position", "unigram"]
     assert parts.loc["position", "share"] > 0.8 > 0.4 > abs(parts.loc["unigram", "share"])
@@ -285,7 +291,7 @@ def test_the_first_layers_effect_is_attributed_to_its_planted_position_neuron(pr
 
 def test_a_planted_neuron_that_matters_ranks_first_and_its_layer_leads(predicted_text):
     planted, text = predicted_text
-    table = made_universal(neurons_table(activation_std=1.0, w_out_norm=1.0, position_information=0.0), 0, [7])
+    table = made_universal(neurons_table(power=1.0, position_information=0.0), 0, [7])
     table = made_universal(made_universal(table, 1, [7]), 2, [7])
     sets = neuron_sets.neuron_sets(with_universal(table, 0.5), 0)
     found = neuron_sets.ablations(planted, text, sets, torch.full((LAYERS, NEURONS), 0.1))

@@ -40,12 +40,14 @@ def test_every_table_of_effects_has_rows_of_every_reference(run):
     grouped = tables.groups(run, weights)
     own = grouped[(grouped["group"] == "entropy") & (grouped["layer"] == 2) & (grouped["neuron"] == 5)]
     assert list(own["seed"]) == seeds  # planted
+    neurons = neurons_with_families(run)
+    neurons = neurons.assign(is_universal=neurons["neuron"] < 3)  # of c no other seed has a match
     found = {
         "fixed_activation": tables.fixed_activations(run, grouped),
         "mean_ablation": tables.mean_ablations(run, grouped),
         "query_paths": tables.query_paths(run, weights),
         "value_norms": tables.value_norms(run),
-        "ablations": tables.ablations(run, neurons_with_families(run)),
+        "ablations": tables.ablations(run, neurons),
     }
     for name, table in found.items():
         assert table.columns[0] == "seed" and sorted(table["seed"].unique()) == seeds, name
