@@ -1,6 +1,6 @@
 # make report [RUN=tiny] [SEED=a] [TOKENS=300000] [PARAMS=path.yaml]; `make help` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help report quick preview plan compare emergence archive example test lab bench seeds lint clean environment FORCE
+.PHONY: help report quick preview plan compare emergence untrained archive example test lab bench seeds lint clean environment FORCE
 # Only chapters are made at the same time, by `make report`: each keeps hardly more than one core busy.
 ifndef CHAPTERS_AT_ONCE
 .NOTPARALLEL:
@@ -54,7 +54,7 @@ EXECUTED += $(patsubst %,$(OUT)/notebooks/published.ipynb,$(wildcard $(OUT)/tabl
 # What makes a chapter again (docs/layout.md): code of the rooms above lib/chapters/, of its own folder, and of the
 # chapters before it whatever computes. What makes the pages again: lib/report/ and all claims.
 ABOVE := $(wildcard lib/*.py $(foreach room,base kernels text models labels collect display,lib/$(room)/*.py lib/$(room)/*.yaml lib/$(room)/*.css) lib/kernels/*.cpp lib/kernels/*.h)
-PAGES := $(wildcard lib/report/*.py lib/report/templates/* lib/chapters/*/claims.py bench/*.json)
+PAGES := $(wildcard lib/report/*.py lib/report/templates/* lib/chapters/*/claims.py bench/*.json data/untrained/*.parquet)
 FOLDERS := universality families circuits interventions emergence published
 NUMBERS_universality := 01_% 02_% 03_%
 NUMBERS_families := 04_%
@@ -97,6 +97,11 @@ plan: $(READY) ## memory, passes, disk and time that a run will take; [RUN=tiny]
 
 emergence: $(READY) ## chapter 07's tables, from the seeds' training checkpoints; [RUN=tiny] [TOKENS=300000] [STEPS="64 512", or none] [KEEP=data/emergence] [EXPORT=data/emergence]
 	@$(PY) -m lib.chapters.emergence.tables $(call quoted,PARAMS) --run '$(RUN)' $(if $(TOKENS),--tokens $(call quoted,TOKENS)) $(if $(STEPS),--steps $(filter-out none,$(STEPS))) $(if $(KEEP),--keep $(call quoted,KEEP)) $(if $(EXPORT),--export $(call quoted,EXPORT))
+
+untrained: $(READY) ## the ledger of untrained models of a run's shape, a column of the run's; [RUN=tiny] [TOKENS=65536]
+	@$(PY) -m lib.report.untrained prepare $(call quoted,PARAMS) --run '$(RUN)' $(if $(TOKENS),--tokens $(call quoted,TOKENS))
+	@$(MAKE) report RUN=untrained-$(RUN) PARAMS=outputs/untrained-$(RUN)/run.yaml SEED= TOKENS= CHAPTERS='$(wildcard notebooks/0[56]_*.ipynb notebooks/0[234]_*.ipynb)'
+	@$(PY) -m lib.report.untrained keep $(call quoted,PARAMS) --run '$(RUN)'
 
 test: $(READY) ## the test suite
 	$(PY) -m pytest

@@ -12,13 +12,21 @@ from lib.base.hub import seed_source
 from lib.base.params import Params
 from lib.text.blocks import Text, read_text
 
+RANKED = "excess_rank_"  # and a number k: columns with the excess in the compared seed where it is k-th largest
+
 
 def with_universal(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
     """The table with the column `is_universal`, excess above `threshold`; unchanged if it has no `excess_corr`.
 
-    A missing excess is not universal.
+    Where it has the excess in each compared seed, also `k_of_m`: in how many of them it is above. A missing excess is
+    not universal.
     """
-    return table.assign(is_universal=table["excess_corr"] > threshold) if "excess_corr" in table else table
+    if "excess_corr" not in table:
+        return table
+    made, ranked = {"is_universal": table["excess_corr"] > threshold}, [one for one in table if one.startswith(RANKED)]
+    if ranked:
+        made["k_of_m"] = (table[ranked] > threshold).sum(axis=1)
+    return table.assign(**made)
 
 
 class Run:

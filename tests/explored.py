@@ -10,6 +10,7 @@ from lib.chapters.circuits.tables import role_table
 from lib.chapters.families.tables import open_families
 from lib.chapters.interventions import inputs
 from lib.chapters.interventions import tables as intervention_tables
+from lib.chapters.interventions.neurons import neurons_with_families
 from lib.chapters.universality.tables import tabulate
 from lib.collect import passes
 from lib.labels.groupings import run_groupings
@@ -55,7 +56,7 @@ def everything(root: Path) -> Run:
         ablated = intervention_tables.mean_ablations(run, grouped)
         intervention_tables.fixed_activations(run, grouped)
         intervention_tables.query_paths(run, own)
-        intervention_tables.ablations(run)
+        intervention_tables.ablations(run, neurons_with_families(run))
         intervention_tables.write_circuits(run, role_table(run), weights, inputs.effect_columns(ablated))
         render.render(run.folder)
     return run

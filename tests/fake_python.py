@@ -31,6 +31,17 @@ elif module == "lib.chapters.published.comparison":
     kept = Path(arguments[0]).parent / "tables" / "published.parquet"
     if len(arguments) == 2:
         leave(kept, f"compare {arguments[1]}")
+elif module == "lib.report.untrained":
+    run = arguments[arguments.index("--run") + 1]
+    if arguments[0] == "prepare":
+        made, text = (
+            Path("outputs") / f"untrained-{run}" / "run.yaml",
+            Path("params/tiny.yaml").read_text(encoding="utf-8"),
+        )
+        leave(made, f"prepare {' '.join(arguments[4:])}".strip())
+        made.write_text(text.replace("run: tiny", f"run: untrained-{run}"), encoding="utf-8")
+    else:
+        leave(Path("data") / "untrained" / "shape.parquet", "keep")
 elif module == "lib.report" and arguments[0] == "execute":
     notebook = Path(arguments[1])
     if notebook.read_text(encoding="utf-8") == "fail":

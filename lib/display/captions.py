@@ -24,7 +24,9 @@ def percent(share: float, digits: int = 2) -> str:
     if share == 0 or not np.isfinite(share):
         return "0 %" if share == 0 else "undefined"
     smallest = 10.0**-digits
-    return f"{100 * share:.{digits}f} %" if 100 * share >= smallest / 2 else f"less than {smallest:.{digits}f} %"
+    if 0 < 100 * share < smallest / 2:
+        return f"less than {smallest:.{digits}f} %"
+    return f"{100 * share:.{digits}f} %".replace("-", "−")
 
 
 def signed(value: float, digits: int = 2) -> str:

@@ -1,27 +1,63 @@
-"""How a run's measurement decides a published claim; the chapters' claims are in their own modules.
+"""How the seeds of a run decide a published claim: one rule for every row of the ledger (docs/method.md §11).
 
-A claim holds if the whole interval of the measurement lies on the claimed side of a bound, and does not hold if all of
-it lies on the other side; in between, or with nothing to measure, this run cannot tell. Where a test decides instead,
-there is no interval: the value's side counts if its p-value is below SIGNIFICANT.
+What is claimed, its bound and the reason for it stand in claims.yaml. A chapter measures one value for each seed. The
+claim holds if every seed lies on the claimed side of the bound, the mean does whichever seed is left out, and the mean
+over seeds differs from the bound after one correction over all rows (Benjamini and Hochberg: of the rows that hold or
+do not hold, at most one in twenty is expected to be wrong). It does not hold if the same is true of the other side.
+Otherwise this run cannot tell, and the row says what would decide it. A second verdict compares the size with the
+published one.
 """
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binom, norm
-from statsmodels.stats.proportion import proportion_confint
+import yaml
+from scipy.stats import t
 
-from lib.display.captions import count, percent
+from lib.display.captions import count
 
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot tell"
 VERDICTS = (HOLDS, FAILS, UNKNOWN)
 PAPER = "arXiv 2401.12181"
 FEWEST = 10  # neurons below which no direction is claimed
+FEWEST_SEEDS = 3
+MANY_SEEDS = 1000
 SIGNIFICANT = 0.05  # corrected p-value above which no direction is claimed
+CONSTRUCTED, BY_CHANCE = "holds by construction", "not evidence: untrained models do too"
+STATEMENTS = Path(__file__).with_name("claims.yaml")
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One entry of claims.yaml, which explains the fields."""
+
+    claim: str
+    published: str
+    bound: float
+    side: str
+    why: str
+    figure: str
+    values: tuple[float, ...] = ()
+    within: tuple[float, float] = (-np.inf, np.inf)
+    no_size: str = ""
+    by_construction: str = ""
+    source: str = PAPER
+
+    def beyond(self, values: pd.Series) -> pd.Series:
+        """How far values lie on the claimed side of the bound; negative on the other side."""
+        return values - self.bound if self.side == "above" else self.bound - values
+
+
+@cache
+def statements() -> Mapping[str, Statement]:
+    """All statements by name."""
+    return {name: Statement(**entry) for name, entry in yaml.safe_load(STATEMENTS.read_text("utf-8")).items()}
 
 
 @dataclass(frozen=True)
@@ -53,100 +89,180 @@ class Evidence:
         return own[own["is_universal"]]
 
 
-class Measured(NamedTuple):
-    """A number with its interval (NaN where there is none), the same in words, and the verdict."""
+class Effects(NamedTuple):
+    """What a claim's measure returns: a value for each seed, NaN for a seed that cannot be asked.
+
+    `words` formats a value. `details` is added to the row's sentence. `control` is the same quantity where nothing is
+    to be found, by seed. `left_out` has the mean without each seed where leaving one out changes the others' values,
+    as it does for matches. `missing` says why a seed cannot be asked, and what would be needed.
+    """
+
+    values: pd.Series
+    words: Callable[[float], str]
+    details: str = ""
+    control: pd.Series | None = None
+    left_out: pd.Series | None = None
+    missing: str = ""
+
+
+class Claim(NamedTuple):
+    """A statement's name, the notebook that shows it (without its ending), the tables it needs, and its measure."""
+
+    name: str
+    chapter: str
+    needs: tuple[str, ...]
+    measure: Callable[[Evidence], Effects]
+
+
+def unmeasured(why: str) -> Effects:
+    """Nothing to measure; `why` says what is missing, and what would be needed."""
+    return Effects(pd.Series(dtype=float), str, missing=why)
+
+
+class Decision(NamedTuple):
+    """The mean over seeds, its 95 % interval, the two-sided p-value against the bound, and on which side seeds lie."""
 
     value: float
     low: float
     high: float
-    here: str
-    verdict: str
+    error: float  # standard error
+    p_value: float
+    agree: int  # seeds on the claimed side of the bound
+    against: int  # seeds on the other side
+    seeds: int
+    firm: bool  # the mean stays on its side of the bound whichever seed is left out
 
 
-class Claim(NamedTuple):
-    """A published statement and value, the tables and the test that decide it, the figure that shows it, its source."""
+def decision(effects: Effects, statement: Statement) -> Decision:
+    """The test of a statement over the seeds that can be asked: a t interval with the jackknife's standard error.
 
-    name: str
-    claim: str
-    published: str
-    chapter: str  # file name of the notebook, without its ending
-    figure: str  # name of the figure's file, without its ending
-    needs: tuple[str, ...]
-    measure: Callable[[Evidence], Measured]
-    source: str = PAPER
+    For a plain mean that is the one-sample t-test. Seeds with one and the same value have a p-value of 0, or of 1 where
+    that value is the bound (docs/method.md §11).
+    """
+    known = effects.values.dropna().astype(float)
+    number, mean = len(known), float(known.mean()) if len(known) else np.nan
+    beyond = statement.beyond(known)
+    agree, against = int((beyond > 0).sum()), int((beyond < 0).sum())
+    if number < 2:
+        return Decision(mean, *[np.nan] * 4, agree, against, number, False)
+    left_out = (known.sum() - known) / (number - 1)
+    if effects.left_out is not None:
+        left_out = effects.left_out.reindex(known.index).astype(float)
+    spread = left_out.to_numpy() - left_out.to_numpy().mean()  # NaN if one of them is
+    error = float(np.sqrt((number - 1) / number * np.square(spread).sum()))
+    half = float(t.isf(SIGNIFICANT / 2, number - 1)) * error
+    low, high = np.clip([mean - half, mean + half], *statement.within).tolist()
+    p_value = float(agree + against == 0)
+    if error != 0:
+        p_value = float(2 * t.sf(abs(mean - statement.bound) / error, number - 1))
+    sides = np.sign(statement.beyond(pd.Series([mean, *left_out])))
+    return Decision(mean, low, high, error, p_value, agree, against, number, bool((sides == sides[0]).all()))
 
 
-def claim_rows(evidence: Evidence, claims: Iterable[Claim]) -> pd.DataFrame:
-    """One row per claim: name, claim, published, value, low, high (NaN where undefined), here (the value in words),
-    verdict (one of VERDICTS), chapter, figure, source. A claim without its tables cannot be decided."""
+def verdict(found: Decision, p_corrected: float) -> str:
+    """Whether the sign replicates; `p_corrected` is the row's p-value after the correction over all rows."""
+    if found.seeds < FEWEST_SEEDS or not found.firm or not p_corrected < SIGNIFICANT:  # NaN is not below
+        return UNKNOWN
+    return HOLDS if found.agree == found.seeds else FAILS if found.against == found.seeds else UNKNOWN
+
+
+def size_verdict(found: Decision, statement: Statement) -> str:
+    """Whether the interval over seeds overlaps the range of the published values.
+
+    An interval that also has the bound inside is too wide to tell one from the other.
+    """
+    if not statement.values or found.seeds < FEWEST_SEEDS or not np.isfinite(found.low):
+        return UNKNOWN
+    if found.low > max(statement.values) or found.high < min(statement.values):
+        return FAILS
+    return UNKNOWN if found.low < statement.bound < found.high else HOLDS
+
+
+def corrected(p_values: pd.Series) -> pd.Series:
+    """Benjamini and Hochberg's correction; missing p-values stay missing and do not count."""
+    tested = p_values.dropna().astype(float).sort_values(ascending=False)
+    ranks = np.arange(len(tested), 0, -1)
+    return (tested * len(tested) / ranks).cummin().clip(upper=1).reindex(p_values.index)
+
+
+def decides(found: Decision, p_corrected: float, statement: Statement, effects: Effects) -> str:
+    """What would decide a row that this run cannot."""
+    if not found.seeds:
+        return effects.missing
+    if found.seeds < FEWEST_SEEDS:
+        few = f"{count(found.seeds, 'seed')} can be asked, and {FEWEST_SEEDS} are needed"
+        return f"{few}: {effects.missing}" if effects.missing else few
+    if max(found.agree, found.against) < found.seeds:
+        sides = f"seeds on the claimed side: {found.agree} of {found.seeds}"
+        return f"{sides}; more seeds cannot decide it, a less noisy value of each (more text) may"
+    if not found.firm or not np.isfinite(found.p_value):
+        return "one seed alone keeps the mean on its side: more seeds"
+    deviation = found.error * np.sqrt(found.seeds)
+    level = SIGNIFICANT * found.p_value / p_corrected  # of the uncorrected p-value, with the other rows as they are
+    distance, number = abs(found.value - statement.bound), found.seeds
+    while number < MANY_SEEDS and 2 * t.sf(distance / deviation * np.sqrt(number), number - 1) >= level:
+        number += 1
+    return f"about {number} seeds that differ as these do" if number < MANY_SEEDS else f"over {MANY_SEEDS:,} such seeds"
+
+
+def claim_rows(evidence: Evidence, claims: Iterable[Claim], untrained: pd.DataFrame | None = None) -> pd.DataFrame:
+    """One row per claim.
+
+    Columns: name, claim, published; value, low, high (mean over seeds and 95 % interval, NaN where undefined), here
+    (the value in words), verdict and size_verdict (of VERDICTS), mark (why a verdict "holds" is no evidence, or empty),
+    agree, against and seeds, p_value and p_corrected, by_seed (JSON), control and untrained (in words, empty where
+    there is none), untrained_verdict, decides (where verdict is "cannot tell"), bound, side, why, no_size,
+    by_construction, chapter, figure, source. `untrained` has the same rows of untrained models, with name as index.
+    """
+    claims = list(claims)
+    effects = [
+        claim.measure(evidence)
+        if all(name in evidence.tables for name in claim.needs)
+        else unmeasured("not measured in this run")
+        for claim in claims
+    ]
+    own = [statements()[claim.name] for claim in claims]
+    found = [decision(*pair) for pair in zip(effects, own, strict=True)]
+    p_corrected = corrected(pd.Series([one.p_value for one in found], dtype=float))
     rows = []
-    for claim in claims:
-        measured = all(name in evidence.tables for name in claim.needs)
-        result = claim.measure(evidence) if measured else unmeasured("not measured in this run")
-        head = {"name": claim.name, "claim": claim.claim, "published": claim.published}
-        rows.append(head | result._asdict() | {name: getattr(claim, name) for name in ("chapter", "figure", "source")})
+    for claim, statement, effect, one, p_value in zip(claims, own, effects, found, p_corrected, strict=True):
+        row = {"name": claim.name, "claim": statement.claim, "published": statement.published}
+        row |= {"value": one.value, "low": one.low, "high": one.high, "here": in_words(effect, one)}
+        row |= {"verdict": verdict(one, p_value), "size_verdict": size_verdict(one, statement)}
+        row |= {"agree": one.agree, "against": one.against, "seeds": one.seeds}
+        row |= {"p_value": one.p_value, "p_corrected": p_value}
+        row["by_seed"] = json.dumps(effect.values.dropna().astype(float).to_dict())
+        control = effect.control.dropna() if effect.control is not None else ()
+        row["control"] = effect.words(float(control.mean())) if len(control) else ""
+        row |= _untrained(untrained, claim.name)
+        row["mark"] = mark(statement, row["verdict"], row["untrained_verdict"])
+        row["decides"] = decides(one, p_value, statement, effect) if row["verdict"] == UNKNOWN else ""
+        kept = ("bound", "side", "why", "no_size", "by_construction", "figure", "source")
+        rows.append(row | {name: getattr(statement, name) for name in kept} | {"chapter": claim.chapter})
     return pd.DataFrame(rows)
 
 
-def decided(low: float, high: float, bound: float, above: bool = True) -> str:
-    """The verdict of an interval on the claim that a quantity is above a bound, or below it if not `above`."""
-    if not (np.isfinite(low) and np.isfinite(high)):
-        return UNKNOWN
-    if not above:
-        low, high, bound = -high, -low, -bound
-    return HOLDS if low > bound else FAILS if high <= bound else UNKNOWN
+def _untrained(table: pd.DataFrame | None, name: str) -> dict[str, str]:
+    if table is None or name not in table.index:
+        return {"untrained": "", "untrained_verdict": ""}
+    row = table.loc[name]
+    return {"untrained": row["here"] if row["seeds"] else "no seed can be asked", "untrained_verdict": row["verdict"]}
 
 
-def agreed(found: Measured, other: Measured, here: str) -> Measured:
-    """`found` with the words `here`; undecided if another measurement of the same claim has another verdict."""
-    return found._replace(here=here, verdict=found.verdict if found.verdict == other.verdict else UNKNOWN)
+def mark(statement: Statement, own: str, untrained: str) -> str:
+    """Why a verdict "holds" is no evidence about training; empty for any other row."""
+    if own != HOLDS:
+        return ""
+    return "; ".join(
+        why for why, is_so in ((CONSTRUCTED, statement.by_construction), (BY_CHANCE, untrained == own)) if is_so
+    )
 
 
-def unmeasured(why: str) -> Measured:
-    """This run cannot tell; `why` says what is missing."""
-    return Measured(np.nan, np.nan, np.nan, why, UNKNOWN)
-
-
-def over_seeds(values: pd.Series, bound: float, above: bool, words: Callable[[float], str]) -> Measured:
-    """Mean and range of one value per seed; the claim holds if it does for every seed. `words` formats a value."""
-    known = values.dropna()
-    if known.empty:
-        return unmeasured("nothing to measure in any seed")
-    low, high, mean = float(known.min()), float(known.max()), float(known.mean())
-    seeds = count(len(known), "seed")
-    if len(known) < 2:
-        over = f"({seeds})"
-    elif words(low) == words(high):
-        over = f"in each of {seeds}"
-    else:
-        over = f"({words(low)} to {words(high)} over {seeds})"
-    here = f"{words(mean)} {over}"
-    return Measured(mean, low, high, here, decided(low, high, bound, above))
-
-
-def share(number: int, total: int, bound: float, above: bool, noun: str) -> Measured:
-    """A share of `total` with Wilson's 95 % interval; UNKNOWN if `total` is below FEWEST. `noun` is what is counted."""
-    number, total = int(number), int(total)
-    if not total:
-        return unmeasured(f"no {noun}")
-    low, high = (float(end) for end in proportion_confint(number, total, alpha=SIGNIFICANT, method="wilson"))
-    value = number / total
-    here = f"{percent(value, 1)} of {count(total, noun)} ({percent(low, 1)} to {percent(high, 1)})"
-    return Measured(value, low, high, here, decided(low, high, bound, above) if total >= FEWEST else UNKNOWN)
-
-
-def correlation_interval(correlation: float, number: int) -> tuple[float, float]:
-    """95 % interval of a Pearson correlation of `number` pairs, by Fisher's transformation; NaN for fewer than four."""
-    if number < 4 or not abs(correlation) < 1:
-        return np.nan, np.nan
-    middle, half = np.arctanh(correlation), norm.isf(SIGNIFICANT / 2) / np.sqrt(number - 3)
-    return float(np.tanh(middle - half)), float(np.tanh(middle + half))
-
-
-def median_interval(values: pd.Series) -> tuple[float, float]:
-    """Interval of a median with at least 95 % confidence, by order statistics; NaN for fewer than six values."""
-    ordered, number = np.sort(values.dropna().to_numpy(float)), int(values.notna().sum())
-    lower = int(binom.ppf(SIGNIFICANT / 2, number, 0.5)) if number else 0
-    if number < 6 or lower < 1:
-        return np.nan, np.nan
-    return float(ordered[lower - 1]), float(ordered[number - lower])
+def in_words(effects: Effects, found: Decision) -> str:
+    """A row's sentence: mean over seeds, interval, and details."""
+    if not found.seeds:
+        return effects.missing
+    words, each = effects.words, {effects.words(value) for value in effects.values.dropna().astype(float)}
+    over = f"({words(found.low)} to {words(found.high)}, 95 % over {found.seeds} seeds)"
+    over = "(1 seed)" if found.seeds < 2 else f"in each of {found.seeds} seeds" if len(each) == 1 else over
+    return f"{words(found.value)} {over}" + (f"; {effects.details}" if effects.details else "")

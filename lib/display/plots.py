@@ -38,8 +38,8 @@ MARKERS = {"pythia": "s", "small": "o", "medium": "^"}
 WIDE, NARROW, HEIGHT = 9.0, 5.5, 3.6  # inches
 # Palettes of a PNG, the smallest first: lines and text need few colours, the scale of a heat map many.
 PALETTES = ((32, Picture.Quantize.MAXCOVERAGE), (64, Picture.Quantize.MAXCOVERAGE), (128, Picture.Quantize.MEDIANCUT))
-PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.6g} %")
-PLAIN = FuncFormatter(lambda value, _: f"{value:g}")  # for a short log axis, instead of powers of ten
+PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.6g} %".replace("-", "−"))
+PLAIN = FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−"))  # for a short log axis, instead of powers of ten
 
 matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
 sns.set_theme(

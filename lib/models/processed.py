@@ -40,6 +40,7 @@ class Block:
     w_out: Float[Tensor, "neurons d_model"]
     b_out: Float[Tensor, "d_model"]
     attention_scale: float
+    value_bias: Float[Tensor, "heads d_head"]  # what it writes is in `out_bias`
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,7 @@ def processed(model: str | Path | nn.Module) -> Processed:
         flat = qkv.flatten(1)
         qkv_bias = qkv_bias + (norm.shift @ flat).view_as(qkv_bias)
         heads = matrix(out).view(*qkv.shape[2:], -1)  # (heads, d_head, d_model)
+        value_bias = qkv_bias[2].clone()
         # what the values' bias writes is the same at every position, since attention sums to 1
         out_bias = bias_of(out, heads.shape[-1]) + qkv_bias[2].flatten() @ heads.flatten(0, 1)
         qkv_bias[2] = 0
@@ -175,6 +177,7 @@ def processed(model: str | Path | nn.Module) -> Processed:
                 w_out=weights.w_out[layer].contiguous(),
                 b_out=_centred(bias_of(writer, heads.shape[-1])),
                 attention_scale=float(attention.scaling),
+                value_bias=value_bias,
             )
         )
     embedding = _centred(plain.get_input_embeddings().weight.float())

@@ -1,20 +1,25 @@
 """The report's answer in five statements, computed from a run's tables and its ledger (Markdown's ** for numbers).
 
-How many neurons are universal, how far beyond chance level, how they differ, what they respond to, what they do.
+How many neurons are universal, how far beyond chance level, how they differ, what they respond to, what they do. A
+share stands beside the share that chance gives.
 """
 
+import numpy as np
 import pandas as pd
 
+from lib.chapters.circuits.roles import NULL_QUANTILE, PUBLISHED_CUTS
 from lib.chapters.families import summary
-from lib.chapters.families.scoring import UNEXPLAINED
-from lib.chapters.universality import properties
+from lib.chapters.families.scoring import CHANCE_QUANTILE, UNEXPLAINED
+from lib.chapters.universality import nulls, properties
 from lib.display.captions import percent
 from lib.display.claims import HOLDS, UNKNOWN, Evidence
 from lib.report import ledger
 
+NEEDED = ("neurons_all_seeds", "matches_all_seeds", "families", "roles", "nulls")
+
 
 def answer(evidence: Evidence, table: pd.DataFrame) -> list[str]:
-    """Five statements of one or two sentences; `table` is the run's ledger. A statement without its tables says so."""
+    """Five statements of one to three sentences; `table` is the run's ledger. One without its tables says so."""
     statements = (
         ("How many neurons are universal", ("neurons_all_seeds",), _how_many),
         ("How well neurons match across seeds", ("neurons_all_seeds", "matches_all_seeds"), _beyond_chance),
@@ -30,17 +35,15 @@ def answer(evidence: Evidence, table: pd.DataFrame) -> list[str]:
     ]
 
 
-def _how_many(evidence: Evidence, _table: pd.DataFrame) -> str:
+def _how_many(evidence: Evidence, table: pd.DataFrame) -> str:
     shares = properties.reference_shares(evidence.tables["neurons_all_seeds"]).set_index("seed")
-    own, low, high = shares.loc[evidence.reference], percent(shares["share"].min()), percent(shares["share"].max())
+    own, every = shares.loc[evidence.reference], table.set_index("name").loc["universal_share", "here"]
     published = properties.PUBLISHED_SHARES["share"]
     verb, their = ("is", "its") if own["universal"] == 1 else ("are", "their")
-    every_seed = f"With each of the {len(shares)} seeds as reference the share is " if len(shares) > 1 else ""
-    every_seed += (low if low == high else f"{low} to {high}") + "; " if every_seed else ""
     return (
         f"**{percent(own['share'])}** of the neurons of seed {evidence.reference} "
         f"({own['universal']:,.0f} of {own['neurons']:,.0f}) {verb} universal: {their} excess correlation is above "
-        f"{evidence.threshold:g}. {every_seed}{'in' if every_seed else 'In'} the paper's models (at 0.5) it is "
+        f"{evidence.threshold:g}. With every seed as reference it is {every}; in the paper's models (at 0.5) "
         f"{percent(published.min(), 1)} to {percent(published.max(), 1)}."
     )
 
@@ -50,12 +53,21 @@ def _beyond_chance(evidence: Evidence, _table: pd.DataFrame) -> str:
     found = matches[matches["corr"] > 0]
     own_place, match_place = properties.depth_columns(found)
     near = ((found[own_place] - found[match_place]).abs() <= 1).mean()
+    chance = near_by_chance(found[own_place], int(found[[own_place, match_place]].max().max()) + 1)
     place, _ = properties.place_words(own_place == "depth")
-    return (
+    text = (
         f"On average, a neuron's best match in another seed correlates at **{own['mean_corr'].mean():.2f}**, against "
         f"{own['mean_baseline'].mean():.2f} in a randomly rotated basis. "
-        f"{percent(near, 0)} of the matches lie in the same or an adjacent {place}."
+        f"{percent(near, 0)} of the matches lie in the same or an adjacent {place}, against {percent(chance, 0)} by "
+        "chance."
     )
+    return f"{text} {nulls.survival_sentence(evidence.tables['nulls'])}" if "nulls" in evidence.tables else text
+
+
+def near_by_chance(places: pd.Series, number: int) -> float:
+    """The share of matches in the same or an adjacent place if each lay in one of `number` places at random."""
+    within = np.minimum(places + 1, number - 1) - np.maximum(places - 1, 0) + 1
+    return float((within / number).mean())
 
 
 def _how_different(_evidence: Evidence, table: pd.DataFrame) -> str:
@@ -74,17 +86,28 @@ def _what_they_respond_to(evidence: Evidence, _table: pd.DataFrame) -> str:
     named = f", most often {most}" if most else ""
     return (
         f"**{percent(explained['all'].sum() / len(rows), 0)}** of seed {evidence.reference}'s neurons respond to one "
-        f"of the report's labels above the chance level{named}. Of the {summary.TOP} by excess correlation, "
+        f"of the report's labels above the chance level, which {percent(1 - CHANCE_QUANTILE, 0)} of random directions "
+        f"pass{named}. Of the {summary.TOP} by excess correlation, "
         f"{percent(explained[f'{summary.TOP} share'].sum(), 0)} do."
     )
 
 
 def _what_they_do(evidence: Evidence, table: pd.DataFrame) -> str:
-    share = evidence.tables["roles"]["role_calibrated"].isin(["prediction", "suppression"]).mean()
-    found = f"About **one neuron in {round(1 / share):,}**" if share else "**No** neuron"
-    text = f"{found} clearly raises or lowers the probability of a few tokens."
+    roles = evidence.tables["roles"]
+    peaked, published = (
+        roles[column].isin(["prediction", "suppression"]).mean() for column in ("role_learned", "role_published")
+    )
+    text = (
+        f"**{percent(peaked, 1)}** of the neurons write a more peaked pattern over the learned tokens than "
+        f"{percent(NULL_QUANTILE, 1)} of random directions; {percent(published)} have the paper's kurtosis of "
+        f"{PUBLISHED_CUTS.kurtosis:g}."
+    )
     causal = table[table["name"].isin([claim.name for claim in ledger.INTERVENTIONS])]
     if (causal["verdict"] == UNKNOWN).all():
         return text
-    holds = int((causal["verdict"] == HOLDS).sum())
-    return f"{text} Of {len(causal)} tested effects on the running model, {holds} {'holds' if holds == 1 else 'hold'}."
+    held = causal[causal["verdict"] == HOLDS]
+    text += (
+        f" Of {len(causal)} tested effects on the running model, {len(held)} {'holds' if len(held) == 1 else 'hold'}"
+    )
+    marked = int((held["mark"] != "").sum())
+    return f"{text}, {marked} of them by construction or for untrained models too." if marked else f"{text}."

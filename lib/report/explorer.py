@@ -50,7 +50,7 @@ RANKED = {
     "Circuits": {
         "null_share": "share of w_out in W_U's effective null space",
         "frequency_share": "cosine of w_out's effect on the logits with token frequency",
-        "entropy_score": "entropy score",
+        "entropy_score": "length of w_out in W_U's effective null space",
         "attention_score": "attention score of the best later head",
     },
 }
@@ -59,7 +59,7 @@ PLAIN = tuple(  # numbers without a percentile
     "attention_head attention_deviations partner_layer partner_neuron partner_cos".split()
 )
 WORDS = tuple(
-    "family best_family label runner_up_family runner_up_label raised lowered role_published role_calibrated".split()
+    "family best_family label runner_up_family runner_up_label raised lowered role_published role_learned".split()
 )
 OUTCOMES = ("loss", "entropy", "kl_unigram", "reciprocal_rank", "scale")  # of an intervention
 
@@ -205,7 +205,7 @@ def match_arrays(
 
 
 def measured(run: Run) -> dict[str, dict]:
-    """What interventions on single neurons changed, by `layer/neuron` of the reference seed.
+    """What interventions on single neurons changed in the reference seed, by `layer/neuron`.
 
     `ablation` and `fixed`: rows of means and errors, as in mean_ablation.parquet and fixed_activation.parquet. `heads`:
     one row per attention head whose query was cut from the neuron, with the correlation of the neuron's activation with
@@ -213,7 +213,7 @@ def measured(run: Run) -> dict[str, dict]:
     """
     found: dict[str, dict] = {}
     for kind, name, column in (("ablation", "mean_ablation", "variant"), ("fixed", "fixed_activation", "value")):
-        table = optional(run, name)
+        table = _of_reference(run, name)
         if table is None:
             continue
         outcomes = [f"{one}_{part}" for one in OUTCOMES for part in ("change", "error") if f"{one}_{part}" in table]
@@ -222,13 +222,19 @@ def measured(run: Run) -> dict[str, dict]:
             distinct = rows.drop_duplicates(column).to_dict("records")
             own[kind] = [{column: row[column]} | {one: _number(row[one]) for one in outcomes} for row in distinct]
             own["group"], own["tokens"] = sorted(set(rows["group"])), int(rows["tokens"].iloc[0])
-    paths = optional(run, "query_paths")
+    paths = _of_reference(run, "query_paths")
     for at, rows in paths.groupby(["layer", "neuron", "head_layer", "head"]) if paths is not None else ():
         head = {"layer": int(at[2]), "head": int(at[3]), "role": rows["role"].iloc[0], "destinations": len(rows)}
         for one in ("bos", "norm"):
             head[f"{one}_corr"] = _number(rows["activation"].corr(rows[f"{one}_change"]))
         found.setdefault(f"{at[0]}/{at[1]}", {}).setdefault("heads", []).append(head)
     return found
+
+
+def _of_reference(run: Run, name: str) -> pd.DataFrame | None:
+    """The reference seed's rows of a table of all seeds; None without any."""
+    table = optional(run, name)
+    return None if table is None else table[table["seed"] == run.params.reference]
 
 
 def _number(value: float) -> float | None:

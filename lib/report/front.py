@@ -1,5 +1,7 @@
 """What the front page and the page of benchmarks show, from the tables, figures and records that exist."""
 
+import json
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,36 +11,45 @@ import pyarrow.parquet
 from lib.base import params as parameters
 from lib.base.errors import listed
 from lib.base.files import read_json
-from lib.display.captions import percent
-from lib.display.claims import Evidence
+from lib.display.captions import p_words, percent
+from lib.display.claims import VERDICTS, Evidence
 from lib.report import answer, ledger, pages
 from lib.report.notebook_pages import Chapter
+from lib.report.untrained import untrained_rows
 from lib.run import Run
 
 # The front page shows the first of these that the run has drawn, or else its first figure.
 HEADLINE_FIGURES = ("universality_scatter", "figure_02a_11_distributions")
+SIZE_WORDS = dict(zip(VERDICTS, ("as published", "another size", "too uncertain"), strict=True))
 
 
 class RunClaims(NamedTuple):
-    """A run's ledger, its summary, and the report's answer."""
+    """A run's ledger, its summary, the report's answer, and whether untrained models were measured."""
 
     table: pd.DataFrame
     summary: str
     answer: list[str]
+    untrained: bool
 
 
 def claims_of(run: Run) -> RunClaims | None:
     """The ledger on the tables that the run has; None for a run without any of them."""
-    tables = {name: run.table(name) for name in ledger.NEEDED if run.has(name)}
+    needed = dict.fromkeys((*ledger.NEEDED, *answer.NEEDED))
+    tables = {name: run.table(name) for name in needed if run.has(name)}
     if not tables:
         return None
     evidence = Evidence(tables, run.params.reference, run.params.threshold)
-    table = ledger.ledger(evidence)
-    return RunClaims(table, ledger.summary(table), answer.answer(evidence, table))
+    untrained = untrained_rows(run.params)
+    table = ledger.ledger(evidence, untrained)
+    return RunClaims(table, ledger.summary(table), answer.answer(evidence, table), untrained is not None)
 
 
 def claims_page(claims: RunClaims | None, chapters: list[Chapter]) -> dict:
-    """What the front page shows of the claims: the answer, and the ledger's rows with a link to each figure."""
+    """What the front page shows of the claims: the answer, and the ledger's rows with a link to each figure.
+
+    A row also has `size`, the size verdict or why there is none, and `facts`, what stands in its fold: (head, text).
+    Its `untrained` is short.
+    """
     if claims is None:
         return {"answer": [], "ledger": None}
     by_stem = {Path(chapter.name).stem: chapter for chapter in chapters}
@@ -47,8 +58,33 @@ def claims_page(claims: RunClaims | None, chapters: list[Chapter]) -> dict:
         chapter = by_stem.get(row["chapter"])
         drawn = chapter is not None and f'id="{row["figure"]}"' in chapter.opening + chapter.rest
         href = f"{chapter.name}#{row['figure']}" if drawn else chapter.name if chapter else None
-        rows.append(row | {"href": href, "where": f"chapter {int(row['chapter'][:2])}"})
-    return {"answer": claims.answer, "ledger": {"summary": claims.summary, "rows": rows}}
+        shown = {"href": href, "where": f"chapter {int(row['chapter'][:2])}", "facts": _facts(row)}
+        shown["size"] = "not comparable" if row["no_size"] else SIZE_WORDS[row["size_verdict"]]
+        value = re.split(r" \(| in each of ", row["untrained"])[0]  # the interval and the details are in the fold
+        shown["untrained"] = f"{value}: {row['untrained_verdict']}" if row["untrained_verdict"] else ""
+        rows.append(row | shown)
+    return {"answer": claims.answer, "ledger": {"rows": rows, "summary": claims.summary, "untrained": claims.untrained}}
+
+
+def _facts(row: dict) -> list[tuple[str, str]]:
+    """How a row of the ledger was decided: bound and reason, seeds, p-value, and what is special about it."""
+    each = ", ".join(f"{seed} {_number(value)}" for seed, value in json.loads(row["by_seed"]).items())
+    decided = f"{p_words(row['p_value'])}, corrected {p_words(row['p_corrected'])}" if row["p_value"] > 0 else ""
+    decided = "seeds have one and the same value" if row["p_value"] == 0 else decided
+    facts = {
+        "bound": f"{row['side']} {_number(row['bound'])}: {row['why']}",
+        "by seed": f"{each}; {row['agree']} of {row['seeds']} on the claimed side" if each else "",
+        "mean against bound": decided,
+        "by construction": row["by_construction"],
+        "size not comparable": row["no_size"],
+        "untrained models": f"{row['untrained']}: {row['untrained_verdict']}" if row["untrained_verdict"] else "",
+        "claimed by": row["source"],
+    }
+    return [(head, text) for head, text in facts.items() if text]
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}".replace("-", "−")
 
 
 def front_page(run: Run, provenance: dict) -> dict:

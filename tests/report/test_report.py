@@ -673,6 +673,15 @@ def test_make_compare_adds_a_page_that_stays(make, tmp_path):
     ]
 
 
+def test_make_untrained_runs_the_report_on_untrained_models_and_shows_the_pages_again(make):
+    chapters = ["execute 02_two", "execute 04_four"]
+    assert make("report")[1] == ["collect", "tables", *chapters, "render"]
+    done, steps = make("untrained", "TOKENS=512", "SEED=b")
+    assert done.returncode == 0, done.stderr
+    assert steps == ["prepare --tokens 512", "collect", "tables", *chapters, "render", "keep"]
+    assert make("report")[1] == ["render"]
+
+
 def test_make_refuses_bad_input_and_keeps_the_run(make, tmp_path):
     make("report")
     for arguments, expected in {

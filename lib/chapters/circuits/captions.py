@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from lib.base.errors import capital, listed
-from lib.chapters.circuits.claims import fire_more, tested
+from lib.chapters.circuits.claims import share_above_layer, tested
 from lib.chapters.circuits.role_agreement import TOP_WITH_ROLE
 from lib.chapters.circuits.roles import PUBLISHED_CUTS, ROLES, last_layers, role_counts
 from lib.chapters.universality.properties import TOP_SHARE
@@ -21,7 +21,7 @@ SHARP = ["prediction", "suppression"]  # the roles of high kurtosis
 
 def moments_by_layer(circuits: pd.DataFrame) -> Caption:
     """Figures 6a and 6b: how many neurons have logit effects beyond the cuts."""
-    kurtosis, variance, total = circuits["vocab_kurt"], circuits["vocab_var"], len(circuits)
+    kurtosis, variance, total = circuits["learned_kurt"], circuits["learned_var"], len(circuits)
     published, beyond = (int((kurtosis > cut).sum()) for cut in (PUBLISHED_CUTS.kurtosis, circuits["null_kurt"]))
     wide, wider = (percent((variance > cut).mean(), 1) for cut in (PUBLISHED_CUTS.variance, circuits["null_var"]))
     share, calibrated = percent(beyond / total, 1), _range(circuits["null_var"], 4)
@@ -37,12 +37,13 @@ def moments_by_layer(circuits: pd.DataFrame) -> Caption:
         f"{wide} exceed the variance of {PUBLISHED_CUTS.variance:g}, **{wider}** the calibrated cut of {calibrated}."
     )
     if circuits["unlearned"].any():
-        left = int((circuits["learned_kurt"] > PUBLISHED_CUTS.kurtosis).sum())
-        all_tokens, learned = (circuits[f"role_{cut}"].isin(SHARP).sum() for cut in ("calibrated", "learned"))
+        all_tokens = int((circuits["vocab_kurt"] > PUBLISHED_CUTS.kurtosis).sum())
+        raising = circuits["role_calibrated"] == "prediction"
+        turned = int((raising & (circuits["role_learned"] == "suppression")).sum())
         text += (
-            f" Without the tokens that were never learned ({_range(circuits['unlearned'], 0)} a seed), {left:,} "
-            f"instead of {published:,} neurons exceed the published kurtosis cut, and {learned:,} instead of "
-            f"{all_tokens:,} the calibrated one."
+            f" Tokens that were never learned ({_range(circuits['unlearned'], 0)} a seed) are left out. With them "
+            f"{all_tokens:,} neurons would exceed the published kurtosis cut, and {turned:,} suppression neurons would "
+            f"count among {count(raising.sum(), 'prediction neuron')}."
         )
     alt = "Line plots of percentiles of kurtosis, skew and variance of logit effects by layer, with both cuts."
     return Caption(title, text, f"{alt} {title}.")
@@ -54,7 +55,7 @@ def skew_of_peaked(circuits: pd.DataFrame) -> Caption:
     late = circuits[circuits["layer"].isin(layers)]
     parts, title = [], "No neuron of the last layers passes either cut"
     for name, cut in (("calibrated", late["null_kurt"]), ("published", PUBLISHED_CUTS.kurtosis)):
-        by_layer = late[late["vocab_kurt"] > cut].groupby("layer")["vocab_skew"]
+        by_layer = late[late["learned_kurt"] > cut].groupby("layer")["learned_skew"]
         shares = [f"{(skew < 0).sum():,} of {len(skew):,} in layer {layer}" for layer, skew in by_layer]
         if shares:
             title = f"Negative skew at high kurtosis ({name} cut): {', '.join(shares[-2:])}"
@@ -74,7 +75,7 @@ def roles_by_layer(circuits: pd.DataFrame) -> Caption:
     published = role_counts(circuits, "role_published")[list(ROLES)].sum()
     text = listed([count(published[role], f"{role} neuron") for role in ROLES])
     text = f"By the published cuts all seeds together have {text}. "
-    counts = role_counts(circuits, "role_calibrated")
+    counts = role_counts(circuits, "role_learned")
     mean = counts.groupby("layer")[SHARP].mean()
     if not mean.to_numpy().any():
         text += "No neuron passes the calibrated kurtosis cut either, so there is no switch to look for."
@@ -108,7 +109,9 @@ def logit_effects(examples: pd.DataFrame) -> Caption:
     """Figures 5 and 23: what the chosen neurons' classes explain."""
     alt = "Histograms of logit effects over the vocabulary for chosen neurons, tokens of the neuron's class on top."
     if examples.empty:
-        return Caption("No neuron has a role", "No neuron of the reference seed has a calibrated role.", alt)
+        return Caption(
+            "No neuron has a role", "No neuron of the reference seed has a role by the calibrated cuts.", alt
+        )
     best, chance = examples.loc[examples["label_score"].idxmax()], examples["null_score"].iloc[0]
     title = f"“{best['label']}” explains {percent(best['label_score'], 0)} of a {best['role']} neuron's logit effects"
     above = int((examples["label_score"] > chance).sum())
@@ -126,7 +129,7 @@ def classes_by_role(circuits: pd.DataFrame) -> str:
     """How many neurons have a class, under the table of classes."""
     shares = [f"{percent(circuits['label'].notna().mean(), 1)} of all neurons"]
     for role in ROLES:
-        named = circuits.loc[circuits["role_calibrated"] == role, "label"].notna()
+        named = circuits.loc[circuits["role_learned"] == role, "label"].notna()
         if len(named):
             shares.append(f"{percent(named.mean(), 1)} of {count(len(named), f'{role} neuron')}")
     return f"{capital(listed(shares))} have a class beyond chance (calibrated cuts, all seeds)."
@@ -136,7 +139,7 @@ def class_table(circuits: pd.DataFrame, number: int = 8) -> pd.DataFrame:
     """The most frequent token classes of each role: columns role, neurons, no class, most frequent classes."""
     rows = []
     for role in ROLES:
-        own = circuits.loc[circuits["role_calibrated"] == role, "label"]
+        own = circuits.loc[circuits["role_learned"] == role, "label"]
         frequent = own.value_counts().head(number)
         classes = ", ".join(f"{label} ({times:,})" for label, times in frequent.items())
         rows.append((role, len(own), int(own.isna().sum()), classes or "–"))
@@ -156,34 +159,36 @@ def readable(token: str) -> str:
     return re.sub(r"(.)\1{4,}", lambda run: f"{run[1]}×{len(run[0])}", token.replace(" ", "␣"))
 
 
-def next_token(table: pd.DataFrame, tokens: int) -> Caption:
+def next_token(table: pd.DataFrame, tokens: int, reference: str) -> Caption:
     """Figure 24: do suppression neurons fire more when the next token is one that they lower?"""
-    parts = []
-    for role in ("prediction", "suppression"):
-        own = tested(table, role)
-        above, number = int((own["percentile"] > 50).sum()), count(len(own), f"{role} neuron")
-        parts.append(f"**{above}** of {number}" if len(own) else f"none of {number}")
-    seeds, holds = count(own["seed"].nunique(), "seed"), "The paper's claim about suppression neurons holds in"
-    title = f"{above} of {number} fire more before their class than the median of their layer"
-    verdict = {
-        True: f"{holds} each of the {seeds} that have one",
-        False: f"{holds} none of the {seeds} that have one",
-        None: "This run cannot tell whether the paper's claim about suppression neurons holds",
-    }[fire_more(own) if len(own) else None]
-    if own.empty:
-        title = "No suppression neuron to test the paper's claim on"
-        verdict = "The paper's claim about suppression neurons cannot be tested in this run"
-    text = (
-        f"On {tokens:,} positions {listed(parts)} fire more before a token of their class than the median of the other "
-        f"neurons of their layer. **{verdict}.**"
-    )
     alt = "Dot plots of mean activation and effect by whether the next token is in the neuron's class."
+    found = {role: tested(table, role) for role in ("suppression", "prediction")}
+    if found["suppression"].empty:
+        text = "No seed has a suppression neuron whose class explains more than chance, so the claim cannot be tested."
+        return Caption("No suppression neuron to test the paper's claim on", text, alt)
+    here, over = [], []
+    for role, rows in found.items():
+        own = rows[rows["seed"] == reference]
+        if len(own):
+            here.append(f"{int((own['percentile'] > 50).sum())} of {count(len(own), f'{role} neuron')}")
+        if len(rows):
+            shares = share_above_layer(rows)
+            each = f" ({percent(shares.min(), 0)} to {percent(shares.max(), 0)})" if len(shares) > 1 else ""
+            over.append(f"**{percent(shares.mean(), 0)}** of the {role} neurons{each}")
+    share, seeds = share_above_layer(found["suppression"]), found["suppression"]["seed"].nunique()
+    title = f"{percent(share.mean(), 0)} of suppression neurons fire more before their class than their layer's median"
+    seen = f"In seed {reference} {listed(here)} do; the mean" if here else "The mean"
+    text = (
+        f"On {tokens:,} positions a neuron counts if it fires more before a token of its class than the median of the "
+        f"other neurons of its layer. {seen} over {count(seeds, 'seed')} is {listed(over)}; the paper's claim needs "
+        "more than half of the suppression neurons."
+    )
     return Caption(title, text, f"{alt} {title}.")
 
 
 def universal_roles(shares: dict[str, pd.DataFrame], threshold: float) -> Caption:
     """Are neurons with a role more often universal than others at their depth?"""
-    table = shares["role_calibrated"]
+    table = shares["role_learned"]
     table = table[table["neurons"] > 0]
     more, fewer, universal, top = [], [], [], []
     for row in table.itertuples():
@@ -224,7 +229,7 @@ def match_agreement(table: pd.DataFrame) -> Caption:
     if key in counted.index:
         text += (
             f" Of the most universal neurons (top {100 * TOP_SHARE:g} % by excess) with a role, {against_chance(key)} "
-            "match a neuron of the same class."
+            "match a neuron of the same class; their matches are also closer than those of other neurons."
         )
     alt = "Dot plots of the share of best matches with the same role, sign of skew and token class, beside chance."
     return Caption(title, text, f"{alt} {title}.")

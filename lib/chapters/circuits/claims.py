@@ -1,31 +1,20 @@
 """The paper's claims that chapter 5 tests: prediction, suppression, and when suppression neurons fire.
 
-Roles are by the calibrated cuts, since a small model may have no neuron beyond the published ones.
+Roles are by the calibrated cuts over learned tokens (`role_learned`), since a small model may have no neuron beyond the
+published cuts. Each row also gives the value over all tokens, of which some were never learned.
 """
 
 from collections.abc import Callable
 
 import pandas as pd
 
-from lib.chapters.circuits.roles import PUBLISHED_HIGH_KURTOSIS, role_counts
-from lib.display.captions import count, percent, signed
-from lib.display.claims import (
-    FAILS,
-    FEWEST,
-    HOLDS,
-    UNKNOWN,
-    Claim,
-    Evidence,
-    Measured,
-    agreed,
-    over_seeds,
-    share,
-    unmeasured,
-)
+from lib.chapters.circuits.roles import role_counts
+from lib.display.captions import count, percent, signed, signed_percent
+from lib.display.claims import FEWEST, Claim, Effects, Evidence, unmeasured
 
 CHAPTER = "05_weight_circuits"
 ROLE, NEXT = "roles", "next_token"
-ONE_LAYER = "the models have one layer"
+ONE_LAYER = "the models have one layer, and two are needed"
 
 
 def tested(next_token: pd.DataFrame, role: str) -> pd.DataFrame:
@@ -36,159 +25,92 @@ def tested(next_token: pd.DataFrame, role: str) -> pd.DataFrame:
 
 def share_above_layer(rows: pd.DataFrame) -> pd.Series:
     """Per seed the share of neurons with an effect above the median of their layer's others on the same split."""
-    return (rows["percentile"] > 50).groupby(rows["seed"], sort=False).mean()
+    return (rows["percentile"] > 50).groupby(rows["seed"]).mean()
 
 
-def fire_more(rows: pd.DataFrame) -> bool | None:
-    """Whether neurons exceed the median of their layer: most in each seed, and over half of all (Wilson, 95 %).
-
-    None where seeds disagree, the interval contains a half, or there are too few neurons.
-    """
-    by_seed = share_above_layer(rows)
-    pooled = share((rows["percentile"] > 50).sum(), len(rows), 0.5, True, "neuron").verdict
-    if (by_seed > 0.5).all() and pooled == HOLDS:
-        return True
-    return False if (by_seed < 0.5).all() and pooled == FAILS else None
-
-
-def _counts(evidence: Evidence, column: str = "role_calibrated") -> pd.DataFrame:
+def _counts(evidence: Evidence, column: str) -> pd.DataFrame:
     """By seed and layer: prediction neurons (`up`), suppression neurons (`down`), and where the layer lies."""
     counts = role_counts(evidence.tables[ROLE], column).rename(columns={"prediction": "up", "suppression": "down"})
     layers = counts.groupby("seed")["layer"].transform("max") + 1
     return counts.assign(deep=counts["layer"] >= layers / 2, last=counts["layer"] == layers - 1)
 
 
-def _per_seed(
-    evidence: Evidence,
-    value: Callable[[pd.DataFrame], pd.Series],
-    bound: float,
-    words: Callable[[float], str],
-    details: str,
-) -> Measured:
-    """Whether the `value` of each seed's `_counts` is above a bound; undecided if it depends on unlearned tokens."""
-    found, learned = (
-        over_seeds(value(_counts(evidence, column)), bound, True, words)
-        for column in ("role_calibrated", "role_learned")
-    )
-    here = found.here + details
-    if learned.here != found.here:
-        here += f"; without tokens that were never learned {learned.here}"
-    return agreed(found, learned, here)
+def _measured(
+    evidence: Evidence, value: Callable[[pd.DataFrame], pd.Series], words: Callable[[float], str], details: str
+) -> Effects:
+    """The `value` of each seed's `_counts`; the details end with its mean over all tokens."""
+    learned, everything = (value(_counts(evidence, column)) for column in ("role_learned", "role_calibrated"))
+    details += f"; over all tokens {words(everything.mean()) if everything.notna().any() else 'no neuron'}"
+    return Effects(learned, words, details, missing="a seed without such a neuron cannot be asked")
 
 
-def _share_of(evidence: Evidence, part: str, whole: str) -> Measured:
-    """Per seed the sum of `part` over that of `whole`, expressions of `_counts`' columns, against a half."""
+def _share_of(evidence: Evidence, part: str, whole: str) -> Effects:
+    """Per seed the sum of `part` over that of `whole`, expressions of `_counts`' columns."""
 
     def value(counts: pd.DataFrame) -> pd.Series:
         columns = {"seed": counts["seed"], "part": counts.eval(part), "whole": counts.eval(whole)}
-        sums = pd.DataFrame(columns).groupby("seed", sort=False).sum()
+        sums = pd.DataFrame(columns).groupby("seed").sum()
         return sums["part"] / sums["whole"].where(sums["whole"] > 0)
 
-    ours, published = (
-        int(_counts(evidence, column).eval(whole).sum()) for column in ("role_calibrated", "role_published")
-    )
+    ours, published = (int(_counts(evidence, f"role_{cut}").eval(whole).sum()) for cut in ("learned", "published"))
     details = f"{count(ours, 'neuron')} beyond the calibrated cut, {published:,} beyond the paper's"
     if ours < FEWEST:
-        return unmeasured(f"{details} in all seeds, too few")
-    return _per_seed(evidence, value, 0.5, _whole_percent, f"; {details}")
+        return unmeasured(f"{details} in all seeds; {FEWEST} beyond the calibrated cut are needed")
+    return _measured(evidence, value, signed_percent, details)
 
 
-def _whole_percent(value: float) -> str:
-    return percent(value, 0)
-
-
-def _rise(evidence: Evidence) -> Measured:
-    one_layer = _counts(evidence)["layer"].max() == 0
+def _rise(evidence: Evidence) -> Effects:
+    one_layer = evidence.tables[ROLE]["layer"].max() == 0
     return unmeasured(ONE_LAYER) if one_layer else _share_of(evidence, "up * deep", "up")
 
 
-def _switch(evidence: Evidence) -> Measured:
+def _switch(evidence: Evidence) -> Effects:
     return _share_of(evidence, "down * last", "(up + down) * last")
 
 
-def _before(evidence: Evidence) -> Measured:
+def _before(evidence: Evidence) -> Effects:
     return _share_of(evidence, "up * deep * (1 - last)", "(up + down) * deep * (1 - last)")
 
 
-def _grow(evidence: Evidence) -> Measured:
-    """Per seed the difference of peaked neurons between the last layer and the one before it."""
-    counts = _counts(evidence)
-    last = counts["layer"].max()
+def _grow(evidence: Evidence) -> Effects:
+    """Per seed the difference of neurons of high kurtosis between its last layer and the one before it."""
+    last = int(evidence.tables[ROLE]["layer"].max())
     if last < 1:
         return unmeasured(ONE_LAYER)
+    counts = _counts(evidence, "role_learned")
     if counts.loc[counts["layer"] >= last - 1, ["up", "down"]].to_numpy().sum() < FEWEST:
-        return unmeasured("fewer than ten neurons beyond the calibrated cut in the last two layers of all seeds")
+        return unmeasured(f"{FEWEST} neurons beyond the calibrated cut in the last two layers of all seeds are needed")
 
     def value(counts: pd.DataFrame) -> pd.Series:
         peaked = (counts["up"] + counts["down"]).groupby([counts["seed"], counts["layer"]]).sum().unstack()
         return peaked[last] - peaked[last - 1]
 
     theirs = value(_counts(evidence, "role_published")).mean()
-    details = f" more than in the layer before, beyond the calibrated cut; {_more(theirs)} beyond the paper's"
-    return _per_seed(evidence, value, 0.0, _more, details)
+    return _measured(evidence, value, _more, f"beyond the calibrated cut, {_more(theirs)} beyond the paper's")
 
 
 def _more(value: float) -> str:
     return f"{value:+.3g}".replace("-", "−")
 
 
-def _fire(evidence: Evidence) -> Measured:
-    """Per seed the share of suppression neurons above the median of their layer (`fire_more`), one vote a seed."""
+def _fire(evidence: Evidence) -> Effects:
+    """Per seed the share of suppression neurons above the median of their layer."""
     own = tested(evidence.tables[NEXT], "suppression")
     number = count(len(own), "suppression neuron")
     if len(own) < FEWEST:
-        return unmeasured(f"{number} with a class that explains more than chance, too few")
-    found = over_seeds(share_above_layer(own), 0.5, True, _whole_percent)
-    here = f"above the median of their layer: {found.here}; {number}, median effect {signed(own['effect'].median())}"
-    return found._replace(here=here, verdict={True: HOLDS, False: FAILS, None: UNKNOWN}[fire_more(own)])
+        return unmeasured(f"{number} with a class that explains more than chance; {FEWEST} are needed")
+    prediction = share_above_layer(tested(evidence.tables[NEXT], "prediction"))
+    details = f"{number}, median effect {signed(own['effect'].median())}"
+    if len(prediction):
+        details += f"; of prediction neurons {percent(prediction.mean(), 0)}"
+    missing = "a seed without a suppression neuron with a class cannot be asked"
+    return Effects(share_above_layer(own), signed_percent, details, missing=missing)
 
-
-_KURTOSIS = ", ".join(f"{number:g}" for number in PUBLISHED_HIGH_KURTOSIS.values())
 
 CLAIMS = (
-    Claim(
-        "prediction_rise",
-        "Prediction neurons rise after mid-depth: most lie in the second half of the layers",
-        "after mid-depth (figure 6)",
-        CHAPTER,
-        "roles_by_layer",
-        (ROLE,),
-        _rise,
-    ),
-    Claim(
-        "kurtosis_growth",
-        "Neurons of high kurtosis over the vocabulary (calibrated cut) become more up to the last layer",
-        f"{_KURTOSIS} a seed in layers 20 to 23 (GPT2-medium)",
-        CHAPTER,
-        "figure_06ab_moments",
-        (ROLE,),
-        _grow,
-    ),
-    Claim(
-        "skew_before",
-        "Between mid-depth and the last layer most neurons of high kurtosis (calibrated cut) are prediction neurons",
-        "positive skew (figure 6)",
-        CHAPTER,
-        "roles_by_layer",
-        (ROLE,),
-        _before,
-    ),
-    Claim(
-        "suppression_switch",
-        "In the last layer most neurons of high kurtosis (calibrated cut) are suppression neurons",
-        "an abrupt switch (figure 6)",
-        CHAPTER,
-        "figure_06c_skew",
-        (ROLE,),
-        _switch,
-    ),
-    Claim(
-        "suppression_fires",
-        "Suppression neurons fire more when the next token is one that they lower",
-        "fire more (figure 24)",
-        CHAPTER,
-        "figure_24_next_token",
-        (NEXT,),
-        _fire,
-    ),
+    Claim("prediction_rise", CHAPTER, (ROLE,), _rise),
+    Claim("kurtosis_growth", CHAPTER, (ROLE,), _grow),
+    Claim("skew_before", CHAPTER, (ROLE,), _before),
+    Claim("suppression_switch", CHAPTER, (ROLE,), _switch),
+    Claim("suppression_fires", CHAPTER, (NEXT,), _fire),
 )

@@ -27,7 +27,7 @@ from lib.display.plots import (
     note,
 )
 
-CUTS = {"role_published": "published cuts", "role_calibrated": "calibrated cuts"}  # by column of roles.parquet
+CUTS = {"role_published": "published cuts", "role_learned": "calibrated cuts"}  # by column of roles.parquet
 SHADES = ("#c6c6c6", "#9ecae1", "#56B4E9", "#0072B2", "#003f66")  # from the middle of a distribution outwards
 LOGIT_EFFECT, NOBODY, LIGHT, DARK = "cos(w_out, W_U)", "no neuron of any seed", "#cccccc", "#222222"
 
@@ -37,9 +37,9 @@ def moments_by_layer(circuits: pd.DataFrame) -> Figure:
     fig, grid = canvas(1, 3, (WIDE + 2, 4.2))
     outer, both_sides = (0.5, 0.75, 0.9, 0.99, 0.999), (0.01, 0.1, 0.5, 0.9, 0.99)
     panels = (
-        ("vocab_kurt", "kurtosis", outer, SHADES, "null_kurt", PUBLISHED_CUTS.kurtosis),
-        ("vocab_skew", "skew", both_sides, (*SHADES[4::-2], *SHADES[2::2]), None, None),
-        ("vocab_var", "variance", outer, SHADES, "null_var", PUBLISHED_CUTS.variance),
+        ("learned_kurt", "kurtosis", outer, SHADES, "null_kurt", PUBLISHED_CUTS.kurtosis),
+        ("learned_skew", "skew", both_sides, (*SHADES[4::-2], *SHADES[2::2]), None, None),
+        ("learned_var", "variance", outer, SHADES, "null_var", PUBLISHED_CUTS.variance),
     )
     for axes, (column, name, quantiles, shades, null, published) in zip(grid, panels, strict=True):
         table = layer_quantiles(circuits, column, quantiles)
@@ -73,11 +73,11 @@ def skew_of_peaked(circuits: pd.DataFrame) -> Figure:
     """Figure 6c: skew of the neurons with kurtosis above a cut in the last layers; mean over seeds, range shaded."""
     layers = last_layers(circuits["layer"].nunique())
     fig, grid = canvas(2, len(layers), (WIDE, 5), sharex=True, squeeze=False)
-    extent = max(1.0, circuits.loc[circuits["layer"].isin(layers), "vocab_skew"].abs().max())
+    extent = max(1.0, circuits.loc[circuits["layer"].isin(layers), "learned_skew"].abs().max())
     edges = np.linspace(-extent, extent, 31)
     cuts = {"published": PUBLISHED_CUTS.kurtosis, "calibrated": circuits["null_kurt"]}
     for row, (name, cut) in zip(grid, cuts.items(), strict=True):
-        skews = circuits["vocab_skew"].where(circuits["vocab_kurt"] > cut)
+        skews = circuits["learned_skew"].where(circuits["learned_kurt"] > cut)
         for axes, layer in zip(row, layers, strict=True):
             by_seed = skews[circuits["layer"] == layer].groupby(circuits["seed"])
             counts = np.array([np.histogram(own.dropna(), edges)[0] for _, own in by_seed])  # (seeds, bins)
@@ -128,8 +128,8 @@ def roles_by_layer(circuits: pd.DataFrame) -> Figure:
 def logit_effects(examples: pd.DataFrame, effects: np.ndarray, members: np.ndarray) -> Figure:
     """Figures 5 and 23: cos(w_out, W_U[:, v]) over the tokens v, those of the neuron's class on top of the others.
 
-    `examples` has rows layer, neuron, role, label, label_score, vocab_kurt, vocab_skew, vocab_var; `effects` and
-    `members` are (examples, vocabulary). One column of panels per role.
+    `examples` has rows layer, neuron, role, label, label_score, learned_kurt, learned_skew, learned_var; `effects`
+    (NaN for tokens that were never learned) and `members` are (examples, vocabulary). One column of panels per role.
     """
     deepest = int(examples["role"].value_counts().max()) if len(examples) else 1
     fig, grid = canvas(deepest, len(ROLES), (WIDE + 1, 0.5 + 2.7 * deepest), squeeze=False)
@@ -141,7 +141,8 @@ def logit_effects(examples: pd.DataFrame, effects: np.ndarray, members: np.ndarr
             note(column[0], f"no {role} neuron")
             column[0].set(xticks=[], yticks=[])
         for axes, place in zip(column, places, strict=False):
-            row, values, inside = examples.iloc[place], effects[place], members[place].astype(bool)
+            learned = np.isfinite(effects[place])
+            row, values, inside = examples.iloc[place], effects[place][learned], members[place][learned].astype(bool)
             edges = np.linspace(values.min(), values.max(), 61)
             filled = {"color": ROLE_COLOURS[role], "histtype": "stepfilled", "alpha": 0.6, "label": row["label"]}
             axes.hist(values[inside], edges, **filled)
@@ -149,11 +150,11 @@ def logit_effects(examples: pd.DataFrame, effects: np.ndarray, members: np.ndarr
             axes.set_yscale("log")
             axes.axvline(0, color=NEUTRAL, linewidth=1, linestyle="--")
             axes.set_title(
-                f"{role}: layer {row['layer']} neuron {row['neuron']}\nkurtosis {row['vocab_kurt']:.1f}, skew "
-                f"{signed(row['vocab_skew'])}, variance {row['vocab_var']:.3f}",
+                f"{role}: layer {row['layer']} neuron {row['neuron']}\nkurtosis {row['learned_kurt']:.1f}, skew "
+                f"{signed(row['learned_skew'])}, variance {row['learned_var']:.3f}",
                 fontsize="small",
             )
-            side, small = "left" if row["vocab_skew"] > 0 else "right", "x-small"
+            side, small = "left" if row["learned_skew"] > 0 else "right", "x-small"
             title = f"score {row['label_score']:.2f}"
             axes.legend(fontsize=small, loc=f"upper {side}", handlelength=1, title=title, title_fontsize=small)
             low, high = axes.get_ylim()
@@ -209,16 +210,19 @@ def universal_roles(shares: dict[str, pd.DataFrame], threshold: float) -> Figure
     highest = {left: 0.0, right: 0.0}
     for index, (column, table) in enumerate(shares.items()):
         at = np.arange(len(table)) + width * (index - (len(shares) - 1) / 2)
-        style = {} if column == "role_calibrated" else {"alpha": 0.45, "hatch": "//"}
+        style = {} if column == "role_learned" else {"alpha": 0.45, "hatch": "//"}
         style |= {"color": [ROLE_COLOURS[role] for role in table["role"]], "edgecolor": "white", "label": CUTS[column]}
-        for axes, share, number in ((left, "share", "universal"), (right, "top_share", "top")):
+        marks = {"color": "black", "markersize": 16, "markeredgewidth": 2, "linestyle": "none"}
+        for axes, share, number, expected in (
+            (left, "share", "universal", "expected_universal"),
+            (right, "top_share", "top", "expected"),
+        ):
             axes.bar(at, table[share].fillna(0), width * 0.92, **style)
-            tops = table[[share, "expected"] if axes is right else [share]].max(axis=1).fillna(0)
+            axes.plot(at, table[expected], "_", **marks, label=None if index else "expected from depth alone")
+            tops = table[[share, expected]].max(axis=1).fillna(0)
             highest[axes] = max(highest[axes], tops.max())
             for place, top, some, every in zip(at, tops, table[number], table["neurons"], strict=True):
                 _write(axes, f"{some:,}\nof {every:,}", (place, top), (0, 3), ha="center")
-        marks = {"color": "black", "markersize": 16, "markeredgewidth": 2, "linestyle": "none"}
-        right.plot(at, table["expected"], "_", **marks, label=None if index else "expected from depth alone")
     left.set(ylabel=f"universal (excess above {threshold:g})")
     right.set(ylabel=f"in the top {100 * TOP_SHARE:g} % by excess")
     for axes in (left, right):

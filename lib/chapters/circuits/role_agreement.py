@@ -16,25 +16,26 @@ from lib.chapters.universality.properties import holm, most_universal
 
 PERMUTATIONS = 200
 # What a neuron and its match may both write: name → column of roles.parquet
-WRITTEN = {"role": "role_calibrated", "sign of skew": "skew_sign", "token class": "label"}
+WRITTEN = {"role": "role_learned", "sign of skew": "skew_sign", "token class": "label"}
 TOP_WITH_ROLE = "most universal with a role"
 
 
 def universal_shares(neurons: pd.DataFrame, column: str) -> pd.DataFrame:
     """One row per role in `column`: how many of its neurons are universal, and how many among the most universal.
 
-    `neurons` has one row per neuron of every seed: seed, layer, excess_corr, is_universal and the column. `expected`
-    is the `top_share` of as many random neurons of each seed's layers. `p_value` is from two-sided
-    Cochran–Mantel–Haenszel tests over layers, one for each of the `seeds` that have such neurons: the largest, or 1
-    where the seeds do not `agree` in direction. Seeds are not pooled, because universal neurons recur across seeds.
-    `p_corrected` is Holm's over roles. Shares of a role that no neuron has are NaN.
+    `neurons` has one row per neuron of every seed: seed, layer, excess_corr, is_universal and the column.
+    `expected_universal` and `expected` are the `share` and `top_share` of as many random neurons of each seed's layers.
+    `p_value` is from two-sided Cochran–Mantel–Haenszel tests over layers, one for each of the `seeds` that have such
+    neurons: the largest, or 1 where the seeds do not `agree` in direction. Seeds are not pooled, because universal
+    neurons recur across seeds. `p_corrected` is Holm's over roles. Shares of a role that no neuron has are NaN.
     """
     flagged = neurons.assign(top=most_universal(neurons))
     rows = []
     for role in ROLES:
         own = flagged[column] == role
         strata = flagged.assign(own=own, both=own & flagged["top"]).groupby(["seed", "layer"])
-        counts = strata.agg(n=("own", "size"), own=("own", "sum"), top=("top", "sum"), both=("both", "sum"))
+        sums = {name: (name, "sum") for name in ("own", "top", "both", "is_universal")}
+        counts = strata.agg(n=("own", "size"), **sums)
         n, chosen, top = (counts[name].astype(float) for name in ("n", "own", "top"))
         mean = chosen * top / n
         variance = mean * (1 - chosen / n) * (n - top) / (n - 1).clip(lower=1)
@@ -48,6 +49,7 @@ def universal_shares(neurons: pd.DataFrame, column: str) -> pd.DataFrame:
                 "neurons": int(own.sum()),
                 "universal": int(flagged.loc[own, "is_universal"].sum()),
                 "top": int(counts["both"].sum()),
+                "expected_universal": (chosen * counts["is_universal"] / n).sum(),
                 "expected": mean.sum(),
                 "p_value": np.nan if not len(z) else 2 * norm.sf(np.abs(z).min()) if agree else 1.0,
                 "seeds": len(z),
@@ -55,8 +57,14 @@ def universal_shares(neurons: pd.DataFrame, column: str) -> pd.DataFrame:
             }
         )
     table = pd.DataFrame(rows)
-    share, top_share, expected = (table[name] / table["neurons"] for name in ("universal", "top", "expected"))
-    return table.assign(share=share, top_share=top_share, expected=expected, p_corrected=holm(table["p_value"]))
+    shares = {
+        "share": "universal",
+        "top_share": "top",
+        "expected_universal": "expected_universal",
+        "expected": "expected",
+    }
+    table = table.assign(**{name: table[source] / table["neurons"] for name, source in shares.items()})
+    return table.assign(p_corrected=holm(table["p_value"]))
 
 
 def match_agreement(
@@ -73,7 +81,7 @@ def match_agreement(
     neurons = neurons.reset_index(drop=True)
     own, other = _pairs(neurons, matches)
     codes = {name: pd.factorize(neurons[column])[0] for name, column in WRITTEN.items()}  # −1: missing
-    groups = {role: neurons["role_calibrated"] == role for role in (*ROLES, NO_ROLE)}
+    groups = {role: neurons["role_learned"] == role for role in (*ROLES, NO_ROLE)}
     groups[TOP_WITH_ROLE] = ~groups[NO_ROLE] & most_universal(neurons)
     subsets = {
         (group, name): np.flatnonzero(chosen.to_numpy()[own] & (code[own] >= 0))

@@ -2,7 +2,8 @@
 
 A neuron changes the logit of token v by its activation times w_out · W_U[:, v]. The shape of that effect over the
 vocabulary makes it a prediction, suppression or partition neuron; the token class that explains most of its variance
-says of what. Random directions through the same W_U give the chance level.
+says of what. Random directions through the same W_U give the chance level. The vocabulary is that of learned tokens:
+those that the training text never had share a direction, and a neuron that writes along it looks sharp.
 """
 
 from collections.abc import Sequence
@@ -121,12 +122,12 @@ def best_class_by_sign(scores: ClassScores, sign: int) -> tuple[np.ndarray, np.n
 
 
 def neurons_of_role(circuits: pd.DataFrame, role: str) -> pd.DataFrame:
-    """A role's neurons by the calibrated cuts; `label` and `label_score` become the class that the role is about.
+    """A role's neurons (`role_learned`); `label` and `label_score` become the class that the role is about.
 
     It is the best class that a prediction neuron raises, that a suppression neuron lowers, or either way for a
     partition neuron, however low its score.
     """
-    own = circuits[circuits["role_calibrated"] == role]
+    own = circuits[circuits["role_learned"] == role]
     raises = own["raised_score"] >= own["lowered_score"] if role == "partition" else role == "prediction"
     label = np.where(raises, own["raised"], own["lowered"])
     score = np.where(raises, own["raised_score"], own["lowered_score"])
@@ -138,15 +139,18 @@ def example_neurons(circuits: pd.DataFrame, number: int) -> pd.DataFrame:
     chosen = []
     for role in ROLES:
         own = neurons_of_role(circuits, role)
-        by = "vocab_var" if role == "partition" else "vocab_kurt"
+        by = "learned_var" if role == "partition" else "learned_kurt"
         own = own.assign(named=own["label_score"] > own["null_score"]).sort_values(["named", by], ascending=False)
         chosen.append(own.drop(columns="named").head(number))
     return pd.concat(chosen, ignore_index=True)
 
 
 def extreme_tokens(effects: Float[np.ndarray, "vocabulary"], number: int) -> tuple[list[int], list[int]]:
-    """Ids of the `number` tokens that a neuron raises most and of those that it lowers most, strongest first."""
-    order = np.argsort(effects, kind="stable")
+    """Ids of the `number` tokens that a neuron raises most and of those that it lowers most, strongest first.
+
+    Tokens without an effect (NaN, `tables.logit_effects`) are neither.
+    """
+    order = np.argsort(effects, kind="stable")[: np.isfinite(effects).sum()]  # NaN sorts last
     return order[::-1][:number].tolist(), order[:number].tolist()
 
 

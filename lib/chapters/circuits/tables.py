@@ -9,6 +9,7 @@ from functools import cache
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
 from torch.nn.functional import normalize
 
 from lib.base.hub import seed_source
@@ -27,7 +28,7 @@ from lib.run import Run
 from lib.text import tokens as text_tokens
 
 PREFIX = "next: "  # of a label's name when it is one of the next token
-SPLIT_PER_ROLE = 10  # neurons of a role, over all seeds, that are split by the next token
+SPLIT_PER_ROLE = 10  # neurons of a role and seed that are split by the next token
 
 
 @cache
@@ -47,34 +48,40 @@ def weights_of(run: Run, seed: str) -> tuple[list[torch.Tensor], torch.Tensor]:
 def seed_roles(
     w_out, unit_unembedding, classes: LabelSet, random_seed: int, pieces: Sequence[bytes] = ()
 ) -> pd.DataFrame:
-    """One row per neuron of one seed: moments of its logit effects, roles by both pairs of cuts, token classes.
+    """One row per neuron of one seed: moments of its logit effects, its role, and its token class.
 
-    Columns: layer, neuron; vocab_mean, vocab_var, vocab_skew, vocab_kurt; skew_sign; role_published,
-    role_calibrated; raised, raised_score, lowered, lowered_score: the class that explains most of the variance
-    (docs/method.md §5) of those with higher, and with lower logit effects than the other tokens; label, label_family,
-    label_score: the better of the two, unnamed if its score is within chance. The same for all neurons: null_kurt,
-    null_var, null_score, which one random direction in a thousand exceeds, and the number of `unlearned` tokens
-    (`roles.unlearned_tokens`; `pieces` are the tokens' bytes). learned_kurt, learned_skew, role_learned are kurtosis,
-    skew and role by calibrated cuts over the other tokens.
+    Columns: layer, neuron; vocab_mean, vocab_var, vocab_skew, vocab_kurt over all tokens. Everything else is over the
+    learned tokens (`roles.unlearned_tokens`; `pieces` are the tokens' bytes): learned_var, learned_skew, learned_kurt;
+    role_learned by the calibrated cuts and role_published by the published ones; skew_sign; raised, raised_score,
+    lowered, lowered_score: the class that explains most of the variance (docs/method.md §5) of those with higher, and
+    with lower logit effects than the other tokens; label, label_family, label_score: the better of the two, unnamed if
+    its score is within chance. The same for all neurons: null_kurt, null_var, null_score, which one random direction
+    in a thousand exceeds, and the number of `unlearned` tokens. For comparison, role_calibrated is role_learned over
+    all tokens, with cuts over all tokens.
     """
     directions = roles.random_directions(roles.NULL_DIRECTIONS, len(unit_unembedding), random_seed)
     unlearned = roles.unlearned_tokens(unit_unembedding, pieces)
-    null, of_known = weights.moments_with_and_without(directions, unit_unembedding, unlearned)
-    cuts, known_cuts = roles.null_cuts(null), roles.null_cuts(of_known)
-    contrasts = roles.class_contrasts(unit_unembedding, classes.member)
+    null_of_all, null = weights.moments_with_and_without(directions, unit_unembedding, unlearned)
+    cuts_of_all, cuts = roles.null_cuts(null_of_all), roles.null_cuts(null)
+    member = classes.member[:, ~unlearned.numpy()[: classes.member.shape[1]]]
+    contrasts = roles.class_contrasts(unit_unembedding[:, ~unlearned], member)
     null_score = class_scores(directions, contrasts, null["vocab_var"]).score.amax(dim=1)
     score_cut = float(np.quantile(null_score.numpy(), roles.NULL_QUANTILE))
 
     frames = []
     for layer, writes in enumerate(w_out):
-        moments, of_known = weights.moments_with_and_without(writes, unit_unembedding, unlearned)
-        scores = class_scores(writes, contrasts, moments["vocab_var"])
-        frame = pd.DataFrame({name: values.numpy() for name, values in moments.items()})
+        of_all, of_learned = weights.moments_with_and_without(writes, unit_unembedding, unlearned)
+        scores = class_scores(writes, contrasts, of_learned["vocab_var"])
+        frame, learned = (
+            pd.DataFrame({name: one.numpy() for name, one in moments.items()}) for moments in (of_all, of_learned)
+        )
         frame.insert(0, "layer", layer)
         frame.insert(1, "neuron", range(len(frame)))
-        of_known = pd.DataFrame({name: values.numpy() for name, values in of_known.items()})
-        frame["learned_kurt"], frame["learned_skew"] = of_known["vocab_kurt"], of_known["vocab_skew"]
-        frame["role_learned"] = roles.roles(of_known, known_cuts)
+        for name in ("var", "skew", "kurt"):
+            frame[f"learned_{name}"] = learned[f"vocab_{name}"]
+        frame["role_learned"], frame["role_published"] = (
+            roles.roles(learned, one) for one in (cuts, roles.PUBLISHED_CUTS)
+        )
         best = {name: best_class_by_sign(scores, sign) for name, sign in (("raised", 1), ("lowered", -1))}
         for name, (index, score) in best.items():
             frame[name], frame[f"{name}_score"] = classes.labels["label"].to_numpy()[index], score
@@ -85,9 +92,8 @@ def seed_roles(
         frames.append(frame)
     table = pd.concat(frames, ignore_index=True)
     return table.assign(
-        role_published=roles.roles(table, roles.PUBLISHED_CUTS),
-        role_calibrated=roles.roles(table, cuts),
-        skew_sign=np.sign(table["vocab_skew"]),
+        role_calibrated=roles.roles(table, cuts_of_all),
+        skew_sign=np.sign(table["learned_skew"]),
         null_kurt=cuts.kurtosis,
         null_var=cuts.variance,
         null_score=score_cut,
@@ -111,21 +117,26 @@ def role_table(run: Run) -> pd.DataFrame:
 
 
 def chosen_for_next_token(table: pd.DataFrame, number: int = SPLIT_PER_ROLE) -> pd.DataFrame:
-    """The suppression and the prediction neurons of largest kurtosis over all seeds, `number` each, with a class.
+    """Each seed's suppression and prediction neurons of largest kurtosis, `number` each, with a class.
 
-    They have a role by the calibrated cuts and a class that explains more than chance: `label`, which the suppression
-    neuron lowers, or the prediction neuron raises, most clearly.
+    They have a class that explains more than chance: `label`, which the suppression neuron lowers, or the prediction
+    neuron raises, most clearly.
     """
-    columns = ["seed", "layer", "neuron", "role", "vocab_kurt", "label", "label_score", "null_score"]
-    both = (roles.neurons_of_role(table, role) for role in ("suppression", "prediction"))
-    chosen = [own[own["label_score"] > own["null_score"]].nlargest(number, "vocab_kurt") for own in both]
+    columns = ["seed", "layer", "neuron", "role", "learned_kurt", "label", "label_score", "null_score"]
+    chosen = []
+    for role in ("suppression", "prediction"):
+        own = roles.neurons_of_role(table, role)
+        own = own[own["label_score"] > own["null_score"]].sort_values("learned_kurt", ascending=False, kind="stable")
+        chosen.append(own.groupby("seed", sort=True).head(number).sort_values("seed", kind="stable"))
     return pd.concat(chosen, ignore_index=True)[columns]
 
 
 @torch.no_grad()
-def logit_effects(run: Run, seed: str, chosen: pd.DataFrame) -> np.ndarray:
-    """cos(w_out, W_U[:, v]) of the neurons in `chosen` (layer, neuron) for the tokens v: (neurons, vocabulary)."""
+def logit_effects(run: Run, seed: str, chosen: pd.DataFrame) -> Float[np.ndarray, "neurons vocabulary"]:
+    """cos(w_out, W_U[:, v]) of the neurons in `chosen` (layer, neuron) for the tokens v; NaN if v was never learned."""
     w_out, unit_unembedding = weights_of(run, seed)
+    unlearned = roles.unlearned_tokens(unit_unembedding, text_tokens.token_bytes(run.tokenizer))
+    unit_unembedding = unit_unembedding.masked_fill(unlearned, torch.nan)
     unit_unembedding = unit_unembedding[:, : run.text.vocab_size]  # without those of a padded embedding
     if chosen.empty:
         return np.zeros((0, unit_unembedding.shape[1]), dtype=np.float32)

@@ -131,6 +131,15 @@ def _training_record(params: Params) -> dict:
     return record if {"constant_steps", "decay_steps", "tokens"} <= record.keys() else {}
 
 
+def constant_rate_steps(params: Params) -> list[int] | None:
+    """First and last step at a constant learning rate, from the trainer's record; None where the record has no such."""
+    record = _training_record(params)
+    if not {"recipe", "begun"} <= record.keys():
+        return None
+    warm = record["begun"] + record["recipe"]["warmup_steps"]
+    return [max(warm, record["recipe"]["phases"][-1]["step"]), record["constant_steps"]]
+
+
 def _last_step(record: dict) -> int:
     return record["constant_steps"] + record["decay_steps"]
 

@@ -1,271 +1,126 @@
-"""The claims of chapter 7 on each seed's last checkpoint: the paper's, those of arXiv 2508.00903 and this report's own.
+"""The claims of chapter 7, on training and on attention heads: one value for each seed (lib/display/claims.py).
 
-A claim holds if it holds in every seed, and does not hold if it holds in none. Where the seeds differ, or one of them
-cannot be asked (too few universal neurons), this run cannot tell.
+They are a family of tests of their own. What chapters 3 to 6 test of the finished seeds stands in the ledger alone.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binom
 
-from lib.chapters.circuits.roles import NULL_QUANTILE, PUBLISHED_CUTS, PUBLISHED_HIGH_KURTOSIS
-from lib.chapters.emergence.statistics import HEAD_BAR, layer_persistence, middle_point, persistence
-from lib.chapters.families.summary import FAMILIES
-from lib.chapters.universality import properties
-from lib.chapters.universality.properties import OWN_LAYER, OWN_LAYER_PUBLISHED, PUBLISHED_SHARES
-from lib.display.captions import percent, signed
-from lib.display.claims import (
-    FAILS,
-    FEWEST,
-    HOLDS,
-    PAPER,
-    SIGNIFICANT,
-    Claim,
-    Evidence,
-    Measured,
-    claim_rows,
-    decided,
-    unmeasured,
+from lib.chapters.emergence.statistics import (
+    constant_rate,
+    layer_persistence,
+    middle_point,
+    persistence,
+    shares_by_seed,
 )
+from lib.display.captions import percent, signed
+from lib.display.claims import FEWEST, Claim, Effects, Evidence, claim_rows, unmeasured
 
 CHAPTER = "07_emergence"
-PERSISTENCE = "arXiv 2508.00903"
-OWN = "this report"  # no paper is known to state it; the source of a score is named
-UNPUBLISHED = "—"
 MAJORITY = 0.5
-LEAST, MOST = percent(PUBLISHED_SHARES["share"].min()), percent(PUBLISHED_SHARES["share"].max())
-COSINES = PUBLISHED_SHARES["frequency_cosine"]
-HIGH_KURTOSIS = f"{sum(PUBLISHED_HIGH_KURTOSIS.values()):,.0f} in the last four layers of GPT2-medium"
-HERE = "here, mean (range over seeds)"
-FAMILY_FIGURES = "figures 4, 15 to 21"
-PAPER_FAMILIES = ("unigram", "alphabet", "token_class", "previous_token", "position", "syntax", "context")
-
-percents, one_decimal = partial(percent, digits=1), "{:.1f}".format
-
-
-def spread(values: Sequence[float], words: Callable[[float], str] = "{:.2f}".format) -> str:
-    """ "mean (low to high)" over seeds; "undefined" without any number."""
-    known = np.asarray(values, dtype=float)
-    known = known[np.isfinite(known)]
-    if not len(known):
-        return "undefined"
-    low, high = words(known.min()), words(known.max())
-    return low if low == high else f"{words(known.mean())} ({low} to {high})"
+TRAINING, HEADS = ("neurons", "points"), ("heads", "points")
+FEW_POINTS = "two or more checkpoints are needed, and there is one"
 
 
 def claims(evidence: Evidence) -> pd.DataFrame:
-    """The reader's table, one row per claim; `evidence` has the tables of `lib.chapters.emergence.tables.Emergence`."""
-    tested = _at_end(evidence, "properties").query("published != ''").drop_duplicates("property")
-    found = [universal_share, own_layer, *map(_property, tested.itertuples()), frequency_cosine, high_kurtosis]
-    found += [late_prediction, final_suppression, low_variance, BOS_HEAD]
-    found += map(_family, PAPER_FAMILIES) if "families" in evidence.tables else [families]
-    found += [growth, persistent, same_partners, outer_layers] if len(evidence.tables["points"]) > 1 else []
-    table = claim_rows(evidence, [*found, PREVIOUS_TOKEN_HEAD, INDUCTION_HEAD])
-    return table[["verdict", "claim", "here", "published", "source"]].rename(columns={"here": HERE})
+    """One row per claim, as in the ledger; `evidence` has the tables of `lib.chapters.emergence.tables.Emergence`."""
+    return claim_rows(evidence, CLAIMS)
 
 
-def _claim(claim: str, figure: str, published: str = UNPUBLISHED, source: str = PAPER, name: str = ""):
-    """Turns the measure below it into a Claim, which has its name unless another is given."""
-
-    def make(measure: Callable[[Evidence], Measured]) -> Claim:
-        found_in = (name or measure.__name__, claim, published, CHAPTER, f"emergence_{figure}")
-        return Claim(*found_in, needs=(), measure=measure, source=source)
-
-    return make
+def _one_decimal(share: float) -> str:
+    return percent(share, 1)
 
 
-def _each_seed(values: pd.Series, here: str, bound: float = 0.0, above: bool = True) -> Measured:
-    """From one value per seed, NaN for a seed that cannot be asked: whether all are above (or below) the bound."""
-    low, high = (float(end(skipna=False)) for end in (values.min, values.max))
-    return Measured(float(values.mean()), low, high, here, decided(low, high, bound, above))
-
-
-def _at_end(evidence: Evidence, name: str) -> pd.DataFrame:
-    """A table's rows of the last checkpoint."""
-    table = evidence.tables[name]
-    return table[table["point"] == evidence.tables["points"]["point"].iloc[-1]]
-
-
-# ---------------------------------------------------------------- which neurons are universal
-
-
-def _shares(neurons: pd.DataFrame) -> pd.Series:
-    return properties.reference_shares(neurons).set_index("seed")["share"]
-
-
-@_claim(f"At least {LEAST} of the neurons are universal, the smallest published share", "shares", f"{LEAST} to {MOST}")
-def universal_share(evidence: Evidence) -> Measured:
-    shares, bound = _shares(_at_end(evidence, "neurons")), PUBLISHED_SHARES["share"].min()
-    return _each_seed(shares, spread(shares, percent), np.nextafter(bound, 0))  # the bound itself is enough
-
-
-@_claim(OWN_LAYER, "layers", OWN_LAYER_PUBLISHED)
-def own_layer(evidence: Evidence) -> Measured:
-    excess = _at_end(evidence, "layers").groupby("seed")["same_layer"].agg(properties.own_layer_excess)
-    return _each_seed(excess, f"{spread(100 * excess, partial(signed, digits=1))} percentage points more")
-
-
-def _property(tested) -> Claim:
-    name, direction = tested.property, tested.published
-    claim = f"Universal neurons: {tested.label} is {direction} within their layer"
-
-    @_claim(claim, "shares", "figure 3", name=f"property_{name}")
-    def measure(evidence: Evidence) -> Measured:
-        tests = _at_end(evidence, "properties").set_index("property").loc[[name]].set_index("seed")
-        universal = _at_end(evidence, "neurons").groupby("seed")["is_universal"].sum()
-        asked = tests["verdict"].isin([HOLDS, FAILS]) & (universal > 0)
-        sided = tests["effect"] if direction == "high" else -tests["effect"]
-        return _each_seed(sided.where(asked), f"Cliff's delta {spread(tests['effect'], signed)}")
-
-    return measure
-
-
-_RANGE = f"correlation {signed(COSINES.min())} to {signed(COSINES.max())}"
-
-
-@_claim("Neurons that fire often have a lower cos(w_in, w_out)", "shares", _RANGE)
-def frequency_cosine(evidence: Evidence) -> Measured:
-    cosine = _at_end(evidence, "seeds")["frequency_cosine"]
-    return _each_seed(cosine, f"correlation {spread(cosine, signed)}", above=False)
-
-
-def _family(family: str) -> Claim:
-    name = f"family_{family}"
-
-    @_claim(f"There are universal neurons of the family “{FAMILIES[family]}”", "early_late", FAMILY_FIGURES, name=name)
-    def measure(evidence: Evidence) -> Measured:
-        universal = evidence.tables["families"].query("is_universal")
-        number = int((universal["family"] == family).sum())
-        asked = number or len(universal) >= FEWEST
-        return _each_seed(pd.Series([number if asked else np.nan]), f"{number} of {len(universal)} (reference seed)")
-
-    return measure
-
-
-_NAMES = ", ".join(FAMILIES[family] for family in PAPER_FAMILIES)
-
-
-@_claim(f"Universal neurons fall into families: {_NAMES}", "early_late", FAMILY_FIGURES)
-def families(evidence: Evidence) -> Measured:
-    return unmeasured("not measured: this run has no families of the last checkpoint")
-
-
-# ---------------------------------------------------------------- circuits
-
-
-def _depth(evidence: Evidence) -> int:
-    return int(evidence.tables["layers"]["layer"].max()) + 1
-
-
-def _neurons(evidence: Evidence, column: str, first: float = 0, end: float = np.inf) -> pd.Series:
-    """A count of neurons of each seed, in the layers from `first` up to, but without, `end`."""
-    layers = _at_end(evidence, "layers")
-    return layers[layers["layer"].between(first, end, inclusive="left")].groupby("seed")[column].sum()
-
-
-def _more(many: pd.Series, few: pd.Series) -> Measured:
-    here = f"{spread(many, one_decimal)} against {spread(few, one_decimal)} neurons"
-    return _each_seed((many - few).where(many + few > 0), here)
-
-
-@_claim(
-    f"Some neurons have W_U kurtosis above {PUBLISHED_CUTS.kurtosis:g}, counting tokens that were never learned "
-    "(chapter 5 excludes them)",
-    "circuits",
-    HIGH_KURTOSIS,
-)
-def high_kurtosis(evidence: Evidence) -> Measured:
-    number = _neurons(evidence, "peaked_positive") + _neurons(evidence, "peaked_negative")
-    return _each_seed(number, f"{spread(number, one_decimal)} neurons")
-
-
-@_claim("Prediction neurons (calibrated cut) are more frequent in the second half of the depth", "circuits", "figure 6")
-def late_prediction(evidence: Evidence) -> Measured:
-    half = _depth(evidence) / 2
-    return _more(_neurons(evidence, "prediction", half), _neurons(evidence, "prediction", end=half))
-
-
-@_claim("In the last layer suppression outnumbers prediction (calibrated cut)", "circuits", "figure 6")
-def final_suppression(evidence: Evidence) -> Measured:
-    last = _depth(evidence) - 1
-    return _more(_neurons(evidence, "suppression", last), _neurons(evidence, "prediction", last))
-
-
-@_claim(
-    "In the last two layers more neurons than chance have a logit variance below "
-    f"{percents(NULL_QUANTILE)} of random directions: one mark of entropy neurons, the other is a large norm",
-    "circuits",
-    "figure 7",
-)
-def low_variance(evidence: Evidence) -> Measured:
-    first, chance = _depth(evidence) - 2, 1 - NULL_QUANTILE
-    low, asked = _neurons(evidence, "low_variance", first), _neurons(evidence, "neurons", first)
-    p_values = pd.Series(binom.sf(low - 1, asked, chance), low.index)
-    here = f"{spread(low, one_decimal)} neurons, {(asked * chance).mean():.1f} by chance"
-    return _each_seed(p_values, here, SIGNIFICANT, above=False)
-
-
-def _best_head(score: str, claim: str, source: str = OWN) -> Claim:
-    @_claim(f"{claim} more than half of its attention", "heads", source=source, name=f"{score}_head")
-    def measure(evidence: Evidence) -> Measured:
-        best = _at_end(evidence, "heads").groupby("seed")[score].max()
-        return _each_seed(best, spread(best), HEAD_BAR)
-
-    return measure
-
-
-BOS_HEAD = _best_head("bos", "BOS is an attention sink: some head gives it")
-PREVIOUS_TOKEN_HEAD = _best_head("previous", "Some head attends to the previous token with")
-INDUCTION_HEAD = _best_head("induction", "Some head does induction with", f"{OWN}, with the score of arXiv 2209.11895")
-
-
-# ---------------------------------------------------------------- training
-
-
-@_claim("Universality grows in the second half of training", "shares", source=OWN)
-def growth(evidence: Evidence) -> Measured:
-    neurons, points = evidence.tables["neurons"], evidence.tables["points"]
-    before = _shares(neurons[neurons["point"] == middle_point(points)])
-    after = _shares(_at_end(evidence, "neurons"))
-    return _each_seed(after - before, f"from {spread(before, percent)} to {spread(after, percent)}")
+def _growth(evidence: Evidence) -> Effects:
+    """Change of the share of universal neurons over the second half of the training at a constant rate, in points."""
+    points, shares = evidence.tables["points"], shares_by_seed(evidence.tables["neurons"])
+    steady, end = constant_rate(points), points["point"].iloc[-1]
+    if len(points) < 2:
+        return unmeasured(FEW_POINTS)
+    if len(steady) < 2:
+        start = middle_point(points)
+        grew = f"from {percent(shares[start].mean())} halfway to {percent(shares[end].mean())} at the end"
+        return unmeasured(f"{grew}, but no two checkpoints are known to have the same learning rate")
+    start, last = middle_point(steady), steady["point"].iloc[-1]
+    details = f"percentage points, from {percent(shares[start].mean())} to {percent(shares[last].mean())}"
+    details += "" if last == end else f"; {percent(shares[end].mean())} at the end, after the decay"
+    return Effects(100 * (shares[last] - shares[start]), signed, details)
 
 
 def _halfway(evidence: Evidence) -> pd.DataFrame:
-    """Persistence from the middle of training, one row a seed."""
+    """Persistence from the middle of training, one row a seed; empty with a single checkpoint."""
     table = persistence(evidence.tables["neurons"])
-    return table[table["point"] == middle_point(evidence.tables["points"])]
+    return table[table["point"] == middle_point(evidence.tables["points"])].set_index("seed")
 
 
-@_claim(
-    "Most neurons that are universal halfway are so at the end, more than chance",
-    "births",
-    source=f"{OWN}, on the persistence of {PERSISTENCE}",
-)
-def persistent(evidence: Evidence) -> Measured:
+def _too_few(universal: pd.Series) -> str:
+    few = ", ".join(f"{seed} has {number}" for seed, number in universal[universal < FEWEST].items())
+    return f"{FEWEST} universal neurons are needed halfway, and {few}" if few else ""
+
+
+def _persistent(evidence: Evidence) -> Effects:
+    if len(evidence.tables["points"]) < 2:
+        return unmeasured(FEW_POINTS)
     kept = evidence.once(_halfway)
-    beyond = kept["persistence"] - np.maximum(MAJORITY, kept["chance"])
-    here = f"{spread(kept['persistence'], percents)}, chance {spread(kept['chance'], percents)}"
-    return _each_seed(beyond.where(kept["universal"] >= FEWEST), here)
+    asked = (kept["universal"] >= FEWEST) & (kept["chance"] < MAJORITY)
+    missing = _too_few(kept["universal"]) or f"chance alone keeps {percent(kept['chance'].max(), 0)}"
+    shares, details = kept["persistence"].where(asked), ""
+    steady, start = constant_rate(evidence.tables["points"])["point"], middle_point(evidence.tables["points"])
+    if start in steady.to_numpy() and steady.iloc[-1] != start:
+        until = evidence.tables["neurons"].query("point in @steady")
+        before = persistence(until).query("point == @start").set_index("seed")["persistence"].where(asked)
+        details = f"{_one_decimal(before.mean())} at the last checkpoint before the decay" if before.count() else ""
+    return Effects(shares, _one_decimal, details, kept["chance"], missing=missing)
 
 
-@_claim("…and their best matches are the same neurons", "births", source=OWN)
-def same_partners(evidence: Evidence) -> Measured:
+def _same_partners(evidence: Evidence) -> Effects:
+    if len(evidence.tables["points"]) < 2:
+        return unmeasured(FEW_POINTS)
     kept = evidence.once(_halfway)
-    same = kept["same_partner"]
-    return _each_seed(same.where(kept["universal"] >= FEWEST), spread(same, percents), MAJORITY)
+    asked = kept["universal"] >= FEWEST
+    missing = _too_few(kept["universal"]) or "none of them is universal at the end"
+    return Effects(kept["same_partner"].where(asked), _one_decimal, missing=missing)
 
 
-_DEPTHS = "highest in early and deep layers"
-
-
-@_claim("Persistence is higher in the first and last layer than between", "births", _DEPTHS, PERSISTENCE)
-def outer_layers(evidence: Evidence) -> Measured:
-    layers = layer_persistence(evidence.tables["neurons"], middle_point(evidence.tables["points"]))
-    outer = layers["layer"].isin([0, layers["layer"].max()])
+def _outer_layers(evidence: Evidence) -> Effects:
+    points = evidence.tables["points"]
+    if len(points) < 2:
+        return unmeasured(FEW_POINTS)
+    layers = layer_persistence(evidence.tables["neurons"], middle_point(points))
+    outer = np.where(layers["layer"].isin([0, layers["layer"].max()]), "outer", "inner")
     own = layers.groupby(["seed", outer])[["kept", "universal"]].sum()
-    shares = (own["kept"] / own["universal"].where(own["universal"] >= FEWEST)).unstack().reindex(columns=[True, False])
-    ends, between = shares[True], shares[False]
-    return _each_seed(ends - between, f"{spread(ends, percents)} against {spread(between, percents)}")
+    number = own["universal"].unstack().reindex(columns=["outer", "inner"], fill_value=0)
+    shares = (
+        (own["kept"] / own["universal"].where(own["universal"] >= FEWEST)).unstack().reindex(columns=number.columns)
+    )
+    needed = f"{FEWEST} universal neurons are needed halfway in both groups of layers; the first and last layer have "
+    missing = f"{needed}{_range(number['outer'])} a seed, those between {_range(number['inner'])}"
+    both = shares.dropna()
+    details = f"{_one_decimal(both['outer'].mean())} against {_one_decimal(both['inner'].mean())}" if len(both) else ""
+    values = 100 * (shares["outer"] - shares["inner"])
+    return Effects(values, lambda value: signed(value, 1), f"percentage points, {details}", missing=missing)
+
+
+def _range(numbers: pd.Series) -> str:
+    low, high = int(numbers.min()), int(numbers.max())
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def _best_head(score: str) -> Callable[[Evidence], Effects]:
+    def measure(evidence: Evidence) -> Effects:
+        heads = evidence.tables["heads"]
+        best = heads[heads["point"] == evidence.tables["points"]["point"].iloc[-1]].groupby("seed")[score].max()
+        return Effects(best, "{:.2f}".format, "best head of a seed", missing="the text is too short to score heads")
+
+    return measure
+
+
+CLAIMS = (
+    Claim("growth", CHAPTER, TRAINING, _growth),
+    Claim("persistent", CHAPTER, TRAINING, _persistent),
+    Claim("same_partners", CHAPTER, TRAINING, _same_partners),
+    Claim("outer_layers", CHAPTER, TRAINING, _outer_layers),
+    *(Claim(f"{score}_head", CHAPTER, HEADS, _best_head(score)) for score in ("bos", "previous", "induction")),
+)

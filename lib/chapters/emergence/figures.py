@@ -1,7 +1,7 @@
 """Chapter 7's figures: what seeds are like from checkpoint to checkpoint.
 
 Training runs along the x axis, on a log axis of tokens where these are known. Lines are means over seeds, shading is
-their range.
+their range; the grey span is the decay of the learning rate, where its schedule is known.
 """
 
 from typing import NamedTuple
@@ -34,15 +34,27 @@ from lib.display.plots import (
 )
 
 HEAD_SCORES = {"bos": "attention to BOS", "previous": "attention to the previous token", "induction": "induction score"}
+OTHERS = "#bbbbbb"  # lines of domains that are not named
+DECAY = {"color": NEUTRAL, "alpha": 0.25, "linewidth": 0, "zorder": 0}
 WHEN_COLOURS = {"early": "#0072B2", "late": "#E69F00"}
 
 
 class Timeline(NamedTuple):
-    """Where each point of training is on the x axis, and the axis's label."""
+    """Where each point of training is on the x axis, the axis's label, and from where on the learning rate decays."""
 
     at: pd.Series  # point → x
     label: str
     log: bool
+    decay: float | None = None
+
+    def decayed(self, point: str) -> bool:
+        """Whether the learning rate has begun to decay before the point."""
+        return self.decay is not None and self.at[point] > self.decay
+
+    @property
+    def span(self) -> str:
+        """The sentence that explains the span, with a space before it; empty where there is none."""
+        return "" if self.decay is None else " In the grey span the learning rate decays."
 
     def tick(self, point: str) -> str:
         """The point's tokens or steps, short; its name where neither is known."""
@@ -53,12 +65,17 @@ class Timeline(NamedTuple):
         return f"{self.tick(point)} {self.label.removeprefix('training ')}" if self.log else point
 
 
-def timeline(points: pd.DataFrame) -> Timeline:
-    """From rows point, step, tokens: tokens where all are known, else steps, else the points' order."""
+def timeline(points: pd.DataFrame, constant_until: int | None = None) -> Timeline:
+    """From rows point, step, tokens: tokens where all are known, else steps, else the points' order.
+
+    The learning rate is constant up to the step `constant_until`.
+    """
     for column, label in (("tokens", "training tokens"), ("step", "training steps")):
         values = pd.to_numeric(points[column]).astype(float)
         if values.notna().all() and (values > 0).all():
-            return Timeline(pd.Series(values.to_numpy(), points["point"]), label, True)
+            at, steps = pd.Series(values.to_numpy(), points["point"]), pd.to_numeric(points["step"]).to_numpy(float)
+            decays = constant_until is not None and steps[-1] > constant_until
+            return Timeline(at, label, True, at.iloc[-1] * constant_until / steps[-1] if decays else None)
     return Timeline(pd.Series(np.arange(1.0, len(points) + 1), points["point"]), "checkpoint, in order", False)
 
 
@@ -82,6 +99,11 @@ def _time_axis(axes: Axes, time: Timeline) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
+def _shade_decay(axes: Axes, time: Timeline) -> None:
+    if time.decay is not None:
+        axes.axvspan(time.decay, time.at.max(), **DECAY)
+
+
 def _over_seeds(
     axes: Axes, table: pd.DataFrame, column: str, time: Timeline, weight: str | None = None, **line
 ) -> None:
@@ -103,13 +125,16 @@ def losses(table: pd.DataFrame, time: Timeline) -> Figure:
     domains = table[table["domain"] != "all"].groupby(["point", "domain"], sort=False)["loss"].mean().unstack()
     domains = domains.reindex(time.at.index)
     ordered = domains.iloc[-1].sort_values().index
-    special = {name: (f"hardest: {name}", BASELINE) for name in ordered[-1:]}
+    special = {name: ("other domains", OTHERS) for name in ordered[1:2]}
+    special |= {name: (f"hardest: {name}", BASELINE) for name in ordered[-1:]}
     special |= {name: (f"easiest: {name}", EXCESS) for name in ordered[:1]}
     for domain in ordered:
-        label, colour = special.get(domain, (None, "#cccccc"))
-        axes.plot(time.at[domains.index], domains[domain], color=colour, linewidth=1.5 if label else 0.8, label=label)
+        label, colour = special.get(domain, (None, OTHERS))
+        width = 0.8 if colour == OTHERS else 1.5
+        axes.plot(time.at[domains.index], domains[domain], color=colour, linewidth=width, label=label)
     _over_seeds(axes, table[table["domain"] == "all"], "loss", time, color=CORRELATION, label="all text")
     _time_axis(axes, time)
+    _shade_decay(axes, time)
     axes.set_ylabel("held-out loss [nats per token]")
     axes.legend()
     return fig
@@ -126,6 +151,7 @@ def shares(seeds: pd.DataFrame, time: Timeline) -> Figure:
     right.set(ylabel="mean excess correlation")
     for axes in (left, right):
         _time_axis(axes, time)
+        _shade_decay(axes, time)
     return fig
 
 
@@ -137,7 +163,8 @@ def by_layer(shares: pd.DataFrame, time: Timeline) -> Figure:
     look = {"cmap": "cividis", "vmin": 0, "vmax": max(1e-3, 100 * np.nanmax(wide.to_numpy()))}
     bar = {"label": "universal neurons [%]"}
     sns.heatmap(100 * wide, ax=axes, annot=layers <= 12, fmt=".1f", cbar_kws=bar, **look)
-    axes.set_yticks(np.arange(len(wide)) + 0.5, map(time.tick, wide.index), rotation=0)
+    ticks = [time.tick(point) + (", decayed" if time.decayed(point) else "") for point in wide.index]
+    axes.set_yticks(np.arange(len(wide)) + 0.5, ticks, rotation=0)
     axes.set(xlabel="layer", ylabel=time.label)
     return fig
 
@@ -153,6 +180,8 @@ def births_and_deaths(changes: pd.DataFrame, kept: pd.DataFrame, time: Timeline)
     left.bar(x, mean["stay"], color=COLOURS["universal"], label="stay")
     left.bar(x, mean["births"], bottom=mean["stay"], color=EXCESS, label="births")
     left.bar(x, -mean["deaths"], color=NEUTRAL, label="deaths")
+    for place in np.flatnonzero([time.decayed(point) for point in mean.index]):
+        left.axvspan(place - 0.5, place + 0.5, **DECAY)
     left.axhline(0, color=NEUTRAL, linewidth=1)
     left.set_xticks(x, map(time.tick, mean.index), rotation=45, fontsize="small")
     left.set(xlabel=f"{time.label}, later checkpoint", ylabel="deaths ↓ neurons ↑ universal\nmean over seeds")
@@ -226,8 +255,9 @@ def circuits_appear(heads: pd.DataFrame, layers: pd.DataFrame, time: Timeline) -
     best = heads.groupby(keys, sort=False)[list(HEAD_SCORES)].max().reset_index()
     for axes, (name, label) in zip(grid[0], HEAD_SCORES.items(), strict=True):
         _over_seeds(axes, best, name, time, color=CORRELATION)
-        axes.axhline(HEAD_BAR, color=NEUTRAL, linestyle=":", linewidth=1)
+        axes.axhline(HEAD_BAR, color=NEUTRAL, linestyle=":", linewidth=1, label="bar of the table below")
         axes.set(title=label, ylim=(-0.02, 1.02), ylabel="best head of a seed" if name == "bos" else "")
+    grid[0, 0].legend(fontsize="x-small", loc="upper left")
     total = layers.groupby(keys, sort=False).agg(dict.fromkeys(COUNTS, "sum") | {"max_kurt": "max"}).reset_index()
     kurtosis, peaked, variance = grid[1]
     _over_seeds(kurtosis, total, "max_kurt", time, color=NEUTRAL)
@@ -249,6 +279,8 @@ def circuits_appear(heads: pd.DataFrame, layers: pd.DataFrame, time: Timeline) -
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     for axes in grid[1]:
         _time_axis(axes, time)
+    for axes in grid.flat:
+        _shade_decay(axes, time)
     return fig
 
 

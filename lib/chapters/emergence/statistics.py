@@ -142,6 +142,16 @@ def middle_point(points: pd.DataFrame) -> str:
     return points["point"].iloc[-2:].iloc[0]
 
 
+def constant_rate(points: pd.DataFrame) -> pd.DataFrame:
+    """The points at a constant learning rate (column `constant`); none where the schedule is not known."""
+    return points[points["constant"]]
+
+
+def shares_by_seed(neurons: pd.DataFrame) -> pd.DataFrame:
+    """Share of universal neurons of each seed (rows) at each point (columns, in order of training)."""
+    return _flags(neurons).groupby(level="seed").mean()
+
+
 def transitions(neurons: pd.DataFrame) -> pd.DataFrame:
     """One row per seed and checkpoint after the first: seed, point, and counts against the checkpoint before it.
 

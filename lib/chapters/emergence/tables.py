@@ -26,9 +26,15 @@ from lib.cache import content_sha256, fresh, refuse_other_statistics
 from lib.chapters.circuits import roles
 from lib.chapters.circuits.tables import weights_of
 from lib.chapters.emergence import statistics
-from lib.chapters.emergence.checkpoints import Point, is_shipped, lacks_tokeniser, link_seed, points
+from lib.chapters.emergence.checkpoints import (
+    Point,
+    constant_rate_steps,
+    is_shipped,
+    lacks_tokeniser,
+    link_seed,
+    points,
+)
 from lib.chapters.families.summary import FAMILIES, with_excess
-from lib.chapters.universality.properties import frequency_cosine_correlation, property_tests, reference_shares
 from lib.chapters.universality.tables import tabulate
 from lib.collect.passes import collect
 from lib.collect.planner import seed_shapes
@@ -38,11 +44,10 @@ from lib.run import Run, with_universal
 
 TOKENS = 300_000  # positions of text for each checkpoint
 ROTATIONS = 1  # draws; chapter 2 shows how little they differ in their mean
-TABLES = ("seeds", "losses", "layers", "heads", "properties", "neurons")
+TABLES = ("losses", "layers", "heads", "neurons")
 RECORD = "emergence.json"
 SHIPPED = Path("data") / "emergence"
 PARTNERS_FROM = 0.25  # excess from which a neuron's matches ship; only persistence of universal neurons needs them
-TESTED = ["property", "label", "published", "effect", "median_percentile", "p_corrected", "verdict"]
 OF_POINT = ("label", "step", "tokens", "seeds", "precision", "seconds")  # of a point's record, in RECORD
 
 
@@ -69,7 +74,7 @@ def measure(run: Run) -> dict[str, pd.DataFrame]:
     allowed = torch.tensor(sorted(set(range(text.vocab_size)) - {text.bos_id, *text.newline_ids}))
     blocks, random_seed = statistics.HEAD_BLOCKS, run.params.random_seed
     repeated = statistics.repeated_tokens(blocks, text.context, allowed, text.bos_id, random_seed)
-    parts, cuts = {"seeds": [], "layers": [], "heads": [], "properties": []}, {}
+    parts, cuts = {"layers": [], "heads": []}, {}
     for seed, own in neurons.groupby("seed", sort=False):
         _, unembedding = weights_of(run, seed)
         directions = roles.random_directions(roles.NULL_DIRECTIONS, len(unembedding), random_seed)
@@ -77,10 +82,8 @@ def measure(run: Run) -> dict[str, pd.DataFrame]:
         cuts[seed] = roles.null_cuts(null)
         model = load_model(seed_source(run.params, seed))
         found = {
-            "seeds": reference_shares(own).assign(frequency_cosine=frequency_cosine_correlation(own)),
             "layers": statistics.layer_indicators(own, matches[matches["seed"] == seed], null),
             "heads": statistics.head_table(model, text.tokens[:blocks], repeated),
-            "properties": property_tests(own)[TESTED],
         }
         for name, table in found.items():
             parts[name].append(table.drop(columns="seed", errors="ignore").assign(seed=seed))
@@ -199,6 +202,9 @@ def tabulate_emergence(
         records.append(measured_point(params, point, tokens, folder / "points" / point.label))
     settings |= {name: records[0][name] for name in ("text_sha256", "counted", "layers", "neurons")}
     older, kept = kept_points(keep, records, settings) if keep else ([], {})
+    settings["constant_rate"] = constant_rate_steps(params) or (kept_record(keep, {}) if keep else {}).get(
+        "constant_rate"
+    )
     for name in TABLES:
         paths = {point.label: folder / "points" / point.label / f"{name}.parquet" for point in chosen}
         parts = [pd.read_parquet(path).assign(point=label) for label, path in paths.items()]
@@ -213,19 +219,26 @@ def tabulate_emergence(
 class Emergence:
     """The tables of a run's checkpoints, in the order of training.
 
-    `record` says what they were made from; `tables` has TABLES by name, `points` (point, step, tokens) and, where the
-    run has them, `families`: chapter 4's rows of the reference seed. `is_universal` is set where there is an excess.
+    `record` says what they were made from; `tables` has TABLES by name, `points` and, where the run has them,
+    `families`: chapter 4's rows of the reference seed. `is_universal` is set where there is an excess. `points` has
+    point, step, tokens and constant, whether the learning rate is known to be that of the constant phase.
     """
 
     def __init__(self, folder: Path, threshold: float, shipped: bool = False, families: pd.DataFrame | None = None):
         self.shipped, self.record = shipped, read_json(folder / RECORD)
         points = pd.DataFrame(self.record["points"])[["label", "step", "tokens"]].rename(columns={"label": "point"})
+        points["constant"] = pd.to_numeric(points["step"]).between(*self.record.get("constant_rate") or (1, 0))
         order = {point: place for place, point in enumerate(points["point"])}
         self.tables = {"points": points} | ({} if families is None else {"families": families})
         for name in TABLES:
             table = pd.read_parquet(folder / f"{name}.parquet").astype({"point": str, "seed": str})
             self.tables[name] = table.iloc[table["point"].map(order).argsort(kind="stable")].reset_index(drop=True)
         self.tables = {name: with_universal(table, threshold) for name, table in self.tables.items()}
+
+    @property
+    def constant_until(self) -> int | None:
+        """The last step at the constant learning rate; None where the schedule is not known."""
+        return self.record["constant_rate"][-1] if self.record.get("constant_rate") else None
 
     def early_and_late(self) -> tuple[pd.DataFrame, pd.DataFrame, str]:
         """The universal neurons of the end as early or late (`when`), the share of each kind in both, what a kind is.

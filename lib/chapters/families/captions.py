@@ -107,8 +107,8 @@ def chance_level(rows: pd.DataFrame, levels: pd.DataFrame) -> Caption:
     title = f"The median neuron scores {median:.2f}, the median rotated one {rotated:.2f}"
     explained, level = (rows["family"] != UNEXPLAINED).mean(), by_layer["chance"]
     text = (
-        f"The chance level lies between {level.min():.3f} (layer {level.idxmin()}) and {level.max():.3f} "
-        f"(layer {level.idxmax()}). "
+        "Boxes: quartiles of each layer's neurons; whiskers: 5th and 95th percentile. The chance level lies between "
+        f"{level.min():.3f} (layer {level.idxmin()}) and {level.max():.3f} (layer {level.idxmax()}). "
         f"**{_whole(explained)}** of the neurons exceed it; by chance 5 % would."
     )
     behind = by_layer.index[by_layer["median"] > rows.groupby("layer")["score"].median()]

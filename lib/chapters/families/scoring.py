@@ -26,14 +26,10 @@ NEAR_TIE_RATIO = 0.9  # of the runner-up's score to the best
 # Gurnee et al., arXiv 2401.12181, section 4 and published tables: GPT2-medium's universal neurons
 PUBLISHED_UNIVERSAL, PUBLISHED_UNEXPLAINED, PUBLISHED_WELL_EXPLAINED = 1211, 283, 180
 PUBLISHED_LOW, PUBLISHED_HIGH = 0.05, 0.5  # the two counts are of scores below and from here
-# and of universal neurons of its models (docs/method.md §5): best scores, layers (of how many, if known), numbers
+# and of universal neurons of its models (docs/method.md §5): best scores, number of position neurons
 PUBLISHED_BEST = {"unigram": ("the word “to”", 0.987), "syntax": ("negation", 0.629)}
-PUBLISHED_LAYERS = {
-    "unigram": "mostly in layers 0 and 1",
-    "previous_token": "layers 4 to 6 of 24",
-    "position": "layers 0 to 2",
-}
-LETTERS, PUBLISHED_LETTERS, PUBLISHED_POSITION = 26, 18, 20
+PUBLISHED_POSITION = 20
+LETTERS = 26
 
 # one seed's layers, each as `GroupedMoments.compact` gives it, with a row for each label (`families.statistics`)
 Statistics = Sequence[Mapping[str, Tensor]]
@@ -41,10 +37,10 @@ Statistics = Sequence[Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Rotation:
-    """One random rotation of each layer's neurons, and the rotated neurons' deviations (docs/method.md §2)."""
+    """One random rotation of each layer's z-scored neurons, and the rotated neurons' deviations (docs/method.md §5)."""
 
     turn: Float[Tensor, "layers n n"]
-    deviation: Float[Tensor, "layers n"]  # over all counted tokens, in units of the activation
+    deviation: Float[Tensor, "layers n"]  # over all counted tokens
 
 
 @dataclass(frozen=True)
@@ -95,8 +91,8 @@ def score_labels(
     """Scores of all labels, in the order of `sets`, for one seed's neurons; and the values for its rotated neurons.
 
     Scores are over all counted tokens, so that kinds of labels compare; a label is 0 where its kind is unknown. A
-    rotated neuron's mean on a label is a rotation of the neurons' means. Its variance in a half is its variance over
-    the text times the ratio that the neurons it mixes have.
+    rotated neuron's mean on a label is a rotation of the neurons' means, each in its deviations. Its variance in a half
+    is its variance over the text times the ratio that the neurons it mixes have.
     """
     layers, neurons = len(statistics), len(statistics[0]["deviation"])
     labels = sum(len(one.labels) for one in sets)
@@ -104,8 +100,8 @@ def score_labels(
     labelled_score, difference = (torch.zeros(labels, layers * neurons) for _ in range(2))
     for layer in range(layers):
         own, columns, start = statistics[layer], slice(layer * neurons, (layer + 1) * neurons), 0
-        turn, deviation = rotation.turn[layer].float(), own["deviation"].float()
-        mixed = turn**2 * deviation**2  # what each neuron adds to a rotated one's variance, without covariances
+        turn = rotation.turn[layer].float()
+        mixed = turn**2 * (own["deviation"] > 0)  # what each neuron adds to a rotated one's variance, no covariances
         for one in sets:
             rows = slice(start, start + len(one.labels))
             start = rows.stop
@@ -114,7 +110,7 @@ def score_labels(
                 value[half, rows, columns] = contrast.score()
                 ratio = (mixed @ contrast.variance) / mixed.sum(1).clamp(min=1e-30)
                 variance = rotation.deviation[layer].float() ** 2 * ratio
-                turned = (contrast.difference * deviation) @ turn.T
+                turned = contrast.difference @ turn.T
                 rotated[half, rows, columns] = variance_reduction(contrast.share, turned, variance)
             difference[rows, columns] = contrast.difference  # of the odd half, the last
             labelled_score[rows, columns] = _Contrast.of(one, own, one.table, ODD).score()

@@ -7,6 +7,7 @@ Rows are of all seeds that serve as reference. Scoring is algebra on the statist
 import hashlib
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 import torch
@@ -28,14 +29,17 @@ ROTATION_DRAW = 1_000  # none of chapter 2's draws
 
 
 def random_rotation(run: Run, seed: str) -> Rotation:
-    """A rotation of each layer of a seed, with the deviations of its rotated neurons from the run's covariances."""
+    """A rotation of each layer of a seed, each neuron in units of its deviation, so that no neuron is louder than
+    another; with the deviations of the rotated neurons from the run's covariances."""
     from lib.collect.statistics import load_statistics
 
     statistics = load_statistics(run)
     covariance, (layers, neurons) = statistics.covariance, statistics.covariance.shapes[seed]
     turn = haar_rotation(neurons, run.params.random_seed, ROTATION_DRAW)
+    scale = statistics.scales[seed]
+    zscored = replace(scale, unit=scale.inverse_deviation)
     deviations = [
-        rotated_deviation(covariance.within(seed, layer), statistics.scales[seed].layer(layer, neurons), turn)
+        rotated_deviation(covariance.within(seed, layer), zscored.layer(layer, neurons), turn)
         for layer in range(layers)
     ]
     return Rotation(turn.expand(layers, -1, -1), torch.stack(deviations))

@@ -1,7 +1,8 @@
 """Entropy and token-frequency neurons: from weights to candidates by a stated rule, and to their controls.
 
-An entropy neuron writes much, but almost nothing that the unembedding reads: it acts through the final LayerNorm's
-scale. A token-frequency neuron moves the logits along the direction of unigram frequency. docs/method.md §6 and §7.
+An entropy neuron writes much, and much of it where the unembedding reads least: it acts through the final LayerNorm's
+scale. A token-frequency neuron moves the logits along the direction of unigram frequency. Controls are neurons of the
+same layer and norm. docs/method.md §6 and §7.
 """
 
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
+from scipy.stats import beta
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -19,7 +21,9 @@ from lib.models.weights import COSINES_AT_ONCE
 
 LAST_LAYERS = 2
 CANDIDATES = 6
-CONTROLS = 20
+CONTROLS = 3  # for each candidate
+LARGE = 0.5  # quantile of the last layers' norms, from which a norm is large
+CONTROL_OF = {"entropy": "control", "frequency": "frequency control"}  # group of candidates → group of their controls
 FIXED_VALUES = (-0.17, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0)  # docs/method.md §6; −0.17 is GELU's minimum
 WIDTH_PER_DIRECTION = 64  # the null space has d_model / 64 directions: 12 for GPT2-small, as in arXiv 2406.16254
 
@@ -34,6 +38,12 @@ class NullSpace(NamedTuple):
     def chance(self) -> float:
         """Approximate null-space share of a random direction, √(k / directions)."""
         return (self.basis.shape[1] / len(self.singular_values)) ** 0.5
+
+    @property
+    def chance_bound(self) -> float:
+        """The share that one random direction in a thousand exceeds: its square has a beta distribution."""
+        k, directions = self.basis.shape[1], len(self.singular_values)
+        return float(beta.ppf(0.999, k / 2, (directions - k) / 2) ** 0.5)
 
     @property
     def depth(self) -> float:
@@ -100,34 +110,31 @@ def late_neurons(table: pd.DataFrame) -> pd.DataFrame:
 def weight_columns(model: Processed, reading: Readout) -> pd.DataFrame:
     """One row per neuron: norm, logit variance, null-space share, partner, frequency share, entropy score and flag.
 
-    `entropy` is the rule: among the neurons of the last two layers, norm of w_out in the top decile and logit variance
-    (of cos(w_out, W_U) over the vocabulary) in the bottom decile. `entropy_score` = ‖w_out‖ / √logit variance ranks
-    them; earlier layers have NaN and False.
+    `entropy` is the rule: among the neurons of the last two layers, norm of w_out of at least their median and a
+    null-space share beyond 99.9 % of random directions'. `entropy_score` = ‖w_out‖ · share is the length that a neuron
+    writes into the null space; earlier layers have NaN and False.
     """
     w_out, layers, neurons = model.w_out, len(model.blocks), len(model.blocks[0].w_out)
     flat = np.arange(len(w_out))
     partner, cosine = most_opposite(w_out)
+    space = null_space(model.unembedding)
     table = pd.DataFrame({"layer": flat // neurons, "neuron": flat % neurons})
     table["w_out_norm"] = w_out.norm(dim=1).numpy()
     table["vocab_var"] = logit_variance(w_out, model.unembedding).numpy()
-    table["null_share"] = null_share(w_out, null_space(model.unembedding)).numpy()
+    table["null_share"] = null_share(w_out, space).numpy()
     table["partner_layer"], table["partner_neuron"] = partner.numpy() // neurons, partner.numpy() % neurons
     table["partner_cos"] = cosine.numpy()
     table["frequency_share"] = frequency_share(w_out, reading).numpy()
-    late = table["layer"] >= layers - LAST_LAYERS
-    score = table["w_out_norm"] / np.sqrt(table["vocab_var"].clip(lower=1e-30))
-    table["entropy_score"] = score.where(late & (table["w_out_norm"] > 0))
-    large = table["w_out_norm"] >= table.loc[late, "w_out_norm"].quantile(0.9)
-    small = table["vocab_var"] <= table.loc[late, "vocab_var"].quantile(0.1)
-    table["entropy"] = late & large & small & (table["w_out_norm"] > 0)
+    late = (table["layer"] >= layers - LAST_LAYERS) & (table["w_out_norm"] > 0)
+    table["entropy_score"] = (table["w_out_norm"] * table["null_share"]).where(late)
+    large = table["w_out_norm"] >= table.loc[late, "w_out_norm"].quantile(LARGE)
+    table["entropy"] = late & large & (table["null_share"] > space.chance_bound)
     return table
 
 
 def entropy_candidates(table: pd.DataFrame) -> pd.DataFrame:
-    """The best neurons of `weight_columns`: those that satisfy the rule first, then by score."""
-    return (
-        late_neurons(table).sort_values(["entropy", "entropy_score"], ascending=False, kind="stable").head(CANDIDATES)
-    )
+    """The neurons of `weight_columns` that satisfy the rule, those with the largest null-space share; maybe none."""
+    return table[table["entropy"]].sort_values("null_share", ascending=False, kind="stable").head(CANDIDATES)
 
 
 def frequency_candidates(table: pd.DataFrame) -> pd.DataFrame:
@@ -136,14 +143,29 @@ def frequency_candidates(table: pd.DataFrame) -> pd.DataFrame:
     return late.loc[late["frequency_share"].abs().sort_values(ascending=False, kind="stable").index].head(CANDIDATES)
 
 
-def controls(table: pd.DataFrame, chosen: pd.DataFrame, random_seed: int, number: int = CONTROLS) -> pd.DataFrame:
-    """Random neurons of the last two layers outside the top decile of norm and the bottom decile of logit variance.
+def controls(table: pd.DataFrame, chosen: pd.DataFrame, taken: pd.DataFrame, number: int = CONTROLS) -> pd.DataFrame:
+    """For each chosen neuron the `number` neurons of its layer that are nearest in norm of w_out, the nearest first.
 
-    docs/method.md §6; `chosen` neurons are never drawn. Fewer than `number` if there are no more.
+    No neuron is drawn twice, none of `taken`, and none that satisfies the entropy rule.
     """
-    late = late_neurons(table)
-    norm, variance = late["w_out_norm"], late["vocab_var"]
-    ordinary = late[(norm < norm.quantile(0.9)) & (variance > variance.quantile(0.1))].drop(
-        index=chosen.index, errors="ignore"
-    )
-    return ordinary.sample(min(number, len(ordinary)), random_state=random_seed).sort_index()
+    late, picked = late_neurons(table), []
+    free = late[~late["entropy"]].drop(index=taken.index, errors="ignore")
+    for _ in range(number):
+        for row in chosen.itertuples():
+            apart = (free.loc[free["layer"] == row.layer, "w_out_norm"] - row.w_out_norm).abs()
+            if len(apart):
+                picked.append(apart.idxmin())
+                free = free.drop(index=picked[-1])
+    return table.loc[picked]
+
+
+def groups(table: pd.DataFrame) -> pd.DataFrame:
+    """One seed's neurons that are intervened on: columns layer, neuron, group (CONTROL_OF's keys and values).
+
+    A neuron may be a candidate of both kinds.
+    """
+    chosen = {"entropy": entropy_candidates(table), "frequency": frequency_candidates(table)}
+    for group, name in CONTROL_OF.items():
+        chosen[name] = controls(table, chosen[group], pd.concat(chosen.values()))
+    parts = [rows[["layer", "neuron"]].assign(group=group) for group, rows in chosen.items()]
+    return pd.concat(parts, ignore_index=True)

@@ -1,6 +1,7 @@
 """What the figures of chapter 06 show, in words: from their tables to titles, sentences and alternative texts.
 
-Every number is computed; where an effect is missing, the sentence says so.
+Every number is computed; where an effect is missing, the sentence says so. Figures show the reference seed, and
+sentences add the other seeds.
 """
 
 import numpy as np
@@ -8,15 +9,24 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from lib.base.errors import capital
-from lib.chapters.interventions.candidates import NullSpace, late_neurons
-from lib.chapters.interventions.neuron_sets import CHOSEN, MOST, UNIVERSAL, Ranking, first_layer, ranking
-from lib.chapters.interventions.single_neurons import FIXED_FREQUENCY, FROZEN_SCALE, Removed, at_largest_value, removed
-from lib.display.captions import Caption, count, p_words, percent, signed, signed_percent
-from lib.display.claims import SIGNIFICANT
+from lib.chapters.families.summary import FAMILIES
+from lib.chapters.interventions.candidates import CONTROL_OF, LARGE, NullSpace, late_neurons
+from lib.chapters.interventions.neuron_sets import family_parts, shares_below
+from lib.chapters.interventions.single_neurons import (
+    FIXED_FREQUENCY,
+    FROZEN_SCALE,
+    TOTAL,
+    Removed,
+    at_largest_value,
+    removed,
+)
+from lib.chapters.universality.properties import TOP_SHARE
+from lib.display.captions import Caption, count, percent, signed, signed_percent
 
 NULL_DEPTH = 0.1  # largest singular value of a null space, as a share of the median one
-SINK_RATIO = 2.0  # other tokens' ‖W_O v‖ over that of BOS in the median head, above which BOS is an attention sink
-FEW_LATE = "There are too few neurons in the last layers for candidates and controls."
+SINK_RATIO = 2.0  # other tokens' ‖W_O (v + b_V)‖ over BOS's in the median head, above which BOS is an attention sink
+GROUPS = ("entropy", CONTROL_OF["entropy"])
+NO_CANDIDATES = "No neuron of at least median norm in the last layers writes into the null space of W_U beyond chance."
 
 
 def name_of(row) -> str:
@@ -43,83 +53,117 @@ def _named(chosen: pd.DataFrame) -> str:
     return ", ".join(name_of(row) for row in chosen.itertuples())
 
 
-def _range(values: pd.Series) -> str:
-    return f"{signed(values.min(), 3)} to {signed(values.max(), 3)}"
+def _span(values: pd.Series, digits: int = 3) -> str:
+    """The smallest and the largest of the seeds' values."""
+    low, high = (signed(value, digits) for value in (values.min(), values.max()))
+    return low if low == high else f"{low} to {high}"
 
 
 def entropy_selection(weights: pd.DataFrame, chosen: pd.DataFrame, space: NullSpace) -> Caption:
     """From one seed's `weight_columns` and candidates: who satisfies the rule, how much lies in the null space."""
     late = late_neurons(weights)
-    alt = "Scatter plots of logit variance and of null-space share against norm of w_out, for the last layers' neurons."
-    if chosen.empty:
+    alt = "Scatter plots of null-space share and of logit variance against norm of w_out, for the last layers' neurons."
+    if late.empty:
         title = "No neuron writes anything in the last layers"
         return Caption(title, "All output weights of the last layers are 0.", alt)
-    neurons = _number(int(late["entropy"].sum()), "neuron", "has", "have")
-    title = f"{neurons} large norm and small logit variance in the last layers"
-    norm = chosen["null_share"].mean(), late["null_share"].mean()
-    text = (
-        f"Candidates: {_named(chosen)}. Their mean share $\\rho({space.basis.shape[1]})$ where $W_U$ reads least is "
-        f"**{norm[0]:.2f}** against {norm[1]:.2f} for the last layers and {space.chance:.2f} for a random direction."
+    number = _number(
+        int(late["entropy"].sum()), "neuron", "of at least median norm writes", "of at least median norm write"
     )
+    title = f"{number} into the null space of W_U beyond chance"
+    large = late[late["w_out_norm"] >= late["w_out_norm"].quantile(LARGE)]
+    text = (
+        f"A random direction has a share of {space.chance:.2f} where $W_U$ reads least, one in a thousand more than "
+        f"{space.chance_bound:.2f}; {int(late['entropy'].sum())} of the {len(large):,} neurons of at least median norm "
+        "have more."
+    )
+    if len(chosen):
+        shares = chosen["null_share"]
+        text += f" The candidates, {_named(chosen)}, have **{shares.min():.2f}** to **{shares.max():.2f}**."
     if space.depth >= NULL_DEPTH:
         depth = f"{percent(space.depth, 0)} of the median one"
-        text += f" But **$W_U$ has no null space here**: the largest singular value of these directions is {depth}."
+        text += f" **$W_U$ has no true null space here**: the largest singular value of these directions is {depth}."
     return Caption(title, text, f"{alt} {title}.")
 
 
-def fixed_activation(table: pd.DataFrame) -> Caption:
-    """From `fixed_activations` (figures 7, 25): do the candidates change entropy more than the controls do?"""
+def fixed_activation(table: pd.DataFrame, reference: str) -> Caption:
+    """From `fixed_activations` (figures 7, 25): do the candidates change entropy more than controls of equal norm?"""
     alt = "Line plots of the change of scale, entropy, loss and reciprocal rank against the fixed activation."
     top = at_largest_value(table)
-    own, others = top[top["group"] == "entropy"], top[top["group"] == "control"]
-    if own.empty or others.empty:
-        return Caption("No candidates or no controls to compare", FEW_LATE, alt)
-    beyond = own[own["entropy_change"].abs() > others["entropy_change"].abs().max()]
-    text = (
-        f"Held at {top['value'].iloc[0]:g} on {int(top['tokens'].iloc[0]):,} tokens, the candidates change the entropy "
-        f"by **{_range(own['entropy_change'])}** nats, the controls by **{_range(others['entropy_change'])}**."
+    changes = top["entropy_change"].astype(float), top["reciprocal_rank_change"].astype(float).abs()
+    entropy, rank = (own.groupby([top["seed"], top["group"]]).median().unstack().dropna() for own in changes)
+    if not {"entropy", CONTROL_OF["entropy"]} <= set(entropy) or entropy.empty:
+        return Caption("No candidates or no controls to compare", NO_CANDIDATES, alt)
+    own = top[top["seed"] == reference]
+    sizes = own["group"].value_counts().reindex(list(GROUPS), fill_value=0)
+    title = f"No candidate in seed {reference}"
+    text = ""
+    if reference in entropy.index:
+        ours, others = (entropy.loc[reference, group] for group in GROUPS)
+        title = f"Held at {top['value'].iloc[0]:g}, the median candidate changes entropy by {signed(ours, 3)} nats"
+        text = (
+            f"In seed {reference}, on {int(own['tokens'].iloc[0]):,} tokens, the median of {sizes.iloc[0]} candidates "
+            f"changes the entropy by **{signed(ours, 3)}** nats, the median of {sizes.iloc[1]} controls by "
+            f"**{signed(others, 3)}**."
+        )
+    differences, ranks = (one["entropy"] - one[CONTROL_OF["entropy"]] for one in (entropy, rank))
+    text += (
+        f" Candidate less control over {count(len(differences), 'seed')}: {_span(differences)} nats of entropy, "
+        f"{_span(ranks, 4)} in the size of the change of reciprocal rank."
     )
-    if beyond.empty:
-        title = "No candidate changes entropy more than every control does"
-        return Caption(title, f"{text} So this run shows no clear entropy neuron.", f"{alt} {title}.")
-    title = f"{_number(len(beyond), 'candidate', 'changes', 'change')} entropy more than every control"
-    calm = int((beyond["reciprocal_rank_change"].abs() < others["reciprocal_rank_change"].abs().median()).sum())
-    exceed = _number(len(beyond), "candidate", "exceeds", "exceed")
-    text += f" **{exceed}** every control, {calm} of them with less change of the rank than the median control."
-    return Caption(title, text, f"{alt} {title}.")
+    return Caption(title, text.strip(), f"{alt} {title}.")
 
 
-def _removes(found: Removed, effect: str) -> str:
-    difference = "too few neurons to compare"
-    if np.isfinite(found.p_value):
-        significant, more = found.p_value < SIGNIFICANT, "more" if found.delta > 0 else "less"
-        difference = f"{f'clearly {more}' if significant else 'no clear difference'} ({p_words(found.p_value)})"
-    return (
-        f"removes **{signed_percent(found.candidates)}** of the median candidate's effect on {effect} and "
-        f"**{signed_percent(found.controls)}** of the median control's: {difference}."
-    )
+def _removes(table: pd.DataFrame, reference: str, outcome: str, variant: str, group: str, effect: str) -> str:
+    """How much a variant removes from candidates and controls of the reference, and Cliff's delta over seeds."""
+    groups = group, CONTROL_OF[group]
+    found = {seed: removed(own, outcome, variant, groups) for seed, own in table.groupby("seed")}
+    own = found.get(reference, Removed(np.nan, np.nan, (0, 0), np.nan))
+    deltas = pd.Series({seed: one.delta for seed, one in found.items()}, dtype=float).dropna()
+    parts = [
+        f"**{signed_percent(share)}** of the median {name}'s effect on {effect} ({number} with a clear one)"
+        for share, name, number in zip(own[:2], ("candidate", "control"), own.neurons, strict=True)
+        if number
+    ]
+    said = f"removes {' and '.join(parts)}" if parts else f"cannot be judged: nobody has a clear effect on {effect}"
+    over = f"; Cliff's delta over {count(len(deltas), 'seed')} {_span(deltas, 2)}" if len(deltas) else ""
+    return f"{said}{over}."
 
 
-def mean_ablation(table: pd.DataFrame) -> Caption:
+def mean_ablation(table: pd.DataFrame, reference: str) -> Caption:
     """From `mean_ablations`: how much of an effect goes through the final scale, how much along token frequency."""
     alt = "Scatter plots of mean-ablation effects: total against direct, with the final scale or the frequency fixed."
-    if table.empty:
-        return Caption("No neuron to ablate", FEW_LATE, alt)
-    scale = removed(table, "entropy", FROZEN_SCALE, "entropy")
-    frequency = removed(table, "kl_unigram", FIXED_FREQUENCY, "frequency")
-    gone = signed_percent(scale.candidates) if scale.candidates > 0 else "nothing"
-    title = f"Freezing the final scale removes {gone} of the median candidate's effect on entropy"
-    if np.isnan(scale.candidates):
-        title = "No candidate's mean ablation changes entropy"
+    own = table[table["seed"] == reference]
+    if own.empty:
+        return Caption("No neuron to ablate", NO_CANDIDATES, alt)
+    scale = removed(own, "entropy", FROZEN_SCALE, ("entropy", CONTROL_OF["entropy"]))
+    title = "No candidate's mean ablation clearly changes entropy"
+    if scale.neurons[0]:
+        gone = signed_percent(scale.candidates) if scale.candidates > 0 else "nothing"
+        title = f"Freezing the final scale removes {gone} of the median candidate's effect on entropy"
+    along = _removes(table, reference, "kl_unigram", FIXED_FREQUENCY, "frequency", "KL(prediction ‖ unigram)")
     text = (
-        f"Freezing the final scale {_removes(scale, 'entropy')} Fixing the projection on the frequency direction "
-        f"{_removes(frequency, 'KL(prediction ‖ unigram)')}"
+        f"In seed {reference}, freezing the final scale "
+        f"{_removes(table, reference, 'entropy', FROZEN_SCALE, 'entropy', 'entropy')} "
+        f"Fixing the projection on the frequency direction {along} An effect is clear if it is beyond two standard "
+        "errors; above 100 % it changes sign, and a negative share means that it grows."
     )
-    if min(*scale[:2], *frequency[:2]) < 0:
-        text += " A negative share means that the effect grows."
-    if max(*scale[:2], *frequency[:2]) > 1:
-        text += " Above 100 % the effect changes sign."
     return Caption(title, text, f"{alt} {title}.")
+
+
+def frequency_size(table: pd.DataFrame, reference: str) -> str:
+    """How large the effects of token-frequency neurons are beside their controls', from `mean_ablations`."""
+    total = table[(table["seed"] == reference) & (table["variant"] == TOTAL)]
+    sizes = total["kl_unigram_change"].astype(float).abs().groupby(total["group"]).max()
+    groups = "frequency", CONTROL_OF["frequency"]
+    if not set(groups) <= set(sizes.index):
+        return ""
+    ours, others = (sizes[group] for group in groups)
+    size = "**negligible** beside that of controls" if ours <= others else "larger than that of every control"
+    return (
+        f"They are chosen by the alignment that fixing the projection tests, so that they act along it holds by "
+        f"construction. Their effect is {size}: the largest change of KL(prediction ‖ unigram) is **{ours:.4f}** nats "
+        f"by a candidate and **{others:.4f}** by a control of equal norm."
+    )
 
 
 def frequency_selection(weights: pd.DataFrame, chosen: pd.DataFrame) -> str:
@@ -141,7 +185,7 @@ def matched_ablation(table: pd.DataFrame) -> Caption:
         text = "No ablated neuron has a best match in another seed whose mean activation is known."
         return Caption("No matches to compare", text, alt)
     parts, found = [], {}
-    for group, name in (("entropy", "candidates"), ("control", "controls")):
+    for group, name in zip(GROUPS, ("candidates", "controls"), strict=True):
         own = table[table["group"] == group]
         one, other = own["reference_change"], own["entropy_change"]
         if len(own) >= 3 and one.nunique() > 1 and other.nunique() > 1:
@@ -150,7 +194,7 @@ def matched_ablation(table: pd.DataFrame) -> Caption:
             parts.append(f"**{found[group]}** for the {name}, the same sign in **{same}** of {len(own)} pairs")
     title = "Too few matches of the candidates to compare their effects"
     if "entropy" in found:
-        beside = f" (controls {found['control']})" if "control" in found else ""
+        beside = f" (controls {found[GROUPS[1]]})" if GROUPS[1] in found else ""
         title = f"Effects on entropy of candidates and matches: rank correlation {found['entropy']}{beside}"
     text = f"Rank correlation of the effects of a neuron and its match: {'; '.join(parts) or 'too few pairs'}. "
     text += "Pairs that share a neuron are not independent, so there is no test."
@@ -183,17 +227,19 @@ def attention_scores(weights: pd.DataFrame, chance: pd.DataFrame) -> Caption:
     return Caption(title, text, f"{alt} {title}.")
 
 
-def value_norms(table: pd.DataFrame) -> Caption:
-    """From `value_norms`: is BOS an attention sink, with values smaller than other tokens'?"""
-    ratio, smaller = table["ratio"].median(), int((table["ratio"] > 1).sum())
+def value_norms(table: pd.DataFrame, reference: str) -> Caption:
+    """From `value_norms`: does a head that attends to BOS alone write little?"""
+    own, medians = table[table["seed"] == reference], table.groupby("seed")["ratio"].median()
+    ratio, smaller = own["ratio"].median(), int((own["ratio"] > 1).sum())
     sink, above = ("an", "above") if ratio > SINK_RATIO else ("**no**", "not above")
-    title = f"In the median head other tokens' ‖W_O v‖ is {ratio:.2f} times that of BOS"
+    title = f"In the median head other tokens' ‖W_O (v + b_V)‖ is {ratio:.2f} times that of BOS"
     text = (
-        f"In **{smaller}** of {count(len(table), 'head')} ‖W_O v‖ is smaller for BOS than for other tokens on average; "
-        f"the median ratio is **{ratio:.2f}**, against 19.4 in the paper's GPT2-medium. BOS is {sink} attention sink "
-        f"here: the ratio is {above} {SINK_RATIO:g}."
+        f"In **{smaller}** of {count(len(own), 'head')} of seed {reference} ‖W_O (v + b_V)‖ is smaller for BOS than on "
+        f"average for other tokens; the median ratio is **{ratio:.2f}** ({medians.min():.2f} to {medians.max():.2f} "
+        f"over {count(len(medians), 'seed')}), and {own['ratio_without_bias'].median():.2f} without the value bias. "
+        f"BOS is {sink} attention sink here: the ratio is {above} {SINK_RATIO:g}."
     )
-    alt = "Scatter plot of the norm of W_O v for BOS against its mean over other tokens, one dot a head."
+    alt = "Scatter plot of the norm of what a head writes for BOS against its mean over other tokens, one dot a head."
     return Caption(title, text, f"{alt} {title}.")
 
 
@@ -219,48 +265,51 @@ def query_paths(summary: pd.DataFrame) -> Caption:
     return Caption(title, text, f"{alt} {title}.")
 
 
-SETS = {UNIVERSAL: "universal neurons", MOST: f"the {MOST} by excess"}
-
-
-def _above(found: Ranking) -> str:
-    return f"**{found.below:g} of {found.draws}** random sets ({p_words(found.p_value)})"
-
-
-def _importance_title(group: str, found: Ranking) -> str:
-    sets = f"{found.below:g} of {found.draws} random sets"
-    if found.p_value >= SIGNIFICANT:
-        return f"Ablating {SETS[group]} does not clearly differ from random ones: above {sets}"
-    return f"Ablating {SETS[group]} costs more loss than {'' if found.share > 0.5 else 'only '}{sets} do"
-
-
-def _first_layer(held: pd.DataFrame) -> str:
-    found = first_layer(held)
-    if found is None:
-        return ""
-    half = f" ± {found.half:.4f}" if np.isfinite(found.half) else ""  # one block of text gives no error
-    excess = f"The first layer's excess over random sets is {signed(found.excess, 4)} nats"
-    difference = f"its difference from the largest of the others (layer {found.other})"
-    return f" {excess}; {difference} is {signed(found.difference, 4)}{half}."
-
-
-def importance(compared: pd.DataFrame) -> Caption:
-    """From `neuron_sets.comparisons`: do a layer's universal neurons matter more than random ones, and where most?"""
+def importance(compared: pd.DataFrame, table: pd.DataFrame, reference: str) -> Caption:
+    """From `neuron_sets.comparisons` and `ablations`: do universal neurons matter more than others of equal power?"""
     alt = "Dot plots by layer of the change of loss and of KL when universal neurons are ablated, over random sets."
-    paragraphs, titles = [], []
-    for group in CHOSEN:
-        held = compared[(compared["group"] == group) & (compared["kind"] == "mean")]
-        if held.empty:
-            paragraphs.append(f"**Not compared:** {SETS[group]}; there are none, or too few others in their layer.")
-            continue
-        loss, kl_per_power = ranking(held, "loss_change"), ranking(held, "kl_per_power")
-        paragraphs.append(
-            f"**{capital(SETS[group])}** of {count(len(held), 'layer')}, held at their means, cost more loss than "
-            f"{_above(loss)} and more KL per unit of power than {_above(kl_per_power)}."
-            + ("" if titles else _first_layer(held))
+    held = compared[compared["kind"] == "mean"]
+    own = held[held["seed"] == reference]
+    if held.empty:
+        text = "**Not compared:** there are no universal neurons, or too few others in their layer."
+        return Caption("No set of universal neurons to ablate beside random ones", text, alt)
+    shares = shares_below(held)
+    over = f"**{percent(shares.mean(), 0)}**" + (f" ({percent(shares.min(), 0)} to {percent(shares.max(), 0)})")
+    title = f"Universal neurons cost more loss than {percent(shares.mean(), 0)} of random sets of equal power"
+    text = f"Over {count(len(shares), 'seed')}, universal neurons cost more loss than {over} of the random sets."
+    others = held[held["seed"] != reference]["blocks"]
+    if len(own):
+        below = own["loss_change_below"].sum() + own["loss_change_level"].sum() / 2
+        text = (
+            f"In seed {reference}, on {own['tokens'].iloc[0]:,} tokens of {count(own['blocks'].iloc[0], 'block')}, the "
+            f"universal neurons of {count(len(own), 'layer')} cost more loss than **{below:g} of "
+            f"{own['draws'].sum()}** random sets; the mean over {count(len(shares), 'seed')}"
+            f"{f' (others: {others.min()} blocks)' if len(others) else ''} is {over}, and a half is chance. "
+            f"The random sets have {own['power_low'].min():.2f} to {own['power_high'].max():.2f} times the power of "
+            "theirs."
         )
-        titles.append(_importance_title(group, loss))
-    title = titles[0] if titles else "No set of universal neurons to ablate beside random ones"
-    return Caption(title, "\n\n".join(paragraphs), f"{alt} {title}.")
+    return Caption(title, f"{text}{_first_layer(own, table, reference)}", f"{alt} {title}.")
+
+
+def _first_layer(own: pd.DataFrame, table: pd.DataFrame, reference: str) -> str:
+    """What the first layer's set costs, and how much of it its largest family makes alone."""
+    first = own[own["layer"] == 0]
+    if first.empty:
+        return ""
+    row = first.iloc[0]
+    half = f" ± {2 * row['loss_change_excess_error']:.4f}" if np.isfinite(row["loss_change_excess_error"]) else ""
+    text = f"\n\nThe first layer's set costs **{signed(row['loss_change'], 4)}** nats, and beyond its random sets "
+    text += f"{signed(row['loss_change_excess'], 4)}{half}."
+    parts = family_parts(table)
+    parts = parts[parts["seed"] == reference]
+    if len(parts):
+        part = parts.iloc[0]
+        family = f"of family “{FAMILIES.get(part['family'], part['family'])}”"
+        text += (
+            f" Its {count(part['neurons'], 'neuron')} {family} alone cost **{signed(part['loss_change'], 4)}**, more "
+            "than those of any other family."
+        )
+    return text
 
 
 def property_agreement(table: pd.DataFrame, labels: dict[str, str]) -> Caption:
@@ -274,7 +323,10 @@ def property_agreement(table: pd.DataFrame, labels: dict[str, str]) -> Caption:
     shares = beyond.groupby(known["group"], sort=False).agg(["sum", "size"])
     parts = [f"**{number}** of {total} for {group} neurons" for group, number, total in shares.itertuples()]
     text = f"Number of properties in which best matches agree beyond every permutation: {', '.join(parts)}. "
-    text += f"*Most universal* means the {MOST} by excess."
+    text += (
+        f"*Most universal* means the top {100 * TOP_SHARE:g} % by excess; their matches are closer than those of other "
+        "neurons, so more agreement is expected."
+    )
     best = known.loc[known["correlation"].idxmax()]
     alike = f"{labels[best['property']]}: {signed(best['correlation'])}"
     title = f"Best matches are most alike in the {alike} ({best['group']} neurons)"

@@ -9,9 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from lib.chapters.interventions.candidates import late_neurons
-from lib.chapters.interventions.captions import SETS, name_of, pair_name
-from lib.chapters.interventions.neuron_sets import CHOSEN, DRAWS, KINDS, RANDOM
+from lib.chapters.families.summary import FAMILIES
+from lib.chapters.interventions.candidates import CONTROL_OF, LARGE, late_neurons
+from lib.chapters.interventions.captions import GROUPS, name_of, pair_name
+from lib.chapters.interventions.neuron_sets import KINDS, RANDOM, UNIVERSAL, family_parts, shares_below
 from lib.chapters.interventions.single_neurons import FIXED_FREQUENCY, FROZEN_SCALE, TOTAL
 from lib.display.captions import signed
 from lib.display.plots import (
@@ -20,15 +21,17 @@ from lib.display.plots import (
     CORRELATION,
     EXCESS,
     NEUTRAL,
+    PERCENT,
     PLAIN,
     SEED_COLOURS,
     WIDE,
     canvas,
     layer_axis,
+    legend_below,
     note,
 )
 
-GROUP_COLOURS = {"control": "#999999", "entropy": "#D55E00", "frequency": "#0072B2"}
+GROUP_COLOURS = {"entropy": "#D55E00", "control": "#999999", "frequency": "#0072B2", "frequency control": "#444444"}
 SET_MARKERS, HELD_AT = {"mean": "o", "zero": "D"}, {"mean": "their means", "zero": "zero"}
 OUTCOME_LABELS = {
     "scale": "final LayerNorm scale",
@@ -40,7 +43,7 @@ CLOUD = {"linewidths": 0, "rasterized": True}  # a dense scatter
 FRAMED = {"edgecolors": "black", "linewidths": 0.5}
 REFERENCE_LINE = {"color": NEUTRAL, "linewidth": 1}
 TABLE_COLUMNS = {"loss_change": ("Δloss [nats]", 4), "kl": ("KL [nats]", 4), "residual_power": ("power", 2)}  # digits
-TABLE_RANKS = {"loss_change": "Δloss", "kl": "KL", "kl_per_power": "KL per power"}
+TABLE_RANKS = {"loss_change": "Δloss", "kl": "KL"}
 WRITING_PROPERTIES = {
     "vocab_kurt": "kurtosis of cos(w_out, W_U)",
     "vocab_skew": "skew of cos(w_out, W_U)",
@@ -48,7 +51,7 @@ WRITING_PROPERTIES = {
     "w_out_norm": "norm of w_out",
     "frequency_share": "cosine with token frequency",
     "null_share": "share in the null space of W_U",
-    "entropy_score": "entropy score",
+    "entropy_score": "length written into the null space",
     "entropy": "entropy rule",
     "attention_deviations": "attention score",
 }
@@ -60,47 +63,45 @@ def _legend(fig: Figure, axes: Axes, place: str = "outside lower center", **opti
         fig.legend(handles, labels, loc=place, frameon=False, **options)
 
 
-def entropy_selection(weights: pd.DataFrame, chosen: pd.DataFrame, chance: float) -> Figure:
-    """Figure 7, left: logit variance and null-space share against the norm of w_out, candidates on top.
+def entropy_selection(weights: pd.DataFrame, chosen: pd.DataFrame, bound: float) -> Figure:
+    """Figure 7, left: null-space share and logit variance against the norm of w_out, the rule's neurons on top.
 
-    `chance` is the null-space share of a random direction.
+    `bound` is the null-space share that one random direction in a thousand exceeds.
     """
     fig, grid = canvas(1, 2, (WIDE, 4))
     late, rest = late_neurons(weights), weights[weights["entropy_score"].isna()]
+    passing = late[late["entropy"]].drop(index=chosen.index, errors="ignore")
+    colour = GROUP_COLOURS["entropy"]
     drawn = (
         (rest, "earlier layers", {"s": 4, "color": "#cccccc"} | CLOUD),
         (late, "last layers", {"s": 5, "color": CORRELATION, "alpha": 0.5} | CLOUD),
-        (chosen, "candidates", {"s": 28, "color": GROUP_COLOURS["entropy"]} | FRAMED),
+        (passing, f"more that satisfy the rule ({len(passing)})", {"s": 24, "facecolor": "none", "edgecolor": colour}),
+        (chosen, f"candidates ({len(chosen)})", {"s": 28, "color": colour} | FRAMED),
     )
-    for axes, column in zip(grid, ("vocab_var", "null_share"), strict=True):
+    for axes, column in zip(grid, ("null_share", "vocab_var"), strict=True):
         for rows, label, look in drawn:
             axes.scatter(rows["w_out_norm"], rows[column], label=label, **look)
-    grid[0].set(xlabel="norm of w_out", ylabel="logit variance")
-    grid[1].set(xlabel="norm of w_out", ylabel="null-space share ρ(k) of w_out")
+    grid[0].set(xlabel="norm of w_out", ylabel="null-space share ρ(k) of w_out")
+    grid[1].set(xlabel="norm of w_out", ylabel="logit variance")
     if len(late):
-        norm, variance = late["w_out_norm"].quantile(0.9), late["vocab_var"].quantile(0.1)
-        grid[0].axvline(norm, linestyle="--", **REFERENCE_LINE)
-        grid[0].axhline(variance, linestyle="--", **REFERENCE_LINE)
+        grid[0].axvline(late["w_out_norm"].quantile(LARGE), linestyle="--", **REFERENCE_LINE)
     if (weights["vocab_var"] > 0).all():
-        grid[0].set_yscale("log")
-        grid[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        grid[0].yaxis.set_major_formatter(PLAIN)
-        grid[0].yaxis.set_minor_locator(NullLocator())
-    grid[1].axhline(chance, color=BASELINE, linestyle=":", label="random direction")
-    _legend(fig, grid[1], ncols=4, markerscale=2)
+        grid[1].set_yscale("log")
+        grid[1].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        grid[1].yaxis.set_major_formatter(PLAIN)
+        grid[1].yaxis.set_minor_locator(NullLocator())
+    grid[0].axhline(bound, color=BASELINE, linestyle=":", label="99.9 % of random directions")
+    _legend(fig, grid[0], ncols=3, markerscale=1.5)
     return fig
 
 
 def fixed_activation(table: pd.DataFrame) -> Figure:
     """Figures 7 and 25: each outcome's change against the fixed activation; candidates over grey controls."""
     fig, grid = canvas(2, 2, (WIDE, 6.2), sharex=True)
-    own, others = (
-        list(table[table["group"] == group].groupby(["layer", "neuron"], sort=False))
-        for group in ("entropy", "control")
-    )
+    own, others = (list(table[table["group"] == group].groupby(["layer", "neuron"], sort=False)) for group in GROUPS)
     for axes, (outcome, label) in zip(grid.flat, OUTCOME_LABELS.items(), strict=True):
         for index, (_, rows) in enumerate(others):
-            look = {"color": GROUP_COLOURS["control"], "alpha": 0.5, "linewidth": 1}
+            look = {"color": GROUP_COLOURS[GROUPS[1]], "alpha": 0.5, "linewidth": 1}
             axes.plot(rows["value"], rows[f"{outcome}_change"], label=None if index else "controls", **look)
         for index, (_, rows) in enumerate(own):
             look = {"color": SEED_COLOURS[index % len(SEED_COLOURS)], "marker": "o", "markersize": 3, "capsize": 2}
@@ -117,18 +118,21 @@ def fixed_activation(table: pd.DataFrame) -> Figure:
 
 
 def mean_ablation(table: pd.DataFrame) -> Figure:
-    """Total effect of mean ablation (x) against what is left with the scale frozen, or the frequency fixed (y)."""
+    """Total effect of mean ablation (x) against what is left with the scale frozen, or the frequency fixed (y).
+
+    Each panel has the candidates that it tests over their controls.
+    """
     fig, grid = canvas(1, 2, (WIDE, 4.2))
     panels = (
-        ("entropy", FROZEN_SCALE, "entropy", "final scale frozen"),
-        ("kl_unigram", FIXED_FREQUENCY, "KL(prediction ‖ unigram)", "projection on frequency fixed"),
+        ("entropy", "entropy", FROZEN_SCALE, "entropy", "final scale frozen"),
+        ("frequency", "kl_unigram", FIXED_FREQUENCY, "KL(prediction ‖ unigram)", "projection on frequency fixed"),
     )
-    for axes, (outcome, variant, label, fixed) in zip(grid, panels, strict=True):
+    for axes, (tested, outcome, variant, label, fixed) in zip(grid, panels, strict=True):
         wide = table.pivot_table(index=["group", "layer", "neuron"], columns="variant", values=f"{outcome}_change")
-        for group, colour in GROUP_COLOURS.items():
+        for group in (CONTROL_OF[tested], tested):
             rows = wide[wide.index.get_level_values("group") == group]
             if len(rows):
-                look = {"color": colour, "markersize": 5, "alpha": 0.8}
+                look = {"color": GROUP_COLOURS[group], "markersize": 5, "alpha": 0.8}
                 axes.plot(rows[TOTAL], rows[variant], "o", label=f"{group} ({len(rows)})", **look)
         if wide.empty:
             note(axes, "no neuron to ablate")
@@ -137,7 +141,7 @@ def mean_ablation(table: pd.DataFrame) -> Figure:
         axes.set(xlabel=f"total change of {label} [nats]", ylabel=f"change with the\n{fixed} [nats]")
         axes.locator_params(axis="x", nbins=4)  # long numbers
         axes.locator_params(axis="y", nbins=6)
-    _legend(fig, grid[0], ncols=4)
+    legend_below(fig, 3)
     return fig
 
 
@@ -145,7 +149,7 @@ def matched_ablation(table: pd.DataFrame) -> Figure:
     """A neuron's total effect on entropy (x) against its best match's in each other seed (y), with standard errors."""
     fig, axes = canvas(size=(WIDE * 0.62, 4.2))
     look = {"fmt": "o", "linestyle": "none", "markersize": 4, "linewidth": 0.8, "alpha": 0.7}
-    for group, label in (("control", "controls"), ("entropy", "entropy candidates")):
+    for group, label in zip(GROUPS[::-1], ("controls", "entropy candidates"), strict=True):
         own = table[table["group"] == group]
         places = own[["reference_change", "entropy_change", "entropy_error", "reference_error"]].T.to_numpy()
         axes.errorbar(*places, color=GROUP_COLOURS[group], label=label, **look)
@@ -160,7 +164,7 @@ def matched_ablation(table: pd.DataFrame) -> Figure:
     if table.empty:
         note(axes, "no match to ablate")
     else:
-        axes.legend(loc="best")
+        legend_below(fig)
     return fig
 
 
@@ -189,14 +193,14 @@ def attention_scores(weights: pd.DataFrame, chance: pd.DataFrame) -> Figure:
 
 
 def value_norms(table: pd.DataFrame) -> Figure:
-    """‖W_O v‖ of BOS against its mean over other tokens, one dot a head coloured by layer."""
+    """‖W_O (v + b_V)‖ of BOS against its mean over other tokens, one dot a head coloured by layer."""
     fig, axes = canvas(size=(WIDE * 0.62, 4))
     dots = axes.scatter(table["others"], table["bos"], c=table["layer"], cmap="viridis", s=30, **FRAMED)
     ends = np.array([table[["bos", "others"]].min().min(), table[["bos", "others"]].max().max()])
     axes.plot(ends, ends, linestyle="--", label="equal", **REFERENCE_LINE)
     if ends[0] > 0:
         axes.set(xscale="log", yscale="log")
-    axes.set(xlabel="‖W_O v‖, mean over other tokens", ylabel="‖W_O v‖ of BOS")
+    axes.set(xlabel="‖W_O (v + b_V)‖, mean over other tokens", ylabel="‖W_O (v + b_V)‖ of BOS")
     fig.colorbar(dots, ax=axes, label="layer", ticks=sorted(table["layer"].unique()))
     axes.legend(loc="upper left")
     return fig
@@ -226,60 +230,90 @@ def query_paths(rows: pd.DataFrame) -> Figure:
     return fig
 
 
-def importance(table: pd.DataFrame) -> Figure:
-    """Change of loss and KL by layer, a column a kind of set: the set over the grey random sets of its size.
+def importance(table: pd.DataFrame, compared: pd.DataFrame, reference: str) -> Figure:
+    """Left: change of loss and KL by layer in the reference, universal neurons over random sets of equal power.
 
+    Right: the first layer's universal neurons by family; and by seed the share of random sets with less change of loss.
     Means lie left and zeros right of the layer. Effects differ by orders of magnitude between layers, so the axes are
     logarithmic, that of the loss linear below the median random set.
     """
-    fig, grid = canvas(2, len(CHOSEN), (WIDE, 6), sharex=True, sharey="row")
-    layers = int(table["layer"].max()) + 1 if len(table) else 1
-    sizes = table.loc[(table["loss_change"] != 0) & (table["group"] == RANDOM), "loss_change"].abs()
+    fig, grid = canvas(2, 2, (WIDE, 6), width_ratios=(1.25, 1))
+    own = table[table["seed"] == reference]
+    drawn, chosen = (own[own["group"] == group] for group in (RANDOM, UNIVERSAL))
+    sizes = drawn.loc[drawn["loss_change"] != 0, "loss_change"].astype(float).abs()
     if len(sizes):
         grid[0, 0].set_yscale("symlog", linthresh=10 ** np.floor(np.log10(sizes.median())))
-    if (table["kl"] > 0).any():
+    if (own["kl"] > 0).any():
         grid[1, 0].set_yscale("log")
-    for axes, label in zip(grid[:, 0], ("change of loss [nats]", "KL(unchanged ‖ ablated)\n[nats]"), strict=True):
+    outcomes = {"loss_change": "change of loss [nats]", "kl": "KL(unchanged ‖ ablated)\n[nats]"}
+    for axes, (outcome, label) in zip(grid[:, 0], outcomes.items(), strict=True):
         axes.set_ylabel(label)
         axes.yaxis.set_major_formatter(PLAIN)
-    for column, group in zip(grid.T, CHOSEN, strict=True):
-        own = table[table["group"] == group]
-        others = table[table["group"] == RANDOM].merge(own[["kind", "layer", "neurons"]])  # of the same size
         for kind, offset in zip(KINDS, (-0.17, 0.17), strict=True):
-            for axes, outcome in zip(column, ("loss_change", "kl"), strict=True):
-                _random_and_set(axes, others[others["kind"] == kind], own[own["kind"] == kind], outcome, kind, offset)
-        column[0].set_title(SETS[group])
+            pair = (rows[rows["kind"] == kind] for rows in (drawn, chosen))
+            _random_and_set(axes, *pair, outcome, kind, offset)
+        layer_axis(axes, int(own["layer"].max()) + 1 if len(own) else 1)
         if own.empty:
-            for axes in column:
-                note(axes, "no set to ablate")
-        layer_axis(column[1], layers)
-    for axes in grid[0]:
-        axes.axhline(0, **REFERENCE_LINE)
-    _legend(fig, grid[0, 0], ncols=4)
+            note(axes, "no set to ablate")
+    grid[0, 0].axhline(0, **REFERENCE_LINE)
+    _families(grid[0, 1], table, reference)
+    _by_seed(grid[1, 1], compared[compared["kind"] == "mean"])
+    _legend(fig, grid[0, 0], ncols=2)
     return fig
 
 
 def _random_and_set(axes: Axes, drawn: pd.DataFrame, chosen: pd.DataFrame, outcome: str, kind: str, offset: float):
-    look = {"markersize": 4, "color": GROUP_COLOURS["control"], "alpha": 0.7, "markeredgewidth": 0}
+    look = {"markersize": 4, "color": GROUP_COLOURS[GROUPS[1]], "alpha": 0.7, "markeredgewidth": 0}
     place = drawn["layer"] + offset + 0.02 * (drawn["draw"] - drawn["draw"].mean())
-    axes.plot(place, drawn[outcome], SET_MARKERS[kind], label=f"random, held at {HELD_AT[kind]}", **look)
+    axes.plot(place, drawn[outcome], SET_MARKERS[kind], label=f"random of equal power, held at {HELD_AT[kind]}", **look)
     look = {"markersize": 6, "color": COLOURS["universal"], "markeredgecolor": "black", "markeredgewidth": 0.5}
     change, error = chosen[outcome], chosen[f"{outcome}_error"]
-    label = f"the set, held at {HELD_AT[kind]}"
+    label = f"universal, held at {HELD_AT[kind]}"
     axes.errorbar(chosen["layer"] + offset, change, error, fmt=SET_MARKERS[kind], linewidth=1, label=label, **look)
 
 
+def _families(axes: Axes, table: pd.DataFrame, reference: str) -> None:
+    """The first layer's universal neurons in the reference, together and by family."""
+    parts = family_parts(table)
+    parts = parts[parts["seed"] == reference]
+    axes.axvline(0, **REFERENCE_LINE)
+    axes.set(xlabel="change of loss [nats]", ylabel="part of layer 0's set")
+    if parts.empty:
+        note(axes, "no set of several families")
+        axes.set_yticks([])
+        return
+    own = table[(table["seed"] == reference) & (table["layer"] == 0) & (table["kind"] == "mean")]
+    rows = pd.concat([own[own["group"] == UNIVERSAL].assign(family="all"), parts])
+    names = [f"{FAMILIES.get(row.family, row.family)} ({row.neurons})" for row in rows.itertuples()]
+    look = {"fmt": "o", "linestyle": "none", "color": COLOURS["universal"]}
+    axes.errorbar(rows["loss_change"].astype(float), range(len(rows)), xerr=rows["loss_change_error"], **look)
+    axes.set_yticks(range(len(rows)), names)
+    axes.invert_yaxis()
+
+
+def _by_seed(axes: Axes, compared: pd.DataFrame) -> None:
+    """By seed the share of random sets that cost less loss than their layer's universal neurons."""
+    shares = shares_below(compared)
+    axes.axhline(0.5, linestyle="--", **REFERENCE_LINE)
+    axes.plot(range(len(shares)), shares, "o", color=COLOURS["universal"])
+    axes.set_xticks(range(len(shares)), list(shares.index))
+    axes.set(xlabel="seed", ylabel="random sets that\ncost less loss", ylim=(-0.03, 1.03))
+    axes.yaxis.set_major_formatter(PERCENT)
+    if shares.empty:
+        note(axes, "no set to ablate")
+
+
 def importance_table(compared: pd.DataFrame) -> pd.DataFrame:
-    """The mean ablations of `neuron_sets.comparisons` for readers: one row per set and layer, numbers as text.
+    """One seed's mean ablations of `neuron_sets.comparisons` for readers: one row per layer, numbers as text.
 
     The columns "random" are means over random sets; the last ones say how many of these lie below the set.
     """
-    held = compared[compared["kind"] == "mean"].sort_values(["group", "layer"], ascending=[False, True])
-    table = held[["group", "layer", "neurons"]].rename(columns={"group": "set"})
+    held = compared[compared["kind"] == "mean"].sort_values("layer")
+    table = held[["layer", "neurons", "draws"]].rename(columns={"draws": "random sets"})
     for outcome, (label, digits) in TABLE_COLUMNS.items():
         for name, source in ((label, outcome), (f"{label}, random", f"{outcome}_random")):
             table[name] = [signed(value, digits).removeprefix("+") for value in held[source]]
-    ranks = {f"of {DRAWS} below in {label}": held[f"{outcome}_below"] for outcome, label in TABLE_RANKS.items()}
+    ranks = {f"below in {label}": held[f"{outcome}_below"] for outcome, label in TABLE_RANKS.items()}
     return table.assign(**ranks)
 
 

@@ -89,15 +89,24 @@ def top_pairs(columns: pd.DataFrame, number: int = PAIRS) -> pd.DataFrame:
 
 @torch.no_grad()
 def value_norms(model: Processed, tokens: Int[Tensor, "blocks context"]) -> pd.DataFrame:
-    """Per head ‖W_O v‖ of BOS (`bos`), its mean over all other tokens (`others`), and `ratio`, others / bos."""
+    """Per head ‖W_O (v + b_V)‖ of BOS (`bos`), its mean over all other tokens (`others`), and `ratio`, others / bos.
+
+    `ratio_without_bias` is that of ‖W_O v‖, from values without their bias b_V.
+    """
     trace = run(model, tokens)
     rows = []
     for layer, block in enumerate(model.blocks):
         value = model.heads(trace.before[layer], layer)[2]  # (blocks, heads, context, d_head)
-        norm = torch.einsum("bhte,hed->bhtd", value, block.out).norm(dim=-1)
-        for head in range(norm.shape[1]):
-            bos, others = float(norm[:, head, 0].mean()), float(norm[:, head, 1:].mean())
-            rows.append({"layer": layer, "head": head, "bos": bos, "others": others, "ratio": others / max(bos, 1e-30)})
+        with_bias, without = (
+            torch.einsum("bhte,hed->bhtd", one, block.out).norm(dim=-1)
+            for one in (value + block.value_bias[:, None], value)
+        )
+        for head in range(len(block.out)):
+            (bos, others), bare = (
+                (float(norm[:, head, 0].mean()), float(norm[:, head, 1:].mean())) for norm in (with_bias, without)
+            )
+            row = {"layer": layer, "head": head, "bos": bos, "others": others, "ratio": others / max(bos, 1e-30)}
+            rows.append(row | {"ratio_without_bias": bare[1] / max(bare[0], 1e-30)})
     return pd.DataFrame(rows)
 
 

@@ -14,6 +14,7 @@ from lib.models.processed import Processed
 from lib.text.blocks import Text
 
 VARIANTS = (TOTAL, FROZEN_SCALE, FIXED_FREQUENCY)
+KEY = ["seed", "layer", "neuron"]
 
 
 def unigram_counts(text: Text) -> Int[Tensor, "vocabulary"]:
@@ -53,25 +54,27 @@ def random_scores(model: Processed, bos_id: int, random_seed: int) -> pd.DataFra
 
 
 def effect_columns(ablated: pd.DataFrame) -> pd.DataFrame:
-    """One row per mean-ablated neuron: each outcome's change in each variant, and `ablation_group` (joined by +)."""
+    """One row per seed and mean-ablated neuron: each outcome's change in each variant, and `ablation_group` (joined by
+    +)."""
     changes = [name for name in ablated if name.endswith("_change")]
-    distinct = ablated.drop_duplicates(["layer", "neuron", "variant"])
-    wide = distinct.pivot(index=["layer", "neuron"], columns="variant", values=changes)
+    distinct = ablated.drop_duplicates([*KEY, "variant"])
+    wide = distinct.pivot(index=KEY, columns="variant", values=changes)
     wide.columns = [
         f"mean_ablation_{name.removesuffix('_change')}" + ("" if variant == TOTAL else "_" + variant.replace(" ", "_"))
         for name, variant in wide.columns
     ]
-    group = ablated.groupby(["layer", "neuron"])["group"].agg(lambda names: "+".join(sorted(set(names))))
+    group = ablated.groupby(KEY)["group"].agg(lambda names: "+".join(sorted(set(names))))
     return wide.join(group.rename("ablation_group")).reset_index()
 
 
 def with_matches(ablated: pd.DataFrame, matches: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """Mean-ablated entropy candidates and controls: one row per positively correlated best match.
+    """The reference's mean-ablated entropy candidates and controls: one row per positively correlated best match.
 
     `matches` as in matches_all_seeds.parquet. Columns group, layer, neuron, reference_change, reference_error (of
     entropy, in total), seed, match_layer, match_neuron, corr.
     """
-    own = ablated[(ablated["variant"] == TOTAL) & ablated["group"].isin(["entropy", "control"])]
+    own = ablated[(ablated["seed"] == reference) & (ablated["variant"] == TOTAL)]
+    own = own[own["group"].isin(["entropy", candidates.CONTROL_OF["entropy"]])]
     own = own[["group", "layer", "neuron", "entropy_change", "entropy_error"]]
     own = own.rename(columns={"entropy_change": "reference_change", "entropy_error": "reference_error"})
     other = matches[(matches["seed"] == reference) & (matches["corr"] > 0)]

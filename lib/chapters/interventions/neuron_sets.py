@@ -1,65 +1,129 @@
 """What a model loses without a layer's universal neurons: sets of neurons ablated together, beside random sets.
 
 From per-neuron tables to sets, from sets to changes of the prediction, and from these to a set's rank among the random
-ones of its layer. docs/method.md §7, causal importance (arXiv 2508.00903).
+ones of its layer. High-power neurons change the prediction strongly, universal or not, so the random sets have the
+power of the set. docs/method.md §7, causal importance (arXiv 2508.00903).
 """
 
 from collections.abc import Callable, Sequence
-from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.stats import norm
 from torch import Tensor
 
 from lib.chapters.interventions.engine import Fix, run
 from lib.chapters.interventions.single_neurons import BLOCKS, TILE, mean_and_error, predicting
-from lib.chapters.universality.properties import TOP_SHARE
-from lib.display.claims import SIGNIFICANT
 from lib.kernels.predictions import Cases, prediction_statistics, product_dtype
 from lib.models.processed import Processed
 
-UNIVERSAL, MOST, RANDOM = "universal", f"top {100 * TOP_SHARE:g} %", "random"
-CHOSEN = (UNIVERSAL, MOST)
+UNIVERSAL, RANDOM = "universal", "random"
 KINDS = ("mean", "zero")
 OUTCOMES = ("loss_change", "kl", "residual_power")
-COMPARED = (*OUTCOMES, "kl_per_power")
 DRAWS = 10
+TOLERANCE = 0.05  # of a random set's power, and in the first layer of its information on the position
+STEPS = 2000  # exchanges of one neuron on the way to it
 MAX_LOGITS = 2**27  # of the unchanged run, kept at once: half a gigabyte
 
 
 class NeuronSet(NamedTuple):
-    """Neurons of one layer that are ablated together; `draw` counts the random sets of one size."""
+    """Neurons of one layer that are ablated together; `draw` counts the random sets of a layer.
+
+    `power` is the sum of their powers, `information` that of their position information, NaN where unknown.
+    """
 
     layer: int
-    group: str  # UNIVERSAL, MOST or RANDOM
+    group: str  # UNIVERSAL, RANDOM, or the family of a part of the first layer's universal neurons
     draw: int
     neurons: tuple[int, ...]
+    power: float = np.nan
+    information: float = np.nan
 
 
-def neuron_sets(neurons: pd.DataFrame, random_seed: int) -> list[NeuronSet]:
-    """Each layer's universal neurons, its top 5 % by excess, and DRAWS random sets as large as each.
+@torch.no_grad()
+def single_powers(
+    model: Processed,
+    blocks: tuple[Int[Tensor, "blocks context"], Bool[Tensor, "blocks context"]],
+    means: Float[Tensor, "layers neurons"],
+) -> Float[Tensor, "layers neurons"]:
+    """Mean (a − `means`)² ‖w_out‖² of each neuron: the power of what its own mean ablation adds to the residual stream.
 
-    `neurons` has layer, neuron, excess_corr, is_universal and dead. Random sets are drawn from the layer's live neurons
-    that are in neither; the smaller random sets are the beginning of the larger ones. A set larger than half of those
-    neurons is left out, since its random sets would nearly coincide.
+    On the tokens that `ablations` measures: a neuron that fires rarely may not fire on them at all.
+    """
+    tokens, measured = blocks[0], predicting(blocks[1])
+    squares = torch.zeros(means.shape, dtype=torch.float64)
+    for start in range(0, len(tokens), BLOCKS):
+        some, trace = measured[start : start + BLOCKS], run(model, tokens[start : start + BLOCKS])
+        for layer, mean in enumerate(means):
+            activation = model.neuron_activations(trace.middle[layer][some], layer, slice(None))
+            squares[layer] += (activation - mean).square().sum(0).double()
+    norms = torch.stack([block.w_out.square().sum(1) for block in model.blocks])
+    return squares / measured.sum() * norms
+
+
+def matched_set(
+    values: Float[np.ndarray, "neurons measures"],
+    target: Float[np.ndarray, "measures"],
+    size: int,
+    random: np.random.Generator,
+) -> Int[np.ndarray, "size"]:
+    """`size` random rows whose sums of `values` are within TOLERANCE of `target`, or the nearest that were found.
+
+    A random set is changed step by step: a random member is replaced by a random outsider that brings the measure that
+    is farthest off nearer. A target is reached relative to itself, or to the sum of an average set where that is larger
+    and the measure is not the first.
+    """
+    scale = np.maximum(target, np.append(0.0, size * values[:, 1:].mean(0))).clip(1e-30)
+    order = random.permutation(len(values))
+    inside, outside = order[:size], order[size:]
+    for _ in range(STEPS):
+        total = values[inside].sum(0)
+        distance = np.abs((total - target) / scale).max()
+        if distance <= TOLERANCE:
+            break
+        place = random.integers(size)
+        changed = total - values[inside[place]] + values[outside]
+        nearer = np.flatnonzero(np.abs((changed - target) / scale).max(1) < distance)
+        if len(nearer):
+            other = random.choice(nearer)
+            inside[place], outside[other] = outside[other], inside[place]
+    return inside
+
+
+def neuron_sets(neurons: pd.DataFrame, random_seed: int, draws: int = DRAWS) -> list[NeuronSet]:
+    """One seed's sets: each layer's universal neurons, up to `draws` random sets beside them, and the first layer's
+    universal neurons by family.
+
+    `neurons` has layer, neuron, is_universal, dead, power (`single_powers`), position_information and family, the last
+    two NaN where unknown. Random sets are as large, distinct, of live neurons that are not universal, and match the
+    set's power; in the first layer also its information on the position. A set larger than half of those neurons is
+    left out, since its random sets would nearly coincide.
     """
     random, sets = np.random.default_rng(random_seed), []
-    for layer, own in neurons.groupby("layer"):
-        live = own[~own["dead"]]
-        most = live.nlargest(max(1, round(TOP_SHARE * len(own))), "excess_corr")
-        chosen = {UNIVERSAL: live.loc[live["is_universal"], "neuron"], MOST: most["neuron"]}
-        rest = np.setdiff1d(live["neuron"], pd.concat(chosen.values()))
-        orders = [random.permutation(rest) for _ in range(DRAWS)]
-        chosen = {group: sorted(members) for group, members in chosen.items() if 0 < 2 * len(members) <= len(rest)}
-        sizes = sorted({len(members) for members in chosen.values()})
-        drawn = [(RANDOM, draw, order[:size].tolist()) for size in sizes for draw, order in enumerate(orders)]
-        named = [(group, 0, members) for group, members in chosen.items()] + drawn
-        sets += [NeuronSet(int(layer), group, draw, tuple(map(int, members))) for group, draw, members in named]
+    measured = neurons.rename(columns={"position_information": "information"})
+    for layer, own in measured[~measured["dead"]].groupby("layer"):
+        chosen, rest = own[own["is_universal"]], own[~own["is_universal"]]
+        if not 0 < 2 * len(chosen) <= len(rest):
+            continue
+        known = ["power", "information"] if layer == 0 and own["information"].notna().all() else ["power"]
+        values, target = rest[known].to_numpy(float), chosen[known].to_numpy(float).sum(0)
+        drawn = {}  # neurons → rows
+        for _ in range(3 * draws):
+            if len(drawn) < draws:
+                rows = np.sort(matched_set(values, target, len(chosen), random))
+                drawn[tuple(rest["neuron"].iloc[rows])] = rows
+        sets.append(_set(int(layer), UNIVERSAL, 0, chosen))
+        sets += [_set(int(layer), RANDOM, draw, rest.iloc[rows]) for draw, rows in enumerate(drawn.values())]
+        if layer == 0 and chosen["family"].nunique() > 1:
+            sets += [_set(0, family, 0, members) for family, members in chosen.groupby("family")]
     return sets
+
+
+def _set(layer: int, group: str, draw: int, members: pd.DataFrame) -> NeuronSet:
+    sums = (float(members[name].sum(skipna=False)) for name in ("power", "information"))
+    return NeuronSet(layer, group, draw, tuple(sorted(map(int, members["neuron"]))), *sums)
 
 
 class _UnchangedPredictions:
@@ -105,113 +169,97 @@ def ablations(
     model: Processed,
     blocks: tuple[Int[Tensor, "blocks context"], Bool[Tensor, "blocks context"]],
     sets: Sequence[NeuronSet],
-    means: Float[Tensor, "layers neurons"],
+    held: Float[Tensor, "layers neurons"],
     progress: Callable = lambda chunks: chunks,
 ) -> pd.DataFrame:
-    """One row per set and kind: all its neurons held at their `means`, or at zero, in one run.
+    """One row per set: all its neurons held at their values in `held`, in one run.
 
-    `blocks` is tokens and the mask of those that count. Columns layer, group, draw, neurons (how many), kind, tokens,
-    and means over counted tokens with their standard errors over blocks (`_error`): change of loss and
-    KL(unchanged ‖ ablated), in nats, and `residual_power`, the squared length of what the ablation adds to the residual
-    stream behind its layer.
+    `blocks` is tokens and the mask of those that count. Columns layer, group, draw, neurons (how many), power,
+    information, tokens, blocks, and means over counted tokens with their standard errors over blocks (`_error`): change
+    of loss and KL(unchanged ‖ ablated), in nats, and `residual_power`, the squared length of what the ablation adds to
+    the residual stream behind its layer.
     """
     tokens, counted = blocks
     measured = predicting(counted)
-    cases = [(one, kind) for one in sets for kind in KINDS]
-    sums = torch.zeros(len(tokens), len(cases), len(OUTCOMES), dtype=torch.float64)
+    sums = torch.zeros(len(tokens), len(sets), len(OUTCOMES), dtype=torch.float64)
     step = max(1, min(BLOCKS, MAX_LOGITS // (tokens.shape[1] * model.unembedding.shape[1])))
     for start in progress(range(0, len(tokens), step)):
         part, some = tokens[start : start + step], measured[start : start + step]
         block = start + some.nonzero()[:, 0]
         unchanged = run(model, part)
         predictions = _UnchangedPredictions(model, unchanged.final[some], part.roll(-1, 1)[some])
-        for index, (one, kind) in enumerate(cases):
-            held = means[one.layer].tolist() if kind == "mean" else [0.0] * means.shape[1]
-            ablated = run(model, part, [Fix(one.layer, neuron, held[neuron]) for neuron in one.neurons], unchanged)
+        for index, one in enumerate(sets):
+            fixes = [Fix(one.layer, neuron, float(held[one.layer, neuron])) for neuron in one.neurons]
+            ablated = run(model, part, fixes, unchanged)
             added = (ablated.before[one.layer + 1] - unchanged.before[one.layer + 1])[some]
             found = torch.stack([*predictions.changes(ablated.final[some]), added.square().sum(-1)], 1)
             sums[:, index].index_add_(0, block, found.double())
     number = measured.sum(1).double()
     mean, error = mean_and_error(sums, number)
-    rows = [(*one[:3], len(one.neurons), kind, int(number.sum())) for one, kind in cases]
-    table = pd.DataFrame(rows, columns=[*NeuronSet._fields, "kind", "tokens"])
+    table = pd.DataFrame([one._replace(neurons=len(one.neurons)) for one in sets], columns=NeuronSet._fields)
+    table = table.assign(tokens=int(number.sum()), blocks=len(tokens))
     for index, outcome in enumerate(OUTCOMES):
         table[outcome], table[f"{outcome}_error"] = mean[:, index].numpy(), error[:, index].numpy()
     return table
 
 
 def comparisons(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per kind, group of CHOSEN and layer: the set beside the random ones of its layer and size.
+    """One row per seed, kind and layer: the universal neurons beside the random sets.
 
-    Columns kind, group, layer, neurons, draws and for each of COMPARED: its value, `_random` (mean over draws),
-    `_spread` (their standard deviation), and how many draws are `_below` and `_level` with the set. `kl_per_power`, KL
-    over `residual_power`, compares sets of different power, since KL grows with the square of a small disturbance.
-    `loss_change_excess` is the change of loss less `loss_change_random`; its `_error` adds the errors of the set, of
-    the random ones and of the draws as if independent. That is conservative: all sets are measured on the same text.
+    `table` has the columns of `ablations`, seed and kind. Columns seed, kind, layer, neurons, draws, tokens, blocks;
+    `power_low` and `power_high`, the smallest and largest `power` of a random set over that of the set; and for
+    each of OUTCOMES its value, `_random` (mean over draws), `_spread` (their standard deviation), and how many draws
+    are `_below` and `_level` with the set. `loss_change_excess` is the change of loss less `loss_change_random`; its
+    `_error` adds the errors of the set, of the random ones and of the draws as if independent. That is conservative:
+    all sets are measured on the same text.
     """
-    keys, rows = ["kind", "layer", "neurons"], []
-    table = table.assign(kl_per_power=np.where(table["residual_power"] > 0, table["kl"] / table["residual_power"], 0.0))
+    keys, rows = ["seed", "kind", "layer"], []
     drawn = dict(list(table[table["group"] == RANDOM].groupby(keys)))
-    for own in table[table["group"].isin(CHOSEN)].to_dict("records"):
+    for own in table[table["group"] == UNIVERSAL].to_dict("records"):
         others = drawn[tuple(own[key] for key in keys)]
-        row = {name: own[name] for name in ("kind", "group", "layer", "neurons")} | {"draws": len(others)}
-        for outcome in COMPARED:
+        row = {name: own[name] for name in (*keys, "neurons", "tokens", "blocks")} | {"draws": len(others)}
+        ratio = others["power"] / own["power"]
+        row |= {"power_low": ratio.min(), "power_high": ratio.max()}
+        for outcome in OUTCOMES:
             value, random = own[outcome], others[outcome]
             below, level = int((random < value).sum()), int((random == value).sum())
             numbers = {"": value, "_random": random.mean(), "_spread": random.std(), "_below": below, "_level": level}
             row |= {outcome + ending: number for ending, number in numbers.items()}
         row["loss_change_excess"] = own["loss_change"] - row["loss_change_random"]
-        of_draws = row["loss_change_spread"] / np.sqrt(len(others))
+        of_draws = row["loss_change_spread"] / np.sqrt(len(others)) if len(others) > 1 else 0.0
         errors = own["loss_change_error"], others["loss_change_error"].mean(), of_draws
         rows.append(row | {"loss_change_excess_error": np.sqrt(np.square(errors).sum())})
-    compared = [outcome + ending for outcome in COMPARED for ending in ("", "_random", "_spread", "_below", "_level")]
-    excess = ["loss_change_excess", "loss_change_excess_error"]
-    return pd.DataFrame(rows, columns=["kind", "group", "layer", "neurons", "draws", *compared, *excess])
+    columns = [*keys, "neurons", "tokens", "blocks", "draws", "power_low", "power_high"]
+    columns += [outcome + ending for outcome in OUTCOMES for ending in ("", "_random", "_spread", "_below", "_level")]
+    return pd.DataFrame(rows, columns=[*columns, "loss_change_excess", "loss_change_excess_error"])
 
 
-class Ranking(NamedTuple):
-    """How the sets of several layers rank among their random sets, all layers together."""
-
-    below: float  # random sets with a smaller outcome, ties counted half
-    draws: int
-    p_value: float  # two-sided
-
-    @property
-    def share(self) -> float:
-        """Share of the random sets that are below; the chance level is a half."""
-        return self.below / self.draws
+def shares_below(compared: pd.DataFrame, outcome: str = "loss_change") -> pd.Series:
+    """By seed the share of random sets, over all layers, with a smaller outcome than their layer's set, ties counted
+    half; the chance level is a half."""
+    sums = compared.groupby("seed")[[f"{outcome}_below", f"{outcome}_level", "draws"]].sum()
+    return (sums[f"{outcome}_below"] + sums[f"{outcome}_level"] / 2) / sums["draws"]
 
 
-def ranking(compared: pd.DataFrame, outcome: str) -> Ranking:
-    """Do the sets of `compared` (rows of `comparisons`, one kind and group) have a larger outcome than random ones?
+def first_layer_lead(compared: pd.DataFrame) -> pd.Series:
+    """By seed how much more the first layer's set raises the loss beyond its random sets than that of the layer that
+    comes next; only seeds with universal neurons in the first layer and another."""
+    excess = compared.pivot(index="seed", columns="layer", values="loss_change_excess")
+    if 0 not in excess or excess.shape[1] < 2:
+        return pd.Series(dtype=float)
+    return (excess[0] - excess.drop(columns=0).max(axis=1)).dropna()
 
-    If a set were just another random set, its rank among the draws would be uniform. The sum over layers is tested
-    against its exact distribution, ties taken against the claim in both directions.
+
+def family_parts(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per seed and family of the first layer's universal neurons, the largest change of loss first.
+
+    Columns seed, family, neurons, loss_change, loss_change_error, and `share`, the change of loss over that of the
+    whole set; NaN where that is within two standard errors of 0.
     """
-    below, level = int(compared[f"{outcome}_below"].sum()), int(compared[f"{outcome}_level"].sum())
-    chance = reduce(np.convolve, [np.full(draws + 1, 1 / (draws + 1)) for draws in compared["draws"]], np.ones(1))
-    high, low = chance[below:].sum(), chance[: below + level + 1].sum()
-    return Ranking(below + level / 2, int(compared["draws"].sum()), float(min(1.0, 2 * min(high, low))))
-
-
-class FirstLayer(NamedTuple):
-    """The first layer's set against that of the other layer whose loss changes most beyond its random sets."""
-
-    excess: float
-    other: int  # its layer
-    other_excess: float
-    difference: float
-    half: float  # of its 95 % interval, corrected for the number of other layers
-
-
-def first_layer(compared: pd.DataFrame) -> FirstLayer | None:
-    """Does the first layer's set raise the loss most? None without that layer or another."""
-    rows = compared.set_index("layer")
-    others = rows.drop(index=0, errors="ignore")
-    if 0 not in rows.index or others.empty:
-        return None
-    first, other = rows.loc[0], others.loc[others["loss_change_excess"].idxmax()]
-    excess, other_excess = float(first["loss_change_excess"]), float(other["loss_change_excess"])
-    error = np.hypot(first["loss_change_excess_error"], other["loss_change_excess_error"])
-    half = float(norm.isf(SIGNIFICANT / 2 / len(others)) * error)
-    return FirstLayer(excess, int(other.name), other_excess, excess - other_excess, half)
+    first = table[(table["layer"] == 0) & (table["kind"] == "mean")]
+    parts = first[~first["group"].isin([UNIVERSAL, RANDOM])].rename(columns={"group": "family"})
+    whole = first[first["group"] == UNIVERSAL].set_index("seed")
+    clear = whole["loss_change"].where(whole["loss_change"].abs() > 2 * whole["loss_change_error"])
+    parts = parts.assign(share=parts["loss_change"] / parts["seed"].map(clear).astype(float))
+    columns = ["seed", "family", "neurons", "loss_change", "loss_change_error", "share"]
+    return parts.sort_values(["seed", "loss_change"], ascending=[True, False], ignore_index=True)[columns]

@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from scipy.stats import mannwhitneyu
 from torch import Tensor
 
 from lib.chapters.interventions.engine import Fix, run
@@ -22,6 +21,7 @@ from lib.kernels.predictions import STATISTICS, Cases, prediction_statistics, pr
 from lib.models.processed import Processed
 
 OUTCOMES = (*STATISTICS, "scale")
+COLUMNS = [outcome + part for outcome in OUTCOMES for part in ("", "_change", "_error")]
 TOTAL, FROZEN_SCALE, FIXED_FREQUENCY = "total", "frozen scale", "fixed frequency"
 BLOCKS = 4  # per forward pass
 TILE = 128  # tokens whose logits fit the processor's cache
@@ -220,23 +220,26 @@ def at_largest_value(table: pd.DataFrame) -> pd.DataFrame:
 
 
 class Removed(NamedTuple):
-    """Median shares of an effect that a variant removes, of candidates and controls, and Mann–Whitney's test of both.
-
-    NaN where none of a group has an effect.
-    """
+    """Median shares of an effect that a variant removes, of candidates and controls, how many of each have an effect,
+    and Cliff's delta of the two groups; NaN where none of a group has an effect."""
 
     candidates: float
     controls: float
-    delta: float  # Cliff's
-    p_value: float
+    neurons: tuple[int, int]
+    delta: float
 
 
-def removed(table: pd.DataFrame, outcome: str, variant: str, group: str) -> Removed:
-    """How much of the effect on an outcome a variant removes; `table` as `Effects.table`, with a column `group`."""
-    wide = table.pivot_table(index=["group", "layer", "neuron"], columns="variant", values=f"{outcome}_change")
-    shares = (1 - wide[variant] / wide[TOTAL].where(wide[TOTAL].abs() > 1e-9)).dropna()
-    ours, others = (shares[shares.index.get_level_values("group") == name] for name in (group, "control"))
-    if not len(ours) or not len(others):
-        return Removed(ours.median(), others.median(), np.nan, np.nan)
-    test = mannwhitneyu(ours, others)
-    return Removed(ours.median(), others.median(), 2 * test.statistic / (len(ours) * len(others)) - 1, test.pvalue)
+def removed(table: pd.DataFrame, outcome: str, variant: str, groups: tuple[str, str]) -> Removed:
+    """How much of the effect on an outcome a variant removes in candidates and in controls, the two `groups`.
+
+    `table` is one seed's `Effects.table` with a column `group`. Only total effects beyond two standard errors count: a
+    share of one that may be 0 says nothing.
+    """
+    key, change = ["group", "layer", "neuron"], f"{outcome}_change"
+    total, left = (table[table["variant"] == one].set_index(key) for one in (TOTAL, variant))
+    clear = total[total[change].abs() > 2 * total[f"{outcome}_error"]]
+    shares = 1 - left[change].reindex(clear.index) / clear[change]
+    ours, others = (shares[shares.index.get_level_values(0) == name].to_numpy(dtype=float) for name in groups)
+    medians = (float(np.median(own)) if len(own) else np.nan for own in (ours, others))
+    delta = float(np.sign(ours[:, None] - others).mean()) if len(ours) and len(others) else np.nan
+    return Removed(*medians, (len(ours), len(others)), delta)

@@ -1,8 +1,11 @@
-"""The tables of chapter 06: effects of interventions on the reference seed, made once and kept with the run."""
+"""The tables of chapter 06: effects of interventions, made once and kept with the run.
+
+Every seed that serves as a reference has rows, since claims are decided over seeds. Those of the run's reference rest
+on more text, and it alone is swept over all values and ablated at zero.
+"""
 
 import sys
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 
 import pandas as pd
@@ -14,15 +17,21 @@ from lib.base.tensors import write_table
 from lib.cache import kept
 from lib.chapters.interventions import candidates, heads, inputs, neuron_sets, single_neurons
 from lib.chapters.interventions.engine import PathAblation
-from lib.chapters.interventions.inputs import VARIANTS, at_mean, at_values, sample_blocks, unigram_counts
+from lib.chapters.interventions.inputs import KEY, VARIANTS, at_mean, at_values, sample_blocks, unigram_counts
 from lib.models import processed
 from lib.models.trunk import no_interventions
 from lib.run import Run
 
 MAX_TOKENS = 8_192  # positions of text that effects are measured on
 MAX_FRACTION = 1 / 10  # of the run's positions
-REDUCED = 1 / 4  # of these, for matches in other seeds and for ablated sets
+REDUCED = 1 / 4  # of these, for matches in other seeds
+OTHERS = 1 / 2  # of these, for seeds other than the reference
+ABLATED_BLOCKS, ABLATED_CONTEXT = 48, 256  # blocks that sets are ablated on, and their first positions
+REDUCED_BLOCKS = 16  # of them, for zero ablation and for seeds other than the reference
+OTHER_DRAWS = 5  # random sets beside a set that is zero-ablated or of another seed
+HELD = 2**28  # parameters of the models that stay in memory
 NEURON = ["layer", "neuron"]
+_models: dict[tuple[str, str], processed.Processed] = {}
 
 
 def unsupported(run: Run) -> str | None:
@@ -30,16 +39,26 @@ def unsupported(run: Run) -> str | None:
     return no_interventions(run.params)
 
 
-@lru_cache(maxsize=1)
 def model_of(run: Run, seed: str) -> processed.Processed:
-    """A seed's processed weights; those asked for last are kept, since most tables ask for the reference's."""
-    return processed.processed(seed_source(run.params, seed))
+    """A seed's processed weights; those of several seeds are kept while they have no more than HELD parameters."""
+    key = str(run.folder), seed
+    if key not in _models:
+        made = processed.processed(seed_source(run.params, seed))
+        size = sum(one.w_out.numel() + one.unembedding.numel() for one in (*_models.values(), made))
+        if 3 * size > HELD:  # w_in and the attention are about as large as w_out
+            _models.clear()
+        _models[key] = made
+    return _models[key]
 
 
-def blocks_of(run: Run, fraction: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
-    """The blocks that effects are measured on, and the mask of the tokens that count; `fraction` for fewer blocks."""
-    positions = min(MAX_TOKENS, int(run.text.tokens.numel() * MAX_FRACTION))
-    return sample_blocks(run.text, int(positions * fraction))
+def blocks_of(run: Run, positions: float = MAX_TOKENS) -> tuple[torch.Tensor, torch.Tensor]:
+    """Blocks of about as many positions, at most MAX_FRACTION of the run's, and the mask of the tokens that count."""
+    return sample_blocks(run.text, int(min(positions, run.text.tokens.numel() * MAX_FRACTION)))
+
+
+def share_of(run: Run, seed: str) -> float:
+    """The share of MAX_TOKENS that a seed's effects are measured on."""
+    return 1.0 if seed == run.params.reference else OTHERS
 
 
 def weight_table(run: Run) -> pd.DataFrame:
@@ -67,32 +86,56 @@ def random_scores(run: Run, seed: str) -> pd.DataFrame:
     return inputs.random_scores(model_of(run, seed), run.text.bos_id, run.params.random_seed)
 
 
-def groups(run: Run, own: pd.DataFrame) -> pd.DataFrame:
-    """The reference seed's neurons that are intervened on: columns layer, neuron, group (entropy, frequency, control).
+def groups(run: Run, weights: pd.DataFrame) -> pd.DataFrame:
+    """`candidates.groups` of each seed in `weights` (`weight_table`) that serves as a reference, with a column seed."""
+    return of_seeds(
+        [seed for seed in weights["seed"].unique() if seed in run.done["references"]],
+        lambda seed: candidates.groups(weights[weights["seed"] == seed]),
+    )
 
-    `own` has the reference's rows of `weight_table`. A neuron may be in both of the first two groups.
-    """
-    chosen = {"entropy": candidates.entropy_candidates(own), "frequency": candidates.frequency_candidates(own)}
-    chosen["control"] = candidates.controls(own, pd.concat(chosen.values()), run.params.random_seed)
-    return pd.concat([rows[NEURON].assign(group=group) for group, rows in chosen.items()], ignore_index=True)
+
+def of_seeds(seeds: Iterable[str], make: Callable[[str], pd.DataFrame]) -> pd.DataFrame:
+    """The tables that `make` gives for each seed, with a column seed in front."""
+    parts = {seed: make(seed) for seed in seeds}
+    filled = {seed: part for seed, part in parts.items() if len(part)} or parts
+    return pd.concat(filled, names=["seed"]).reset_index("seed").reset_index(drop=True)
 
 
 def fixed_activations(run: Run, grouped: pd.DataFrame) -> pd.DataFrame:
-    """fixed_activation.parquet: entropy candidates and controls fixed at each of FIXED_VALUES (figures 7, 25)."""
-    chosen = grouped[grouped["group"] != "frequency"]
-    fixed = at_values(chosen, candidates.FIXED_VALUES)
+    """fixed_activation.parquet: entropy candidates and controls fixed at each of FIXED_VALUES (figures 7, 25).
+
+    Seeds other than the reference at the largest value only.
+    """
+    chosen = grouped[grouped["group"].isin(["entropy", candidates.CONTROL_OF["entropy"]])]
+
+    def fixed(seed: str, own: pd.DataFrame) -> dict:
+        values = candidates.FIXED_VALUES if seed == run.params.reference else candidates.FIXED_VALUES[-1:]
+        return at_values(own, values)
+
     return _kept_effects(run, "fixed_activation", chosen, fixed, (single_neurons.TOTAL,))
 
 
 def mean_ablations(run: Run, grouped: pd.DataFrame) -> pd.DataFrame:
     """mean_ablation.parquet: every chosen neuron at its mean, in each of VARIANTS."""
-    return _kept_effects(run, "mean_ablation", grouped, at_mean(grouped, run.neurons), VARIANTS)
+    neurons = run.table("neurons_all_seeds")
+
+    def fixed(seed: str, own: pd.DataFrame) -> dict:
+        return at_mean(own, neurons[neurons["seed"] == seed])
+
+    return _kept_effects(run, "mean_ablation", grouped, fixed, VARIANTS)
 
 
-def _kept_effects(run: Run, name: str, grouped: pd.DataFrame, fixed: dict, variants: Sequence[str]) -> pd.DataFrame:
+def _kept_effects(run: Run, name: str, grouped: pd.DataFrame, fixed: Callable, variants) -> pd.DataFrame:
+    def of_seed(seed: str) -> pd.DataFrame:
+        own, blocks = grouped[grouped["seed"] == seed], blocks_of(run, MAX_TOKENS * share_of(run, seed))
+        found = _effects(run, seed, blocks, fixed(seed, own), variants, f"{name.replace('_', ' ')} in {seed}")
+        table = found.table().merge(own.drop(columns="seed"), on=NEURON)
+        return table.assign(tokens=int(found.tokens.sum()))
+
     def make() -> pd.DataFrame:
-        found = _effects(run, run.params.reference, blocks_of(run), fixed, variants, name.replace("_", " "))
-        return found.table().merge(grouped, on=NEURON).assign(tokens=int(found.tokens.sum()))
+        nothing = [*NEURON, "value", "variant", *single_neurons.COLUMNS, "group", "tokens"]
+        seeds = grouped["seed"].unique()
+        return of_seeds(seeds, of_seed) if len(seeds) else pd.DataFrame(columns=["seed", *nothing])
 
     return kept(run, name, __name__, _made_from(run, grouped), make)
 
@@ -112,7 +155,7 @@ def matched_ablations(run: Run, ablated: pd.DataFrame) -> pd.DataFrame:
     """
     own = inputs.with_matches(ablated, run.table("matches_all_seeds"), run.params.reference)
     known = run.table("neurons_all_seeds")
-    own = own[own["seed"].isin(known["seed"])]
+    own = own[own["seed"].isin(known["seed"].unique())]
     match = ["match_layer", "match_neuron"]
 
     def make() -> pd.DataFrame:
@@ -120,7 +163,8 @@ def matched_ablations(run: Run, ablated: pd.DataFrame) -> pd.DataFrame:
         for seed, rows in own.groupby("seed"):
             fixed = at_mean(rows[match].set_axis(NEURON, axis=1), known[known["seed"] == seed])
             variants = (single_neurons.TOTAL,)
-            found = _effects(run, seed, blocks_of(run, REDUCED), fixed, variants, f"matches in {seed}").table()
+            found = _effects(run, seed, blocks_of(run, MAX_TOKENS * REDUCED), fixed, variants, f"matches in {seed}")
+            found = found.table()
             found = found.rename(columns=dict(zip(NEURON, match, strict=True)))
             parts.append(rows.merge(found[[*match, "entropy_change", "entropy_error"]], on=match))
         return pd.concat(parts[1:] or parts, ignore_index=True)
@@ -128,45 +172,70 @@ def matched_ablations(run: Run, ablated: pd.DataFrame) -> pd.DataFrame:
     return kept(run, "matched_ablation", __name__, _made_from(run, own[[*NEURON, "seed", *match]]), make)
 
 
-def ablations(run: Run) -> pd.DataFrame:
-    """ablations.parquet: each layer's universal neurons, and its top 5 % by excess, ablated beside random sets.
+def ablations(run: Run, neurons: pd.DataFrame) -> pd.DataFrame:
+    """ablations.parquet: each layer's universal neurons ablated beside random sets of equal power, a row a set.
 
-    `neuron_sets.ablations` of the reference seed on at most 3,072 positions: 264 runs for the shipped seeds.
+    `neuron_sets.ablations` of every seed in `neurons` (`neurons_with_families`) with a column `kind`: held at their
+    means, and in the reference also at zero.
     """
-    neurons = run.neurons
-    sets = neuron_sets.neuron_sets(neurons, run.params.random_seed)
+    reference = run.params.reference
+    read = [*KEY, "is_universal", "dead", "activation_mean", "position_information", "family"]
+    chosen = pd.DataFrame({"neurons": [sha256(neurons[read].to_csv(index=False).encode()).hexdigest()]})
+
+    def of_seed(seed: str) -> pd.DataFrame:
+        own, model = neurons[neurons["seed"] == seed].sort_values(NEURON), model_of(run, seed)
+        means = own.pivot(index="layer", columns="neuron", values="activation_mean").to_numpy(
+            dtype="float32", copy=True
+        )
+        parts, draws = {"mean": ABLATED_BLOCKS, "zero": REDUCED_BLOCKS}, neuron_sets.DRAWS
+        if seed != reference:
+            parts, draws = {"mean": REDUCED_BLOCKS}, OTHER_DRAWS
+        sets, found = [], []
+        for kind, number in parts.items():
+            blocks = tuple(part[:, :ABLATED_CONTEXT] for part in blocks_of(run, number * run.text.context))
+            held = torch.from_numpy(means)
+            if not sets:  # the same for both kinds
+                power = neuron_sets.single_powers(model, blocks, held).flatten().numpy()
+                sets = neuron_sets.neuron_sets(own.assign(power=power), run.params.random_seed, draws)
+            if kind == "zero":
+                held, sets = torch.zeros_like(held), [one for one in sets if one.draw < OTHER_DRAWS]
+            progress = _progress(f"sets of {seed}, {kind}")
+            found.append(neuron_sets.ablations(model, blocks, sets, held, progress).assign(kind=kind))
+        return pd.concat(found)
 
     def make() -> pd.DataFrame:
-        means = neurons.pivot(index="layer", columns="neuron", values="activation_mean")
-        means = torch.from_numpy(means.to_numpy(dtype="float32", copy=True))
-        model = model_of(run, run.params.reference)
-        return neuron_sets.ablations(model, blocks_of(run, REDUCED), sets, means, _progress("ablated sets"))
+        return of_seeds(neurons["seed"].unique(), of_seed)
 
-    chosen = pd.DataFrame({"sets": [sha256(repr(sets).encode()).hexdigest()]})
     return kept(run, "ablations", __name__, _made_from(run, chosen), make)
 
 
-def query_paths(run: Run, own: pd.DataFrame) -> pd.DataFrame:
-    """query_paths.parquet: the top pairs' path into the head's query cut, a row per destination (figures 8, 26)."""
-    pairs = heads.top_pairs(own)
-    chosen = pairs[[*NEURON, "attention_head_layer", "attention_head"]]
+def query_paths(run: Run, weights: pd.DataFrame) -> pd.DataFrame:
+    """query_paths.parquet: the top pairs' path into the head's query cut, a row per destination (figures 8, 26).
 
-    def make() -> pd.DataFrame:
-        paths = [PathAblation(*map(int, pair)) for pair in chosen.to_numpy()]
-        rows = heads.query_path_ablations(model_of(run, run.params.reference), *blocks_of(run), paths)
-        return rows.merge(pairs[[*NEURON, "attention_score", "role"]], on=NEURON)
+    `weights` has `weight_table`'s rows of the seeds to cut paths in.
+    """
+    pairs = {seed: heads.top_pairs(own) for seed, own in weights.groupby("seed")}
+    columns = [*NEURON, "attention_head_layer", "attention_head"]
 
-    return kept(run, "query_paths", __name__, _made_from(run, chosen), make)
+    def of_seed(seed: str) -> pd.DataFrame:
+        paths = [PathAblation(*map(int, pair)) for pair in pairs[seed][columns].to_numpy()]
+        blocks = blocks_of(run, MAX_TOKENS * share_of(run, seed))
+        rows = heads.query_path_ablations(model_of(run, seed), *blocks, paths)
+        return rows.merge(pairs[seed][[*NEURON, "attention_score", "role"]], on=NEURON)
+
+    chosen = pd.concat(pairs.values())[["seed", *columns]]
+    return kept(run, "query_paths", __name__, _made_from(run, chosen), lambda: of_seeds(pairs, of_seed))
 
 
 def value_norms(run: Run) -> pd.DataFrame:
-    """value_norms.parquet: ‖W_O v‖ of BOS and of other tokens for every head of the reference seed."""
+    """value_norms.parquet: ‖W_O (v + b_V)‖ of BOS and of other tokens for every head of every reference."""
+    tokens, _ = blocks_of(run, MAX_TOKENS * OTHERS)
+    seeds = sorted(run.done["references"])
 
     def make() -> pd.DataFrame:
-        tokens, _ = blocks_of(run, 1 / 2)
-        return heads.value_norms(model_of(run, run.params.reference), tokens)
+        return of_seeds(seeds, lambda seed: heads.value_norms(model_of(run, seed), tokens))
 
-    return kept(run, "value_norms", __name__, _made_from(run, pd.DataFrame()), make)
+    return kept(run, "value_norms", __name__, _made_from(run, pd.DataFrame({"seed": seeds})), make)
 
 
 def _progress(what: str):
@@ -186,11 +255,10 @@ def write_circuits(run: Run, roles: pd.DataFrame, weights: pd.DataFrame, effects
     """circuits.parquet: everything that chapters 05 and 06 say about a neuron, one row per neuron of every seed.
 
     `roles` is `role_table`'s; `weights` has more columns for the same neurons, of which those that `roles` has are left
-    out; `effects` has columns for the neurons of the reference seed that were ablated, missing for all others.
+    out; `effects` has columns for the neurons that were ablated, missing for all others.
     """
-    keys = ["seed", *NEURON]
-    new = [name for name in weights if name in keys or name not in roles]
-    joined = roles.merge(weights[new], on=keys, how="left", validate="one_to_one")
-    joined = joined.merge(effects.assign(seed=run.params.reference), on=keys, how="left", validate="one_to_one")
+    new = [name for name in weights if name in KEY or name not in roles]
+    joined = roles.merge(weights[new], on=KEY, how="left", validate="one_to_one")
+    joined = joined.merge(effects, on=KEY, how="left", validate="one_to_one")
     write_table(run.folder / "tables" / "circuits.parquet", joined)
     return joined

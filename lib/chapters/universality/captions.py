@@ -1,19 +1,16 @@
-"""Captions of the figures of chapters 01 to 03, computed from the run's tables."""
+"""Captions of the figures of chapter 03, computed from the run's tables."""
 
 import numpy as np
 import pandas as pd
 
 from lib.base.errors import capital, listed
-from lib.chapters.universality import properties
+from lib.chapters.universality import measures, properties
+from lib.chapters.universality.captions_activations import value_range
 from lib.chapters.universality.properties import PROPERTIES, PUBLISHED_MODELS, PUBLISHED_SHARES
 from lib.display.captions import GATED, Caption, count, percent, signed
-from lib.display.claims import FAILS, FEWEST, HOLDS, SIGNIFICANT, UNKNOWN
+from lib.display.claims import FEWEST, Decision
 
-
-def _range(values: pd.Series, words) -> str:
-    """Smallest to largest value, or the one that all have."""
-    low, high = words(values.min()), words(values.max())
-    return low if low == high else f"{low} to {high}"
+BOXES = "Boxes: quartiles; whiskers: 5th and 95th percentile."
 
 
 def _published(column: str, words) -> str:
@@ -21,147 +18,6 @@ def _published(column: str, words) -> str:
     return ", ".join(
         f"{words(value)} for {PUBLISHED_MODELS[model]}" for model, value in PUBLISHED_SHARES[column].items()
     )
-
-
-# ---------------------------------------------------------------- notebook 01: the text and its activations
-
-
-def losses(table: pd.DataFrame, vocabulary: int) -> Caption:
-    """How well the seeds predict the text; `vocabulary` is the number of tokens."""
-    every = table[table["domain"] == "all"]
-    title = f"Loss of {count(len(every), 'seed')}: {_range(every['loss'], '{:.2f}'.format)} nats per token"
-    apart = every["loss"].max() / every["loss"].min() - 1
-    text = (
-        f"Mean cross-entropy by domain on {every['tokens'].max():,} predicted tokens; uniform guessing over "
-        f"{vocabulary:,} tokens would lose {np.log(vocabulary):.2f}. The seeds lie **{percent(apart, 1)}** apart."
-    )
-    return Caption(title, text, f"Dot plot of loss by domain of text, one dot per seed. {title}.")
-
-
-def composition(text_table: pd.DataFrame) -> Caption:
-    """What the text consists of."""
-    counted, tokens = text_table["counted"].sum(), text_table["tokens"].sum()
-    largest = text_table.loc[text_table["counted"].idxmax()]
-    title = f"{counted:,} counted tokens from {count(len(text_table), 'domain')}"
-    text = (
-        f"Of the text's {tokens:,} positions **{percent(counted / tokens, 1)}** are counted. The largest domain, "
-        f"*{largest['domain']}*, has {percent(largest['counted'] / counted, 1)} of them."
-    )
-    return Caption(title, text, f"Bar chart of the counted tokens in each domain of text. {title}.")
-
-
-def pass_facts(done: dict) -> pd.DataFrame:
-    """What the pass wrote about itself: fact, value."""
-    facts = {
-        "tokens counted": f"{done['tokens_counted']:,}",
-        "blocks × context": f"{done['blocks']:,} × {done['context']:,}",
-        "passes over the text": str(done.get("passes", 1)),
-        "products of activations": _products(done.get("rows", 0), done.get("products", "exact")),
-        "precision of the products": str(done["precision"]),
-        "device": str(done.get("device_name", done["device"])),
-        "loops over activations": str(done.get("loops", "torch")),
-        "wall time": f"{done['wall_seconds']:,.1f} s",
-        "speed, summed over seeds and passes": f"{done['tokens_per_second']:,.0f} tokens/s",
-        "peak memory": f"{done['peak_memory_bytes'] / 1e9:.2f} GB",
-    }
-    return pd.DataFrame(facts.items(), columns=["fact", "value"])
-
-
-def _products(rows: int, products: str) -> str:
-    return f"estimated from a sketch of {rows:,} rows" if products == "sketch" else "exact"
-
-
-def activation_histograms(chosen: pd.DataFrame) -> Caption:
-    """How skewed and how often active the drawn neurons (rows of `neurons`) are."""
-    skewed = int((chosen["skew"] > 1).sum())
-    title = f"A long right tail in {skewed} of {count(len(chosen), 'chosen neuron')}"
-    text = (
-        f"The skew is above 1 (a Gaussian has 0) in **{skewed}** of {count(len(chosen), 'neuron')}. They are active on "
-        f"{_range(chosen['sparsity'], lambda share: percent(share, 1))} of the counted tokens."
-    )
-    return Caption(title, text, f"Histograms of the pre-activation of chosen neurons, counts on a log axis. {title}.")
-
-
-# ---------------------------------------------------------------- notebook 02: correlation and its baseline
-
-
-def correlation_by_layer(neurons: pd.DataFrame, outsiders: pd.DataFrame | None = None) -> Caption:
-    """Best matches and their rotated baseline; with the table `outsiders` of a run whose products are a sketch's."""
-    corr, baseline, excess = neurons[["mean_corr", "mean_baseline", "excess_corr"]].mean()
-    title = f"Best matches correlate {corr:.2f} on average, {baseline:.2f} in a rotated basis"
-    text = (
-        "Boxes: quartiles of each layer's neurons; whiskers: 5th and 95th percentile. The mean excess is "
-        f"**{excess:.3f}**; it is above 0 for {percent((neurons['excess_corr'] > 0).mean(), 1)} of the neurons."
-    )
-    if neurons["dead"].any():
-        text += f" Neurons that never vary on this text ({neurons['dead'].sum():,}) have correlation 0 by definition."
-    if outsiders is not None:
-        number, total = outsiders["outsiders"].sum(), outsiders["neurons"].sum()
-        text += (
-            f" Of all references' {total:,} best matches, **{number:,}** may be surpassed by a neuron that was not "
-            "followed: by the sketch it is better by more than four standard errors."
-        )
-    return Caption(title, text, f"Box plots by layer of best match and rotated baseline. {title}.")
-
-
-def draws(draw_summary: pd.DataFrame, spread: pd.Series, neurons: pd.DataFrame) -> Caption:
-    """From `draw_summary` and `draw_spread` of the reference: does the draw of the rotation matter?"""
-    alt = "Histogram of the standard deviation of each neuron's baseline over draws; bar chart of universal neurons."
-    if len(draw_summary) < 2:
-        text = "This run drew a single rotation; set `rotations` to 2 or more to see the spread."
-        return Caption("One rotation draw: its spread is unknown", text, alt)
-    title = f"Another rotation moves a neuron's baseline by {spread.median():.4f}"
-    text = (
-        f"The standard deviation of a neuron's baseline over {len(draw_summary)} draws has median "
-        f"**{spread.median():.4f}**. Any single draw would call {_range(draw_summary['universal'], '{:,}'.format)} of "
-        f"{len(neurons):,} neurons universal."
-    )
-    return Caption(title, text, f"{alt} {title}.")
-
-
-def convergence(summary: pd.DataFrame, reference: str) -> Caption:
-    """From `convergence_summary`: what more tokens change."""
-    own = summary[summary["seed"] == reference].sort_values("tokens")
-    last = own.iloc[-1]
-    alt = "Line plots against the number of tokens: mean best match, baseline and excess; universal neurons."
-    if len(own) < 2:
-        text = f"The text is too short to measure matches on shares of it; it has {last['tokens']:,.0f} counted tokens."
-        return Caption("Too few tokens to see convergence", text, alt)
-    before = own.iloc[-2]
-    move = signed(last["excess_corr"] - before["excess_corr"], 4)
-    title = f"The last {last['tokens'] / before['tokens']:.1f}× of tokens moved the mean excess by {move}"
-    text = "Means over the reference's neurons (left) and the number of universal neurons of every seed (right), all "
-    text += "against the baseline of the whole text. "
-    text += f"From {before['tokens']:,.0f} to {last['tokens']:,.0f} tokens "
-    if np.isfinite(before["agreement"]):
-        text += (
-            f"the number went from {before['universal']:,.0f} to **{last['universal']:,.0f}**, and "
-            f"{percent(before['agreement'], 0)} of the neurons universal at either point are universal at both."
-        )
-    else:
-        text += "no neuron is universal."
-    return Caption(title, text, f"{alt} {title}.")
-
-
-def sampling(table: pd.DataFrame, neurons: pd.DataFrame, threshold: float) -> Caption:
-    """From the reference's rows of `sampling`: how much of a best match is luck of the text?"""
-    alt = "Scatter of the correlation on other text against the best match; histogram of the excess' standard error."
-    if not len(table):
-        text = "This run has no parts of its text to compare: they need more text."
-        return Caption("No parts of the text to compare", text, alt)
-    held_out = neurons[["layer", "neuron", "mean_baseline"]].merge(table, on=["layer", "neuron"])
-    share = (held_out["held_out_corr"] - held_out["mean_baseline"] > threshold).mean()
-    means = f"{table['held_out_corr'].mean():.3f} instead of {neurons['mean_corr'].mean():.3f}"
-    title = f"With partners chosen on other text the mean match is {means}"
-    text = (
-        f"With partners chosen on other text **{percent(share)}** of the neurons are universal, instead of "
-        f"{percent(neurons['is_universal'].mean())}. The standard error of a neuron's excess has median "
-        f"**{table['excess_se'].median():.4f}**; it is underestimated if parts of the text share documents."
-    )
-    return Caption(title, text, f"{alt} {title}.")
-
-
-# ---------------------------------------------------------------- notebook 03: universality
 
 
 def excess(neurons: pd.DataFrame, threshold: float) -> Caption:
@@ -175,33 +31,72 @@ def excess(neurons: pd.DataFrame, threshold: float) -> Caption:
     return Caption(title, text, f"Histograms of best match and baseline, and of the excess correlation. {title}.")
 
 
-def share_by_reference(shares: pd.DataFrame, intervals: pd.DataFrame | None = None) -> Caption:
-    """From `reference_shares` and `share_intervals`: do the reference seed and the text matter?"""
-    found = f"{_range(shares['share'], percent)} of the neurons are universal"
-    text = f"Averaged over reference seeds **{percent(shares['share'].mean())}** of the neurons are universal."
+def share_by_reference(
+    shares: pd.DataFrame, intervals: pd.DataFrame | None = None, over_seeds: Decision | None = None
+) -> Caption:
+    """From `reference_shares`, `share_intervals` and the ledger's interval: do the seeds and the text matter?"""
+    found = f"{value_range(shares['share'], percent)} of the neurons are universal"
+    text = f"Averaged over reference seeds **{percent(shares['share'].mean())}** of the neurons are universal"
     title = f"{found} with any seed as reference"
     if len(shares) == 1:
         title = f"{found} with seed {shares['seed'].iloc[0]}, the only reference"
-        text = "Only one seed serves as reference; `compare: all` takes every seed in turn."
+        text = "Only one seed serves as reference; `compare: all` takes every seed in turn"
+    elif over_seeds is not None and np.isfinite(over_seeds.low):
+        low, high = percent(max(0.0, over_seeds.low)), percent(over_seeds.high)
+        text += f"; over seeds like these the mean lies within **{low}** to **{high}** (95 % interval, grey)"
+    text += "."
     if intervals is not None:
         own = intervals.loc[intervals["share"].idxmax()]
-        interval = f"**{percent(own['low'])}** to **{percent(own['high'])}**"
-        text += f" For seed {own['seed']} other text of this kind would give {interval} (95 % interval, black line)."
+        interval = f"{percent(own['low'])} to {percent(own['high'])}"
+        text += (
+            f" With other text of this kind and other rotations seed {own['seed']} would have {interval} (black line)."
+        )
     return Caption(title, text, f"Bar chart of the share of universal neurons with each seed as reference. {title}.")
 
 
-def share_by_threshold(neurons_all_seeds: pd.DataFrame, threshold: float) -> Caption:
-    """How much the share depends on the threshold, averaged over reference seeds."""
-    thresholds = np.array([threshold - 0.1, threshold, threshold + 0.1])
-    seeds = neurons_all_seeds.groupby("seed", sort=False)["excess_corr"]
-    shares = np.mean([properties.shares_above(values, thresholds) for _, values in seeds], axis=0)
-    below, at, above = map(percent, shares)
-    title = f"A threshold 0.1 lower or higher: {below} or {above} universal"
+def share_by_compared(table: pd.DataFrame) -> Caption:
+    """From `measures.share_by_compared`: does the number of compared seeds matter?"""
+    alt = "Line plot of the share of universal neurons against the number of compared seeds."
+    mean = table.groupby("compared")["share"].mean()
+    if len(mean) < 2:
+        return Caption("One compared seed: no smaller number", "The run compares each reference with one seed.", alt)
+    title = f"{percent(mean.iloc[0])} universal with one compared seed, {percent(mean.iloc[-1])} with {mean.index[-1]}"
+    few, many = (f"{number} compared seeds" if number > 1 else "one compared seed" for number in mean.index[[0, -1]])
     text = (
-        "Share of universal neurons with each seed as reference. On average it is "
-        f"{below} at {thresholds[0]:.2g}, **{at}** at {threshold:g} and {above} at {thresholds[2]:.2g}."
+        "Share of universal neurons, averaged over all choices of so many compared seeds. The mean over references is "
+        f"**{percent(mean.iloc[0])}** with {few} and **{percent(mean.iloc[-1])}** with {many}."
     )
-    return Caption(title, text, f"Share of universal neurons by threshold, one line per reference seed. {title}.")
+    return Caption(title, text, f"{alt} {title}.")
+
+
+def share_by_threshold(neurons_all_seeds: pd.DataFrame, threshold: float) -> Caption:
+    """How much the share depends on the threshold and on the measure, averaged over reference seeds."""
+    thresholds = [threshold - 0.1, threshold, threshold + 0.1]
+    curves = measures.share_curves(neurons_all_seeds, thresholds)
+    below, at, above = map(percent, curves["excess"])
+    adjusted, worst = (percent(curves[name].iloc[1]) for name in ("adjusted excess", "worst-case excess"))
+    title = f"Above {threshold:g}: {at} by excess, {adjusted} adjusted, {worst} in the worst case"
+    text = (
+        f"Share of neurons above each threshold. At {threshold:g} it is **{at}** by excess, **{adjusted}** by adjusted "
+        f"excess and **{worst}** by worst-case excess; a threshold 0.1 lower or higher gives {below} or {above} by "
+        "excess."
+    )
+    return Caption(title, text, f"Two line plots of the share of neurons by threshold. {title}.")
+
+
+def ceiling(neurons: pd.DataFrame, threshold: float) -> Caption:
+    """Are there neurons that match too well to be called universal?"""
+    alt = "Scatter of each neuron's mean best match against its mean baseline, with lines of equal excess."
+    found, bar = measures.at_the_ceiling(neurons, threshold), f"{measures.HIGH_MATCH:g}"
+    if not found["high"]:
+        return Caption(f"No mean match above {bar}", f"No neuron has a mean match above {bar}.", alt)
+    missed, high = found["high"] - found["universal"], count(found["high"], "neuron")
+    title = f"Of {high} with a mean match above {bar}, {missed:,} {'is' if missed == 1 else 'are'} not universal"
+    text = f"Excess cannot pass one minus the baseline. Of {high} with a mean match above {bar}, "
+    text += f"**{missed:,}** {'is' if missed == 1 else 'are'} not universal by excess"
+    text += f": their baseline is {found['baseline']:.2f} on average" if missed else ""
+    text += f". By adjusted excess **{found['adjusted']:,}** of the {found['high']:,} are above {threshold:g}."
+    return Caption(title, text, f"{alt} {title}.")
 
 
 def share_by_layer(shares: pd.DataFrame, reference: str) -> Caption:
@@ -223,7 +118,7 @@ def share_by_layer(shares: pd.DataFrame, reference: str) -> Caption:
 
 def seed_agreement(neurons: pd.DataFrame, compared: int) -> Caption:
     """Figure 2b: do the compared seeds agree on how good a neuron's match is?"""
-    gaps = properties.corr_gap(neurons)
+    gaps, apart = properties.corr_gap(neurons), properties.gap_at_equal_match(neurons)
     alt = "Scatter of each neuron's smallest against its largest best match over the compared seeds."
     if compared < 2:
         text = "With one compared seed, the largest and the smallest correlation are the same."
@@ -232,10 +127,27 @@ def seed_agreement(neurons: pd.DataFrame, compared: int) -> Caption:
     universal = gaps[neurons["is_universal"]]
     own = f", by **{universal.mean():.3f}** for universal neurons" if len(universal) else "; no neuron is universal"
     text = (
-        f"On average the largest and the smallest best match differ by **{gaps.mean():.3f}** for all neurons{own}. "
-        "Published for GPT2-medium: 0.049 and 0.105."
+        f"On average the largest and the smallest best match differ by **{gaps.mean():.3f}** for all neurons{own} "
+        "(published for GPT2-medium: 0.049 and 0.105)."
     )
+    if len(apart):
+        text += f" Beside others of equal mean match, universal neurons differ by **{signed(apart.mean(), 3)}** more."
     return Caption(title, text, f"{alt} {title}.")
+
+
+def agreeing(neurons: pd.DataFrame, compared: int, threshold: float) -> Caption:
+    """In how many of the compared seeds is a neuron's excess above the threshold?"""
+    universal = neurons[neurons["is_universal"]]
+    every, some = (int((universal["k_of_m"] == compared).sum()), int((neurons["k_of_m"] > 0).sum()))
+    title = (
+        f"{every:,} of {count(len(universal), 'universal neuron')} pass in each of {count(compared, 'compared seed')}"
+    )
+    text = (
+        f"Neurons by the number of compared seeds in which their excess is above {threshold:g}. Of "
+        f"{count(len(universal), 'universal neuron')} **{every:,}** pass in all {compared}; **{some:,}** neurons pass "
+        "in at least one."
+    )
+    return Caption(title, text, f"Bar chart of neurons by the number of compared seeds that they pass in. {title}.")
 
 
 def layer_agreement(matrix: pd.DataFrame) -> Caption:
@@ -288,34 +200,42 @@ def property_percentiles(tests: pd.DataFrame, number: int) -> Caption:
     if number == 0:
         text = "No neuron is universal at this threshold, so there is nothing to rank."
         return Caption("No universal neuron to rank", text, alt)
-    tested = tests[(tests["verdict"] != "") & tests["median_percentile"].notna()]
-    holds, fails, unknown = (list(tested.loc[tested["verdict"] == one, "label"]) for one in (HOLDS, FAILS, UNKNOWN))
-    direction, parts = "the paper's direction", []
-    if holds:
-        parts.append(f"{direction} **holds** for {listed(holds)}")
-    if fails:
-        parts.append(f"{'it' if holds else direction} **does not hold** for {listed(fails)}")
-    if unknown:
-        few = f"{number} universal, fewer than {FEWEST}" if number < FEWEST else f"corrected p ≥ {SIGNIFICANT:g}"
-        parts.append(f"this run **cannot tell** for {listed(unknown)} ({few})")
-    title = f"{len(holds)} of {len(tested)} published directions hold"
-    text = f"Boxes show where universal neurons rank within their layer. {capital('; '.join(parts))}."
+    known = tests[(tests["published"] != "") & tests["median_percentile"].notna()]
+    sides = np.where(known["median_percentile"] > 50, "high", "low")
+    away = list(known.loc[sides != known["published"], "label"])
+    agree = len(known) - len(away)
+    title = f"{agree} of {len(known)} medians lie on the published side of the layer's median"
+    text = f"Percentiles of {count(number, 'universal neuron')} within their layer. {BOXES} "
+    text += f"**{agree}** of {len(known)} medians lie on the same side of 50 as the published ones"
+    text += f", not {listed(away)}." if away else "."
+    if number < FEWEST:
+        text += f" With fewer than {FEWEST} universal neurons this seed decides nothing."
     if tests["median_percentile"].isna().any():
         text += f" {GATED}"
     return Caption(title, text, f"{alt} {title}.")
 
 
-def property_table(tests: pd.DataFrame) -> pd.DataFrame:
-    """`property_tests` as a reader's table: one row per property, numbers as text."""
+def property_table(tests: pd.DataFrame, over_seeds: dict[str, Decision]) -> pd.DataFrame:
+    """`property_tests` as a reader's table, one row per property, numbers as text; beside the reference's numbers the
+    mean over seeds of the median percentile, with its interval, from the ledger's `over_seeds`, by property."""
 
     def numbers(column: str, form: str) -> list[str]:
         return [format(value, form) if np.isfinite(value) else "–" for value in tests[column]]
 
     shown = {"median percentile": numbers("median_percentile", ".0f")}
     shown |= {"effect (Cliff's delta)": numbers("effect", "+.2f"), "corrected p": numbers("p_corrected", ".2g")}
+    shown["mean over seeds (95 % interval)"] = [_interval(over_seeds.get(name)) for name in tests["property"]]
     shown |= {f"published {name}": numbers(f"published_{model}", ".0f") for model, name in PUBLISHED_MODELS.items()}
-    words = {"published direction": tests["published"].replace("", "–"), "here": tests["verdict"].replace("", "–")}
-    return pd.DataFrame({"property": tests["label"], **shown, **words})
+    shown = {head: [one.replace("-", "−") for one in cells] for head, cells in shown.items()}
+    return pd.DataFrame({"property": tests["label"], **shown})
+
+
+def _interval(found: Decision | None) -> str:
+    """The mean over the seeds that can be asked, and its interval."""
+    if found is None or not found.seeds:
+        return "–"
+    low, high = (min(100.0, max(0.0, bound)) for bound in (found.low, found.high))
+    return f"{found.value:.0f}" + (f" ({low:.0f} to {high:.0f})" if np.isfinite(found.low) else "")
 
 
 def _one_group(neurons: pd.DataFrame) -> str | None:
@@ -339,24 +259,25 @@ def raw_values(neurons: pd.DataFrame, columns: list[str]) -> Caption:
     known = count(len(pairs), "property", "properties")
     title = f"{len(above) + len(below)} of {known} differ in the same direction in every layer"
     found = [f"**{side}** for {listed(names)}" for side, names in (("higher", above), ("lower", below)) if names]
-    text = "Boxes: quartiles of each layer's neurons; whiskers: 5th and 95th percentile. In every layer with universal "
-    text += f"neurons their median is {' and '.join(found) or 'neither higher nor lower for any property'}."
+    text = f"{BOXES} In every layer with universal neurons "
+    text += f"their median is {' and '.join(found) or 'neither higher nor lower for any property'}."
     if len(pairs) < len(columns):
         text += f" {GATED}"
     return Caption(title, text, f"{alt} {title}.")
 
 
-def frequency_and_cosine(neurons: pd.DataFrame) -> Caption:
-    """Figure 9: do neurons that fire often write against what they read?"""
-    alt = "Scatter of activation frequency against cos(w_in, w_out), one dot a neuron."
+def frequency_and_cosine(neurons: pd.DataFrame, by_layer: pd.DataFrame, reference: str) -> Caption:
+    """Figure 9, with `frequency_cosine_by_layer`: do neurons that fire often write against what they read?"""
+    alt = "Scatter of activation frequency against cos(w_in, w_out), one dot a neuron; bar chart of their correlation."
     if neurons["in_out_sim"].isna().all():
         return Caption("Gated neurons have no cos(w_in, w_out)", GATED, alt)
-    correlation = properties.frequency_cosine_correlation(neurons)
-    title = f"Activation frequency and cos(w_in, w_out) correlate {signed(correlation)}"
-    clear = abs(correlation) > 2 / np.sqrt(len(neurons))  # two standard errors of a correlation of 0
-    text = f"Over all neurons the correlation is **{signed(correlation)}**"
-    text += "" if clear else ", not distinguishable from 0"
-    text += f". Published: {_published('frequency_cosine', signed)}."
+    own = by_layer.loc[by_layer["seed"] == reference, "correlation"].dropna()
+    pooled = properties.frequency_cosine_correlation(neurons)
+    title = f"Within a layer, activation frequency and cos(w_in, w_out) correlate {signed(own.mean())}"
+    text = (
+        f"Within layers the correlation is {value_range(own, signed)}, **{signed(own.mean())}** on average. Over all "
+        f"layers pooled it is **{signed(pooled)}**; published, pooled: {_published('frequency_cosine', signed)}."
+    )
     return Caption(title, text, f"{alt} {title}.")
 
 

@@ -1,136 +1,182 @@
-"""The paper's claims that chapter 3 tests: how many neurons are universal, at what depth, and how they differ."""
+"""What chapter 3 measures for the ledger, a value for each reference seed: how many neurons are universal, at what
+depth, and how they differ.
+
+Matches tie the seeds together, so leaving a seed out also changes what the others are compared with: every quantity is
+measured again on the tables without it.
+"""
+
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
 
 from lib.chapters.universality import properties
-from lib.chapters.universality.properties import PROPERTIES, PUBLISHED_MEDIANS, PUBLISHED_MODELS, PUBLISHED_SHARES
-from lib.display.captions import count, p_words, percent, signed
-from lib.display.claims import (
-    FAILS,
-    FEWEST,
-    HOLDS,
-    SIGNIFICANT,
-    UNKNOWN,
-    Claim,
-    Evidence,
-    Measured,
-    correlation_interval,
-    decided,
-    over_seeds,
-    unmeasured,
-)
+from lib.chapters.universality.measures import without_seed
+from lib.chapters.universality.nulls import activation_null
+from lib.chapters.universality.properties import PUBLISHED_MEDIANS
+from lib.display.captions import count, percent, signed
+from lib.display.claims import FEWEST, Claim, Decision, Effects, Evidence, decision, statements
 
 CHAPTER = "03_universality"
 EVERYONE, MATCHES = "neurons_all_seeds", "matches_all_seeds"
-SHARE_RANGE = (0.01, 0.05)  # "1 to 5 %", the paper's abstract
-MODELS = ", ".join(PUBLISHED_MODELS.values())
+Measure = Callable[[Evidence], pd.Series]
 
 
-def _share(evidence: Evidence) -> Measured:
-    shares = properties.reference_shares(evidence.tables[EVERYONE])["share"]
-    inside = shares.between(*SHARE_RANGE)
-    verdict = HOLDS if inside.all() else UNKNOWN if inside.any() else FAILS
-    return over_seeds(shares, SHARE_RANGE[0], True, percent)._replace(verdict=verdict)
+def _by_seed(evidence: Evidence, measure: Callable[[pd.DataFrame], float], table: str = EVERYONE) -> pd.Series:
+    return pd.Series(
+        {seed: measure(own) for seed, own in evidence.tables[table].groupby("seed", sort=False)}, dtype=float
+    )
 
 
-def _excess(evidence: Evidence) -> Measured:
-    mean = evidence.tables[EVERYONE].groupby("seed", sort=False)["excess_corr"].mean()
-    return over_seeds(mean, 0.0, True, lambda value: signed(value, 3))
+def _share_above(column: str) -> Measure:
+    return lambda evidence: _by_seed(evidence, lambda own: (own[column] > evidence.threshold).mean())
 
 
-def _depth(evidence: Evidence) -> Measured:
-    """`own_layer_excess` of each seed as reference."""
-    excess = {}
-    for seed, matches in evidence.tables[MATCHES].groupby("seed", sort=False):
-        matrix = properties.match_layer_percent(matches)
-        excess[seed] = properties.own_layer_excess(pd.Series(np.diag(matrix) / 100))
-    found = over_seeds(pd.Series(excess, dtype=float), 0.0, True, lambda value: signed(100 * value, 1))
-    return found._replace(here=f"{found.here} percentage points more matches in the own layer than by chance")
+def _excess(evidence: Evidence) -> pd.Series:
+    return _by_seed(evidence, lambda own: own["excess_corr"].mean())
 
 
-def _gap(evidence: Evidence) -> Measured:
-    own = evidence.own(EVERYONE)
-    gaps, chosen = properties.corr_gap(own), own["is_universal"]
-    ours, others = gaps[chosen], gaps[~chosen]
-    if len(ours) < FEWEST:
-        return unmeasured(f"{count(len(ours), 'universal neuron')}, too few to compare")
-    if not len(others) or evidence.own(MATCHES)["model"].nunique() < 2:
-        return unmeasured("needs two compared seeds and neurons that are not universal")
-    apart = ours.mean() - others.mean()
-    half = norm.isf(SIGNIFICANT / 2) * np.sqrt(ours.var() / len(ours) + others.var() / len(others))
-    here = f"{ours.mean():.3f} against {others.mean():.3f} for the rest, {signed(apart, 3)} ± {half:.3f}"
-    return Measured(apart, apart - half, apart + half, here, decided(apart - half, apart + half, 0.0))
+def _depth(evidence: Evidence) -> pd.Series:
+    def of_seed(matches: pd.DataFrame) -> float:
+        return properties.own_layer_excess(pd.Series(np.diag(properties.match_layer_percent(matches)) / 100))
+
+    return _by_seed(evidence, of_seed, MATCHES)
 
 
-def _layers(evidence: Evidence) -> Measured:
-    shares = properties.layer_shares(evidence.tables[EVERYONE])
-    by_seed = shares.groupby("seed", sort=False)["universal"].agg(lambda found: (found > 0).mean())
-    if shares.groupby("seed")["universal"].sum().max() < FEWEST:
-        return unmeasured(f"fewer than {FEWEST} universal neurons in every seed")
-    found = over_seeds(by_seed, 0.999, True, lambda value: percent(value, 0))
-    return found._replace(here=f"share of layers: {found.here}")
+def _compared_seeds(evidence: Evidence) -> int:
+    """With how many seeds each reference is compared."""
+    return int(evidence.tables[MATCHES].groupby("seed")["model"].nunique().max())
 
 
-def _frequency_cosine(evidence: Evidence) -> Measured:
-    own = evidence.own(EVERYONE)
-    value = properties.frequency_cosine_correlation(own)
-    low, high = correlation_interval(value, len(own[["sparsity", "in_out_sim"]].dropna()))
-    if not np.isfinite(value):
-        return unmeasured("undefined: gated neurons, or one quantity does not vary")
-    here = f"{signed(value)} ({signed(low)} to {signed(high)})"
-    return Measured(value, low, high, here, decided(low, high, 0.0, above=False))
+def _gap(evidence: Evidence) -> pd.Series:
+    """The mean of `gap_at_equal_match`, with FEWEST neurons and two compared seeds."""
+    few = _compared_seeds(evidence) < 2
+
+    def of_seed(neurons: pd.DataFrame) -> float:
+        apart = properties.gap_at_equal_match(neurons)
+        return np.nan if few or len(apart) < FEWEST else apart.mean()
+
+    return _by_seed(evidence, of_seed)
 
 
-def _tests(evidence: Evidence) -> pd.DataFrame:
-    """`property_tests` of the reference seed by property."""
-    return properties.property_tests(evidence.own(EVERYONE)).set_index("property")
+def _layers(evidence: Evidence) -> pd.Series:
+    """Share of the layers with a universal neuron."""
+
+    def of_seed(own: pd.DataFrame) -> float:
+        return properties.layer_shares(own)["universal"].gt(0).mean() if own["is_universal"].sum() >= FEWEST else np.nan
+
+    return _by_seed(evidence, of_seed)
 
 
-def _property(column: str):
-    def measure(evidence: Evidence) -> Measured:
-        tests = evidence.once(_tests)
-        if column not in tests.index or not np.isfinite(tests.loc[column, "effect"]):
-            some = len(evidence.universal_of())
-            return unmeasured("not defined for these models" if some else "no universal neuron to rank")
-        row = tests.loc[column]
-        here = f"median percentile {row['median_percentile']:.0f} of {count(row['universal'], 'neuron')}, "
-        here += f"effect {signed(row['effect'])}, corrected {p_words(row['p_corrected'])}"
-        return Measured(float(row["median_percentile"]), np.nan, np.nan, here, row["verdict"])
-
-    return measure
+def _frequency_cosine(evidence: Evidence) -> pd.Series:
+    by_layer = properties.frequency_cosine_by_layer(evidence.tables[EVERYONE])
+    return by_layer.groupby("seed", sort=False)["correlation"].mean()
 
 
-def _claim(name: str, claim: str, published: str, figure: str, measure, *needs: str) -> Claim:
-    return Claim(name, claim, published, CHAPTER, figure, needs or (EVERYONE,), measure)
+def _medians(evidence: Evidence) -> pd.DataFrame:
+    """`property_medians` of every seed (rows)."""
+    seeds = evidence.tables[EVERYONE].groupby("seed", sort=False)
+    return pd.DataFrame({seed: properties.property_medians(own) for seed, own in seeds}).T
 
 
-def _property_claim(column: str, medians: pd.Series) -> Claim:
-    side = "high" if (medians > 50).all() else "low"
-    claim = f"Universal neurons have a {side} {PROPERTIES[column]} for their layer"
-    published = f"median percentiles {', '.join(f'{value:.0f}' for value in medians)} ({MODELS})"
-    return _claim(f"property_{column}", claim, published, "figure_03_percentiles", _property(column))
+def _property(column: str) -> Measure:
+    return lambda evidence: evidence.once(_medians).get(column, pd.Series(dtype=float))
 
 
-def _published(column: str, words) -> str:
-    return ", ".join(f"{words(value)} ({PUBLISHED_MODELS[model]})" for model, value in PUBLISHED_SHARES[column].items())
+MEASURES: dict[str, Measure] = {
+    "universal_share": _share_above("excess_corr"),
+    "worst_share": _share_above("worst_excess"),
+    "adjusted_share": _share_above("adjusted_excess"),
+    "excess": _excess,
+    "depth": _depth,
+    "gap": _gap,
+    "layers": _layers,
+    **{f"property_{column}": _property(column) for column in PUBLISHED_MEDIANS.index},
+    "frequency_cosine": _frequency_cosine,
+}
+SHARES = ("universal_share", "worst_share", "adjusted_share")
+WORDS: dict[str, Callable[[float], str]] = {
+    **dict.fromkeys(SHARES, percent),
+    "excess": partial(signed, digits=3),
+    "depth": lambda share: signed(100 * share, 1),
+    "gap": partial(signed, digits=3),
+    "layers": partial(percent, digits=0),
+    "frequency_cosine": signed,
+}
 
 
-HISTOGRAMS = "figure_02a_11_distributions"
-SHARE = "From 1 to 5 % of the neurons are universal"
-EXCESS = "A neuron's best match is better than in a rotated basis"
-GAP = "Seeds differ more on how well universal neurons match than on the others"
-GAP_PUBLISHED = "0.105 against 0.049 over all neurons (GPT2-medium)"
-LAYERS, LAYERS_PUBLISHED = "Every layer has universal neurons", "every layer of the three models"
-COSINE, COSINE_FIGURE = "Neurons that fire often have a lower cos(w_in, w_out)", "figure_09_frequency_cosine"
+def _left_out(evidence: Evidence) -> pd.DataFrame:
+    """The mean of every quantity without each seed: seeds left out (rows), names of MEASURES (columns).
+
+    Without a row where fewer than three seeds serve as references.
+    """
+    neurons, matches, rows = evidence.tables[EVERYONE], evidence.tables[MATCHES], {}
+    seeds = neurons["seed"].unique()
+    for seed in seeds if len(seeds) > 2 else ():
+        tables = dict(zip((EVERYONE, MATCHES), without_seed(neurons, matches, seed, evidence.threshold), strict=True))
+        rest = Evidence(tables, evidence.reference, evidence.threshold)
+        rows[seed] = {name: measure(rest).mean() for name, measure in MEASURES.items()}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=list(MEASURES))
+
+
+def effects(evidence: Evidence, name: str) -> Effects:
+    """A quantity of MEASURES by seed, with its mean without each."""
+    values, left_out = MEASURES[name](evidence), evidence.once(_left_out)[name]
+    left_out = left_out if len(left_out) and left_out.notna().all() else None
+    missing = _missing(evidence, name) if not len(values) or values.isna().any() else ""
+    words = WORDS.get(name, "{:.0f}".format)
+    return Effects(values, words, _details(evidence, name), left_out=left_out, missing=missing)
+
+
+def found(evidence: Evidence, name: str) -> Decision:
+    """The mean over seeds of a quantity, its interval and its test, as in the ledger."""
+    return decision(effects(evidence, name), statements()[name])
+
+
+def _details(evidence: Evidence, name: str) -> str:
+    everyone = evidence.tables[EVERYONE]
+    if name in SHARES:
+        return count(_compared_seeds(evidence), "compared seed")
+    if name == "depth":
+        return "percentage points above chance"
+    if name == "layers":
+        return "share of layers"
+    if name == "gap":
+        gaps, chosen = properties.corr_gap(everyone), everyone["is_universal"]
+        raw = f"{gaps[chosen].mean():.3f} against {gaps[~chosen].mean():.3f}" if chosen.any() else ""
+        return f"{raw} with other neurons of any mean match" if raw else ""
+    if name == "frequency_cosine":
+        pooled = _by_seed(evidence, properties.frequency_cosine_correlation).mean()
+        return f"within a layer; {signed(pooled)} with all layers pooled"
+    if name.startswith("property_"):
+        universal = everyone.groupby("seed", sort=False)["is_universal"].sum()
+        low, high = universal.min(), universal.max()
+        return f"percentile, {f'{low:,}' if low == high else f'{low:,} to {high:,}'} universal neurons a seed"
+    return ""
+
+
+def _missing(evidence: Evidence, name: str) -> str:
+    """Why a quantity is not known for some seed."""
+    everyone = evidence.tables[EVERYONE]
+    column = name.removeprefix("property_")
+    reading = ("sparsity", "in_out_sim") if name == "frequency_cosine" else (column,) if column != name else ()
+    if any(one not in everyone or everyone[one].isna().all() for one in reading):
+        return "not defined for gated neurons"
+    if name == "depth":
+        return "one layer only"
+    if name == "frequency_cosine":
+        return "one of the two does not vary"
+    if name == "gap" and _compared_seeds(evidence) < 2:
+        return "needs two compared seeds"
+    universal = everyone.groupby("seed", sort=False)["is_universal"].sum()
+    few = ", ".join(f"{seed} has {number}" for seed, number in universal[universal < FEWEST].items())
+    if few:
+        return f"a seed needs {FEWEST} universal neurons, and {few}"
+    return f"a seed needs {FEWEST} universal neurons with another of the same mean match within {properties.NEAR:g}"
+
 
 CLAIMS = (
-    _claim("universal_share", SHARE, _published("share", percent), HISTOGRAMS, _share),
-    _claim("excess", EXCESS, "mean excess above 0", HISTOGRAMS, _excess),
-    _claim("depth", properties.OWN_LAYER, properties.OWN_LAYER_PUBLISHED, "figure_02c_layers", _depth, MATCHES),
-    _claim("gap", GAP, GAP_PUBLISHED, "figure_02b_gap", _gap, EVERYONE, MATCHES),
-    _claim("layers", LAYERS, LAYERS_PUBLISHED, "universal_share_by_layer", _layers),
-    *(_property_claim(column, medians) for column, medians in PUBLISHED_MEDIANS.iterrows()),
-    _claim("frequency_cosine", COSINE, _published("frequency_cosine", signed), COSINE_FIGURE, _frequency_cosine),
+    *(Claim(name, CHAPTER, (EVERYONE, MATCHES), partial(effects, name=name)) for name in MEASURES),
+    Claim("excess_activation_null", CHAPTER, ("nulls",), activation_null),
 )

@@ -8,9 +8,11 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from lib.chapters.universality import matching, properties
+from lib.chapters.universality import matching, measures, properties
 from lib.chapters.universality.properties import PROPERTIES, PUBLISHED_MEDIANS, PUBLISHED_MODELS, PUBLISHED_SHARES
+from lib.display.claims import Decision
 from lib.display.plots import (
     BASELINE,
     COLOURS,
@@ -29,6 +31,7 @@ from lib.display.plots import (
     folded,
     groups,
     layer_axis,
+    legend_below,
     legend_right,
     note,
     scatter,
@@ -38,6 +41,13 @@ from lib.display.plots import (
 
 FILLED = {"histtype": "stepfilled"}
 OPEN = {"color": NEUTRAL, "markerfacecolor": "white", "linestyle": "none"}  # signs of published values
+MEASURE_LOOKS = (  # of the columns of `measures.share_curves`
+    {"color": EXCESS, "linewidth": 2.5},
+    {"color": "#CC79A7", "linewidth": 2},
+    {"color": CORRELATION, "linewidth": 2},
+    {"color": NEUTRAL, "linewidth": 1.5, "linestyle": "--"},
+    {"color": NEUTRAL, "linewidth": 1.5, "linestyle": ":"},
+)
 
 
 def _percent_axis(axes: Axes, top: float) -> None:
@@ -67,28 +77,59 @@ def excess(neurons: pd.DataFrame, threshold: float) -> Figure:
     return fig
 
 
-def share_by_reference(shares: pd.DataFrame, intervals: pd.DataFrame | None = None) -> Figure:
-    """Share of universal neurons with each seed as reference, their mean, and the `uncertainty.share_intervals`."""
-    fig, axes = canvas(size=(NARROW, 3.2))
+def share_by_reference(
+    shares: pd.DataFrame, intervals: pd.DataFrame | None = None, over_seeds: Decision | None = None
+) -> Figure:
+    """Share of universal neurons with each seed as reference, with the `uncertainty.share_intervals`; their mean, with
+    its interval over seeds (a band)."""
+    fig, axes = canvas(size=(NARROW, 3.4))
     axes.axhline(shares["share"].mean(), zorder=0, label="mean", **DASHED)
     bars = axes.bar(shares["seed"], shares["share"], color=COLOURS["universal"], width=0.6)
     box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
     axes.bar_label(bars, [f"{number:,}" for number in shares["universal"]], padding=3, bbox=box)
     top = shares["share"].max()
+    if over_seeds is not None and np.isfinite(over_seeds.low):
+        low, high = max(0.0, over_seeds.low), over_seeds.high
+        axes.axhspan(low, high, color="#e8e8e8", zorder=0, label="95 % interval of the mean, over seeds")
+        top = max(top, high)
     if intervals is not None:
         own = intervals.set_index("seed").loc[shares["seed"]]
         at = np.arange(len(shares)) + 0.2  # beside the middle, which has the number of neurons
-        axes.vlines(at, own["low"], own["high"], color="black", linewidth=1.5, label="95 % interval")
+        axes.vlines(
+            at, own["low"], own["high"], color="black", linewidth=1.5, label="95 % interval, text and rotations"
+        )
         top = max(top, own["high"].max())
     axes.set(xlabel="reference seed", ylabel="universal neurons")
-    _percent_axis(axes, 1.35 * top)
-    axes.legend(loc="upper right", ncols=2)
+    _percent_axis(axes, 1.15 * top)
+    legend_below(fig, 1)
+    return fig
+
+
+def share_by_compared(table: pd.DataFrame) -> Figure:
+    """From `measures.share_by_compared`: share of universal neurons against the number of compared seeds."""
+    fig, axes = canvas(size=(NARROW + 2.5, HEIGHT))
+    colours = seed_colours(table["seed"].unique())
+    for seed, own in table.groupby("seed", sort=False):
+        axes.plot(
+            own["compared"], own["share"], "o-", color=colours[seed], alpha=0.5, markersize=3, label=f"seed {seed}"
+        )
+    mean = table.groupby("compared")["share"].mean()
+    axes.plot(mean.index, mean, "o-", color="black", linewidth=2, label="mean")
+    for model, published in PUBLISHED_SHARES.iterrows():
+        label = f"published, {PUBLISHED_MODELS[model]}"
+        axes.plot(published["compared"], published["share"], MARKERS[model], label=label, **OPEN)
+    axes.set(xlabel="number of compared seeds", ylabel="universal neurons (log axis)", yscale="log")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(PERCENT)
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    legend_right(axes)
     return fig
 
 
 def share_by_threshold(neurons_all_seeds: pd.DataFrame, threshold: float) -> Figure:
-    """Share of universal neurons against the threshold for every reference seed, with the published shares at 0.5."""
-    fig, axes = canvas()
+    """Share of universal neurons against the threshold: by excess for every reference seed, with the published shares
+    at 0.5; by every measure, averaged over references."""
+    fig, (axes, beside) = canvas(1, 2, (WIDE, 4.6), sharey=True)
     thresholds = np.linspace(0, 1, 201)
     seeds = neurons_all_seeds.groupby("seed", sort=False)["excess_corr"]
     colours = seed_colours(seeds.groups)
@@ -97,10 +138,29 @@ def share_by_threshold(neurons_all_seeds: pd.DataFrame, threshold: float) -> Fig
         axes.plot(thresholds, np.where(share > 0, share, np.nan), color=colours[seed], label=f"seed {seed}")
     for model, share in PUBLISHED_SHARES["share"].items():
         axes.plot(0.5, share, MARKERS[model], label=f"published, {PUBLISHED_MODELS[model]}", **OPEN)
-    axes.axvline(threshold, **DASHED)
-    axes.set(xlabel="threshold of excess correlation", ylabel="universal neurons (log axis)", yscale="log", xlim=(0, 1))
-    axes.set_ylim(0.5 / max(1, seeds.size().max()), 1.3)
+    curves = measures.share_curves(neurons_all_seeds, thresholds)
+    for (name, share), look in zip(curves.items(), MEASURE_LOOKS, strict=False):
+        beside.plot(thresholds, share.where(share > 0), label=name, **look)
+    for panel, title in ((axes, "excess, by reference"), (beside, "by measure, mean over references")):
+        panel.axvline(threshold, **DASHED)
+        panel.set(xlabel="threshold", xlim=(0, 1), yscale="log", title=title)
+        panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False, fontsize="small")
+    axes.set(ylabel="share of neurons above (log axis)", ylim=(0.5 / max(1, seeds.size().max()), 1.3))
     axes.yaxis.set_major_formatter(PERCENT)
+    return fig
+
+
+def ceiling(neurons: pd.DataFrame, threshold: float) -> Figure:
+    """Mean best match against mean baseline, with the lines of equal excess and equal adjusted excess."""
+    fig, axes = canvas(size=(NARROW + 2.5, 4.2))
+    scatter(axes, neurons, "mean_baseline", "mean_corr")
+    baseline = np.linspace(0, 1, 101)
+    for look, name, room in zip(MEASURE_LOOKS, ("excess", "adjusted excess"), (1, 1 - baseline), strict=False):
+        line = baseline + threshold * room
+        axes.plot(baseline, np.where(line <= 1, line, np.nan), label=f"{name} of {threshold:g}", **look)
+    axes.axhline(measures.HIGH_MATCH, label=f"best match of {measures.HIGH_MATCH:g}", **DASHED)
+    axes.set(xlabel="rotated baseline, mean over compared seeds", ylabel="best match, mean over compared seeds")
+    axes.set(xlim=(0, max(0.8, neurons["mean_baseline"].max())), ylim=(0, 1))
     legend_right(axes)
     return fig
 
@@ -123,7 +183,6 @@ def share_by_layer(shares: pd.DataFrame, reference: str) -> Figure:
     axes.set_ylabel("universal neurons of the layer")
     _percent_axis(axes, 1.3 * shares["share"].max())
     layer_axis(axes, len(own))
-    axes.legend()
     thin = {"color": NEUTRAL, "alpha": 0.45, "linewidth": 1, "markersize": 3}
     for model, theirs in properties.published_layer_shares().groupby("model", sort=False):
         label = f"published, {PUBLISHED_MODELS[model]}"
@@ -131,7 +190,7 @@ def share_by_layer(shares: pd.DataFrame, reference: str) -> Figure:
     beside.plot((own["layer"] + 0.5) / len(own), own["share"], linewidth=2, **look)
     beside.set(xlabel="relative depth", xlim=(0, 1), ylim=(0, None))
     beside.yaxis.set_major_formatter(PERCENT)
-    beside.legend(fontsize="small")
+    legend_below(fig, 3, fontsize="small")
     return fig
 
 
@@ -142,6 +201,23 @@ def seed_agreement(neurons: pd.DataFrame) -> Figure:
     scatter(axes, neurons, "min_corr", "max_corr", loc="lower right")
     axes.set(xlabel="smallest best-match correlation", ylabel="largest best-match correlation")
     axes.set(xlim=(0, 1), ylim=(0, 1))
+    return fig
+
+
+def agreeing(neurons: pd.DataFrame, compared: int) -> Figure:
+    """Neurons by the number of compared seeds in which their excess is above the threshold (`k_of_m`)."""
+    fig, axes = canvas(size=(NARROW, 3.2))
+    places, below = np.arange(1, compared + 1), 0
+    for name, flag in (("universal", True), ("other", False)):
+        own = neurons.loc[neurons["is_universal"] == flag, "k_of_m"]
+        number = own.value_counts().reindex(places, fill_value=0).to_numpy()
+        axes.bar(places, number, bottom=below, width=0.6, color=COLOURS[name], label=name)
+        below = below + number
+    axes.bar_label(axes.containers[-1], [f"{number:,}" for number in below], padding=3)
+    axes.set(xlabel=f"compared seeds in which the neuron passes, of {compared}", ylabel="neurons", xticks=places)
+    axes.set_ylim(0, 1.15 * max(1, below.max()))
+    whole_numbers(axes)
+    axes.legend(title="by mean excess")
     return fig
 
 
@@ -233,15 +309,24 @@ def raw_values(neurons: pd.DataFrame, columns: Sequence[str]) -> Figure:
     return fig
 
 
-def frequency_and_cosine(neurons: pd.DataFrame) -> Figure:
-    """Figure 9: activation frequency against cos(w_in, w_out), one dot a neuron."""
-    fig, axes = canvas(size=(NARROW + 1, HEIGHT))
-    scatter(axes, neurons, "sparsity", "in_out_sim", loc="upper right")
+def frequency_and_cosine(neurons: pd.DataFrame, by_layer: pd.DataFrame, reference: str) -> Figure:
+    """Figure 9: activation frequency against cos(w_in, w_out), one dot a neuron; beside it their correlation within
+    each layer, from `frequency_cosine_by_layer`."""
+    fig, (left, right) = canvas(1, 2, (WIDE, 4.0))
+    scatter(left, neurons, "sparsity", "in_out_sim", loc="upper right")
     if neurons["in_out_sim"].isna().all():
-        note(axes, "a gated neuron has no single w_in")
-    axes.axhline(0, color=NEUTRAL, linewidth=1)
-    axes.set(xlabel="activation frequency (share of tokens above 0)", ylabel="cos(w_in, w_out)")
-    axes.set(xlim=(0, 1), ylim=(-1, 1))
+        note(left, "a gated neuron has no single w_in")
+    left.set(xlabel="activation frequency (share of tokens above 0)", ylabel="cos(w_in, w_out)")
+    left.set(xlim=(0, 1), ylim=(-1, 1))
+    own, rest = by_layer[by_layer["seed"] == reference], by_layer[by_layer["seed"] != reference]
+    right.bar(own["layer"], own["correlation"], width=0.7, color=CORRELATION, label=f"reference {reference}")
+    if len(rest):
+        right.plot(rest["layer"], rest["correlation"], "o", color=NEUTRAL, markersize=4, label="other seeds")
+    layer_axis(right, len(own))
+    right.set(ylabel="correlation within the layer", ylim=(-1, 1))
+    right.legend(loc="upper right")
+    for axes in (left, right):
+        axes.axhline(0, color=NEUTRAL, linewidth=1)
     return fig
 
 

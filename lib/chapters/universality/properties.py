@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import mannwhitneyu
 
-from lib.display.claims import FAILS, FEWEST, HOLDS, SIGNIFICANT, UNKNOWN
+from lib.display.claims import FEWEST
 
 PROPERTIES = {
     "sparsity": "activation frequency",
@@ -29,16 +29,21 @@ PROPERTIES = {
     "vocab_kurt": "kurtosis of cos(w_out, W_U)",
 }
 
+NEAR = 0.05  # of mean matches that count as equal
 TOP_SHARE = 0.05  # most universal neurons of a seed: the top 5 % by excess, which exists at any threshold
-OWN_LAYER = "A neuron's best match lies in its own layer more often than by chance"  # tested in chapters 3 and 7
-OWN_LAYER_PUBLISHED = "figure 2c shows the shares by pairs of layers"
 
-# Gurnee et al., arXiv 2401.12181: universal neurons (from the published per-neuron tables), correlation of activation
-# frequency with cos(w_in, w_out) (figure 9), median percentile of universal neurons within their layer (figure 3).
-# A median above 50 is published as "high", below as "low".
+# Gurnee et al., arXiv 2401.12181: universal neurons and compared seeds (from the published per-neuron tables; their
+# mean matches are quarters, of Pythia thirds, of rounded ones), correlation of activation frequency with
+# cos(w_in, w_out) (figure 9), median percentile of universal neurons within their layer (figure 3). A median above 50
+# is published as "high", below as "low".
 PUBLISHED_MODELS = {"pythia": "Pythia-160M", "small": "GPT2-small", "medium": "GPT2-medium"}
 PUBLISHED_SHARES = pd.DataFrame(
-    {"universal": [465, 1533, 1211], "neurons": [36864, 36864, 98304], "frequency_cosine": [-0.58, -0.69, -0.63]},
+    {
+        "universal": [465, 1533, 1211],
+        "neurons": [36864, 36864, 98304],
+        "compared": [3, 4, 4],
+        "frequency_cosine": [-0.58, -0.69, -0.63],
+    },
     index=list(PUBLISHED_MODELS),
 )
 PUBLISHED_SHARES["share"] = PUBLISHED_SHARES["universal"] / PUBLISHED_SHARES["neurons"]
@@ -108,6 +113,25 @@ def corr_gap(neurons: pd.DataFrame) -> pd.Series:
     return neurons["max_corr"] - neurons["min_corr"]
 
 
+def gap_at_equal_match(neurons: pd.DataFrame) -> np.ndarray:
+    """For each universal neuron its gap of figure 2b minus that of another, not universal neuron of about the same
+    mean match, shape (compared,).
+
+    That is the neuron of the same seed with the nearest mean match; universal neurons with none within NEAR are left
+    out.
+    """
+    ordered = neurons.sort_values("mean_corr", kind="stable")
+    match, gap = ordered["mean_corr"].to_numpy(), corr_gap(ordered).to_numpy()
+    own, rest = np.flatnonzero(ordered["is_universal"]), np.flatnonzero(~ordered["is_universal"])
+    if not len(own) or not len(rest):
+        return np.zeros(0)
+    after = np.searchsorted(rest, own)  # rows are in the order of their matches
+    beside = rest[np.stack([after - 1, after]).clip(0, len(rest) - 1)]
+    away = np.abs(match[beside] - match[own])
+    nearest, found = np.take_along_axis(beside, away.argmin(0)[None], 0)[0], away.min(0) <= NEAR
+    return (gap[own] - gap[nearest])[found]
+
+
 def depth_of(layer: np.ndarray, layers: int, parts: int) -> np.ndarray:
     """In which of `parts` equal parts of a model's depth the middle of a layer lies, (layer + ½) / layers, from 0."""
     return (2 * layer + 1) * parts // (2 * layers)
@@ -154,13 +178,21 @@ def layer_percentiles(neurons: pd.DataFrame, columns: Sequence[str]) -> pd.DataF
     return 100 * (grouped.rank() - 0.5) / grouped.transform("count")
 
 
+def property_medians(neurons: pd.DataFrame) -> pd.Series:
+    """Median within-layer percentile of a seed's universal neurons by published property; NaN with fewer than FEWEST
+    of them."""
+    columns, chosen = [column for column in PUBLISHED_MEDIANS.index if column in neurons], neurons["is_universal"]
+    medians = layer_percentiles(neurons, columns)[chosen].median()
+    return medians if chosen.sum() >= FEWEST else medians * np.nan
+
+
 def property_tests(neurons: pd.DataFrame) -> pd.DataFrame:
     """One row per property: do universal neurons rank differently from the rest of their own layer?
 
     Two-sided Mann–Whitney U on within-layer percentiles. `effect` is Cliff's delta 2U/(n₁n₂) − 1, the chance that a
     universal neuron ranks above another one minus the chance of the opposite. `p_corrected` is Holm's over properties.
-    `verdict` compares the effect's sign with the published direction: "cannot tell" with fewer than FEWEST universal
-    neurons or p_corrected ≥ SIGNIFICANT, and empty where nothing was published.
+    `published` is the side of 50 on which all published medians lie, empty where nothing was published. The verdict on
+    it is the ledger's, which uses all seeds.
     """
     columns = [column for column in PROPERTIES if column in neurons]
     percentiles, chosen = layer_percentiles(neurons, columns), neurons["is_universal"]
@@ -177,7 +209,6 @@ def property_tests(neurons: pd.DataFrame) -> pd.DataFrame:
     tests["p_corrected"] = holm(tests["p_value"])
     published = tests[[f"published_{model}" for model in PUBLISHED_MODELS]]
     tests["published"] = np.select([(published > 50).all(axis=1), (published < 50).all(axis=1)], ["high", "low"], "")
-    tests["verdict"] = [_verdict(row) for row in tests.itertuples()]
     return tests
 
 
@@ -191,20 +222,22 @@ def holm(p_values: pd.Series) -> pd.Series:
     return corrected.reindex(p_values.index)
 
 
-def _verdict(row) -> str:
-    if not row.published:
-        return ""
-    if row.universal < FEWEST or not row.p_corrected < SIGNIFICANT:  # NaN is not below
-        return UNKNOWN
-    return HOLDS if (row.effect > 0) == (row.published == "high") else FAILS
-
-
 def frequency_cosine_correlation(neurons: pd.DataFrame) -> float:
     """Figure 9: Pearson correlation over neurons of activation frequency and cos(w_in, w_out); NaN if undefined."""
     pairs = neurons[["sparsity", "in_out_sim"]].dropna()
     if len(pairs) < 2 or (pairs.std() == 0).any():
         return float("nan")
     return float(np.corrcoef(pairs["sparsity"], pairs["in_out_sim"])[0, 1])
+
+
+def frequency_cosine_by_layer(neurons_all_seeds: pd.DataFrame) -> pd.DataFrame:
+    """`frequency_cosine_correlation` within each layer: seed, layer, correlation.
+
+    Over all layers together, differences between layers are mixed with it.
+    """
+    groups = neurons_all_seeds.groupby(["seed", "layer"], sort=False)
+    rows = [(*where, frequency_cosine_correlation(own)) for where, own in groups]
+    return pd.DataFrame(rows, columns=["seed", "layer", "correlation"])
 
 
 def noise_floor(candidates: int, tokens: float | np.ndarray) -> float | np.ndarray:

@@ -21,6 +21,7 @@ from lib.base.progress import Progress
 from lib.base.tensors import write_table
 from lib.cache import code_of, fresh
 from lib.chapters.universality.matching import assignment, cliques
+from lib.chapters.universality.measures import neuron_measures
 from lib.chapters.universality.properties import depth_of, reference_shares
 from lib.chapters.universality.uncertainty import enough, sampled
 from lib.collect.statistics import Statistics, load_statistics
@@ -32,7 +33,6 @@ from lib.run import Run, with_universal
 
 MODULE = "lib.chapters.universality.tables"
 SNAPSHOTS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # shares of the text after which best matches are looked at
-CORRELATION_COLUMNS = ("max_corr", "mean_corr", "min_corr", "max_baseline", "mean_baseline", "min_baseline")
 
 
 def neuron_index(layers: int, neurons: int) -> pd.DataFrame:
@@ -47,12 +47,9 @@ def _of_compared(found: dict, reference: str) -> np.ndarray:
 
 
 def correlation_columns(comparison: Comparison, reference: str) -> dict[str, np.ndarray]:
-    """Largest, mean and smallest best match and baseline over compared seeds, and the excess (docs/method.md §2)."""
-    corr = _of_compared(comparison.corr, reference)  # (compared, total)
+    """`neuron_measures` of one reference, with the baseline averaged over rotation draws."""
     chance = _of_compared(comparison.baseline, reference).mean(1, dtype=np.float64)
-    by_statistic = [getattr(values, how)(0) for values in (corr, chance) for how in ("max", "mean", "min")]
-    columns = dict(zip(CORRELATION_COLUMNS, by_statistic, strict=True))
-    return columns | {"excess_corr": (corr - chance).mean(0)}
+    return neuron_measures(_of_compared(comparison.corr, reference), chance)
 
 
 def match_table(comparison: Comparison, shapes: dict, reference: str) -> pd.DataFrame:
@@ -94,17 +91,19 @@ def assignment_table(statistics: Statistics, reference: str) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def sampling_table(run: Run, followed: Followed) -> pd.DataFrame:
-    """Per neuron of each reference: `held_out_corr` and `excess_se` (see uncertainty.py); empty in a short text."""
+def sampling_table(run: Run, followed: Followed, comparison: Comparison) -> pd.DataFrame:
+    """Per neuron of each reference: `held_out_corr`, `draw_se` and `excess_se` (see uncertainty.py); empty in a short
+    text."""
     made = []
     for seed in run.done["references"] if enough(followed) else ():
         others = [other for other in run.done["seeds"] if other != seed]
-        found = sampled(followed, seed, others, run.params.random_seed)
+        drawn = _of_compared(comparison.baseline, seed).mean(0, dtype=np.float64)
+        found = sampled(followed, seed, others, run.params.random_seed, drawn)
         index = neuron_index(*run.done["shapes"][seed])
         index.insert(0, "seed", seed)
-        columns = {"held_out_corr": found.held_out_corr, "excess_se": found.error}
+        columns = {"held_out_corr": found.held_out_corr, "draw_se": found.draw_error, "excess_se": found.error}
         made.append(index.assign(**{name: values.cpu().numpy() for name, values in columns.items()}))
-    columns = ["seed", "layer", "neuron", "held_out_corr", "excess_se"]
+    columns = ["seed", "layer", "neuron", "held_out_corr", "draw_se", "excess_se"]
     return pd.concat(made, ignore_index=True) if made else pd.DataFrame(columns=columns)
 
 
@@ -198,17 +197,19 @@ def tabulate(run: Run) -> None:
             table.insert(0, "seed", seed)
             parts[name].append(table)
     neurons, matches, drawn = (pd.concat(parts[name], ignore_index=True) for name in parts)
+    universal = with_universal(neurons, params.threshold)
+    neurons = universal.drop(columns="is_universal")  # which a run adds when it reads them, by its threshold
     made = {
         "neurons_all_seeds": neurons,
         "neurons": neurons[neurons["seed"] == params.reference].drop(columns="seed"),
         "matches_all_seeds": matches,
         "matches": matches[matches["seed"] == params.reference].drop(columns="seed"),
         "baseline_draws": drawn,
-        "references": reference_shares(with_universal(neurons, params.threshold)),
+        "references": reference_shares(universal),
         "convergence": convergence_table(run, neurons, followed),
         "cliques": cliques(matches),
         "assignments": assignment_table(statistics, params.reference),
-        "sampling": sampling_table(run, followed),
+        "sampling": sampling_table(run, followed, comparison),
         "outsiders": outsider_table(comparison),
         "text": text_table(run),
     }

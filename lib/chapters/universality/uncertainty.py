@@ -1,8 +1,8 @@
-"""How much of a match is luck of the text: followed pairs, part by part, and what another text would give.
+"""How much of a match is luck of the text, and of the drawn rotations: what others of the kind would give.
 
 The first parts of the text choose each neuron's partner, and the others measure their correlation without the choice's
-luck. A bootstrap over all parts (docs/method.md §7) estimates how much another text of the same kind would change a
-neuron's excess.
+luck. A bootstrap over all parts and all rotations (docs/method.md §7) estimates how much others would change a neuron's
+excess. The baseline on another text is not known: a sketch mixes the parts.
 """
 
 from collections.abc import Sequence
@@ -28,29 +28,33 @@ INTERVAL = (0.025, 0.975)  # quantiles
 class Sampled:
     """Estimates for the neurons of one reference, means over the compared seeds.
 
-    held_out_corr: correlation, on the other parts, with the partner that the first parts chose; moved: how each draw
-    of parts changes the correlation with the best partner.
+    held_out_corr: correlation, on the other parts, with the partner that the first parts chose; text_error and
+    draw_error: standard errors of the excess by the choice of text, with the baseline held fixed, and by the drawn
+    rotations (NaN with one); moved: how each draw of parts and rotations changes the excess.
     """
 
     held_out_corr: Float[Tensor, "total"]
+    text_error: Float[Tensor, "total"]
+    draw_error: Float[Tensor, "total"]
     moved: Float[Tensor, "draws total"]
 
     @property
     def error(self) -> Float[Tensor, "total"]:
-        """Standard error of a neuron's mean best match and, with the baseline held fixed, of its excess."""
-        return self.moved.std(0)
+        """Standard error of a neuron's excess by both."""
+        return (self.text_error**2 + self.draw_error.nan_to_num() ** 2).sqrt()
 
     def share_interval(self, excess: Sequence[float], threshold: float) -> tuple[float, float]:
         """95 % interval of the share of neurons whose excess is above the threshold.
 
-        A basic bootstrap. More neurons lie just below a threshold than just above it, so the draws' added noise lifts
-        their shares; mirroring the quantiles at the observed share removes that bias.
+        A basic bootstrap of the log share. More neurons lie just below a threshold than just above it, so the draws'
+        added noise multiplies their shares; mirroring the quantiles at the observed share removes that bias. So the
+        observed share, which such noise has lifted once, may lie above the interval. Half a neuron is added to each.
         """
-        found = torch.as_tensor(np.asarray(excess, dtype=np.float32))
-        shares = ((found + self.moved) > threshold).double().mean(1)
+        found, half = torch.as_tensor(np.asarray(excess, dtype=np.float32)), 0.5 / len(excess)
+        shares = ((found + self.moved) > threshold).double().mean(1) + half
         low, high = shares.quantile(torch.tensor(INTERVAL, dtype=torch.float64)).tolist()
-        share = (found > threshold).double().mean().item()
-        return min(share, max(0.0, 2 * share - high)), max(share, min(1.0, 2 * share - low))
+        share = (found > threshold).double().mean().item() + half
+        return tuple(min(1.0, max(0.0, share**2 / bound - half)) for bound in (high, low))
 
 
 def enough(followed: Followed) -> bool:
@@ -58,8 +62,14 @@ def enough(followed: Followed) -> bool:
     return int((followed.tokens > 0).sum()) >= FEWEST_PARTS
 
 
-def sampled(followed: Followed, reference: str, others: Sequence[str], random_seed: int) -> Sampled:
-    """Estimates for one seed; the draws are the same for every seed."""
+def sampled(
+    followed: Followed,
+    reference: str,
+    others: Sequence[str],
+    random_seed: int,
+    baseline: Float[np.ndarray, "rotations total"],
+) -> Sampled:
+    """Estimates for one seed; the draws are the same for every seed. `baseline` is the mean over compared seeds."""
     used = (followed.tokens > 0).nonzero()[:, 0]
     count = len(used)
     generator = np.random.default_rng(random_seed)
@@ -73,7 +83,30 @@ def sampled(followed: Followed, reference: str, others: Sequence[str], random_se
         alone = alone + followed.correlations(stored, everything - choosing, early)[0] / len(others)
         own, _, chosen = followed.best(pair, everything[0])
         moved = moved + (followed.correlations(stored, drawn, chosen) - own).float() / len(others)
-    return Sampled(alone, moved)
+    text_error = moved.std(0)
+    turned = torch.from_numpy(_mean_moved(baseline, generator)).to(moved)
+    return Sampled(alone, text_error, torch.from_numpy(draw_error(baseline)).to(moved), moved - turned)
+
+
+def draw_error(baseline: Float[np.ndarray, "rotations total"]) -> Float[np.ndarray, "total"]:
+    """Standard error of each neuron's mean baseline over the drawn rotations; NaN with one."""
+    number = len(baseline)
+    return baseline.std(0, ddof=1) / number**0.5 if number > 1 else np.full(baseline.shape[1], np.nan)
+
+
+def _mean_moved(
+    baseline: Float[np.ndarray, "rotations total"], generator: np.random.Generator
+) -> Float[np.ndarray, "draws total"]:
+    """How the mean over rotations moves if they are drawn again, with replacement; 0 with one.
+
+    A rotation moves all neurons' baselines together, so it is drawn for all. Drawing from as few as R rotations gives
+    (R − 1)/R of the variance, which is made up for.
+    """
+    number = len(baseline)
+    if number < 2:
+        return np.zeros((DRAWS, baseline.shape[1]))
+    weights = generator.multinomial(number, np.full(number, 1 / number), size=DRAWS) / number
+    return weights @ (baseline - baseline.mean(0)) * (number / (number - 1)) ** 0.5
 
 
 def share_intervals(run: Run, neurons_all_seeds: pd.DataFrame, threshold: float) -> pd.DataFrame | None:
@@ -81,10 +114,11 @@ def share_intervals(run: Run, neurons_all_seeds: pd.DataFrame, threshold: float)
     followed = load_followed(run)
     if not enough(followed):
         return None
-    rows = []
+    rows, drawn = [], run.table("baseline_draws").set_index("seed")
     for seed, own in neurons_all_seeds.groupby("seed", sort=False):
         others = [other for other in run.done["seeds"] if other != seed]
-        found = sampled(followed, seed, others, run.params.random_seed)
+        baseline = drawn.loc[seed, "baseline"].to_numpy().reshape(-1, len(own))  # sorted by draw, then as neurons
+        found = sampled(followed, seed, others, run.params.random_seed, baseline)
         low, high = found.share_interval(own["excess_corr"], threshold)
         rows.append({"seed": seed, "share": own["is_universal"].mean(), "low": low, "high": high})
     return pd.DataFrame(rows)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.chapters.circuits import captions, figures, role_agreement, roles
+from lib.chapters.circuits import captions, claims, figures, role_agreement, roles
 from lib.chapters.interventions import captions as written
 from lib.chapters.interventions import figures as drawn
 from lib.display.html import table_html
@@ -21,29 +21,25 @@ def made_up(case: str) -> pd.DataFrame:
     one = pd.DataFrame({"layer": np.repeat(range(LAYERS), WIDTH), "neuron": np.tile(range(WIDTH), LAYERS)})
     table = pd.concat([one.assign(seed=seed) for seed in "ab"], ignore_index=True)
     total = len(table)
-    table["vocab_kurt"], table["vocab_var"] = generator.uniform(2.5, 3.1, total), generator.uniform(0.002, 0.004, total)
-    table["vocab_skew"] = generator.normal(0, 0.3, total)
-    table["vocab_mean"] = generator.normal(0, 0.01, total)
+    table["learned_kurt"] = generator.uniform(2.5, 3.1, total)
+    table["learned_var"] = generator.uniform(0.002, 0.004, total)
+    table["learned_skew"] = generator.normal(0, 0.3, total)
     if case == "one suppression":
-        table.loc[90, ["vocab_kurt", "vocab_skew"]] = [3.9, -0.8]
+        table.loc[90, ["learned_kurt", "learned_skew"]] = [3.9, -0.8]
     if case == "many":
-        table["vocab_kurt"], table["vocab_var"] = (
-            generator.uniform(2.5, 14, total),
-            generator.uniform(0.002, 0.009, total),
-        )
+        table["learned_kurt"] = generator.uniform(2.5, 14, total)
+        table["learned_var"] = generator.uniform(0.002, 0.009, total)
     if case == "switch":
         last = table["layer"] == LAYERS - 1
-        table.loc[last, "vocab_kurt"], table.loc[last, "vocab_skew"] = 12.0, -1.0
-    table.loc[3, ["vocab_kurt", "vocab_skew"]] = np.nan  # writes nothing
-    table["null_kurt"], table["null_var"], table["null_score"] = 3.4, 0.005, 0.1
-    table["role_published"] = roles.roles(table, roles.PUBLISHED_CUTS)
-    table["role_calibrated"] = roles.roles(table, roles.Cuts(3.4, 0.005))
-    table["learned_kurt"], table["role_learned"], table["unlearned"] = (
-        table["vocab_kurt"] - 2,
-        table["role_calibrated"],
-        7,
-    )
-    table["skew_sign"] = np.sign(table["vocab_skew"])
+        table.loc[last, "learned_kurt"], table.loc[last, "learned_skew"] = 12.0, -1.0
+    table.loc[3, ["learned_kurt", "learned_skew"]] = np.nan  # writes nothing
+    table["null_kurt"], table["null_var"], table["null_score"], table["unlearned"] = 3.4, 0.005, 0.1, 7
+    learned = table.rename(columns=lambda name: name.replace("learned_", "vocab_"))
+    table["role_published"] = roles.roles(learned, roles.PUBLISHED_CUTS)
+    table["role_learned"] = roles.roles(learned, roles.Cuts(3.4, 0.005))
+    table["role_calibrated"] = table["role_learned"].replace({"suppression": "prediction"})
+    table["vocab_kurt"] = table["learned_kurt"] + 2
+    table["skew_sign"] = np.sign(table["learned_skew"])
     for side in ("raised", "lowered"):
         table[side] = generator.choice(["digits", "ends with -ing", "all capitals"], total)
         table[f"{side}_score"] = generator.uniform(0.01, 0.2, total)
@@ -90,7 +86,7 @@ def everything(case: str):
         (captions.skew_of_peaked(table), figures.skew_of_peaked(table)),
         (captions.roles_by_layer(table), figures.roles_by_layer(table)),
         (captions.logit_effects(examples), figures.logit_effects(examples, effects, members)),
-        (captions.next_token(split, 1000), figures.next_token(split)),
+        (captions.next_token(split, 1000, "a"), figures.next_token(split[split["seed"] == "a"])),
         (captions.universal_roles(shares, 0.5), figures.universal_roles(shares, 0.5)),
         (captions.match_agreement(agreement), figures.match_agreement(agreement)),
     ]
@@ -122,39 +118,41 @@ def test_captions_say_where_suppression_takes_over_and_how_many_neurons_pass_the
     )
     bars = figures.roles_by_layer(made_up("switch")).axes[1].patches
     assert [bar.get_height() for bar in bars] == [0] * LAYERS + [0, 0, 0, -25]
-    one = pd.concat([made_up("switch").query("seed == 'a'"), made_up("many").query("seed != 'a' and vocab_skew > 0")])
+    one = pd.concat([made_up("switch").query("seed == 'a'"), made_up("many").query("seed != 'a' and learned_skew > 0")])
     assert captions.roles_by_layer(one).title == "Suppression outnumbers prediction in the last layer of 1 of 2 seeds"
     none = captions.roles_by_layer(made_up("none"))
     assert none.title == "No prediction or suppression neuron by either cut"
     table = made_up("many")
-    published = int((table["vocab_kurt"] > 10).sum())
-    assert f"**{published}** exceed the published kurtosis cut of 10" in captions.moments_by_layer(table).text
+    published, everything = (int((table[name] > 10).sum()) for name in ("learned_kurt", "vocab_kurt"))
+    text, lowering = captions.moments_by_layer(table).text, int((table["role_learned"] == "suppression").sum())
+    assert f"**{published}** exceed the published kurtosis cut of 10" in text and everything > published
+    assert f"With them {everything} neurons would exceed the published kurtosis cut, and {lowering} suppression" in text
     assert "no neuron of the last 2 layers passes the published cut" in captions.skew_of_peaked(made_up("none")).text
 
 
-@pytest.mark.parametrize(
-    ("percentiles", "verdict"),
-    [
-        ([90] * 12, "holds in each of the 2 seeds"),
-        ([40] * 12, "holds in none of the 2 seeds"),
-        ([90] * 6 + [40] * 6, "cannot tell"),
-        ([90] * 9, "cannot tell"),
-        ([40, 90, 90, 90, 40, 90] * 2, "cannot tell"),
-        ([], "cannot be tested"),
-    ],
-)
-def test_the_claim_about_suppression_neurons_is_decided_seed_by_seed_against_their_layers(percentiles, verdict):
-    table = pd.DataFrame({"role": "suppression", "percentile": np.array(percentiles, dtype=float)})
-    table = table.assign(
-        effect=-0.1,
-        p_corrected=0.01,
-        label_score=0.2,
-        null_score=0.1,
-        seed=["a" if row < 6 else "b" for row in range(len(table))],
+def test_figure_24_gives_one_number_the_mean_over_seeds_of_shares():
+    percentiles = {"a": [90, 90, 40, 40], "b": [90, 40, 40, 40], "c": [40]}
+    rows = [(seed, value) for seed, values in percentiles.items() for value in values]
+    table = pd.DataFrame(rows, columns=["seed", "percentile"]).assign(
+        role="suppression", effect=-0.1, label_score=0.2, null_score=0.1
     )
-    assert verdict in captions.next_token(table, 1000).text
+    caption = captions.next_token(table, 1000, "a")
+    assert caption.title.startswith("25 % of suppression neurons fire more before their class")
+    assert "In seed a 2 of 4 suppression neurons do" in caption.text
+    assert (
+        "The mean" not in caption.text
+        and "over 3 seeds is **25 %** of the suppression neurons (0 % to 50 %)" in caption.text
+    )
+    assert claims.share_above_layer(claims.tested(table, "suppression")).mean() == 0.25
     by_chance = table.assign(label_score=0.1)
-    assert "cannot be tested" in captions.next_token(by_chance, 1000).text
+    assert "cannot be tested" in captions.next_token(by_chance, 1000, "a").text
+
+
+def test_marks_of_what_depth_explains_stand_in_both_panels():
+    table = made_up("many")
+    shares = {"role_learned": role_agreement.universal_shares(table, "role_learned")}
+    for axes, column in zip(figures.universal_roles(shares, 0.5).axes, ("expected_universal", "expected"), strict=True):
+        np.testing.assert_allclose(axes.lines[0].get_ydata(), shares["role_learned"][column])
 
 
 def test_caption_of_a_one_layer_model_mentions_no_switch():

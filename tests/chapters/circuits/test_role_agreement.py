@@ -26,7 +26,7 @@ def population():
         [0.1, 0.1, 0.4, 0.4],
         [0.1, 0.1, 0.2, 0.6],
     ]  # most prediction neurons lie in layer 0
-    one["role_calibrated"] = np.concatenate(
+    one["role_learned"] = np.concatenate(
         [generator.choice(["prediction", "suppression", "partition", "none"], WIDTH, p=share) for share in shares]
     )
     one["skew_sign"] = generator.choice([-1.0, 1.0], len(one))
@@ -50,8 +50,8 @@ def test_agreement_is_complete_for_equal_matches_and_at_chance_for_permuted_ones
     )
     assert (right["agreement"] == 1).all()
     assert (right["p_value"][right["chance_high"] < 1] < 0.05).all()
-    share = population.loc[population["role_calibrated"] == "prediction", "layer"].value_counts(normalize=True)
-    in_layer = (population["role_calibrated"] == "prediction").groupby(population["layer"]).mean()
+    share = population.loc[population["role_learned"] == "prediction", "layer"].value_counts(normalize=True)
+    in_layer = (population["role_learned"] == "prediction").groupby(population["layer"]).mean()
     assert right.loc[("prediction", "role"), "chance"] == pytest.approx((share * in_layer).sum(), abs=0.03)
     wrong = role_agreement.match_agreement(
         population, pairs(population, np.random.default_rng(1).permutation(WIDTH)), 0, draws=50
@@ -61,7 +61,7 @@ def test_agreement_is_complete_for_equal_matches_and_at_chance_for_permuted_ones
 
 def test_agreement_by_hand_without_matches_of_correlation_zero(population):
     two = population[(population["layer"] == 0) & (population["neuron"] < 3)].copy()
-    two["role_calibrated"] = ["prediction", "prediction", "none", "prediction", "suppression", "none"]
+    two["role_learned"] = ["prediction", "prediction", "none", "prediction", "suppression", "none"]
     two["label"] = ["digits", None, None, "digits", "digits", None]
     matches = pairs(two, np.arange(3))
     found = role_agreement.match_agreement(two, matches, 0, draws=5).set_index(["group", "property"])
@@ -113,11 +113,11 @@ def test_correlation_of_ranks_equals_scipys_where_values_are_missing(population)
 
 
 def test_p_value_of_universal_shares_is_the_largest_of_statsmodels_over_seeds(population):
-    found = role_agreement.universal_shares(population, "role_calibrated").set_index("role")
+    found = role_agreement.universal_shares(population, "role_learned").set_index("role")
     top = most_universal(population)
     assert top.groupby(population["seed"]).sum().tolist() == [LAYERS * WIDTH * 0.05] * 2
     for role in ("prediction", "partition"):
-        own = population["role_calibrated"] == role
+        own = population["role_learned"] == role
         p_values, signs = [], set()
         for _, seed in population.groupby("seed"):
             tables = [
@@ -132,7 +132,9 @@ def test_p_value_of_universal_shares_is_the_largest_of_statsmodels_over_seeds(po
         assert found.loc[role, "p_value"] == pytest.approx(max(p_values) if len(signs) == 1 else 1, rel=1e-6)
         assert found.loc[role, "universal"] == (population.loc[own, "excess_corr"] > 0.5).sum()
         assert found.loc[role, "top_share"] == pytest.approx(top[own].mean())
-    nobody = role_agreement.universal_shares(population.assign(role_calibrated="none"), "role_calibrated")
+        strata = population.groupby(["seed", "layer"])["is_universal"].transform("mean")
+        assert found.loc[role, "expected_universal"] == pytest.approx(strata[own].mean())
+    nobody = role_agreement.universal_shares(population.assign(role_learned="none"), "role_learned")
     assert nobody["neurons"].tolist() == [0, 0, 0] and nobody[["share", "expected", "p_value"]].isna().all(axis=None)
 
 

@@ -79,8 +79,8 @@ def test_planted_neurons_are_found_with_the_role_of_their_sign(weights, classes)
     for sign, role in ((1, "prediction"), (-1, "suppression")):
         table = planted(weights, classes, sign)
         first = roles.neurons_of_role(table, role).nlargest(1, "vocab_kurt").iloc[0]
-        assert (first["layer"], first["neuron"]) == (1, 7) and first["role_calibrated"] == role
-        assert (table["role_calibrated"] == role).sum() <= 3
+        assert (first["layer"], first["neuron"]) == (1, 7) and first["role_learned"] == role
+        assert (table["role_learned"] == role).sum() <= 3
         mean = table[(table["layer"] == 0) & (table["neuron"] == 3)].iloc[0]
         assert mean["label"] == "x" and mean["label_score"] == table["label_score"].max()
         assert mean["raised" if sign > 0 else "lowered"] == "x"
@@ -90,7 +90,7 @@ def test_negated_weights_swap_prediction_and_suppression_only(weights, classes):
     table = tables.seed_roles(*weights, classes, 0)
     turned = tables.seed_roles([-layer for layer in weights[0]], weights[1], classes, 0)
     swap = {"prediction": "suppression", "suppression": "prediction"}
-    for column in ("role_published", "role_calibrated"):
+    for column in ("role_published", "role_learned", "role_calibrated"):
         assert turned[column].tolist() == table[column].replace(swap).tolist()
     assert turned["raised"].tolist() == table["lowered"].tolist() and turned["label"].equals(table["label"])
     np.testing.assert_allclose(turned["raised_score"], table["lowered_score"], atol=1e-6)
@@ -101,8 +101,8 @@ def test_few_random_directions_have_a_role_or_a_class(weights, classes):
     generator = torch.Generator().manual_seed(9)
     w_out = torch.randn(4000, WIDTH, generator=generator)
     table = tables.seed_roles([w_out - w_out.mean(1, keepdim=True)], weights[1], classes, 0)
-    assert (table["vocab_kurt"] > table["null_kurt"]).mean() < 0.004
-    assert (table["vocab_var"] > table["null_var"]).mean() < 0.004
+    assert (table["learned_kurt"] > table["null_kurt"]).mean() < 0.004
+    assert (table["learned_var"] > table["null_var"]).mean() < 0.004
     assert table["label"].notna().mean() < 0.004
     assert table["role_published"].nunique() < 3  # a published cut that random directions pass is possible, both is not
 
@@ -203,10 +203,10 @@ def test_tables_of_a_run_find_planted_neurons_and_are_made_once(run, monkeypatch
     write_json(run.folder / "stats" / "done.json", run.done | {"seed_hashes": {"a": "another", "b": "1"}})
     del run.done
     weights = table[["seed", "layer", "neuron"]].assign(norm=1.0)
-    effects = pd.DataFrame({"layer": [1], "neuron": [5], "loss": [0.25]})
+    effects = pd.DataFrame({"seed": ["a", "b"], "layer": [1, 0], "neuron": [5, 3], "loss": [0.25, 0.5]})
     circuits = write_circuits(run, table, weights, effects)
-    assert len(circuits) == len(table) and circuits["loss"].notna().sum() == 1 and (circuits["norm"] == 1).all()
-    assert circuits.loc[circuits["loss"].notna(), "seed"].tolist() == ["a"]
+    assert len(circuits) == len(table) and circuits["loss"].notna().sum() == 2 and (circuits["norm"] == 1).all()
+    assert circuits.loc[circuits["loss"].notna(), ["seed", "loss"]].to_numpy().tolist() == [["a", 0.25], ["b", 0.5]]
     pd.testing.assert_frame_equal(pd.read_parquet(run.folder / "tables" / "circuits.parquet"), circuits)
     with pytest.raises(TypeError):
         tables.role_table(run)
@@ -225,11 +225,29 @@ def test_logit_effects_equal_raw_weights_processed_by_hand(run):
     w_out, unit = tables.weights_of(run, "a")
     moments = tables.weights.vocabulary_moments(torch.stack([w_out[0][2], w_out[1][5]]), unit)
     np.testing.assert_allclose(moments["vocab_kurt"], stats.kurtosis(want, axis=1, fisher=False), rtol=1e-5)
+    assert roles.extreme_tokens(np.array([0.1, np.nan, -0.3, 0.5]), 2) == ([3, 0], [2, 0])
     promoted, suppressed = roles.extreme_tokens(found[0], 3)
     assert promoted == np.argsort(-want[0])[:3].tolist() and suppressed == np.argsort(want[0])[:3].tolist()
     assert tables.logit_effects(run, "a", chosen.head(0)).shape == (0, 8192)
     logits = raw.float()(run.text.tokens[:2]).logits
     assert tables.processing_error(run, "a") < 1e-5 * logits.abs().max()
+
+
+def test_effects_on_tokens_that_were_never_learned_are_missing(run, monkeypatch):
+    never = torch.arange(8192) % 1000 == 7
+    monkeypatch.setattr(roles, "unlearned_tokens", lambda unembedding, pieces: never)
+    found = tables.logit_effects(run, "a", pd.DataFrame({"layer": [0, 1], "neuron": [2, 5]}))
+    assert (np.isnan(found) == never.numpy()).all()
+
+
+def test_each_seed_has_its_sharpest_neurons_split_by_the_next_token():
+    rows = [("a", 5.0, 0.3), ("a", 9.0, 0.3), ("a", 7.0, 0.3), ("a", 8.0, 0.1), ("b", 4.0, 0.3), ("b", 3.0, 0.3)]
+    table = pd.DataFrame(rows, columns=["seed", "learned_kurt", "lowered_score"]).assign(
+        layer=0, neuron=range(6), role_learned="suppression", raised="x", lowered="y", raised_score=0.4, null_score=0.2
+    )
+    chosen = tables.chosen_for_next_token(table, number=2)
+    assert chosen[["seed", "neuron"]].to_numpy().tolist() == [["a", 1], ["a", 2], ["b", 4], ["b", 5]]
+    assert (chosen["label"] == "y").all() and (chosen["role"] == "suppression").all()
 
 
 def test_processing_keeps_the_activations_that_are_split_by_the_next_token(run):
@@ -255,14 +273,21 @@ def test_unlearned_tokens_share_a_direction_and_are_left_out():
     assert not roles.unlearned_tokens(unit, [b"word"] * 1000).any() and not roles.unlearned_tokens(unit, []).any()
     untrained = torch.nn.functional.normalize(torch.randn(32, 1000, generator=generator), dim=0)
     assert not roles.unlearned_tokens(untrained, pieces).any()
-    classes = LabelSet(
-        "token", pd.DataFrame({"label": ["x"], "family": ["token_class"], "kind": ["k"]}), np.arange(1000)[None] < 500
-    )
-    table = tables.seed_roles([torch.stack([way, torch.randn(32, generator=generator)])], unit, classes, 0, pieces)
-    assert table["role_calibrated"].tolist() == ["prediction", "none"] and table["role_learned"].tolist() == [
-        "none",
-        "none",
-    ]
+    is_rare = np.isin(np.arange(1000), rare)
+    labels = pd.DataFrame({"label": ["x", "rare"], "family": "token_class", "kind": "k"})
+    classes = LabelSet("token", labels, np.stack([np.arange(1000) < 500, is_rare]))
+    inside, outside = (unit[:, part & ~is_rare].mean(1) for part in (np.arange(1000) < 500, np.arange(1000) >= 500))
+    raised = torch.nn.functional.normalize(inside - outside, dim=0)
+    w_out = [torch.stack([way, torch.randn(32, generator=generator), raised - 0.5 * way / way.norm()])]
+    table = tables.seed_roles(w_out, unit, classes, 0, pieces)
+    assert table["role_calibrated"].tolist()[:2] == ["prediction", "none"]
+    assert table["role_learned"].tolist()[:2] == ["none", "none"]
+    assert tables.seed_roles(w_out, unit, classes, 0)["label"].iloc[0] == "rare"  # without knowing which are unlearned
+    assert "rare" not in set(table["label"]) and table["label"].iloc[2] == "x"
+    inside = (w_out[0][2] / w_out[0][2].norm() @ unit).double().numpy()[~is_rare]
+    split = classes.member[0, ~is_rare]
+    between = split.mean() * (1 - split.mean()) * (inside[split].mean() - inside[~split].mean()) ** 2
+    assert table["raised_score"].iloc[2] == pytest.approx(between / inside.var(), rel=1e-3)
     assert (table["unlearned"] == len(rare)).all() and table.loc[0, "learned_kurt"] < 3.5 < table.loc[0, "vocab_kurt"]
     cosine = (torch.nn.functional.normalize(way, dim=0) @ unit)[~roles.unlearned_tokens(unit, pieces)].double().numpy()
     assert table.loc[0, "learned_kurt"] == pytest.approx(

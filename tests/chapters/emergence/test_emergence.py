@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from lib.base.errors import InputError
 from lib.base.files import write_json
 from lib.base.hub import seed_folder
-from lib.base.params import Params
+from lib.base.params import ROOT, Params
 from lib.base.tensors import write_table
 from lib.chapters.emergence import captions, checkpoints, claims, figures, statistics
 from lib.chapters.emergence import tables as emergence_tables
 from lib.chapters.emergence.tables import Emergence, open_chapter, tabulate_emergence
-from lib.chapters.universality.properties import OWN_LAYER, layer_shares, reference_shares
-from lib.display.claims import Evidence
+from lib.chapters.universality.properties import layer_shares, reference_shares
+from lib.display.claims import FAILS, HOLDS, UNKNOWN, Evidence
 from lib.run import with_universal
 from lib.text.blocks import read_text
 
@@ -89,7 +89,7 @@ def test_a_planted_neuron_is_born_when_it_is_copied_and_stays(params):
     # the run's own folders are gone, what ships is small
     assert not list((params.folder.parent).glob("emergence-*"))
     assert set(found.tables["heads"].columns) >= {"bos", "previous", "induction"}
-    assert len(found.tables["seeds"]) == len(found.tables["points"]) * 3
+    assert not found.tables["points"]["constant"].any()  # nothing is known of the learning rate
 
 
 def test_points_of_older_tables_are_kept_beside_new_ones(params, trained, tmp_path):
@@ -297,25 +297,12 @@ def test_revisions_of_a_hub_model(make_run, hub, trained):
 
 def history(excess: dict[str, float]) -> dict[str, pd.DataFrame]:
     """All tables of two checkpoints of two seeds with 3 layers of 20 neurons, every neuron with the given excess."""
-    points = pd.DataFrame({"point": list(excess), "step": [1, 8], "tokens": [2048, 16384]})
-    neurons, layers, heads, losses, properties, seeds = [], [], [], [], [], []
+    points = pd.DataFrame({"point": list(excess), "step": [1, 8], "tokens": [2048, 16384], "constant": False})
+    neurons, layers, heads, losses = [], [], [], []
     for point, value in excess.items():
-        for seed in "ab":
+        for seed in "abc":
             where = {"point": point, "seed": seed}
             losses += [where | {"domain": domain, "loss": 5.0, "tokens": 10} for domain in ("all", "law", "verse")]
-            seeds.append(where | {"frequency_cosine": -0.5})
-            properties.append(
-                where
-                | {
-                    "property": "skew",
-                    "label": "skew",
-                    "published": "high",
-                    "effect": 0.5,
-                    "median_percentile": 80.0,
-                    "p_corrected": 0.01,
-                    "verdict": "holds",
-                }
-            )
             for layer in range(3):
                 heads.append(
                     where
@@ -353,14 +340,7 @@ def history(excess: dict[str, float]) -> dict[str, pd.DataFrame]:
                     }
                     for index in range(20)
                 ]
-    made = {
-        "neurons": neurons,
-        "layers": layers,
-        "heads": heads,
-        "losses": losses,
-        "properties": properties,
-        "seeds": seeds,
-    }
+    made = {"neurons": neurons, "layers": layers, "heads": heads, "losses": losses}
     tables = {name: pd.DataFrame(rows) for name, rows in made.items()} | {"points": points}
     return {name: with_universal(table, 0.5) for name, table in tables.items()}
 
@@ -372,7 +352,7 @@ def history(excess: dict[str, float]) -> dict[str, pd.DataFrame]:
 def test_every_figure_and_caption_of_the_chapter_exists_without_universal_neurons_too(excess):
     tables = history(excess)
     neurons, heads, layers, points = (tables[name] for name in ("neurons", "heads", "layers", "points"))
-    time = figures.timeline(points)
+    time = figures.timeline(points, 6)
     shares = statistics.by_point(neurons, reference_shares)
     by_layer = statistics.by_point(neurons, layer_shares)
     changes, kept = statistics.transitions(neurons), statistics.persistence(neurons)
@@ -382,9 +362,12 @@ def test_every_figure_and_caption_of_the_chapter_exists_without_universal_neuron
     appear = statistics.appearances(statistics.indicators(heads, layers, shares))
     pairs = [
         (captions.losses(tables["losses"], time), figures.losses(tables["losses"], time)),
-        (captions.shares(shares, time, 0.5), figures.shares(shares, time)),
+        (captions.shares(shares, points, time, 0.5), figures.shares(shares, time)),
         (captions.by_layer(by_layer, time), figures.by_layer(by_layer, time)),
-        (captions.births_and_deaths(changes, kept, time, start), figures.births_and_deaths(changes, kept, time)),
+        (
+            captions.births_and_deaths(changes, kept, points, time, start),
+            figures.births_and_deaths(changes, kept, time),
+        ),
         (captions.early_and_late(groups, kinds, start, time, "role"), figures.early_and_late(groups, kinds, 3, "role")),
         (captions.circuits_appear(appear, time), figures.circuits_appear(heads, layers, time)),
         (captions.heads_at_the_end(heads), figures.heads_at_the_end(heads)),
@@ -393,30 +376,135 @@ def test_every_figure_and_caption_of_the_chapter_exists_without_universal_neuron
         assert caption.title and caption.text and caption.alt and "nan" not in caption.text
         fig.canvas.draw()
     assert not captions.appearance_table(appear, time).astype(str).eq("nan").any().any()
-    table = claims.claims(Evidence(tables, "a", 0.5))
-    verdicts, sources = (table.set_index("claim")[column] for column in ("verdict", "source"))
-    assert verdicts.str.fullmatch("holds|does not hold|cannot tell").all()
-    own = sources[sources.str.startswith(claims.OWN)]
-    assert any("attention sink" in claim for claim in own.index)
-    assert "Universality grows in the second half of training" in own.index
-    assert f", {len(own)} of them this report's own, **" in captions.claims(table)
-    assert verdicts[OWN_LAYER] == "holds"  # 0.8 of the matches where a third would be by chance
-    assert verdicts["In the last layer suppression outnumbers prediction (calibrated cut)"] == "holds"
-    universal_at_the_end = excess["final"] > 0.5
-    assert verdicts[verdicts.index.str.startswith("At least")].iloc[0] == (
-        "holds" if universal_at_the_end else "does not hold"
-    )
-    persistent = verdicts[verdicts.index.str.startswith("Most neurons that are universal halfway")].iloc[0]
-    # where all neurons are universal at the end, chance persists as well as they do
-    assert persistent == ("cannot tell" if excess["checkpoint-1"] < 0.5 else "does not hold")
+    table = claims.claims(Evidence(tables, "a", 0.5)).set_index("name")
+    shown = captions.claims_table(table.reset_index())
+    assert not table["here"].str.contains("nan|undefined").any() and len(shown) == len(claims.CLAIMS)
+    assert captions.claims(table).startswith(f"Of {len(claims.CLAIMS)} claims, **")
+    assert table.loc[["bos_head", "previous_head"], "verdict"].tolist() == [HOLDS, HOLDS]
+    assert table.loc["induction_head", "verdict"] == FAILS
+    # two checkpoints of an unknown schedule do not show growth; the row has the shares nevertheless
+    assert table.loc["growth", "verdict"] == UNKNOWN and "the same learning rate" in table.loc["growth", "here"]
+    if excess["checkpoint-1"] < 0.5:
+        needed = "10 universal neurons are needed halfway, and a has 0, b has 0, c has 0"
+        assert table.loc["persistent", "here"] == needed and table.loc["outer_layers", "verdict"] == UNKNOWN
+    elif excess["final"] > 0.5:  # where all neurons are universal at the end, random ones persist as they do
+        assert table.loc["persistent", "decides"] == "chance alone keeps 100 %"
+        assert table.loc["same_partners", "verdict"] == HOLDS
+    else:
+        assert table.loc["persistent", "verdict"] == FAILS and table.loc["persistent", "control"] == "0 %"
 
 
-def test_a_claim_is_decided_where_all_seeds_agree():
-    def verdict(*values):
-        return claims._each_seed(pd.Series(values, dtype=float), "").verdict
+def trained_history() -> dict[str, pd.DataFrame]:
+    """Five seeds of 200 neurons whose learning rate is constant from step 2 to step 8: at 8 most universal neurons of
+    step 4 are left, with new ones beside them, and the decay to step 10 gives more."""
+    steps, size = (1, 2, 4, 6, 8, 10), 200
+    random, rows, heads = np.random.default_rng(3), [], []
+    for seed in "abcde":
+        order = random.permutation(size)
+        for step in steps:
+            number = {1: 0, 2: 10, 4: 30, 6: 40, 8: 50, 10: 70}[step] + int(random.integers(0, 3))
+            gone = set(order[:4]) if step >= 8 else set()
+            universal = set(order[:number]) - gone
+            for index in range(size):
+                where = {"point": f"p{step}", "seed": seed, "layer": index // 40, "neuron": index % 40}
+                partners = {f"partner_{other}": (index if index % 5 or step < 8 else -2 - step) for other in "abcde"}
+                rows.append(where | partners | {"excess_corr": 0.9 if index in universal else 0.1, "role": "none"})
+            heads.append(
+                {"point": f"p{step}", "seed": seed, "bos": 0.9, "previous": 0.1, "induction": random.uniform()}
+            )
+    points = pd.DataFrame({"point": [f"p{step}" for step in steps], "step": steps, "tokens": steps})
+    points["constant"] = points["step"].between(2, 8)
+    return {"neurons": with_universal(pd.DataFrame(rows), 0.5), "heads": pd.DataFrame(heads), "points": points}
 
-    assert verdict(1, 2) == "holds" and verdict(-1) == "does not hold"
-    assert verdict(1, -1) == verdict(1, np.nan) == verdict() == "cannot tell"
+
+def test_claims_on_training_are_what_plain_sets_give():
+    tables = trained_history()
+    table = claims.claims(Evidence(tables, "a", 0.5)).set_index("name")
+    n = tables["neurons"]
+    sets = {
+        (seed, point): set(zip(own["layer"], own["neuron"], strict=True))
+        for (seed, point), own in n[n["is_universal"]].groupby(["seed", "point"])
+    }
+    growth = [100 * (len(sets[seed, "p8"]) - len(sets[seed, "p4"])) / 200 for seed in "abcde"]
+    persist, control, outer, same = [], [], [], []
+    for seed in "abcde":
+        # half of ten steps have passed at step 4, the last checkpoint at no more than five
+        start, end = sets[seed, "p4"], sets[seed, "p10"]
+        persist.append(len(start & end) / len(start))
+        by_layer = [sum(layer == wanted for layer, _ in end) / 40 for wanted in range(5)]
+        control.append(np.mean([by_layer[layer] for layer, _ in start]))
+        ends, between = ({one for one in start if (one[0] in (0, 4)) == first} for first in (True, False))
+        enough = min(len(ends), len(between)) >= 10
+        outer.append(100 * (len(ends & end) / len(ends) - len(between & end) / len(between)) if enough else np.nan)
+        kept = [layer * 40 + neuron for layer, neuron in start & end]
+        same.append(np.mean([index % 5 > 0 for index in kept]) if kept else np.nan)  # the others have none at the end
+    for name, values in {"growth": growth, "persistent": persist, "outer_layers": outer}.items():
+        assert table.loc[name, "value"] == pytest.approx(np.nanmean(values)), name
+        own = json.loads(table.loc[name, "by_seed"])
+        assert own == pytest.approx({seed: v for seed, v in zip("abcde", values, strict=True) if np.isfinite(v)}), name
+    assert table.loc["growth", "verdict"] == HOLDS and "at the end, after the decay" in table.loc["growth", "here"]
+    assert table.loc["persistent", "verdict"] == HOLDS
+    assert table.loc["persistent", "control"] == f"{100 * np.mean(control):.1f} %"
+    until = np.mean([len(sets[seed, "p4"] & sets[seed, "p8"]) / len(sets[seed, "p4"]) for seed in "abcde"])
+    assert f"; {100 * until:.1f} % at the last checkpoint before the decay" in table.loc["persistent", "here"]
+    assert table.loc["same_partners", "value"] == 1.0  # partners that the table lacks do not count
+    best = tables["heads"].query("point == 'p10'").set_index("seed")["induction"]
+    assert table.loc["induction_head", "value"] == pytest.approx(best.mean())
+    assert table.loc["bos_head", "verdict"] == HOLDS and table.loc["previous_head", "verdict"] == FAILS
+    assert (table.loc[table["verdict"] == UNKNOWN, "decides"] != "").all()
+
+
+def test_births_in_the_decay_are_counted_and_shaded():
+    tables = trained_history()
+    neurons, points = tables["neurons"], tables["points"]
+    time = figures.timeline(points, 8)
+    assert time.decay == 8 and time.decayed("p10") and not time.decayed("p8")
+    assert figures.timeline(points).decay is None and figures.timeline(points, 10).decay is None
+    changes, kept = statistics.transitions(neurons), statistics.persistence(neurons)
+    flags = neurons.pivot_table(index=["seed", "layer", "neuron"], columns="point", values="is_universal") > 0
+    late, births = int((flags["p10"] & ~flags["p8"]).sum()), 0
+    for before, after in zip(points["point"][:-1], points["point"][1:], strict=True):
+        births += int((flags[after] & ~flags[before]).sum())
+    caption = captions.births_and_deaths(changes, kept, points, time, "p4")
+    assert f"**{late}** of {births} births come after 8 tokens" in caption.text and "grey span" in caption.text
+    fig = figures.births_and_deaths(changes, kept, time)
+    assert [len(axes.patches) - len(fig.axes[1].patches) for axes in fig.axes] == [
+        3 * 5 + 1,
+        0,
+    ]  # bars and a span on the left
+
+
+@pytest.mark.parametrize(
+    "excess, words", [(0.0, "the tail grows, the bulk does not"), (0.05, "both tail and bulk grow"), (-0.2, "0.050.")]
+)
+def test_the_sentence_on_tail_and_bulk_follows_from_the_shares(excess, words):
+    start = pd.DataFrame({"seed": ["a", "b"], "point": "p1", "share": [0.1, 0.2], "mean_excess": 0.25})
+    end = start.assign(point="p9", share=[0.2, 0.3] if excess >= 0 else [0.3, 0.1], mean_excess=0.25 + excess)
+    time = figures.timeline(pd.DataFrame({"point": ["p1", "p9"], "step": [1, 9], "tokens": [1, 9]}))
+    text = captions.tail_and_bulk(pd.concat([start, end]), "p1", time)
+    assert words.rstrip(".") in text and "share goes from 15.00 %" in text and ("tail" in text) == (excess >= 0)
+
+
+def test_the_schedule_is_read_from_the_trainers_record(params, monkeypatch):
+    record = {"constant_steps": 80, "decay_steps": 20, "tokens": 1, "begun": 5}
+    record["recipe"] = {"warmup_steps": 10, "phases": [{"step": 0}, {"step": 30}]}
+    monkeypatch.setattr(checkpoints, "_training_record", lambda params: record)
+    assert checkpoints.constant_rate_steps(params) == [30, 80]
+    record["recipe"]["phases"].pop()
+    assert checkpoints.constant_rate_steps(params) == [15, 80]
+    monkeypatch.setattr(checkpoints, "_training_record", lambda params: {})
+    assert checkpoints.constant_rate_steps(params) is None
+
+
+def test_the_shipped_checkpoints_know_their_schedule():
+    """The record that ships beside the tables is that of the shipped seeds' training."""
+    chapter = Emergence(ROOT / "data" / "emergence", 0.5)
+    shipped = chapter.tables["points"].set_index("step")["constant"]
+    training = json.loads((ROOT / "data" / "seeds" / "a" / "training.json").read_text())
+    warm, until = training["recipe"]["warmup_steps"], training["constant_steps"]
+    assert chapter.constant_until == until
+    assert shipped.to_dict() == {step: warm <= step <= until for step in shipped.index}
+    assert shipped[shipped].index.tolist() == [256, 512, 1024, 1536, 2048] and not shipped[3197]
 
 
 def test_own_tables_come_first_and_shipped_ones_need_shipped_seeds(params, make_run, monkeypatch, tmp_path):

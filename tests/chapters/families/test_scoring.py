@@ -61,8 +61,16 @@ def statistics_of(world, v: torch.Tensor) -> tuple[list, scoring.Rotation]:
         blocks = torch.arange(start, start + 16)
         work.update(v[blocks].flatten(0, 1), places.at(blocks, counted[blocks].flatten()))
     turn = haar_rotation(NEURONS, 0, 0)[None]
-    covariance = torch.tensor(np.cov(v[counted].double().T.numpy(), bias=True))
-    return [work.compact()], scoring.Rotation(turn, (turn[0] @ covariance * turn[0]).sum(1).sqrt()[None])
+    return [work.compact()], scoring.Rotation(
+        turn, (z_scored(v, counted)[counted] @ turn[0].T).std(0, correction=0)[None]
+    )
+
+
+def z_scored(v: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    """In each neuron's deviations from its mean over counted tokens; 0 for one that does not vary."""
+    own = v[counted].double()
+    deviation = own.std(0, correction=0)
+    return (v.double() - own.mean(0)) * torch.where(deviation > 1e-9, 1 / deviation, 0)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +102,7 @@ def test_scores_and_rotated_scores_agree_with_the_formula_on_every_token(world, 
     statistics, (own, null), _ = scored
     rotation = statistics_of(world, planted_activations(world, 0.005))[1]
     v = planted_activations(world, 0.005).double()
-    turned = v @ rotation.turn[0].T
+    turned = z_scored(v, counted) @ rotation.turn[0].T
     half = (torch.arange(BLOCKS) % 2)[:, None].expand(counted.shape)
     start = 0
     for one in sets:
@@ -115,6 +123,20 @@ def test_scores_and_rotated_scores_agree_with_the_formula_on_every_token(world, 
                     else:
                         assert (measured - expected).abs().max() < tolerance, (one.labels["label"][index], which)
         start += len(one.labels)
+
+
+def test_a_loud_neuron_does_not_move_the_chance_level(world, scored):
+    """It is in every direction of raw activations; with z-scored ones its scale does not matter."""
+    v, counted = planted_activations(world, 0.005), world[2]
+    v[..., 0] *= 1000
+    statistics, rotation = statistics_of(world, v)
+    families, levels = scoring.seed_families(statistics, world[1], rotation)
+    plain, before = scored[2]
+    assert levels["chance"].to_numpy() == pytest.approx(before["chance"].to_numpy(), abs=1e-3)
+    assert before["chance"].max() < 0.5 and (families["family"] == plain["family"]).all()
+    raw = v[counted].double() @ rotation.turn[0].T
+    alike = np.corrcoef(raw.T.numpy(), v[counted][:, 0].numpy())[-1, :-1]
+    assert np.median(np.abs(alike)) > 0.99
 
 
 def test_position_information_equals_the_plain_sum():

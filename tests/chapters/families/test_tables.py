@@ -11,7 +11,7 @@ from lib.base.errors import InputError
 from lib.base.hub import seed_source
 from lib.chapters.families import captions, statistics
 from lib.chapters.families.statistics import known_labels, seed_statistics
-from lib.chapters.families.tables import open_families
+from lib.chapters.families.tables import open_families, random_rotation
 from lib.chapters.universality.tables import tabulate
 from lib.collect import first_look, one_pass, passes
 from lib.labels import labels
@@ -60,6 +60,10 @@ def test_families_follow_the_token_classes_without_a_model(make_run, seed_folder
         values = post[counted & (run.text.tokens == token) & (half == which)].mean(0)
         mean = own["mean"] + own["deviation"] * own["token.mean"][which, group].double()
         np.testing.assert_allclose(mean, values, atol=2e-3 * float(own["deviation"].max()))
+
+    rotation, values = random_rotation(run, "b"), post[counted].numpy()
+    z = (values - values.mean(0)) / values.std(0)
+    np.testing.assert_allclose(rotation.deviation[1], (z @ rotation.turn[1].numpy().T).std(0), rtol=5e-3)
 
     before = {path: path.stat().st_mtime_ns for path in (run.folder / "stats").iterdir()}
     label = "the letter e somewhere"

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import processed_model, save_seed
-from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from lib.base.errors import InputError
 from lib.chapters.interventions import single_neurons
@@ -214,9 +222,38 @@ def test_value_norms_equal_the_bridge_values(bridge, model, tokens):
     for layer in range(LAYERS):
         value = cache[f"blocks.{layer}.attn.hook_v"].view(*tokens.shape, HEADS, -1)
         for head in range(HEADS):
-            norm = (value[:, :, head] @ bridge.W_O[layer, head].detach()).norm(dim=-1)
-            assert table.loc[(layer, head), "bos"] == pytest.approx(float(norm[:, 0].mean()), abs=1e-4)
-            assert table.loc[(layer, head), "others"] == pytest.approx(float(norm[:, 1:].mean()), abs=1e-4)
+            norm = (value[:, :, head] @ bridge.W_O[layer, head].detach()).norm(dim=-1)  # b_V is in b_O
+            expected = float(norm[:, 1:].mean() / norm[:, 0].mean())
+            assert table.loc[(layer, head), "ratio_without_bias"] == pytest.approx(expected, rel=1e-3)
+
+
+@torch.no_grad()
+def test_value_norms_include_the_value_bias(folder, model, tokens):
+    """From the values of the plain model, which have their bias."""
+    plain, seen = AutoModelForCausalLM.from_pretrained(folder).double().eval(), []
+    gpt2 = plain.config.model_type == "gpt2"
+    attentions = [
+        block.attn if gpt2 else block.attention for block in (plain.transformer.h if gpt2 else plain.gpt_neox.layers)
+    ]
+    for one in attentions:
+        (one.c_attn if gpt2 else one.query_key_value).register_forward_hook(lambda _m, _i, output: seen.append(output))
+    plain(tokens)
+    table = value_norms(model, tokens).set_index(["layer", "head"])
+    for layer, (one, output) in enumerate(zip(attentions, seen, strict=True)):
+        value = (
+            output.unflatten(-1, (3, HEADS, -1))[..., 2, :, :]
+            if gpt2
+            else output.unflatten(-1, (HEADS, 3, -1))[..., 2, :]
+        )
+        write = one.c_proj.weight if gpt2 else one.dense.weight.T  # (heads · d_head, d_model)
+        write = (write - write.mean(1, keepdim=True)).unflatten(0, (HEADS, -1))
+        for head in range(HEADS):
+            norm = (value[:, :, head] @ write[head]).norm(dim=-1)
+            row = table.loc[(layer, head)]
+            assert row["bos"] == pytest.approx(float(norm[:, 0].mean()), rel=1e-4)
+            assert row["others"] == pytest.approx(float(norm[:, 1:].mean()), rel=1e-4)
+            assert row["ratio"] == pytest.approx(row["others"] / row["bos"])
+    assert (table["ratio"] / table["ratio_without_bias"] - 1).abs().max() > 0.05
 
 
 # ---------------------------------------------------------------- effects

@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 from lib.chapters.interventions import candidates, captions, figures, heads, inputs, neuron_sets, single_neurons
 from lib.chapters.interventions.engine import PathAblation, run
 from lib.chapters.interventions.single_neurons import FIXED_FREQUENCY, FROZEN_SCALE, TOTAL
+from lib.display.captions import signed
 from lib.models.processed import Block, Processed
 from lib.run import with_universal
 
@@ -37,6 +38,7 @@ def small(vocabulary: int = VOCABULARY) -> Processed:
             w_out=centred(g, NEURONS, D_MODEL) / 16,
             b_out=torch.zeros(D_MODEL),
             attention_scale=D_HEAD**-0.5,
+            value_bias=torch.zeros(HEADS, D_HEAD),
         )
         for _ in range(LAYERS)
     )
@@ -109,31 +111,98 @@ def test_weight_columns_against_fp64(model):
     for name, values in expected.items():
         np.testing.assert_allclose(table[name], values, rtol=1e-5, atol=1e-5, err_msg=name)
     assert table["entropy_score"].isna().tolist() == (table["layer"] == 0).tolist()
+    late = table["layer"] > 0
+    written = np.abs(w_out @ direction)[late]
+    np.testing.assert_allclose(table.loc[late, "entropy_score"], written, rtol=1e-4, atol=1e-5)
+    norm = np.linalg.norm(w_out, axis=1)
+    draws = np.random.default_rng(0).normal(size=(200_000, D_MODEL - 1))  # ρ of random directions, k = 1
+    bound = np.quantile(np.abs(draws[:, 0]) / np.linalg.norm(draws, axis=1), 0.999)
+    assert candidates.null_space(model.unembedding).chance_bound == pytest.approx(bound, rel=0.02)
+    rule = late & (norm >= np.quantile(norm[late], 0.5)) & (table["null_share"] > bound)
+    assert table["entropy"].tolist() == rule.tolist()
+
+
+def test_a_candidate_writes_much_and_into_the_null_space(model):
+    """Of five planted neurons only the one that does both, in the last layers, is a candidate."""
+    unread, read = unread_direction(model), normalize(model.unembedding[:, 5], dim=0)
+    planted = model
+    for layer, neuron, w_out in (
+        (LAYERS - 1, 7, 1.5 * unread),
+        (LAYERS - 1, 8, 1.5 * read),  # loud alone
+        (LAYERS - 1, 9, 0.2 * unread),  # into the null space alone
+        (LAYERS - 1, 10, 0.2 * read),
+        (0, 7, 1.5 * unread),
+    ):
+        planted = with_w_out(planted, layer, neuron, w_out)
+    table = candidates.weight_columns(planted, single_neurons.readout(planted, COUNTS))
+    best = candidates.entropy_candidates(table)
+    assert best.iloc[0][["layer", "neuron"]].tolist() == [LAYERS - 1, 7] and best["null_share"].iloc[0] > 0.999
+    assert not {(LAYERS - 1, 8), (LAYERS - 1, 9), (LAYERS - 1, 10), (0, 7)} & set(inputs.at_values(best, []))
+    assert candidates.null_space(planted.unembedding).depth < 0.01
+    nobody = table.assign(entropy=False)
+    assert candidates.entropy_candidates(nobody).empty
+    assert set(candidates.groups(nobody)["group"]) == {"frequency", "frequency control"}
+
+
+def test_controls_are_the_nearest_in_norm_of_the_same_layer():
+    norms = [3.0, 2.0, 1.0, 2.9, 3.2, 3.05, 2.1, 1.9, 1.1, 0.2, 3.0, 2.0, 1.0]
+    table = pd.DataFrame({"layer": [5] * 10 + [4] * 3, "neuron": range(13), "w_out_norm": norms})
+    table = table.assign(entropy_score=1.0, entropy=table["neuron"].isin([0, 1, 3]))
+    chosen = table[table["neuron"].isin([0, 1, 2])]
+    found = candidates.controls(table, chosen, chosen, number=2)
+    assert found["neuron"].tolist() == [5, 6, 8, 4, 7, 9]  # neuron 3 satisfies the rule itself; 10 to 12 lie elsewhere
+    without = candidates.controls(table, chosen, table[table["neuron"].isin([0, 1, 2, 5])], number=1)
+    assert without["neuron"].tolist() == [4, 6, 8]
+    few = candidates.controls(table.head(5), chosen, chosen, number=3)
+    assert few["neuron"].tolist() == [4]  # none is drawn twice
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_a_large_neuron_that_writes_into_the_null_space_is_first_and_moves_entropy(model, text, sign):
+def test_a_large_neuron_that_writes_into_the_null_space_moves_entropy_through_the_scale(model, text, sign):
     unread = unread_direction(model)
     # the stream leans along the direction: writing along it lengthens the stream, writing against it shortens it
     planted = with_w_out(model, LAYERS - 1, 7, sign * 1.5 * unread, b_out=12 * unread)
     reading = single_neurons.readout(planted, COUNTS)
     table = candidates.weight_columns(planted, reading)
-    best = candidates.entropy_candidates(table).iloc[0]
-    assert (best["layer"], best["neuron"], bool(best["entropy"])) == (LAYERS - 1, 7, True)
-    assert best["null_share"] > 0.999 and candidates.null_space(planted.unembedding).depth < 0.01
-    others = candidates.controls(table, candidates.entropy_candidates(table), random_seed=0)
-    assert len(others) == 20 and (LAYERS - 1, 7) not in inputs.at_values(others, [])
-    fixed = inputs.at_values(pd.concat([best.to_frame().T, others]), [0.0, 4.0])
-    grouped = others[["layer", "neuron"]].assign(group="control")
-    grouped.loc[-1] = [LAYERS - 1, 7, "entropy"]
+    chosen = candidates.entropy_candidates(table).head(1)
+    grouped = pd.concat(
+        [chosen.assign(group="entropy"), candidates.controls(table, chosen, chosen, 20).assign(group="control")]
+    )[["layer", "neuron", "group"]]
+    assert len(grouped) == 21 and (grouped["layer"] == LAYERS - 1).all()
+    fixed = inputs.at_values(grouped, [0.0, 4.0])
     found = single_neurons.effects(planted, reading, text, fixed, (TOTAL, FROZEN_SCALE)).table()
-    swept = found[found["variant"] == TOTAL].merge(grouped, on=["layer", "neuron"]).assign(tokens=180)
     own = found[(found["layer"] == LAYERS - 1) & (found["neuron"] == 7) & (found["value"] == 4)].set_index("variant")
     assert np.sign(own.loc[TOTAL, "scale_change"]) == sign and np.sign(own.loc[TOTAL, "entropy_change"]) == sign
     assert abs(own.loc[TOTAL, "entropy_change"]) > 0.05
     assert abs(own.loc[FROZEN_SCALE, "entropy_change"]) < 0.02 * abs(own.loc[TOTAL, "entropy_change"])
-    finding = captions.fixed_activation(swept)
-    assert finding.title == "1 candidate changes entropy more than every control"
+    table = found.merge(grouped, on=["layer", "neuron"]).assign(tokens=180, seed="a")
+    swept = table[table["variant"] == TOTAL]
+    controls = swept[(swept["group"] == "control") & (swept["value"] == 4)]["entropy_change"].median()
+    change = signed(own.loc[TOTAL, "entropy_change"], 3)
+    finding = captions.fixed_activation(swept, "a")
+    assert finding.title == f"Held at 4, the median candidate changes entropy by {change} nats"
+    assert f"the median of 20 controls by **{signed(controls, 3)}**" in finding.text
+    through = single_neurons.removed(table[table["value"] == 4], "entropy", FROZEN_SCALE, ("entropy", "control"))
+    assert through.candidates > 0.98 and through.delta > 0.7 and through.neurons[0] == 1
+
+
+def test_shares_are_taken_of_clear_effects_only():
+    """A total effect within two standard errors of 0 has no share: −66 % of nothing is noise."""
+    rows = [  # group, neuron, total, error, frozen
+        ("entropy", 0, 0.10, 0.01, 0.02),
+        ("entropy", 1, -0.10, 0.01, -0.04),
+        ("entropy", 2, 0.001, 0.01, 0.0266),
+        ("control", 3, 0.05, 0.01, 0.04),
+        ("control", 4, 0.001, 0.002, -0.05),
+        ("other", 5, 0.05, 0.01, 0.05),
+    ]
+    total = pd.DataFrame(rows, columns=["group", "neuron", "entropy_change", "entropy_error", "left"]).assign(layer=5)
+    table = pd.concat([total.assign(variant=TOTAL), total.assign(entropy_change=total["left"], variant=FROZEN_SCALE)])
+    found = single_neurons.removed(table, "entropy", FROZEN_SCALE, ("entropy", "control"))
+    assert found.candidates == pytest.approx((0.8 + 0.6) / 2) and found.controls == pytest.approx(0.2)
+    assert found.neurons == (2, 1) and found.delta == 1
+    nobody = single_neurons.removed(table.assign(entropy_error=1.0), "entropy", FROZEN_SCALE, ("entropy", "control"))
+    assert nobody.neurons == (0, 0) and np.isnan(nobody.delta)
 
 
 def test_flipping_a_neuron_flips_its_effects_value_by_value(model, text):
@@ -195,7 +264,7 @@ def test_random_vectors_score_as_their_standard_deviation_says(model):
 
 def with_matched_effects(ablated: pd.DataFrame) -> pd.DataFrame:
     """Every ablated neuron matched with itself in a seed b (and, uncorrelated, in a seed c)."""
-    own = ablated.drop_duplicates(["layer", "neuron"])[["layer", "neuron"]].assign(seed="a")
+    own = ablated.drop_duplicates(["layer", "neuron"])[["seed", "layer", "neuron"]].assign(seed="a")
     own = own.assign(match_layer=own["layer"], match_neuron=own["neuron"])
     matches = pd.concat([own.assign(model="b", corr=0.9), own.assign(model="c", corr=-0.1)])
     table = inputs.with_matches(ablated, matches, "a")
@@ -212,7 +281,8 @@ def test_a_neuron_that_is_its_own_match_has_the_same_effect(model, text):
         .table()
         .merge(chosen, on=["layer", "neuron"])
     )
-    table = with_matched_effects(ablated)
+    ablated = ablated.assign(seed="a")
+    table = with_matched_effects(pd.concat([ablated, ablated.assign(seed="b")]))  # only the reference's are compared
     assert len(table) == 4 and set(table["seed"]) == {"b"}
     finding = captions.matched_ablation(table)
     assert "rank correlation +1.00" in finding.title and "the same sign in **100 %** of 3 pairs" in finding.text
@@ -220,56 +290,49 @@ def test_a_neuron_that_is_its_own_match_has_the_same_effect(model, text):
     assert "−1.00" in opposite.title and "the same sign in **0 %**" in opposite.text
 
 
-def test_caption_counts_candidates_that_hardly_change_the_rank():
-    row = {"layer": 2, "variant": TOTAL, "value": 6.0, "tokens": 100, "scale_change": 0.0, "entropy_error": 0.01}
-    own = [
-        row
-        | {
-            "group": "entropy",
-            "neuron": index,
-            "entropy_change": 1.0,
-            "loss_change": loss,
-            "reciprocal_rank_change": rank,
-        }
-        for index, (loss, rank) in enumerate([(0.5, 0.001), (0.01, -0.2), (0.5, -0.001)])
+def test_caption_of_fixed_activations_has_the_reference_and_the_range_over_seeds():
+    rows = [
+        {"seed": seed, "group": group, "neuron": neuron, "entropy_change": change, "reciprocal_rank_change": rank}
+        for seed, changes in {"a": (0.4, 0.1), "b": (0.2, 0.1), "c": (0.1, 0.3)}.items()
+        for group, change, rank, start in zip(("entropy", "control"), changes, (-0.001, 0.002), (0, 10), strict=True)
+        for neuron in range(start, start + 3)
     ]
-    controls = [
-        row
-        | {
-            "group": "control",
-            "neuron": 10 + index,
-            "entropy_change": 0.1,
-            "loss_change": 0.1,
-            "reciprocal_rank_change": 0.01,
-        }
-        for index in range(4)
-    ]
-    text = captions.fixed_activation(pd.DataFrame(own + controls)).text
-    assert "**3 candidates exceed** every control, 2 of them with less change of the rank" in text
+    table = pd.DataFrame(rows).assign(layer=5, variant=TOTAL, value=6.0, tokens=1234)
+    caption = captions.fixed_activation(table, "a")
+    assert caption.title == "Held at 6, the median candidate changes entropy by +0.400 nats"
+    assert "on 1,234 tokens, the median of 3 candidates changes the entropy by **+0.400** nats" in caption.text
+    assert "over 3 seeds: −0.200 to +0.300 nats of entropy, −0.0010 in the size" in caption.text
+    alone = captions.fixed_activation(table[(table["seed"] != "a") | (table["group"] == "control")], "a")
+    assert alone.title == "No candidate in seed a" and "over 2 seeds" in alone.text
+
+
+def test_the_size_of_token_frequency_effects_is_said_beside_that_of_controls():
+    rows = [("frequency", 0.0007), ("frequency", -0.0002), ("frequency control", -0.0010), ("control", 0.5)]
+    table = pd.DataFrame(rows, columns=["group", "kl_unigram_change"]).assign(seed="a", variant=TOTAL)
+    text = captions.frequency_size(table, "a")
+    assert "by construction" in text and "**negligible**" in text and "**0.0007** nats by a candidate" in text
+    assert "**0.0010** by a control" in text
+    larger = captions.frequency_size(table.assign(kl_unigram_change=[0.1, 0, 0.01, 0.5]), "a")
+    assert "negligible" not in larger and "larger than that of every control" in larger
 
 
 def every_panel(model, text, planted: bool):
     """Every figure and finding of a real run on the small model, or of tables without a single row."""
     reading = single_neurons.readout(model, COUNTS)
+    model = with_w_out(model, LAYERS - 1, 7, 1.5 * unread_direction(model))
     weights = inputs.weight_columns(model, reading, 0)
-    chosen = candidates.entropy_candidates(weights)
-    others = candidates.controls(weights, chosen, 0, 4)
-    grouped = pd.concat(
-        [chosen[["layer", "neuron"]].assign(group="entropy"), others[["layer", "neuron"]].assign(group="control")]
-    )
+    grouped, chosen = candidates.groups(weights), candidates.entropy_candidates(weights)
     swept = single_neurons.effects(model, reading, text, inputs.at_values(grouped, [0.0, 6.0])).table()
-    swept = swept.merge(grouped, on=["layer", "neuron"]).assign(tokens=180)
+    swept = swept.merge(grouped, on=["layer", "neuron"]).assign(tokens=180, seed="a")
     means = weights[["layer", "neuron"]].assign(activation_mean=0.1)
     ablated = single_neurons.effects(model, reading, text, inputs.at_mean(grouped, means), inputs.VARIANTS).table()
-    ablated = ablated.merge(grouped, on=["layer", "neuron"]).assign(tokens=180)
+    ablated = ablated.merge(grouped, on=["layer", "neuron"]).assign(tokens=180, seed="a")
+    first = ablated[ablated["group"] == "entropy"].iloc[0]
     twice = pd.concat([ablated, ablated[ablated["group"] == "entropy"].assign(group="frequency")])
-    wide = inputs.effect_columns(twice).set_index(["layer", "neuron"])
-    first = ablated.iloc[0]
-    assert (
-        len(wide) == len(grouped)
-        and wide.loc[(first["layer"], first["neuron"]), "ablation_group"] == "entropy+frequency"
-    )
-    frozen = ablated.query("variant == @FROZEN_SCALE").set_index(["layer", "neuron"])["loss_change"]
+    wide = inputs.effect_columns(twice).set_index(["seed", "layer", "neuron"])
+    assert len(wide) == grouped[["layer", "neuron"]].drop_duplicates().shape[0]
+    assert wide.loc[("a", first["layer"], first["neuron"]), "ablation_group"] == "entropy+frequency"
+    frozen = ablated.query("variant == @FROZEN_SCALE").drop_duplicates(inputs.KEY).set_index(inputs.KEY)["loss_change"]
     pd.testing.assert_series_equal(wide["mean_ablation_loss_frozen_scale"], frozen.loc[wide.index], check_names=False)
     pairs = heads.top_pairs(weights)
     paths = [
@@ -281,30 +344,37 @@ def every_panel(model, text, planted: bool):
     )
     matched = with_matched_effects(ablated)
     neurons = means.assign(
-        dead=False, excess_corr=np.where(means["neuron"] < means["layer"], 0.9, means["neuron"] / NEURONS - 0.9)
+        dead=False,
+        excess_corr=np.where(means["neuron"] < 1 + means["layer"], 0.9, 0.1),
+        power=weights["w_out_norm"] ** 2,
+        position_information=0.1,
+        family=np.where(means["neuron"] % 2, "position", "unigram"),
     )
+    neurons.loc[(means["layer"] == 0) & (means["neuron"] == 3), "excess_corr"] = 0.9  # of another family
     sets = neuron_sets.neuron_sets(with_universal(neurons, 0.5), 0)
-    sets = neuron_sets.ablations(model, text, sets, torch.full((LAYERS, NEURONS), 0.1))
+    held = torch.full((LAYERS, NEURONS), 0.1)
+    sets = neuron_sets.ablations(model, text, sets, held).assign(kind="mean", seed="a")
+    sets = pd.concat([sets, sets.assign(kind="zero"), sets.assign(seed="b")])
+    norms = heads.value_norms(model, text[0]).assign(seed="a")
     if not planted:
         chosen, swept, ablated, rows, matched, sets = (
             table.head(0) for table in (chosen, swept, ablated, rows, matched, sets)
         )
-        weights = weights.assign(entropy_score=np.nan, attention_score=np.nan, attention_deviations=np.nan)
-    chance, norms, space = (
-        inputs.random_scores(model, 0, 0),
-        heads.value_norms(model, text[0]),
-        candidates.null_space(model.unembedding),
-    )
-    summary = heads.ablation_summary(rows)
+        weights = weights.assign(
+            entropy=False, entropy_score=np.nan, attention_score=np.nan, attention_deviations=np.nan
+        )
+    chance, space = inputs.random_scores(model, 0, 0), candidates.null_space(model.unembedding)
+    summary, compared = heads.ablation_summary(rows), neuron_sets.comparisons(sets)
+    selected = figures.entropy_selection(weights, chosen, space.chance_bound)
     return (
-        (figures.entropy_selection(weights, chosen, space.chance), captions.entropy_selection(weights, chosen, space)),
-        (figures.fixed_activation(swept), captions.fixed_activation(swept)),
-        (figures.mean_ablation(ablated), captions.mean_ablation(ablated)),
+        (selected, captions.entropy_selection(weights, chosen, space)),
+        (figures.fixed_activation(swept), captions.fixed_activation(swept, "a")),
+        (figures.mean_ablation(ablated), captions.mean_ablation(ablated, "a")),
         (figures.matched_ablation(matched), captions.matched_ablation(matched)),
         (figures.attention_scores(weights, chance), captions.attention_scores(weights, chance)),
-        (figures.value_norms(norms), captions.value_norms(norms)),
+        (figures.value_norms(norms), captions.value_norms(norms, "a")),
         (figures.query_paths(rows), captions.query_paths(summary)),
-        (figures.importance(sets), captions.importance(neuron_sets.comparisons(sets))),
+        (figures.importance(sets, compared, "a"), captions.importance(compared, sets, "a")),
     )
 
 

@@ -5,10 +5,19 @@ import pandas as pd
 import pytest
 
 from lib.chapters.universality import captions, properties
+from lib.chapters.universality import captions_activations as activations
 from lib.display.captions import GATED, Caption, count, p_words, percent
 from lib.models.weights import READING_COLUMNS
 from lib.run import with_universal
-from tests.chapters.universality.test_figures import convergence_table, losses_table, made_up, matches_table
+from tests.chapters.universality.test_figures import (
+    OVER_SEEDS,
+    compared_table,
+    convergence_table,
+    intervals_table,
+    losses_table,
+    made_up,
+    matches_table,
+)
 
 EVERY_CASE = pytest.mark.parametrize("threshold", [-1, 0.5, 0.93, 2], ids=["all", "some", "few", "none"])
 
@@ -39,27 +48,34 @@ def captions_of(neurons: pd.DataFrame, threshold: float) -> list[Caption]:
     draws = neurons.assign(baseline=neurons["mean_baseline"], draw=0)[["draw", "layer", "neuron", "baseline"]]
     two = pd.concat([draws, draws.assign(draw=1, baseline=draws["baseline"] + 0.01)])
     return [
-        captions.losses(losses_table(), 64),
-        captions.composition(pd.DataFrame({"domain": ["x", "y"], "blocks": 1, "tokens": [10, 20], "counted": [5, 20]})),
-        captions.activation_histograms(neurons.head(3)),
-        captions.correlation_by_layer(neurons),
+        activations.losses(losses_table(), 64),
+        activations.composition(
+            pd.DataFrame({"domain": ["x", "y"], "blocks": 1, "tokens": [10, 20], "counted": [5, 20]})
+        ),
+        activations.activation_histograms(neurons.head(3)),
+        activations.correlation_by_layer(neurons),
         *(
-            captions.draws(properties.draw_summary(some, neurons, threshold), properties.draw_spread(some), neurons)
+            activations.draws(properties.draw_summary(some, neurons, threshold), properties.draw_spread(some), neurons)
             for some in (draws, two)
         ),
-        captions.convergence(summary, "a"),
-        captions.convergence(summary.groupby("seed").tail(1), "a"),
+        activations.convergence(summary, "a"),
+        activations.convergence(summary.groupby("seed").tail(1), "a"),
         captions.excess(neurons, threshold),
         captions.seed_agreement(neurons, 4),
         captions.seed_agreement(neurons, 1),
         captions.layer_agreement(properties.match_layer_percent(matches_table())),
         captions.share_by_reference(properties.reference_shares(everyone)),
         captions.share_by_reference(properties.reference_shares(everyone[everyone["seed"] == "a"])),
+        captions.share_by_reference(properties.reference_shares(everyone), intervals_table(), OVER_SEEDS),
+        captions.share_by_compared(compared_table()),
+        captions.share_by_compared(compared_table().query("compared == 1")),
         captions.share_by_threshold(everyone, threshold),
+        captions.ceiling(neurons, threshold),
+        captions.agreeing(neurons, 3, threshold),
         captions.share_by_layer(properties.layer_shares(everyone), "a"),
         captions.property_percentiles(tests, number),
         captions.raw_values(neurons, ["skew", "kurt"]),
-        captions.frequency_and_cosine(neurons),
+        captions.frequency_and_cosine(neurons, properties.frequency_cosine_by_layer(everyone), "a"),
         captions.redundancy(neurons),
     ]
 
@@ -85,26 +101,61 @@ def test_the_excess_sentence_counts():
     assert "1.26 % for Pythia-160M, 4.16 % for GPT2-small, 1.23 % for GPT2-medium" in text
 
 
-def test_the_property_sentence_names_each_verdict():
+def test_the_property_sentence_counts_medians_on_the_published_side():
     tests = pd.DataFrame(
         {
             "label": ["skew", "mean", "kurtosis", "variance"],
-            "verdict": ["holds", "does not hold", "cannot tell", ""],
-            "effect": [0.5, 0.9, 0.1, -0.2],
+            "published": ["high", "low", "high", ""],
             "median_percentile": [80.0, 91.0, 55.0, 40.0],
-            "p_corrected": [1e-5, 1e-9, 0.4, 1],
         }
     )
     text = captions.property_percentiles(tests, 30).text
-    assert "The paper's direction **holds** for skew; it **does not hold** for mean;" in text
-    assert "this run **cannot tell** for kurtosis (corrected p ≥ 0.05)." in text
-    assert "kurtosis (1 universal, fewer than 10)" in captions.property_percentiles(tests, 1).text
+    assert "**2** of 3 medians lie on the same side of 50 as the published ones, not mean." in text
+    assert "whiskers: 5th and 95th percentile" in text and "fewer than 10" not in text
+    assert (
+        "With fewer than 10 universal neurons this seed decides nothing."
+        in captions.property_percentiles(tests, 9).text
+    )
 
 
-def test_the_property_table_shows_dashes_for_what_is_unknown():
-    table = captions.property_table(properties.property_tests(with_universal(made_up(), 2))).set_index("property")
+def test_the_property_table_shows_dashes_for_what_is_unknown_and_the_ledgers_numbers():
+    tests = properties.property_tests(with_universal(made_up(), 2))
+    found = OVER_SEEDS._replace(value=88.2, low=71.4, high=105.0)
+    table = captions.property_table(tests, {"skew": found, "mean": found._replace(seeds=0)}).set_index("property")
     assert (table["effect (Cliff's delta)"] == "–").all() and (table["corrected p"] == "–").all()
     assert table.loc["activation frequency", "published GPT2-small"] == "24"
+    shown = table["mean over seeds (95 % interval)"]
+    assert shown["skew of pre-activation"] == "88 (71 to 100)"
+    assert shown["mean pre-activation"] == shown["activation frequency"] == "–"
+
+
+def test_the_ceiling_sentence_counts():
+    neurons = with_universal(made_up(), 0.5).assign(mean_baseline=0.4)
+    neurons["mean_corr"] = np.where(neurons.index < 30, 0.85, 0.5)
+    neurons["is_universal"], neurons["adjusted_excess"] = neurons.index < 13, np.where(neurons.index < 25, 0.75, 0.2)
+    text = captions.ceiling(neurons, 0.5).text
+    assert (
+        "Of 30 neurons with a mean match above 0.8, **17** are not universal by excess: their baseline is 0.40" in text
+    )
+    assert "By adjusted excess **25** of the 30 are above 0.5." in text
+    assert captions.ceiling(neurons.assign(mean_corr=0.1), 0.5).text == "No neuron has a mean match above 0.8."
+
+
+def test_the_sentence_on_compared_seeds_counts():
+    neurons = with_universal(made_up(), 0.5)
+    found = captions.agreeing(neurons, 3, 0.5)
+    excess = neurons["excess_corr"]
+    assert found.title.startswith(
+        f"{(excess > 0.55).sum()} of {(excess > 0.5).sum()} universal neurons pass in each of 3"
+    )
+    assert f"**{(excess > 0.45).sum()}** neurons pass in at least one" in found.text
+
+
+def test_the_share_over_seeds_has_the_ledgers_interval():
+    shares = properties.reference_shares(pd.concat([with_universal(made_up(), 0.5).assign(seed=seed) for seed in "ab"]))
+    text = captions.share_by_reference(shares, intervals_table(), OVER_SEEDS).text
+    assert "the mean lies within **0 %** to **51.00 %**" in text
+    assert "With other text of this kind and other rotations seed a would have 10.00 % to 29.00 %" in text
 
 
 def test_the_agreement_sentence_by_hand():
@@ -117,8 +168,10 @@ def test_the_agreement_sentence_by_hand():
 def test_the_sentences_of_a_sketch_and_of_seeds_of_different_depths():
     outsiders = pd.DataFrame({"seed": list("ab"), "model": list("ba"), "neurons": [80, 60], "outsiders": [2, 1]})
     neurons = with_universal(made_up(), 0.5)
-    assert "Of all references' 140 best matches, **3** may be" in captions.correlation_by_layer(neurons, outsiders).text
-    assert "followed" not in captions.correlation_by_layer(neurons).text
+    assert (
+        "Of all references' 140 best matches, **3** may be" in activations.correlation_by_layer(neurons, outsiders).text
+    )
+    assert "followed" not in activations.correlation_by_layer(neurons).text
     matches = matches_table()
     deep = properties.match_layer_percent(matches.assign(depth=matches["layer"] // 2, match_depth=0))
     found = captions.layer_agreement(deep)
@@ -146,8 +199,8 @@ def test_the_facts_of_the_pass():
         "tokens_per_second": 4567.8,
         "peak_memory_bytes": 3 * 2**29,
     }
-    facts = captions.pass_facts(done).set_index("fact")["value"]
+    facts = activations.pass_facts(done).set_index("fact")["value"]
     assert facts["tokens counted"] == "1,234,567" and facts["peak memory"] == "1.61 GB" and facts["device"] == "cpu"
     assert facts["products of activations"] == "exact"
-    sketch = captions.pass_facts(done | {"rows": 16384, "products": "sketch"}).set_index("fact")["value"]
+    sketch = activations.pass_facts(done | {"rows": 16384, "products": "sketch"}).set_index("fact")["value"]
     assert sketch["products of activations"] == "estimated from a sketch of 16,384 rows"

@@ -12,8 +12,10 @@ from PIL import ImageDraw
 
 from lib.chapters.universality import figures, properties
 from lib.chapters.universality import figures_activations as activations
+from lib.chapters.universality.measures import neuron_measures
 from lib.display import plots
 from lib.display.captions import Caption
+from lib.display.claims import Decision
 from lib.models.weights import READING_COLUMNS
 from lib.run import with_universal
 
@@ -30,9 +32,8 @@ def made_up() -> pd.DataFrame:
     for column in ("sparsity", "in_out_sim", "max_cos_in", "max_cos_out"):
         table[column] = generator.uniform(0, 0.9, total)
     table["excess_corr"] = generator.permutation(np.linspace(-0.1, 0.95, total))
-    table["mean_baseline"] = 0.1
-    table["mean_corr"] = table["excess_corr"] + 0.1
-    table["min_corr"], table["max_corr"] = table["mean_corr"] - 0.05, table["mean_corr"] + 0.05
+    apart = np.array([[-0.05], [0.0], [0.05]])  # three compared seeds
+    table = table.assign(**neuron_measures(table["excess_corr"].to_numpy() + 0.1 + apart, np.full((3, total), 0.1)))
     table["dead"] = False
     table.loc[0, ["excess_corr", "mean_corr", "dead"]] = [-0.1, 0.0, True]
     table.loc[0, ["skew", "kurt", "vocab_skew", "vocab_kurt"]] = np.nan
@@ -54,6 +55,18 @@ def matches_table() -> pd.DataFrame:
 def convergence_table(neurons: pd.DataFrame) -> pd.DataFrame:
     own = neurons[["layer", "neuron", "mean_corr", "excess_corr", "is_universal"]].assign(baseline=0.1)
     return pd.concat([own.assign(seed=seed, tokens=tokens) for seed in "ab" for tokens in (1000, 2000)])
+
+
+OVER_SEEDS = Decision(value=0.25, low=-0.01, high=0.51, p_value=0.06, agree=2, seeds=2, firm=True)
+
+
+def intervals_table() -> pd.DataFrame:
+    return pd.DataFrame({"seed": ["a", "b"], "share": [0.3, 0.2], "low": [0.1, 0.1], "high": [0.29, 0.4]})
+
+
+def compared_table() -> pd.DataFrame:
+    shares = [(seed, number, 0.02 / number) for seed in "ab" for number in (1, 2, 3)]
+    return pd.DataFrame(shares, columns=["seed", "compared", "share"]).assign(subsets=3)
 
 
 def every_figure(neurons: pd.DataFrame, threshold: float) -> dict[str, Figure]:
@@ -82,11 +95,17 @@ def every_figure(neurons: pd.DataFrame, threshold: float) -> dict[str, Figure]:
         "gap": figures.seed_agreement(neurons),
         "agreement": figures.layer_agreement(properties.match_layer_percent(matches_table())),
         "references": figures.share_by_reference(properties.reference_shares(everyone)),
+        "references with intervals": figures.share_by_reference(
+            properties.reference_shares(everyone), intervals_table(), OVER_SEEDS
+        ),
+        "compared": figures.share_by_compared(compared_table()),
         "curve": figures.share_by_threshold(everyone, threshold),
+        "ceiling": figures.ceiling(neurons, threshold),
+        "agreeing": figures.agreeing(neurons, 3),
         "layers": figures.share_by_layer(properties.layer_shares(everyone), "a"),
         "percentiles": figures.property_percentiles(neurons),
         "raw": figures.raw_values(neurons, ["in_out_sim", "kurt", "sparsity"]),
-        "frequency": figures.frequency_and_cosine(neurons),
+        "frequency": figures.frequency_and_cosine(neurons, properties.frequency_cosine_by_layer(everyone), "a"),
         "redundancy": figures.redundancy(neurons),
     }
 

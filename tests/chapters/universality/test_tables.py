@@ -45,8 +45,22 @@ def test_neurons_summarise_matches(run):
         for how in ("max", "mean", "min"):
             want = by_neuron[column].agg(how)
             np.testing.assert_allclose(neurons[f"{how}_{kind}"], want.loc[neurons.index], atol=1e-12)
-    want = neurons["mean_corr"] - neurons["mean_baseline"]
-    np.testing.assert_allclose(neurons["excess_corr"], want, atol=1e-12)
+    apart = neurons["mean_corr"] - neurons["mean_baseline"]
+    np.testing.assert_allclose(neurons["excess_corr"], apart, atol=1e-12)
+    np.testing.assert_allclose(neurons["adjusted_excess"], apart / (1 - neurons["mean_baseline"]), atol=1e-12)
+    np.testing.assert_allclose(neurons["worst_excess"], neurons["min_corr"] - neurons["max_baseline"], atol=1e-12)
+
+
+def test_compared_seeds_passed_are_counted_at_the_threshold_of_the_reader(run):
+    stored = pd.read_parquet(run.folder / "tables" / "neurons_all_seeds.parquet")
+    for threshold in (run.params.threshold, 0.0):
+        run.params = run.params.model_copy(update={"threshold": threshold})
+        matches = run.table("matches_all_seeds")
+        matches["passes"] = matches["corr"] - matches["baseline"] > threshold
+        want = matches.groupby(["seed", "layer", "neuron"])["passes"].sum()
+        read = run.table("neurons_all_seeds").set_index(["seed", "layer", "neuron"])["k_of_m"]
+        assert read.equals(want.loc[read.index].rename("k_of_m"))
+    assert {*read} == {0, 1, 2} and not stored["k_of_m"].equals(read.reset_index(drop=True))
 
 
 def test_properties_equal_scipy_on_the_plain_model(run, seed_folders):
@@ -103,5 +117,6 @@ def test_another_threshold_changes_the_references_only(make_run, seed_folders, r
     again = make_run(seed_folders, reference="b", threshold=0.0)
     tabulate(again)
     assert again.table("references")["universal"].sum() > strict["universal"].sum()
-    pd.testing.assert_frame_equal(*(one.neurons.drop(columns="is_universal") for one in (again, run)))
+    of_threshold = ["is_universal", "k_of_m"]
+    pd.testing.assert_frame_equal(*(one.neurons.drop(columns=of_threshold) for one in (again, run)))
     assert again.neurons["is_universal"].sum() > run.neurons["is_universal"].sum()

@@ -1,0 +1,109 @@
+"""What the table nulls.parquet says: excess under each null, matches within domains and positions, their sentences."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from lib.base.errors import listed
+from lib.display.captions import Caption, count, percent, signed
+from lib.display.claims import Effects, Evidence, unmeasured
+
+NULLS = {  # in the order of figures, with what is rotated
+    "raw": "activations",
+    "zscored": "z-scored activations",
+    "activation": "pre-activations, then the nonlinearity",
+}
+WITHIN = {"domain": "domains", "position": "positions"}
+KEY = ["seed", "layer", "neuron"]
+GATED = "a gated MLP's activation is no function of its pre-activation alone, so that null is left out"
+
+
+def known(table: pd.DataFrame) -> list[str]:
+    """The nulls that the table has."""
+    return [name for name in NULLS if name in table]
+
+
+def by_neuron(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per sampled neuron: means over the compared seeds of all correlations, and of the excess under each null
+    (columns `excess_<null>`), beside seed, layer, neuron, sampled, weight."""
+    nulls = known(table)
+    excess = {f"excess_{name}": table["corr"] - table[name] for name in nulls}
+    means = [*excess, "corr", *nulls, "partner", *WITHIN]
+    return table.assign(**excess).groupby([*KEY, "sampled", "weight"], as_index=False)[means].mean()
+
+
+def shares_above(values: pd.Series, weight: pd.Series, thresholds: Sequence[float]) -> np.ndarray:
+    """Share of all neurons of a seed above each threshold, estimated from sampled ones by their weights."""
+    order = np.argsort(values.to_numpy())
+    above = np.append(np.cumsum(weight.to_numpy()[order][::-1])[::-1], 0.0)
+    return above[np.searchsorted(values.to_numpy()[order], thresholds, side="right")] / weight.sum()
+
+
+def mean_excess(table: pd.DataFrame, null: str) -> pd.Series:
+    """Mean excess over all neurons of each reference under a null, by seed, estimated from sampled ones by weight."""
+    rows = by_neuron(table)
+    weighted = (rows[f"excess_{null}"] * rows["weight"]).groupby(rows["seed"]).sum()
+    return weighted / rows.groupby("seed")["weight"].sum()
+
+
+def activation_null(evidence: Evidence) -> Effects:
+    """The measure of `excess_activation_null`: each seed's mean excess over rotated pre-activations."""
+    table = evidence.tables["nulls"]
+    if "activation" not in table:
+        return unmeasured("needs MLPs without a gate, whose activation is a function of the pre-activation alone")
+    values, seeds = mean_excess(table, "activation"), sorted({*table["seed"], *table["model"]})
+    left_out = {}
+    for seed in seeds:
+        rest = table[(table["seed"] != seed) & (table["model"] != seed)]
+        left_out[seed] = mean_excess(rest, "activation").mean() if len(rest) else np.nan
+    number = table.drop_duplicates(KEY).groupby("seed").size().min()
+    details = f"of {count(number, 'sampled neuron')} or more a seed, {table['tokens'].iloc[0]:,} tokens; over rotated "
+    details += f"activations {signed(mean_excess(table, 'raw').mean(), 3)}"
+    missing = "needs `compare: all`, so that every seed is a reference"
+    return Effects(values, lambda value: signed(value, 3), details, left_out=pd.Series(left_out), missing=missing)
+
+
+# ---------------------------------------------------------------- sentences
+
+
+def survival(table: pd.DataFrame) -> dict[str, float]:
+    """Mean excess under each null over that under rotated activations, both averaged over the references."""
+    means = {name: mean_excess(table, name).mean() for name in known(table)}
+    return {name: mean / means["raw"] for name, mean in means.items()}
+
+
+def survival_sentence(table: pd.DataFrame) -> str:
+    """How much of the mean excess survives which null, for the front page."""
+    left = survival(table)
+    equal = f"a rotation in which no neuron is louder than another leaves {percent(left['zscored'], 0)}"
+    if "activation" not in left:
+        return f"Of the mean excess, {equal}."
+    kept = f"a rotation that keeps the nonlinearity leaves {percent(left['activation'], 0)}"
+    return f"Of the mean excess, {equal}; {kept}."
+
+
+def caption(table: pd.DataFrame, reference: str, threshold: float) -> Caption:
+    """How much of the excess is left under each null, and of matches within domains and positions."""
+    own = by_neuron(table[table["seed"] == reference])
+    means = {name: mean_excess(table, name)[reference] for name in known(table)}
+    sampled, added = count(len(own), "neuron"), count((~own["sampled"]).sum(), "neuron")
+    title = f"Mean excess {means['raw']:.3f}"
+    title += f"; {means['activation']:.3f} if the null keeps the nonlinearity" if "activation" in means else ""
+    text = (
+        f"Left: share of seed {reference}'s neurons above each threshold under each null, estimated from {sampled} on "
+        f"{table['tokens'].iloc[0]:,} tokens; right: matches of the {added} of largest excess within domains and "
+        f"within positions. "
+    )
+    scored = f"{means['zscored']:.3f} over rotated z-scored activations"
+    if "activation" in means:
+        text += f"If the null keeps the nonlinearity, the mean excess is **{means['activation']:.3f}** instead of "
+        text += f"{means['raw']:.3f} ({scored})"
+    else:
+        text += f"The mean excess is {means['raw']:.3f}, and {scored}; {GATED}"
+    strong = own[(own["excess_raw"] > threshold) & ~own["sampled"]]
+    if len(strong):
+        kept = listed(f"**{(strong[name] > threshold).sum()}** within {words}" for name, words in WITHIN.items())
+        text += f"; of {count(len(strong), 'neuron')} above {threshold:g} a match above {threshold:g} is left to {kept}"
+    alt = "Lines: share of neurons above each threshold under each null; scatter of matches within domains, positions."
+    return Caption(title, f"{text}.", f"{alt} {title}.")
