@@ -162,7 +162,7 @@ def ceiling(neurons: pd.DataFrame, threshold: float) -> Figure:
     axes.axhline(measures.HIGH_MATCH, label=f"best match of {measures.HIGH_MATCH:g}", **DASHED)
     axes.set(xlabel="rotated baseline, mean over compared seeds", ylabel="best match, mean over compared seeds")
     axes.set(xlim=(0, max(0.8, neurons["mean_baseline"].max())), ylim=(0, 1))
-    legend_right(axes)
+    legend_right(axes, markerscale=3)
     return fig
 
 
