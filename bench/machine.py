@@ -1,6 +1,5 @@
 """The machine a benchmark runs on: what it is, its clock, and the peak rate of its matrix products."""
 
-import os
 import re
 import statistics
 import subprocess
@@ -10,7 +9,7 @@ from datetime import UTC, datetime
 
 import torch
 
-from lib.base.machine import device_name
+from lib.base.machine import cores, device_name
 from lib.base.params import ROOT
 
 
@@ -36,7 +35,7 @@ def description(device: torch.device) -> dict:
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "device": device_name(device),
         "cpu": device_name(torch.device("cpu")),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "torch": torch.__version__,
         "commit": commit.stdout.strip() or None,
     }

@@ -28,6 +28,11 @@ def device_name(device: torch.device) -> str:
     return f"{model or platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
+def cores() -> int:
+    """The cores that this process may use, or all of the machine's where a system does not say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def free_memory(device: torch.device) -> float:
     """Free bytes on a GPU, or on this machine, at most the limit of this process's control group."""
     if device.type == "cuda":

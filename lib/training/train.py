@@ -23,7 +23,7 @@ from transformers import GPT2LMHeadModel
 
 from lib.base.errors import InputError, exit_on_input_error
 from lib.base.files import file_sha256, locked
-from lib.base.machine import device_name
+from lib.base.machine import cores, device_name
 from lib.text.blocks import Text, read_text
 from lib.training.bigram import Bigram
 from lib.training.gpt2 import lean_token_losses
@@ -333,10 +333,9 @@ def main(arguments: list[str]) -> int:
 def train_and_ship(options: argparse.Namespace, paths: Paths, names: list[str]) -> int:
     """Trains these seeds and ships them if asked; 0 or, when it was asked to stop, 143."""
     recipe = Recipe(batch=options.batch)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     machine = Machine.chosen(options.device, options.precision)
-    count = options.workers or (1 if machine.device == "cuda" else min(len(names), cores))
-    threads = options.threads or max(1, cores // count)
+    count = options.workers or (1 if machine.device == "cuda" else min(len(names), cores()))
+    threads = options.threads or max(1, cores() // count)
     machine = replace(machine, compiled=machine.compiled and not options.eager, threads=threads)
     stage = max(1, STAGE_TOKENS[machine.device] // recipe.step_tokens)
     steps = {

@@ -151,6 +151,8 @@ def stored(weights: Tensor, matrices: torch.dtype = torch.bfloat16) -> Tensor:
 class SeedRun:
     """One seed's training: its weights, optimiser and step, kept in `folder`.
 
+    `seed` draws the initial weights and, unless `order` is given, the order of the blocks.
+
     state.safetensors  fp32 weights, both Adam moments, step, and `begun`, the step of the shipped weights that it
                        started from (0 for random weights)
     log.jsonl          a line per LOG_STEPS steps
@@ -167,8 +169,10 @@ class SeedRun:
         kernels: Kernels,
         decay: Decay | None = None,
         start: Path | None = None,
+        order: int | None = None,
     ):
         self.folder, self.seed, self.tokens, self.recipe = folder, seed, tokens, recipe
+        self.order = seed if order is None else order
         self.machine, self.kernels, self.decay = machine, kernels, decay
         self.step, self.begun = 0, 0
         self.model = new_model(recipe.shape, seed).to(machine.device)
@@ -212,7 +216,7 @@ class SeedRun:
 
     def _step(self) -> Tensor:
         """One optimiser step; returns the batch's mean loss."""
-        blocks = torch.from_numpy(step_blocks(len(self.tokens), self.seed, self.step, self.recipe.batch))
+        blocks = torch.from_numpy(step_blocks(len(self.tokens), self.order, self.step, self.recipe.batch))
         batch = self.tokens[blocks.to(self.tokens.device)].to(self.machine.device, torch.int64)
         total = torch.zeros((), device=self.machine.device)
         for part in batch.split(MICROBATCH_BLOCKS[self.machine.device]):

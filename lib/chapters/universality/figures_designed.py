@@ -1,0 +1,79 @@
+"""The figure of designed seeds, its caption, and the table beside it."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from lib.chapters.universality.designed import RELATIONS, STAGES, over_pairs
+from lib.display.captions import Caption, percent
+from lib.display.plots import BASELINE, CORRELATION, PERCENT, WIDE, canvas, folded, legend_below
+
+SHOWN = {
+    "share": "share of neurons with an excess above 0.5",
+    "same_index": "share matched by the neuron of the same index",
+}
+STAGE_LOOKS = {
+    "constant": {"color": CORRELATION, "marker": "o", "label": "at the end of the constant learning rate"},
+    "decayed": {"color": BASELINE, "marker": "s", "label": "after its decay"},
+}
+HEADS = {
+    "share": "excess above 0.5",
+    "adjusted_share": "adjusted excess above 0.5",
+    "mean_excess": "mean excess",
+    "same_index": "best match has the same index",
+    "same_index_universal": "… of those with an excess above 0.5",
+}
+SAME, OTHER = RELATIONS[0], RELATIONS[3]  # of the same text in another order
+
+
+def _pairs(pairs: pd.DataFrame) -> pd.DataFrame:
+    """One row per stage and pair of models, both directions averaged."""
+    names = [" ".join(sorted(pair)) for pair in pairs[["seed", "model"]].to_numpy()]
+    keys = ["stage", "relation", pd.Series(names, pairs.index, name="pair")]
+    return pairs.groupby(keys)[list(SHOWN)].mean().reset_index()
+
+
+def designed(pairs: pd.DataFrame) -> Figure:
+    """By what two models share: a dot for each pair of models, and the mean over pairs."""
+    fig, axes = canvas(1, 2, size=(WIDE, 4.2), sharey=True)
+    dots = _pairs(pairs)
+    for panel, (column, label) in zip(axes, SHOWN.items(), strict=True):
+        for shift, stage in zip((-0.15, 0.15), STAGES, strict=True):
+            own, look = dots[dots["stage"] == stage], STAGE_LOOKS[stage]
+            at = own["relation"].map(RELATIONS.index) + shift
+            panel.plot(own[column], at, look["marker"], color=look["color"], markersize=4, alpha=0.45, linestyle="none")
+            means = own.groupby("relation")[column].mean().reindex(RELATIONS)
+            place = np.arange(len(RELATIONS)) + shift
+            panel.plot(means, place, "|", color=look["color"], markersize=16, markeredgewidth=2.5, label=look["label"])
+        panel.set_xlabel(label)
+        panel.xaxis.set_major_formatter(PERCENT)
+    axes[0].set_yticks(range(len(RELATIONS)), [folded(name) for name in RELATIONS])
+    axes[0].invert_yaxis()
+    legend_below(fig)
+    return fig
+
+
+def caption(pairs: pd.DataFrame) -> Caption:
+    """What decides: whether initial weights or text make neurons recur."""
+    own = pairs[pairs["stage"] == "decayed"]
+    share, index = (over_pairs(own, name).set_index("relation")["mean"] for name in SHOWN)
+    more = "more" if share[SAME] > share[OTHER] else "no more"
+    text = (
+        "Eight small models; dots are pairs of models, bars their means. With the same text in another order "
+        f"{percent(share[SAME])} of the neurons recur if the initialisation is shared and {percent(share[OTHER])} if it "
+        f"is not; of the former models' neurons {percent(index[SAME], 0)} have their best match at the same index."
+    )
+    alt = f"Dots for {len(_pairs(own))} pairs of models in five rows by what they share, in two panels."
+    return Caption(f"With shared initial weights {more} neurons recur", text, alt)
+
+
+def table(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Means over pairs of decayed models with 95 % intervals, in words, a row for each relation."""
+    own = pairs[pairs["stage"] == "decayed"]
+    found = {column: over_pairs(own, column).set_index("relation").reindex(RELATIONS) for column in HEADS}
+    made = {"the two models share": RELATIONS, "pairs": found["share"]["pairs"].to_numpy()}
+    for column, head in HEADS.items():
+        words = "{:.3f}".format if column == "mean_excess" else percent
+        means, halves = found[column]["mean"], found[column]["high"] - found[column]["mean"]
+        made[head] = [f"{words(mean)} ± {words(half)}" for mean, half in zip(means, halves, strict=True)]
+    return pd.DataFrame(made)
