@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,7 @@ WRONG = {
     "address for a dataset": ({"text": {"dataset": "https://x/y", "split": "t"}}, ["text.dataset", "owner/name"]),
     "an unknown kind of text": ({"domains": {"x": "proze"}}, ["domains", "proze", "prose, english, code"]),
     "Norwegian without quotes": ({"domains": {"x": False}}, ["domains", "false", "in quotes"]),
+    "a date as a domain": ({"domains": {date(2020, 1, 1): "prose"}}, ["domains is", '"2020-01-01": "prose"']),
     "a kind for no domain": ({"domains": "prose"}, ["domains", "'prose'", "name: kind"]),
     "the cache's name": ({"run": "cache"}, ["run", "'cache'", "folder name"]),
     "a path as the run's name": ({"run": "../x"}, ["run", "'../x'", "folder name"]),
@@ -131,6 +133,9 @@ def test_wrong_value_is_one_sentence(write, changes, expected):
         "a list": ("- run", "key: value"),
         "empty": ("", "key: value"),
         "a key twice": ("run: a\nrun: b", "line 2: key 'run' is given twice"),
+        "no such date": ("run: 2020-13-41", "cannot be read (month must be in 1..12)"),
+        "contains itself": ("seeds: &a {x: *a}", "cannot be read (Circular reference detected)"),
+        "nested without end": ("a: " + "[" * 5000, "cannot be read (maximum recursion depth exceeded"),
         "a seed twice": ("seeds:\n  a: x\n  a: y", "'a' is given twice"),
         "a number as key": ("1: x", "unknown key '1'"),
     }.values(),
