@@ -11,7 +11,7 @@ import yaml
 
 from lib.base import params as parameters
 from lib.base.errors import InputError
-from lib.base.hub import seed_folder, seed_source
+from lib.base.hub import seed_config, seed_folder, seed_source
 from lib.base.params import ROOT, STATISTICS_KEYS, Params, read_params, write_params
 from lib.cache import refuse_other_statistics
 
@@ -270,3 +270,21 @@ def test_a_run_without_a_file_has_the_default_s_parameters_and_says_so(monkeypat
 def test_a_run_has_its_own_file(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     assert read_params("", run="smoke") == read_params("params/smoke.yaml") and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "beside, expected",
+    [
+        ([], "is no folder {0}/typo."),
+        ([".git"], "is no folder {0}/typo."),
+        ([".git", "b", "a"], "; {0} has a and b."),
+        ([f"m{one:02}" for one in range(12)], "; {0} has m00, m01, m02, m03, m04, m05, m06, m07, m08, m09 and 2 more."),
+    ],
+)
+def test_a_missing_folder_is_told_what_lies_beside_it(write, tmp_path, beside, expected):
+    models = tmp_path / "models"
+    for name in ("", *beside):
+        (models / name).mkdir()
+    with pytest.raises(InputError) as error:
+        seed_config(read_params(write(seeds={"a": f"{models}/typo", "b": f"{models}/b"})), "a")
+    assert is_sentence(str(error.value)) and str(error.value).endswith(expected.format(models))
