@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 
-from lib.base.errors import InputError, first_line, listed
+from lib.base.errors import InputError, first_line, listed, shortened
 from lib.base.files import file_sha256
 from lib.base.params import Params
 
@@ -196,8 +196,9 @@ def _folder_of(params: Params, name: str, on_hub: Callable[[str, str | None], Pa
     if params.is_on_hub(name) and parent is None:
         return on_hub(source, params.revision_of(name))
     if not folder.is_dir():
-        names = sorted(path.name for path in parent.iterdir() if path.is_dir()) if parent else []
-        there = f"; {parent} has {listed(one for one in names[:10] if not one.startswith('.'))}" if names else ""
+        inside = sorted(path.name for path in parent.iterdir() if path.is_dir()) if parent else []
+        names = [one for one in inside if not one.startswith(".")]
+        there = f"; {parent} has {shortened(names, 10) if names[10:] else listed(names)}" if names else ""
         raise InputError(f"seed '{name}': there is no folder {folder}{there}.")
     return folder
 

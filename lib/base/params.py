@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from lib.base.errors import InputError, listed
+from lib.base.errors import InputError, first_line, listed
 from lib.base.files import write_if_changed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -301,6 +301,7 @@ class _Loader(yaml.SafeLoader):
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        json.dumps(values, default=str, skipkeys=True)  # refuses what contains itself
     except FileNotFoundError:
         raise InputError(f"the parameter file {path} does not exist.") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -313,6 +314,8 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}{where}: not valid YAML ({problem}).") from None
     except InputError as error:
         raise InputError(f"{path}, {error}.") from None
+    except (ValueError, RecursionError) as error:  # a date that no calendar has, a number or a nesting without end
+        raise InputError(f"{path}: a value cannot be read ({first_line(error)}).") from None
     if not isinstance(values, dict):
         raise InputError(
             f"{path}: a parameter file holds lines `key: value`, with the keys {listed(Params.model_fields)}."
@@ -346,5 +349,7 @@ def _unknown_key(model: type[BaseModel], key: Any, value: Any, prefix: str) -> s
 
 def quoted(value: Any) -> str:
     """A value as in YAML, at most 120 characters of it, for a sentence."""
+    if isinstance(value, dict):  # JSON allows no dates as keys
+        value = {key if isinstance(key, str | int | float | None) else str(key): item for key, item in value.items()}
     text = repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 120 else text[:117] + "…"

@@ -7,6 +7,7 @@ like those of any run (`make preview`). The running pass and its folder are left
 import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 from lib.base.errors import InputError, exit_on_input_error
 from lib.base.files import write_json
@@ -61,6 +62,9 @@ def main() -> int:
     if len(sys.argv) != 2:
         print("usage: python -m lib.collect.preview outputs/<run>/params.yaml", file=sys.stderr)
         return 2
+    folder = Path(sys.argv[1]).parent
+    if not Path(sys.argv[1]).exists():
+        raise InputError(f"there is no run in {folder} to look at; `make report RUN={folder.name}` begins it.")
     preview(Run(read_params(sys.argv[1])))
     return 0
 

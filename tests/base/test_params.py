@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import yaml
 
 from lib.base import params as parameters
 from lib.base.errors import InputError
-from lib.base.hub import seed_folder, seed_source
+from lib.base.hub import seed_config, seed_folder, seed_source
 from lib.base.params import ROOT, STATISTICS_KEYS, Params, read_params, write_params
 from lib.cache import refuse_other_statistics
 
@@ -105,6 +106,7 @@ WRONG = {
     "address for a dataset": ({"text": {"dataset": "https://x/y", "split": "t"}}, ["text.dataset", "owner/name"]),
     "an unknown kind of text": ({"domains": {"x": "proze"}}, ["domains", "proze", "prose, english, code"]),
     "Norwegian without quotes": ({"domains": {"x": False}}, ["domains", "false", "in quotes"]),
+    "a date as a domain": ({"domains": {date(2020, 1, 1): "prose"}}, ["domains is", '"2020-01-01": "prose"']),
     "a kind for no domain": ({"domains": "prose"}, ["domains", "'prose'", "name: kind"]),
     "the cache's name": ({"run": "cache"}, ["run", "'cache'", "folder name"]),
     "a path as the run's name": ({"run": "../x"}, ["run", "'../x'", "folder name"]),
@@ -131,6 +133,9 @@ def test_wrong_value_is_one_sentence(write, changes, expected):
         "a list": ("- run", "key: value"),
         "empty": ("", "key: value"),
         "a key twice": ("run: a\nrun: b", "line 2: key 'run' is given twice"),
+        "no such date": ("run: 2020-13-41", "cannot be read (month must be in 1..12)"),
+        "contains itself": ("seeds: &a {x: *a}", "cannot be read (Circular reference detected)"),
+        "nested without end": ("a: " + "[" * 5000, "cannot be read (maximum recursion depth exceeded"),
         "a seed twice": ("seeds:\n  a: x\n  a: y", "'a' is given twice"),
         "a number as key": ("1: x", "unknown key '1'"),
     }.values(),
@@ -265,3 +270,21 @@ def test_a_run_without_a_file_has_the_default_s_parameters_and_says_so(monkeypat
 def test_a_run_has_its_own_file(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     assert read_params("", run="smoke") == read_params("params/smoke.yaml") and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "beside, expected",
+    [
+        ([], "is no folder {0}/typo."),
+        ([".git"], "is no folder {0}/typo."),
+        ([".git", "b", "a"], "; {0} has a and b."),
+        ([f"m{one:02}" for one in range(12)], "; {0} has m00, m01, m02, m03, m04, m05, m06, m07, m08, m09 and 2 more."),
+    ],
+)
+def test_a_missing_folder_is_told_what_lies_beside_it(write, tmp_path, beside, expected):
+    models = tmp_path / "models"
+    for name in ("", *beside):
+        (models / name).mkdir()
+    with pytest.raises(InputError) as error:
+        seed_config(read_params(write(seeds={"a": f"{models}/typo", "b": f"{models}/b"})), "a")
+    assert is_sentence(str(error.value)) and str(error.value).endswith(expected.format(models))

@@ -7,7 +7,7 @@ from lib.chapters.universality.tables import tabulate
 from lib.collect import passes
 from lib.collect.one_pass import Pass
 from lib.collect.passes import collect
-from lib.collect.preview import preview
+from lib.collect.preview import main, preview
 
 pytestmark = pytest.mark.usefixtures("without_grouped_moments")
 
@@ -45,3 +45,11 @@ def test_a_preview_shows_what_was_read(make_run, seed_folders, monkeypatch):
     assert run.done["tokens_counted"] > made.done["tokens_counted"]
     with pytest.raises(InputError, match="is complete"):
         preview(run)
+
+
+def test_a_preview_of_no_run_says_what_begins_one(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["preview", "outputs/nothing/params.yaml"])
+    assert main() == 2
+    assert capsys.readouterr().err == (
+        "error: there is no run in outputs/nothing to look at; `make report RUN=nothing` begins it.\n"
+    )
