@@ -1,6 +1,6 @@
 # make report [RUN=tiny] [SEED=a] [TOKENS=300000] [PARAMS=path.yaml]; `make help` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help report quick preview plan compare emergence untrained archive example test lab bench seeds lint clean environment FORCE
+.PHONY: help report quick preview plan compare emergence untrained archive example test lab bench seeds designed lint clean environment FORCE
 # Only chapters are made at the same time, by `make report`: each keeps hardly more than one core busy.
 ifndef CHAPTERS_AT_ONCE
 .NOTPARALLEL:
@@ -115,6 +115,11 @@ bench: $(READY) ## speed, memory and error against the published algorithm (a qu
 seeds: $(READY) ## build the text and train the shipped seeds again (minutes on a GPU, days on a CPU); [SEED_TOKENS=174587904]
 	$(PY) -m lib.training.corpus
 	$(PY) -m lib.training.train --all --tokens $(SEED_TOKENS) --export
+
+designed: $(READY) ## chapter 03's small seeds that share weights or text: text, training (an hour), matches; [TOKENS=10000000]
+	$(PY) -m lib.training.corpus
+	$(PY) -m lib.training.designed $(if $(TOKENS),--tokens $(call quoted,TOKENS))
+	$(PY) -m lib.chapters.universality.designed
 
 lint: $(READY) ## ruff: rules and layout
 	$(PY) -m ruff check .

@@ -60,8 +60,8 @@ def caption(pairs: pd.DataFrame) -> Caption:
     more = "more" if share[SAME] > share[OTHER] else "no more"
     text = (
         "Eight small models; dots are pairs of models, bars their means. With the same text in another order "
-        f"{percent(share[SAME])} of the neurons recur if the initialisation is shared and {percent(share[OTHER])} if it "
-        f"is not; of the former models' neurons {percent(index[SAME], 0)} have their best match at the same index."
+        f"{percent(share[SAME])} of the neurons recur if the initialisation is shared and {percent(share[OTHER])} if "
+        f"not; with shared weights {percent(index[SAME], 0)} of all neurons are matched at their own index."
     )
     alt = f"Dots for {len(_pairs(own))} pairs of models in five rows by what they share, in two panels."
     return Caption(f"With shared initial weights {more} neurons recur", text, alt)
