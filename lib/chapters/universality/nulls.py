@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from lib.base.errors import listed
 from lib.display.captions import Caption, count, percent, signed
 from lib.display.claims import Effects, Evidence, unmeasured
 
@@ -104,7 +103,8 @@ def caption(table: pd.DataFrame, neurons: pd.DataFrame, reference: str, threshol
         text += f"The mean excess is {means['raw']:.3f}, and {scored}; {GATED}"
     universal = own.merge(neurons.loc[neurons["is_universal"], KEY[1:]], on=KEY[1:])
     if len(universal):
-        kept = listed(f"**{(universal[name] > threshold).sum()}** within {words}" for name, words in WITHIN.items())
-        text += f"; of {count(len(universal), 'universal neuron')} a match above {threshold:g} is left to {kept}"
+        kept = {words: f"**{(universal[name] > threshold).sum()}**" for name, words in WITHIN.items()}
+        text += f"; of {count(len(universal), 'universal neuron')}, {kept['domains']} keep a match above {threshold:g} "
+        text += f"within domains and {kept['positions']} within positions"
     alt = "Lines: share of neurons above each threshold under each null; scatter of matches within domains, positions."
     return Caption(title, f"{text}.", f"{alt} {title}.")

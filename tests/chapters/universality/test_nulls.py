@@ -231,8 +231,8 @@ def test_the_figure_draws_and_its_sentences_are_computed(table, universal):
     assert f"{raw:.3f}" in caption.title and "nan" not in caption.text and caption.text.endswith(".")
     assert len(caption.title) <= 95 and f"{100 * left['zscored']:.0f} %" in sentence and sentence.endswith(".")
     assert ("nonlinearity" in sentence) == ("activation" in table) == ("gated" not in caption.text)
-    words = "of 4 universal neurons a match above 0.5 is left to **3** within domains and **4** within positions"
-    assert (words in caption.text) == (universal == 12)
+    words = "of 4 universal neurons, **3** keep a match above 0.5 within domains and **4** within positions."
+    assert caption.text.endswith(words) == (universal == 12)
 
 
 def test_gated_models_have_no_activation_null(make_run, tmp_path, without_grouped_moments):
