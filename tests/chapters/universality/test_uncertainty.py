@@ -72,7 +72,7 @@ def test_parts_and_their_errors_equal_those_of_plain_activations(make_run, seed_
     by_draws = rotations.std(0, ddof=1) / np.sqrt(len(rotations))
     assert len(rotations) > 1 and by_draws.max() > 1e-3
     np.testing.assert_allclose(own["draw_se"], by_draws, atol=1e-7)
-    np.testing.assert_allclose(own["excess_se"], np.hypot(found.moved.std(0), by_draws), atol=1e-7)
+    np.testing.assert_allclose(own["excess_se"], np.hypot(found.moved.std(0).numpy(), by_draws), atol=1e-7)
     assert (own["held_out_corr"].mean() < run.neurons["mean_corr"].mean()) and own["excess_se"].between(1e-4, 0.1).all()
 
 
