@@ -138,6 +138,9 @@ def test_a_candidate_writes_much_and_into_the_null_space(model):
     best = candidates.entropy_candidates(table)
     assert best.iloc[0][["layer", "neuron"]].tolist() == [LAYERS - 1, 7] and best["null_share"].iloc[0] > 0.999
     assert not {(LAYERS - 1, 8), (LAYERS - 1, 9), (LAYERS - 1, 10), (0, 7)} & set(inputs.at_values(best, []))
+    flags = table.set_index(["layer", "neuron"])["entropy"]
+    planted_at = [(LAYERS - 1, neuron) for neuron in (7, 8, 9, 10)] + [(0, 7)]
+    assert flags.loc[planted_at].tolist() == [True, False, False, False, False]
     assert candidates.null_space(planted.unembedding).depth < 0.01
     nobody = table.assign(entropy=False)
     assert candidates.entropy_candidates(nobody).empty
