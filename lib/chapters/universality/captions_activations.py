@@ -150,8 +150,9 @@ def sampling(table: pd.DataFrame, neurons: pd.DataFrame, threshold: float) -> Ca
     text = (
         f"With partners chosen on other text **{percent(share)}** of the neurons are universal, instead of "
         f"{percent(neurons['is_universal'].mean())}. The standard error of a neuron's excess has median "
-        f"**{table['excess_se'].median():.4f}**; {table['draw_se'].median():.4f} come from the drawn rotations alone."
+        f"**{table['excess_se'].median():.4f}**; by the drawn rotations alone it is {table['draw_se'].median():.4f}."
+        " The baseline of other text is taken to be the same."
     )
     if table["draw_se"].isna().all():
-        text = text.split(";")[0] + ", without that of the one drawn rotation."
+        text = text.split(";")[0] + ", without that of the one drawn rotation. The baseline is held fixed."
     return Caption(title, text, f"{alt} {title}.")

@@ -96,12 +96,12 @@ MEASURES: dict[str, Measure] = {
     "frequency_cosine": _frequency_cosine,
 }
 SHARES = ("universal_share", "worst_share", "adjusted_share")
-WORDS: dict[str, Callable[[float], str]] = {
-    **dict.fromkeys(SHARES, percent),
+WORDS: dict[str, Callable[[float], str]] = {  # an interval may pass the ends of what a share or percentile can be
+    **dict.fromkeys(SHARES, lambda share: percent(max(0.0, share))),
     "excess": partial(signed, digits=3),
     "depth": lambda share: signed(100 * share, 1),
     "gap": partial(signed, digits=3),
-    "layers": partial(percent, digits=0),
+    "layers": lambda share: percent(min(1.0, max(0.0, share)), 0),
     "frequency_cosine": signed,
 }
 
@@ -125,7 +125,7 @@ def effects(evidence: Evidence, name: str) -> Effects:
     values, left_out = MEASURES[name](evidence), evidence.once(_left_out)[name]
     left_out = left_out if len(left_out) and left_out.notna().all() else None
     missing = _missing(evidence, name) if not len(values) or values.isna().any() else ""
-    words = WORDS.get(name, "{:.0f}".format)
+    words = WORDS.get(name, lambda percentile: f"{min(100.0, max(0.0, percentile)):.0f}")
     return Effects(values, words, _details(evidence, name), left_out=left_out, missing=missing)
 
 

@@ -8,7 +8,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from lib.chapters.universality import matching, measures, properties
 from lib.chapters.universality.properties import PROPERTIES, PUBLISHED_MEDIANS, PUBLISHED_MODELS, PUBLISHED_SHARES
@@ -82,7 +82,7 @@ def share_by_reference(
 ) -> Figure:
     """Share of universal neurons with each seed as reference, with the `uncertainty.share_intervals`; their mean, with
     its interval over seeds (a band)."""
-    fig, axes = canvas(size=(NARROW, 3.4))
+    fig, axes = canvas(size=(NARROW + 1.5, 3.4))
     axes.axhline(shares["share"].mean(), zorder=0, label="mean", **DASHED)
     bars = axes.bar(shares["seed"], shares["share"], color=COLOURS["universal"], width=0.6)
     box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
@@ -120,6 +120,7 @@ def share_by_compared(table: pd.DataFrame) -> Figure:
         axes.plot(published["compared"], published["share"], MARKERS[model], label=label, **OPEN)
     axes.set(xlabel="number of compared seeds", ylabel="universal neurons (log axis)", yscale="log")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(PERCENT)
     axes.yaxis.set_minor_formatter(NullFormatter())
     legend_right(axes)
@@ -161,7 +162,7 @@ def ceiling(neurons: pd.DataFrame, threshold: float) -> Figure:
     axes.axhline(measures.HIGH_MATCH, label=f"best match of {measures.HIGH_MATCH:g}", **DASHED)
     axes.set(xlabel="rotated baseline, mean over compared seeds", ylabel="best match, mean over compared seeds")
     axes.set(xlim=(0, max(0.8, neurons["mean_baseline"].max())), ylim=(0, 1))
-    legend_right(axes)
+    legend_right(axes, markerscale=3)
     return fig
 
 
