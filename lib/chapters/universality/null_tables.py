@@ -28,7 +28,7 @@ from lib.models.trunk import Trunk, load_model
 from lib.run import Run
 from lib.text.blocks import Text
 
-MAX_TOKENS = 32_768  # positions of text that nulls are measured on
+MAX_TOKENS = 24_576  # positions of text that nulls are measured on
 DRAWN = {True: 300, False: 120}  # neurons drawn at random: of the run's reference, of each other reference
 ROTATION_DRAW = 2_000  # none of chapter 2's draws, nor of chapter 4's
 HELD_BYTES = 2**29  # of one seed's activations in memory at once
@@ -159,8 +159,8 @@ def measured(run: Run, asked: pd.DataFrame) -> pd.DataFrame:
     x, column = operands(run, sample, chosen), pd.Series(chosen.index, pd.MultiIndex.from_frame(chosen))
     parts = []
     for model, own in tqdm(asked.groupby("model"), desc="nulls", unit="seed", file=sys.stderr):
-        of = column.reindex(pd.MultiIndex.from_frame(own[KEY])).to_numpy()
-        parts.append(own.assign(**compared_with(run, model, sample, x[:, of], own)))
+        of = column.reindex(pd.MultiIndex.from_frame(own[KEY])).tolist()
+        parts.append(own.assign(**compared_with(run, model, sample, x[:, torch.tensor(of)], own)))
     table = pd.concat(parts, ignore_index=True).assign(tokens=len(sample.position))
     gated = "activation" in table and table["activation"].isna().any()
     return table.drop(columns="activation") if gated else table

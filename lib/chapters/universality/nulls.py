@@ -83,8 +83,9 @@ def survival_sentence(table: pd.DataFrame) -> str:
     return f"Of the mean excess, {equal}; {kept}."
 
 
-def caption(table: pd.DataFrame, reference: str, threshold: float) -> Caption:
-    """How much of the excess is left under each null, and of matches within domains and positions."""
+def caption(table: pd.DataFrame, neurons: pd.DataFrame, reference: str, threshold: float) -> Caption:
+    """How much of the excess is left under each null, and of matches within domains and positions; `neurons` are the
+    reference's."""
     own = by_neuron(table[table["seed"] == reference])
     means = {name: mean_excess(table, name)[reference] for name in known(table)}
     sampled, added = count(len(own), "neuron"), count((~own["sampled"]).sum(), "neuron")
@@ -101,9 +102,9 @@ def caption(table: pd.DataFrame, reference: str, threshold: float) -> Caption:
         text += f"{means['raw']:.3f} ({scored})"
     else:
         text += f"The mean excess is {means['raw']:.3f}, and {scored}; {GATED}"
-    strong = own[(own["excess_raw"] > threshold) & ~own["sampled"]]
-    if len(strong):
-        kept = listed(f"**{(strong[name] > threshold).sum()}** within {words}" for name, words in WITHIN.items())
-        text += f"; of {count(len(strong), 'neuron')} above {threshold:g} a match above {threshold:g} is left to {kept}"
+    universal = own.merge(neurons.loc[neurons["is_universal"], KEY[1:]], on=KEY[1:])
+    if len(universal):
+        kept = listed(f"**{(universal[name] > threshold).sum()}** within {words}" for name, words in WITHIN.items())
+        text += f"; of {count(len(universal), 'universal neuron')} a match above {threshold:g} is left to {kept}"
     alt = "Lines: share of neurons above each threshold under each null; scatter of matches within domains, positions."
     return Caption(title, f"{text}.", f"{alt} {title}.")

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lib.chapters.universality import nulls
-from lib.display.plots import BASELINE, CORRELATION, DASHED, EXCESS, NEUTRAL, PERCENT, canvas
+from lib.display.plots import BASELINE, CORRELATION, DASHED, EXCESS, NEUTRAL, PERCENT, canvas, legend_below
 
 COLOURS = {"raw": CORRELATION, "zscored": BASELINE, "activation": EXCESS}
 WITHIN = {"domain": ("o", CORRELATION), "position": ("^", BASELINE)}
@@ -25,7 +25,6 @@ def nulls_figure(table: pd.DataFrame, reference: str, threshold: float) -> Figur
     left.set(xlabel="threshold of excess correlation", ylabel="neurons above (log axis)", yscale="log", xlim=(0, 1))
     left.set_ylim(0.5 / rows["weight"].sum(), 1.3)
     left.yaxis.set_major_formatter(PERCENT)
-    left.legend(loc="upper right")
     added = rows[~rows["sampled"]]
     right.plot([0, 1], [0, 1], color=NEUTRAL, linewidth=1)
     for name, (marker, colour) in WITHIN.items():
@@ -34,5 +33,5 @@ def nulls_figure(table: pd.DataFrame, reference: str, threshold: float) -> Figur
     right.axhline(threshold, **DASHED)
     low = min(0.0, added[list(WITHIN)].min().min()) if len(added) else 0.0
     right.set(xlabel="match on all tokens", ylabel="same partner, within groups", xlim=(0, 1), ylim=(low, 1))
-    right.legend(loc="upper left")
+    legend_below(fig, columns=3)
     return fig

@@ -126,9 +126,10 @@ def test_a_loud_neuron_decides_the_raw_null_and_not_the_others():
 def test_a_seed_rotated_before_the_nonlinearity_is_found_by_the_activation_null_only():
     """Its neurons are rotated pre-activations of a's: no neuron matches, and the null that rotates back does."""
     random, turn = np.random.default_rng(1), haar_rotation(60, 0, 0).numpy()
-    pre = random.normal(size=(TOKENS, 60))
-    found = planted(pre @ turn, gelu(3 * pre)[:, :8], torch.nn.GELU(approximate="tanh"))
-    assert (found["activation"] > found["corr"] + 0.2).all() and (found["activation"] > found["raw"] + 0.02).all()
+    pre = 2 * random.normal(size=(TOKENS, 60)) - 1
+    found = planted((pre + 1) @ turn - 1, gelu(pre)[:, :8], torch.nn.GELU(approximate="tanh"))
+    assert (found["activation"] > 0.99).all()  # the rotation back, with the mean and variance that all neurons have
+    assert (found["corr"] < 0.8).all() and (found["raw"] < 0.95).all()
     same = planted(pre, gelu(pre)[:, :8], torch.nn.GELU(approximate="tanh"))  # the neuron basis itself
     assert (same["corr"] > 0.999).all() and (same["activation"] < 0.7).all()
 
@@ -163,7 +164,7 @@ def test_neurons_of_domains_or_positions_only_keep_no_match_within_them():
 # ---------------------------------------------------------------- the sample, and what the table says
 
 
-def made_up(seeds: str = "abc", gated: bool = False, excess: float = 0.6) -> pd.DataFrame:
+def made_up(seeds: str = "abc", gated: bool = False) -> pd.DataFrame:
     """A table of random numbers: 4 added neurons of the first seed, 12 drawn ones of every seed."""
     random, rows = np.random.default_rng(4), []
     for seed in seeds:
@@ -171,11 +172,11 @@ def made_up(seeds: str = "abc", gated: bool = False, excess: float = 0.6) -> pd.
             drawn = number < 12
             for model in "abc".replace(seed, ""):
                 raw = random.uniform(0.1, 0.3)
-                corr = raw + (random.uniform(0, 0.4) if drawn else excess)
+                corr = raw + (random.uniform(0, 0.4) if drawn else 0.6)
                 rows.append((seed, number % 3, number, drawn, 5.0 + number % 3 if drawn else 1.0, model, corr, raw))
     table = pd.DataFrame(rows, columns=[*KEY, "sampled", "weight", "model", "corr", "raw"])
     table = table.assign(zscored=table["raw"] - 0.02, activation=table["raw"] + 0.1, partner=table["corr"], tokens=999)
-    table["domain"], table["position"] = table["corr"] - 0.3 * (table["neuron"] == 12), table["corr"] - 0.01
+    table["domain"], table["position"] = table["corr"] - 0.5 * (table["neuron"] == 12), table["corr"] - 0.01
     return table.drop(columns="activation") if gated else table
 
 
@@ -219,17 +220,19 @@ def test_the_measure_leaves_a_seed_out_as_reference_and_as_compared():
     assert nulls.activation_null(Evidence({"nulls": made_up(gated=True)}, "a", 0.5)).values.empty
 
 
-@pytest.mark.parametrize("table", [made_up(), made_up(gated=True), made_up("a"), made_up(excess=0.1)])
-def test_the_figure_draws_and_its_sentences_are_computed(table):
+@pytest.mark.parametrize("universal", [12, 99], ids=["universal", "no universal"])
+@pytest.mark.parametrize("table", [made_up(), made_up(gated=True), made_up("a")])
+def test_the_figure_draws_and_its_sentences_are_computed(table, universal):
     nulls_figures.nulls_figure(table, "a", 0.5).draw_without_rendering()
-    caption, sentence = nulls.caption(table, "a", 0.5), nulls.survival_sentence(table)
     own, left = table[table["seed"] == "a"], nulls.survival(table)
+    neurons = own.drop_duplicates(KEY)[KEY[1:]].assign(is_universal=lambda rows: rows["neuron"] >= universal)
+    caption, sentence = nulls.caption(table, neurons, "a", 0.5), nulls.survival_sentence(table)
     raw = np.average(own["corr"] - own["raw"], weights=own["weight"])
     assert f"{raw:.3f}" in caption.title and "nan" not in caption.text and caption.text.endswith(".")
     assert len(caption.title) <= 95 and f"{100 * left['zscored']:.0f} %" in sentence and sentence.endswith(".")
     assert ("nonlinearity" in sentence) == ("activation" in table) == ("gated" not in caption.text)
-    strong = "of 4 neurons above 0.5 a match above 0.5 is left to **" in caption.text
-    assert strong == ((own["corr"] - own["raw"]).max() > 0.5)
+    words = "of 4 universal neurons a match above 0.5 is left to **3** within domains and **4** within positions"
+    assert (words in caption.text) == (universal == 12)
 
 
 def test_gated_models_have_no_activation_null(make_run, tmp_path, without_grouped_moments):
