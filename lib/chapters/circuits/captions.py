@@ -177,6 +177,7 @@ def next_token(table: pd.DataFrame, tokens: int, reference: str) -> Caption:
             over.append(f"**{percent(shares.mean(), 0)}** of the {role} neurons{each}")
     share, seeds = share_above_layer(found["suppression"]), found["suppression"]["seed"].nunique()
     title = f"{percent(share.mean(), 0)} of suppression neurons fire more before their class than their layer's median"
+    title = f"Over {count(seeds, 'seed')} {title}"
     seen = f"In seed {reference} {listed(here)} do; the mean" if here else "The mean"
     text = (
         f"On {tokens:,} positions a neuron counts if it fires more before a token of its class than the median of the "

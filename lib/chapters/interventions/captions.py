@@ -99,7 +99,8 @@ def fixed_activation(table: pd.DataFrame, reference: str) -> Caption:
     text = ""
     if reference in entropy.index:
         ours, others = (entropy.loc[reference, group] for group in GROUPS)
-        title = f"Held at {top['value'].iloc[0]:g}, the median candidate changes entropy by {signed(ours, 3)} nats"
+        held = f"Held at {top['value'].iloc[0]:g}, the median candidate changes entropy by {signed(ours, 3)} nats"
+        title = f"{held}, the control by {signed(others, 3)}"
         text = (
             f"In seed {reference}, on {int(own['tokens'].iloc[0]):,} tokens, the median of {sizes.iloc[0]} candidates "
             f"changes the entropy by **{signed(ours, 3)}** nats, the median of {sizes.iloc[1]} controls by "
@@ -158,7 +159,8 @@ def frequency_size(table: pd.DataFrame, reference: str) -> str:
     if not set(groups) <= set(sizes.index):
         return ""
     ours, others = (sizes[group] for group in groups)
-    size = "**negligible** beside that of controls" if ours <= others else "larger than that of every control"
+    size = "larger than that of every control" if ours > 2 * others else "about as small as that of controls"
+    size = "**negligible** beside that of controls" if ours <= others else size
     return (
         f"They are chosen by the alignment that fixing the projection tests, so that they act along it holds by "
         f"construction. Their effect is {size}: the largest change of KL(prediction ‖ unigram) is **{ours:.4f}** nats "

@@ -137,7 +137,7 @@ def test_figure_24_gives_one_number_the_mean_over_seeds_of_shares():
         role="suppression", effect=-0.1, label_score=0.2, null_score=0.1
     )
     caption = captions.next_token(table, 1000, "a")
-    assert caption.title.startswith("25 % of suppression neurons fire more before their class")
+    assert caption.title.startswith("Over 3 seeds 25 % of suppression neurons fire more before their class")
     assert "In seed a 2 of 4 suppression neurons do" in caption.text
     assert (
         "The mean" not in caption.text

@@ -180,7 +180,9 @@ def test_a_large_neuron_that_writes_into_the_null_space_moves_entropy_through_th
     controls = swept[(swept["group"] == "control") & (swept["value"] == 4)]["entropy_change"].median()
     change = signed(own.loc[TOTAL, "entropy_change"], 3)
     finding = captions.fixed_activation(swept, "a")
-    assert finding.title == f"Held at 4, the median candidate changes entropy by {change} nats"
+    assert finding.title.startswith(
+        f"Held at 4, the median candidate changes entropy by {change} nats, the control by "
+    )
     assert f"the median of 20 controls by **{signed(controls, 3)}**" in finding.text
     through = single_neurons.removed(table[table["value"] == 4], "entropy", FROZEN_SCALE, ("entropy", "control"))
     assert through.candidates > 0.98 and through.delta > 0.7 and through.neurons[0] == 1
@@ -299,7 +301,7 @@ def test_caption_of_fixed_activations_has_the_reference_and_the_range_over_seeds
     ]
     table = pd.DataFrame(rows).assign(layer=5, variant=TOTAL, value=6.0, tokens=1234)
     caption = captions.fixed_activation(table, "a")
-    assert caption.title == "Held at 6, the median candidate changes entropy by +0.400 nats"
+    assert caption.title == "Held at 6, the median candidate changes entropy by +0.400 nats, the control by +0.100"
     assert "on 1,234 tokens, the median of 3 candidates changes the entropy by **+0.400** nats" in caption.text
     assert "over 3 seeds: −0.200 to +0.300 nats of entropy, −0.0010 in the size" in caption.text
     alone = captions.fixed_activation(table[(table["seed"] != "a") | (table["group"] == "control")], "a")
@@ -312,6 +314,8 @@ def test_the_size_of_token_frequency_effects_is_said_beside_that_of_controls():
     text = captions.frequency_size(table, "a")
     assert "by construction" in text and "**negligible**" in text and "**0.0007** nats by a candidate" in text
     assert "**0.0010** by a control" in text
+    alike = captions.frequency_size(table.assign(kl_unigram_change=[0.0011, 0, 0.0010, 0.5]), "a")
+    assert "negligible" not in alike and "about as small as that of controls" in alike
     larger = captions.frequency_size(table.assign(kl_unigram_change=[0.1, 0, 0.01, 0.5]), "a")
     assert "negligible" not in larger and "larger than that of every control" in larger
 
