@@ -139,14 +139,13 @@ def agreeing(neurons: pd.DataFrame, compared: int, threshold: float) -> Caption:
     """In how many of the compared seeds is a neuron's excess above the threshold?"""
     universal = neurons[neurons["is_universal"]]
     every, some = (int((universal["k_of_m"] == compared).sum()), int((neurons["k_of_m"] > 0).sum()))
-    title = (
-        f"{every:,} of {count(len(universal), 'universal neuron')} pass in each of {count(compared, 'compared seed')}"
-    )
-    text = (
-        f"Neurons by the number of compared seeds in which their excess is above {threshold:g}. Of "
-        f"{count(len(universal), 'universal neuron')} **{every:,}** pass in all {compared}; **{some:,}** neurons pass "
-        "in at least one."
-    )
+    number = count(len(universal), "universal neuron")
+    title = f"{every:,} of {number} pass in each of {count(compared, 'compared seed')}"
+    text = f"Neurons by the number of compared seeds in which their excess is above {threshold:g}. "
+    text += f"Of {number} **{every:,}** pass in all {compared}; **{some:,}** neurons pass in at least one."
+    if not len(universal):
+        title = f"No universal neuron; {count(some, 'neuron')} with a compared seed passed"
+        text = f"No neuron is universal; **{some:,}** have an excess above {threshold:g} in at least one compared seed."
     return Caption(title, text, f"Bar chart of neurons by the number of compared seeds that they pass in. {title}.")
 
 

@@ -99,6 +99,7 @@ def every_figure(neurons: pd.DataFrame, threshold: float) -> dict[str, Figure]:
             properties.reference_shares(everyone), intervals_table(), OVER_SEEDS
         ),
         "compared": figures.share_by_compared(compared_table()),
+        "compared, none": figures.share_by_compared(compared_table().assign(share=0.0)),
         "curve": figures.share_by_threshold(everyone, threshold),
         "ceiling": figures.ceiling(neurons, threshold),
         "agreeing": figures.agreeing(neurons, 3),
