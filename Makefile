@@ -98,7 +98,7 @@ plan: $(READY) ## memory, passes, disk and time that a run will take; [RUN=tiny]
 emergence: $(READY) ## chapter 07's tables, from the seeds' training checkpoints; [RUN=tiny] [TOKENS=300000] [STEPS="64 512", or none] [KEEP=data/emergence] [EXPORT=data/emergence]
 	@$(PY) -m lib.chapters.emergence.tables $(call quoted,PARAMS) --run '$(RUN)' $(if $(TOKENS),--tokens $(call quoted,TOKENS)) $(if $(STEPS),--steps $(filter-out none,$(STEPS))) $(if $(KEEP),--keep $(call quoted,KEEP)) $(if $(EXPORT),--export $(call quoted,EXPORT))
 
-untrained: $(READY) ## the ledger of untrained models of a run's shape, a column of the run's; [RUN=tiny] [TOKENS=65536]
+untrained: $(READY) ## the ledger of untrained models of a run's shape, a column of the run's; [RUN=tiny] [TOKENS=32768]
 	@$(PY) -m lib.report.untrained prepare $(call quoted,PARAMS) --run '$(RUN)' $(if $(TOKENS),--tokens $(call quoted,TOKENS))
 	@$(MAKE) report RUN=untrained-$(RUN) PARAMS=outputs/untrained-$(RUN)/run.yaml SEED= TOKENS= CHAPTERS='$(wildcard notebooks/0[56]_*.ipynb notebooks/0[234]_*.ipynb)'
 	@$(PY) -m lib.report.untrained keep $(call quoted,PARAMS) --run '$(RUN)'

@@ -65,7 +65,7 @@ def _in_first_layers(family: str, depth: float):
         table = evidence.tables[FAMILY]
         own = table[table["family"] == family]
         layers = table.groupby("seed")["layer"].max() + 1
-        strict = own[own["score"] > own["seed"].map(table.groupby("seed")["chance"].max())]
+        strict = own[own["score"] > table.groupby("seed")["chance"].transform("max")[own.index]]
 
         def share(rows: pd.DataFrame) -> float:
             return share_above(rows["layer"], layers[rows["seed"].iloc[0]], depth)
