@@ -27,6 +27,7 @@ VERDICTS = (HOLDS, FAILS, UNKNOWN)
 PAPER = "arXiv 2401.12181"
 FEWEST = 10  # neurons below which no direction is claimed
 FEWEST_SEEDS = 3
+UNASKED = "no seed can be asked"
 MANY_SEEDS = 1000
 SIGNIFICANT = 0.05  # corrected p-value above which no direction is claimed
 CONSTRUCTED, BY_CHANCE = "holds by construction", "not evidence: untrained models do too"
@@ -246,7 +247,7 @@ def _untrained(table: pd.DataFrame | None, name: str) -> dict[str, str]:
     if table is None or name not in table.index:
         return {"untrained": "", "untrained_verdict": ""}
     row = table.loc[name]
-    return {"untrained": row["here"] if row["seeds"] else "no seed can be asked", "untrained_verdict": row["verdict"]}
+    return {"untrained": row["here"] if row["seeds"] else UNASKED, "untrained_verdict": row["verdict"]}
 
 
 def mark(statement: Statement, own: str, untrained: str) -> str:

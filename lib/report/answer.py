@@ -37,7 +37,7 @@ def answer(evidence: Evidence, table: pd.DataFrame) -> list[str]:
 
 def _how_many(evidence: Evidence, table: pd.DataFrame) -> str:
     shares = properties.reference_shares(evidence.tables["neurons_all_seeds"]).set_index("seed")
-    own, every = shares.loc[evidence.reference], table.set_index("name").loc["universal_share", "here"]
+    own, every = shares.loc[evidence.reference], table.set_index("name").loc["universal_share", "here"].split(";")[0]
     published = properties.PUBLISHED_SHARES["share"]
     verb, their = ("is", "its") if own["universal"] == 1 else ("are", "their")
     return (

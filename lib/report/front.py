@@ -12,7 +12,7 @@ from lib.base import params as parameters
 from lib.base.errors import listed
 from lib.base.files import read_json
 from lib.display.captions import p_words, percent
-from lib.display.claims import VERDICTS, Evidence
+from lib.display.claims import UNASKED, VERDICTS, Evidence
 from lib.report import answer, ledger, pages
 from lib.report.notebook_pages import Chapter
 from lib.report.untrained import untrained_rows
@@ -20,7 +20,7 @@ from lib.run import Run
 
 # The front page shows the first of these that the run has drawn, or else its first figure.
 HEADLINE_FIGURES = ("universality_scatter", "figure_02a_11_distributions")
-SIZE_WORDS = dict(zip(VERDICTS, ("as published", "another size", "too uncertain"), strict=True))
+SIZE_WORDS = dict(zip(VERDICTS, ("size as published", "another size", "size too uncertain"), strict=True))
 
 
 class RunClaims(NamedTuple):
@@ -59,9 +59,10 @@ def claims_page(claims: RunClaims | None, chapters: list[Chapter]) -> dict:
         drawn = chapter is not None and f'id="{row["figure"]}"' in chapter.opening + chapter.rest
         href = f"{chapter.name}#{row['figure']}" if drawn else chapter.name if chapter else None
         shown = {"href": href, "where": f"chapter {int(row['chapter'][:2])}", "facts": _facts(row)}
-        shown["size"] = "not comparable" if row["no_size"] else SIZE_WORDS[row["size_verdict"]]
+        shown["size"] = "" if row["no_size"] else SIZE_WORDS[row["size_verdict"]]
         value = re.split(r" \(| in each of ", row["untrained"])[0]  # the interval and the details are in the fold
         shown["untrained"] = f"{value}: {row['untrained_verdict']}" if row["untrained_verdict"] else ""
+        shown["untrained"] = UNASKED if row["untrained"] == UNASKED else shown["untrained"]
         rows.append(row | shown)
     return {"answer": claims.answer, "ledger": {"rows": rows, "summary": claims.summary, "untrained": claims.untrained}}
 
@@ -77,6 +78,7 @@ def _facts(row: dict) -> list[tuple[str, str]]:
         "mean against bound": decided,
         "by construction": row["by_construction"],
         "size not comparable": row["no_size"],
+        "control": row["control"],
         "untrained models": f"{row['untrained']}: {row['untrained_verdict']}" if row["untrained_verdict"] else "",
         "claimed by": row["source"],
     }

@@ -75,11 +75,9 @@ def survival(table: pd.DataFrame) -> dict[str, float]:
 def survival_sentence(table: pd.DataFrame) -> str:
     """How much of the mean excess survives which null, for the front page."""
     left = survival(table)
-    equal = f"a rotation in which no neuron is louder than another leaves {percent(left['zscored'], 0)}"
-    if "activation" not in left:
-        return f"Of the mean excess, {equal}."
-    kept = f"a rotation that keeps the nonlinearity leaves {percent(left['activation'], 0)}"
-    return f"Of the mean excess, {equal}; {kept}."
+    if "activation" in left:
+        return f"Of the mean excess {percent(left['activation'], 0)} is left if the rotation keeps the nonlinearity."
+    return f"Of the mean excess {percent(left['zscored'], 0)} is left if no neuron is louder than another."
 
 
 def caption(table: pd.DataFrame, neurons: pd.DataFrame, reference: str, threshold: float) -> Caption:
