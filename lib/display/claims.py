@@ -194,8 +194,7 @@ def decides(found: Decision, p_corrected: float, statement: Statement, effects: 
         few = f"{count(found.seeds, 'seed')} can be asked, and {FEWEST_SEEDS} are needed"
         return f"{few}: {effects.missing}" if effects.missing else few
     if max(found.agree, found.against) < found.seeds:
-        sides = f"seeds on the claimed side: {found.agree} of {found.seeds}"
-        return f"{sides}; more seeds cannot decide it, a less noisy value of each (more text) may"
+        return f"{found.agree} of {found.seeds} seeds lie on the claimed side; more text may decide it"
     if not found.firm or not np.isfinite(found.p_value):
         return "one seed alone keeps the mean on its side: more seeds"
     deviation = found.error * np.sqrt(found.seeds)

@@ -193,8 +193,8 @@ def test_an_undecided_row_says_what_it_lacks():
     assert sentence(claims.unmeasured("not measured in this run")) == "not measured in this run"
     assert sentence(of(1.0, np.nan, missing=needed)) == f"1 seed can be asked, and 3 are needed: {needed}"
     assert sentence(of(1.0, 1.1)) == "2 seeds can be asked, and 3 are needed"
-    assert sentence(of(1.0, 1.1, -0.2, 0.3)).startswith("seeds on the claimed side: 3 of 4;")
-    assert sentence(of(0.0, 0.0, 0.0)).startswith("seeds on the claimed side: 0 of 3;")
+    assert sentence(of(1.0, 1.1, -0.2, 0.3)).startswith("3 of 4 seeds lie on the claimed side;")
+    assert sentence(of(0.0, 0.0, 0.0)).startswith("0 of 3 seeds lie on the claimed side;")
 
 
 def test_the_number_of_seeds_that_would_decide_is_the_first_whose_t_test_would():
