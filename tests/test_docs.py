@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from lib.base.params import ROOT
-from lib.display.claims import VERDICTS
+from lib.display.claims import VERDICTS, statements
 from lib.report.ledger import CLAIMS
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "data" / "README.md"]
@@ -42,4 +42,4 @@ def test_readme_counts_the_examples_verdicts():
 def test_the_figure_of_a_claim_is_shown_in_its_notebook(claim):
     notebook = json.loads((ROOT / "notebooks" / f"{claim.chapter}.ipynb").read_text(encoding="utf-8"))
     code = "\n".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")
-    assert f'"{claim.figure}"' in code
+    assert f'"{statements()[claim.name].figure}"' in code

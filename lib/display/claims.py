@@ -58,7 +58,7 @@ class Statement:
 @cache
 def statements() -> Mapping[str, Statement]:
     """All statements by name."""
-    return {name: Statement(**entry) for name, entry in yaml.safe_load(STATEMENTS.read_text("utf-8")).items()}
+    return {name: Statement(**entry) for name, entry in yaml.safe_load(STATEMENTS.read_text(encoding="utf-8")).items()}
 
 
 @dataclass(frozen=True)

@@ -244,7 +244,9 @@ def test_ledger_sorts_filters_and_leads_to_its_figures(folder, open_page):
     assert page.inner_text(".filter output >> nth=0") == f"{number} of {len(table)} rows"
     page.fill(".filter input >> nth=0", "")
     page.click("#claim-universal_share summary")
-    assert page.is_visible("#claim-universal_share dl") and "1 to 5 %" in page.inner_text("#claim-universal_share dl")
+    assert page.is_visible("#claim-universal_share dl") and "1 to 5\xa0%" in page.inner_text(
+        "#claim-universal_share dl"
+    )
     page.click("#claim-universal_share a")
     assert (
         page.url.endswith(f"03_universality.html#{FIGURES[0]}")

@@ -28,6 +28,7 @@ axes.set_xlabel("layer")
 axes.legend()
 plots.gallery(Path(params_file).parent / "figures")(figure, Caption("Größer – w_out", "Text ρ.", "a line"), "line")
 """
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it, and so do its children
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
@@ -165,7 +166,10 @@ def interrupted(process: subprocess.Popen, ready: Path) -> str:
     while not ready.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    errors = process.communicate(timeout=60)[1]
+    try:
+        errors = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
     assert process.returncode != 0
     return errors
 

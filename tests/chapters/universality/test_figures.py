@@ -57,7 +57,9 @@ def convergence_table(neurons: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([own.assign(seed=seed, tokens=tokens) for seed in "ab" for tokens in (1000, 2000)])
 
 
-OVER_SEEDS = Decision(value=0.25, low=-0.01, high=0.51, p_value=0.06, agree=2, seeds=2, firm=True)
+OVER_SEEDS = Decision(
+    value=0.25, low=-0.01, high=0.51, error=0.02, p_value=0.06, agree=2, against=0, seeds=2, firm=True
+)
 
 
 def intervals_table() -> pd.DataFrame:
