@@ -22,7 +22,7 @@ from lib.run import Run
 EXAMPLE = OUTPUTS / "example"
 PARTS = {"figures", "notebooks", "params.yaml", "provenance.json", "report", "screenshots", "tables"}
 NOTEBOOK = "03_universality.ipynb"  # the chapter that answers the report's question
-LARGEST_TABLE = 20_000  # bytes
+LARGEST_TABLE = 40_000  # bytes
 REDUCED = (
     '<p style="color: var(--soft); font-size: .9rem">This is a reduced example. It leaves out the large tables, the '
     "Parquet copies of the tables on pages, most figure files, and the data of the neuron explorer. "
