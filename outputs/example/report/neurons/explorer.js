@@ -101,7 +101,7 @@
     for (let at = 0; at < seed.count; at++) {
       if (layer !== 'all' && seed.data.layer.values[at] !== Number(layer)) continue;
       if (family && word(seed, 'family', at) !== family) continue;
-      if (role && word(seed, 'role_calibrated', at) !== role) continue;
+      if (role && word(seed, 'role_learned', at) !== role) continue;
       if ($('universal').checked && !isUniversal(seed, at)) continue;
       if (!direct && words.length && !words.every(one => searched(seed, at).includes(one))) continue;
       rows.push(at);
@@ -292,13 +292,13 @@
   }
 
   function badges(seed, at) {
-    const items = [], excess = value(seed, 'excess_corr', at), role = word(seed, 'role_calibrated', at), family = word(seed, 'family', at);
+    const items = [], excess = value(seed, 'excess_corr', at), role = word(seed, 'role_learned', at), family = word(seed, 'family', at);
     const badge = (text, kind) => items.push(element('li', {className: kind ?? '', textContent: text}));
     if (Number.isFinite(excess)) badge(excess > run.threshold ? 'universal' : 'not universal', excess > run.threshold ? 'universal' : '');
     if (family) badge(family === 'unexplained' ? 'unexplained' : `${run.families[family] ?? family}: ${word(seed, 'label', at)}`, 'family');
     if (role && role !== 'none') badge(`${role} neuron`);
     const own = seed.name === run.reference ? run.measured[`${seed.data.layer.values[at]}/${seed.data.neuron.values[at]}`] : null;
-    for (const group of own?.group ?? []) if (group !== 'control') badge(`${group} candidate`);
+    for (const group of own?.group ?? []) if (!group.endsWith('control')) badge(`${group} candidate`);
     return element('ul', {className: 'badges'}, ...items);
   }
 
