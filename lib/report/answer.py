@@ -37,13 +37,14 @@ def answer(evidence: Evidence, table: pd.DataFrame) -> list[str]:
 
 def _how_many(evidence: Evidence, table: pd.DataFrame) -> str:
     shares = properties.reference_shares(evidence.tables["neurons_all_seeds"]).set_index("seed")
-    own, every = shares.loc[evidence.reference], table.set_index("name").loc["universal_share", "here"].split(";")[0]
+    own, row = shares.loc[evidence.reference], table.set_index("name").loc["universal_share"]
+    every = f"With every seed as reference it is {row['here'].split(';')[0]}; in" if row["seeds"] else "In"
     published = properties.PUBLISHED_SHARES["share"]
     verb, their = ("is", "its") if own["universal"] == 1 else ("are", "their")
     return (
         f"**{percent(own['share'])}** of the neurons of seed {evidence.reference} "
         f"({own['universal']:,.0f} of {own['neurons']:,.0f}) {verb} universal: {their} excess correlation is above "
-        f"{evidence.threshold:g}. With every seed as reference it is {every}; in the paper's models (at 0.5) "
+        f"{evidence.threshold:g}. {every} the paper's models (at 0.5) "
         f"{percent(published.min(), 1)} to {percent(published.max(), 1)}."
     )
 
