@@ -41,6 +41,11 @@ def test_a_preview_shows_what_was_read(make_run, seed_folders, monkeypatch):
     assert made.params.run == f"{run.params.run}-preview" and len(made.neurons) == 2 * 48
     assert 0 < made.done["preliminary"] < 1 and 0 < made.done["tokens_counted"] < 80 * 256
     assert sorted(path.name for path in (run.folder / "stats").iterdir()) == before
+    first_pass = run.folder / "stats" / "pass-00.json"
+    first_pass.write_text("{}")  # as where a second pass reads the labels
+    with pytest.raises(InputError, match="labels are still read"):
+        preview(run)
+    first_pass.unlink()
     collect(run)
     assert run.done["tokens_counted"] > made.done["tokens_counted"]
     with pytest.raises(InputError, match="is complete"):
