@@ -30,7 +30,7 @@ def preview(run: Run) -> Run:
     if (stats / "done.json").exists():
         raise InputError(f"the pass of outputs/{name} is complete; `make report RUN={name}` shows it.")
     if (stats / "pass-00.json").exists():
-        raise InputError(f"the seeds of outputs/{name} are compared; its labels are still read, and its report follows.")
+        raise InputError(f"the seeds of outputs/{name} are compared; labels are still read, and a report follows.")
     begun, saved = run.recorded("stats/plan.json"), sorted(stats.glob("pass-00.state-*.safetensors"))
     if not begun or not saved or not (stats / CANDIDATES_FILE).exists():
         raise InputError(f"outputs/{name} has nothing to show yet: the first part of its text is not read, try later.")
