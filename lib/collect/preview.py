@@ -35,7 +35,7 @@ def preview(run: Run) -> Run:
     if not begun or not saved or not (stats / CANDIDATES_FILE).exists():
         raise InputError(f"outputs/{name} has nothing to show yet: the first part of its text is not read, try later.")
     inputs, device = Preflight(run, grouped=False), device_of(run.params)
-    plan = Plan.resumed(setting_of(run.params, inputs.shapes, device), begun, without=("grouped", "examples"))
+    plan = Plan.resumed(setting_of(run.params, inputs.shapes, device), begun, without=("grouped",))
     plan = replace(plan, passes=plan.passes[:1])
     work = Pass(inputs, plan, 0, read_pilot(stats, device), device)
     work.follow(read_candidates(stats))
