@@ -72,14 +72,19 @@ def pair_table(matches: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+def by_pair(pairs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """Columns stage, relation, pair and those given: one row per stage and pair of models, both directions averaged."""
+    names = [" ".join(sorted(pair)) for pair in pairs[["seed", "model"]].to_numpy()]
+    keys = ["stage", "relation", pd.Series(names, pairs.index, name="pair")]
+    return pairs.groupby(keys)[columns].mean().reset_index()
+
+
 def over_pairs(pairs: pd.DataFrame, column: str) -> pd.DataFrame:
     """Mean of a column by stage and relation over pairs of models, both directions of a pair averaged first.
 
     Columns stage, relation, pairs, mean, low, high (95 % t interval over pairs; NaN for a single pair).
     """
-    names = [" ".join(sorted(pair)) for pair in pairs[["seed", "model"]].to_numpy()]
-    once = pairs.groupby(["stage", "relation", pd.Series(names, pairs.index, name="pair")])[column].mean()
-    grouped = once.groupby(["stage", "relation"])
+    grouped = by_pair(pairs, [column]).groupby(["stage", "relation"])[column]
     table = grouped.agg(["count", "mean", "std"]).reset_index().rename(columns={"count": "pairs"})
     half = t.isf(INTERVAL / 2, (table["pairs"] - 1).clip(lower=1)) * table["std"] / np.sqrt(table["pairs"])
     return table.assign(low=table["mean"] - half, high=table["mean"] + half).drop(columns="std")

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lib.chapters.universality.designed import RELATIONS, STAGES, over_pairs
+from lib.chapters.universality.designed import RELATIONS, STAGES, by_pair, over_pairs
 from lib.display.captions import Caption, percent
 from lib.display.plots import BASELINE, CORRELATION, PERCENT, WIDE, canvas, folded, legend_below
 
@@ -26,17 +26,10 @@ HEADS = {
 SAME, OTHER = RELATIONS[0], RELATIONS[3]  # of the same text in another order
 
 
-def _pairs(pairs: pd.DataFrame) -> pd.DataFrame:
-    """One row per stage and pair of models, both directions averaged."""
-    names = [" ".join(sorted(pair)) for pair in pairs[["seed", "model"]].to_numpy()]
-    keys = ["stage", "relation", pd.Series(names, pairs.index, name="pair")]
-    return pairs.groupby(keys)[list(SHOWN)].mean().reset_index()
-
-
 def designed(pairs: pd.DataFrame) -> Figure:
     """By what two models share: a dot for each pair of models, and the mean over pairs."""
     fig, axes = canvas(1, 2, size=(WIDE, 4.2), sharey=True)
-    dots = _pairs(pairs)
+    dots = by_pair(pairs, list(SHOWN))
     for panel, (column, label) in zip(axes, SHOWN.items(), strict=True):
         for shift, stage in zip((-0.15, 0.15), STAGES, strict=True):
             own, look = dots[dots["stage"] == stage], STAGE_LOOKS[stage]
@@ -63,7 +56,7 @@ def caption(pairs: pd.DataFrame) -> Caption:
         f"{percent(share[SAME])} of the neurons recur if the initialisation is shared and {percent(share[OTHER])} if "
         f"not; with shared weights {percent(index[SAME], 0)} of all neurons are matched at their own index."
     )
-    alt = f"Dots for {len(_pairs(own))} pairs of models in five rows by what they share, in two panels."
+    alt = f"Dots for {len(by_pair(own, list(SHOWN)))} pairs of models in five rows by what they share, in two panels."
     return Caption(f"With shared initial weights {more} neurons recur", text, alt)
 
 
