@@ -195,6 +195,11 @@ def characters(text: str) -> str:
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+def evenly_spaced(blocks: int, count: int) -> Int[Tensor, "count"]:
+    """Indices of `count` blocks spread over all; all of them if there are fewer."""
+    return torch.linspace(0, blocks - 1, min(count, blocks)).round().long()
+
+
 def packing_order(blocks: int, seed: int = SHUFFLE_SEED) -> np.ndarray:
     """The order of the shipped text's blocks: entry i is the place, before shuffling, of block i of the file."""
     return np.random.Generator(np.random.PCG64(seed)).permutation(blocks)

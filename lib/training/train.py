@@ -24,7 +24,7 @@ from transformers import GPT2LMHeadModel
 from lib.base.errors import InputError, exit_on_input_error
 from lib.base.files import file_sha256, locked
 from lib.base.machine import cores, device_name
-from lib.text.blocks import Text, read_text
+from lib.text.blocks import Text, evenly_spaced, read_text
 from lib.training.bigram import Bigram
 from lib.training.gpt2 import lean_token_losses
 from lib.training.seed_card import seeds_section, write_section
@@ -58,11 +58,6 @@ class Task:
     decay: Decay | None = None
     ship: bool = False
     baseline: dict | None = None  # the bigram model's losses
-
-
-def evenly_spaced(n_blocks: int, count: int) -> torch.Tensor:
-    """Indices of `count` blocks spread over all; all of them if there are fewer."""
-    return torch.linspace(0, n_blocks - 1, min(count, n_blocks)).round().long()
 
 
 def losses_by_domain(losses: torch.Tensor, text: Text, blocks: torch.Tensor) -> dict:

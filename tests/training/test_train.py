@@ -19,11 +19,11 @@ from transformers import GPT2LMHeadModel
 from lib.base.errors import InputError
 from lib.base.files import file_sha256
 from lib.base.params import ROOT
-from lib.text.blocks import read_text
+from lib.text.blocks import evenly_spaced, read_text
 from lib.training.bigram import Bigram
 from lib.training.gpt2 import Kernels, Shape, lean_token_losses, new_model, training_loss
 from lib.training.seed_card import seeds_section
-from lib.training.train import check_loss, evenly_spaced, main
+from lib.training.train import check_loss, main
 from lib.training.trainer import (
     MICROBATCH_BLOCKS,
     Decay,

@@ -11,7 +11,7 @@ from lib.chapters.circuits.roles import random_directions
 from lib.chapters.interventions import candidates, heads
 from lib.chapters.interventions.single_neurons import FIXED_FREQUENCY, FROZEN_SCALE, TOTAL, Readout
 from lib.models.processed import Processed
-from lib.text.blocks import Text
+from lib.text.blocks import Text, evenly_spaced
 
 VARIANTS = (TOTAL, FROZEN_SCALE, FIXED_FREQUENCY)
 KEY = ["seed", "layer", "neuron"]
@@ -24,8 +24,7 @@ def unigram_counts(text: Text) -> Int[Tensor, "vocabulary"]:
 
 def sample_blocks(text: Text, tokens: int) -> tuple[Int[Tensor, "blocks context"], Bool[Tensor, "blocks context"]]:
     """Blocks spread evenly over the text, about `tokens` positions in all, and the mask of those that count."""
-    number = min(len(text.tokens), max(2, tokens // text.context))  # two, for a standard error
-    chosen = torch.linspace(0, len(text.tokens) - 1, number).round().long()
+    chosen = evenly_spaced(len(text.tokens), max(2, tokens // text.context))  # two, for a standard error
     return text.tokens[chosen], text.counted(chosen)
 
 

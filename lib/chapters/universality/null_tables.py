@@ -26,7 +26,7 @@ from lib.kernels.fused import OPERAND_DTYPES
 from lib.models.architectures import ARCHITECTURES
 from lib.models.trunk import Trunk, load_model
 from lib.run import Run
-from lib.text.blocks import Text
+from lib.text.blocks import Text, evenly_spaced
 
 MAX_TOKENS = 24_576  # positions of text that nulls are measured on
 DRAWN = {True: 300, False: 120}  # neurons drawn at random: of the run's reference, of each other reference
@@ -51,8 +51,7 @@ class Sample:
     @classmethod
     def of(cls, text: Text, positions: int) -> "Sample":
         """About `positions` positions of the text, one block at least."""
-        number = min(len(text.tokens), max(1, positions // text.context))
-        chosen = torch.linspace(0, len(text.tokens) - 1, number).round().long()
+        chosen = evenly_spaced(len(text.tokens), max(1, positions // text.context))
         tokens, counted = text.tokens[chosen], text.counted(chosen)
         domain, position = text.domain[chosen, None].expand_as(tokens), torch.arange(text.context).expand_as(tokens)
         return cls(tokens, counted, domain[counted], position[counted])
