@@ -15,9 +15,11 @@ from lib.base.errors import InputError, without_pointers
 from lib.base.files import locked, read_json
 from lib.base.progress import Progress
 
-# The user's IPython configuration is not read, and no package outside this environment comes before its own.
+# The user's IPython configuration is not read, and no package outside this environment comes before its own. What
+# tornado logs while a kernel is stopped, in the middle of a message or not, would break into our sentence.
 KERNEL = """
-import sys
+import logging, sys
+logging.getLogger("tornado").setLevel(logging.CRITICAL)
 sys.path.insert(0, {root!r})
 import lib
 from ipykernel.kernelapp import IPKernelApp
@@ -64,7 +66,8 @@ def _run(notebook: Path, partial: Path, params_file: Path) -> None:
     from papermill.exceptions import PapermillExecutionError
 
     log = partial.with_suffix(".log")
-    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # our sentence says the same
+    for name in ("papermill", "tornado"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # our sentence says the same
     try:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as ipython:
             papermill.execute_notebook(
