@@ -156,9 +156,17 @@ def _saved(arrays: Arrays) -> bytes:
     return save({name: np.ascontiguousarray(values) for name, values in arrays.items()})
 
 
+def scripts() -> list[Path]:
+    """The page's scripts in the order in which they run: what all share first, what starts the page last."""
+    found = [path for pattern in ("explorer*.js", "own_text*.js") for path in TEMPLATES.glob(pattern)]
+    return sorted(found, key=lambda path: (path.stem == "explorer_page", path.stem != "explorer", path.name))
+
+
 def write_explorer(run: Run, report: Path, **shared) -> str:
-    """Writes data and script into `report`/neurons; returns the page's HTML. `shared` is what all pages need."""
+    """Writes data and scripts into `report`/neurons; returns the page's HTML. `shared` is what all pages need."""
     write_data(run, report / FOLDER)
-    write_if_changed(report / FOLDER / "explorer.js", (TEMPLATES / "explorer.js").read_text(encoding="utf-8"))
-    style = (TEMPLATES / "explorer.css").read_text(encoding="utf-8")
-    return page("explorer.html.j2", current=PAGE, explorer_style=style, done=run.done, **shared)
+    for path in scripts():
+        write_if_changed(report / FOLDER / path.name, path.read_text(encoding="utf-8"))
+    style = "".join(path.read_text(encoding="utf-8") for path in sorted(TEMPLATES.glob("explorer*.css")))
+    names = [path.name for path in scripts()]
+    return page("explorer.html.j2", current=PAGE, explorer_style=style, explorer_scripts=names, done=run.done, **shared)
