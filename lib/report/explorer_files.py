@@ -18,7 +18,7 @@ from safetensors.numpy import save
 from lib.base.files import file_sha256, write_atomically, write_if_changed, write_json
 from lib.cache import code_of, fresh
 from lib.chapters.universality.properties import layer_percentiles
-from lib.report import explorer
+from lib.report import explorer, own_text
 from lib.report.explorer import PLAIN, WORDS
 from lib.report.pages import TEMPLATES, page
 from lib.run import Run
@@ -97,7 +97,7 @@ def write_data(run: Run, folder: Path) -> None:
     made_from = {
         "tables": {name: file_sha256(run.folder / "tables" / f"{name}.parquet") for name in tables},
         "done": file_sha256(run.folder / "stats" / "done.json"),
-        "code": [code_of("lib.report.explorer"), code_of(__name__)],
+        "code": [code_of(name) for name in ("lib.report.explorer", "lib.report.own_text", __name__)],
         "threshold": run.params.threshold,
         "reference": run.params.reference,
         "text": run.params.text_title,
@@ -126,8 +126,12 @@ def _files(run: Run) -> Iterator[tuple[str, bytes]]:
     columns = explorer.ranked_columns(pd.concat([frames[run.params.reference], *frames.values()]))
     used = [frame[name].dropna().unique() for frame in frames.values() for name in WORDS if name in frame]
     words = sorted({word for column in used for word in column})
-    described = explorer.description(run, columns, shown, words)
+    described, own = explorer.description(run, columns, shown, words), own_text.own_text(run)
+    described["own_text"] = own and own.settings
     yield "run", explorer.as_json(described | {"plain": PLAIN, "texts": WORDS, "chunk": NEURONS_A_FILE})
+
+    if own:
+        yield own_text.FILE, _saved(own.arrays)
 
     limit = int(np.clip(TOTAL_EXAMPLES // max(1, sum(map(len, shown.values()))), MIN_EXAMPLES, MAX_EXAMPLES))
     logits = explorer.logit_tokens(run, shown)
