@@ -17,7 +17,7 @@ from lib.run import Run
 from lib.text.tokens import BYTE_OF_LETTER
 
 FILE = "weights"
-MAX_BYTES = 10_000_000  # of the file, in base64
+MAX_BYTES = 10_000_000  # of the file
 STEPS = 127  # of 8 bits, on either side of zero
 GELU = ("gelu_new", "gelu_pytorch_tanh")
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
@@ -42,11 +42,11 @@ def eight_bits(
     return np.rint(matrix / scale[:, None]).astype(np.int8), scale.astype(np.float32)
 
 
-def largest_file(config, context: int) -> float:
-    """Bytes of the weights in base64, before compression. `config` is that of a GPT-2."""
+def largest_file(config, context: int) -> int:
+    """Bytes of the weights before compression. `config` is that of a GPT-2."""
     width, inner = config.n_embd, config.n_inner or 4 * config.n_embd
     layer = 4 * width * width + 2 * width * inner
-    return ((config.vocab_size + context) * width + config.n_layer * layer) * 4 / 3
+    return (config.vocab_size + context) * width + config.n_layer * layer
 
 
 def can_run(config, tokenizer: dict, context: int) -> bool:

@@ -1,5 +1,5 @@
 /* The neuron explorer: finds neurons and shows one. This part reads its data and is what the other parts share.
-   Data files are scripts that call explorerFile(name, base64 of gzip); lib/report/explorer_files.py writes and describes them.
+   Data files are scripts that call explorerFile(name, gzip as a string, a letter a byte); lib/report/explorer_files.py writes and describes them.
 
    A part may add a section of its own: window.explorerSections.push(neuron => …). Each function is called whenever a
    neuron is shown, with {seed, layer, neuron, at, get, run, element, drawn}: the seed (its name is seed.name), the
@@ -37,8 +37,8 @@
   window.explorerFile = (name, content) => waiting.get(name)(content);
 
   async function unpacked(text) {
-    const letters = atob(text), bytes = new Uint8Array(letters.length);
-    for (let at = 0; at < letters.length; at++) bytes[at] = letters.charCodeAt(at);
+    const bytes = new Uint8Array(text.length);
+    for (let at = 0; at < text.length; at++) bytes[at] = text.charCodeAt(at);  // modulo 256: x-user-defined has U+F780 for 0x80
     return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream('gzip'))).arrayBuffer();
   }
 
@@ -57,7 +57,7 @@
     if (!loaded.has(name)) {
       loaded.set(name, new Promise((resolve, reject) => {
         waiting.set(name, resolve);
-        const script = element('script', {src: `neurons/${encodeURIComponent(name)}.js`, onerror: () => reject(new Error(`The file neurons/${name}.js is missing; make report writes it beside this page.`))});
+        const script = element('script', {charset: 'x-user-defined', src: `neurons/${encodeURIComponent(name)}.js`, onerror: () => reject(new Error(`The file neurons/${name}.js is missing; make report writes it beside this page.`))});
         document.head.append(script);
       }).then(unpacked).then(buffer => name === 'run' ? JSON.parse(new TextDecoder().decode(buffer)) : tensors(buffer)));
     }
@@ -73,10 +73,14 @@
       seeds.set(name, load(`seed.${name}`).then(data => {
         const count = data.layer.shape[0], [layers, neurons] = explorer.run.shapes[name], row = new Map();
         for (let at = 0; at < count; at++) row.set(data.layer.values[at] * neurons + data.neuron.values[at], at);
-        return {name, data, count, layers, neurons, row, texts: []};
+        return {name, data, count, layers, neurons, row, tokens: null};
       }));
     }
     return seeds.get(name);
+  }
+  async function withTokens(seed) { // the tokens that its neurons fire on, promote and suppress
+    seed.tokens ??= await load(`tokens.${seed.name}`);
+    return seed;
   }
   const value = (seed, column, at) => seed.data.values.values[explorer.run.ranked.findIndex(one => one.name === column) * seed.count + at];
   const plain = (seed, column, at) => seed.data.plain.values[explorer.run.plain.indexOf(column) * seed.count + at];
@@ -98,5 +102,5 @@
   const labelOf = (seed, at) => word(seed, 'family', at) === 'unexplained' ? 'unexplained' : word(seed, 'label', at);
 
   window.explorerSections = [];
-  window.explorer = {run: null, here: null, listed: [], $, element, drawn, number, fixed, quoted, load, seedOf, details, value, plain, word, address, isUniversal, labelOf};
+  window.explorer = {run: null, here: null, listed: [], $, element, drawn, number, fixed, quoted, load, seedOf, withTokens, details, value, plain, word, address, isUniversal, labelOf};
 })();

@@ -2,7 +2,7 @@
 (() => {
   'use strict';
   const {$, element, drawn, number, fixed, quoted, seedOf, details, value, plain, word, labelOf} = explorer;
-  const NO_PERCENTILE = 255, SHADES = 253, UNCOUNTED = 254, OUTSIDE = 255, COSINE_STEPS = 10000, MATCH_EXAMPLES = 3;
+  const NO_PERCENTILE = 255, SHADES = 253, UNCOUNTED = 254, OUTSIDE = 255, COSINE_STEPS = 10000;
 
   function tokenCode(token) {
     const text = explorer.run.vocabulary[token] ?? `id ${token}`, code = element('code');
@@ -16,8 +16,9 @@
     return (explorer.run.vocabulary[token] ?? `⟨id ${token}⟩`).split(/( {3,})/).filter(Boolean).map(part => part.startsWith('   ') ? element('small', {textContent: `␣${part.length}`}) : part);
   }
 
-  function logits(get, name, kind) {
-    const tokens = get(name), cosines = get(`${name}_cos`), most = Math.max(...[...cosines].map(Math.abs), 1);
+  function logits(seed, at, name, kind) {
+    const {shape: [, number], values} = seed.tokens[name], part = [at * number, (at + 1) * number];
+    const tokens = values.subarray(...part), cosines = seed.tokens[`${name}_cos`].values.subarray(...part), most = Math.max(...[...cosines].map(Math.abs), 1);
     return element('ul', {className: `logits ${kind}`}, ...[...tokens].map((token, index) => {
       const bar = element('i');
       bar.style.width = `${100 * Math.abs(cosines[index]) / most}%`;
@@ -45,25 +46,44 @@
     return picture;
   }
 
-  function examples(get, most, small) {
-    const values = get('value'), blocks = get('block'), positions = get('position'), domains = get('domain'), tokens = get('tokens'), shades = get('shade');
-    const low = get('low')[0], high = get('high')[0], size = tokens.length / values.length, middle = (size - 1) / 2, items = [];
-    for (let rank = 0; rank < Math.min(most, values.length); rank++) {
-      if (blocks[rank] < 0) continue;
-      const text = element('p');
-      for (let place = 0; place < size; place++) {
-        const shade = shades[rank * size + place];
-        if (shade === OUTSIDE) continue;
-        const piece = element('span', {}, ...tokenText(tokens[rank * size + place]));
-        const activation = place === middle ? values[rank] : shade === UNCOUNTED ? NaN : low + shade / SHADES * (high - low);
-        piece.dataset.activation = Number.isFinite(activation) ? `activation ${number(Number(activation.toPrecision(3)))}` : 'not counted';
-        if (activation > 0 && high > 0) piece.style.backgroundColor = `rgba(${shadeColour}, ${(.75 * Math.min(1, activation / high)).toFixed(3)})`;
-        if (place === middle) piece.className = 'peak';
-        text.append(piece);
-      }
-      const where = element('div', {className: 'where'}, element('b', {textContent: fixed(values[rank], 2)}), small ? null : `${explorer.run.domains[domains[rank]]}, block ${blocks[rank]}, token ${positions[rank]}`);
-      items.push(element('li', {}, where, text));
+  /* The lowest pre-activation, from the first bin with a token; the outermost bin also holds whatever lies beyond it. */
+  function lowest(get) {
+    const counts = [...get('counts')], first = get('first')[0], bin = (get('last')[0] - first) / counts.length, at = counts.findIndex(count => count > 0);
+    if (at < 0) return null;
+    return at ? `between ${number(first + at * bin)} and ${number(first + (at + 1) * bin)}` : `${number(first + bin)} or lower`;
+  }
+
+  /* A passage with a background a token: `activations` in the order of `tokens` (NaN: not counted), dark at `most`. */
+  function passage(tokens, activations, most) {
+    const text = element('p'), middle = (tokens.length - 1) / 2;
+    for (const [place, token] of tokens.entries()) {
+      const activation = activations[place];
+      if (activation === undefined) continue;  // outside the block
+      const piece = element('span', {}, ...tokenText(token));
+      piece.dataset.activation = Number.isFinite(activation) ? `activation ${number(Number(activation.toPrecision(3)))}` : 'not counted';
+      if (activation > 0 && most > 0) piece.style.backgroundColor = `rgba(${shadeColour}, ${(.75 * Math.min(1, activation / most)).toFixed(3)})`;
+      if (place === middle) piece.className = 'peak';
+      text.append(piece);
     }
+    return text;
+  }
+  const unshaded = (shade, low, high) => shade === OUTSIDE ? undefined : shade === UNCOUNTED ? NaN : low + shade / SHADES * (high - low);
+
+  /* The strongest examples as data, those that exist: {value, block, position, domain, tokens, activations}. */
+  function exampleData(get) {
+    const values = get('value'), blocks = get('block'), tokens = get('tokens'), shades = get('shade'), size = tokens.length / values.length;
+    return [...values].map((value, rank) => {
+      const part = [rank * size, (rank + 1) * size], activations = Array.from(shades.subarray(...part), shade => unshaded(shade, get('low')[0], get('high')[0]));
+      activations[(size - 1) / 2] = value;
+      return {value, block: blocks[rank], position: get('position')[rank], domain: explorer.run.domains[get('domain')[rank]], tokens: [...tokens.subarray(...part)], activations};
+    }).filter(one => one.block >= 0);
+  }
+
+  function examples(get, most, small) {
+    const items = exampleData(get).slice(0, most).map(one => {
+      const where = element('div', {className: 'where'}, element('b', {textContent: fixed(one.value, 2)}), small ? null : `${one.domain}, block ${one.block}, token ${one.position}`);
+      return element('li', {}, where, passage(one.tokens, one.activations, get('high')[0]));
+    });
     return items.length ? element('ul', {className: small ? 'examples small' : 'examples'}, ...items)
       : element('p', {className: 'none', textContent: 'No example: the neuron saw no counted token.'});
   }
@@ -142,25 +162,5 @@
     return parts.length ? parts : null;
   }
 
-  async function matchCard(own, name, partner, corr, baseline, column) {
-    if (partner < 0) return element('section', {className: 'match'}, element('h4', {textContent: `seed ${name}`}), element('p', {className: 'none', textContent: 'Not compared.'}));
-    const other = await seedOf(name), at = other.row.get(partner);
-    const where = `${name}/${Math.floor(partner / other.neurons)}/${partner % other.neurons}`;
-    const numbers = element('p', {className: 'numbers', textContent: `correlation ${fixed(corr, 3)}, rotated basis ${fixed(baseline, 3)}`});
-    const box = element('section', {className: 'match'});
-    box.dataset.match = where;
-    if (at === undefined) { box.append(element('h4', {textContent: where}), numbers, element('p', {className: 'none', textContent: 'This page does not hold the neuron.'})); return box; }
-    const get = await details(other, at), back = explorer.run.seeds.filter(one => one !== name).indexOf(own.seed.name);
-    const mutual = get('partner')[back] === own.seed.data.layer.values[own.at] * own.seed.neurons + own.seed.data.neuron.values[own.at];
-    numbers.append(mutual ? ', mutual best matches' : '', labelOf(other, at) ? element('br') : '', labelOf(other, at) ?? '');
-    box.append(element('h4', {}, element('a', {href: `#${where}`, textContent: where})), numbers, examples(get, MATCH_EXAMPLES, true));
-    return box;
-  }
-
-  async function matches(own, get) {
-    const others = explorer.run.seeds.filter(name => name !== own.seed.name), partners = get('partner'), corr = get('corr'), baseline = get('baseline');
-    return element('div', {className: 'matches'}, ...await Promise.all(others.map((name, index) => matchCard(own, name, partners[index], corr[index], baseline[index]))));
-  }
-
-  Object.assign(explorer, {badges, sentence, histogram, logits, examples, properties, circuits, matches});
+  Object.assign(explorer, {badges, sentence, histogram, lowest, logits, passage, unshaded, exampleData, examples, properties, circuits});
 })();

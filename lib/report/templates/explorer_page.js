@@ -1,38 +1,46 @@
-/* What the page does: shows the neuron of its address, #seed/layer/neuron, and answers to its controls. */
+/* What the page does: shows the neuron of its address, #seed/layer/neuron, and answers to its controls.
+   Filters and search follow in the address, where they are not as at first: #a/0/17?q=german&what=fires */
 (() => {
   'use strict';
-  const {$, element, drawn, number, load, seedOf, details, value, address, labelOf, badges, sentence, circuits, histogram, logits, examples, properties, matches, scatter, nearest, list, listAnew, listMore, chosen, isAddress} = explorer;
+  const {
+    $, element, drawn, number, load, seedOf, withTokens, details, value, address, labelOf, badges, sentence, circuits, histogram, lowest, logits, examples, properties, acrossSeeds,
+    sparkline, weights, scatter, nearest, list, listAnew, listMore, chosen, isAddress, keepers,
+  } = explorer;
   function emptySections() { // which other parts fill
     for (const section of document.querySelectorAll('#body > section')) { section.hidden = true; section.replaceChildren(); }
   }
 
   async function show() {
-    const own = explorer.here, {seed, at} = own, name = address(seed, at);
-    $('name').textContent = `${seed.name} / layer ${seed.data.layer.values[at]} / neuron ${seed.data.neuron.values[at]}`;
+    const own = explorer.here, {seed, at} = own, name = address(seed, at), layer = seed.data.layer.values[at];
+    $('name').textContent = `${seed.name} / layer ${layer} / neuron ${seed.data.neuron.values[at]}`;
     document.title = `${name} · Neurons · ${explorer.run.run}`;
+    explorer.showStar();
     const get = await details(seed, at);
     if (explorer.here !== own) return;
     const heading = (text, small) => element('h3', {}, text, small ? element('small', {textContent: ` ${small}`}) : null);
-    const made = element('div', {className: 'matches-wait none', textContent: 'Loading the other seeds …'}), effect = circuits(seed, at);
+    const made = element('div', {className: 'matches-wait none', textContent: 'Loading the other seeds …'}), effect = circuits(seed, at), low = lowest(get);
+    const grown = sparkline(get), near = weights(seed, at, get);
     emptySections();
     $('above').replaceChildren(...[
       badges(seed, at), sentence(seed, at),
       element('div', {className: 'pair'},
-        element('section', {}, heading('Pre-activation', 'tokens on a log scale; active right of 0'), histogram(get)),
-        element('section', {}, heading('Promotes', 'cos(w_out, W_U)'), logits(get, 'promoted', 'up')),
-        element('section', {}, heading('Suppresses', 'cos(w_out, W_U)'), logits(get, 'suppressed', 'down'))),
+        element('section', {}, heading('Pre-activation', 'tokens on a log scale; active right of 0'), histogram(get), low ? element('p', {className: 'none', textContent: `Lowest: ${low}.`}) : null),
+        element('section', {}, heading('Promotes', 'cos(w_out, W_U)'), logits(seed, at, 'promoted', 'up')),
+        element('section', {}, heading('Suppresses', 'cos(w_out, W_U)'), logits(seed, at, 'suppressed', 'down'))),
       heading('Strongest examples', 'point at a token for its activation'), examples(get, Infinity, false),
     ].filter(Boolean));
     $('below').replaceChildren(...[
-      heading('Best matches in the other seeds', 'the most correlated neuron of each'), made,
-      heading('Properties', `value, and percentile in layer ${seed.data.layer.values[at]}`), properties(seed, at),
+      heading('In the other seeds', 'the most correlated neuron of each'), made,
+      ...(grown ? [heading('Over training', 'excess correlation at checkpoints; dashed: threshold'), grown] : []),
+      ...(near ? [heading('Within this model', 'cosines of weights; z in standard deviations of a layer’s cosines'), near] : []),
+      heading('Properties', `value, and percentile in layer ${layer}`), properties(seed, at),
       ...(effect ? [heading('Circuits and effects'), ...effect] : []),
     ].filter(Boolean));
-    const neuron = {seed, layer: seed.data.layer.values[at], neuron: seed.data.neuron.values[at], at, get, run: explorer.run, element, drawn};
+    const neuron = {seed, layer, neuron: seed.data.neuron.values[at], at, get, run: explorer.run, element, drawn};
     for (const section of window.explorerSections) section(neuron);
     $('card').dataset.shown = name;
-    const found = await matches(own, get);
-    if (explorer.here === own) { made.replaceWith(found); $('card').dataset.complete = name; }
+    const found = await acrossSeeds(own, get);
+    if (explorer.here === own) { made.replaceWith(...found); $('card').dataset.complete = name; }
   }
 
   /* ------------------------------------------------------------ ways to a neuron */
@@ -46,28 +54,49 @@
   }
 
   async function follow() {
-    const parts = decodeURIComponent(location.hash.slice(1)).split('/'), [name, layer, neuron] = [parts[0], Number(parts[1]), Number(parts[2])];
-    if (!location.hash.slice(1)) return follow.first();
+    const [where, query] = location.hash.slice(1).split(/\?(.*)/), parts = decodeURIComponent(where).split('/'), [name, layer, neuron] = [parts[0], Number(parts[1]), Number(parts[2])];
+    if (query !== undefined) setControls(new URLSearchParams(query));
+    if (!where) return follow.first();
     if (!explorer.run.seeds.includes(name)) return fail(`There is no seed “${name}”. The seeds are ${explorer.run.seeds.join(', ')}.`);
-    const seed = await seedOf(name), at = seed.row.get(layer * seed.neurons + neuron);
+    const seed = await withTokens(await seedOf(name)), at = seed.row.get(layer * seed.neurons + neuron);
     const exists = Number.isInteger(layer) && Number.isInteger(neuron) && layer >= 0 && layer < seed.layers && neuron >= 0 && neuron < seed.neurons;
     if (!exists) return fail(`There is no neuron “${parts.slice(1).join('/')}” in seed ${name}; layers are 0 to ${seed.layers - 1}, neurons 0 to ${seed.neurons - 1}.`);
-    if (at === undefined) return fail(`This page holds the ${seed.count.toLocaleString('en')} neurons of seed ${name} that match other seeds best, without ${parts.slice(1).join('/')}. The tables have all.`);
+    if (at === undefined) return fail(`This page holds ${seed.count.toLocaleString('en')} neurons of seed ${name}: ${explorer.run.holds}. ${parts.slice(1).join('/')} is none of them. The tables have all.`);
     explorer.here = {seed, at};
     $('seed').value = name;
     if ($('layer').value !== 'all') $('layer').value = String(layer);
     $('number').value = neuron;
     list();
+    keepControls();
     $('rows').querySelector('[aria-current]')?.scrollIntoView({block: 'nearest'});
     return show();
   }
   follow.first = async (name = explorer.run.reference) => {
-    const seed = await seedOf(name);
+    const seed = await withTokens(await seedOf(name));
     explorer.here = {seed, at: 0};
     explorer.listed = chosen();
-    history.replaceState(null, '', `#${address(seed, explorer.listed[0] ?? 0)}`);
+    explorer.here = {seed, at: explorer.listed[0] ?? 0};
+    keepControls();
     return follow();
   };
+
+  /* ------------------------------------------------------------ controls in the address */
+
+  const KEPT = {q: 'search', what: 'what', layer: 'layer', family: 'family', role: 'role', order: 'order', universal: 'universal', starred: 'starred', up: 'up', across: 'across'};
+  const first = {};  // their values at the beginning
+  const valueOf = id => $(id).type === 'checkbox' ? ($(id).checked ? '1' : '') : $(id).value;
+  function setControls(query) {
+    for (const [name, id] of Object.entries(KEPT)) {
+      const wanted = query.get(name) ?? first[id];
+      if ($(id).type === 'checkbox') $(id).checked = wanted === '1'; else $(id).value = wanted;
+      if ($(id).tagName === 'SELECT' && $(id).selectedIndex < 0) $(id).value = first[id];  // no such choice
+    }
+  }
+  function keepControls() {
+    const query = new URLSearchParams(Object.entries(KEPT).filter(([, id]) => valueOf(id) !== first[id]).map(([name, id]) => [name, valueOf(id)]));
+    const where = `#${address(explorer.here.seed, explorer.here.at)}${query.size ? `?${query}` : ''}`;
+    if (location.hash !== where) history.replaceState(null, '', where);
+  }
 
   const go = (seed, at) => { location.hash = address(seed, at); };
   const step = by => {
@@ -84,15 +113,22 @@
     options($('layer'), [['all', 'all'], ...Array.from({length: Math.max(...Object.values(explorer.run.shapes).map(shape => shape[0]))}, (_, layer) => [layer, layer])]);
     options($('family'), [['', 'all'], ...families]);
     options($('role'), [['', 'all'], ...['prediction', 'suppression', 'partition'].filter(role => explorer.run.words.includes(role)).map(role => [role, role])]);
-    options($('order'), [...columns, ...(families.length ? [['score', 'score of its label']] : []), ['place', 'place in the model']]);
+    options($('order'), [['match', 'best match'], ...columns, ...(families.length ? [['score', 'score of its label']] : []), ['place', 'place in the model']]);
     options($('up'), columns); options($('across'), [['layer', 'layer'], ...columns]);
-    $('order').value = $('up').value = columns.some(([name]) => name === 'excess_corr') ? 'excess_corr' : columns[0]?.[0];
+    explorer.firstOrder = columns.some(([name]) => name === 'excess_corr') ? 'excess_corr' : columns[0]?.[0] ?? 'place';
+    $('order').value = $('up').value = explorer.firstOrder;
     $('across').value = 'layer';
     $('number').max = Math.max(...Object.values(explorer.run.shapes).map(shape => shape[1])) - 1;
     $('family').disabled = !families.length;
     $('controls').addEventListener('submit', event => event.preventDefault());
-    for (const name of ['layer', 'family', 'role', 'order', 'universal']) $(name).addEventListener('change', listAnew);
-    $('search').addEventListener('input', listAnew);
+    for (const id of Object.values(KEPT)) first[id] = valueOf(id);
+    const again = () => { listAnew(); keepControls(); };
+    for (const name of ['layer', 'family', 'role', 'order', 'universal', 'starred', 'what']) $(name).addEventListener('change', again);
+    $('search').addEventListener('input', () => {
+      if ($('search').value && $('order').value === explorer.firstOrder) $('order').value = 'match';
+      if (!$('search').value && $('order').value === 'match') $('order').value = explorer.firstOrder;
+      again();
+    });
     $('search').addEventListener('keydown', event => {
       if (event.key !== 'Enter') return;
       const direct = isAddress($('search').value);
@@ -106,9 +142,10 @@
       const layer = $('layer').value === 'all' ? explorer.here.seed.data.layer.values[explorer.here.at] : $('layer').value;
       location.hash = `${explorer.here.seed.name}/${layer}/${$('number').value}`;
     });
-    for (const name of ['up', 'across']) $(name).addEventListener('change', scatter);
+    for (const name of ['up', 'across']) $(name).addEventListener('change', () => { scatter(); keepControls(); });
     $('more').addEventListener('click', listMore);
     $('previous').addEventListener('click', () => step(-1));
+    $('random').addEventListener('click', () => explorer.listed.length && go(explorer.here.seed, explorer.listed[Math.floor(Math.random() * explorer.listed.length)]));
     $('next').addEventListener('click', () => step(1));
     addEventListener('keydown', event => {
       if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey || event.target.closest('input, select, textarea, .wide, dialog')) return;
@@ -143,6 +180,7 @@
   load('run').then(async content => {
     explorer.run = content;
     controls();
+    keepers();
     addEventListener('hashchange', () => follow().catch(error => fail(error.message)));
     await follow();
   }).catch(error => fail(error.message));
