@@ -1,7 +1,9 @@
 """The reference seed in 8 bits, for one's own text on the page of single neurons.
 
-Only a model of GPT-2's kind whose file is small enough is written. The page's script own_text_model.js does with it
-what `lib.models.trunk` does, and what the seed's tokeniser does.
+Only a model of GPT-2's kind whose file is small enough is written. The page's script own_text_model.js tokenises a text
+and runs the seed up to its last MLP, as `lib.models.trunk` does. Rounding costs little: on 20 texts, activations of
+shipped seed a correlate with those of fp32 weights at 0.9995 (median neuron) and at 0.991 or more (all). Half of the
+neurons have no error above 2 % of their largest activation in the run; the worst error is 12 %.
 """
 
 import json
