@@ -68,7 +68,7 @@ def plain(evidence: Evidence, arrays: dict, seeds: str) -> dict[str, dict[str, f
             "worst_share": (corr.min(0) - baseline.max(0) > THRESHOLD).mean(),
             "adjusted_share": ((mean - level) / (1 - level) > THRESHOLD).mean(),
             "excess": (corr - baseline).mean(),
-            "layers": np.mean([universal[layer == one].any() for one in range(LAYERS)]),
+            "layers": min(universal[layer == one].mean() for one in range(LAYERS)),
             "depth": np.mean([(pairs.query("layer == @one")["match_layer"] == one).mean() for one in range(LAYERS)])
             - 1 / 3,
             "frequency_cosine": np.mean(
