@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from lib.base.errors import capital
 from lib.chapters.families import summary
 from lib.chapters.families.scoring import FEWEST_TOKENS, Statistics
 from lib.display.captions import Caption
@@ -33,6 +34,7 @@ def opening(rows: pd.DataFrame, statistics: Statistics, sets: list[LabelSet]) ->
     for family in PANELS:
         universal = rows[rows["is_universal"] & (rows["family"] == family)]
         best = summary.best_neurons(universal if len(universal) else rows, family, 1)
+        best = best.merge(rows[["layer", "neuron", "label"]].rename(columns={"label": "best_label"}), how="left")
         neurons[family] = best.iloc[0] if len(best) else None
         means[family] = _means(family, best, statistics, sets) if len(best) else pd.Series(dtype=float)
     return Opening(neurons, means)
@@ -85,9 +87,13 @@ def caption(shown: Opening) -> Caption:
     if not found:
         return Caption("No letter, previous-token or position neuron", "This run has no label of these families.", alt)
     title = f"One neuron each for {', '.join(row['label'] for row in found.values())}"
-    text = "Mean activation of three neurons by what they respond to. " + "; ".join(
-        f"{words}: layer {row['layer']}, neuron {row['neuron']}, of whose variance the label explains "
-        f"**{100 * row['score']:.0f} %**"
-        for words, row in found.items()
+    parts = []
+    for words, row in found.items():
+        part = f"*{capital(words)}*: layer {row['layer']}, neuron {row['neuron']}; the label explains "
+        part += f"**{100 * row['score']:.0f} %** of its variance"
+        if not row["assigned"]:
+            part += f", but its best label is *{row['best_label']}*: no neuron of this seed belongs to the family"
+        parts.append(f"{part}.")
+    return Caption(
+        title, f"Mean activation of three neurons by what they respond to. {' '.join(parts)}", f"{alt} {title}."
     )
-    return Caption(title, f"{text}.", f"{alt} {title}.")

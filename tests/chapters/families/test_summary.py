@@ -239,7 +239,8 @@ def test_opening_shows_the_best_universal_neuron_of_each_family_or_the_best_of_a
     at = letters.index[tokens[letters.index] > 0]
     np.testing.assert_allclose(shown.means["alphabet"], z[at])
     figures_opening.figure(shown)
-    assert "layer 0, neuron 7" in figures_opening.caption(shown).text
+    text = figures_opening.caption(shown).text
+    assert "*First letter*: layer 0, neuron 7" in text and text.count("no neuron of this seed belongs") == 2
     nothing = figures_opening.opening(own.drop(columns=[f"score_{name}" for name in figures_opening.PANELS]), [], [])
     figures_opening.figure(nothing)
     assert figures_opening.caption(nothing).title == "No letter, previous-token or position neuron"
