@@ -76,7 +76,7 @@ def test_the_page_shades_one_s_own_text_by_what_the_model_computes(complete, bro
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.goto((complete.folder / "report" / "neurons.html").as_uri() + "#a/1/17")
     page.wait_for_selector('#card[data-complete="a/1/17"]')
-    assert page.locator('script[src*="weights"]').count() == 0  # read when the reader enters the box
+    assert page.locator('script[src="neurons/weights.js"]').count() == 0  # read when the reader enters the box
     page.fill("#own-text-box", TEXT)
     page.wait_for_selector(".own-tokens")
     for layer, neuron in ((1, 17), (0, 5)):
