@@ -17,7 +17,8 @@
       if ($('starred').checked && !explorer.isStarred(address(seed, at))) continue;
       rows.push(at);
     }
-    explorer.hits = !query || isAddress(query) ? null : explorer.found(seed, rows, query, $('what').value).hits;
+    const {hits, lacking} = !query || isAddress(query) ? {hits: null} : explorer.found(seed, rows, query, $('what').value);
+    Object.assign(explorer, {hits, lacking});
     if (explorer.hits) rows = rows.filter(at => explorer.hits.has(at));
     const by = order();
     if (by === 'match') return [...explorer.hits.keys()];
@@ -63,7 +64,7 @@
     $('more').hidden = explorer.listed.length <= limit;
     const universal = explorer.listed.filter(at => isUniversal(seed, at)).length, all = seed.layers * seed.neurons;
     $('found').textContent = explorer.hits && !explorer.listed.length ? 'Nothing found. Try fewer words, another seed, or no filter.'
-      : `${explorer.listed.length.toLocaleString('en')} neurons of seed ${seed.name}, ${universal.toLocaleString('en')} of them universal`
+      : `${explorer.lacking ? 'Nothing has all these words. With all but one: ' : ''}${explorer.listed.length.toLocaleString('en')} neurons of seed ${seed.name}, ${universal.toLocaleString('en')} of them universal`
       + (seed.count < all ? `. This page holds ${seed.count.toLocaleString('en')} of ${all.toLocaleString('en')}: ${explorer.run.holds}. The tables have all.` : '.');
     explorer.scatter();
   }
