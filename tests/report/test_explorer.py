@@ -208,7 +208,16 @@ def test_consensus_needs_most_of_the_set_and_takes_the_best_label():
     assert found["consensus"].tolist() == ["x"] * 3 and set(found["consensus_votes"]) == {2}
     np.testing.assert_allclose(found["consensus_score"], 0.5)  # 0.9 + 0.6 over three members
     two = explorer_passages.consensus(families[families["seed"] != "a"], matches[matches["seed"] != "a"])
-    assert two.empty  # of b and c neither shares a label above chance
+    assert two.empty  # b and c share no label above chance
+    four = pd.concat([families.assign(seed=families["seed"].map(dict(a="d", b="e", c="f"))), families])
+    pairs = [(one, other) for one in "abcdef" for other in "abcdef" if one != other]
+    matches = pd.DataFrame(
+        [{"seed": one, "layer": 0, "neuron": 0, "model": m, "match_layer": 0, "match_neuron": 0} for one, m in pairs]
+    )
+    four.loc[four["label_syntax"] == "z", "score_syntax"] = 0.0
+    four.loc[four["seed"] == "f", "label_syntax"] = "y"
+    found = explorer_passages.consensus(four, matches)
+    assert set(found["consensus"]) == {"x"} and set(found["consensus_votes"]) == {3}  # of six: frequent, no majority
 
 
 def test_the_example_holds_every_neuron_that_its_pages_link_to(complete, tmp_path):
@@ -482,7 +491,7 @@ def test_search_and_filters_stand_in_the_address(complete, browser):
     page.select_option("#layer", "1")
     page.select_option("#what", "suppresses")
     page.fill("#search", "newline")
-    query = "?q=newline&what=suppresses&layer=1&order=match"
+    query = "?q=newline&what=suppresses&layer=1"
     assert page.url.endswith(f"#b/1/5{query}")
     listed = opened.listed()
     page.press("#search", "Enter")
