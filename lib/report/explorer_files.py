@@ -38,6 +38,7 @@ MIN_EXAMPLES, MAX_EXAMPLES = 2, 10  # of a neuron
 NO_WORD, NO_PERCENTILE = 65_535, 255
 SHADES, UNCOUNTED, OUTSIDE = 253, 254, 255  # steps of activation; a token that does not count; no token
 COSINE_STEPS, Z_STEPS = 10_000, 100
+KEPT = "the universal ones, those that the pages link to, and their best matches"
 PEAKS = 3  # of the tokens that a neuron fires on most, those that search knows
 PARTS = ("explorer", "explorer_files", "explorer_passages", "explorer_weights", "own_text")
 MADE_BY = [f"lib.report.{name}" for name in PARTS]
@@ -45,6 +46,7 @@ TABLES = (
     "neurons_all_seeds matches_all_seeds families circuits roles mean_ablation fixed_activation query_paths".split()
 )
 Arrays = dict[str, np.ndarray]
+Rows = dict[str, Int[np.ndarray, "rows"]]  # of each seed
 
 
 def smallest_unsigned(values: np.ndarray) -> np.ndarray:
@@ -88,13 +90,18 @@ def seed_arrays(
     }
 
 
+def _matrix(lists: pd.Series) -> np.ndarray:
+    """Lists of one length as (rows, length); (0, 0) without any."""
+    return np.stack(lists.to_list()) if len(lists) else np.zeros((0, 0))
+
+
 def token_arrays(logits: pd.DataFrame, peaks: np.ndarray) -> Arrays:
     """Tokens (rows, number) that neurons promote and suppress (`explorer.logit_tokens`), with cosines, and `peak`
     (rows, PEAKS), those of their strongest examples."""
     made = {"peak": smallest_unsigned(np.maximum(peaks, 0))}
     for name in ("promoted", "suppressed"):
-        made[name] = smallest_unsigned(np.stack(logits[name].to_list()))
-        made[f"{name}_cos"] = np.rint(COSINE_STEPS * np.stack(logits[f"{name}_cos"].to_list())).astype(np.int16)
+        made[name] = smallest_unsigned(_matrix(logits[name]))
+        made[f"{name}_cos"] = np.rint(COSINE_STEPS * _matrix(logits[f"{name}_cos"])).astype(np.int16)
     return made
 
 
@@ -102,7 +109,7 @@ def weight_arrays(near: pd.DataFrame) -> Arrays:
     """Neighbours and connections (`explorer_weights.neighbours`) by flat index, with cosines and z; −1 for none."""
     made = {}
     for name in near.columns.drop(explorer.KEY):
-        values = np.stack(near[name].to_list())
+        values = _matrix(near[name])
         if name in explorer_weights.LISTS:
             made[name] = values.astype(np.int16 if values.max(initial=0) < 2**15 else np.int32)
         else:
@@ -122,9 +129,9 @@ def detail_arrays(found: Arrays, matches: Arrays, histogram: Arrays) -> Arrays:
     return made | edges | {"counts": smallest_unsigned(histogram["counts"])}
 
 
-def passage_file(run: Run, seeds: list[str], widths: dict[str, int], examples: Arrays) -> Arrays:
-    """`explorer_passages.passage_arrays` with the activations in shades: (rows · passages · seeds) of them."""
-    found = explorer_passages.passage_arrays(explorer_passages.passage_table(run), seeds, widths, examples)
+def passage_file(table: pd.DataFrame, seeds: list[str], widths: dict[str, int], examples: Arrays) -> Arrays:
+    """`explorer_passages.passage_arrays` with the activations in shades between `low` and `high` of each passage."""
+    found = explorer_passages.passage_arrays(table, seeds, widths, examples)
     each = found["activation"].reshape(-1, 1, found["activation"].shape[-1])
     made = shaded(each, np.zeros(each.shape, int))
     shape = found["activation"].shape
@@ -159,34 +166,48 @@ def write_data(run: Run, folder: Path) -> None:
         return
     for stale in folder.glob("*.js*"):
         stale.unlink()
-    for name, content in _files(run):
-        script = as_script(name, content)
-        write_atomically(folder / f"{name}.js", lambda path, script=script: path.write_bytes(script))
+    write_files(run, folder)
     write_json(record, made_from)
 
 
-def _files(run: Run) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of every data file. No seed's name has a dot, so no two files share a name."""
+def write_files(run: Run, folder: Path, kept: Rows | None = None) -> None:
+    """Writes the data files of all neurons that a run's page shows, or only of those kept, by flat index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in _files(run, kept):
+        script = as_script(name, content)
+        write_atomically(folder / f"{name}.js", lambda path, script=script: path.write_bytes(script))
+
+
+def _files(run: Run, kept: Rows | None = None) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of every data file; with `kept` only of these neurons, by flat index.
+
+    No seed's name has a dot, so no two files share a name.
+    """
     matches = run.table("matches_all_seeds")
     seeds, widths = list(run.done["seeds"]), {seed: neurons for seed, (_, neurons) in run.done["shapes"].items()}
     frames = explorer.seed_frames(run)
     room = max(1, explorer.MAX_NEURONS // len(seeds))
     shown = {seed: explorer.rows_shown(frame, matches, seed, room) for seed, frame in frames.items()}
+    logits, near = explorer.logit_tokens(run, shown), explorer_weights.neighbours(run, shown)
+    if kept is not None:
+        logits, near = (_of_neurons(table, kept, widths) for table in (logits, near))
+        shown = {seed: rows[np.isin(rows, kept[seed])] for seed, rows in shown.items()}
     columns = explorer.ranked_columns(pd.concat([frames[run.params.reference], *frames.values()]))
     used = [frame[name].dropna().unique() for frame in frames.values() for name in WORDS if name in frame]
     words = sorted({word for column in used for word in column})
     points, training = explorer_weights.training(run, shown)
-    described = explorer.description(run, columns, shown, words)
+    described = explorer.description(run, columns, shown, words) | ({} if kept is None else {"holds": KEPT})
     described |= {"plain": PLAIN, "texts": WORDS, "chunk": NEURONS_A_FILE, "training": points}
-    own = own_text.own_text(run)
+    own = own_text.own_text(run) if kept is None else None
     yield "run", explorer.as_json(described | {"own_text": own and own.settings})
     if own:
         yield own_text.FILE, _saved(own.arrays)
 
     limit = int(np.clip(TOTAL_EXAMPLES // max(1, sum(map(len, shown.values()))), MIN_EXAMPLES, MAX_EXAMPLES))
-    logits, near = explorer.logit_tokens(run, shown), explorer_weights.neighbours(run, shown)
     examples, histogram = run.stats("examples"), run.stats("histogram")
-    yield "passages", _saved(passage_file(run, seeds, widths, examples))
+    passages = explorer_passages.passage_table(run)
+    passages = passages if kept is None else _of_neurons(passages, kept, widths)
+    yield "passages", _saved(passage_file(passages, seeds, widths, examples))
     for seed, rows in shown.items():
         yield f"seed.{seed}", _saved(seed_arrays(frames[seed], rows, [name for name, _, _ in columns], words))
         found = explorer.windows(run, examples, seed, rows, limit)
@@ -200,6 +221,15 @@ def _files(run: Run) -> Iterator[tuple[str, bytes]]:
         for number, start in enumerate(range(0, len(rows), NEURONS_A_FILE)):
             part = slice(start, start + NEURONS_A_FILE)
             yield f"seed.{seed}.{number}", _saved({name: values[part] for name, values in details.items()})
+
+
+def _of_neurons(table: pd.DataFrame, kept: Rows, widths: dict[str, int]) -> pd.DataFrame:
+    """The rows of a table (KEY) whose neurons are kept."""
+    flat = table["layer"] * table["seed"].map(widths) + table["neuron"]
+    chosen = np.zeros(len(table), bool)
+    for seed, rows in kept.items():
+        chosen |= ((table["seed"] == seed) & flat.isin(rows)).to_numpy()
+    return table[chosen].reset_index(drop=True)
 
 
 def _by_neuron(values: np.ndarray) -> np.ndarray:

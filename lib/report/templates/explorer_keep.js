@@ -1,7 +1,7 @@
 /* What a reader takes along: stars, links, and neurons as JSON. */
 (() => {
   'use strict';
-  const {$, element, address, value, plain, word, labelOf, exampleData, near, trainingOf, partnersOf, passagesOf} = explorer;
+  const {$, element, address, value, plain, word, labelOf} = explorer;
 
   /* ------------------------------------------------------------ stars, by run, in the browser or else on this page only */
 
@@ -50,7 +50,7 @@
 
   /* All that the page shows of a neuron. */
   async function asJson({seed, at}, get) {
-    const {run} = explorer, {tokens} = seed, layer = seed.data.layer.values[at], neuron = seed.data.neuron.values[at];
+    const {run, exampleData, near, trainingOf, partnersOf, passagesOf} = explorer, {tokens} = seed, layer = seed.data.layer.values[at], neuron = seed.data.neuron.values[at];
     const written = name => { const {shape: [, count], values} = tokens[name]; return [...values.subarray(at * count, (at + 1) * count)].map((token, place) => ({token: tokenName(token), cosine: tokens[`${name}_cos`].values[at * count + place] / 10000})); };
     const passages = await passagesOf({seed, at}), partners = await partnersOf({seed, at}, get);
     return {

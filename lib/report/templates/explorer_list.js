@@ -17,7 +17,8 @@
       if ($('starred').checked && !explorer.isStarred(address(seed, at))) continue;
       rows.push(at);
     }
-    explorer.hits = !query || isAddress(query) ? null : explorer.found(seed, rows, query, $('what').value).hits;
+    const {hits, lacking} = !query || isAddress(query) ? {hits: null} : explorer.found(seed, rows, query, $('what').value);
+    Object.assign(explorer, {hits, lacking});
     if (explorer.hits) rows = rows.filter(at => explorer.hits.has(at));
     const by = order();
     if (by === 'match') return [...explorer.hits.keys()];
@@ -63,7 +64,7 @@
     $('more').hidden = explorer.listed.length <= limit;
     const universal = explorer.listed.filter(at => isUniversal(seed, at)).length, all = seed.layers * seed.neurons;
     $('found').textContent = explorer.hits && !explorer.listed.length ? 'Nothing found. Try fewer words, another seed, or no filter.'
-      : `${explorer.listed.length.toLocaleString('en')} neurons of seed ${seed.name}, ${universal.toLocaleString('en')} of them universal`
+      : `${explorer.lacking ? 'Nothing has all these words. With all but one: ' : ''}${explorer.listed.length.toLocaleString('en')} neurons of seed ${seed.name}, ${universal.toLocaleString('en')} of them universal`
       + (seed.count < all ? `. This page holds ${seed.count.toLocaleString('en')} of ${all.toLocaleString('en')}: ${explorer.run.holds}. The tables have all.` : '.');
     explorer.scatter();
   }
@@ -72,7 +73,7 @@
     const match = text.trim().match(/^#?(?:([\w-]+)[/ ])?L?(\d+)[/. ](\d+)$/i);
     return match && (!match[1] || explorer.run.seeds.includes(match[1])) ? `${match[1] ?? explorer.here.seed.name}/${match[2]}/${match[3]}` : null;
   }
-  const listAnew = () => { limit = FIRST_ROWS; if (explorer.here) list(); };
+  const listAnew = () => { limit = FIRST_ROWS; if (explorer.here) list(); document.querySelector('.rows').scrollTop = 0; };
   const listMore = () => { limit *= 3; list(); };
 
   Object.assign(explorer, {list, listAnew, listMore, chosen, isAddress});

@@ -109,7 +109,8 @@
     const items = [], excess = value(seed, 'excess_corr', at), role = word(seed, 'role_learned', at), family = word(seed, 'family', at);
     const badge = (text, kind) => items.push(element('li', {className: kind ?? '', textContent: text}));
     if (Number.isFinite(excess)) badge(excess > explorer.run.threshold ? 'universal' : 'not universal', excess > explorer.run.threshold ? 'universal' : '');
-    if (family) badge(family === 'unexplained' ? 'unexplained' : `${explorer.run.families[family] ?? family}: ${word(seed, 'label', at)}`, 'family');
+    const named = explorer.run.families[family] ?? family, label = word(seed, 'label', at);
+    if (family) badge(family === 'unexplained' ? 'unexplained' : label.startsWith(`${named}:`) ? label : `${named}: ${label}`, 'family');
     if (role && role !== 'none') badge(`${role} neuron`);
     const own = seed.name === explorer.run.reference ? explorer.run.measured[`${seed.data.layer.values[at]}/${seed.data.neuron.values[at]}`] : null;
     for (const group of own?.group ?? []) if (!group.endsWith('control')) badge(`${group} candidate`);
@@ -145,7 +146,8 @@
     const partner = plain(seed, 'partner_neuron', at), partnerLayer = plain(seed, 'partner_layer', at), head = plain(seed, 'attention_score', at) || value(seed, 'attention_score', at);
     if (Number.isFinite(partner)) {
       const name = `${seed.name}/${partnerLayer}/${partner}`;
-      facts.push(element('li', {}, 'Its most opposed output weights are those of ', element('a', {href: `#${name}`, textContent: name}), ` (cosine ${fixed(plain(seed, 'partner_cos', at), 3)}).`));
+      const held = seed.row.has(partnerLayer * seed.neurons + partner);
+      facts.push(element('li', {}, 'Its most opposed output weights are those of ', held ? element('a', {href: `#${name}`, textContent: name}) : name, ` (cosine ${fixed(plain(seed, 'partner_cos', at), 3)}).`));
     }
     if (explorer.run.ranked.some(one => one.name === 'attention_score') && Number.isFinite(head)) facts.push(element('li', {textContent: `Of all later heads it moves L${plain(seed, 'attention_head_layer', at)}H${plain(seed, 'attention_head', at)} most ${head > 0 ? 'towards' : 'away from'} the first token: score ${fixed(head, 3)}, ${fixed(plain(seed, 'attention_deviations', at), 1)} standard deviations of random directions.`}));
     const own = seed.name === explorer.run.reference ? explorer.run.measured[`${layer}/${seed.data.neuron.values[at]}`] : null;

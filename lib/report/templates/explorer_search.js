@@ -76,19 +76,22 @@
     return from < 0 ? null : {rank: 1, from, to: from + 1};
   }
 
-  /* A label's hit: {tier, marks}, or null. `about` are words that belong to it but do not stand in it. */
-  function inLabel(label, terms, about = '') {
+  /* A label's hit: {tier, marks}, or null. `about` are words that belong to it but do not stand in it; so many terms may
+     be `lacking`. */
+  function inLabel(label, terms, about, lacking) {
     const words = wordsOf(label), beside = wordsOf(about), marks = [], covered = new Set();
-    let tier = 3;
+    let tier = 3, missing = 0;
     for (const [number, term] of terms.entries()) {
       let found = inWords(words, term, number === terms.length - 1);
       if (found) {
         for (let at = found.from; at < found.to; at++) covered.add(at);
         marks.push([words[found.from].start, words[found.to - 1].end]);
       } else if ((found = inWords(beside, term, false))) found.rank = 1;
-      else return null;
+      else if (++missing > lacking) return null;
+      else continue;
       tier = Math.min(tier, found.rank);
     }
+    if (missing === terms.length) return null;
     const shifted = words.length && words[0].colon && ['previous', 'next'].includes(words[0].text);
     const colon = shifted ? 0 : words.findIndex(one => one.colon) + 1, core = words.map((_, at) => at).slice(words[0]?.text === 'word' ? 1 : colon);
     if (marks.length && core.every(at => covered.has(at))) tier = Math.max(tier, 2) + 1;
@@ -96,25 +99,31 @@
     return {tier, marks};
   }
 
-  /* A token's hit: its text as such, or signs by their names. */
-  function inToken(text, terms, signs) {
+  /* A token's tier, 0 for none: its text as such, or signs by their names unless only the text counts. */
+  function inToken(text, terms, signs, named) {
     const bare = text.trim().toLowerCase(), own = {text: bare, stem: stem(bare), quoted: true};
-    const names = [...bare].every(sign => signs[sign]) ? [...new Set(bare)].flatMap(sign => wordsOf(signs[sign])) : /^\d+$/.test(bare) ? wordsOf('digits') : [];
+    const names = !named ? [] : [...bare].every(sign => signs[sign]) ? [...new Set(bare)].flatMap(sign => wordsOf(signs[sign])) : /^\d+$/.test(bare) ? wordsOf('digits') : [];
     const found = terms.map(term => inWords([own], term, false) ?? inWords(names, term, false));
     if (!bare || found.some(one => !one)) return 0;
     return Math.min(...found.map(one => one.rank)) + (bare.length === 1 || terms.some(term => term.raw === bare) ? 1 : 0);
   }
 
-  /* The neurons of a seed among `rows` that a query finds, best first, as a Map from place to hit. */
+  /* The neurons of a seed among `rows` that a query finds, best first: `hits` by place; `lacking` is 1 if none had all
+     terms and these have all but one. */
   function found(seed, rows, query, chosen) {
+    const all = hitsOf(seed, rows, query, chosen, 0);
+    return all.hits?.size === 0 && all.terms > 1 ? {...hitsOf(seed, rows, query, chosen, 1), lacking: 1} : {...all, lacking: 0};
+  }
+
+  function hitsOf(seed, rows, query, chosen, lacking) {
     const {scope, terms} = parsed(query, chosen), {run} = explorer, {tokens} = seed, kinds = SCOPES[scope], labels = new Map(), signs = run.search.signs, writes = scope === 'any' ? 1.5 : 0;
-    if (!terms.length) return {scope, hits: null};
+    if (!terms.length) return {terms: 0, hits: null};
     const ofLabel = (text, about) => {
       const key = `${text}\n${about}`;
-      if (!labels.has(key)) labels.set(key, inLabel(text, terms, about));
+      if (!labels.has(key)) labels.set(key, inLabel(text, terms, about, lacking));
       return labels.get(key);
     };
-    const ofToken = run.vocabulary.map(text => inToken(text, terms, signs)), hits = [];
+    const ofToken = run.vocabulary.map(text => inToken(text, terms, signs, scope !== 'any')), hits = [];
     for (const at of rows) {
       let best = null;
       const offer = (field, text, hit, score, less = 0) => {
@@ -140,13 +149,13 @@
           const token = values[at * number + place], tier = ofToken[token];
           if (!tier) continue;
           const text = run.vocabulary[token];
-          offer(field, name === 'peak' ? `on “${text}” most` : `“${text}”`, {tier, marks: [[name === 'peak' ? 4 : 1, text.length + (name === 'peak' ? 4 : 1)]]}, cosines ? Math.abs(cosines[at * number + place]) / 10000 : (number - place) / number / 100, less);
+          offer(field, name === 'peak' ? `“${text}” in its strongest examples` : `“${text}”`, {tier, marks: [[1, text.length + 1]]}, cosines ? Math.abs(cosines[at * number + place]) / 10000 : (number - place) / number / 100, less);
         }
       }
       if (best) hits.push(best);
     }
     hits.sort((a, b) => b.tier - a.tier || b.score - a.score || a.at - b.at);
-    return {scope, hits: new Map(hits.map(hit => [hit.at, hit]))};
+    return {terms: terms.length, hits: new Map(hits.map(hit => [hit.at, hit]))};
   }
 
   Object.assign(explorer, {found});
