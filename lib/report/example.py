@@ -1,15 +1,19 @@
 """Makes the example report that the repository holds from a finished run: `make example`.
 
 It keeps the pages, one executed notebook for readers who see no HTML, the small tables, the figures that README.md
-shows, and screenshots of the front page and of a neuron's page. The rest would weigh on every clone.
+shows, some neurons of the explorer, and screenshots of the front page and of a neuron's page. The rest would weigh on
+every clone.
 """
 
 import argparse
 import re
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 from PIL import Image
 
 from lib.base.browser import WINDOW, headless
@@ -17,6 +21,8 @@ from lib.base.errors import InputError, exit_on_input_error
 from lib.base.params import OUTPUTS, ROOT, read_params
 from lib.display.plots import in_few_colours
 from lib.report.archive import contents
+from lib.report.explorer import KEY, can_explore
+from lib.report.explorer_files import FOLDER, scripts, write_files
 from lib.run import Run
 
 EXAMPLE = OUTPUTS / "example"
@@ -25,7 +31,7 @@ NOTEBOOK = "03_universality.ipynb"  # the chapter that answers the report's ques
 LARGEST_TABLE = 40_000  # bytes
 REDUCED = (
     '<p style="color: var(--soft); font-size: .9rem">This is a reduced example. It leaves out the large tables, the '
-    "Parquet copies of the tables on pages, most figure files, and the data of the neuron explorer. "
+    "Parquet copies of the tables on pages, most figure files, and most neurons of the explorer. "
     "<code>make report</code> writes all of them.</p>"
 )
 
@@ -40,10 +46,24 @@ def chosen(folder: Path, shown: set[str]) -> list[Path]:
             return path.suffix == ".parquet" and (folder / path).stat().st_size <= LARGEST_TABLE
         if path.parts[:2] == ("report", "data"):
             return path.suffix == ".csv"
-        return path.parts[:2] != ("report", "neurons") or path.name == "explorer.js"
+        return path.parts[:2] != ("report", "neurons") or path.name in {script.name for script in scripts()}
 
     files = [*contents(folder), *folder.glob(f"notebooks/{NOTEBOOK}")]
     return sorted(filter(wanted, (path.relative_to(folder) for path in files)))
+
+
+def neurons_kept(run: Run, pages: Iterable[Path]) -> dict[str, np.ndarray]:
+    """Flat indices by seed of the neurons that the example's explorer holds: the universal ones, those that pages link
+    to, and the best matches of both."""
+    links = [re.findall(r'neurons\.html#([^/"]+)/(\d+)/(\d+)"', page.read_text(encoding="utf-8")) for page in pages]
+    linked = pd.DataFrame([link for some in links for link in some], columns=KEY).astype({"layer": int, "neuron": int})
+    everyone, matches = run.table("neurons_all_seeds"), run.table("matches_all_seeds")
+    first = pd.concat([everyone.loc[everyone["is_universal"], KEY], linked]).drop_duplicates()
+    partners = first.merge(matches, on=KEY)[["model", "match_layer", "match_neuron"]].set_axis(KEY, axis=1)
+    chosen = pd.concat([first, partners]).drop_duplicates()
+    widths = pd.Series({seed: neurons for seed, (_, neurons) in run.done["shapes"].items()})
+    flat = chosen["layer"] * chosen["seed"].map(widths) + chosen["neuron"]
+    return {seed: np.sort(flat[chosen["seed"] == seed].to_numpy()) for seed in widths.index}
 
 
 def refuse_other_folder(into: Path, run: Path) -> None:
@@ -99,7 +119,10 @@ def write_example(folder: Path, into: Path) -> None:
     for path in files:
         (unfinished / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / path, unfinished / path)
-    for page in (unfinished / "report").glob("*.html"):
+    pages = sorted((unfinished / "report").glob("*.html"))
+    if can_explore(run):
+        write_files(run, unfinished / "report" / FOLDER, neurons_kept(run, pages))
+    for page in pages:
         say_what_is_missing(page)
     neuron = f"{run.params.reference}/{best['layer']:.0f}/{best['neuron']:.0f}"
     screenshots(folder, neuron, unfinished / "screenshots")

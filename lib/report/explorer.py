@@ -5,10 +5,12 @@ Only the tokens that a neuron promotes and suppresses are read from the seeds' w
 """
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+import yaml
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -19,10 +21,14 @@ from lib.chapters.families.summary import FAMILIES
 from lib.chapters.universality.properties import PROPERTIES
 from lib.chapters.universality.tables import neuron_index
 from lib.models import weights
+from lib.report import explorer_weights
+from lib.report.explorer_passages import consensus
 from lib.run import Run
 from lib.text.tokens import token_text
 
+SEARCH = Path(__file__).with_name("explorer_search.yaml")  # synonyms, and names of signs
 MAX_NEURONS = 32_768  # over all seeds
+BEST = "those that match other seeds best"  # of a seed's neurons, where the page has not all
 LOGIT_TOKENS = 10  # promoted, and as many suppressed
 KEY = ["seed", "layer", "neuron"]
 
@@ -56,10 +62,12 @@ RANKED = {
 }
 PLAIN = tuple(  # numbers without a percentile
     "score chosen_score chance difference runner_up_score raised_score lowered_score null_score attention_head_layer "
-    "attention_head attention_deviations partner_layer partner_neuron partner_cos".split()
+    "attention_head attention_deviations partner_layer partner_neuron partner_cos consensus_votes consensus_members "
+    "consensus_score".split()
 )
 WORDS = tuple(
-    "family best_family label runner_up_family runner_up_label raised lowered role_published role_learned".split()
+    "family best_family label runner_up_family runner_up_label raised lowered role_published role_learned "
+    "consensus".split()
 )
 OUTCOMES = ("loss", "entropy", "kl_unigram", "reciprocal_rank", "scale")  # of an intervention
 
@@ -90,6 +98,18 @@ def seed_frame(run: Run, seed: str) -> pd.DataFrame:
             own = table.loc[table["seed"] == seed, ["layer", "neuron", *new]]
             frame = frame.merge(own, on=["layer", "neuron"], how="left", validate="one_to_one")
     return frame
+
+
+def seed_frames(run: Run) -> dict[str, pd.DataFrame]:
+    """`seed_frame` of every seed, with each neuron's `consensus` with its best matches if the run has families."""
+    frames = {seed: seed_frame(run, seed) for seed in run.done["seeds"]}
+    families = optional(run, "families")
+    if families is not None:
+        found = consensus(families, run.table("matches_all_seeds"))
+        for seed, frame in frames.items():
+            own = found[found["seed"] == seed].drop(columns="seed")
+            frames[seed] = frame.merge(own, on=["layer", "neuron"], how="left", validate="one_to_one")
+    return frames
 
 
 def ranked_columns(frame: pd.DataFrame) -> list[tuple[str, str, str]]:
@@ -260,9 +280,18 @@ def description(run: Run, columns: list[tuple[str, str, str]], shown: dict[str, 
         "words": words,
         "domains": list(run.text.domains),
         "vocabulary": [token_text(run.tokenizer, token) for token in range(len(run.tokenizer))],
+        "chance_z": {name: _chance_z(*shape) for name, shape in done["shapes"].items()},
+        "search": yaml.safe_load(SEARCH.read_text(encoding="utf-8")),
         "shown": {seed: len(rows) for seed, rows in shown.items()},
+        "holds": BEST,
         "measured": measured(run),
     }
+
+
+def _chance_z(layers: int, neurons: int) -> list[list[float | None]]:
+    """By layer: the largest |z| to expect by chance of all earlier and of all later neurons."""
+    numbers = [(neurons * layer, neurons * (layers - 1 - layer)) for layer in range(layers)]
+    return [[explorer_weights.chance_z(number) for number in pair] for pair in numbers]
 
 
 def as_json(content: dict) -> bytes:

@@ -1,5 +1,6 @@
 """The neuron explorer: its data against plain expressions, and its page in a browser against the run's tables."""
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -7,14 +8,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import TEXT, needs_browser, processed_model, save_seed
 from explored import made_run
+from safetensors.numpy import load
 from small_models import llama_model
 
-from bench import pages
+from bench import pages as bench_pages
 from lib.base.hub import seed_source
 from lib.base.params import Params
-from lib.report import explorer, explorer_files, render
+from lib.models.folded import folded
+from lib.models.trunk import load_model
+from lib.report import example, explorer, explorer_files, explorer_passages, explorer_weights, render
 from lib.run import Run
 
 
@@ -54,6 +59,13 @@ class Explorer:
 def displayed(text: str) -> float:
     text = text.replace("−", "-").replace(",", "")
     return np.nan if text == "–" else float(text)
+
+
+def arrays_in(path: Path) -> dict[str, np.ndarray]:
+    """A data file's arrays, read as a browser reads the script: escapes in the string, then gzip."""
+    text = path.read_bytes().removesuffix(b'");\n').split(b'","', 1)[1]
+    letters = {b"\\": b"\\", b'"': b'"', b"n": b"\n", b"r": b"\r"}
+    return load(gzip.decompress(re.sub(rb"\\(.)", lambda found: letters[found[1]], text, flags=re.DOTALL)))
 
 
 def row_of(table: pd.DataFrame, seed: str, layer: int, neuron: int) -> pd.Series:
@@ -118,9 +130,113 @@ def test_fresh_data_are_not_written_again(complete, monkeypatch):
     render.render(complete.folder)
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     assert (complete.folder / "report" / "index.html").read_text().count('href="neurons.html"') >= 1
-    assert len(list(folder.glob("seed.a.*.js"))) == 1 and re.match(
-        r'explorerFile\("seed.a","[\w+/=]+"\);\n$', (folder / "seed.a.js").read_text()
+    assert len(list(folder.glob("seed.a.*.js"))) == 1
+    assert arrays_in(folder / "seed.a.js")["neuron"].tolist() == [*range(48)] * 2
+
+
+def test_rounded_numbers_keep_four_digits_and_what_is_no_number():
+    values = np.array([0.123456789, -9.87654321e-7, 1e30, 0, np.nan, -np.inf], np.float32)
+    made = explorer_files.rounded(values)
+    np.testing.assert_allclose(made, values, rtol=2**-14)
+    assert (made[~np.isnan(made)].view(np.uint32) & 0x3FF == 0).all() and made[0] != values[0]
+
+
+def test_neighbours_and_connections_are_those_of_all_cosines(complete):
+    own = folded(load_model(seed_source(complete.params, "a")))
+    with torch.no_grad():
+        reads, writes = (torch.cat(one) / torch.cat(one).norm(dim=1, keepdim=True) for one in (own.w_in, own.w_out))
+        near, across = (reads @ reads.T).numpy(), (writes @ reads.T).numpy()  # writes of the first with reads
+    table = complete.table("neighbours").query("seed == 'a'")
+    for flat in (3, 60):
+        row = table.iloc[flat]
+        others = np.argsort(-np.where(np.arange(96) == flat, -np.inf, near[flat]))[: explorer_weights.NEIGHBOURS]
+        np.testing.assert_array_equal(row["near_in"], others)
+        np.testing.assert_allclose(row["near_in_cos"], near[flat, others], atol=1e-5)
+    early, late = table.iloc[3], table.iloc[60]
+    cosine = across[3, 48:]
+    z = (cosine - cosine.mean()) / cosine.std()
+    strongest = np.argsort(-np.abs(z))[: explorer_weights.CONNECTIONS]
+    np.testing.assert_array_equal(early["later"], 48 + strongest)
+    np.testing.assert_allclose(early["later_z"], z[strongest], atol=1e-3)
+    assert set(early["earlier"]) == set(late["later"]) == {-1}  # nothing before the first layer, or after the last
+    np.testing.assert_array_equal(
+        late["earlier"], np.argsort(-np.abs(across[:48, 60] - across[:48, 60].mean()))[: explorer_weights.CONNECTIONS]
     )
+    assert explorer_weights.chance_z(1) == pytest.approx(0.6745, abs=1e-3) and explorer_weights.chance_z(0) is None
+
+
+def test_passages_are_the_activations_of_best_matches_on_the_neurons_own_examples(complete):
+    table = complete.table("passages")
+    assert set(table["seed"]) == {"a"} and table.groupby(explorer.KEY)["rank"].nunique().max() == 3
+    examples, checked = complete.stats("examples"), 0
+    permuted = table[(table["seed"] == "a") & (table["model"] == "b")]  # b is a with its neurons in another order
+    for row in permuted.itertuples():
+        own = examples["a.window"][row.layer, row.neuron, row.rank].astype(float)
+        counted = np.isfinite(own)
+        found = np.array(row.activation, float)
+        inside = np.abs(np.arange(-12, 13)) <= np.where(np.arange(25) < 12, row.position, 255 - row.position)
+        np.testing.assert_allclose(found[counted], own[counted], rtol=2e-3, atol=2e-3)
+        np.testing.assert_array_equal(np.isfinite(found), inside)
+        checked += counted.sum()
+    assert checked > 1000
+
+
+def test_passages_stop_at_the_limit_of_text(complete, monkeypatch):
+    neurons = complete.table("neurons_all_seeds")
+    neurons["is_universal"] = (neurons["seed"] == "b") & (neurons["neuron"] == 3)
+    chosen = explorer_passages.shown_neurons(neurons, "a")
+    assert chosen["seed"].value_counts().to_dict() == {"a": 96, "b": 2}
+    everything = explorer_passages.strongest(complete.stats("examples"), chosen, 256)
+    monkeypatch.setattr(explorer_passages, "MAX_TOKENS", 4 * 256)
+    some = explorer_passages.strongest(complete.stats("examples"), chosen, 256)
+    assert 0 < len(some) < len(everything) and some["block"].nunique() <= 4
+
+
+def test_consensus_needs_most_of_the_set_and_takes_the_best_label():
+    base = {"layer": 0, "neuron": 0, "chance": 0.1}
+    rows = [
+        {"seed": "a", "label_unigram": "x", "score_unigram": 0.9, "label_syntax": "z", "score_syntax": 0.3},
+        {"seed": "b", "label_unigram": "y", "score_unigram": 0.9, "label_syntax": "z", "score_syntax": 0.2},
+        {"seed": "c", "label_unigram": "x", "score_unigram": 0.05, "label_syntax": "x", "score_syntax": 0.6},
+    ]
+    families = pd.DataFrame([base | row for row in rows])
+    pairs = [(one, other) for one in "abc" for other in "abc" if one != other]
+    matches = pd.DataFrame(
+        [{"seed": one, "layer": 0, "neuron": 0, "model": m, "match_layer": 0, "match_neuron": 0} for one, m in pairs]
+    )
+    found = explorer_passages.consensus(families, matches)
+    assert found["consensus"].tolist() == ["x"] * 3 and set(found["consensus_votes"]) == {2}
+    np.testing.assert_allclose(found["consensus_score"], 0.5)  # 0.9 + 0.6 over three members
+    two = explorer_passages.consensus(families[families["seed"] != "a"], matches[matches["seed"] != "a"])
+    assert two.empty  # of b and c neither shares a label above chance
+
+
+def test_the_example_holds_every_neuron_that_its_pages_link_to(complete, tmp_path):
+    page = tmp_path / "04.html"
+    page.write_text('<a href="neurons.html#a/1/7">7</a> <a href="neurons.html">Neurons</a>')
+    kept = example.neurons_kept(complete, [page])
+    neurons, matches = complete.table("neurons_all_seeds"), complete.table("matches_all_seeds")
+    universal = neurons[neurons["is_universal"]]
+    expected = {(row.seed, row.layer * 48 + row.neuron) for row in universal.itertuples()} | {("a", 55)}
+    first = matches.assign(flat=matches["layer"] * 48 + matches["neuron"])
+    for row in first.itertuples():
+        if (row.seed, row.flat) in expected.copy() and (row.seed, row.flat) in {
+            *[(one.seed, one.layer * 48 + one.neuron) for one in universal.itertuples()],
+            ("a", 55),
+        }:
+            expected.add((row.model, row.match_layer * 48 + row.match_neuron))
+    assert {(seed, flat) for seed, rows in kept.items() for flat in rows} == expected
+    before = complete.table("logit_tokens")
+    explorer_files.write_files(
+        complete, tmp_path / "neurons", {"a": np.array([55]), "b": np.array([0]), "c": np.array([], int)}
+    )
+    own, whole = (
+        arrays_in(folder / "seed.a.0.js") for folder in (tmp_path / "neurons", complete.folder / "report" / "neurons")
+    )
+    assert {name: values[0].tolist() for name, values in own.items()} == {
+        name: values[55].tolist() for name, values in whole.items()
+    }
+    pd.testing.assert_frame_equal(complete.table("logit_tokens"), before)  # the run's own stay whole
 
 
 # ---------------------------------------------------------------- the page
@@ -277,12 +393,177 @@ def test_filters_list_what_the_tables_hold(complete, browser):
     page.select_option("#family", "")
     page.select_option("#layer", "1")
     assert len(opened.listed()) == 48 and all(name.startswith("b/1/") for name in opened.listed())
-    label = families[families["layer"] == 1]["label"].iloc[0]
+    explained = families[(families["layer"] == 1) & (families["family"] != "unexplained")].sort_values("score")
+    label = explained["label"].iloc[-1]
     page.fill("#search", label)
-    assert (
-        f"b/1/{families[(families['layer'] == 1)]['neuron'].iloc[0]}" in opened.listed()
-        and 0 < len(opened.listed()) <= 48
+    best = explained[explained["label"] == label].sort_values("score", ascending=False)
+    assert opened.listed()[: len(best)] == [f"b/1/{neuron}" for neuron in best["neuron"]]
+    words = re.sub(r"\W+", "", label.split(": ")[-1].casefold())
+    marked = page.eval_on_selector_all("#rows tbody tr:first-child mark", "all => all.map(one => one.textContent)")
+    assert words in re.sub(r"\W+", "", "".join(marked).casefold())
+    assert opened.faults == []
+    page.close()
+
+
+LABELS = [  # family, label, score; then the class that it raises, and tokens that it promotes and suppresses
+    ("unigram", "word “the”", 0.4, "digits", "the", "⏎"),
+    ("position", "position < 10", 0.9, "comma", " 12", ")"),
+    ("token_class", "digits", 0.2, "full stop", "x", "x"),
+    ("token_class", "closing bracket", 0.3, "", "x", "⏎⏎"),
+    ("token_class", "line end", 0.25, "", "x", "x"),
+    ("previous_token", "previous: line end", 0.5, "", "x", "x"),
+    ("context", "language: German", 0.6, "", "x", "x"),
+    ("token_class", "contains a digit", 0.5, "", "x", "x"),
+    ("unexplained", "digits", 0.01, "", "x", "x"),
+    ("alphabet", "first letter t", 0.8, "", "x", "x"),
+]
+FAKE = """(rows) => {
+  const words = [...new Set(rows.flatMap(row => [row[0], row[1], row[3]]))].filter(Boolean);
+  const vocabulary = [...new Set(rows.flatMap(row => [row[4], row[5]]))];
+  Object.assign(explorer.run, {words, vocabulary, texts: ['family', 'label', 'raised'], measured: {},
+    plain: ['score', 'chance', 'raised_score', 'null_score']});
+  const index = text => text ? words.indexOf(text) : 65535, count = rows.length;
+  const tokens = column => ({shape: [count, 1], values: rows.map(row => vocabulary.indexOf(row[column]))});
+  window.fake = {name: 'z', count, data: {layer: {values: rows.map(() => 0)}, neuron: {values: rows.map((_, at) => at)},
+    words: {values: [0, 1, 3].flatMap(column => rows.map(row => index(row[column])))},
+    plain: {values: [...rows.map(row => row[2]), ...rows.map(() => .1), ...rows.map(() => .3), ...rows.map(() => .1)]}},
+    tokens: {peak: tokens(4), promoted: tokens(4), suppressed: tokens(5),
+      promoted_cos: {values: rows.map(() => 2000)}, suppressed_cos: {values: rows.map((_, at) => -3000 - at)}}};
+}"""
+
+
+@needs_browser
+def test_search_understands_questions_and_ranks_what_fits_best_first(complete, browser):
+    opened = Explorer(browser, complete, "#a/0/0")
+    opened.wait_for("a/0/0")
+    opened.page.evaluate(FAKE, LABELS)
+
+    def found(query: str, scope: str = "any") -> dict[int, dict]:
+        hits = opened.page.evaluate(
+            "([query, scope]) => [...explorer.found(fake, fake.data.neuron.values, query, scope).hits.values()]",
+            [query, scope],
+        )
+        return {hit["at"]: hit for hit in hits}
+
+    for query, first in {
+        'word "the"': [0],
+        "word “the”": [0],
+        "digits": [2, 7],  # neither "position < 10" nor the unexplained neuron
+        "which neurons fire on German?": [6],
+        "Deutsch": [6],
+        "which fire on closing brackets?": [3],
+        "right parenthesis": [3],
+        "newline": [4, 5],
+        "which fire at the start of a line?": [5],
+        "which detect position?": [1],
+        "number": [2, 7],
+        "which one suppresses the newline?": [0, 3],
+        "suppresses: )": [1],
+        "promotes: digits": [0, 1],  # a class of tokens, then a token of digits
+        "germ": [6],  # while one types
+    }.items():
+        hits = list(found(query))
+        assert hits[: len(first)] == first, (query, hits)
+        assert query not in ("digits", "number") or 8 not in hits and 1 not in hits
+    assert list(found("digits", "promotes")) == [0, 1] and list(found("comma", "fires")) == []
+    hit = found("which fire on GERMAN?")[6]
+    assert hit["field"] == "fires on" and [hit["text"][slice(*mark)] for mark in hit["marks"]] == ["German"]
+    both = opened.page.evaluate("explorer.found(fake, fake.data.neuron.values, 'german spoken', 'any')")
+    assert both["lacking"] == 1  # nothing has both words
+    opened.page.close()
+
+
+@needs_browser
+def test_search_and_filters_stand_in_the_address(complete, browser):
+    opened = Explorer(browser, complete, "#b/1/5")
+    opened.wait_for("b/1/5")
+    page = opened.page
+    assert page.url.endswith("#b/1/5")
+    page.select_option("#layer", "1")
+    page.select_option("#what", "suppresses")
+    page.fill("#search", "newline")
+    query = "?q=newline&what=suppresses&layer=1&order=match"
+    assert page.url.endswith(f"#b/1/5{query}")
+    listed = opened.listed()
+    page.press("#search", "Enter")
+    opened.wait_for(listed[0])
+    assert page.url.endswith(f"#{listed[0]}{query}")
+    again = Explorer(browser, complete, page.url.partition("neurons.html")[2])
+    again.wait_for(listed[0])
+    assert again.listed() == listed and again.page.input_value("#what") == "suppresses"
+    page.fill("#search", "")
+    page.click("#random")
+    page.wait_for_function("name => document.getElementById('card').dataset.complete !== name", arg=listed[0])
+    assert opened.shown().startswith("b/1/")
+    assert opened.faults == again.faults == []
+    again.page.close()
+    page.close()
+
+
+@needs_browser
+@pytest.mark.parametrize("storage", [True, False])
+def test_stars_are_kept_and_saved_with_neurons_as_json(complete, browser, storage):
+    opened = Explorer(browser, complete, "#a/0/3")
+    if not storage:
+        denied = "Object.defineProperty(window, 'localStorage', {get() { throw new Error('denied'); }})"
+        opened.page.add_init_script(denied)
+        opened.page.reload()
+    opened.wait_for("a/0/3")
+    page = opened.page
+    page.click("#star")
+    assert page.get_attribute("#star", "aria-pressed") == "true" and page.inner_text("#stars") == "1"
+    page.check("#starred")
+    assert opened.listed() == ["a/0/3"]
+    with page.expect_download() as saved:
+        page.click("#save-stars")
+    starred = json.loads(saved.value.path().read_text())["neurons"]
+    row = row_of(complete.table("neurons_all_seeds"), "a", 0, 3)
+    assert [(one["seed"], one["layer"], one["neuron"]) for one in starred] == [("a", 0, 3)]
+    assert starred[0]["properties"]["excess_corr"]["value"] == pytest.approx(row["excess_corr"], rel=6e-4)
+    with page.expect_download() as saved:
+        page.click("#save")
+    own = json.loads(saved.value.path().read_text())
+    stats = complete.stats("examples")
+    assert saved.value.suggested_filename == "test-a-0-3.json"
+    assert own["examples"][0]["value"] == pytest.approx(stats["a.value"][0, 3, 0], rel=1e-5)
+    assert sum(own["pre_activation"]["counts"]) == complete.stats("histogram")["a.counts"][0, 3].sum()
+    matches = complete.table("matches_all_seeds").query("seed == 'a' and layer == 0 and neuron == 3")
+    names = [f"{row.model}/{row.match_layer}/{row.match_neuron}" for row in matches.itertuples()]
+    assert sorted(one["neuron"] for one in own["best_matches"]) == sorted(names)
+    assert set(own["examples"][0]["other_seeds"]) == set(names) and len(own["near_in"]) == 3
+    page.reload()
+    opened.wait_for("a/0/3")
+    assert page.get_attribute("#star", "aria-pressed") == str(storage).lower()
+    assert opened.faults == []
+    page.close()
+
+
+@needs_browser
+def test_passages_and_neighbours_are_shown_and_parts_add_sections(complete, browser):
+    opened = Explorer(browser, complete, "#a/1/17")
+    opened.wait_for("a/1/17")
+    page = opened.page
+    rows = page.eval_on_selector_all(
+        ".same section:first-child .line", "all => all.map(one => [one.firstChild.innerText, one.lastChild.innerText])"
     )
+    matches = complete.table("matches_all_seeds").query("seed == 'a' and layer == 1 and neuron == 17")
+    names = [f"{row.model}/{row.match_layer}/{row.match_neuron}" for row in matches.itertuples()]
+    assert [name for name, _ in rows] == ["a/1/17", *names] and len({text for _, text in rows}) == 1
+    assert "onsensus" in page.inner_text(".consensus") and "Lowest: " in page.inner_text(".pair")
+    near = complete.table("neighbours").query("seed == 'a' and layer == 1 and neuron == 17").iloc[0]["near_out"]
+    links = page.eval_on_selector_all(".near section:nth-child(2) a", "all => all.map(one => one.innerText)")
+    assert links == [f"a/{flat // 48}/{flat % 48}" for flat in near]
+    page.evaluate(
+        "window.explorerSections.push(({seed, layer, neuron, at, get, run, element}) => {"
+        " const box = document.getElementById('contexts'); box.hidden = false;"
+        " box.append(element('b', {textContent: [seed.name, layer, neuron, get('value').length, run.run].join()})); })"
+    )
+    for where in ("a/0/3", "b/0/4"):  # the section is emptied in between
+        page.goto(page.url.split("#")[0] + f"#{where}")
+        opened.wait_for(where)
+        number = len(complete.stats("examples")["a.value"][0, 0][: explorer_files.MAX_EXAMPLES])
+        assert page.inner_text("#contexts") == f"{where.replace('/', ',')},{number},test"
+    assert page.is_hidden("#own-text")
     assert opened.faults == []
     page.close()
 
@@ -336,7 +617,7 @@ def test_a_run_of_gated_models_without_chapters_and_with_a_limit(tmp_path, brows
     )  # gated: w_in defines nothing
     assert opened.page.inner_text(".badges") == "not universal"
     opened.page.click("summary")
-    assert "This page holds the 30 of 96" in opened.page.inner_text("#found")
+    assert "This page holds 30 of 96: those that match other seeds best" in opened.page.inner_text("#found")
     match = run.table("matches").merge(pd.DataFrame([best])[["layer", "neuron"]], on=["layer", "neuron"]).iloc[0]
     opened.page.goto(opened.page.url.split("#")[0] + f"#run-0/{match['match_layer']}/{match['match_neuron']}")
     opened.page.wait_for_selector(f'#card[data-shown="run-0/{match["match_layer"]}/{match["match_neuron"]}"]')
@@ -357,9 +638,9 @@ def test_a_run_without_statistics_has_no_explorer(tmp_path, monkeypatch):
 @needs_browser
 def test_the_first_view_is_timed_page_by_page(complete, browser, tmp_path, capsys):
     for page in ("index.html", f"neurons.html#{complete.params.reference}/0/0"):
-        painted, everything = pages.views(browser, f"{(complete.folder / 'report').resolve().as_uri()}/{page}")
+        painted, everything = bench_pages.views(browser, f"{(complete.folder / 'report').resolve().as_uri()}/{page}")
         assert 0 < painted < 60 and 0 < everything < 60  # seconds, not milliseconds
-    assert pages.main([str(tmp_path)]) == 2 and "`make report` makes one" in capsys.readouterr().err
+    assert bench_pages.main([str(tmp_path)]) == 2 and "`make report` makes one" in capsys.readouterr().err
 
 
 def test_description_is_json_without_nan(complete):
