@@ -92,9 +92,13 @@ def windows(
 
 def passage_table(run: Run) -> pd.DataFrame:
     """passages.parquet: KEY, rank, block, position of a neuron's strongest examples, and for each compared seed
-    `model, match_layer, match_neuron` and `activation`, a list over the tokens around the position."""
+    `model, match_layer, match_neuron` and `activation`, a list over the tokens around the position.
+
+    No rows while the pass over the text goes on: a preview should not take the machine from it.
+    """
     neurons, matches = run.table("neurons_all_seeds"), run.table("matches_all_seeds")
-    chosen = shown_neurons(neurons, run.params.reference) if "excess_corr" in neurons else neurons.head(0)[KEY]
+    chosen = shown_neurons(neurons, run.params.reference) if "excess_corr" in neurons else neurons[KEY].head(0)
+    chosen = chosen.head(0) if run.done.get("preliminary") else chosen
 
     def make() -> pd.DataFrame:
         examples, device = run.stats("examples"), device_of(run.params)
@@ -142,11 +146,12 @@ def passage_arrays(table: pd.DataFrame, seeds: list[str], widths: dict[str, int]
 
 
 def consensus(families: pd.DataFrame, matches: pd.DataFrame) -> pd.DataFrame:
-    """KEY of each neuron with the label that most of it and its best matches have: consensus, consensus_votes,
+    """KEY of each neuron with the label that it and its best matches have in common: consensus, consensus_votes,
     consensus_members, consensus_score.
 
     A neuron has the best label of each family if its score exceeds the neuron's chance level. Of the labels that more
-    than half of the members have, the one with the largest mean score over all members is taken.
+    than half of the members have, the one with the largest mean score over all members is taken; without any, the most
+    frequent one, if two members have it.
     """
     parts = [
         families[[*KEY, "chance", f"label_{one}", f"score_{one}"]].set_axis([*KEY, "chance", "label", "score"], axis=1)
@@ -163,7 +168,9 @@ def consensus(families: pd.DataFrame, matches: pd.DataFrame) -> pd.DataFrame:
     votes = members.merge(labels.rename(columns=renamed), on=list(renamed.values()))
     counted = votes.groupby([*KEY, "label"], sort=False)["score"].agg(["size", "sum"]).reset_index()
     counted = counted.merge(members.groupby(KEY).size().rename("consensus_members").reset_index(), on=KEY)
-    counted = counted[2 * counted["size"] > counted["consensus_members"]].sort_values("sum", ascending=False)
+    most = 2 * counted["size"] > counted["consensus_members"]
+    counted["rank"] = np.where(most, counted["consensus_members"], counted["size"])
+    counted = counted[counted["size"] > 1].sort_values(["rank", "sum"], ascending=False)
     best = counted.drop_duplicates(KEY).rename(columns={"label": "consensus", "size": "consensus_votes"})
     best["consensus_score"] = best["sum"] / best["consensus_members"]
     return best[[*KEY, "consensus", "consensus_votes", "consensus_members", "consensus_score"]]

@@ -192,6 +192,14 @@ def test_passages_stop_at_the_limit_of_text(complete, monkeypatch):
     assert 0 < len(some) < len(everything) and some["block"].nunique() <= 4
 
 
+def test_a_preview_reads_no_passages(complete, monkeypatch):
+    monkeypatch.setattr(explorer_passages, "kept", lambda run, name, module, inputs, make: make())
+    monkeypatch.setitem(complete.done, "preliminary", 0.5)
+    table = explorer_passages.passage_table(complete)
+    made = explorer_files.passage_file(table, ["a", "b", "c"], {}, complete.stats("examples"))
+    assert table.empty and made["flat"].shape == (0,) and made["shade"].shape[:3] == (0, 3, 3)
+
+
 def test_consensus_needs_most_of_the_set_and_takes_the_best_label():
     base = {"layer": 0, "neuron": 0, "chance": 0.1}
     rows = [
@@ -208,7 +216,16 @@ def test_consensus_needs_most_of_the_set_and_takes_the_best_label():
     assert found["consensus"].tolist() == ["x"] * 3 and set(found["consensus_votes"]) == {2}
     np.testing.assert_allclose(found["consensus_score"], 0.5)  # 0.9 + 0.6 over three members
     two = explorer_passages.consensus(families[families["seed"] != "a"], matches[matches["seed"] != "a"])
-    assert two.empty  # of b and c neither shares a label above chance
+    assert two.empty  # b and c share no label above chance
+    six = pd.concat([families.assign(seed=families["seed"].map(dict(a="d", b="e", c="f"))), families])
+    pairs = [(one, other) for one in "abcdef" for other in "abcdef" if one != other]
+    matches = pd.DataFrame(
+        [{"seed": one, "layer": 0, "neuron": 0, "model": m, "match_layer": 0, "match_neuron": 0} for one, m in pairs]
+    )
+    six.loc[six["label_syntax"] == "z", "score_syntax"] = 0.0
+    six.loc[six["seed"] == "f", ["label_syntax", "score_syntax"]] = ["y", 0.5]
+    found = explorer_passages.consensus(six, matches)
+    assert set(found["consensus"]) == {"x"} and set(found["consensus_votes"]) == {3}  # of six: frequent, no majority
 
 
 def test_the_example_holds_every_neuron_that_its_pages_link_to(complete, tmp_path):
@@ -482,7 +499,7 @@ def test_search_and_filters_stand_in_the_address(complete, browser):
     page.select_option("#layer", "1")
     page.select_option("#what", "suppresses")
     page.fill("#search", "newline")
-    query = "?q=newline&what=suppresses&layer=1&order=match"
+    query = "?q=newline&what=suppresses&layer=1"
     assert page.url.endswith(f"#b/1/5{query}")
     listed = opened.listed()
     page.press("#search", "Enter")

@@ -2,7 +2,7 @@
    there, and the tokens of largest mean activation. Data: `contexts` and `contexts.<number>` (lib/report/contexts.py). */
 (() => {
   'use strict';
-  const SHADES = 253, UNCOUNTED = 254, OUTSIDE = 255, MORE = 48;  // tokens to each side of an expanded context
+  const SHADES = 253, UNCOUNTED = 254, MORE = 48;  // tokens to each side of an expanded context
   const MARKS = [['✗', 'label does not hold'], ['✓', 'label holds'], ['·', 'label not known here']];
   const percent = (part, whole) => whole ? `${(100 * part / whole).toFixed(part && part < whole / 100 ? 1 : 0)} %` : '–';
 
@@ -16,7 +16,7 @@
   }
 
   function context(sample, own, slot, high) {
-    const {element, fixed, passage} = explorer, [, size] = sample.tokens.shape, flat = own.place[slot], block = Math.floor(flat / size), at = flat % size;
+    const {element, passage} = explorer, [, size] = sample.tokens.shape, flat = own.place[slot], block = Math.floor(flat / size), at = flat % size;
     const tokens = [...sample.tokens.values.subarray(block * size, (block + 1) * size)], window = own.shade.length / own.place.length, radius = (window - 1) / 2;
     const shade = place => own.shade[slot * window + place - at + radius];
     const known = place => Math.abs(place - at) <= radius && shade(place) < UNCOUNTED;

@@ -73,7 +73,7 @@
     const match = text.trim().match(/^#?(?:([\w-]+)[/ ])?L?(\d+)[/. ](\d+)$/i);
     return match && (!match[1] || explorer.run.seeds.includes(match[1])) ? `${match[1] ?? explorer.here.seed.name}/${match[2]}/${match[3]}` : null;
   }
-  const listAnew = () => { limit = FIRST_ROWS; if (explorer.here) list(); };
+  const listAnew = () => { limit = FIRST_ROWS; if (explorer.here) list(); document.querySelector('.rows').scrollTop = 0; };
   const listMore = () => { limit *= 3; list(); };
 
   Object.assign(explorer, {list, listAnew, listMore, chosen, isAddress});

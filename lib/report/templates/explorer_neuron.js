@@ -109,7 +109,8 @@
     const items = [], excess = value(seed, 'excess_corr', at), role = word(seed, 'role_learned', at), family = word(seed, 'family', at);
     const badge = (text, kind) => items.push(element('li', {className: kind ?? '', textContent: text}));
     if (Number.isFinite(excess)) badge(excess > explorer.run.threshold ? 'universal' : 'not universal', excess > explorer.run.threshold ? 'universal' : '');
-    if (family) badge(family === 'unexplained' ? 'unexplained' : `${explorer.run.families[family] ?? family}: ${word(seed, 'label', at)}`, 'family');
+    const named = explorer.run.families[family] ?? family, label = word(seed, 'label', at);
+    if (family) badge(family === 'unexplained' ? 'unexplained' : label.startsWith(`${named}:`) ? label : `${named}: ${label}`, 'family');
     if (role && role !== 'none') badge(`${role} neuron`);
     const own = seed.name === explorer.run.reference ? explorer.run.measured[`${seed.data.layer.values[at]}/${seed.data.neuron.values[at]}`] : null;
     for (const group of own?.group ?? []) if (!group.endsWith('control')) badge(`${group} candidate`);

@@ -85,15 +85,16 @@
   const KEPT = {q: 'search', what: 'what', layer: 'layer', family: 'family', role: 'role', order: 'order', universal: 'universal', starred: 'starred', up: 'up', across: 'across'};
   const first = {};  // their values at the beginning
   const valueOf = id => $(id).type === 'checkbox' ? ($(id).checked ? '1' : '') : $(id).value;
+  const usual = id => id === 'order' && $('search').value ? 'match' : first[id];  // of a control, given the search
   function setControls(query) {
     for (const [name, id] of Object.entries(KEPT)) {
-      const wanted = query.get(name) ?? first[id];
+      const wanted = query.get(name) ?? usual(id);
       if ($(id).type === 'checkbox') $(id).checked = wanted === '1'; else $(id).value = wanted;
       if ($(id).tagName === 'SELECT' && $(id).selectedIndex < 0) $(id).value = first[id];  // no such choice
     }
   }
   function keepControls() {
-    const query = new URLSearchParams(Object.entries(KEPT).filter(([, id]) => valueOf(id) !== first[id]).map(([name, id]) => [name, valueOf(id)]));
+    const query = new URLSearchParams(Object.entries(KEPT).filter(([, id]) => valueOf(id) !== usual(id)).map(([name, id]) => [name, valueOf(id)]));
     const where = `#${address(explorer.here.seed, explorer.here.at)}${query.size ? `?${query}` : ''}`;
     if (location.hash !== where) history.replaceState(null, '', where);
   }

@@ -31,8 +31,10 @@
   function consensus({seed, at}) {
     const members = plain(seed, 'consensus_members', at), label = word(seed, 'consensus', at), score = plain(seed, 'consensus_score', at);
     if (!explorer.run.words.length || !word(seed, 'label', at)) return null;
-    const text = label ? `Consensus: ${quoted(label)}. It explains ${plain(seed, 'consensus_votes', at)} of the ${members} neurons of this set above chance, ${fixed(100 * score, 1)} % of their variance on average.`
-      : 'No consensus: no label explains most of this set above chance.';
+    const votes = plain(seed, 'consensus_votes', at), share = `${votes} of the ${members} neurons of this set above chance`;
+    const text = !label ? 'No consensus: no label explains two neurons of this set above chance.'
+      : 2 * votes > members ? `Consensus: ${quoted(label)}. It explains ${share}, ${fixed(100 * score, 1)} % of their variance on average.`
+        : `No consensus: the most frequent label, ${quoted(label)}, explains ${share}.`;
     return element('p', {className: 'consensus', textContent: text});
   }
 
