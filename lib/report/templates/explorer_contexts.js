@@ -67,9 +67,9 @@
       const held = count(1, interval), known = held + count(0, interval), tokens = known + count(2, interval), slots = Array.from({length: each}, (_, rank) => (interval - 1) * each + rank).filter(slot => own.place[slot] >= 0);
       const where = element('div', {className: 'where'}, element('b', {textContent: `${fixed((interval - 1) * high / intervals, 2)} to ${fixed(interval * high / intervals, 2)}`}), element('span', {textContent: `${tokens.toLocaleString('en')} token${tokens === 1 ? '' : 's'}`}));
       if (judged) where.append(element('span', {textContent: `precision ${percent(held, known)}`}), element('span', {textContent: `recall ${percent(held, yes)}`}));
-      return element('li', {}, where, element('div', {}, ...slots.map(slot => context(sample, own, slot, high)), slots.length ? null : element('p', {className: 'none', textContent: 'No token of the sample.'})));
+      return element('li', {}, where, element('div', {}, ...slots.map(slot => context(sample, own, slot, high)), slots.length ? null : element('p', {className: 'none', textContent: 'No token in this sample.'})));
     });
-    const says = [`Tenths of the range from 0 to the largest activation, ${fixed(high, 2)}. Up to ${each} tokens of each are drawn at random from ${sample.counted.values[0].toLocaleString('en')} tokens of the text.`];
+    const says = [`The range from 0 to the largest activation, ${fixed(high, 2)}, is cut into tenths. Up to ${each} tokens of each are drawn at random from a sample of ${sample.counted.values[0].toLocaleString('en')} tokens, in which the highest tenths may be empty.`];
     if (judged) says.push(`✓ and ✗ say whether the label ${quoted(label)} holds; it does on ${percent(yes, judged)} of all tokens.${less ? ' The neuron is less active there.' : ''} Precision: the share of an interval’s tokens with the label. Recall: the share of the label’s tokens that lie in the interval; on ${percent(count(1, 0), yes)} the neuron is not active.`);
     section.replaceChildren(element('h3', {textContent: 'Examples by activation interval'}), ...says.map(text => element('p', {className: 'none', textContent: text})),
       ...(high > 0 ? [element('ul', {className: 'examples intervals'}, ...rows)] : []), ...topTokens(own, least));
