@@ -11,6 +11,7 @@ gzipped safetensors or gzipped JSON, a letter a byte: the page loads it as x-use
 | seed.<seed>.<number> | the details of NEURONS_A_FILE neurons |
 | passages | activations of best matches on a neuron's own examples |
 | weights | the reference seed in 8 bits, for one's own text; small models only |
+| contexts, contexts.<number> | the text and the examples by activation interval of the reference (`contexts.files`) |
 """
 
 import gzip
@@ -26,7 +27,7 @@ from safetensors.numpy import save
 from lib.base.files import file_sha256, write_atomically, write_if_changed, write_json
 from lib.cache import code_of, fresh
 from lib.chapters.universality.properties import layer_percentiles
-from lib.report import explorer, explorer_passages, explorer_weights, own_text
+from lib.report import contexts, explorer, explorer_passages, explorer_weights, own_text
 from lib.report.explorer import PLAIN, WORDS
 from lib.report.pages import TEMPLATES, page
 from lib.run import Run
@@ -40,7 +41,7 @@ SHADES, UNCOUNTED, OUTSIDE = 253, 254, 255  # steps of activation; a token that 
 COSINE_STEPS, Z_STEPS = 10_000, 100
 KEPT = "the universal ones, those that the pages link to, and their best matches"
 PEAKS = 3  # of the tokens that a neuron fires on most, those that search knows
-PARTS = ("explorer", "explorer_files", "explorer_passages", "explorer_weights", "own_text")
+PARTS = "contexts explorer explorer_files explorer_passages explorer_weights own_text".split()
 MADE_BY = [f"lib.report.{name}" for name in PARTS]
 TABLES = (
     "neurons_all_seeds matches_all_seeds families circuits roles mean_ablation fixed_activation query_paths".split()
@@ -189,7 +190,10 @@ def _files(run: Run, kept: Rows | None = None) -> Iterator[tuple[str, bytes]]:
     room = max(1, explorer.MAX_NEURONS // len(seeds))
     shown = {seed: explorer.rows_shown(frame, matches, seed, room) for seed, frame in frames.items()}
     logits, near = explorer.logit_tokens(run, shown), explorer_weights.neighbours(run, shown)
+    by_interval = contexts.context_table(run, shown[run.params.reference])
     if kept is not None:
+        own = by_interval["layer"] * widths[run.params.reference] + by_interval["neuron"]
+        by_interval = by_interval[own.isin(kept[run.params.reference])]
         logits, near = (_of_neurons(table, kept, widths) for table in (logits, near))
         shown = {seed: rows[np.isin(rows, kept[seed])] for seed, rows in shown.items()}
     columns = explorer.ranked_columns(pd.concat([frames[run.params.reference], *frames.values()]))
@@ -197,7 +201,13 @@ def _files(run: Run, kept: Rows | None = None) -> Iterator[tuple[str, bytes]]:
     words = sorted({word for column in used for word in column})
     points, training = explorer_weights.training(run, shown)
     described = explorer.description(run, columns, shown, words) | ({} if kept is None else {"holds": KEPT})
-    described |= {"plain": PLAIN, "texts": WORDS, "chunk": NEURONS_A_FILE, "training": points}
+    described |= {
+        "contexts": len(by_interval) > 0,
+        "plain": PLAIN,
+        "texts": WORDS,
+        "chunk": NEURONS_A_FILE,
+        "training": points,
+    }
     own = own_text.own_text(run) if kept is None else None
     yield "run", explorer.as_json(described | {"own_text": own and own.settings})
     if own:
@@ -205,6 +215,8 @@ def _files(run: Run, kept: Rows | None = None) -> Iterator[tuple[str, bytes]]:
 
     limit = int(np.clip(TOTAL_EXAMPLES // max(1, sum(map(len, shown.values()))), MIN_EXAMPLES, MAX_EXAMPLES))
     examples, histogram = run.stats("examples"), run.stats("histogram")
+    for name, arrays in contexts.files(run, by_interval, NEURONS_A_FILE):
+        yield name, _saved(arrays)
     passages = explorer_passages.passage_table(run)
     passages = passages if kept is None else _of_neurons(passages, kept, widths)
     yield "passages", _saved(passage_file(passages, seeds, widths, examples))

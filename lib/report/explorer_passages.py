@@ -92,9 +92,13 @@ def windows(
 
 def passage_table(run: Run) -> pd.DataFrame:
     """passages.parquet: KEY, rank, block, position of a neuron's strongest examples, and for each compared seed
-    `model, match_layer, match_neuron` and `activation`, a list over the tokens around the position."""
+    `model, match_layer, match_neuron` and `activation`, a list over the tokens around the position.
+
+    No rows while the pass over the text goes on: a preview should not take the machine from it.
+    """
     neurons, matches = run.table("neurons_all_seeds"), run.table("matches_all_seeds")
-    chosen = shown_neurons(neurons, run.params.reference) if "excess_corr" in neurons else neurons.head(0)[KEY]
+    chosen = shown_neurons(neurons, run.params.reference) if "excess_corr" in neurons else neurons[KEY].head(0)
+    chosen = chosen.head(0) if run.done.get("preliminary") else chosen
 
     def make() -> pd.DataFrame:
         examples, device = run.stats("examples"), device_of(run.params)

@@ -192,6 +192,14 @@ def test_passages_stop_at_the_limit_of_text(complete, monkeypatch):
     assert 0 < len(some) < len(everything) and some["block"].nunique() <= 4
 
 
+def test_a_preview_reads_no_passages(complete, monkeypatch):
+    monkeypatch.setattr(explorer_passages, "kept", lambda run, name, module, inputs, make: make())
+    monkeypatch.setitem(complete.done, "preliminary", 0.5)
+    table = explorer_passages.passage_table(complete)
+    made = explorer_files.passage_file(table, ["a", "b", "c"], {}, complete.stats("examples"))
+    assert table.empty and made["flat"].shape == (0,) and made["shade"].shape[:3] == (0, 3, 3)
+
+
 def test_consensus_needs_most_of_the_set_and_takes_the_best_label():
     base = {"layer": 0, "neuron": 0, "chance": 0.1}
     rows = [
@@ -209,14 +217,14 @@ def test_consensus_needs_most_of_the_set_and_takes_the_best_label():
     np.testing.assert_allclose(found["consensus_score"], 0.5)  # 0.9 + 0.6 over three members
     two = explorer_passages.consensus(families[families["seed"] != "a"], matches[matches["seed"] != "a"])
     assert two.empty  # b and c share no label above chance
-    four = pd.concat([families.assign(seed=families["seed"].map(dict(a="d", b="e", c="f"))), families])
+    six = pd.concat([families.assign(seed=families["seed"].map(dict(a="d", b="e", c="f"))), families])
     pairs = [(one, other) for one in "abcdef" for other in "abcdef" if one != other]
     matches = pd.DataFrame(
         [{"seed": one, "layer": 0, "neuron": 0, "model": m, "match_layer": 0, "match_neuron": 0} for one, m in pairs]
     )
-    four.loc[four["label_syntax"] == "z", "score_syntax"] = 0.0
-    four.loc[four["seed"] == "f", "label_syntax"] = "y"
-    found = explorer_passages.consensus(four, matches)
+    six.loc[six["label_syntax"] == "z", "score_syntax"] = 0.0
+    six.loc[six["seed"] == "f", ["label_syntax", "score_syntax"]] = ["y", 0.5]
+    found = explorer_passages.consensus(six, matches)
     assert set(found["consensus"]) == {"x"} and set(found["consensus_votes"]) == {3}  # of six: frequent, no majority
 
 
@@ -487,22 +495,26 @@ def test_search_and_filters_stand_in_the_address(complete, browser):
     opened = Explorer(browser, complete, "#b/1/5")
     opened.wait_for("b/1/5")
     page = opened.page
-    assert page.url.endswith("#b/1/5")
+
+    def address() -> str:  # page.url lags behind
+        return page.evaluate("location.hash")
+
+    assert address() == "#b/1/5"
     page.select_option("#layer", "1")
     page.select_option("#what", "suppresses")
     page.fill("#search", "newline")
     query = "?q=newline&what=suppresses&layer=1"
-    assert page.url.endswith(f"#b/1/5{query}")
+    assert address() == f"#b/1/5{query}"
     listed = opened.listed()
     page.press("#search", "Enter")
     opened.wait_for(listed[0])
-    assert page.url.endswith(f"#{listed[0]}{query}")
-    again = Explorer(browser, complete, page.url.partition("neurons.html")[2])
+    assert address() == f"#{listed[0]}{query}"
+    again = Explorer(browser, complete, address())
     again.wait_for(listed[0])
     assert again.listed() == listed and again.page.input_value("#what") == "suppresses"
     page.fill("#search", "")
     page.click("#random")
-    page.wait_for_function("name => document.getElementById('card').dataset.complete !== name", arg=listed[0])
+    page.wait_for_selector(f'#card[data-complete]:not([data-complete="{listed[0]}"])')
     assert opened.shown().startswith("b/1/")
     assert opened.faults == again.faults == []
     again.page.close()

@@ -146,7 +146,10 @@
     for (const name of ['up', 'across']) $(name).addEventListener('change', () => { scatter(); keepControls(); });
     $('more').addEventListener('click', listMore);
     $('previous').addEventListener('click', () => step(-1));
-    $('random').addEventListener('click', () => explorer.listed.length && go(explorer.here.seed, explorer.listed[Math.floor(Math.random() * explorer.listed.length)]));
+    $('random').addEventListener('click', () => {
+      const others = explorer.listed.filter(at => at !== explorer.here.at);
+      if (others.length) go(explorer.here.seed, others[Math.floor(Math.random() * others.length)]);
+    });
     $('next').addEventListener('click', () => step(1));
     addEventListener('keydown', event => {
       if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey || event.target.closest('input, select, textarea, .wide, dialog')) return;
