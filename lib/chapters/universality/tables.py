@@ -23,7 +23,7 @@ from lib.cache import code_of, fresh, is_live, kept, live_folder
 from lib.chapters.universality.matching import assignment, cliques
 from lib.chapters.universality.measures import neuron_measures
 from lib.chapters.universality.properties import depth_of, reference_shares
-from lib.chapters.universality.uncertainty import enough, sampled
+from lib.chapters.universality.uncertainty import THRESHOLDS, enough, sampled
 from lib.collect.statistics import Statistics, load_statistics
 from lib.kernels.correlation import Comparison, compare
 from lib.kernels.followed import Followed
@@ -91,20 +91,32 @@ def assignment_table(statistics: Statistics, reference: str) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def sampling_table(run: Run, followed: Followed, comparison: Comparison) -> pd.DataFrame:
-    """Per neuron of each reference: `held_out_corr`, `draw_se` and `excess_se` (see uncertainty.py); empty in a short
-    text."""
-    made = []
+def sampling_tables(
+    run: Run, followed: Followed, comparison: Comparison, neurons: pd.DataFrame
+) -> dict[str, pd.DataFrame]:
+    """What the choice of text and rotations does (see uncertainty.py); empty in a short text.
+
+    sampling: `held_out_corr`, `draw_se` and `excess_se` per neuron of each reference. share_intervals: `low` and
+    `high`, the interval of the share of universal neurons, per reference and threshold.
+    """
+    columns = {
+        "sampling": ["seed", "layer", "neuron", "held_out_corr", "draw_se", "excess_se"],
+        "share_intervals": ["seed", "threshold", "low", "high"],
+    }
+    made: dict[str, list[pd.DataFrame]] = {name: [] for name in columns}
     for seed in run.done["references"] if enough(followed) else ():
         others = [other for other in run.done["seeds"] if other != seed]
         drawn = _of_compared(comparison.baseline, seed).mean(0, dtype=np.float64)
         found = sampled(followed, seed, others, run.params.random_seed, drawn)
-        index = neuron_index(*run.done["shapes"][seed])
-        index.insert(0, "seed", seed)
-        columns = {"held_out_corr": found.held_out_corr, "draw_se": found.draw_error, "excess_se": found.error}
-        made.append(index.assign(**{name: values.cpu().numpy() for name, values in columns.items()}))
-    columns = ["seed", "layer", "neuron", "held_out_corr", "draw_se", "excess_se"]
-    return pd.concat(made, ignore_index=True) if made else pd.DataFrame(columns=columns)
+        own = {"held_out_corr": found.held_out_corr, "draw_se": found.draw_error, "excess_se": found.error}
+        index = neuron_index(*run.done["shapes"][seed]).assign(seed=seed)
+        made["sampling"].append(index.assign(**{name: values.cpu().numpy() for name, values in own.items()}))
+        excess = neurons.loc[neurons["seed"] == seed, "excess_corr"]
+        made["share_intervals"].append(found.share_intervals(excess, THRESHOLDS).assign(seed=seed))
+    return {
+        name: pd.concat(made[name], ignore_index=True)[own] if made[name] else pd.DataFrame(columns=own)
+        for name, own in columns.items()
+    }
 
 
 def draw_table(comparison: Comparison, shapes: dict, reference: str) -> pd.DataFrame:
@@ -222,7 +234,7 @@ def measured_tables(run: Run) -> dict[str, pd.DataFrame]:
         "baseline_draws": drawn,
         "convergence": convergence_table(run, neurons, followed),
         "cliques": cliques(matches),
-        "sampling": sampling_table(run, followed, comparison),
+        **sampling_tables(run, followed, comparison, neurons),
         "outsiders": outsider_table(comparison),
         "text": text_table(run),
     }
