@@ -130,9 +130,8 @@ def sets_html(
     parts, places = [STYLE], {name: place for place, name in enumerate(holding[0])}
     for _, own in list(rows.groupby("set", sort=False))[:SETS_SHOWN]:
         seeds = own["seed"].nunique()
-        title = (
-            f"Matched in {seeds} of {count(len(posts), 'seed')}" if seeds > 1 else f"Seed {own['seed'].iloc[0]} only"
-        )
+        only = f"In seed {own['seed'].iloc[0]} only"
+        title = f"Matched in {seeds} of {count(len(posts), 'seed')}" if seeds > 1 else only
         parts.append(f"<h4>{escape(title)}</h4>")
         for row in own.itertuples():
             name = f"{row.seed}/{row.layer}/{row.neuron}"

@@ -40,7 +40,7 @@ def threshold_figure(own: pd.DataFrame, threshold: float, layer: int) -> Figure:
         axes.axvline(threshold, color=colour, linestyle="--", linewidth=1)
     curve.plot(GRID, shares_above(own["excess_corr"], GRID), color=NEUTRAL)
     curve.plot([threshold], [own["is_universal"].mean()], "o", color=colour)
-    curve.set(xlabel="threshold of the excess correlation", yscale="log", ylim=(0.5 / max(len(own), 1), 1.3))
+    curve.set(xlabel="threshold of the excess correlation", ylim=(0.5 / max(len(own), 1), 1.3), yscale="log")
     shares = layer_shares(own)
     for bar, one in zip(depth.bar(shares["layer"], shares["share"], color=colour), shares["layer"], strict=True):
         bar.set_alpha(1 if one == layer else 0.45)
