@@ -590,6 +590,7 @@ def make(tmp_path):
         "notebooks/02_two.ipynb",
         "notebooks/04_four.ipynb",
         "notebooks/optional/published.ipynb",
+        "notebooks/optional/runs.ipynb",
         "lib/chapters/universality/tables.py",
         "lib/chapters/universality/matching.py",
         "lib/chapters/universality/captions.py",
@@ -672,6 +673,16 @@ def test_make_compare_adds_a_page_that_stays(make, tmp_path):
         "execute published",
         "render",
     ]
+
+
+def test_make_compare_lays_runs_side_by_side_in_the_first_ones_report(make, tmp_path):
+    for run in ("mine", "tiny"):
+        make("report", f"RUN={run}", "PARAMS=params/tiny.yaml")
+    assert make("compare", "RUNS=mine tiny")[1] == ["compare runs mine tiny", "execute runs", "render"]
+    assert (tmp_path / "outputs" / "mine" / "notebooks" / "runs.ipynb").exists()
+    assert make("report", "RUN=mine", "PARAMS=params/tiny.yaml")[1] == []  # the page stays
+    done, steps = make("compare", "RUNS=../mine tiny")
+    assert done.returncode and not steps and "RUN is '../mine'" in done.stderr
 
 
 def test_make_untrained_runs_the_report_on_untrained_models_and_shows_the_pages_again(make):
