@@ -3,10 +3,12 @@
 All seeds read the text, so this runs the models. Functions return tables or HTML; lib/lab/widgets.py has the controls.
 """
 
-import os
 from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from html import escape
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pandas as pd
@@ -17,7 +19,6 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from lib.base.errors import InputError
-from lib.base.params import ROOT
 from lib.display.captions import count
 from lib.display.html import LEVELS, STYLE, shaded
 from lib.labels.labels import LabelSet, position_labels, shifted
@@ -95,11 +96,22 @@ def labels_holding(
 # ---------------------------------------------------------------- HTML
 
 
-def neuron_address(run: str) -> str:
-    """Where JupyterLab serves the pages of a run's neurons, up to `seed/layer/neuron`; empty if it has no report."""
-    page = Path("outputs", run, "report", "neurons.html")
-    prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "/")
-    return f"{prefix}files/{page.as_posix()}#" if (ROOT / page).exists() else ""
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@cache
+def neuron_address(report: Path) -> str:
+    """The address of a report's page of neurons, up to `seed/layer/neuron`; empty if there is no such page.
+
+    The report is served to this machine only: JupyterLab forbids the pages that it serves to load their data.
+    """
+    if not (report / "neurons.html").exists():
+        return ""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(report)))
+    Thread(target=server.serve_forever, daemon=True).start()
+    return f"http://127.0.0.1:{server.server_port}/neurons.html#"
 
 
 def shaded_text(

@@ -34,7 +34,7 @@ def threshold_figure(own: pd.DataFrame, threshold: float, layer: int) -> Figure:
     """
     fig = Figure(figsize=(11.0, 3.1))  # a fixed layout: a slider waits for it
     curve, depth, here = fig.subplots(1, 3)
-    fig.subplots_adjust(left=0.07, right=0.99, bottom=0.19, top=0.89, wspace=0.3)
+    fig.subplots_adjust(left=0.085, right=0.99, bottom=0.19, top=0.89, wspace=0.33)
     colour = COLOURS["universal"]
     for axes in (curve, here):
         axes.axvline(threshold, color=colour, linestyle="--", linewidth=1)

@@ -177,6 +177,6 @@ class TextPanel(Panel):
         holding = own_text.labels_holding(self.vocabulary, text.context, tokens)
         total, seeds = count(len(sets), "universal neuron"), count(len(self.fired), "seed")
         start = f"At threshold {threshold:g}, {total} of {seeds} fired on {count(len(texts), 'token')}."
-        address = own_text.neuron_address(self.run.params.run)
+        address = own_text.neuron_address(self.run.params.folder / "report")
         found = own_text.sets_html(sets.merge(self.named, "left", own_text.NEURON), posts, texts, holding, address)
         return sentence_html(escape(start)) + found + own_text.labels_html(texts, holding, self.named["label"])

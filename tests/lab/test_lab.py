@@ -211,6 +211,15 @@ def test_a_typed_label_says_which_of_its_tokens_have_no_sums(complete, monkeypat
     assert f"{carried[700:].sum()} rare tokens more" in panel.output.value and not panel.scores.equals(scores)
 
 
+def test_the_page_of_neurons_is_served_with_its_data(complete, tmp_path):
+    report = complete.folder / "report"
+    address = own_text.neuron_address(report)
+    for name in ("neurons.html", *(f"neurons/{path.name}" for path in (report / "neurons").iterdir())):
+        with urllib.request.urlopen(address.replace("neurons.html#", name)) as served:
+            assert served.read() == (report / name).read_bytes()
+    assert own_text.neuron_address(tmp_path) == ""
+
+
 def test_text_panel_runs_every_seed(complete):
     panel = TextPanel(complete, "The cat sat on the mat.")
     panel.threshold.value = 0.01
