@@ -117,15 +117,6 @@ def test_statistics_of_other_code_are_kept_with_a_note(tmp_path, monkeypatch, ca
     assert done.exists()
 
 
-def test_tables_of_another_threshold_are_written_again(folder):
-    record = folder / "tables" / "done.json"
-    record.parent.mkdir()
-    for threshold, kept in ((0.5, True), (0.7, False)):
-        record.write_text(json.dumps({"reference": "a", "threshold": threshold, "rotations": 2}))
-        resolve.resolve(ROOT / "params" / "smoke.yaml", "smoke")
-        assert record.exists() == kept
-
-
 def test_a_missing_compiler_is_said_once_before_the_passes(folder, monkeypatch, capsys):
     params = read_params(folder / "params.yaml")
     monkeypatch.setattr("lib.kernels.native.why_slower", lambda: "there is no g++")
