@@ -20,6 +20,7 @@ PARAMS =
 SEED =
 TOKENS =
 PUBLISHED =
+RUNS =
 PUBLISHED_TOKENS =
 STEPS =
 KEEP =
@@ -30,6 +31,9 @@ PYTHONS = 3.13 3.12 3.11
 PYTHON = $(PYTHONS:%=python%) python3
 VENV = .venv
 
+ifneq ($(strip $(value RUNS)),)
+override RUN := $(firstword $(value RUNS))
+endif
 ifneq ($(words $(value RUN)),1)
 $(error RUN is '$(value RUN)', but must be one folder name)
 endif
@@ -49,8 +53,9 @@ ALONE = $(PY) -m lib.report alone '$(RUN)'
 LONGEST := $(wildcard notebooks/05_*.ipynb notebooks/06_*.ipynb)
 CHAPTERS := $(LONGEST) $(filter-out $(LONGEST),$(sort $(wildcard notebooks/*.ipynb)))
 EXECUTED := $(CHAPTERS:notebooks/%=$(OUT)/notebooks/%)
-# A published table that `make compare` has laid beside the run's own adds a page.
+# A published table, or other runs, that `make compare` has laid beside the run add a page.
 EXECUTED += $(patsubst %,$(OUT)/notebooks/published.ipynb,$(wildcard $(OUT)/tables/published.parquet))
+EXECUTED += $(patsubst %,$(OUT)/notebooks/runs.ipynb,$(wildcard $(OUT)/tables/runs.json))
 # What makes a chapter again (docs/layout.md): code of the rooms above lib/chapters/, of its own folder, and of the
 # chapters before it whatever computes. What makes the pages again: lib/report/ and all claims.
 ABOVE := $(wildcard lib/*.py $(foreach room,base kernels text models labels collect display,lib/$(room)/*.py lib/$(room)/*.yaml lib/$(room)/*.css) lib/kernels/*.cpp lib/kernels/*.h)
@@ -61,7 +66,7 @@ NUMBERS_families := 04_%
 NUMBERS_circuits := 05_%
 NUMBERS_interventions := 06_%
 NUMBERS_emergence := 07_%
-NUMBERS_published := published
+NUMBERS_published := published runs
 folder = $(wildcard lib/chapters/$1/*.py)
 computing = $(filter-out $(addprefix lib/chapters/$1/,figures%.py captions%.py claims%.py),$(call folder,$1))
 executed = $(filter $(NUMBERS_$1:%=$(OUT)/notebooks/%.ipynb),$(EXECUTED))
@@ -80,10 +85,18 @@ preview: $(READY) ## chapters 01 to 03 of a run whose pass is still going on, in
 quick: ## the same in a few minutes: three seeds and less text, in outputs/quick
 	@$(MAKE) report RUN=quick
 
-compare: $(READY) ## a published per-neuron table beside the run's own, as a page; [RUN=tiny] PUBLISHED=path.csv
+ifneq ($(strip $(value RUNS)),)
+compare: $(READY)
+	@$(PY) -m lib.chapters.published.runs $(call quoted,RUNS)
+	@$(ALONE) $(PY) -m lib.report execute notebooks/optional/runs.ipynb $(OUT)/params.yaml
+	@$(ALONE) $(PY) -m lib.report render $(OUT)
+	@echo "Page: "$(call quoted,CURDIR)/$(OUT)/report/runs.html
+else
+compare: $(READY) ## finished runs side by side, as a page of the first: RUNS="mine tiny"; or a published per-neuron table: [RUN=tiny] PUBLISHED=path.csv
 	@$(ALONE) $(MAKE) $(OUT)/tables/done.json
 	@$(PY) -m lib.chapters.published.comparison $(OUT)/params.yaml $(call quoted,PUBLISHED)
 	@$(MAKE) report
+endif
 
 archive: $(READY) ## a finished run as one file to share, with checksums; [RUN=tiny]
 	@$(PY) -m lib.report.archive $(OUT)
@@ -106,7 +119,7 @@ untrained: $(READY) ## the ledger of untrained models of a run's shape, a column
 test: $(READY) ## the test suite
 	$(PY) -m pytest
 
-lab: $(READY) ## JupyterLab on the explorer notebook; the chapters lie beside it
+lab: $(READY) ## JupyterLab on the explorer notebook, which links to the chapters
 	PYTHONPATH="$(CURDIR)" $(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/optional/explorer.ipynb $(if $(filter 0,$(shell id -u)),--allow-root)
 
 bench: $(READY) ## speed, memory and error against the published algorithm (a quarter of an hour); [TOKENS=300000] [PUBLISHED_TOKENS=8192]
@@ -182,6 +195,9 @@ $(filter %/07_emergence.ipynb,$(EXECUTED)): $(wildcard data/emergence/emergence.
 
 $(OUT)/notebooks/published.ipynb: notebooks/optional/published.ipynb $(OUT)/tables/published.parquet $(OUT)/tables/done.json
 	@$(PY) -m lib.chapters.published.comparison $(OUT)/params.yaml
+	@$(PY) -m lib.report execute $< $(OUT)/params.yaml
+
+$(OUT)/notebooks/runs.ipynb: notebooks/optional/runs.ipynb $(OUT)/tables/runs.json $(OUT)/tables/done.json
 	@$(PY) -m lib.report execute $< $(OUT)/params.yaml
 
 $(OUT)/report/index.html: $(EXECUTED) $(OUT)/tables/done.json $(PAGES)

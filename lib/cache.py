@@ -11,6 +11,8 @@ import ast
 import filecmp
 import hashlib
 import json
+import os
+import tempfile
 from collections.abc import Callable
 from functools import cache
 from itertools import combinations
@@ -31,6 +33,8 @@ if TYPE_CHECKING:  # resolving parameters comes here too, and must not wait for 
 COMPUTING = ("kernels", "text", "models", "labels", "collect", "chapters")  # rooms whose code decides numbers
 NATIVE = ("*.cpp", "*.h")  # in lib/kernels
 COSMETIC = ("transformers_version", "_name_or_path")  # keys of a config.json that say nothing about the model
+REPORTS = "UNIVERSAL_NEURONS_REPORTS"  # set in the kernels that execute a report's chapters, which write into the run
+SHOWN = ("figures", "notebooks", "report", "unfinished")  # folders that no chapter reads
 PASS = "lib.collect.passes"  # the module that makes statistics
 
 
@@ -98,6 +102,12 @@ def refuse_other_statistics(params: Params, text: Path | None) -> None:
         for name, value in params.statistics_key.items()
         if made_with.get(name) != value
     ]
+    if len(differences) == 1 and "reference" in params.statistics_key and made_with["reference"] != params.reference:
+        raise InputError(
+            f"outputs/{params.run} has the matches of seed {made_with['reference']} only (compare: reference); `make "
+            f"report RUN={params.run}-{params.reference} SEED={params.reference} "
+            f"PARAMS=outputs/{params.run}/params.yaml` makes those of seed {params.reference}."
+        )
     if differences:
         raise InputError(f"outputs/{params.run} was made with {listed(differences)}; {ways_out}")
     now = input_hashes(params, text)
@@ -178,3 +188,30 @@ def kept(run: "Run", name: str, module: str, inputs: dict[str, Any], make: Calla
         write_table(run.folder / "tables" / f"{name}.parquet", make())
         write_json(record, made_from)
     return run.table(name)
+
+
+# ---------------------------------------------------------------- live sessions
+
+
+def is_live() -> bool:
+    """Whether this is somebody's session, not a chapter that `make report` executes."""
+    return REPORTS not in os.environ
+
+
+def live_folder(folder: Path) -> Path:
+    """A run's folder for a live session, of links to the run's files; a file that the session writes replaces its link.
+
+    So a session writes nothing into the run. There is one folder for each process and run, deleted at the end.
+    """
+    made = Path(_temporary(folder).name)
+    for path in folder.rglob("*"):
+        inside = path.relative_to(folder)
+        if path.is_file() and inside.parts[0] not in SHOWN and not os.path.lexists(made / inside):
+            (made / inside).parent.mkdir(parents=True, exist_ok=True)
+            (made / inside).symlink_to(path.absolute())
+    return made
+
+
+@cache
+def _temporary(folder: Path) -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix=f"{folder.name}-live-", ignore_cleanup_errors=True)

@@ -18,7 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from lib.base.browser import FLAGS, chromium
 from lib.base.params import ROOT, Params
-from lib.chapters.universality.tables import tabulate
+from lib.chapters.universality.tables import assignments, tabulate
 from lib.collect.passes import collect
 from lib.collect.planner import FIRST
 from lib.run import Run
@@ -117,9 +117,10 @@ def followed_blocks(blocks: int) -> torch.Tensor:
 
 
 def tables_of(run: Run) -> dict[str, pd.DataFrame]:
-    """A run's first tables, after its pass."""
+    """A run's first tables, after its pass, and its one-to-one matches."""
     collect(run)
     tabulate(run)
+    assignments(run)
     return {path.stem: run.table(path.stem) for path in (run.folder / "tables").glob("*.parquet")}
 
 

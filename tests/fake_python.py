@@ -31,6 +31,8 @@ elif module == "lib.chapters.published.comparison":
     kept = Path(arguments[0]).parent / "tables" / "published.parquet"
     if len(arguments) == 2:
         leave(kept, f"compare {arguments[1]}")
+elif module == "lib.chapters.published.runs":
+    leave(Path("outputs") / arguments[0].split()[0] / "tables" / "runs.json", f"compare runs {arguments[0]}")
 elif module == "lib.report.untrained":
     run = arguments[arguments.index("--run") + 1]
     if arguments[0] == "prepare":

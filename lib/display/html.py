@@ -1,7 +1,8 @@
 """The HTML of the report's notebooks: neurons' strongest examples, a sortable table of neurons, plain tables.
 
 There is one style sheet (neurons.css), no script and nothing fetched, so it works in JupyterLab and in exported pages
-that forbid scripts. All text from the corpus is escaped.
+that forbid scripts. Where even the style sheet is dropped, as on GitHub, tables stay tables, an example's own token is
+bold and tokens with at least half of its activation are underlined. All text from the corpus is escaped.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import pandas as pd
 from lib.text.tokens import token_text
 
 LEVELS = 9  # steps of shading
+STRONG = 5  # the step from which a token is underlined where there is no style sheet
 SHADES = "".join(
     f".neuron-text .s{level}{{background:rgba(213,94,0,{level / LEVELS * 0.75:.2f})}}" for level in range(1, LEVELS + 1)
 )
@@ -38,13 +40,13 @@ class Examples:
 
     def html(self, layer: int, neuron: int, limit: int = 5) -> str:
         """The strongest `limit` examples, a line each: activation, domain, tokens shaded by activation."""
-        return "".join(self.lines(layer, neuron, limit))
+        return "".join(f"<div class=neuron-text>{line}</div>" for line in self.lines(layer, neuron, limit))
 
     def lines(self, layer: int, neuron: int, limit: int = 5) -> list[str]:
-        """The same as a list; one line that says so if there is no example."""
+        """What stands in these lines; one that says so if there is no example."""
         ranks = range(min(limit, self.value.shape[-1]))
         lines = [self._line(layer, neuron, rank) for rank in ranks if self.block[layer, neuron, rank] >= 0]
-        return lines or ["<span class=neuron-text>no example: the neuron saw no counted token</span>"]
+        return lines or ["no example: the neuron saw no counted token"]
 
     def _line(self, layer: int, neuron: int, rank: int) -> str:
         at = (layer, neuron, rank)
@@ -58,14 +60,20 @@ class Examples:
             level = int(np.clip(np.ceil(LEVELS * share - 0.5), 0, LEVELS))
             piece = escape(self._text(int(tokens[place])))
             piece = f"<b>{piece}</b>" if place == position else piece
-            pieces.append(f"<i class=s{level}>{piece}</i>" if level else piece)
+            pieces.append(shaded(piece, level))
         domain = escape(self.text.domains[int(self.text.domain[block])])
-        return f"<span class=neuron-text><small>{self.value[at]:.2f} · {domain}</small>  {''.join(pieces)}</span>"
+        return f"<small>{self.value[at]:.2f} · {domain}</small>  {''.join(pieces)}"
 
     def _text(self, token: int) -> str:
         if token not in self._tokens:
             self._tokens[token] = token_text(self.tokenizer, token)
         return self._tokens[token]
+
+
+def shaded(piece: str, level: int, hover: str = "") -> str:
+    """A piece of HTML, shaded in one of LEVELS steps (0: not at all)."""
+    tag, title = "u" if level >= STRONG else "span", f' title="{escape(hover)}"' if hover else ""
+    return f"<{tag} class=s{level}{title}>{piece}</{tag}>" if level or hover else piece
 
 
 def gallery_html(examples: Examples, chosen: pd.DataFrame, limit: int = 5) -> str:
@@ -100,21 +108,22 @@ def neuron_table_html(examples: Examples, chosen: pd.DataFrame, columns: Sequenc
         rules.append(f".neuron-table:has(#{name}-{index}:checked) .neuron{{order:var(--r{index})}}")
         choice = f"<input type=radio name={name} id={name}-{index}{' checked' if index == 2 else ''}>"
         label = escape(column).replace("_", "_<wbr>")
-        heads.append(f"<span role=columnheader><label>{choice} {label}</label></span>")
+        heads.append(f"<th role=columnheader scope=col><label>{choice} {label}</label></th>")
     for row, rank in zip(shown.to_dict("records"), ranks, strict=True):
         order = ";".join(f"--r{index}:{place}" for index, place in enumerate(rank))
-        cells = "".join(f"<span role=cell>{_cell(value)}</span>" for value in row.values())
+        cells = "".join(f"<td role=cell>{_cell(value)}</td>" for value in row.values())
         first, *more = examples.lines(int(row["layer"]), int(row["neuron"]), limit)
-        opened = f"<details><summary>{first}</summary>{''.join(more)}</details>"
+        others = "".join(f"<div class=neuron-text>{line}</div>" for line in more)
+        opened = f"<details><summary><span class=neuron-text>{first}</span></summary>{others}</details>"
         rows.append(
-            f'<div class=neuron role=rowgroup style="{order}"><div class=row role=row>{cells}</div>'
-            f"<div role=row><div role=cell>{opened}</div></div></div>"
+            f'<tbody class=neuron role=rowgroup style="{order}"><tr role=row>{cells}</tr>'
+            f"<tr role=row><td role=cell colspan={len(heads)}>{opened}</td></tr></tbody>"
         )
     return (
         f"{STYLE}<style>{''.join(rules)}</style>"
         "<div class=neuron-table><label><input type=checkbox class=reverse> reverse</label>"
-        f'<div role=table aria-label="Neurons"><div class="row head" role=row>{"".join(heads)}</div>'
-        f"<div class=neurons>{''.join(rows)}</div></div></div>"
+        f'<table role=table aria-label="Neurons"><thead role=rowgroup><tr role=row>{"".join(heads)}</tr></thead>'
+        f"{''.join(rows)}</table></div>"
     )
 
 

@@ -1,11 +1,10 @@
-"""What the explorer notebook computes from a run: another threshold, a typed label, a typed text.
+"""What the explorer notebook computes from a run for another threshold and for a typed label.
 
-The first two are algebra on tables and grouped moments, fast enough to follow a slider; a typed text runs the models.
-Functions return tables, figures or sentences; lib/lab/widgets.py has the controls.
+Both are algebra on tables and grouped moments, fast enough to follow a slider. Functions return tables, figures or
+sentences; lib/lab/widgets.py has the controls.
 """
 
 from collections.abc import Mapping, Sequence
-from html import escape
 
 import numpy as np
 import pandas as pd
@@ -18,14 +17,10 @@ from lib.base.errors import InputError
 from lib.chapters.families.scoring import ALL_TOKENS, EVEN, FEWEST_TOKENS, ODD, variance_reduction
 from lib.chapters.universality.properties import layer_shares, shares_above
 from lib.display.captions import count, percent
-from lib.display.html import LEVELS, STYLE
 from lib.display.plots import COLOURS, NEUTRAL, PERCENT, layer_axis
 from lib.labels.token_classes import looks, words
-from lib.models.trunk import Trunk
 
 GRID = np.linspace(0, 1, 201)  # thresholds of the curve
-MAX_TOKENS_SHOWN = 200  # of a typed text
-UNUSUAL = 2  # standard deviations above the mean
 SINGLE = ("token.count", "token.mean", *(f"{ALL_TOKENS}.{key}" for key in ("tokens", "center", "variance")))
 
 
@@ -39,20 +34,20 @@ def threshold_figure(own: pd.DataFrame, threshold: float, layer: int) -> Figure:
     """
     fig = Figure(figsize=(11.0, 3.1))  # a fixed layout: a slider waits for it
     curve, depth, here = fig.subplots(1, 3)
-    fig.subplots_adjust(left=0.07, right=0.99, bottom=0.19, top=0.89, wspace=0.3)
+    fig.subplots_adjust(left=0.085, right=0.99, bottom=0.19, top=0.89, wspace=0.33)
     colour = COLOURS["universal"]
     for axes in (curve, here):
         axes.axvline(threshold, color=colour, linestyle="--", linewidth=1)
-    for axes in (curve, depth):
-        axes.yaxis.set_major_formatter(PERCENT)
-        axes.set(ylabel="share of universal neurons")
     curve.plot(GRID, shares_above(own["excess_corr"], GRID), color=NEUTRAL)
     curve.plot([threshold], [own["is_universal"].mean()], "o", color=colour)
-    curve.set(xlabel="threshold of the excess correlation", ylim=(0, None))
+    curve.set(xlabel="threshold of the excess correlation", ylim=(0.5 / max(len(own), 1), 1.3), yscale="log")
     shares = layer_shares(own)
     for bar, one in zip(depth.bar(shares["layer"], shares["share"], color=colour), shares["layer"], strict=True):
         bar.set_alpha(1 if one == layer else 0.45)
     layer_axis(depth, int(own["layer"].max()) + 1)
+    for axes in (curve, depth):
+        axes.yaxis.set_major_formatter(PERCENT)
+        axes.set(ylabel="share of universal neurons")
     rows = own[(own["layer"] == layer) & own["excess_corr"].notna()]
     if len(rows):
         values = rows["excess_corr"]
@@ -140,64 +135,3 @@ def explained_sentence(scores: pd.DataFrame, typed: str, tokens: int, share: flo
         f"layer {int(best['layer'])} neuron {int(best['neuron'])}: **{percent(best['score'], 1)}** of its variance on "
         f"held-out blocks (chance level {percent(best['chance'], 1)})."
     )
-
-
-# ---------------------------------------------------------------- a typed text
-
-
-def text_tokens(tokenizer, typed: str, bos: int, context: int) -> list[int]:
-    """A typed text as the models read it: BOS and its tokens; InputError if it is empty or longer than the context."""
-    tokens = tokenizer(typed, add_special_tokens=False)["input_ids"]
-    if not tokens:
-        raise InputError("Type a text for the models to read.")
-    if len(tokens) >= context:
-        raise InputError(f"The text has {len(tokens):,} tokens; the models read at most {context - 1:,}.")
-    return [bos, *tokens]
-
-
-def activations(trunk: Trunk, tokens: list[int]) -> Float[np.ndarray, "layers tokens neurons"]:
-    """Every neuron's activation on every token after BOS."""
-    found: list[Tensor] = []
-    trunk.run(torch.tensor([tokens]), lambda _layer, _pre, post: found.append(post[0, 1:].float()))
-    return torch.stack(found).numpy()
-
-
-def fired(post: Float[np.ndarray, "layers tokens neurons"], own: pd.DataFrame) -> pd.DataFrame:
-    """One row per universal neuron that fires: its activation on some token lies UNUSUAL standard deviations above its
-    mean. Columns: layer, neuron, excess_corr, `token` (index after BOS), `activation` there, `deviations`.
-
-    `own` has the seed's rows of neurons_all_seeds; their activation_mean and activation_std are over the run's text.
-    """
-    chosen = own[own["is_universal"] & (own["activation_std"] > 0)]
-    on = post[chosen["layer"], :, chosen["neuron"]]  # (chosen, tokens)
-    token = on.argmax(1) if len(chosen) else np.zeros(0, int)
-    peak = on[np.arange(len(chosen)), token]
-    deviations = (peak - chosen["activation_mean"]) / chosen["activation_std"]
-    rows = chosen[["layer", "neuron", "excess_corr"]].assign(token=token, activation=peak, deviations=deviations)
-    return rows[deviations >= UNUSUAL].sort_values("deviations", ascending=False).reset_index(drop=True)
-
-
-def shaded_text(texts: Sequence[str], values: Float[np.ndarray, "tokens"]) -> str:
-    """A text as HTML, each token shaded by its activation relative to the largest; the value on hover."""
-    most = max(float(np.max(values, initial=0)), 1e-9)
-    pieces = []
-    for text, value in list(zip(texts, values, strict=True))[:MAX_TOKENS_SHOWN]:
-        level = int(np.clip(np.ceil(LEVELS * value / most - 0.5), 0, LEVELS))
-        pieces.append(f'<i class=s{level} title="{value:.3g}">{escape(text)}</i>')
-    return f"<span class=neuron-text>{''.join(pieces)}</span>"
-
-
-def fired_html(
-    seed: str,
-    rows: pd.DataFrame,
-    post: Float[np.ndarray, "layers tokens neurons"],
-    texts: Sequence[str],
-    limit: int = 8,
-) -> str:
-    """What `fired` found in one seed, as HTML: the text once per neuron, shaded by its activation."""
-    parts = [f"<h4>Seed {escape(seed)}: {count(len(rows), 'universal neuron')} fired</h4>"]
-    for row in rows.head(limit).itertuples():
-        where = f"layer {row.layer} neuron {row.neuron}, {row.deviations:.1f} standard deviations above its mean on"
-        text = shaded_text(texts, post[row.layer, :, row.neuron])
-        parts.append(f"<div><small>{where} “{escape(texts[row.token])}”</small>{text}</div>")
-    return STYLE + "".join(parts)

@@ -17,10 +17,11 @@ from mistune import html as markdown
 from lib.base.errors import InputError
 from lib.base.hub import seed_source
 from lib.base.tensors import TensorFiles
+from lib.chapters.families.scoring import UNEXPLAINED
 from lib.chapters.families.statistics import known_labels, seed_statistics
 from lib.display.captions import count
-from lib.lab import panels
-from lib.labels.labels import TOKENS_KEPT, occurring, token_rows
+from lib.lab import own_text, panels
+from lib.labels.labels import TOKENS_KEPT, occurring, token_counts, token_labels, token_rows
 from lib.models.trunk import Trunk, load_model
 from lib.run import Run, with_universal
 from lib.text.tokens import token_strings, token_text
@@ -137,10 +138,14 @@ class LabelPanel(Panel):
 
 
 class TextPanel(Panel):
-    """A box for a typed text, which all seeds read; their universal neurons that fire on it."""
+    """A box for a typed text, which all seeds read: their universal neurons that fire on it, grouped by set of matches,
+    and the labels that hold at each token."""
 
     def __init__(self, run: Run, example: str = "On Monday the twelve of them walked to the river, and nobody spoke."):
         self.run, self.trunks, self.neurons = run, {}, neurons_by_seed(run)
+        self.vocabulary = token_labels(run.tokenizer, token_counts(run.text), run.text.vocab_size)
+        families = run.table("families")
+        self.named = families.loc[families["family"] != UNEXPLAINED, [*own_text.NEURON, "label", "score"]]
         self.threshold = threshold_slider(run, continuous_update=False)
         box = widgets.Layout(width="48em", max_width="100%")
         self.typed = widgets.Textarea(value=example, description="text", rows=3, style=LABELS, layout=box)
@@ -162,12 +167,16 @@ class TextPanel(Panel):
 
     def _fired(self) -> str:
         text, threshold = self.run.text, self.threshold.value
-        tokens = panels.text_tokens(self.run.tokenizer, self.typed.value, text.bos_id, text.context)
-        texts, parts, self.fired = [token_text(self.run.tokenizer, token) for token in tokens[1:]], [], {}
-        for seed, own in self.neurons.items():
-            post = panels.activations(self._trunk(seed), tokens)
-            self.fired[seed] = panels.fired(post, with_universal(own, threshold))
-            parts.append(panels.fired_html(seed, self.fired[seed], post, texts))
-        total, seeds = count(sum(map(len, self.fired.values())), "universal neuron"), count(len(self.fired), "seed")
+        tokens = own_text.text_tokens(self.run.tokenizer, self.typed.value, text.bos_id, text.context)
+        texts = [token_text(self.run.tokenizer, token) for token in tokens[1:]]
+        posts = {seed: own_text.activations(self._trunk(seed), tokens) for seed in self.neurons}
+        self.fired = {
+            seed: own_text.fired(posts[seed], with_universal(own, threshold)) for seed, own in self.neurons.items()
+        }
+        sets = own_text.matched_sets(self.fired, self.run.table("matches_all_seeds"))
+        holding = own_text.labels_holding(self.vocabulary, text.context, tokens)
+        total, seeds = count(len(sets), "universal neuron"), count(len(self.fired), "seed")
         start = f"At threshold {threshold:g}, {total} of {seeds} fired on {count(len(texts), 'token')}."
-        return sentence_html(escape(start)) + "".join(parts)
+        address = own_text.neuron_address(self.run.params.folder / "report")
+        found = own_text.sets_html(sets.merge(self.named, "left", own_text.NEURON), posts, texts, holding, address)
+        return sentence_html(escape(start)) + found + own_text.labels_html(texts, holding, self.named["label"])

@@ -14,6 +14,7 @@ from lib.base import params as parameters
 from lib.base.errors import InputError, without_pointers
 from lib.base.files import locked, read_json
 from lib.base.progress import Progress
+from lib.cache import REPORTS
 
 # The user's IPython configuration is not read, and no package outside this environment comes before its own. What
 # tornado logs while a kernel is stopped, in the middle of a message or not, would break into our sentence.
@@ -73,7 +74,7 @@ def _run(notebook: Path, partial: Path, params_file: Path) -> None:
             papermill.execute_notebook(
                 notebook,
                 partial,
-                parameters={"params_file": os.path.relpath(params_file, notebook.parent)},
+                parameters={"params_file": _from_root(params_file)},
                 kernel_name="python3",
                 language="python",
                 cwd=notebook.parent,
@@ -101,6 +102,13 @@ def _run(notebook: Path, partial: Path, params_file: Path) -> None:
     if ran < len(cells):  # whatever ended it without an error
         log.unlink()
         raise NotebookError(f"{notebook.name} stopped after {ran} of {len(cells)} cells (partial notebook: {partial})")
+
+
+def _from_root(path: Path) -> str:
+    """A path as notebooks name it wherever they lie: from the repository's root on, or whole if it is elsewhere."""
+    path = path.resolve()
+    inside = path.is_relative_to(parameters.ROOT)
+    return str(path.relative_to(parameters.ROOT) if inside else path)
 
 
 def _whole(executed: Path, begun: Progress) -> str:
@@ -137,7 +145,7 @@ def _kernel_manager(ipython: str) -> type:
             return KernelSpec(
                 # the kernel's log repeats the notebook, and may break into our sentence
                 argv=[sys.executable, "-c", code, "-f", "{connection_file}", "--log-level=CRITICAL"],
-                env={"IPYTHONDIR": ipython, "PYTHONSTARTUP": "", "PYDEVD_DISABLE_FILE_VALIDATION": "1"},
+                env={REPORTS: "1", "IPYTHONDIR": ipython, "PYTHONSTARTUP": "", "PYDEVD_DISABLE_FILE_VALIDATION": "1"},
                 metadata={"supported_encryption": ["curve"]},
                 display_name="Python 3",
                 language="python",

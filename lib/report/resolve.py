@@ -26,7 +26,6 @@ def resolve(parameter_file: Path, run: str, seed: str | None = None, tokens: str
     _note_other_code(params)
     write_statistics_key(params, params.folder / "statistics.yaml")
     write_params(params, params.folder / "params.yaml")
-    _forget_other_tables(params)
     return params
 
 
@@ -88,10 +87,3 @@ def _check_documents(params: Params) -> None:
         )
     if note := check_text(params):
         print(f"note: {note}", file=sys.stderr)
-
-
-def _forget_other_tables(params: Params) -> None:
-    """Deletes the record of tables that a live notebook left for another threshold, so that make writes them again."""
-    record = params.folder / "tables" / "done.json"
-    if any(getattr(params, key, value) != value for key, value in read_json(record).items()):
-        record.unlink()

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPTN
 
 from lib.base.errors import InputError
 from lib.base.params import ROOT
+from lib.cache import REPORTS
 from lib.chapters.emergence.tables import _measured
 from lib.chapters.universality import captions, properties
 from lib.collect.passes import collect
@@ -148,6 +149,7 @@ def made(planted, tmp_path_factory):
 
 def test_the_first_chapters_are_made_of_seeds_of_different_shapes(made, monkeypatch):
     shown = []
+    monkeypatch.setenv(REPORTS, "1")  # figures go into the run
     monkeypatch.setattr("lib.display.plots.display", shown.append)
     for path in sorted((ROOT / "notebooks").glob("0[123]_*.ipynb")):
         namespace, before = {}, len(shown)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -20,10 +21,12 @@ from nbclient import NotebookClient
 from lib.base.errors import InputError
 from lib.base.hub import seed_source
 from lib.base.params import ROOT
-from lib.lab import panels
+from lib.lab import own_text, panels
 from lib.lab.widgets import LabelPanel, TextPanel, ThresholdPanel
+from lib.labels.labels import token_counts, token_labels
 from lib.models.trunk import Trunk, load_model
 from lib.run import with_universal
+from lib.text.tokens import token_text
 from tests.base.test_params import is_sentence
 
 TEXTS = ["the", " The", " then", "42", " 1999", "\n", " a"]
@@ -98,14 +101,59 @@ def test_what_fires_is_universal_and_unusually_active():
     )
     post = np.zeros((2, 3, 2))
     post[0, 1, 0], post[0, 2, 1], post[1, 2, 1] = 2.5, 9.0, 2.0
-    found = panels.fired(post, with_universal(own, 0.5))
+    found = own_text.fired(post, with_universal(own, 0.5))
     assert found[["layer", "neuron", "token", "deviations"]].to_numpy().tolist() == [[1, 1, 2, 4.0], [0, 0, 1, 2.5]]
-    assert panels.fired(post, with_universal(own, 1.0)).empty
-    html = panels.fired_html("a", found, post, ["<b>", "x", "y"])
-    assert html.count("&lt;b&gt;") == 2 and "2 universal neurons fired" in html
-    assert "no universal neuron fired" in panels.fired_html(
-        "a", panels.fired(post, with_universal(own, 1.0)), post, ["x"] * 3
-    )
+    assert own_text.fired(post, with_universal(own, 1.0)).empty
+    assert own_text.matched_sets({"a": found.head(0)}, matches([("a", 0, 1, "b", 0, 5, True)])).empty
+
+
+def matches(rows: list[tuple]) -> pd.DataFrame:
+    """Rows of matches_all_seeds: seed, layer and neuron, those of the match, and whether it is mutual."""
+    return pd.DataFrame(rows, columns=[*own_text.NEURON, *own_text.PARTNER, "mutual"])
+
+
+def rows(*neurons: tuple[int, int, float]) -> pd.DataFrame:
+    """Rows of `fired`: layer, neuron, deviations."""
+    table = pd.DataFrame(neurons, columns=["layer", "neuron", "deviations"])
+    return table.assign(token=1, excess_corr=0.6, activation=1.0)
+
+
+def test_fired_neurons_are_grouped_by_mutual_matches():
+    fired = {"a": rows((0, 1, 3.0), (0, 2, 2.5)), "b": rows((0, 5, 9.0), (1, 0, 4.0)), "c": rows((0, 7, 2.0))}
+    pairs = [
+        ("a", 0, 1, "b", 0, 5, True),  # a set of two, with c's through b's
+        ("b", 0, 5, "c", 0, 7, True),
+        ("a", 0, 2, "b", 1, 0, False),  # not mutual
+        ("a", 0, 2, "c", 3, 3, True),  # did not fire
+    ]
+    found = own_text.matched_sets(fired, matches(pairs))
+    together = [list(own["seed"] + own["neuron"].astype(str)) for _, own in found.groupby("set", sort=False)]
+    assert together == [["a1", "b5", "c7"], ["b0"], ["a2"]]  # by the largest deviation in the set
+
+
+def test_labels_of_a_typed_text_hold_where_they_do(complete):
+    vocabulary = token_labels(complete.tokenizer, token_counts(complete.text), complete.text.vocab_size)
+    tokens = own_text.text_tokens(complete.tokenizer, "the 42 cats", 0, 256)
+    texts = [token_text(complete.tokenizer, token) for token in tokens[1:]]
+    names, member = own_text.labels_holding(vocabulary, 256, tokens)
+    places = {name: np.flatnonzero(row).tolist() for name, row in zip(names, member, strict=True)}
+    spaced = [place for place, text in enumerate(texts) if text.startswith(" ")]
+    assert places["starts with a space"] == spaced and 0 < len(spaced) < len(texts)
+    assert places["previous: starts with a space"] == [place + 1 for place in spaced if place + 1 < len(texts)]
+    assert places["next: starts with a space"] == [place - 1 for place in spaced if place > 0]
+    assert places["position < 3"] == [0, 1]  # BOS is at 0
+    html = own_text.labels_html(["<x>", *texts[1:]], (names, member), ["position < 3"])
+    assert "&lt;x&gt;" in html and html.count("position &lt; 3") == 2 and "starts with" not in html
+
+
+def test_a_set_links_to_its_neurons_and_marks_where_the_label_holds(complete):
+    found = rows((0, 1, 3.0), (0, 2, 2.5)).assign(seed="a", set=[0, 1], label=["<x>", None], score=[0.5, np.nan])
+    post = np.array([[[0.0, 0.1, 2.0], [0.0, 1.0, 0.0]]])  # (layers, tokens, neurons)
+    holding = (pd.Index(["<x>"]), np.array([[True, False]]))
+    html = own_text.sets_html(found, {"a": post, "b": post}, ["<b>", "y"], holding, "report.html#")
+    assert 'href="report.html#a/0/1"' in html and "&lt;x&gt;, score 0.50" in html and "unexplained" in html
+    assert html.count("<b>&lt;b&gt;</b>") == 1 and html.count("<h4>In seed a only</h4>") == 2
+    assert "href" not in own_text.sets_html(found, {"a": post}, ["<b>", "y"], holding, "")
 
 
 @pytest.mark.parametrize("excess", [np.linspace(-0.1, 0.9, 40), np.full(40, np.nan), np.zeros(40)])
@@ -116,15 +164,16 @@ def test_threshold_figure_and_sentence_for_any_excess(excess):
     number = int((excess > 0.5).sum())
     within = int((excess[20:] > 0.5).sum())
     sentence = panels.threshold_sentence(own, "a", 0.5, 1)
+    assert fig.axes[0].get_yscale() == "log"
     assert len(fig.axes) == 3 and (f"{number} neurons of 40" if number else "no neuron of 40") in sentence
     assert re.search(rf"in layer 1 ({within} neurons|no neuron) of 20", sentence)
 
 
 def test_a_typed_text_is_refused_when_it_does_not_fit(complete):
-    assert panels.text_tokens(complete.tokenizer, " the cat", 0, 256)[0] == 0
+    assert own_text.text_tokens(complete.tokenizer, " the cat", 0, 256)[0] == 0
     for typed in ("", "word " * 300):
         with pytest.raises(InputError) as error:
-            panels.text_tokens(complete.tokenizer, typed, 0, 256)
+            own_text.text_tokens(complete.tokenizer, typed, 0, 256)
         assert is_sentence(str(error.value))
 
 
@@ -162,13 +211,23 @@ def test_a_typed_label_says_which_of_its_tokens_have_no_sums(complete, monkeypat
     assert f"{carried[700:].sum()} rare tokens more" in panel.output.value and not panel.scores.equals(scores)
 
 
+def test_the_page_of_neurons_is_served_with_its_data(complete, tmp_path):
+    report = complete.folder / "report"
+    address = own_text.neuron_address(report)
+    for name in ("neurons.html", *(f"neurons/{path.name}" for path in (report / "neurons").iterdir())):
+        with urllib.request.urlopen(address.replace("neurons.html#", name)) as served:
+            assert served.read() == (report / name).read_bytes()
+    assert own_text.neuron_address(tmp_path) == ""
+
+
 def test_text_panel_runs_every_seed(complete):
     panel = TextPanel(complete, "The cat sat on the mat.")
     panel.threshold.value = 0.01
-    tokens = panels.text_tokens(complete.tokenizer, "The cat sat on the mat.", complete.text.bos_id, 256)
-    post = panels.activations(Trunk(load_model(seed_source(complete.params, "b"))), tokens)
-    assert panel.fired["b"].equals(panels.fired(post, with_universal(panel.neurons["b"], 0.01)))
-    assert all(f"Seed {seed}" in panel.output.value for seed in "abc")
+    tokens = own_text.text_tokens(complete.tokenizer, "The cat sat on the mat.", complete.text.bos_id, 256)
+    post = own_text.activations(Trunk(load_model(seed_source(complete.params, "b"))), tokens)
+    assert panel.fired["b"].equals(own_text.fired(post, with_universal(panel.neurons["b"], 0.01)))
+    assert "Matched in 2 of 3 seeds" in panel.output.value  # b is a with its neurons in another order
+    assert "Labels at each token" in panel.output.value
 
 
 @pytest.fixture
@@ -196,18 +255,16 @@ def test_the_notebook_runs_from_a_fresh_kernel(notebook, monkeypatch):
     assert sum("application/vnd.jupyter.widget-view+json" in data for data in shown) == 3
 
 
-@pytest.fixture
-def jupyterlab(tmp_path, notebook):
-    """The address of a JupyterLab, started as `make lab` starts it, on the notebook."""
-    (tmp_path / "notebooks" / "optional").mkdir(parents=True)
-    nbformat.write(notebook, tmp_path / "notebooks" / "optional" / "explorer.ipynb")
+@contextlib.contextmanager
+def jupyterlab(root: Path, opened: str, home: Path, **environment):
+    """The address of a JupyterLab in the folder `root`, started as `make lab` starts it, on a notebook there."""
     recipe = next(line for line in (ROOT / "Makefile").read_text().splitlines() if "-m jupyterlab" in line)
-    options = [option for option in recipe.split() if option.startswith(("--ServerApp", "--LabApp"))]
+    options = [option for option in recipe.split() if option.startswith("--ServerApp")]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    home = {
-        name: str(tmp_path / name)
+    folders = {
+        name: str(home / name)
         for name in (
             "JUPYTER_CONFIG_DIR",
             "JUPYTER_DATA_DIR",
@@ -216,7 +273,7 @@ def jupyterlab(tmp_path, notebook):
             "JUPYTERLAB_WORKSPACES_DIR",
         )
     }
-    with open(tmp_path / "log.txt", "w", encoding="utf-8") as log:
+    with open(home / "log.txt", "w", encoding="utf-8") as log:
         server = subprocess.Popen(
             [
                 sys.executable,
@@ -225,12 +282,13 @@ def jupyterlab(tmp_path, notebook):
                 *options,
                 "--allow-root",
                 "--no-browser",
+                f"--LabApp.default_url=/lab/tree/{opened}",
                 "--LabApp.expose_app_in_browser=True",
                 f"--ServerApp.port={port}",
                 "--IdentityProvider.token=key",
             ],
-            cwd=tmp_path,
-            env=os.environ | home | {"PYTHONPATH": str(ROOT)},
+            cwd=root,
+            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | folders | environment,
             stdout=log,
             stderr=log,
         )
@@ -241,7 +299,7 @@ def jupyterlab(tmp_path, notebook):
                 break
             time.sleep(0.5)
         else:
-            raise AssertionError((tmp_path / "log.txt").read_text())
+            raise AssertionError((home / "log.txt").read_text())
         yield f"{address}/?token=key"  # leads to the notebook
     finally:
         server.terminate()
@@ -249,15 +307,32 @@ def jupyterlab(tmp_path, notebook):
 
 
 @needs_browser
-def test_the_notebook_in_jupyterlab_follows_its_sliders_and_lights_up_neurons(jupyterlab, browser):
+def test_the_notebook_in_jupyterlab_follows_its_sliders_and_lights_up_neurons(tmp_path, notebook, browser):
+    (tmp_path / "notebooks" / "optional").mkdir(parents=True)
+    nbformat.write(notebook, tmp_path / "notebooks" / "optional" / "explorer.ipynb")
+    with jupyterlab(tmp_path, "notebooks/optional/explorer.ipynb", tmp_path, PYTHONPATH=str(ROOT)) as address:
+        page = opened_notebook(browser, address)
+        page.evaluate(RUN_ALL)
+        follows_its_sliders(page)
+
+
+RUN_ALL = """async () => {
+    await jupyterapp.restored;
+    await jupyterapp.shell.currentWidget.sessionContext.ready;
+    await jupyterapp.commands.execute('notebook:run-all-cells');
+}"""
+
+
+def opened_notebook(browser, address: str):
+    """JupyterLab's page, once its notebook is there."""
     page = browser.new_page(viewport={"width": 1280, "height": 1400})
     page.set_default_timeout(120_000)
-    page.goto(jupyterlab)
+    page.goto(address)
     page.wait_for_selector(".jp-NotebookPanel .jp-Cell")
-    page.evaluate(
-        "async () => {await jupyterapp.restored; await jupyterapp.shell.currentWidget.sessionContext.ready;"
-        " await jupyterapp.commands.execute('notebook:run-all-cells');}"
-    )
+    return page
+
+
+def follows_its_sliders(page) -> None:
     panel = page.locator(".jp-OutputArea-output:has(img.jupyter-widgets)").first
     sentence, picture = panel.locator(".widget-html-content").first, panel.locator("img.jupyter-widgets")
     before, drawn = sentence.inner_text(), picture.get_attribute("src")
@@ -280,5 +355,5 @@ def test_the_notebook_in_jupyterlab_follows_its_sliders_and_lights_up_neurons(ju
     page.wait_for_function(says, arg=[lower.element_handle(), "deviations above its mean"])
     page.wait_for_function(says, arg=[lower.element_handle(), "At threshold 0.01,"])  # the last of the slider's steps
     assert "fired on 7 tokens" in lower.inner_text()
-    assert all(f"Seed {seed}:" in lower.inner_text() for seed in "abc")
+    assert "Matched in 2 of 3 seeds" in lower.inner_text()
     page.close()

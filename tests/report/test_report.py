@@ -117,15 +117,6 @@ def test_statistics_of_other_code_are_kept_with_a_note(tmp_path, monkeypatch, ca
     assert done.exists()
 
 
-def test_tables_of_another_threshold_are_written_again(folder):
-    record = folder / "tables" / "done.json"
-    record.parent.mkdir()
-    for threshold, kept in ((0.5, True), (0.7, False)):
-        record.write_text(json.dumps({"reference": "a", "threshold": threshold, "rotations": 2}))
-        resolve.resolve(ROOT / "params" / "smoke.yaml", "smoke")
-        assert record.exists() == kept
-
-
 def test_a_missing_compiler_is_said_once_before_the_passes(folder, monkeypatch, capsys):
     params = read_params(folder / "params.yaml")
     monkeypatch.setattr("lib.kernels.native.why_slower", lambda: "there is no g++")
@@ -590,6 +581,7 @@ def make(tmp_path):
         "notebooks/02_two.ipynb",
         "notebooks/04_four.ipynb",
         "notebooks/optional/published.ipynb",
+        "notebooks/optional/runs.ipynb",
         "lib/chapters/universality/tables.py",
         "lib/chapters/universality/matching.py",
         "lib/chapters/universality/captions.py",
@@ -672,6 +664,16 @@ def test_make_compare_adds_a_page_that_stays(make, tmp_path):
         "execute published",
         "render",
     ]
+
+
+def test_make_compare_lays_runs_side_by_side_in_the_first_ones_report(make, tmp_path):
+    for run in ("mine", "tiny"):
+        make("report", f"RUN={run}", "PARAMS=params/tiny.yaml")
+    assert make("compare", "RUNS=mine tiny")[1] == ["compare runs mine tiny", "execute runs", "render"]
+    assert (tmp_path / "outputs" / "mine" / "notebooks" / "runs.ipynb").exists()
+    assert make("report", "RUN=mine", "PARAMS=params/tiny.yaml")[1] == []  # the page stays
+    done, steps = make("compare", "RUNS=../mine tiny")
+    assert done.returncode and not steps and "RUN is '../mine'" in done.stderr
 
 
 def test_make_untrained_runs_the_report_on_untrained_models_and_shows_the_pages_again(make):

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from lib.base.hub import seed_source
 from lib.base.machine import device_of
+from lib.base.params import read_params
 from lib.cache import kept
 from lib.chapters.universality.null_bases import layer_nulls, partner_correlations, standardised
 from lib.chapters.universality.properties import most_universal
@@ -25,7 +26,7 @@ from lib.kernels.correlation import haar_rotation
 from lib.kernels.fused import OPERAND_DTYPES
 from lib.models.architectures import ARCHITECTURES
 from lib.models.trunk import Trunk, load_model
-from lib.run import Run
+from lib.run import Run, with_universal
 from lib.text.blocks import Text, evenly_spaced
 
 MAX_TOKENS = 24_576  # positions of text that nulls are measured on
@@ -173,7 +174,9 @@ def null_table(run: Run) -> pd.DataFrame:
     `partner` is the correlation with it, `domain` and `position` are that within domains and within positions.
     """
     neurons, matches = run.table("neurons_all_seeds"), run.table("matches_all_seeds")
-    chosen = sampled_neurons(neurons, run.params.reference, run.params.random_seed)
+    own = run.folder / "params.yaml"  # a session may look at another reference or threshold; this sample serves it too
+    asking = read_params(own) if own.exists() else run.params
+    chosen = sampled_neurons(with_universal(neurons, asking.threshold), asking.reference, run.params.random_seed)
     asked = chosen.merge(matches[[*KEY, "model", "match_layer", "match_neuron"]], on=KEY)
     made_from = {"asked": sha256(asked.to_csv().encode()).hexdigest(), "random_seed": run.params.random_seed}
     made_from |= {"tokens": run.text.tokens.numel(), "precision": run.done["precision"]}

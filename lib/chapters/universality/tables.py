@@ -12,18 +12,18 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from lib.base.errors import exit_on_input_error
+from lib.base.errors import InputError, exit_on_input_error
 from lib.base.files import write_json
 from lib.base.hub import seed_source
 from lib.base.machine import device_of
-from lib.base.params import read_params
+from lib.base.params import ROOT, read_params
 from lib.base.progress import Progress
 from lib.base.tensors import write_table
-from lib.cache import code_of, fresh
+from lib.cache import code_of, fresh, is_live, kept, live_folder
 from lib.chapters.universality.matching import assignment, cliques
 from lib.chapters.universality.measures import neuron_measures
 from lib.chapters.universality.properties import depth_of, reference_shares
-from lib.chapters.universality.uncertainty import enough, sampled
+from lib.chapters.universality.uncertainty import THRESHOLDS, enough, sampled
 from lib.collect.statistics import Statistics, load_statistics
 from lib.kernels.correlation import Comparison, compare
 from lib.kernels.followed import Followed
@@ -91,20 +91,32 @@ def assignment_table(statistics: Statistics, reference: str) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def sampling_table(run: Run, followed: Followed, comparison: Comparison) -> pd.DataFrame:
-    """Per neuron of each reference: `held_out_corr`, `draw_se` and `excess_se` (see uncertainty.py); empty in a short
-    text."""
-    made = []
+def sampling_tables(
+    run: Run, followed: Followed, comparison: Comparison, neurons: pd.DataFrame
+) -> dict[str, pd.DataFrame]:
+    """What the choice of text and rotations does (see uncertainty.py); empty in a short text.
+
+    sampling: `held_out_corr`, `draw_se` and `excess_se` per neuron of each reference. share_intervals: `low` and
+    `high`, the interval of the share of universal neurons, per reference and threshold.
+    """
+    columns = {
+        "sampling": ["seed", "layer", "neuron", "held_out_corr", "draw_se", "excess_se"],
+        "share_intervals": ["seed", "threshold", "low", "high"],
+    }
+    made: dict[str, list[pd.DataFrame]] = {name: [] for name in columns}
     for seed in run.done["references"] if enough(followed) else ():
         others = [other for other in run.done["seeds"] if other != seed]
         drawn = _of_compared(comparison.baseline, seed).mean(0, dtype=np.float64)
         found = sampled(followed, seed, others, run.params.random_seed, drawn)
-        index = neuron_index(*run.done["shapes"][seed])
-        index.insert(0, "seed", seed)
-        columns = {"held_out_corr": found.held_out_corr, "draw_se": found.draw_error, "excess_se": found.error}
-        made.append(index.assign(**{name: values.cpu().numpy() for name, values in columns.items()}))
-    columns = ["seed", "layer", "neuron", "held_out_corr", "draw_se", "excess_se"]
-    return pd.concat(made, ignore_index=True) if made else pd.DataFrame(columns=columns)
+        own = {"held_out_corr": found.held_out_corr, "draw_se": found.draw_error, "excess_se": found.error}
+        index = neuron_index(*run.done["shapes"][seed]).assign(seed=seed)
+        made["sampling"].append(index.assign(**{name: values.cpu().numpy() for name, values in own.items()}))
+        excess = neurons.loc[neurons["seed"] == seed, "excess_corr"]
+        made["share_intervals"].append(found.share_intervals(excess, THRESHOLDS).assign(seed=seed))
+    return {
+        name: pd.concat(made[name], ignore_index=True)[own] if made[name] else pd.DataFrame(columns=own)
+        for name, own in columns.items()
+    }
 
 
 def draw_table(comparison: Comparison, shapes: dict, reference: str) -> pd.DataFrame:
@@ -166,15 +178,33 @@ def neuron_table(run: Run, seed: str, moments: Moments, columns: dict[str, np.nd
 
 
 def tabulate(run: Run) -> None:
-    """Writes all tables of a run whose pass is complete, unless they are fresh."""
+    """Writes all tables of a run whose pass is complete, unless they are fresh.
+
+    Another reference or threshold selects from the tables of all seeds and measures nothing again.
+    """
     tables, params = run.folder / "tables", run.params
-    made_from = {"reference": params.reference, "threshold": params.threshold, "rotations": params.rotations}
-    made_from |= {"statistics": run.done, "code": code_of(MODULE)}
-    record = tables / "done.json"
+    measured_from = {"rotations": params.rotations, "statistics": run.done, "code": code_of(MODULE)}
+    made_from = {"reference": params.reference, "threshold": params.threshold, **measured_from}
+    record, measured = tables / "done.json", tables / "all_seeds.json"
     if fresh(record, made_from):
         return
     record.unlink(missing_ok=True)  # an interruption must not leave it beside a mixture of old and new tables
-    statistics = load_statistics(run, device_of(params))
+    if not fresh(measured, measured_from):
+        measured.unlink(missing_ok=True)
+        _write(run, measured_tables(run))
+        write_json(measured, measured_from)
+    _write(run, selected_tables(run))
+    write_json(record, made_from)
+
+
+def _write(run: Run, made: dict[str, pd.DataFrame]) -> None:
+    for name, table in made.items():
+        write_table(run.folder / "tables" / f"{name}.parquet", table)
+
+
+def measured_tables(run: Run) -> dict[str, pd.DataFrame]:
+    """The tables of all seeds that serve as reference: matches, baselines, and what follows from them."""
+    params, statistics = run.params, load_statistics(run, device_of(run.params))
     covariance, followed = statistics.covariance, statistics.followed
 
     whole = Progress(run.folder, "tables")
@@ -197,37 +227,65 @@ def tabulate(run: Run) -> None:
             table.insert(0, "seed", seed)
             parts[name].append(table)
     neurons, matches, drawn = (pd.concat(parts[name], ignore_index=True) for name in parts)
-    universal = with_universal(neurons, params.threshold)
-    neurons = universal.drop(columns="is_universal")  # which a run adds when it reads them, by its threshold
-    made = {
+    neurons = with_universal(neurons, params.threshold).drop(columns="is_universal")  # added again when they are read
+    return {
         "neurons_all_seeds": neurons,
-        "neurons": neurons[neurons["seed"] == params.reference].drop(columns="seed"),
         "matches_all_seeds": matches,
-        "matches": matches[matches["seed"] == params.reference].drop(columns="seed"),
         "baseline_draws": drawn,
-        "references": reference_shares(universal),
         "convergence": convergence_table(run, neurons, followed),
         "cliques": cliques(matches),
-        "assignments": assignment_table(statistics, params.reference),
-        "sampling": sampling_table(run, followed, comparison),
+        **sampling_tables(run, followed, comparison, neurons),
         "outsiders": outsider_table(comparison),
         "text": text_table(run),
     }
-    for name, table in made.items():
-        write_table(tables / f"{name}.parquet", table)
-    write_json(record, made_from)
+
+
+def selected_tables(run: Run) -> dict[str, pd.DataFrame]:
+    """The tables that depend on the run's reference or threshold, from those of all seeds."""
+    return {
+        "neurons": run.neurons.drop(columns="is_universal"),
+        "matches": run.matches,
+        "references": reference_shares(run.table("neurons_all_seeds")),
+    }
+
+
+def assignments(run: Run) -> pd.DataFrame:
+    """assignments.parquet: `assignment_table` of the run's reference, made when first asked for."""
+    made_from = {"reference": run.params.reference, "statistics": run.done}
+
+    def make() -> pd.DataFrame:
+        return assignment_table(load_statistics(run, device_of(run.params)), run.params.reference)
+
+    return kept(run, "assignments", MODULE, made_from, make)
+
+
+def parameter_path(given: str | Path) -> Path:
+    """A notebook's parameter file: from the notebook's folder on, or else from the repository's root or notebooks/.
+
+    So an executed notebook finds it wherever in the repository a copy lies. InputError if there is none.
+    """
+    for place in (Path(), ROOT, ROOT / "notebooks"):
+        if (place / given).is_file():
+            return place / given
+    name, run = Path(given).name, Path(given).parent.name
+    writes = f"; `make report RUN={run}` writes it" if name == "params.yaml" else ""
+    raise InputError(f"the parameter file {given} does not exist{writes}.")
 
 
 def open_run(params_file: str | Path, **overrides) -> Run:
     """The run of a parameter file, with those overrides that are not None; collects and tabulates what is missing.
 
     Another `reference`, `threshold` or `rotations` needs no new pass over the text. A change of anything that the pass
-    depends on needs another run and raises InputError.
+    depends on needs another run and raises InputError. A live session writes nothing into a run whose pass is complete
+    (`lib.cache.live_folder`).
     """
     from lib.collect.passes import collect
 
-    run = Run(read_params(params_file, **{name: value for name, value in overrides.items() if value is not None}))
+    given = {name: value for name, value in overrides.items() if value is not None}
+    run = Run(read_params(parameter_path(params_file), **given))
     collect(run)
+    if is_live():
+        run.folder = live_folder(run.folder)
     tabulate(run)
     return run
 

@@ -22,6 +22,7 @@ DRAWS = 400  # of the bootstrap
 CHOOSING = 4  # parts, the first, that choose the partner whose correlation the others measure
 FEWEST_PARTS = 8  # with tokens, below which there is no estimate
 INTERVAL = (0.025, 0.975)  # quantiles
+THRESHOLDS = np.linspace(0, 1, 1001)  # whose intervals are kept with the run
 
 
 @dataclass(frozen=True)
@@ -43,18 +44,23 @@ class Sampled:
         """Standard error of a neuron's excess by both."""
         return (self.text_error**2 + self.draw_error.nan_to_num() ** 2).sqrt()
 
-    def share_interval(self, excess: Sequence[float], threshold: float) -> tuple[float, float]:
-        """95 % interval of the share of neurons whose excess is above the threshold.
+    def share_intervals(self, excess: Sequence[float], thresholds: Float[np.ndarray, "thresholds"]) -> pd.DataFrame:
+        """95 % interval of the share of neurons whose excess is above each threshold: threshold, low, high.
 
         A basic bootstrap of the log share. More neurons lie just below a threshold than just above it, so the draws'
         added noise multiplies their shares; mirroring the quantiles at the observed share removes that bias. So the
         observed share, which such noise has lifted once, may lie above the interval. Half a neuron is added to each.
         """
         found, half = torch.as_tensor(np.asarray(excess, dtype=np.float32)), 0.5 / len(excess)
-        shares = ((found + self.moved) > threshold).double().mean(1) + half
-        low, high = shares.quantile(torch.tensor(INTERVAL, dtype=torch.float64)).tolist()
-        share = (found > threshold).double().mean().item() + half
-        return tuple(min(1.0, max(0.0, share**2 / bound - half)) for bound in (high, low))
+        bounds = torch.from_numpy(np.asarray(thresholds, dtype=np.float32))
+
+        def shares(values: Float[Tensor, "draws total"]) -> Float[Tensor, "draws thresholds"]:
+            below = torch.searchsorted(values.sort(1).values, bounds.expand(len(values), -1).contiguous(), right=True)
+            return (len(found) - below).double() / len(found) + half
+
+        drawn = shares(found + self.moved.cpu()).quantile(torch.tensor(INTERVAL, dtype=torch.float64), dim=0)
+        low, high = (shares(found[None])[0] ** 2 / drawn.flip(0) - half).clamp(0, 1).numpy()
+        return pd.DataFrame({"threshold": thresholds, "low": low, "high": high})
 
 
 def enough(followed: Followed) -> bool:
@@ -109,8 +115,9 @@ def _mean_moved(
     return weights @ (baseline - baseline.mean(0)) * (number / (number - 1)) ** 0.5
 
 
-def share_intervals(run: Run, neurons_all_seeds: pd.DataFrame, threshold: float) -> pd.DataFrame | None:
-    """One row per reference: seed, share (universal), low, high (95 % interval); None in a text of too few parts."""
+def interval_table(run: Run, neurons_all_seeds: pd.DataFrame, thresholds: np.ndarray) -> pd.DataFrame | None:
+    """One row per reference and threshold: seed, threshold, low and high (95 % interval of the share of universal
+    neurons); None in a text of too few parts."""
     followed = load_followed(run)
     if not enough(followed):
         return None
@@ -119,6 +126,20 @@ def share_intervals(run: Run, neurons_all_seeds: pd.DataFrame, threshold: float)
         others = [other for other in run.done["seeds"] if other != seed]
         baseline = drawn.loc[seed, "baseline"].to_numpy().reshape(-1, len(own))  # sorted by draw, then as neurons
         found = sampled(followed, seed, others, run.params.random_seed, baseline)
-        low, high = found.share_interval(own["excess_corr"], threshold)
-        rows.append({"seed": seed, "share": own["is_universal"].mean(), "low": low, "high": high})
-    return pd.DataFrame(rows)
+        rows.append(found.share_intervals(own["excess_corr"], thresholds).assign(seed=seed))
+    return pd.concat(rows, ignore_index=True)
+
+
+def share_intervals(run: Run, neurons_all_seeds: pd.DataFrame, threshold: float) -> pd.DataFrame | None:
+    """One row per reference: seed, share (universal), low, high (95 % interval); None in a text of too few parts.
+
+    The run keeps the intervals of THRESHOLDS; those of another threshold are computed, which takes longer.
+    """
+    table = run.table("share_intervals") if run.has("share_intervals") else pd.DataFrame({"threshold": []})
+    known = table[np.isclose(table["threshold"], threshold, atol=1e-9)]
+    if known.empty:
+        known = interval_table(run, neurons_all_seeds, np.array([threshold]))
+    if known is None:
+        return None
+    shares = neurons_all_seeds.groupby("seed", sort=False)["is_universal"].mean().rename("share").reset_index()
+    return shares.merge(known[["seed", "low", "high"]], on="seed")

@@ -1,5 +1,7 @@
 """The tables of a run agree with one another, with their documented columns, and with a plain computation."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,9 +10,14 @@ from conftest import activations, followed_blocks
 from scipy import stats
 from transformers import GPT2LMHeadModel
 
-from lib.chapters.universality.tables import tabulate
+from lib.base.errors import InputError
+from lib.base.files import file_sha256
+from lib.base.params import write_params
+from lib.cache import REPORTS, refuse_other_statistics
+from lib.chapters.universality.tables import assignments, open_run, parameter_path, tabulate
 from lib.collect.passes import collect
 from lib.collect.statistics import load_followed
+from tests.base.test_params import is_sentence
 
 pytestmark = pytest.mark.usefixtures("without_grouped_moments")
 
@@ -112,7 +119,12 @@ def test_convergence_on_half_of_the_text_is_that_of_half_of_the_followed_tokens(
     np.testing.assert_allclose(half["excess_corr"], half["mean_corr"] - half["baseline"], atol=1e-12)
 
 
-def test_another_threshold_changes_the_references_only(make_run, seed_folders, run):
+def refused(*_):
+    raise AssertionError("measured again")
+
+
+def test_another_threshold_changes_the_references_only(make_run, seed_folders, run, monkeypatch):
+    monkeypatch.setattr("lib.chapters.universality.tables.compare", refused)
     strict = run.table("references")
     again = make_run(seed_folders, reference="b", threshold=0.0)
     tabulate(again)
@@ -120,3 +132,53 @@ def test_another_threshold_changes_the_references_only(make_run, seed_folders, r
     of_threshold = ["is_universal", "k_of_m"]
     pd.testing.assert_frame_equal(*(one.neurons.drop(columns=of_threshold) for one in (again, run)))
     assert again.neurons["is_universal"].sum() > run.neurons["is_universal"].sum()
+    other = make_run(seed_folders, reference="c")
+    tabulate(other)
+    neurons = pd.read_parquet(run.folder / "tables" / "neurons.parquet")
+    pd.testing.assert_frame_equal(neurons, other.neurons.drop(columns="is_universal"))
+    assert set(assignments(other)["model"]) == {"a", "b"}
+
+
+def files(run) -> dict[Path, str]:
+    return {path: file_sha256(path) for path in run.folder.rglob("*") if path.is_file()}
+
+
+def test_a_live_session_writes_nothing_into_a_run_that_is_there(run, monkeypatch, tmp_path):
+    monkeypatch.setattr("lib.chapters.universality.tables.compare", refused)
+    write_params(run.params, run.folder / "params.yaml")
+    (run.folder / "figures").mkdir()
+    (run.folder / "figures" / "one.png").touch()
+    before = files(run)
+    live = open_run(run.folder / "params.yaml", reference="c", threshold=0.25)
+    assignments(live)
+    (live.folder / "figures").mkdir()  # not the run's
+    assert files(run) == before and live.folder != run.folder
+    assert set(live.matches["model"]) == {"a", "b"} and live.table("references")["seed"].tolist() == ["a", "b", "c"]
+    again = open_run(run.folder / "params.yaml", reference="c", threshold=0.25)
+    monkeypatch.setattr("lib.chapters.universality.tables.assignment_table", refused)  # kept for the session
+    assert len(assignments(again)) and again.folder == live.folder
+    monkeypatch.setenv(REPORTS, "1")
+    assert open_run(run.folder / "params.yaml", reference="c").folder == run.folder and files(run) != before
+
+
+def test_a_parameter_file_is_found_from_any_folder_of_the_repository(tmp_path, monkeypatch):
+    monkeypatch.setattr("lib.chapters.universality.tables.ROOT", tmp_path)
+    made = tmp_path / "outputs" / "mine" / "params.yaml"
+    made.parent.mkdir(parents=True)
+    (tmp_path / "notebooks").mkdir()
+    made.touch()
+    monkeypatch.chdir(made.parent)
+    for given in ("params.yaml", "outputs/mine/params.yaml", "../outputs/mine/params.yaml", made):
+        assert parameter_path(given).samefile(made)
+    with pytest.raises(InputError) as error:
+        parameter_path("outputs/none/params.yaml")
+    assert "make report RUN=none" in str(error.value) and is_sentence(str(error.value))
+
+
+def test_another_reference_of_a_run_with_matches_of_one_names_the_command(make_run, seed_folders):
+    one = make_run(seed_folders, compare="reference")
+    collect(one)
+    with pytest.raises(InputError) as error:
+        refuse_other_statistics(make_run(seed_folders, compare="reference", reference="b").params, None)
+    assert "make report RUN=test-b SEED=b PARAMS=outputs/test/params.yaml" in str(error.value)
+    assert is_sentence(str(error.value))

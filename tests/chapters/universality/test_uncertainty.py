@@ -81,13 +81,18 @@ def sampled_of(moved: torch.Tensor) -> uncertainty.Sampled:
     return uncertainty.Sampled(nothing, nothing, nothing, moved)
 
 
+def interval(moved: torch.Tensor, excess, threshold: float) -> tuple[float, float]:
+    """The interval of the share above one threshold."""
+    return tuple(sampled_of(moved).share_intervals(excess, [threshold])[["low", "high"]].iloc[0])
+
+
 def test_intervals_hold_the_share_and_widen_with_the_errors():
     moved = torch.randn(uncertainty.DRAWS, 2000, generator=torch.Generator().manual_seed(0))
     excess = np.linspace(0, 1, 2000)
-    narrow, wide = (sampled_of(scale * moved).share_interval(excess, 0.5) for scale in (0.01, 0.1))
+    narrow, wide = (interval(scale * moved, excess, 0.5) for scale in (0.01, 0.1))
     assert 0.48 < wide[0] < narrow[0] <= 0.5 <= narrow[1] < wide[1] < 0.52
-    assert sampled_of(0 * moved).share_interval(excess, 0.5) == pytest.approx((0.5, 0.5))
-    for low, high in (sampled_of(moved).share_interval(excess, bound) for bound in (-9, 9)):  # all above, none above
+    assert interval(0 * moved, excess, 0.5) == pytest.approx((0.5, 0.5))
+    for low, high in (interval(moved, excess, bound) for bound in (-9, 9)):  # all above, none above
         assert 0 <= low <= high <= 1
 
 
@@ -97,7 +102,7 @@ def test_an_interval_leaves_its_point_out_where_noise_has_lifted_the_share():
     true = random.exponential(size=40_000)
     seen = true + random.normal(size=40_000)
     moved = torch.from_numpy(random.normal(size=(uncertainty.DRAWS, 40_000))).float()
-    low, high = sampled_of(moved).share_interval(seen, 4)
+    low, high = interval(moved, seen, 4)
     assert 0.9 * low < (true > 4).mean() < 1.1 * high and high < (seen > 4).mean()
 
 
@@ -118,6 +123,11 @@ def test_the_table_of_intervals_and_its_sentence(run):
     rows = uncertainty.share_intervals(run, with_universal(everyone, 0.0), 0.0)
     assert rows["seed"].tolist() == ["a", "b", "c"] and (rows["low"] <= rows["high"]).all()
     assert (rows["share"] - (everyone["excess_corr"] > 0).groupby(everyone["seed"]).mean().to_numpy()).abs().max() == 0
+    kept = made["share_intervals"]  # those that are computed for a threshold which is not kept
+    direct = uncertainty.interval_table(run, everyone, np.array([0.0, 0.25]))
+    shown = kept[kept["threshold"].isin([0.0, 0.25])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(shown, direct[list(shown)])
+    assert len(uncertainty.share_intervals(run, with_universal(everyone, 0.12345), 0.12345)) == 3
     text = activation_captions.sampling(made["sampling"].query("seed == 'a'"), run.neurons, 0.0).text
     assert "standard error" in text and "black line" in captions.share_by_reference(made["references"], rows).text
 
