@@ -63,7 +63,7 @@ NUMBERS_interventions := 06_%
 NUMBERS_emergence := 07_%
 NUMBERS_published := published
 folder = $(wildcard lib/chapters/$1/*.py)
-computing = $(filter-out $(addprefix lib/chapters/$1/,figures%.py captions%.py claims%.py),$(call folder,$1))
+computing = $(filter-out $(addprefix lib/chapters/$1/,figures%.py captions%.py claims%.py in_short%.py),$(call folder,$1))
 executed = $(filter $(NUMBERS_$1:%=$(OUT)/notebooks/%.ipynb),$(EXECUTED))
 
 help: ## this list
