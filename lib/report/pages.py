@@ -17,9 +17,11 @@ from PIL import Image
 
 from lib.display.captions import count
 from lib.display.plots import SYMBOL
+from lib.report.glossary import mark_terms
 
 TEMPLATES = Path(__file__).parent / "templates"
 FIGURE_FILES = ("svg", "png")  # formats of a saved figure
+NAME = re.compile(r"\bL(\d+)(\.|H)(\d+)\b")  # of a neuron or an attention head
 NOT_PROSE = ["pre", "code", "script", "style", "math"]
 
 
@@ -47,6 +49,19 @@ def set_symbols(soup: BeautifulSoup) -> None:
         if not text.find_parent([*NOT_PROSE, "title", "option"]):
             marked = SYMBOL.sub(r"<i>\1</i><span class=under>_</span><sub>\2</sub>", str(escape(text)))
             text.replace_with(BeautifulSoup(marked, "html.parser"))
+
+
+def explain_names(soup: BeautifulSoup) -> None:
+    """Gives the names of neurons and heads, L5.2 and L5H2, a title that says what they mean."""
+    for text in soup.find_all(string=NAME):
+        if not text.find_parent([*NOT_PROSE, "abbr", "title", "option"]) and not text.find_parent(class_="term"):
+            marked = NAME.sub(_explained, str(escape(text)))
+            text.replace_with(BeautifulSoup(marked, "html.parser"))
+
+
+def _explained(name: re.Match) -> str:
+    kind = "neuron" if name[2] == "." else "head"
+    return f'<abbr title="layer {name[1]}, {kind} {name[3]}">{name[0]}</abbr>'
 
 
 # ---------------------------------------------------------------- figures
@@ -123,7 +138,7 @@ def add_table_tools(soup: BeautifulSoup, stem: str) -> dict[str, pd.DataFrame]:
     Screen readers know a scrolling box by the heading above it.
     """
     tables = {}
-    for number, element in enumerate(soup.select("table, [role=table]"), 1):
+    for number, element in enumerate(soup.select("table:not(.ledger), [role=table]"), 1):
         name = element.get("data-table") or f"{stem}-{number}"
         tables[name] = read_table(element)
         heading = element.find_previous(["h1", "h2", "h3"])
@@ -167,6 +182,8 @@ def finished(html: str, stem: str) -> tuple[str, dict[str, pd.DataFrame]]:
     soup = BeautifulSoup(html, "html.parser")
     keep_percents_together(soup)
     tables = add_table_tools(soup, stem)
+    mark_terms(soup)
+    explain_names(soup)
     set_symbols(soup)
     return str(soup), tables
 

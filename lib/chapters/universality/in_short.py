@@ -6,7 +6,6 @@ from IPython.display import HTML
 
 from lib.base.errors import listed
 from lib.chapters.universality import properties
-from lib.chapters.universality.captions_activations import value_range
 from lib.chapters.universality.properties import PUBLISHED_SHARES
 from lib.display.captions import count, percent
 from lib.display.claims import FEWEST, SIGNIFICANT
@@ -60,23 +59,17 @@ def correlation(neurons: pd.DataFrame, drawn: pd.DataFrame, sample: pd.DataFrame
             "correlation_by_layer",
         )
     ]
-    by_draw, universal = (
-        properties.draw_summary(drawn, neurons, threshold)["universal"],
-        int(neurons["is_universal"].sum()),
-    )
+    universal = int(neurons["is_universal"].sum())
+    by_draw = properties.draw_summary(drawn, neurons, threshold)["universal"]
     if len(by_draw) > 1:
         off = int((by_draw - universal).abs().max())
-        verb = "matters" if off > 0.2 * max(1, universal) else "hardly matters"
-        text = (
-            f"The random rotation {verb}: a single draw instead of their mean changes the number of universal neurons, "
-        )
-        findings.append(Finding(f"{text}{universal:,}, by at most **{off:,}**.", "baseline_draws"))
+        text = f"The random rotation {'matters' if off > 0.2 * max(1, universal) else 'hardly matters'}: a single draw "
+        text += f"changes the number of universal neurons, {universal:,}, by at most **{off:,}**."
+        findings.append(Finding(text, "baseline_draws"))
     if len(sample):
         held_out = neurons[["layer", "neuron", "mean_baseline"]].merge(sample, on=["layer", "neuron"])
         number = int((held_out["held_out_corr"] - held_out["mean_baseline"] > threshold).sum())
-        text = "Matches are not luck of the text"
-        if number < universal / 2:
-            text = "Matches are partly luck of the text"
+        text = f"Matches are {'partly' if number < universal / 2 else 'not'} luck of the text"
         text += (
             f": with partners chosen on other text **{number:,}** neurons are universal, {universal:,} with all of it."
         )
@@ -125,6 +118,4 @@ def _differences(tests: pd.DataFrame, number: int) -> Finding:
         return Finding(
             "Universal neurons do **not** clearly differ from the rest of their layer.", "figure_03_percentiles"
         )
-    return Finding(
-        f"Compared with the rest of their layer, universal neurons **{listed(said)}**.", "figure_03_percentiles"
-    )
+    return Finding(f"Compared with the rest of their layer, universal neurons {listed(said)}.", "figure_03_percentiles")
