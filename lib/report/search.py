@@ -27,7 +27,7 @@ def entries_of(name: str, html: str) -> list[Entry]:
     """The entries of one page."""
     main = BeautifulSoup(html, "html.parser").find("main")
     head = main.find("h1")
-    about = main.select(".question, .opening p, .opening li")
+    about = main.select(".opening :is(p, li):not(.sources, .counts)")
     found = [(name, "", plain(head) if head else name, _text(about))]
     for section in main.select("h2[id], h3[id]"):
         found.append((name, section["id"], plain(section), _text(_prose_of(section))))
