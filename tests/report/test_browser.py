@@ -334,13 +334,13 @@ def test_without_scripts_chapters_and_ledger_can_be_read(folder, browser):
 def test_figures_enlarge_and_save_and_contents_follow(folder, open_page):
     page, wrong, asked = open_page(folder / "report" / "03_universality.html")
     page.click(f"#{FIGURES[1]} img")
-    assert page.is_visible("dialog.enlarged") and page.get_attribute("dialog img", "alt") == page.get_attribute(
-        f"#{FIGURES[1]} img", "alt"
-    )
+    assert page.is_visible("dialog.enlarged") and page.get_attribute(
+        "dialog.enlarged img", "alt"
+    ) == page.get_attribute(f"#{FIGURES[1]} img", "alt")
     page.keyboard.press("Escape")
     assert not page.is_visible("dialog.enlarged")
     page.click(f"#{FIGURES[0]} .tools button")
-    page.click("dialog .close")
+    page.click("dialog.enlarged .close")
     assert not page.is_visible("dialog.enlarged")
     for kind in ("SVG", "PNG"):
         with page.expect_download() as saved:

@@ -101,7 +101,7 @@ def scores(rows: pd.DataFrame, held_out: pd.DataFrame) -> Caption:
 
 
 def chance_level(rows: pd.DataFrame, levels: pd.DataFrame) -> Caption:
-    """What random directions reach with the same labels; `levels` is family_chance.parquet."""
+    """What rotated neurons reach with the same labels; `levels` is family_chance.parquet."""
     by_layer = levels.set_index("layer")
     median, rotated = rows["score"].median(), levels["median"].median()
     title = f"The median neuron scores {median:.2f}, the median rotated one {rotated:.2f}"
@@ -116,6 +116,8 @@ def chance_level(rows: pd.DataFrame, levels: pd.DataFrame) -> Caption:
         text += (
             f" In {listed(f'layer {layer}' for layer in behind)} the median neuron scores below the median rotated one."
         )
+    if not levels["nonlinear"].all():
+        text += " These are gated neurons, whose activations were rotated without the nonlinearity: a lower level."
     return Caption(title, text, f"Box plots of held-out scores by layer, with those of rotated neurons. {title}.")
 
 

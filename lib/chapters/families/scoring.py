@@ -1,8 +1,8 @@
 """Families of neurons: from grouped moments to every neuron's best explanation among many labels (docs/method.md §5).
 
 A binary label's score is the share of a neuron's variance that it explains. Labels are chosen on the even blocks of the
-text and scored on the odd ones. A neuron is explained if it scores above what random directions of its layer reach by
-the same choice.
+text and scored on the odd ones. A neuron is explained if it scores above what rotated neurons of its layer reach by the
+same choice.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,14 +33,6 @@ LETTERS = 26
 
 # one seed's layers, each as `GroupedMoments.compact` gives it, with a row for each label (`families.statistics`)
 Statistics = Sequence[Mapping[str, Tensor]]
-
-
-@dataclass(frozen=True)
-class Rotation:
-    """One random rotation of each layer's z-scored neurons, and the rotated neurons' deviations (docs/method.md §5)."""
-
-    turn: Float[Tensor, "layers n n"]
-    deviation: Float[Tensor, "layers n"]  # over all counted tokens
 
 
 @dataclass(frozen=True)
@@ -85,36 +77,26 @@ class _Contrast:
         return variance_reduction(self.share, self.difference, self.variance)
 
 
-def score_labels(
-    statistics: Statistics, sets: Sequence[LabelSet], rotation: Rotation
-) -> tuple[Scores, Float[Tensor, "2 labels total"]]:
-    """Scores of all labels, in the order of `sets`, for one seed's neurons; and the values for its rotated neurons.
+def score_labels(statistics: Statistics, sets: Sequence[LabelSet]) -> Scores:
+    """Scores of all labels, in the order of `sets`, for one seed's neurons.
 
-    Scores are over all counted tokens, so that kinds of labels compare; a label is 0 where its kind is unknown. A
-    rotated neuron's mean on a label is a rotation of the neurons' means, each in its deviations. Its variance in a half
-    is its variance over the text times the ratio that the neurons it mixes have.
+    Scores are over all counted tokens, so that kinds of labels compare; a label is 0 where its kind is unknown.
     """
     layers, neurons = len(statistics), len(statistics[0]["deviation"])
     labels = sum(len(one.labels) for one in sets)
-    value, rotated = (torch.zeros(2, labels, layers * neurons) for _ in range(2))
+    value = torch.zeros(2, labels, layers * neurons)
     labelled_score, difference = (torch.zeros(labels, layers * neurons) for _ in range(2))
     for layer in range(layers):
         own, columns, start = statistics[layer], slice(layer * neurons, (layer + 1) * neurons), 0
-        turn = rotation.turn[layer].float()
-        mixed = turn**2 * (own["deviation"] > 0)  # what each neuron adds to a rotated one's variance, no covariances
         for one in sets:
             rows = slice(start, start + len(one.labels))
             start = rows.stop
             for half in (EVEN, ODD):
                 contrast = _Contrast.of(one, own, ALL_TOKENS, half)
                 value[half, rows, columns] = contrast.score()
-                ratio = (mixed @ contrast.variance) / mixed.sum(1).clamp(min=1e-30)
-                variance = rotation.deviation[layer].float() ** 2 * ratio
-                turned = contrast.difference @ turn.T
-                rotated[half, rows, columns] = variance_reduction(contrast.share, turned, variance)
             difference[rows, columns] = contrast.difference  # of the odd half, the last
             labelled_score[rows, columns] = _Contrast.of(one, own, one.table, ODD).score()
-    return Scores(value, labelled_score, difference), rotated
+    return Scores(value, labelled_score, difference)
 
 
 def label_table(sets: Sequence[LabelSet], own: Mapping[str, Tensor]) -> pd.DataFrame:
@@ -221,15 +203,14 @@ def _entropy(share: Tensor) -> Tensor:
 
 
 def seed_families(
-    statistics: Statistics, sets: Sequence[LabelSet], rotation: Rotation
+    statistics: Statistics, rotated: Statistics, sets: Sequence[LabelSet]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(families, chance) of one seed: `assign`'s table with `position_information`, and per layer the chance level
     with the median and the largest of its rotated neurons' best held-out scores."""
-    scores, rotated = score_labels(statistics, sets, rotation)
     families = [name for one in sets for name in one.labels["family"]]
     layers = range(len(statistics))
-    best = choose(rotated, families).score.max(0).reshape(len(layers), -1)
-    level = np.quantile(best, CHANCE_QUANTILE, axis=1)
+    best = choose(score_labels(rotated, sets).value, families).score.max(0).reshape(len(layers), -1)
+    level, scores = np.quantile(best, CHANCE_QUANTILE, axis=1), score_labels(statistics, sets)
     table = assign(choose(scores.value, families), level, label_table(sets, statistics[0]), scores)
     table["position_information"] = np.concatenate([position_information(statistics[layer]) for layer in layers])
     columns = {"layer": layers, "chance": level, "median": np.median(best, 1), "largest": best.max(1)}

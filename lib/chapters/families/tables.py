@@ -1,48 +1,28 @@
 """From a run's grouped moments to the tables of families: families.parquet, labels.parquet, family_chance.parquet.
 
 Rows are of all seeds that serve as reference. Scoring is algebra on the statistics: after an edit of the token classes,
-`open_families` scores again without a model, and leaves out the labels that the statistics cannot know.
+`open_families` scores again without a pass, and leaves out the labels that the statistics cannot know. Only the chance
+level runs the models, on a sample of the text.
 """
 
 import hashlib
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from lib.base.files import write_json
 from lib.base.tensors import write_table
 from lib.cache import code_of, fresh
-from lib.chapters.families.scoring import Rotation, label_table, seed_families
+from lib.chapters.families.rotated import Rotated, keeps_nonlinearity
+from lib.chapters.families.scoring import label_table, seed_families
 from lib.chapters.families.statistics import KnownLabels, known_labels, seed_statistics
 from lib.chapters.families.summary import matched_pairs, with_excess
-from lib.kernels.correlation import haar_rotation, rotated_deviation
 from lib.labels.groupings import run_groupings, run_label_sets
 from lib.labels.labels import Grouping, LabelSet
 from lib.labels.token_classes import TOKEN_CLASSES, TokenClass
 from lib.run import Run
-
-ROTATION_DRAW = 1_000  # none of chapter 2's draws
-
-
-def random_rotation(run: Run, seed: str) -> Rotation:
-    """A rotation of each layer of a seed, each neuron in units of its deviation, so that no neuron is louder than
-    another; with the deviations of the rotated neurons from the run's covariances."""
-    from lib.collect.statistics import load_statistics
-
-    statistics = load_statistics(run)
-    covariance, (layers, neurons) = statistics.covariance, statistics.covariance.shapes[seed]
-    turn = haar_rotation(neurons, run.params.random_seed, ROTATION_DRAW)
-    scale = statistics.scales[seed]
-    zscored = replace(scale, unit=scale.inverse_deviation)
-    deviations = [
-        rotated_deviation(covariance.within(seed, layer), zscored.layer(layer, neurons), turn)
-        for layer in range(layers)
-    ]
-    return Rotation(turn.expand(layers, -1, -1), torch.stack(deviations))
 
 
 def labels_digest(sets: Sequence[LabelSet]) -> str:
@@ -54,16 +34,19 @@ def labels_digest(sets: Sequence[LabelSet]) -> str:
     return digest.hexdigest()
 
 
-def tabulate_families(run: Run, labels: KnownLabels) -> None:
-    """Writes the tables of families unless they are fresh for these labels and this code; runs no model."""
+def tabulate_families(run: Run, labels: KnownLabels, groupings: dict[str, Grouping]) -> None:
+    """Writes the tables of families unless they are fresh for these labels and this code."""
     sets = labels.sets
     made_from = {"labels": labels_digest(sets), "seeds": run.done["seed_hashes"], "code": code_of(__name__)}
     if fresh(run.folder / "tables" / "families.json", made_from):
         return
     tables, written = run.folder / "tables", {"families": [], "family_chance": []}
-    for seed in tqdm(run.done["references"], desc="families", file=sys.stderr):
+    rotated = Rotated(run, labels, groupings)
+    for seed in tqdm(run.done["references"], desc="families", unit="seed", file=sys.stderr):
         own = seed_statistics(run, seed, labels)
-        for made, table in zip(written.values(), seed_families(own, sets, random_rotation(run, seed)), strict=True):
+        found = seed_families(own, rotated.statistics(seed, own), sets)
+        found[1]["nonlinear"] = keeps_nonlinearity(run, seed)
+        for made, table in zip(written.values(), found, strict=True):
             table.insert(0, "seed", seed)
             made.append(table)
     (tables / "families.json").unlink(missing_ok=True)
@@ -95,5 +78,5 @@ def open_families(run: Run, extra_classes: tuple[TokenClass, ...] = ()) -> Famil
     """The families of a run, scored again if its labels have changed; `extra_classes` are more token classes."""
     groupings = run_groupings(run)
     labels = known_labels(run, run_label_sets(run, groupings, (*TOKEN_CLASSES, *extra_classes)))
-    tabulate_families(run, labels)
+    tabulate_families(run, labels, groupings)
     return Families(run, labels, groupings)

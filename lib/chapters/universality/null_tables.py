@@ -100,13 +100,13 @@ def read(
     return found
 
 
-def _trunk(run: Run, seed: str) -> Trunk:
+def trunk_of(run: Run, seed: str) -> Trunk:
     """A seed as the run's pass reads it."""
     model = load_model(seed_source(run.params, seed)).to(device_of(run.params))
     return Trunk(model, OPERAND_DTYPES[run.done["precision"]] == torch.bfloat16)
 
 
-def _wide(run: Run) -> torch.dtype:
+def wide(run: Run) -> torch.dtype:
     """The type of all that is no product's operand."""
     return torch.float64 if run.done["precision"] == "fp64" else torch.float32
 
@@ -116,9 +116,9 @@ def operands(run: Run, sample: Sample, chosen: pd.DataFrame) -> Float[Tensor, "t
     made = None
     for seed, own in chosen.groupby("seed"):
         columns = {int(layer): torch.tensor(of["neuron"].tolist()) for layer, of in own.groupby("layer")}
-        found = read(_trunk(run, seed), sample, columns, pre=False)
+        found = read(trunk_of(run, seed), sample, columns, pre=False)
         for layer, of in own.groupby("layer"):
-            z = standardised(found.pop(layer).to(_wide(run)))
+            z = standardised(found.pop(layer).to(wide(run)))
             if made is None:
                 made = z.new_empty(len(z), len(chosen), dtype=OPERAND_DTYPES[run.done["precision"]])
             made[:, torch.tensor(of.index.tolist())] = z.to(made.dtype)
@@ -129,9 +129,9 @@ def compared_with(
     run: Run, model: str, sample: Sample, x: Float[Tensor, "tokens k"], partners: pd.DataFrame
 ) -> dict[str, np.ndarray]:
     """The columns of the table for k neurons of other seeds and one compared seed, whose neurons `partners` names."""
-    trunk, (layers, neurons) = _trunk(run, model), run.done["shapes"][model]
+    trunk, (layers, neurons) = trunk_of(run, model), run.done["shapes"][model]
     plain = ARCHITECTURES[trunk.base.config.model_type].one_reader  # else the gate alone does not make the activation
-    turn = haar_rotation(neurons, run.params.random_seed, ROTATION_DRAW).to(x.device, _wide(run))
+    turn = haar_rotation(neurons, run.params.random_seed, ROTATION_DRAW).to(x.device, wide(run))
     y = turn.new_zeros(len(x), len(partners))
     best: dict[str, Tensor] = {}
     held = max(1, HELD_BYTES // (len(x) * neurons * x.element_size()))  # layers

@@ -6,15 +6,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.nn.functional import gelu
 
 from lib.base.errors import InputError
 from lib.base.hub import seed_source
-from lib.chapters.families import captions, statistics
+from lib.chapters.families import captions, rotated, statistics
+from lib.chapters.families.rotated import ROTATION_DRAW, Rotated, sampled_blocks
 from lib.chapters.families.statistics import known_labels, seed_statistics
-from lib.chapters.families.tables import open_families, random_rotation
+from lib.chapters.families.tables import open_families
 from lib.chapters.universality.tables import tabulate
 from lib.collect import first_look, one_pass, passes
-from lib.labels import labels
+from lib.kernels.correlation import haar_rotation
+from lib.labels import labels as labels_module
+from lib.labels.groupings import run_groupings, run_label_sets
 from lib.labels.labels import occurring
 from lib.labels.token_classes import looks
 from lib.models.trunk import Trunk, load_model
@@ -39,12 +43,46 @@ def test_families_of_a_seed_do_not_depend_on_the_other_references(make_run, seed
     pd.testing.assert_frame_equal(*found)
 
 
-def test_families_follow_the_token_classes_without_a_model(make_run, seed_folders, monkeypatch):
+def test_rotated_neurons_by_label_agree_with_a_plain_computation(make_run, seed_folders, monkeypatch):
+    """In fp64: rotated pre-activations with each neuron's mean and deviation, through the model's own GELU."""
+    run = make_run(seed_folders, token_budget=16 * 256)
+    passes.collect(run)
+    groupings = run_groupings(run)
+    labels = known_labels(run, run_label_sets(run, groupings))
+    monkeypatch.setattr(rotated, "MAX_TOKENS", 6 * 256)
+    found = Rotated(run, labels, groupings)
+    assert found.blocks.tolist() == [0, 1, 8, 9, 14, 15]
+    own = found.statistics("b", seed_statistics(run, "b", labels))[1]
+
+    blocks, counted, layer = run.text.tokens[found.blocks], run.text.counted(found.blocks), []
+    trunk = Trunk(load_model(seed_source(run.params, "b")))
+    trunk.run(blocks, lambda at, pre, post: layer.append(pre.double()) if at == 1 else None)
+    pre = layer[0][counted].numpy()
+    turned = pre @ haar_rotation(48, run.params.random_seed, ROTATION_DRAW).numpy().T
+    again = pre.mean(0) + pre.std(0) * (turned - turned.mean(0)) / turned.std(0)
+    x = gelu(torch.tensor(again), approximate="tanh").numpy()
+    z = (x - x.mean(0)) / x.std(0)
+    one = labels.sets[0]
+    row = int(own[f"{one.table}.count"].sum(0).argmax())
+    carried = torch.tensor(np.append(one.member[row], False))[groupings[one.grouping].ids[found.blocks].long()]
+    even = (found.blocks % 2 == 0)[:, None].expand(counted.shape)
+    for half, keep in enumerate((even[counted], ~even[counted])):
+        expected = z[(keep & carried[counted]).numpy()].mean(0)
+        np.testing.assert_allclose(own[f"{one.table}.mean"][half, row], expected, atol=2e-2)
+
+
+def test_sampled_blocks_are_half_even_and_half_odd():
+    assert sampled_blocks(7, 9).tolist() == [*range(7)]
+    chosen = sampled_blocks(1000, 100)
+    assert len(chosen) == 100 == len(set(chosen.tolist())) and (chosen % 2).sum() == 50 and chosen.max() > 980
+
+
+def test_families_follow_the_token_classes_without_a_pass(make_run, seed_folders, monkeypatch):
     run = make_run(seed_folders, token_budget=16 * 256)
     passes.collect(run)
     tabulate(run)
     for module in (first_look, one_pass):
-        monkeypatch.setattr(module, "load_model", None)  # no model from here on
+        monkeypatch.setattr(module, "load_model", None)  # no pass from here on
     data = open_families(run)
     assert len(data.all_seeds) == 3 * 2 * 48 and data.all_seeds["score"].between(0, 1).all()
     assert set(data.all_seeds["seed"]) == {"a", "b", "c"} and len(data.reference) == 96
@@ -60,10 +98,6 @@ def test_families_follow_the_token_classes_without_a_model(make_run, seed_folder
         values = post[counted & (run.text.tokens == token) & (half == which)].mean(0)
         mean = own["mean"] + own["deviation"] * own["token.mean"][which, group].double()
         np.testing.assert_allclose(mean, values, atol=2e-3 * float(own["deviation"].max()))
-
-    rotation, values = random_rotation(run, "b"), post[counted].numpy()
-    z = (values - values.mean(0)) / values.std(0)
-    np.testing.assert_allclose(rotation.deviation[1], (z @ rotation.turn[1].numpy().T).std(0), rtol=5e-3)
 
     before = {path: path.stat().st_mtime_ns for path in (run.folder / "stats").iterdir()}
     label = "the letter e somewhere"
@@ -95,14 +129,14 @@ def test_families_follow_the_token_classes_without_a_model(make_run, seed_folder
 def test_rare_tokens_are_pooled_but_the_labels_of_the_pass_stay_exact(make_run, seed_folders, monkeypatch):
     found = []
     for kept in (10_000, 50):
-        for module in (labels, statistics):
+        for module in (labels_module, statistics):
             monkeypatch.setattr(module, "TOKENS_KEPT", kept)
         run = make_run(seed_folders, run=f"kept{kept}", token_budget=8 * 256)
         passes.collect(run)
         tabulate(run)
         found.append(open_families(run).all_seeds)
     pd.testing.assert_frame_equal(*found)
-    rows, counts = labels.token_rows(run.text), labels.token_counts(run.text)[occurring(run.text)]
+    rows, counts = labels_module.token_rows(run.text), labels_module.token_counts(run.text)[occurring(run.text)]
     assert (rows == 50).sum() == len(rows) - 50 and counts[rows < 50].min() >= counts[rows == 50].max()
     own = seed_statistics(run, "a", known_labels(run, []))[0]
     assert own["token.count"].shape == (2, 51) and own["token.count"][:, 50].sum() == counts[rows == 50].sum()
