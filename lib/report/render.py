@@ -50,10 +50,11 @@ def render(folder: Path) -> Path:
     extras = [extra for extra in extras if extra["name"] != LEDGER or claims is not None]
     shared = {"chapters": chapters, "provenance": provenance, "extras": extras, "citation": citation(provenance)}
 
-    own = {"index": front.front_page(run, claims, chapters), "data": front.data_page(run, provenance)}
+    figures = front.figures_of(chapters)
+    own = {"index": front.front_page(run, claims, figures), "data": front.data_page(run, provenance)}
     own["glossary"] = {"terms": terms()}
     if claims is not None:
-        own["ledger"] = ledger_page(claims, chapters)
+        own["ledger"] = ledger_page(claims, chapters, figures)
     written, shown = {}, {name: table for chapter in chapters for name, table in chapter.tables.items()}
     for name, content in own.items():
         template = "front" if name == "index" else name

@@ -330,7 +330,7 @@ def test_every_claim_stands_under_one_question(case):
     _, tables = case
     evidence = Evidence(tables, "a", 0.5)
     table = ledger.ledger(evidence)
-    page = ledger_page.ledger_page(front.RunClaims(table, [], "", False), [])
+    page = ledger_page.ledger_page(front.RunClaims(table, [], "", False), [], {})
     names = [row["name"] for group in page["groups"] for row in group["rows"]]
     assert sorted(names) == sorted(table["name"]) and len(page["groups"]) == 5
     rows = {row["name"]: row for group in page["groups"] for row in group["rows"]}
