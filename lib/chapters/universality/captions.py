@@ -6,7 +6,7 @@ import pandas as pd
 from lib.base.errors import capital, listed
 from lib.chapters.universality import measures, properties
 from lib.chapters.universality.captions_activations import value_range
-from lib.chapters.universality.properties import PROPERTIES, PUBLISHED_MODELS, PUBLISHED_SHARES
+from lib.chapters.universality.properties import PUBLISHED_MODELS, PUBLISHED_SHARES
 from lib.display.captions import GATED, Caption, count, percent, signed
 from lib.display.claims import FEWEST, Decision
 
@@ -242,27 +242,6 @@ def _one_group(neurons: pd.DataFrame) -> str | None:
     if neurons["is_universal"].nunique() > 1:
         return None
     return f"{'Every' if neurons['is_universal'].all() else 'No'} neuron is universal at this threshold"
-
-
-def raw_values(neurons: pd.DataFrame, columns: list[str]) -> Caption:
-    """Figure 14: raw values by layer, universal neurons beside the others."""
-    alt = "Box plots of raw property values by layer, universal neurons beside the other neurons."
-    alone = _one_group(neurons)
-    if alone:
-        return Caption("Raw values by layer, of one group only", f"{alone}, so there is nothing to compare.", alt)
-    medians = neurons.groupby(["layer", "is_universal"])[columns].median().unstack()
-    pairs = {PROPERTIES[column]: pair for column in columns if len(pair := medians[column].dropna())}
-    above, below = (
-        [name for name, pair in pairs.items() if (sign * (pair[True] - pair[False]) > 0).all()] for sign in (1, -1)
-    )
-    known = count(len(pairs), "property", "properties")
-    title = f"{len(above) + len(below)} of {known} differ in the same direction in every layer"
-    found = [f"**{side}** for {listed(names)}" for side, names in (("higher", above), ("lower", below)) if names]
-    text = f"{BOXES} In every layer with universal neurons "
-    text += f"their median is {' and '.join(found) or 'neither higher nor lower for any property'}."
-    if len(pairs) < len(columns):
-        text += f" {GATED}"
-    return Caption(title, text, f"{alt} {title}.")
 
 
 def frequency_and_cosine(neurons: pd.DataFrame, by_layer: pd.DataFrame, reference: str) -> Caption:
