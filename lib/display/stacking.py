@@ -13,7 +13,7 @@ from matplotlib.legend import Legend
 from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
-WIDTHS = (3.5, 4.7, 6.4)  # inches, tried in order
+WIDTHS = (3.3, 4.4, 6.4)  # inches, tried in order
 LEAST = 1.6  # inches from the left to the right end of a panel
 GAP = 3  # pixels between the labels of two ticks
 
@@ -90,7 +90,8 @@ def _lay_out(fig: Figure, shown: list[Axes], width: float, heights: list[float])
         ):
             again |= _fold(text, most)
         legend = axes.get_legend()
-        if legend is not None and legend._ncols > 1 and legend.get_window_extent().width > fig.bbox.width:
+        wide = legend is not None and legend.get_window_extent().width > 1.1 * axes.get_window_extent().width
+        if wide and legend._ncols > 1:
             legend.set_ncols(1)
             again = True
     if again:

@@ -11,7 +11,7 @@ from lib.base.files import read_json
 from lib.display.captions import percent
 from lib.display.claims import Evidence, statements
 from lib.display.findings import Finding
-from lib.report import answer, ledger, pages
+from lib.report import answer, ledger
 from lib.report.drawings import embedded_picture
 from lib.report.notebook_pages import Chapter
 from lib.report.untrained import untrained_rows

@@ -141,6 +141,9 @@ def mean_ablation(table: pd.DataFrame, reference: str) -> Caption:
     if scale.neurons[0]:
         gone = signed_percent(scale.candidates) if scale.candidates > 0 else "nothing"
         title = f"Freezing the final scale removes {gone} of the median candidate's effect on entropy"
+    frequency = removed(own, "kl_unigram", FIXED_FREQUENCY, ("frequency", CONTROL_OF["frequency"]))
+    if frequency.neurons[0]:
+        title += f"; fixing the frequency {signed_percent(frequency.candidates)} of that on token frequency"
     along = _removes(table, reference, "kl_unigram", FIXED_FREQUENCY, "frequency", "KL(prediction ‖ unigram)")
     text = (
         f"In seed {reference}, freezing the final scale "
@@ -331,5 +334,5 @@ def property_agreement(table: pd.DataFrame, labels: dict[str, str]) -> Caption:
     )
     best = known.loc[known["correlation"].idxmax()]
     alike = f"{labels[best['property']]}: {signed(best['correlation'])}"
-    title = f"Best matches are most alike in the {alike} ({best['group']} neurons)"
+    title = f"Best matches agree beyond chance in {beyond.sum()} of {len(known)} cases, most in the {alike}"
     return Caption(title, text, f"{alt} {title}.")

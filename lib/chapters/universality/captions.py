@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from lib.base.errors import capital, listed
+from lib.base.errors import listed
 from lib.chapters.universality import measures, properties
 from lib.chapters.universality.captions_activations import value_range
 from lib.chapters.universality.properties import PUBLISHED_MODELS, PUBLISHED_SHARES
@@ -173,14 +173,14 @@ def partners(numbers: dict[str, float], seeds: int, references: int) -> Caption:
     Cliques need all `seeds` of the run among its `references`.
     """
     alt = "Share of mutual best matches and of neurons in a clique by excess; bar chart of cliques by layer."
-    title = f"{percent(numbers['mutual'], 0)} of best matches are mutual"
+    title = mutual = f"{percent(numbers['mutual'], 0)} of best matches are mutual"
     text = f"**{percent(numbers['mutual'], 0)}** of best matches are mutual"
     if numbers["universal"]:
         text += f", and **{percent(numbers['mutual_universal'], 0)}** of those of universal neurons"
     if references < seeds:
         text += "; a clique needs every seed as reference (`compare: all`)."
     else:
-        title = f"{capital(count(numbers['cliques'], 'clique'))} of one neuron from each of {seeds} seeds"
+        title = f"{mutual}; {count(numbers['cliques'], 'clique')} of one neuron from each of {seeds} seeds"
         text += f". Cliques: **{numbers['cliques']:,}**"
         if numbers["cliques"]:
             place, _ = properties.place_words(numbers["by_depth"])
@@ -251,7 +251,7 @@ def frequency_and_cosine(neurons: pd.DataFrame, by_layer: pd.DataFrame, referenc
         return Caption("Gated neurons have no cos(w_in, w_out)", GATED, alt)
     own = by_layer.loc[by_layer["seed"] == reference, "correlation"].dropna()
     pooled = properties.frequency_cosine_correlation(neurons)
-    title = f"Within a layer, activation frequency and cos(w_in, w_out) correlate {signed(own.mean())}"
+    title = f"Activation frequency and cos(w_in, w_out) correlate {signed(own.mean())} within layers, {signed(pooled)} over all"
     text = (
         f"Within layers the correlation is {value_range(own, signed)}, **{signed(own.mean())}** on average. Over all "
         f"layers pooled it is **{signed(pooled)}**; published, pooled: {_published('frequency_cosine', signed)}."
