@@ -114,7 +114,7 @@ def logit_effects(examples: pd.DataFrame) -> Caption:
         )
     best, chance = examples.loc[examples["label_score"].idxmax()], examples["null_score"].iloc[0]
     above, most = int((examples["label_score"] > chance).sum()), percent(best["label_score"], 0)
-    title = f"A token class explains {above} of {count(len(examples), 'neuron')} beyond chance, best “{best['label']}”: {most}"
+    title = f"Token classes explain {above} of {count(len(examples), 'neuron')} beyond chance, “{best['label']}” {most}"
     text = (
         f"For **{above}** of the {count(len(examples), 'neuron')} shown, the best token class explains more than "
         f"{percent(chance, 1)}. One random direction in a thousand does so."
@@ -175,11 +175,9 @@ def next_token(table: pd.DataFrame, tokens: int, reference: str) -> Caption:
             shares = share_above_layer(rows)
             each = f" ({percent(shares.min(), 0)} to {percent(shares.max(), 0)})" if len(shares) > 1 else ""
             over.append(f"**{percent(shares.mean(), 0)}** of the {role} neurons{each}")
-    share, seeds = share_above_layer(found["suppression"]), found["suppression"]["seed"].nunique()
-    shares = [
-        f"{percent(share_above_layer(rows).mean(), 0)} of {role} neurons" for role, rows in found.items() if len(rows)
-    ]
-    title = f"Over {count(seeds, 'seed')} {listed(shares)} fire more before their class than their layer's median"
+    seeds, known = found["suppression"]["seed"].nunique(), {role: rows for role, rows in found.items() if len(rows)}
+    shares = [f"{percent(share_above_layer(rows).mean(), 0)} of {role}" for role, rows in known.items()]
+    title = f"{listed(shares)} neurons fire more before their class than their layer's median"
     seen = f"In seed {reference} {listed(here)} do; the mean" if here else "The mean"
     text = (
         f"On {tokens:,} positions a neuron counts if it fires more before a token of its class than the median of the "
@@ -207,7 +205,7 @@ def universal_roles(shares: dict[str, pd.DataFrame], threshold: float) -> Captio
         said = [f"{word} {listed(roles)}" for word, roles in (("more", more), ("fewer", fewer)) if roles]
         title = f"In the top {100 * TOP_SHARE:g} % by excess are {', '.join(said)} neurons than depth explains"
     if len(table):
-        title = f"{table['universal'].sum():,} of {count(table['neurons'].sum(), 'neuron')} with a role are universal. {title}"
+        title = f"{count(table['universal'].sum(), 'neuron')} with a role are universal. {title}"
     text = (
         f"{capital(listed(universal))} are universal (excess above {threshold:g}). The top {100 * TOP_SHARE:g} % by "
         f"excess contain {listed(top)}."

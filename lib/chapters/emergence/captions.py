@@ -158,8 +158,8 @@ def births_and_deaths(
     # over all seeds' neurons, so that a seed with few does not weigh as much as one with many
     number, stayed = halfway["universal"].sum(), halfway["kept"].sum()
     chance = np.average(halfway["chance"], weights=halfway["universal"])
-    title = f"{count(births, 'birth')}, {count(deaths, 'death')}: {percent(stayed / number, 0)} of the neurons universal at "
-    title += f"{time.moment(start)} are so at the end"
+    title = f"{count(births, 'birth')} and {count(deaths, 'death')} of universal neurons; "
+    title += f"{percent(stayed / number, 0)} of those at {time.moment(start)} last to the end"
     text = (
         f"**{stayed:,}** of {number:,} neurons universal at {time.moment(start)} are universal at the end "
         f"(**{percent(stayed / number, 0)}**; random neurons of the same layers: {percent(chance, 1)})."

@@ -184,7 +184,8 @@ def family_agreement(table: pd.DataFrame, references: int) -> Caption:
     if not pairs["pairs"]:
         return Caption("No explained neuron has a match", "There is no pair to compare.", alt)
     chance = f", {_whole(pairs['chance_label'])} would by chance" if np.isfinite(pairs["chance_label"]) else ""
-    title = f"{_whole(pairs['same_family'])} of matched pairs share their family, {_whole(pairs['same_label'])} their label{chance}"
+    title = f"{_whole(pairs['same_family'])} of matched pairs share their family, {_whole(pairs['same_label'])} their "
+    title += f"label{chance}"
     text = (
         f"Of {pairs['pairs']:,.0f} best matches of an explained neuron **{_tenth(pairs['same_family'])}** share its "
         f"family (chance {_tenth(pairs['chance_family'])}) and **{_tenth(pairs['same_label'])}** its label (chance "

@@ -100,7 +100,8 @@ def fixed_activation(table: pd.DataFrame, reference: str) -> Caption:
     if reference in entropy.index:
         ours, others = (entropy.loc[reference, group] for group in GROUPS)
         held = f"Held at {top['value'].iloc[0]:g}, the median candidate changes entropy by {signed(ours, 3)} nats"
-        title = f"{held}, the control by {signed(others, 3)}"
+        title = f"{held}, the control by {signed(others, 3)}; "
+        title += f"reciprocal rank moves by {' and '.join(f'{rank.loc[reference, group]:.3f}' for group in GROUPS)}"
         text = (
             f"In seed {reference}, on {int(own['tokens'].iloc[0]):,} tokens, the median of {sizes.iloc[0]} candidates "
             f"changes the entropy by **{signed(ours, 3)}** nats, the median of {sizes.iloc[1]} controls by "

@@ -251,7 +251,7 @@ def frequency_and_cosine(neurons: pd.DataFrame, by_layer: pd.DataFrame, referenc
         return Caption("Gated neurons have no cos(w_in, w_out)", GATED, alt)
     own = by_layer.loc[by_layer["seed"] == reference, "correlation"].dropna()
     pooled = properties.frequency_cosine_correlation(neurons)
-    title = f"Activation frequency and cos(w_in, w_out) correlate {signed(own.mean())} within layers, {signed(pooled)} over all"
+    title = f"Frequency and cos(w_in, w_out) correlate {signed(own.mean())} within layers, {signed(pooled)} over all"
     text = (
         f"Within layers the correlation is {value_range(own, signed)}, **{signed(own.mean())}** on average. Over all "
         f"layers pooled it is **{signed(pooled)}**; published, pooled: {_published('frequency_cosine', signed)}."

@@ -105,9 +105,7 @@ def draws(draw_summary: pd.DataFrame, spread: pd.Series, neurons: pd.DataFrame) 
     number = len(draw_summary)
     error = spread / np.sqrt(number)
     universal = value_range(draw_summary["universal"], "{:,}".format)
-    title = (
-        f"{number} rotations leave an excess an error of {error.median():.4f}; by one alone {universal} are universal"
-    )
+    title = f"An excess errs by {error.median():.4f} over rotations; by one alone {universal} neurons are universal"
     text = (
         f"The standard error of a neuron's excess by the {number} draws, their standard deviation divided by "
         f"√{number}, has median **{error.median():.4f}** and 99th percentile {error.quantile(0.99):.4f}. A single draw "
@@ -126,7 +124,7 @@ def convergence(summary: pd.DataFrame, reference: str) -> Caption:
         return Caption("Too few tokens to see convergence", text, alt)
     before = own.iloc[-2]
     move = signed(last["excess_corr"] - before["excess_corr"], 4)
-    title = f"The last {last['tokens'] / before['tokens']:.1f}× of tokens moved the mean excess by {move}, and "
+    title = f"The last {last['tokens'] / before['tokens']:.1f}× of tokens moved the mean excess by {move}, "
     title += f"universal neurons from {before['universal']:,.0f} to {last['universal']:,.0f}"
     text = "Means over the reference's neurons (left) and the number of universal neurons of every seed (right), all "
     text += "against the baseline of the whole text. "
