@@ -13,8 +13,9 @@ from lib.base.files import read_json
 from lib.display.captions import percent
 from lib.display.claims import Evidence, statements
 from lib.display.findings import Finding
-from lib.report import answer, ledger, pages
+from lib.report import answer, ledger
 from lib.report.arrange import name_of
+from lib.report.drawings import embedded_picture
 from lib.report.notebook_pages import Chapter
 from lib.report.untrained import untrained_rows
 from lib.run import Run
@@ -63,7 +64,7 @@ def front_page(run: Run, claims: RunClaims | None, figures_shown: Mapping[str, M
     return {
         "models": _models(len(run.params.seeds), done.get("shapes", {})),
         "threshold": f"{run.params.threshold:g}",
-        "picture": pages.embedded_picture(figures[0]) if figures else None,
+        "picture": embedded_picture(figures[0]) if figures else None,
         "answer": [
             {"text": finding.text, **figures_shown.get(finding.figure, {"href": None})}
             for finding in (claims.answer if claims else ())

@@ -18,10 +18,10 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 from lib.base.errors import InputError
 from lib.report.arrange import arrange
+from lib.report.drawings import add_figures
 from lib.report.glossary import mark_terms
 from lib.report.pages import (
     TEMPLATES,
-    add_figure_tools,
     add_table_tools,
     explain_names,
     keep_percents_together,
@@ -157,7 +157,7 @@ def read_chapter(notebook: Path, neurons: str | None = None) -> Chapter:
         soup = BeautifulSoup(body, "html.parser")
         _tidy(soup)
         check_offline(soup)
-        add_figure_tools(soup, notebook.parent.parent / "figures")
+        add_figures(soup, notebook.parent.parent / "figures")
         tables = add_table_tools(soup, notebook.stem)
         if neurons is not None:
             link_neurons(soup, neurons)

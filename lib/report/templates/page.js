@@ -26,28 +26,28 @@
 
   const bytes = text => Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
 
-  /* A figure is saved from the page itself: the SVG from its compressed copy, the PNG from the picture shown. */
+  /* A figure is saved from the page itself: from a compressed copy, or the picture shown. */
   async function save(event) {
     const link = event.currentTarget, {gzip} = link.dataset;
     event.preventDefault();
     const blob = gzip
       ? await new Response(new Blob([bytes(gzip)]).stream().pipeThrough(new DecompressionStream('gzip'))).arrayBuffer()
       : bytes(link.closest('figure').querySelector('img').src.split(',')[1]);
-    const address = URL.createObjectURL(new Blob([blob], {type: gzip ? 'image/svg+xml' : 'image/png'}));
+    const address = URL.createObjectURL(new Blob([blob], {type: link.download.endsWith('.svg') ? 'image/svg+xml' : 'image/png'}));
     make('a', {href: address, download: link.download}).click();
     setTimeout(() => URL.revokeObjectURL(address), 10000);
   }
 
   function enlarging() {
-    const picture = make('img', {alt: ''});
     const close = make('button', {type: 'button', className: 'close', textContent: 'Close'});
-    const dialog = make('dialog', {className: 'enlarged'}, close, make('div', {className: 'scroll', tabIndex: 0}, picture));
+    const box = make('div', {className: 'scroll', tabIndex: 0});
+    const dialog = make('dialog', {className: 'enlarged'}, close, box);
     dialog.setAttribute('aria-label', 'Figure, enlarged');
-    dialog.addEventListener('click', event => { if (event.target === dialog || event.target === picture || event.target === close) dialog.close(); });
+    dialog.addEventListener('click', event => { if (event.target === dialog || event.target === close || box.firstChild?.contains(event.target)) dialog.close(); });
     document.body.append(dialog);
     for (const figure of document.querySelectorAll('figure.picture')) {
-      const image = figure.querySelector('img');
-      const open = () => { picture.src = image.src; picture.alt = image.alt; dialog.showModal(); };
+      const image = figure.querySelector('img, svg');
+      const open = () => { box.replaceChildren(image.cloneNode(true)); dialog.showModal(); };
       const button = make('button', {type: 'button', textContent: 'Enlarge'});
       button.addEventListener('click', open);
       image.addEventListener('click', open);
