@@ -308,7 +308,7 @@ def test_the_answer_has_five_statements_with_the_run_s_numbers(case):
     assert f", {number} in all, " in texts[0]
     # of 36 pairs of six layers 6 + 10 are the same or adjacent
     assert "against 44 % by chance" in texts[1] and "Of the mean excess" in texts[1]
-    assert "which 5 % of random directions pass" in texts[3]
+    assert "which 5 % of rotated neurons pass" in texts[3]
 
 
 def test_a_share_below_the_paper_s_is_explained_by_what_is_smaller():
