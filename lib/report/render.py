@@ -46,8 +46,8 @@ def render(folder: Path) -> Path:
     claims = front.claims_of(run)
     if claims is not None:
         write_table(folder / "tables" / "ledger.parquet", claims.table)
-    extras = [EXTRAS[name] | {"name": name} for name in EXTRAS if name != EXPLORER or explorable]
-    extras = [extra for extra in extras if extra["name"] != LEDGER or claims is not None]
+    missing = {EXPLORER: not explorable, LEDGER: claims is None}
+    extras = [about | {"name": name} for name, about in EXTRAS.items() if not missing.get(name)]
     shared = {"chapters": chapters, "provenance": provenance, "extras": extras, "citation": citation(provenance)}
 
     figures = front.figures_of(chapters)

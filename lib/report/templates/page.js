@@ -133,7 +133,7 @@
     for (const box of document.querySelectorAll('main .scroll, main .equation, main pre, main .neuron-table')) {
       const wide = box.scrollWidth > box.clientWidth + 1;
       if (wide) box.setAttribute('tabindex', '0'); else box.removeAttribute('tabindex');
-      if (!box.matches('.scroll, .equation')) continue;
+      if (!box.matches('.scroll, .equation, .neuron-table')) continue;
       const hint = box.nextElementSibling?.matches('.sideways') ? box.nextElementSibling : null;
       if (wide && !hint) box.after(make('span', {className: 'sideways', textContent: '↔ scrolls sideways'}));
       if (!wide) hint?.remove();
