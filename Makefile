@@ -59,7 +59,7 @@ EXECUTED += $(patsubst %,$(OUT)/notebooks/runs.ipynb,$(wildcard $(OUT)/tables/ru
 # What makes a chapter again (docs/layout.md): code of the rooms above lib/chapters/, of its own folder, and of the
 # chapters before it whatever computes. What makes the pages again: lib/report/ and all claims.
 ABOVE := $(wildcard lib/*.py $(foreach room,base kernels text models labels collect display,lib/$(room)/*.py lib/$(room)/*.yaml lib/$(room)/*.css) lib/kernels/*.cpp lib/kernels/*.h)
-PAGES := $(wildcard lib/report/*.py lib/report/templates/* lib/chapters/*/claims.py bench/*.json data/untrained/*.parquet)
+PAGES := $(wildcard lib/report/*.py lib/report/*.yaml lib/report/templates/* lib/chapters/*/claims.py data/untrained/*.parquet CITATION.cff)
 FOLDERS := universality families circuits interventions emergence published
 NUMBERS_universality := 01_% 02_% 03_%
 NUMBERS_families := 04_%
@@ -68,7 +68,7 @@ NUMBERS_interventions := 06_%
 NUMBERS_emergence := 07_%
 NUMBERS_published := published runs
 folder = $(wildcard lib/chapters/$1/*.py)
-computing = $(filter-out $(addprefix lib/chapters/$1/,figures%.py captions%.py claims%.py),$(call folder,$1))
+computing = $(filter-out $(addprefix lib/chapters/$1/,figures%.py captions%.py claims%.py in_short%.py),$(call folder,$1))
 executed = $(filter $(NUMBERS_$1:%=$(OUT)/notebooks/%.ipynb),$(EXECUTED))
 
 help: ## this list

@@ -19,7 +19,7 @@ ONLY = {  # where a room may use less than all that stands above it
     "display": {"base", "text", "display"},
     "training": {"base", "text", "training"},
 }
-SHOWN = {"figures", "captions", "claims"}  # of a chapter, for itself and for the report
+SHOWN = {"figures", "captions", "claims", "in_short"}  # of a chapter, for itself and for the report
 FILES = {path: path.relative_to(ROOT).with_suffix("").parts[1:] for path in sorted((ROOT / "lib").rglob("*.py"))}
 MODULES = {parts: path for path, parts in FILES.items()}
 

@@ -49,6 +49,8 @@ class Statement:
     no_size: str = ""
     by_construction: str = ""
     source: str = PAPER
+    front: int = 0
+    short: str = ""
 
     def beyond(self, values: pd.Series) -> pd.Series:
         """How far values lie on the claimed side of the bound; negative on the other side."""

@@ -1,14 +1,15 @@
 """The theme, colours and helpers of all figures, and the function that shows and saves them.
 
-Universal and other neurons have the same two colours everywhere, depth runs along the x axis, dense scatters are
-rasterised. Functions draw and return; only `gallery` writes files.
+A colour means one thing on all pages: universal and other neurons, what is measured and its chance level, roles.
+Seeds are shapes in grey. Depth runs along the x axis, dense scatters are rasterised. Functions draw and return; only
+`gallery` writes files.
 """
 
 import gc
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 
 import matplotlib
@@ -26,14 +27,18 @@ from PIL import Image as Picture
 from PIL.PngImagePlugin import PngInfo
 
 from lib.display.captions import Caption
+from lib.display.stacking import stack
 
-# Okabe and Ito's colours, which readers with any colour vision can distinguish
+# Okabe and Ito's colours, which readers with any colour vision can distinguish. Greys turn around on a dark page.
 COLOURS = {"universal": "#D55E00", "other": "#56B4E9"}
 ALPHA = {"universal": 0.9, "other": 0.5}  # of single dots
-CORRELATION, BASELINE, EXCESS, NEUTRAL = "#0072B2", "#E69F00", "#009E73", "#555555"
-ROLE_COLOURS = {"prediction": "#0072B2", "suppression": "#CC79A7", "partition": "#E69F00", "none": "#888888"}
+CORRELATION, BASELINE, EXCESS = "#0072B2", "#E69F00", "#009E73"  # what is measured; its chance level; the difference
+NEUTRAL = "#555555"
+ROLE_COLOURS = {"prediction": "#7D5BBE", "suppression": "#CC79A7", "partition": "#9A7B2D", "none": "#888888"}
 DASHED = {"color": NEUTRAL, "linestyle": "--", "linewidth": 1}  # a line at a bound
-SEED_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+SEED_COLOURS = ("#222222", "#8c8c8c", "#4d4d4d", "#a3a3a3", "#636363")
+SEED_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+ON_LIGHT, ON_DARK = "#26262a", "#fefefa"  # numbers on a heat map: hardly grey, so that no page turns them around
 MARKERS = {"pythia": "s", "small": "o", "medium": "^"}
 WIDE, NARROW, HEIGHT = 9.0, 5.5, 3.6  # inches
 # Palettes of a PNG, the smallest first: lines and text need few colours, the scale of a heat map many.
@@ -58,39 +63,50 @@ sns.set_theme(
     },
 )
 
+FONTS = "'DejaVu Sans', Verdana, sans-serif"  # of text in an SVG
 SYMBOL = re.compile(r"(?<![$\w])([wWv])_(out|in|U|O|BOS)\b")  # drawn with a subscript
 
 
-def gallery(folder: Path) -> Callable[[Figure, Caption, str], None]:
-    """A function `show(fig, caption, name)` that titles, saves and displays a figure and displays its caption.
+def gallery(folder: Path, chapter: int | None = None) -> Callable[[Figure, Caption, str], None]:
+    """A function `show(fig, caption, name)` that saves and displays a figure, and displays its caption with a number.
 
-    It writes `name.png`, `name.svg` and `name.pdf` to `folder`. The displayed image carries the caption's `alt` for
-    screen readers and `name`, which becomes its anchor on the page.
+    It writes `name.png`, `name.svg` and `name.pdf` to `folder`, without title, and `name_narrow.svg` with the panels
+    below one another for phones. Figures are numbered in the order shown, within the `chapter`. The displayed image
+    carries the caption's `alt` for screen readers; image and caption carry `name`, which is the anchor on the page.
     """
+    numbers: dict[str, int] = {}  # by name, so that a cell that runs again keeps its number
 
     @_uncollected()
     def show(fig: Figure, caption: Caption, name: str) -> None:
         title, text, alt = caption
+        number = numbers.setdefault(name, len(numbers) + 1)
         for words in fig.findobj(Text):
             words.set_text(_typeset(words.get_text()))
         for axis in fig.findobj(Axis):  # drawing writes the labels of ticks again
             labels = [label.get_text() for label in axis.get_ticklabels()]
             if isinstance(axis.get_major_locator(), FixedLocator) and any(map(SYMBOL.search, labels)):
                 axis.set_ticklabels([_typeset(label) for label in labels])
-        fig.suptitle(_typeset(title, "mathbf"), x=0.01, ha="left", fontsize="large", fontweight="bold")
         folder.mkdir(parents=True, exist_ok=True)
         area = _laid_out(fig)
-        png = _as_png(fig, alt, area)
+        png = _as_png(fig, caption, area)
         (folder / f"{name}.png").write_bytes(png)
-        fig.savefig(folder / f"{name}.pdf", bbox_inches=area, metadata={"CreationDate": None})
-        about = {"Date": None, "Title": title, "Description": alt}
-        fig.savefig(folder / f"{name}.svg", bbox_inches=area, metadata=about)
+        about = {"CreationDate": None, "Title": title, "Subject": alt}
+        fig.savefig(folder / f"{name}.pdf", bbox_inches=area, metadata=about)
+        _write_svg(fig, folder / f"{name}.svg", caption, area)
+        stack(fig)
+        _write_svg(fig, folder / f"{name}_narrow.svg", caption, _laid_out(fig))
         width = int.from_bytes(png[16:20], "big")  # pixels, from the PNG's header
         shown = round(width * 100 / matplotlib.rcParams["savefig.dpi"])
         display(Image(data=png, format="png", alt=alt, width=shown, metadata={"name": name}))
-        display(Markdown(text))
+        place = f"{number}" if chapter is None else f"{chapter}.{number}"
+        display(Markdown(f"**Figure {place}: {as_markdown(title)}.** {text}", metadata={"name": name}))
 
     return show
+
+
+def as_markdown(text: str) -> str:
+    """Plain text as Markdown that shows the same."""
+    return re.sub(r"([\\`*_$\[\]~|])", r"\\\1", text).replace("<", "&lt;")
 
 
 @contextmanager
@@ -103,9 +119,9 @@ def _uncollected():
         gc.enable()
 
 
-def _typeset(text: str, face: str = "mathit") -> str:
+def _typeset(text: str) -> str:
     """The text with its symbols in TeX: w_out as w with the subscript out."""
-    return SYMBOL.sub(rf"$\\{face}{{\1}}_{{\\mathrm{{\2}}}}$", text)
+    return SYMBOL.sub(r"$\\mathit{\1}_{\\mathrm{\2}}$", text)
 
 
 def in_few_colours(picture: Picture.Image) -> Picture.Image:
@@ -133,10 +149,19 @@ def _laid_out(fig: Figure) -> Bbox:
     return fig.get_tightbbox().padded(matplotlib.rcParams["savefig.pad_inches"])
 
 
-def _as_png(fig: Figure, alt: str, area: Bbox) -> bytes:
-    """The figure's `area` as PNG, with `alt` as its Description."""
+def _write_svg(fig: Figure, path: Path, caption: Caption, area: Bbox) -> None:
+    """The figure's `area` as SVG whose text has a font as wide where DejaVu Sans is missing."""
+    about = {"Date": None, "Title": caption.title, "Description": caption.alt}
+    with StringIO() as drawn:
+        fig.savefig(drawn, format="svg", bbox_inches=area, metadata=about)
+        path.write_text(drawn.getvalue().replace("'DejaVu Sans'", FONTS), encoding="utf-8")
+
+
+def _as_png(fig: Figure, caption: Caption, area: Bbox) -> bytes:
+    """The figure's `area` as PNG, with the caption's title and `alt` as its Title and Description."""
     about = PngInfo()
-    about.add_itxt("Description", alt)
+    about.add_itxt("Title", caption.title)
+    about.add_itxt("Description", caption.alt)
     with BytesIO() as drawn, BytesIO() as packed:
         fig.savefig(drawn, format="png", bbox_inches=area)
         picture = Picture.open(drawn)
@@ -170,9 +195,20 @@ def boxes(axes: Axes, data: pd.DataFrame, x: str, y: str, **options) -> None:
     sns.boxplot(data, x=x, y=y, ax=axes, whis=(5, 95), showfliers=False, **options)
 
 
-def seed_colours(seeds: Iterable[str]) -> dict[str, str]:
-    """A colour for each seed, in order."""
-    return {seed: SEED_COLOURS[index % len(SEED_COLOURS)] for index, seed in enumerate(seeds)}
+def seed_looks(seeds: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Marker and shade of grey of each seed, in order; hues have other meanings."""
+    greys, markers = len(SEED_COLOURS), len(SEED_MARKERS)
+    return {
+        seed: {"color": SEED_COLOURS[index % greys], "marker": SEED_MARKERS[index % markers]}
+        for index, seed in enumerate(seeds)
+    }
+
+
+def heatmap(axes: Axes, table: pd.DataFrame, **options) -> None:
+    """A heat map whose numbers can be read on its colours, whatever the page."""
+    sns.heatmap(table, ax=axes, **options)
+    for number in axes.texts:
+        number.set_color(ON_DARK if number.get_color() == "w" else ON_LIGHT)
 
 
 def whole_numbers(axes: Axes) -> None:

@@ -1,52 +1,73 @@
 """The report's answer in five statements, computed from a run's tables and its ledger (Markdown's ** for numbers).
 
 How many neurons are universal, how far beyond chance level, how they differ, what they respond to, what they do. A
-share stands beside the share that chance gives.
+share stands beside the share that chance gives; no sentence has more than two numbers.
 """
+
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
-from lib.chapters.circuits.roles import NULL_QUANTILE, PUBLISHED_CUTS
+from lib.base.errors import listed
+from lib.chapters.circuits.roles import NULL_QUANTILE
 from lib.chapters.families import summary
 from lib.chapters.families.scoring import CHANCE_QUANTILE, UNEXPLAINED
 from lib.chapters.universality import nulls, properties
-from lib.display.captions import percent
+from lib.display.captions import count, percent
 from lib.display.claims import HOLDS, UNKNOWN, Evidence
+from lib.display.findings import Finding
 from lib.report import ledger
 
 NEEDED = ("neurons_all_seeds", "matches_all_seeds", "families", "roles", "nulls")
+PUBLISHED_LAYERS, PUBLISHED_WIDTH, PUBLISHED_TOKENS = 12, 3072, 100_000_000  # the least of the paper's models
 
 
-def answer(evidence: Evidence, table: pd.DataFrame) -> list[str]:
+def answer(evidence: Evidence, table: pd.DataFrame) -> list[Finding]:
     """Five statements of one to three sentences; `table` is the run's ledger. One without its tables says so."""
     statements = (
-        ("How many neurons are universal", ("neurons_all_seeds",), _how_many),
-        ("How well neurons match across seeds", ("neurons_all_seeds", "matches_all_seeds"), _beyond_chance),
-        ("How universal neurons differ", (), _how_different),
-        ("What neurons respond to", ("families", "neurons_all_seeds"), _what_they_respond_to),
-        ("What neurons do", ("roles",), _what_they_do),
+        ("How many neurons are universal", ("neurons_all_seeds",), _how_many, "figure_02a_11_distributions"),
+        ("How well neurons match", ("neurons_all_seeds", "matches_all_seeds"), _beyond_chance, "correlation_by_layer"),
+        ("How universal neurons differ", (), _how_different, "figure_03_percentiles"),
+        ("What neurons respond to", ("families", "neurons_all_seeds"), _what_they_respond_to, "family_counts"),
+        ("What neurons do", ("roles",), _what_they_do, "figure_06ab_moments"),
     )
     return [
-        make(evidence, table)
+        Finding(make(evidence, table), figure)
         if all(name in evidence.tables for name in needs)
-        else f"{what} was not measured in this run."
-        for what, needs, make in statements
+        else Finding(f"{what} was not measured in this run.")
+        for what, needs, make, figure in statements
     ]
+
+
+def why_fewer(evidence: Evidence, shapes: Mapping[str, tuple[int, int]], tokens: int | None) -> str:
+    """Why a share below the published ones is no surprise, in a sentence; empty where it is not below or nothing
+    known explains it. `shapes` has layers and neurons a layer of each seed."""
+    if "neurons_all_seeds" not in evidence.tables or not shapes:
+        return ""
+    share = evidence.own("neurons_all_seeds")["is_universal"].mean()
+    if not share < properties.PUBLISHED_SHARES["share"].min():
+        return ""
+    layers, width = (max(values) for values in zip(*shapes.values(), strict=True))
+    words = {"fewer": layers < PUBLISHED_LAYERS, "narrower": width < PUBLISHED_WIDTH}
+    smaller = " and ".join(word for word, holds in words.items() if holds)
+    reasons = [f"have {smaller} layers"] if smaller else []
+    reasons += ["are compared on less text"] if tokens is not None and tokens < PUBLISHED_TOKENS else []
+    return f"A share below the paper's is to be expected: these models {listed(reasons)}." if reasons else ""
 
 
 def _how_many(evidence: Evidence, table: pd.DataFrame) -> str:
     shares = properties.reference_shares(evidence.tables["neurons_all_seeds"]).set_index("seed")
     own, row = shares.loc[evidence.reference], table.set_index("name").loc["universal_share"]
-    every = f"With every seed as reference it is {row['here'].split(';')[0]}; in" if row["seeds"] else "In"
-    published = properties.PUBLISHED_SHARES["share"]
-    verb, their = ("is", "its") if own["universal"] == 1 else ("are", "their")
-    return (
-        f"**{percent(own['share'])}** of the neurons of seed {evidence.reference} "
-        f"({own['universal']:,.0f} of {own['neurons']:,.0f}) {verb} universal: {their} excess correlation is above "
-        f"{evidence.threshold:g}. {every} the paper's models (at 0.5) "
-        f"{percent(published.min(), 1)} to {percent(published.max(), 1)}."
+    verb = "is" if own["universal"] == 1 else "are"
+    text = (
+        f"**{percent(own['share'])}** of seed {evidence.reference}'s neurons, {own['universal']:,.0f} in all, {verb} "
     )
+    text += "universal."
+    if row["seeds"] > 1:
+        text += f" With every seed as reference it is {percent(row['value'])} on average."
+    published = properties.PUBLISHED_SHARES["share"]
+    return f"{text} In the paper's models it is {percent(published.min(), 1)} to {percent(published.max(), 1)}."
 
 
 def _beyond_chance(evidence: Evidence, _table: pd.DataFrame) -> str:
@@ -73,42 +94,36 @@ def near_by_chance(places: pd.Series, number: int) -> float:
 
 def _how_different(_evidence: Evidence, table: pd.DataFrame) -> str:
     own = table[table["name"].str.startswith("property_")]
-    return (
-        f"The paper finds {len(own)} differences between universal neurons and the rest of their layer. "
-        f"Here {ledger.verdicts(own)}."
-    )
+    held, unknown = (int((own["verdict"] == verdict).sum()) for verdict in (HOLDS, UNKNOWN))
+    text = f"Of {len(own)} differences that the paper finds between universal neurons and the rest of their layer, "
+    text += f"**{held}** {'holds' if held == 1 else 'hold'} here."
+    return f"{text} On {unknown} this run cannot tell." if unknown else text
 
 
 def _what_they_respond_to(evidence: Evidence, _table: pd.DataFrame) -> str:
     rows = summary.with_excess(evidence.own("families"), evidence.tables["neurons_all_seeds"])
     explained = summary.family_counts(rows).set_index("family").drop(UNEXPLAINED)
     largest = explained[explained["all"] > 0].nlargest(2, "all")
-    most = " and ".join(f"{row['label']} ({row['all']:,})" for _, row in largest.iterrows())
-    named = f", most often {most}" if most else ""
+    named = f" The largest kinds of label are {listed(largest['label'])}." if len(largest) > 1 else ""
     return (
         f"**{percent(explained['all'].sum() / len(rows), 0)}** of seed {evidence.reference}'s neurons respond to one "
-        f"of the report's labels above the chance level, which {percent(1 - CHANCE_QUANTILE, 0)} of random directions "
-        f"pass{named}. Of the {summary.TOP} by excess correlation, "
-        f"{percent(explained[f'{summary.TOP} share'].sum(), 0)} do."
+        f"of the report's labels above the chance level, which {percent(1 - CHANCE_QUANTILE, 0)} of rotated neurons "
+        f"pass. Of the {summary.TOP} by excess correlation, "
+        f"{percent(explained[f'{summary.TOP} share'].sum(), 0)} do.{named}"
     )
 
 
 def _what_they_do(evidence: Evidence, table: pd.DataFrame) -> str:
-    roles = evidence.tables["roles"]
-    peaked, published = (
-        roles[column].isin(["prediction", "suppression"]).mean() for column in ("role_learned", "role_published")
-    )
+    peaked = evidence.tables["roles"]["role_learned"].isin(["prediction", "suppression"]).mean()
     text = (
-        f"**{percent(peaked, 1)}** of the neurons write a more peaked pattern over the learned tokens than "
-        f"{percent(NULL_QUANTILE, 1)} of random directions; {percent(published)} have the paper's kurtosis of "
-        f"{PUBLISHED_CUTS.kurtosis:g}."
+        f"**{percent(peaked, 1)}** of the neurons raise or lower a few tokens more sharply than "
+        f"{percent(NULL_QUANTILE, 1)} of random directions."
     )
     causal = table[table["name"].isin([claim.name for claim in ledger.INTERVENTIONS])]
     if (causal["verdict"] == UNKNOWN).all():
         return text
     held = causal[causal["verdict"] == HOLDS]
-    text += (
-        f" Of {len(causal)} tested effects on the running model, {len(held)} {'holds' if len(held) == 1 else 'hold'}"
-    )
+    text += f" Of {count(len(causal), 'tested effect')} on the running model, {len(held)} "
+    text += f"{'holds' if len(held) == 1 else 'hold'}."
     marked = int((held["mark"] != "").sum())
-    return f"{text}, {marked} of them by construction or for untrained models too." if marked else f"{text}."
+    return f"{text} {marked} of them by construction or for untrained models too." if marked else text

@@ -1,34 +1,36 @@
-"""What the front page and the page of benchmarks show, from the tables, figures and records that exist."""
+"""What the front page and the page of data show, from the tables, figures and records that exist."""
 
-import json
-import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 import pyarrow.parquet
+from bs4 import BeautifulSoup, SoupStrainer
 
-from lib.base import params as parameters
 from lib.base.errors import listed
 from lib.base.files import read_json
-from lib.display.captions import p_words, percent
-from lib.display.claims import UNASKED, VERDICTS, Evidence
-from lib.report import answer, ledger, pages
+from lib.display.captions import percent
+from lib.display.claims import Evidence, statements
+from lib.display.findings import Finding
+from lib.report import answer, ledger
+from lib.report.arrange import name_of
+from lib.report.drawings import embedded_picture
 from lib.report.notebook_pages import Chapter
 from lib.report.untrained import untrained_rows
 from lib.run import Run
 
 # The front page shows the first of these that the run has drawn, or else its first figure.
 HEADLINE_FIGURES = ("universality_scatter", "figure_02a_11_distributions")
-SIZE_WORDS = dict(zip(VERDICTS, ("size as published", "another size", "size too uncertain"), strict=True))
 
 
 class RunClaims(NamedTuple):
-    """A run's ledger, its summary, the report's answer, and whether untrained models were measured."""
+    """A run's ledger, the report's answer, why fewer neurons than published may be universal (or empty),
+    and whether untrained models were measured."""
 
     table: pd.DataFrame
-    summary: str
-    answer: list[str]
+    answer: list[Finding]
+    why_fewer: str
     untrained: bool
 
 
@@ -39,97 +41,64 @@ def claims_of(run: Run) -> RunClaims | None:
     if not tables:
         return None
     evidence = Evidence(tables, run.params.reference, run.params.threshold)
-    untrained = untrained_rows(run.params)
+    untrained, done = untrained_rows(run.params), read_json(run.folder / "stats" / "done.json")
     table = ledger.ledger(evidence, untrained)
-    return RunClaims(table, ledger.summary(table), answer.answer(evidence, table), untrained is not None)
+    why = answer.why_fewer(evidence, done.get("shapes", {}), done.get("tokens_counted"))
+    return RunClaims(table, answer.answer(evidence, table), why, untrained is not None)
 
 
-def claims_page(claims: RunClaims | None, chapters: list[Chapter]) -> dict:
-    """What the front page shows of the claims: the answer, and the ledger's rows with a link to each figure.
-
-    A row also has `size`, the size verdict or why there is none, and `facts`, what stands in its fold: (head, text).
-    Its `untrained` is short.
-    """
-    if claims is None:
-        return {"answer": [], "ledger": None}
-    by_stem = {Path(chapter.name).stem: chapter for chapter in chapters}
-    rows = []
-    for row in claims.table.to_dict("records"):
-        chapter = by_stem.get(row["chapter"])
-        drawn = chapter is not None and f'id="{row["figure"]}"' in chapter.opening + chapter.rest
-        href = f"{chapter.name}#{row['figure']}" if drawn else chapter.name if chapter else None
-        shown = {"href": href, "where": f"chapter {int(row['chapter'][:2])}", "facts": _facts(row)}
-        shown["size"] = "" if row["no_size"] else SIZE_WORDS[row["size_verdict"]]
-        value = re.split(r" \(| in each of ", row["untrained"])[0]  # the interval and the details are in the fold
-        shown["untrained"] = f"{value}: {row['untrained_verdict']}" if row["untrained_verdict"] else ""
-        shown["untrained"] = UNASKED if row["untrained"] == UNASKED else shown["untrained"]
-        rows.append(row | shown)
-    return {"answer": claims.answer, "ledger": {"rows": rows, "summary": claims.summary, "untrained": claims.untrained}}
-
-
-def _facts(row: dict) -> list[tuple[str, str]]:
-    """How a row of the ledger was decided: bound and reason, seeds, p-value, and what is special about it."""
-    each = ", ".join(f"{seed} {_number(value)}" for seed, value in json.loads(row["by_seed"]).items())
-    decided = f"{p_words(row['p_value'])}, corrected {p_words(row['p_corrected'])}" if row["p_value"] > 0 else ""
-    decided = "seeds have one and the same value" if row["p_value"] == 0 else decided
-    facts = {
-        "bound": f"{row['side']} {_number(row['bound'])}: {row['why']}",
-        "by seed": f"{each}; {row['agree']} of {row['seeds']} on the claimed side" if each else "",
-        "mean against bound": decided,
-        "by construction": row["by_construction"],
-        "size not comparable": row["no_size"],
-        "control": row["control"],
-        "untrained models": f"{row['untrained']}: {row['untrained_verdict']}" if row["untrained_verdict"] else "",
-        "claimed by": row["source"],
+def figures_of(chapters: list[Chapter]) -> dict[str, dict[str, str]]:
+    """Address (`href`) and name in words (`where`) of the figures that chapters show, by their names."""
+    return {
+        figure["id"]: {"href": f"{chapter.name}#{figure['id']}", "where": name_of(figure)}
+        for chapter in chapters
+        for figure in BeautifulSoup(chapter.rest, "html.parser", parse_only=SoupStrainer("figure")).select("figure[id]")
     }
-    return [(head, text) for head, text in facts.items() if text]
 
 
-def _number(value: float) -> str:
-    return f"{value:.3g}".replace("-", "−")
-
-
-def front_page(run: Run, provenance: dict) -> dict:
-    """What the front page shows beside claims and chapters."""
+def front_page(run: Run, claims: RunClaims | None, figures_shown: Mapping[str, Mapping[str, str]]) -> dict:
+    """What the front page shows beside the chapters' questions; `figures_shown` as `figures_of` gives them."""
     done = read_json(run.folder / "stats" / "done.json")
     first = [run.folder / "figures" / f"{name}.png" for name in HEADLINE_FIGURES]
     figures = [path for path in [*first, *sorted((run.folder / "figures").glob("*.png"))] if path.exists()]
     return {
         "models": _models(len(run.params.seeds), done.get("shapes", {})),
-        "picture": pages.embedded_picture(figures[0]) if figures else None,
-        "seed_table": _seed_table(run, provenance),
-        "tables": _table_list(run.folder / "tables"),
-        "benchmarks": [machine["device"] for machine in benchmarks_page()["machines"]],
+        "threshold": f"{run.params.threshold:g}",
+        "picture": embedded_picture(figures[0]) if figures else None,
+        "answer": [
+            {"text": finding.text, **figures_shown.get(finding.figure, {"href": None})}
+            for finding in (claims.answer if claims else ())
+        ],
+        "why_fewer": claims.why_fewer if claims else "",
+        "chips": _chips(claims.table) if claims else [],
+        "number_of_claims": len(claims.table) if claims else 0,
     }
+
+
+def _chips(table: pd.DataFrame) -> list[dict[str, str]]:
+    """The claims of the front page in their order: verdict, short statement, address in the ledger."""
+    chosen = {name: statement for name, statement in statements().items() if statement.front}
+    verdicts = table.set_index("name")["verdict"]
+    return [
+        {"verdict": verdicts[name], "short": chosen[name].short, "href": f"ledger.html#claim-{name}"}
+        for name in sorted(chosen, key=lambda name: chosen[name].front)
+        if name in verdicts
+    ]
 
 
 def _models(number: int, shapes: dict[str, tuple[int, int]]) -> str:
     """Which models are compared, in a sentence; `shapes` has layers and neurons a layer of each seed."""
-    words = {seed: f" of {layers} layers with {neurons:,} neurons each" for seed, (layers, neurons) in shapes.items()}
-    models = f"This report compares {number} models"
+    words = {seed: f"{layers} layers of {neurons:,} neurons" for seed, (layers, neurons) in shapes.items()}
+    text = f"This report compares {number} models"
     if len({*words.values()}) > 1:
-        return f"{models}: {listed([f'{seed}{shape}' for seed, shape in words.items()])}."
-    return f"{models}{next(iter(words.values()), '')}, which differ only in their random seed."
+        return f"{text}: {listed([f'{seed} of {shape}' for seed, shape in words.items()])}."
+    each = f" Each has {next(iter(words.values()))}." if words else ""
+    return f"{text} that differ only in their random seed.{each}"
 
 
-def benchmarks_page(folder: Path | None = None) -> dict:
-    """The records of `make bench`, one machine a file of `folder` (bench/): machines, and rows by group side by side.
-
-    A row that a machine has not measured has an empty cell.
-    """
-    records = {path.stem: read_json(path) for path in sorted((folder or parameters.ROOT / "bench").glob("*.json"))}
-    newest = max((record.get("format", 1) for record in records.values()), default=1)  # others are of a former engine
-    records = {name: record for name, record in records.items() if record.get("format", 1) == newest}
-    groups: dict[str, dict[str, dict]] = {}
-    for machine, record in records.items():
-        for row in record["rows"]:
-            blank = {"what": row["what"], "bar": row["bar"], "cells": [""] * len(records)}
-            own = groups.setdefault(row["group"], {}).setdefault(row["what"], blank)
-            own["cells"][list(records).index(machine)] = row["measured"]
-    return {
-        "machines": [{"name": name, **record["machine"]} for name, record in records.items()],
-        "groups": [{"title": title, "rows": list(rows.values())} for title, rows in groups.items()],
-    }
+def data_page(run: Run, provenance: dict) -> dict:
+    """What the page of data shows: the seeds, with hashes and losses, and the tables with their columns."""
+    return {"seed_table": _seed_table(run, provenance), "tables": _table_list(run.folder / "tables")}
 
 
 def _seed_table(run: Run, provenance: dict) -> list[list[str]]:
@@ -141,7 +110,7 @@ def _seed_table(run: Run, provenance: dict) -> list[list[str]]:
         "seed": {name: name + (" (reference)" if name == params.reference else "") for name in params.seeds},
         "model": dict(params.seeds),
         "revision": {name: seed.get("revision") or "" for name, seed in provenance["seeds"].items()},
-        "SHA-256": {name: (seed["sha256"] or "")[:12] for name, seed in provenance["seeds"].items()},
+        "SHA-256": {name: seed["sha256"] or "" for name, seed in provenance["seeds"].items()},
         "loss [nats per token]": {row["seed"]: f"{row['loss']:.3f}" for row in losses},
         "universal neurons": {row["seed"]: f"{int(row['universal']):,}" for row in shares},
         "share": {row["seed"]: percent(row["share"]) for row in shares},

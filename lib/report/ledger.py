@@ -6,6 +6,7 @@ Most claims are the paper's, some of follow-up work, some of this report. Each c
 
 import pandas as pd
 
+from lib.base.errors import listed
 from lib.chapters.circuits import claims as circuit_claims
 from lib.chapters.families import claims as family_claims
 from lib.chapters.interventions import claims as intervention_claims
@@ -35,28 +36,30 @@ def ledger(evidence: Evidence, untrained: pd.DataFrame | None = None) -> pd.Data
     return claim_rows(evidence, CLAIMS, untrained)
 
 
-def verdicts(table: pd.DataFrame) -> str:
-    """How many of a ledger's claims hold, do not hold and cannot be decided, in words (Markdown)."""
-    holds, fails, unknown = (int((table["verdict"] == verdict).sum()) for verdict in VERDICTS)
-    return (
-        f"**{holds}** {'holds' if holds == 1 else 'hold'}, {fails} {'does' if fails == 1 else 'do'} not hold, "
-        f"and {unknown} cannot be decided"
-    )
-
-
 def summary(table: pd.DataFrame) -> str:
-    """Whose claims these are, their verdicts, and how many verdicts are no evidence or expected to be wrong."""
-    later = table.loc[~table["source"].isin([PAPER, OWN]), "source"]
-    own = int((table["source"] == OWN).sum())
-    parts = [f"{len(table) - len(later) - own} of the paper"]
-    parts += [f"{len(later)} of follow-up work ({', '.join(later.unique())})"] if len(later) else []
-    parts += [f"{own} of this report"] if own else []
-    whose = f": {', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else " of the paper"
-    text = f"The report tests {count(len(table), 'claim')}{whose}. Here {verdicts(table)}."
+    """The verdicts of a ledger in words (Markdown), and how many that hold are no evidence about training."""
+    holds, fails, unknown = (int((table["verdict"] == verdict).sum()) for verdict in VERDICTS)
+    text = (
+        f"**{holds}** of {count(len(table), 'claim')} {'holds' if holds == 1 else 'hold'} in this run. "
+        f"{fails} {'does' if fails == 1 else 'do'} not hold, and on {unknown} this run cannot tell."
+    )
     marked = {"hold by construction": CONSTRUCTED, "hold for untrained models too": BY_CHANCE}
     found = {words: int(table["mark"].str.contains(why, regex=False).sum()) for words, why in marked.items()}
     if any(found.values()):
         named = " and ".join(f"{number} {words}" for words, number in found.items() if number)
         text += f" Of those that hold, {named}: these are no evidence about training."
+    return text
+
+
+def sources(table: pd.DataFrame) -> str:
+    """Whose claims these are, and how many of the decided ones are expected to be wrong."""
+    later = table.loc[~table["source"].isin([PAPER, OWN]), "source"]
+    own = int((table["source"] == OWN).sum())
+    parts = [f"{len(table) - len(later) - own} of the paper"]
+    parts += [f"{len(later)} of follow-up work ({', '.join(later.unique())})"] if len(later) else []
+    parts += [f"{own} of this report"] if own else []
     decided = int((table["verdict"] != UNKNOWN).sum())
-    return f"{text} Of the {decided} decided, at most {SIGNIFICANT * decided:.1f} are expected to be wrong."
+    return (
+        f"The claims are {listed(parts)}. Of the {decided} decided, at most {SIGNIFICANT * decided:.1f} are expected "
+        "to be wrong."
+    )

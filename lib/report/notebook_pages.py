@@ -17,10 +17,13 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath, MathInlineParser
 
 from lib.base.errors import InputError
+from lib.report.arrange import arrange
+from lib.report.drawings import add_figures
+from lib.report.glossary import mark_terms
 from lib.report.pages import (
     TEMPLATES,
-    add_figure_tools,
     add_table_tools,
+    explain_names,
     keep_percents_together,
     plain,
     replace_in_prose,
@@ -154,10 +157,13 @@ def read_chapter(notebook: Path, neurons: str | None = None) -> Chapter:
         soup = BeautifulSoup(body, "html.parser")
         _tidy(soup)
         check_offline(soup)
-        add_figure_tools(soup, notebook.parent.parent / "figures")
+        add_figures(soup, notebook.parent.parent / "figures")
         tables = add_table_tools(soup, notebook.stem)
         if neurons is not None:
             link_neurons(soup, neurons)
+        arrange(soup)
+        mark_terms(soup)
+        explain_names(soup)
         # last, because tables are read as numbers before
         replace_in_prose(soup, r"(?<![^\s(\[,])-(?=\.?\d)", "\u2212")
         set_symbols(soup)

@@ -1,9 +1,8 @@
-"""What all pages share: templates, and links that save figures and tables.
+"""What all pages share: templates, and links that save tables.
 
-Pages open offline. Each figure links to its files, and each table to itself as CSV and Parquet.
+Pages open offline. Each table links to itself as CSV and Parquet.
 """
 
-import gzip
 import re
 from base64 import b64encode
 from hashlib import sha256
@@ -13,13 +12,13 @@ import pandas as pd
 from bs4 import BeautifulSoup
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
-from PIL import Image
 
 from lib.display.captions import count
 from lib.display.plots import SYMBOL
+from lib.report.glossary import mark_terms
 
 TEMPLATES = Path(__file__).parent / "templates"
-FIGURE_FILES = ("svg", "png")  # formats of a saved figure
+NAME = re.compile(r"\bL(\d+)(\.|H)(\d+)\b")  # of a neuron or an attention head
 NOT_PROSE = ["pre", "code", "script", "style", "math"]
 
 
@@ -49,45 +48,17 @@ def set_symbols(soup: BeautifulSoup) -> None:
             text.replace_with(BeautifulSoup(marked, "html.parser"))
 
 
-# ---------------------------------------------------------------- figures
+def explain_names(soup: BeautifulSoup) -> None:
+    """Gives the names of neurons and heads, L5.2 and L5H2, a title that says what they mean."""
+    for text in soup.find_all(string=NAME):
+        if not text.find_parent([*NOT_PROSE, "abbr", "title", "option"]) and not text.find_parent(class_="term"):
+            marked = NAME.sub(_explained, str(escape(text)))
+            text.replace_with(BeautifulSoup(marked, "html.parser"))
 
 
-def figure_file(path: Path) -> dict[str, str]:
-    """Attributes of a link that saves a figure's file.
-
-    A browser opens an SVG instead of saving it, so the page holds it, compressed. A PNG is on the page already.
-    """
-    link = {"href": f"../figures/{path.name}", "download": path.name}
-    if path.suffix == ".svg":
-        link["data-gzip"] = b64encode(gzip.compress(path.read_bytes(), mtime=0)).decode()
-    return link
-
-
-def add_figure_tools(soup: BeautifulSoup, folder: Path) -> None:
-    """Makes every picture a figure with its name as anchor, and links to its files in `folder`."""
-    for number, image in enumerate(soup.find_all("img"), 1):
-        frame = image.find_parent(attrs={"data-figure": True})
-        name = frame["data-figure"] if frame else ""
-        figure = image.wrap(soup.new_tag("figure", attrs={"class": "picture", "id": name or f"figure-{number}"}))
-        tools = soup.new_tag("figcaption", attrs={"class": "tools"})
-        for kind in FIGURE_FILES if name else ():
-            if (folder / f"{name}.{kind}").exists():
-                link = figure_file(folder / f"{name}.{kind}") | {"aria-label": f"{kind.upper()} of this figure"}
-                tools.append(soup.new_tag("a", attrs=link, string=kind.upper()))
-        figure.append(tools)
-        if frame:
-            del frame["data-figure"]
-
-
-def embedded_picture(path: Path) -> dict:
-    """A PNG as the front page shows it: source (data URL), alt (its `Description`), width [CSS pixels], its files."""
-    with Image.open(path) as picture:
-        alt = picture.info.get("Description") or path.stem.replace("_", " ")
-        width = picture.width // 2  # figures have twice the resolution of the page
-    own = {kind: path.with_suffix(f".{kind}") for kind in FIGURE_FILES}
-    files = [{"kind": kind.upper(), "link": figure_file(file)} for kind, file in own.items() if file.exists()]
-    source = "data:image/png;base64," + b64encode(path.read_bytes()).decode()
-    return {"source": source, "alt": alt, "width": width, "files": files}
+def _explained(name: re.Match) -> str:
+    kind = "neuron" if name[2] == "." else "head"
+    return f'<abbr title="layer {name[1]}, {kind} {name[3]}">{name[0]}</abbr>'
 
 
 # ---------------------------------------------------------------- tables
@@ -123,7 +94,7 @@ def add_table_tools(soup: BeautifulSoup, stem: str) -> dict[str, pd.DataFrame]:
     Screen readers know a scrolling box by the heading above it.
     """
     tables = {}
-    for number, element in enumerate(soup.select("table, [role=table]"), 1):
+    for number, element in enumerate(soup.select("table:not(.ledger), [role=table]"), 1):
         name = element.get("data-table") or f"{stem}-{number}"
         tables[name] = read_table(element)
         heading = element.find_previous(["h1", "h2", "h3"])
@@ -167,6 +138,8 @@ def finished(html: str, stem: str) -> tuple[str, dict[str, pd.DataFrame]]:
     soup = BeautifulSoup(html, "html.parser")
     keep_percents_together(soup)
     tables = add_table_tools(soup, stem)
+    mark_terms(soup)
+    explain_names(soup)
     set_symbols(soup)
     return str(soup), tables
 

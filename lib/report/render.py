@@ -14,7 +14,13 @@ from lib.base.hub import seed_folder
 from lib.base.params import Params, read_params
 from lib.report.execute import skip_web_address_parsers
 
-EXPLORER = "neurons.html"  # the page of single neurons
+EXPLORER, LEDGER = "neurons.html", "ledger.html"  # the page of single neurons, and that of all claims
+EXTRAS = {  # pages beside the chapters; minor ones stand in the menu of a narrow screen and at the foot of each page
+    EXPLORER: {"title": "Neurons", "minor": False},
+    LEDGER: {"title": "Ledger", "minor": False},
+    "data.html": {"title": "Data and provenance", "minor": True},
+    "glossary.html": {"title": "Glossary", "minor": True},
+}
 
 
 def render(folder: Path) -> Path:
@@ -22,8 +28,12 @@ def render(folder: Path) -> Path:
     skip_web_address_parsers()
     from lib.base.tensors import write_table, write_tables_shown
     from lib.report import front, notebook_pages, pages
+    from lib.report.citation import citation
     from lib.report.explorer import can_explore
     from lib.report.explorer_files import write_explorer
+    from lib.report.glossary import terms
+    from lib.report.ledger_page import ledger_page
+    from lib.report.search import with_index
     from lib.run import Run
 
     run = Run(read_params(folder / "params.yaml"))
@@ -33,29 +43,33 @@ def render(folder: Path) -> Path:
     notebooks = sorted((folder / "notebooks").glob("*.ipynb"))
     chapters = [notebook_pages.read_chapter(notebook, neurons) for notebook in notebooks]
     provenance = provenance_of(run.params, folder, {chapter.title: chapter.wall_seconds for chapter in chapters})
-    extras = [{"name": EXPLORER, "title": "Neurons"}] if explorable else []
-    shared = {"chapters": chapters, "provenance": provenance, "extras": extras}
-
     claims = front.claims_of(run)
     if claims is not None:
         write_table(folder / "tables" / "ledger.parquet", claims.table)
-    own = {"index": ("front", front.front_page(run, provenance) | front.claims_page(claims, chapters))}
-    benchmarks = front.benchmarks_page()
-    if benchmarks["machines"]:
-        own["benchmarks"] = ("benchmarks", benchmarks)
+    missing = {EXPLORER: not explorable, LEDGER: claims is None}
+    extras = [about | {"name": name} for name, about in EXTRAS.items() if not missing.get(name)]
+    shared = {"chapters": chapters, "provenance": provenance, "extras": extras, "citation": citation(provenance)}
+
+    figures = front.figures_of(chapters)
+    own = {"index": front.front_page(run, claims, figures), "data": front.data_page(run, provenance)}
+    own["glossary"] = {"terms": terms()}
+    if claims is not None:
+        own["ledger"] = ledger_page(claims, chapters, figures)
     written, shown = {}, {name: table for chapter in chapters for name, table in chapter.tables.items()}
-    for name, (template, content) in own.items():
+    for name, content in own.items():
+        template = "front" if name == "index" else name
         html = pages.page(f"{template}.html.j2", current=f"{name}.html", **shared, **content)
         written[f"{name}.html"], tables = pages.finished(html, name)
         shown |= tables
     if claims is not None:
         shown["ledger"] = claims.table  # with the columns that the page leaves out
     neighbours = [{"name": "index.html", "title": "Overview"}, *chapters, None]
-    for index, chapter in enumerate(chapters):
+    for index, (chapter, notebook) in enumerate(zip(chapters, notebooks, strict=True)):
         written[chapter.name] = pages.page(
             "chapter.html.j2",
             current=chapter.name,
             chapter=chapter,
+            notebook=notebook.name,
             sections=chapter.sections,
             previous=neighbours[index],
             next=neighbours[index + 2],
@@ -63,6 +77,7 @@ def render(folder: Path) -> Path:
         )
     if explorable:
         written[EXPLORER] = write_explorer(run, report, **shared)
+    written = with_index(written)
 
     for stale in set(report.glob("*.html")) - {report / name for name in written}:
         stale.unlink()

@@ -10,7 +10,6 @@ from torch.nn.functional import gelu
 from bench import engine, published, table, whole
 from lib.kernels.correlation import haar_rotation
 from lib.models.trunk import load_model
-from lib.report import front
 
 pytestmark = pytest.mark.usefixtures("without_grouped_moments")
 
@@ -92,16 +91,3 @@ def test_record_keeps_parts_of_the_same_machine_only(tmp_path):
     assert content["machine"]["date"] == "2026-01-01 to 2026-01-03" and content["machine"]["commit"] == "c1, c2"
     assert {row["group"].split()[0] for row in content["rows"]} == {"Forward", "The"}
     assert table.Record.read(tmp_path / "x.json", machine | {"torch": "3"}).parts == {}
-
-
-def test_report_shows_machines_side_by_side(tmp_path):
-    speed, share = dict(group="Speed", what="ours", bar="8"), dict(group="Peak", what="share", bar="")
-    for name, rows in {
-        "cpu": [speed | {"measured": "9"}, share | {"measured": "80 %"}],
-        "h200": [speed | {"measured": "30"}],
-    }.items():
-        record = {"machine": {"device": name.upper(), "date": "2026-01-01", "torch": "2", "commit": None}, "rows": rows}
-        (tmp_path / f"{name}.json").write_text(json.dumps(record))
-    page = front.benchmarks_page(tmp_path)
-    assert [machine["name"] for machine in page["machines"]] == ["cpu", "h200"]
-    assert [group["rows"][0]["cells"] for group in page["groups"]] == [["9", "30"], ["80 %", ""]]

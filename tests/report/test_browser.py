@@ -21,11 +21,11 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from lib.base.params import ROOT
 from lib.base.tensors import write_table
-from lib.chapters.universality import captions, figures, properties
+from lib.chapters.universality import captions, figures, in_short, properties
 from lib.display import plots
 from lib.display.captions import Caption
 from lib.display.html import gallery_html, neuron_table_html
-from lib.report import notebook_pages, pages, render
+from lib.report import ledger, notebook_pages, pages, render
 from lib.run import with_universal
 from tests.report.made_tables import make_tables
 
@@ -73,6 +73,7 @@ def folder(tmp_path_factory) -> Path:
     everyone = with_universal(tables["neurons_all_seeds"], 0.5)
     write_table(folder / "tables" / "references.parquet", properties.reference_shares(everyone))
     own = everyone[everyone["seed"] == "a"].reset_index(drop=True)
+    of_a = tables["matches_all_seeds"].query("seed == 'a'")
     tests, shares = properties.property_tests(own), properties.layer_shares(everyone)
     with pytest.MonkeyPatch.context() as patch:
         pictures = [
@@ -95,6 +96,7 @@ def folder(tmp_path_factory) -> Path:
         pictures[1],
         new_markdown_cell("## Which properties?"),
         shown({"text/html": captions.property_table(tests, {}).to_html(index=False, border=0)}),
+        shown({"text/html": in_short.universality(own, properties.match_layer_percent(of_a), tests).data}),
     ]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     bytewise = Tokenizer(models.BPE({letter: index for index, letter in enumerate(letters)}, []))
@@ -223,48 +225,122 @@ def test_theme_follows_the_system_and_the_button_and_is_kept(folder, open_page):
     assert not light.is_visible("nav.chapters") and not light.is_visible("nav.sections") and light.is_visible("main h1")
 
 
-def test_ledger_sorts_filters_and_leads_to_its_figures(folder, open_page):
-    page, _, _ = open_page(folder / "report" / "index.html")
+def test_the_ledger_shows_rows_of_a_verdict_and_leads_to_their_figures(folder, open_page):
+    page, wrong, _ = open_page(folder / "report" / "ledger.html")
     table = pd.read_parquet(folder / "tables" / "ledger.parquet")
-    assert page.locator(".answer p").count() == 5
+    rows, number = "table.ledger tbody tr", table["verdict"].value_counts()
     claims = [text.replace("\u00a0", " ") for text in page.locator("table.ledger th .claim").all_inner_texts()]
-    assert sorted(claims) == sorted(table["claim"])
-    verdicts = page.locator("table.ledger td.verdict").all_inner_texts()
-    assert sorted(verdicts) == sorted(table["verdict"])
-    page.click("table.ledger thead th:nth-child(1) button")
-    verdicts = page.locator("table.ledger td.verdict").all_inner_texts()
-    head = "table.ledger thead th:nth-child(1)"
-    assert verdicts == sorted(verdicts) and page.get_attribute(head, "aria-sort") == "ascending"
-    page.click(f"{head} button")
-    assert page.locator("table.ledger td.verdict").all_inner_texts() == sorted(verdicts, reverse=True)
-    page.fill(".filter input >> nth=0", "universal KURTOSIS")
-    texts = [text.lower() for text in page.locator("table.ledger tbody tr").all_text_contents()]
-    number = sum("universal" in text and "kurtosis" in text for text in texts)
-    assert page.locator("table.ledger tbody tr:visible").count() == number < len(table)
-    assert page.inner_text(".filter output >> nth=0") == f"{number} of {len(table)} rows"
-    page.fill(".filter input >> nth=0", "")
-    page.click("#claim-universal_share summary")
-    assert page.is_visible("#claim-universal_share dl") and "1 to 5\xa0%" in page.inner_text(
-        "#claim-universal_share dl"
-    )
-    page.click("#claim-universal_share a")
+    assert sorted(claims) == sorted(table["claim"]) and page.locator(f"{rows}:visible").count() == len(table)
+    page.click(f".counts button:has-text('{number['holds']} holds')")
+    assert page.locator(f"{rows}:visible").count() == number["holds"] and page.url.endswith("ledger.html#holds")
     assert (
-        page.url.endswith(f"03_universality.html#{FIGURES[0]}")
-        and page.locator(f"figure#{FIGURES[0]} img").is_visible()
+        page.locator("section.claims h2:visible").count()
+        == page.locator("section.claims:has(tbody tr:visible)").count()
     )
-    assert page.locator(f"figure#{FIGURES[0]}").bounding_box()["y"] < WIDE["height"]
+    page.reload()
+    assert set(page.locator(f"{rows} td.verdict:visible").all_inner_texts()) == {"holds"}
+    assert page.get_attribute(".counts [aria-pressed=true]", "data-verdict") == "holds"
+    page.click(".counts button >> nth=0")
+    page.fill(".filter input", "universal KURTOSIS")
+    texts = [text.lower() for text in page.locator(rows).all_text_contents()]
+    found = sum("universal" in text and "kurtosis" in text for text in texts)
+    assert page.locator(f"{rows}:visible").count() == found < len(table)
+    assert page.inner_text(".filter output") == f"{found} of {len(table)} rows"
+    page.fill(".filter input", "")
+    page.click("#claim-universal_share summary")
+    assert "1 to 5\xa0%" in page.inner_text("#claim-universal_share dl")
+    page.click("#claim-universal_share a.figure")
+    assert page.url.endswith(f"03_universality.html#{FIGURES[0]}")
+    assert page.locator(f"figure#{FIGURES[0]}").bounding_box()["y"] < WIDE["height"] and wrong == []
+
+
+def test_a_chip_leads_to_its_row(folder, open_page):
+    page, _, _ = open_page(folder / "report" / "index.html")
+    assert page.locator(".in-short li").count() == 5 and page.locator("a.chip").count() == 8
+    verdict = page.inner_text("a.chip >> nth=7").split("\n")[0]
+    page.click("a.chip >> nth=7")
+    assert page.url.endswith("ledger.html#claim-depth") and page.inner_text("#claim-depth .verdict") == verdict.strip()
+    top = page.locator("#claim-depth").bounding_box()["y"]
+    assert 0 < top < WIDE["height"]
+
+
+def test_search_finds_what_is_on_other_pages(folder, open_page):
+    page, wrong, asked = open_page(folder / "report" / "index.html", NARROW)
+    page.keyboard.press("/")
+    page.fill("dialog.search input", "Kurtosis pre-activation")
+    first = page.locator("dialog.search .found a >> nth=0")
+    assert "kurtosis" in first.inner_text() and page.inner_text("dialog.search .said").endswith(" found")
+    page.fill("dialog.search input", "xyzzy")
+    assert page.inner_text("dialog.search .said").startswith("Nothing found") and first.count() == 0
+    page.fill("dialog.search input", "which propertie")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/03_universality.html#which-properties")
+    assert page.locator("#which-properties").bounding_box()["y"] < NARROW["height"] and wrong == []
+    assert all(url.endswith(".html") or "#" in url for url in asked)
+
+
+def test_the_menu_of_a_narrow_screen_leads_to_every_page(folder, open_page):
+    page, _, _ = open_page(folder / "report" / "index.html", NARROW)
+    assert not page.is_visible("#pages a >> nth=0")
+    page.click("button.menu")
+    assert page.locator("#pages a:visible").count() == page.locator("#pages a").count() >= 5
+    page.click("#pages a:text-is('Glossary')")
+    assert page.inner_text("h1") == "Glossary"
+
+
+def test_terms_have_notes_and_code_can_be_shown_and_copied(folder, open_page):
+    page, wrong, _ = open_page(folder / "report" / "03_universality.html")
+    page.focus("a.term >> nth=0")
+    note, term = page.locator("#note"), page.locator("a.term >> nth=0")
+    assert note.is_visible() and note.inner_text() == term.get_attribute("data-note")
+    assert note.bounding_box()["y"] >= term.bounding_box()["y"]
+    page.keyboard.press("Escape")
+    assert not note.is_visible()
+    assert not page.is_visible("details.source pre >> nth=0")
+    page.click(".sources button")
+    assert page.locator("details.source pre:visible").count() == page.locator("details.source").count()
+    page.evaluate("navigator.clipboard.writeText = async text => { window.copied = text }")
+    page.click("details.source .copy >> nth=0")
+    assert (
+        "import os" in page.evaluate("window.copied") and page.inner_text(".copy >> nth=0") == "Copied" and wrong == []
+    )
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW])
+def test_what_is_wider_than_the_page_says_so_and_scrolls(folder, open_page, size):
+    page, _, _ = open_page(folder / "report" / "03_universality.html", size)
+    width = (
+        "box => [box.scrollWidth > box.clientWidth + 1, box.nextElementSibling?.className === 'sideways', box.tabIndex]"
+    )
+    found = [page.eval_on_selector(f"{kind} >> nth=0", width) for kind in (".equation", ".scroll")]
+    assert all(wide == said == (index == 0) for wide, said, index in found) and found[0][0]
+    page.eval_on_selector(".equation", "box => box.scrollLeft = 1e6")
+    box, end = page.locator(".equation").bounding_box(), page.locator(".equation math > :last-child").bounding_box()
+    assert end["x"] + end["width"] <= box["x"] + box["width"] + 1
+
+
+def test_without_scripts_chapters_and_ledger_can_be_read(folder, browser):
+    context = browser.new_context(java_script_enabled=False, viewport=NARROW)
+    page = context.new_page()
+    page.goto((folder / "report" / "ledger.html").resolve().as_uri())
+    assert page.locator("table.ledger tbody tr:visible").count() == len(ledger.CLAIMS)
+    assert "holds" in page.inner_text(".counts") and page.locator(".counts button").count() == 0
+    page.click("button.menu")
+    page.click("#pages a >> nth=0")
+    assert page.is_visible(f"figure#{FIGURES[0]} img") and page.is_visible(".in-short")
+    context.close()
 
 
 def test_figures_enlarge_and_save_and_contents_follow(folder, open_page):
     page, wrong, asked = open_page(folder / "report" / "03_universality.html")
     page.click(f"#{FIGURES[1]} img")
-    assert page.is_visible("dialog.enlarged") and page.get_attribute("dialog img", "alt") == page.get_attribute(
-        f"#{FIGURES[1]} img", "alt"
-    )
+    assert page.is_visible("dialog.enlarged") and page.get_attribute(
+        "dialog.enlarged img", "alt"
+    ) == page.get_attribute(f"#{FIGURES[1]} img", "alt")
     page.keyboard.press("Escape")
     assert not page.is_visible("dialog.enlarged")
     page.click(f"#{FIGURES[0]} .tools button")
-    page.click("dialog .close")
+    page.click("dialog.enlarged .close")
     assert not page.is_visible("dialog.enlarged")
     for kind in ("SVG", "PNG"):
         with page.expect_download() as saved:

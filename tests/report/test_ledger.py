@@ -2,6 +2,7 @@
 any, with every published claim planted, and without tables."""
 
 import json
+import re
 from itertools import combinations
 
 import numpy as np
@@ -13,7 +14,7 @@ from statsmodels.stats.multitest import multipletests
 from lib.chapters.universality.properties import PUBLISHED_MEDIANS
 from lib.display import claims
 from lib.display.claims import FAILS, HOLDS, UNKNOWN, VERDICTS, Evidence
-from lib.report import answer, ledger
+from lib.report import answer, front, ledger, ledger_page
 from tests.report.expected_interventions import interventions
 from tests.report.made_tables import LAYERS, SEEDS, WIDTH, make_tables
 
@@ -265,12 +266,12 @@ def test_a_claim_that_untrained_models_satisfy_is_marked():
         name for name, statement in claims.statements().items() if statement.by_construction and name in table.index
     ]
     assert table.index[table["mark"].str.contains(claims.CONSTRUCTED)].tolist() == built
-    text = ledger.summary(table.reset_index())
-    assert f"{len(table) - 1} hold for untrained models too" in text
+    assert f"{len(table) - 1} hold for untrained models too" in ledger.summary(table.reset_index())
+    text = ledger.sources(table.reset_index())
     assert f"Of the {len(table)} decided, at most {0.05 * len(table):.1f} are expected to be wrong." in text
 
 
-def test_the_summary_says_whose_claims_they_are(case):
+def test_the_summary_has_the_verdicts_and_the_sources_whose_claims_they_are(case):
     _, tables = case
     table = ledger.ledger(Evidence(tables, "a", 0.5))
     number = table["verdict"].value_counts().reindex(VERDICTS, fill_value=0)
@@ -281,25 +282,78 @@ def test_the_summary_says_whose_claims_they_are(case):
         f"{source[claims.PAPER]} of the paper, {follow_up} of follow-up work (arXiv 2406.16254, arXiv 2508.00903) and "
         f"{own} of this report"
     )
+    assert ledger.sources(table).startswith(f"The claims are {whose}. ")
     verb = "holds" if number[HOLDS] == 1 else "hold"
-    start = f"The report tests {len(table)} claims: {whose}. Here **{number[HOLDS]}** {verb}"
-    assert ledger.summary(table).startswith(start)
+    assert ledger.summary(table).startswith(f"**{number[HOLDS]}** of {len(table)} claims {verb} in this run. ")
+    assert f"on {number[UNKNOWN]} this run cannot tell" in ledger.summary(table)
     papers = table[table["source"] == claims.PAPER]
-    assert ledger.summary(papers).startswith(f"The report tests {len(papers)} claims of the paper. ")
+    assert ledger.sources(papers).startswith(f"The claims are {len(papers)} of the paper. ")
+
+
+NUMBER = re.compile(r"\d[\d,.]*\d|\d")
 
 
 def test_the_answer_has_five_statements_with_the_run_s_numbers(case):
     _, tables = case
     evidence = Evidence(tables, "a", 0.5)
-    sentences = answer.answer(evidence, ledger.ledger(evidence))
-    assert len(sentences) == 5 and all(
-        sentence.endswith(".") and "**" in sentence and "nan" not in sentence for sentence in sentences
+    findings = answer.answer(evidence, ledger.ledger(evidence))
+    texts = [finding.text for finding in findings]
+    assert len(texts) == 5 and all(
+        text.endswith(".") and "**" in text and "nan" not in text and finding.figure
+        for text, finding in zip(texts, findings, strict=True)
     )
+    sentences = [sentence for text in texts for sentence in re.split(r"(?<=\.) ", text)]
+    assert max(len(NUMBER.findall(sentence)) for sentence in sentences) == 2
     number = int((tables["neurons_all_seeds"].query("seed == 'a'")["excess_corr"] > 0.5).sum())
-    assert f"({number} of {LAYERS * WIDTH})" in sentences[0]
+    assert f", {number} in all, " in texts[0]
     # of 36 pairs of six layers 6 + 10 are the same or adjacent
-    assert "against 44 % by chance" in sentences[1] and "Of the mean excess" in sentences[1]
-    assert "which 5 % of random directions pass" in sentences[3]
+    assert "against 44 % by chance" in texts[1] and "Of the mean excess" in texts[1]
+    assert "which 5 % of rotated neurons pass" in texts[3]
+
+
+def test_a_share_below_the_paper_s_is_explained_by_what_is_smaller():
+    few, many = (Evidence(make_tables(*CASES[name]), "a", 0.5) for name in ("none universal", "many universal"))
+    small, large = {"a": (6, 60), "b": (6, 60)}, {"a": (12, 3072)}
+    text = answer.why_fewer(few, small, 1000)
+    assert text.endswith("these models have fewer and narrower layers and are compared on less text.")
+    assert answer.why_fewer(few, large, 1000).endswith("these models are compared on less text.")
+    assert answer.why_fewer(few, large, 10**9) == answer.why_fewer(many, small, 1000) == ""
+
+
+def test_eight_claims_of_the_paper_stand_on_the_front_page():
+    chosen = [statement for statement in claims.statements().values() if statement.front]
+    assert sorted(statement.front for statement in chosen) == list(range(1, 9))
+    assert all(statement.short and statement.source == claims.PAPER for statement in chosen)
+
+
+def test_every_claim_stands_under_one_question(case):
+    _, tables = case
+    evidence = Evidence(tables, "a", 0.5)
+    table = ledger.ledger(evidence)
+    page = ledger_page.ledger_page(front.RunClaims(table, [], "", False), [], {})
+    names = [row["name"] for group in page["groups"] for row in group["rows"]]
+    assert sorted(names) == sorted(table["name"]) and len(page["groups"]) == 5
+    rows = {row["name"]: row for group in page["groups"] for row in group["rows"]}
+    assert rows["property_kurt"] in page["groups"][1]["rows"] and rows["depth"] in page["groups"][0]["rows"]
+    assert rows["universal_share"]["brief"] == "1.23 % to 4.16 %" and rows["property_mean"]["brief"] == "4 to 20"
+    assert rows["gap"]["brief"] == rows["gap"]["published"]
+
+
+@pytest.mark.parametrize(
+    "here, parts",
+    {
+        "0.51 % (0.40 % to 0.62 %, 95 % over 5 seeds); 4 compared seeds": (
+            "0.51 %",
+            "0.40 % to 0.62 %",
+            "4 compared seeds",
+        ),
+        "99 in each of 5 seeds; percentile": ("99 in each of 5 seeds", "", "percentile"),
+        "+0.1 (1 seed)": ("+0.1 (1 seed)", "", ""),
+        "not measured in this run": ("not measured in this run", "", ""),
+    }.items(),
+)
+def test_a_row_s_sentence_is_read_in_parts(here, parts):
+    assert ledger_page.in_parts(here) == parts
 
 
 @pytest.mark.parametrize("number", [1, 2, 5])

@@ -28,8 +28,9 @@ from lib.base.params import ROOT, read_params
 from lib.base.tensors import write_table
 from lib.cache import PASS, code_of
 from lib.chapters.universality import properties
+from lib.display import findings
 from lib.report import __main__ as report
-from lib.report import archive, example, execute, notebook_pages, pages, render, resolve
+from lib.report import archive, example, execute, glossary, ledger, notebook_pages, pages, render, resolve, search
 from tests.base.test_params import is_sentence
 
 pytestmark = pytest.mark.usefixtures("without_grouped_moments")
@@ -221,14 +222,15 @@ def read_page(folder: Path, name: str) -> BeautifulSoup:
     return BeautifulSoup((folder / "report" / name).read_text(), "html.parser")
 
 
-@pytest.mark.parametrize("name", ["index.html", "01_complete.html"])
+@pytest.mark.parametrize("name", ["index.html", "01_complete.html", "ledger.html", "data.html", "glossary.html"])
 def test_a_page_fetches_nothing(complete, name):
     page = read_page(complete, name)
     notebook_pages.check_offline(page)
     assert not page.find_all(["iframe", "object", "embed", "video", "audio"])
     assert all(link["href"].startswith("data:") for link in page.find_all("link"))
     policy = page.find("meta", attrs={"http-equiv": True})["content"]
-    (script,) = page.find_all("script")  # our own, and the policy lets no other run
+    script, index = page.find_all("script")  # our own, and the policy lets no other run; the search's index is data
+    assert index["type"] == "application/json" and json.loads(index.string)
     assert not script.has_attr("src") and b64encode(sha256(script.string.encode()).digest()).decode() in policy
     assert "default-src 'none'" in policy and "script-src 'sha256-" in policy
     outside = re.findall(r"https?://[^\s\"'<]+", str(page))
@@ -241,11 +243,8 @@ def test_chapter_shows_equations_pictures_and_tables_and_folds_code(complete):
     assert "costs $5 and not $10" in page.main.get_text() and page.find("code", string="$HOME")
     assert page.find("img")["alt"] == 'An orange "rectangle"' and page.find("img")["src"].startswith("data:image/png")
     assert all(block.find_parent("details") for block in page.select(".highlight"))
-    assert [fold.summary.string for fold in page.select("details.source")][:3] == [
-        "Parameters in the notebook",
-        "Parameters of this run",
-        "Code",
-    ]
+    folds = page.select("details.foot details.source > summary")  # of what stands at the end
+    assert [fold.string for fold in folds] == ["Parameters in the notebook", "Parameters of this run"]
     assert not any(fold.has_attr("open") for fold in page.find_all("details"))
     printed = [output.get_text() for output in page.select(".output_stream")]
     assert len(printed) == 1 and sys.executable in printed[0]  # what went to stderr is not part of a report
@@ -257,27 +256,34 @@ def test_pages_lead_to_each_other(complete):
     for name in ("index.html", "01_complete.html"):
         page = read_page(complete, name)
         links = [link["href"] for link in page.select("nav.chapters a")]
-        assert (
-            links == ["index.html", "01_complete.html"]
-            and page.select_one("nav.chapters [aria-current]")["href"] == name
-        )
+        assert links == ["index.html", "01_complete.html", "ledger.html", "data.html", "glossary.html"]
+        assert page.select_one("nav.chapters [aria-current]")["href"] == name
         ids = [element["id"] for element in page.find_all(id=True)]
         assert len(ids) == len(set(ids))
 
 
 def test_front_page_says_what_was_computed(complete):
     text = " ".join(read_page(complete, "index.html").main.get_text().split())
-    assert "4.20 % of the neurons of seed a (42 of 1,000) are universal" in text and "above 0.5" in text
-    assert "above 0.5. In the paper's models (at 0.5) 1.2 % to 4.2 %." in text  # this run has no matches
-    assert "At least 1 % of the neurons are universal" in text
-    assert "19,681 tokens" in text and "3 models of 2 layers with 500 neurons each" in text
-    assert "Does the runner do what it should?" in text
+    assert text.index("is called universal if") < text.index("4.20 % of seed a's neurons, 42 in all, are universal.")
+    assert "is above 0.5 on average" in text and "In the paper's models it is 1.2 % to 4.2 %." in text
+    assert "cannot tell A small share of the neurons, at least 1 %, is universal" in text
+    assert "19,681 tokens" in text and "3 models that differ" in text and "Each has 2 layers of 500 neurons." in text
+    assert "Does the runner do what it should?" in text and "was not measured in this run" in text
 
 
 def test_front_page_without_tables_or_statistics(folder):
     render.render(folder)
-    text = read_page(folder, "index.html").get_text()
-    assert "a (reference)" in text and "Ledger" not in text
+    assert "Eight claims" not in read_page(folder, "index.html").get_text()
+    assert not (folder / "report" / "ledger.html").exists()
+    assert "a (reference)" in read_page(folder, "data.html").get_text()
+
+
+def test_the_front_page_s_claims_lead_to_their_rows(complete):
+    chips = read_page(complete, "index.html").select("a.chip")
+    rows = read_page(complete, "ledger.html").select("table.ledger tr[id]")
+    assert len(chips) == 8 and len(rows) == len(ledger.CLAIMS)
+    assert {chip["href"] for chip in chips} < {f"ledger.html#{row['id']}" for row in rows}
+    assert "@article{gurnee2024universal" in read_page(complete, "index.html").get_text()
 
 
 def test_provenance_is_recorded_and_shown(complete):
@@ -285,15 +291,17 @@ def test_provenance_is_recorded_and_shown(complete):
     assert provenance["packages"]["papermill"] and provenance["text"]["tokens_counted"] == 19681
     assert provenance["seeds"]["a"] == {"source": "data/seeds/a", "sha256": "0" * 64}
     assert provenance["notebooks"]["A fixture"] > 0
-    foot = read_page(complete, "01_complete.html").footer.get_text()
-    assert "000000000000" in foot and "19,681 tokens counted" in foot and "1 min 1 s" in foot
+    assert "19,681 tokens counted" in read_page(complete, "01_complete.html").footer.get_text()
+    text = read_page(complete, "data.html").main.get_text()
+    assert "000000000000" in text and "19,681 tokens counted" in text and "1 min 1 s" in text and "papermill" in text
 
 
 def test_pages_of_removed_chapters_are_deleted(folder):
     (folder / "report").mkdir()
     (folder / "report" / "00_gone.html").write_text("")
     render.render(folder)
-    assert {path.name for path in (folder / "report").glob("*.html")} - {"benchmarks.html"} == {"index.html"}
+    kept = {"index.html", "data.html", "glossary.html"}
+    assert {path.name for path in (folder / "report").glob("*.html")} == kept
 
 
 def test_a_run_without_examples_has_no_page_of_neurons(folder):
@@ -500,6 +508,70 @@ def test_a_section_whose_code_shows_nothing_is_left_out(tmp_path):
     )
     chapter = notebook_pages.read_chapter(write_notebook(tmp_path / "x.ipynb", *cells))
     assert [name for _, name in chapter.sections] == ["Words", "Full"] and "nothing here" not in chapter.rest
+
+
+IN_SHORT = findings.in_short([findings.Finding("**5 %** of <it>.", "made"), findings.Finding("No.", "not_made")]).data
+
+
+def test_a_page_opens_with_its_findings_and_ends_with_its_parameters(tmp_path):
+    picture = shown({"image/png": PIXEL}, {"image/png": {"alt": "a dot", "name": "made"}})
+    cells = (
+        new_markdown_cell("# X\n\n**Question.** Why?\n\nThis chapter follows section 3."),
+        new_code_cell("threshold = None", metadata={"tags": ["parameters"]}),
+        new_code_cell(
+            "import x",
+            outputs=[new_output("stream", name="stdout", text="x 1.0"), *shown({"text/html": "<p>origin</p>"}).outputs],
+        ),
+        new_markdown_cell("## Result\n\n$$x$$"),
+        picture,
+        new_code_cell("in_short()", metadata={"tags": ["in-short"]}, outputs=shown({"text/html": IN_SHORT}).outputs),
+    )
+    chapter = notebook_pages.read_chapter(write_notebook(tmp_path / "x.ipynb", *cells))
+    opening, rest = (BeautifulSoup(part, "html.parser") for part in (chapter.opening, chapter.rest))
+    assert [element.name for element in opening.h1.find_next_siblings()] == ["p", "div"] and chapter.question == "Why?"
+    assert [pages.plain(item) for item in opening.select(".in-short li")] == ["5 % of <it>. figure", "No."]
+    assert opening.select_one(".in-short a")["href"] == "#made" and rest.find(id="made")
+    foot = rest.find_all(recursive=False)[-1]
+    assert foot["class"] == ["foot"] and "follows section 3" in foot.get_text() and "x 1.0" in foot.get_text()
+    body = rest.get_text().removesuffix(foot.get_text())
+    assert "origin" in body and "threshold" not in body and "in_short" not in rest.get_text()
+    assert rest.select_one("span.equation > math") and [title for _, title in chapter.sections] == ["Result"]
+
+
+def test_terms_are_explained_where_a_page_first_uses_them():
+    soup = BeautifulSoup(
+        "<h2>Seeds</h2><p><a>seed</a> <code>seed</code> Seeds and seeds, baseline_draws</p><p>seed</p>", "html.parser"
+    )
+    glossary.mark_terms(soup)
+    (link,) = soup.select("a.term")
+    assert (
+        link.get_text() == "Seeds" and link["href"] == "glossary.html#term-seed" and "random seed" in link["data-note"]
+    )
+
+
+def test_names_of_neurons_and_heads_are_explained():
+    soup = BeautifulSoup("<p>L5.12 and L4H3, not XL5.1</p><code>L5.2</code>", "html.parser")
+    pages.explain_names(soup)
+    assert [(name.get_text(), name["title"]) for name in soup.find_all("abbr")] == [
+        ("L5.12", "layer 5, neuron 12"),
+        ("L4H3", "layer 4, head 3"),
+    ]
+
+
+def test_the_search_knows_pages_sections_figures_claims_and_terms(complete):
+    index = json.loads(read_page(complete, "01_complete.html").find(id="search-index").string)
+    by_place = {(page, anchor): (title, text) for page, anchor, title, text in index}
+    assert by_place["01_complete.html", ""] == ("A fixture", "Does the runner do what it should? It says so here.")
+    assert by_place["01_complete.html", "excess-correlation"][1].startswith("With")
+    assert by_place["01_complete.html", "figure-1"][0] == 'An orange "rectangle"'
+    assert "cannot tell" in by_place["ledger.html", "claim-universal_share"][1]
+    assert by_place["glossary.html", "term-seed"][0] == "seed"
+    made = {path.name: BeautifulSoup(path.read_text(), "html.parser") for path in (complete / "report").glob("*.html")}
+    assert all(made[page].find(id=anchor) for page, anchor in by_place if anchor)
+    assert (
+        "</script>"
+        not in search.with_index({"x.html": "<main><h1>&lt;/script&gt;</h1></main>@search-index@"})["x.html"]
+    )
 
 
 def test_scripts_are_left_out(tmp_path):

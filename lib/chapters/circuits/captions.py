@@ -25,7 +25,7 @@ def moments_by_layer(circuits: pd.DataFrame) -> Caption:
     published, beyond = (int((kurtosis > cut).sum()) for cut in (PUBLISHED_CUTS.kurtosis, circuits["null_kurt"]))
     wide, wider = (percent((variance > cut).mean(), 1) for cut in (PUBLISHED_CUTS.variance, circuits["null_var"]))
     share, calibrated = percent(beyond / total, 1), _range(circuits["null_var"], 4)
-    title = f"{capital(count(published, 'neuron'))} above the published kurtosis cut, {share} above the calibrated one"
+    title = f"{share} of the neurons pass the calibrated cut of kurtosis, {wider} that of variance"
     text = (
         f"Of {total:,} neurons of {count(circuits['seed'].nunique(), 'seed')}, **{published:,}** exceed the published "
         f"kurtosis cut of {PUBLISHED_CUTS.kurtosis:g} and **{beyond:,}** ({share}) the calibrated cut of "
@@ -113,8 +113,8 @@ def logit_effects(examples: pd.DataFrame) -> Caption:
             "No neuron has a role", "No neuron of the reference seed has a role by the calibrated cuts.", alt
         )
     best, chance = examples.loc[examples["label_score"].idxmax()], examples["null_score"].iloc[0]
-    title = f"“{best['label']}” explains {percent(best['label_score'], 0)} of a {best['role']} neuron's logit effects"
-    above = int((examples["label_score"] > chance).sum())
+    above, most = int((examples["label_score"] > chance).sum()), percent(best["label_score"], 0)
+    title = f"Token classes explain {above} of {count(len(examples), 'neuron')} beyond chance, “{best['label']}” {most}"
     text = (
         f"For **{above}** of the {count(len(examples), 'neuron')} shown, the best token class explains more than "
         f"{percent(chance, 1)}. One random direction in a thousand does so."
@@ -175,9 +175,9 @@ def next_token(table: pd.DataFrame, tokens: int, reference: str) -> Caption:
             shares = share_above_layer(rows)
             each = f" ({percent(shares.min(), 0)} to {percent(shares.max(), 0)})" if len(shares) > 1 else ""
             over.append(f"**{percent(shares.mean(), 0)}** of the {role} neurons{each}")
-    share, seeds = share_above_layer(found["suppression"]), found["suppression"]["seed"].nunique()
-    title = f"{percent(share.mean(), 0)} of suppression neurons fire more before their class than their layer's median"
-    title = f"Over {count(seeds, 'seed')} {title}"
+    seeds, known = found["suppression"]["seed"].nunique(), {role: rows for role, rows in found.items() if len(rows)}
+    shares = [f"{percent(share_above_layer(rows).mean(), 0)} of {role}" for role, rows in known.items()]
+    title = f"{listed(shares)} neurons fire more before their class than their layer's median"
     seen = f"In seed {reference} {listed(here)} do; the mean" if here else "The mean"
     text = (
         f"On {tokens:,} positions a neuron counts if it fires more before a token of its class than the median of the "
@@ -203,7 +203,9 @@ def universal_roles(shares: dict[str, pd.DataFrame], threshold: float) -> Captio
     title = "No role is more or less universal than its depth explains"
     if more or fewer:
         said = [f"{word} {listed(roles)}" for word, roles in (("more", more), ("fewer", fewer)) if roles]
-        title = f"Top {100 * TOP_SHARE:g} % by excess: {', '.join(said)} than depth explains"
+        title = f"In the top {100 * TOP_SHARE:g} % by excess are {', '.join(said)} neurons than depth explains"
+    if len(table):
+        title = f"{count(table['universal'].sum(), 'neuron')} with a role are universal. {title}"
     text = (
         f"{capital(listed(universal))} are universal (excess above {threshold:g}). The top {100 * TOP_SHARE:g} % by "
         f"excess contain {listed(top)}."

@@ -28,7 +28,7 @@ from lib.display.plots import (
 )
 
 CUTS = {"role_published": "published cuts", "role_learned": "calibrated cuts"}  # by column of roles.parquet
-SHADES = ("#c6c6c6", "#9ecae1", "#56B4E9", "#0072B2", "#003f66")  # from the middle of a distribution outwards
+SHADES = ("#c6c6c6", "#a6bddb", "#74a9cf", "#2b8cbe", "#7b62b5")  # from the middle of a distribution outwards
 LOGIT_EFFECT, NOBODY, LIGHT, DARK = "cos(w_out, W_U)", "no neuron of any seed", "#cccccc", "#222222"
 
 

@@ -96,7 +96,8 @@ def shares(table: pd.DataFrame, points: pd.DataFrame, time: Timeline, threshold:
         text = f"{title}. The mean excess correlation goes from {excess.iloc[0]:.3f} to {excess.iloc[-1]:.3f}."
         return Caption(title, text + time.span, f"{alt} {title}.")
     first = mean[mean > 0].index[0]
-    title = f"{percent(mean.iloc[-1])} of the neurons are universal at the end, the first by {time.moment(first)}"
+    title = f"{percent(mean.iloc[-1])} of the neurons are universal at the end, the first by {time.moment(first)}; "
+    title += f"the mean excess is {excess.iloc[-1]:.3f}"
     steady = constant_rate(points)["point"]
     text = tail_and_bulk(table, steady.iloc[0] if len(steady) else first, time)
     if len(steady) and steady.iloc[-1] != mean.index[-1]:
@@ -152,12 +153,13 @@ def births_and_deaths(
         return Caption("No neuron is universal at any checkpoint", "There are neither births nor deaths.", alt)
     halfway = kept[(kept["point"] == start) & kept["persistence"].notna()]
     if halfway.empty:
-        title = f"{count(births, 'birth')} and {count(deaths, 'death')} of universal neurons".capitalize()
+        title = f"{capital(count(births, 'birth'))} and {count(deaths, 'death')} of universal neurons".capitalize()
         return Caption(title, f"No neuron was universal halfway, so none can persist.{time.span}", f"{alt} {title}.")
     # over all seeds' neurons, so that a seed with few does not weigh as much as one with many
     number, stayed = halfway["universal"].sum(), halfway["kept"].sum()
     chance = np.average(halfway["chance"], weights=halfway["universal"])
-    title = f"{percent(stayed / number, 0)} of the neurons universal at {time.moment(start)} are so at the end"
+    title = f"{count(births, 'birth')} and {count(deaths, 'death')} of universal neurons; "
+    title += f"{percent(stayed / number, 0)} of those at {time.moment(start)} last to the end"
     text = (
         f"**{stayed:,}** of {number:,} neurons universal at {time.moment(start)} are universal at the end "
         f"(**{percent(stayed / number, 0)}**; random neurons of the same layers: {percent(chance, 1)})."
@@ -236,6 +238,7 @@ def heads_at_the_end(heads: pd.DataFrame) -> Caption:
     last = heads[heads["point"] == heads["point"].iloc[-1]]
     best = last.groupby("seed")[list(HEAD_SCORES)].max()
     scores = "; ".join(f"{label} **{spread(best[name])}**" for name, label in HEAD_SCORES.items())
-    title = f"The head that gives BOS most attention gives it {percent(best['bos'].max(), 0)}"
+    found = {label: f"{best[name].mean():.2f}" for name, label in HEAD_SCORES.items()}
+    title = f"The best heads of a seed: {', '.join(f'{label} {score}' for label, score in found.items())}"
     text = f"The best head of each seed, mean (range over seeds): {scores}."
     return Caption(title, text, f"Dot plots of three attention scores of every head by layer and seed. {title}.")

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
@@ -26,17 +25,18 @@ from lib.display.plots import (
     PERCENT,
     PLAIN,
     ROLE_COLOURS,
-    SEED_COLOURS,
     WIDE,
     canvas,
+    heatmap,
     layer_axis,
     note,
+    seed_looks,
 )
 
 HEAD_SCORES = {"bos": "attention to BOS", "previous": "attention to the previous token", "induction": "induction score"}
 OTHERS = "#bbbbbb"  # lines of domains that are not named
 DECAY = {"color": NEUTRAL, "alpha": 0.25, "linewidth": 0, "zorder": 0}
-WHEN_COLOURS = {"early": "#0072B2", "late": "#E69F00"}
+WHEN_COLOURS = {"early": "#44AA99", "late": "#AA3377"}
 
 
 class Timeline(NamedTuple):
@@ -125,14 +125,14 @@ def losses(table: pd.DataFrame, time: Timeline) -> Figure:
     domains = table[table["domain"] != "all"].groupby(["point", "domain"], sort=False)["loss"].mean().unstack()
     domains = domains.reindex(time.at.index)
     ordered = domains.iloc[-1].sort_values().index
-    special = {name: ("other domains", OTHERS) for name in ordered[1:2]}
-    special |= {name: (f"hardest: {name}", BASELINE) for name in ordered[-1:]}
-    special |= {name: (f"easiest: {name}", EXCESS) for name in ordered[:1]}
+    special = {name: "other domains" for name in ordered[1:2]}
+    bold = {"color": NEUTRAL, "linewidth": 1.5}
+    ends = {name: bold | {"linestyle": "--", "label": f"hardest: {name}"} for name in ordered[-1:]}
+    ends |= {name: bold | {"linestyle": ":", "label": f"easiest: {name}"} for name in ordered[:1]}
     for domain in ordered:
-        label, colour = special.get(domain, (None, OTHERS))
-        width = 0.8 if colour == OTHERS else 1.5
-        axes.plot(time.at[domains.index], domains[domain], color=colour, linewidth=width, label=label)
-    _over_seeds(axes, table[table["domain"] == "all"], "loss", time, color=CORRELATION, label="all text")
+        look = {"color": OTHERS, "linewidth": 0.8, "label": special.get(domain)}
+        axes.plot(time.at[domains.index], domains[domain], **(look | ends.get(domain, {})))
+    _over_seeds(axes, table[table["domain"] == "all"], "loss", time, color="#222222", label="all text")
     _time_axis(axes, time)
     _shade_decay(axes, time)
     axes.set_ylabel("held-out loss [nats per token]")
@@ -162,7 +162,7 @@ def by_layer(shares: pd.DataFrame, time: Timeline) -> Figure:
     fig, axes = canvas(size=(max(5.5, 2.5 + 0.65 * layers), 1.6 + 0.32 * len(wide)))
     look = {"cmap": "cividis", "vmin": 0, "vmax": max(1e-3, 100 * np.nanmax(wide.to_numpy()))}
     bar = {"label": "universal neurons [%]"}
-    sns.heatmap(100 * wide, ax=axes, annot=layers <= 12, fmt=".1f", cbar_kws=bar, **look)
+    heatmap(axes, 100 * wide, annot=layers <= 12, fmt=".1f", cbar_kws=bar, **look)
     ticks = [time.tick(point) + (", decayed" if time.decayed(point) else "") for point in wide.index]
     axes.set_yticks(np.arange(len(wide)) + 0.5, ticks, rotation=0)
     axes.set(xlabel="layer", ylabel=time.label)
@@ -178,7 +178,7 @@ def births_and_deaths(changes: pd.DataFrame, kept: pd.DataFrame, time: Timeline)
     mean = changes.groupby("point", sort=False)[["stay", "births", "deaths"]].mean().reindex(time.at.index[1:])
     x = np.arange(len(mean))
     left.bar(x, mean["stay"], color=COLOURS["universal"], label="stay")
-    left.bar(x, mean["births"], bottom=mean["stay"], color=EXCESS, label="births")
+    left.bar(x, mean["births"], bottom=mean["stay"], color=COLOURS["universal"], alpha=0.45, label="births")
     left.bar(x, -mean["deaths"], color=NEUTRAL, label="deaths")
     for place in np.flatnonzero([time.decayed(point) for point in mean.index]):
         left.axvspan(place - 0.5, place + 0.5, **DECAY)
@@ -285,15 +285,15 @@ def circuits_appear(heads: pd.DataFrame, layers: pd.DataFrame, time: Timeline) -
 
 
 def heads_at_the_end(heads: pd.DataFrame) -> Figure:
-    """Every head's three scores at the last point by layer, one dot a head, one colour a seed."""
+    """Every head's three scores at the last point by layer, one dot a head, one shape a seed."""
     last = heads[heads["point"] == heads["point"].iloc[-1]]
     fig, grid = canvas(1, len(HEAD_SCORES), (WIDE + 1, HEIGHT), sharey=True)
-    seeds = last["seed"].unique()
+    looks = seed_looks(last["seed"].unique())
     for axes, (name, label) in zip(grid, HEAD_SCORES.items(), strict=True):
-        for index, seed in enumerate(seeds):
-            own, colour = last[last["seed"] == seed], SEED_COLOURS[index % len(SEED_COLOURS)]
-            x = own["layer"] + 0.1 * (index - (len(seeds) - 1) / 2)
-            axes.plot(x, own[name], "o", color=colour, markersize=4, label=seed)
+        for index, (seed, look) in enumerate(looks.items()):
+            own = last[last["seed"] == seed]
+            x = own["layer"] + 0.1 * (index - (len(looks) - 1) / 2)
+            axes.plot(x, own[name], linestyle="none", markersize=4, label=seed, **look)
         axes.set(title=label, ylim=(-0.02, 1.02))
         layer_axis(axes, int(last["layer"].max()) + 1)
     grid[0].set_ylabel("share of attention\none dot a head")

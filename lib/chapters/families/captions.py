@@ -76,7 +76,7 @@ def published(table: pd.DataFrame) -> pd.DataFrame:
 def scores(rows: pd.DataFrame, held_out: pd.DataFrame) -> Caption:
     """Do scores hold on text that did not choose the label? `held_out` is `summary.held_out_counts`."""
     gap = signed(rows["gap"].median(), 3)
-    title = f"Score where the label was chosen minus held-out score: {gap} in the median"
+    title = f"The median score is {rows['score'].median():.2f} on held-out text, {gap} from where the label was chosen"
     first = signed((rows["first_score"] - rows["first_held_out"]).median(), 3)
     text = (
         f"The median gap between the two scores is **{gap}**, and {first} if the even blocks choose the family, too. "
@@ -184,7 +184,8 @@ def family_agreement(table: pd.DataFrame, references: int) -> Caption:
     if not pairs["pairs"]:
         return Caption("No explained neuron has a match", "There is no pair to compare.", alt)
     chance = f", {_whole(pairs['chance_label'])} would by chance" if np.isfinite(pairs["chance_label"]) else ""
-    title = f"{_whole(pairs['same_label'])} of matched pairs share their label{chance}"
+    title = f"{_whole(pairs['same_family'])} of matched pairs share their family, {_whole(pairs['same_label'])} their "
+    title += f"label{chance}"
     text = (
         f"Of {pairs['pairs']:,.0f} best matches of an explained neuron **{_tenth(pairs['same_family'])}** share its "
         f"family (chance {_tenth(pairs['chance_family'])}) and **{_tenth(pairs['same_label'])}** its label (chance "

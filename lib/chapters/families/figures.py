@@ -13,23 +13,27 @@ from lib.chapters.families.summary import EXPLAINED, FAMILIES, TOP, groups_of
 from lib.display.plots import (
     BASELINE,
     CORRELATION,
-    EXCESS,
     HEIGHT,
     NEUTRAL,
     PERCENT,
-    SEED_COLOURS,
+    SEED_MARKERS,
     WIDE,
     canvas,
+    heatmap,
     layer_axis,
     legend_below,
     note,
+    seed_looks,
 )
 from lib.display.plots import COLOURS as UNIVERSAL_COLOURS
 from lib.labels.labels import WORD_PLACES
 
-COLOURS = dict(zip(FAMILIES, (*SEED_COLOURS[:-1], "#882255", "#000000", "#d0d0d0"), strict=True))
-GROUP_COLOURS = {"all": "#999999", TOP: CORRELATION, "universal": UNIVERSAL_COLOURS["universal"]}
-PLACE_COLOURS = dict(zip(WORD_PLACES, SEED_COLOURS, strict=False))
+# Paul Tol's muted colours, made lighter where a dark page needs it
+HUES = ("#CC6677", "#44AA99", "#DDCC77", "#A8477F", "#117733", "#999933", "#8C6CD0", "#B07A4B", "#222222", "#d0d0d0")
+COLOURS = dict(zip(FAMILIES, HUES, strict=True))
+GROUP_COLOURS = {"all": "#a3a3a3", TOP: "#4d4d4d", "universal": UNIVERSAL_COLOURS["universal"]}
+LABEL = "#5C7FE0"  # what has the label, or any label
+PLACE_MARKERS = dict(zip(WORD_PLACES, SEED_MARKERS, strict=False))
 
 
 def _empty(text: str = "no neuron to show") -> Figure:
@@ -114,7 +118,7 @@ def scores(rows: pd.DataFrame) -> Figure:
 def chance_level(rows: pd.DataFrame, levels: pd.DataFrame) -> Figure:
     """Best held-out score of neurons by layer, with the median and the 95th percentile of rotated neurons."""
     fig, axes = canvas()
-    box = {"whis": (5, 95), "showfliers": False, "linewidth": 0.8, "width": 0.5, "color": UNIVERSAL_COLOURS["other"]}
+    box = {"whis": (5, 95), "showfliers": False, "linewidth": 0.8, "width": 0.5, "color": GROUP_COLOURS["all"]}
     sns.boxplot(rows, x="layer", y="score", ax=axes, **box)
     style = {"color": BASELINE, "markeredgewidth": 2, "linestyle": "none"}
     for column, label, marker, size in (
@@ -132,9 +136,9 @@ def seed_shares(shares: pd.DataFrame) -> Figure:
     """Share of explained neurons by family, a dot a seed."""
     fig, axes = canvas(size=(WIDE, HEIGHT))
     at = np.arange(len(EXPLAINED))
-    for index, (seed, own) in enumerate(shares.iterrows()):
-        colour, shift = SEED_COLOURS[index % len(SEED_COLOURS)], 0.1 * (index - (len(shares) - 1) / 2)
-        axes.plot(at + shift, own[list(EXPLAINED)], "o", color=colour, markersize=5, label=seed)
+    for index, (seed, look) in enumerate(seed_looks(shares.index).items()):
+        shift, own = 0.1 * (index - (len(shares) - 1) / 2), shares.loc[seed, list(EXPLAINED)]
+        axes.plot(at + shift, own, linestyle="none", markersize=5, label=seed, **look)
     axes.set_xticks(at, [FAMILIES[name].replace(" or ", "\nor ") for name in EXPLAINED], fontsize="small")
     axes.set(xlabel="family", ylabel="share of the seed's neurons", ylim=(0, None))
     axes.yaxis.set_major_formatter(PERCENT)
@@ -166,11 +170,7 @@ def activation_by_label(table: pd.DataFrame) -> Figure:
         return _empty()
     fig, axes = canvas(size=(WIDE, 1.0 + 0.42 * len(table)))
     at = np.arange(len(table))
-    with_label = UNIVERSAL_COLOURS["universal"]
-    for shift, column, colour, label in (
-        (-0.12, "on", with_label, "with the label"),
-        (0.12, "off", NEUTRAL, "without"),
-    ):
+    for shift, column, colour, label in ((-0.12, "on", LABEL, "with the label"), (0.12, "off", NEUTRAL, "without")):
         style = {"fmt": "o", "color": colour, "capsize": 2, "label": label}
         axes.errorbar(table[column], at + shift, xerr=table[f"{column}_spread"], **style)
     axes.axvline(0, color=NEUTRAL, linewidth=1, linestyle="--")
@@ -189,7 +189,7 @@ def activation_by_word_place(table: pd.DataFrame) -> Figure:
     at = table.groupby(["layer", "neuron"], sort=False).ngroup()
     neurons, table = table.drop_duplicates(["layer", "neuron"]), table.assign(at=at)[table["tokens"] > 0]
     for index, place in enumerate(WORD_PLACES):
-        own, style = table[table["place"] == place], {"fmt": "o", "color": PLACE_COLOURS[place], "capsize": 2}
+        own, style = table[table["place"] == place], {"fmt": PLACE_MARKERS[place], "color": LABEL, "capsize": 2}
         if len(own):
             axes.errorbar(own["at"] + 0.18 * (index - 1.5), own["mean"], yerr=own["spread"], label=place, **style)
     axes.axhline(0, color=NEUTRAL, linewidth=1, linestyle="--")
@@ -208,7 +208,7 @@ def activation_heatmap(table: pd.DataFrame, columns: str) -> Figure:
     fig, axes = canvas(size=(WIDE, 1.6 + 0.32 * len(table)))
     bar = {"label": "mean activation\n[standard deviations]"}
     norm = TwoSlopeNorm(0, -largest, largest)
-    sns.heatmap(table, ax=axes, cmap="RdBu_r", norm=norm, linewidths=0.3, cbar_kws=bar)
+    heatmap(axes, table, cmap="RdBu_r", norm=norm, linewidths=0.3, cbar_kws=bar)
     axes.set(xlabel=columns, ylabel="neuron")
     short = max(map(len, table.columns)) < 3
     turned = {"rotation": 0, "ha": "center"} if short else {"rotation": 40, "ha": "right"}
@@ -244,8 +244,8 @@ def explained_by_excess(rows: pd.DataFrame) -> Figure:
     tenths = [ordered.iloc[part] for part in np.array_split(np.arange(len(ordered)), 10)]
     at = [own["excess_corr"].mean() for own in tenths]
     for passes, marker, colour, label in (
-        (lambda own: own["family"] != UNEXPLAINED, "o-", CORRELATION, "above chance level"),
-        (lambda own: own["score"] >= PUBLISHED_HIGH, "s-", EXCESS, f"score ≥ {PUBLISHED_HIGH:g}"),
+        (lambda own: own["family"] != UNEXPLAINED, "o-", LABEL, "above chance level"),
+        (lambda own: own["score"] >= PUBLISHED_HIGH, "s--", LABEL, f"score ≥ {PUBLISHED_HIGH:g}"),
         (lambda own: own["score"] < PUBLISHED_LOW, "^-", NEUTRAL, f"score < {PUBLISHED_LOW:g}"),
     ):
         axes.plot(at, [passes(own).mean() for own in tenths], marker, color=colour, label=label)

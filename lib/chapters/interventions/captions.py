@@ -100,7 +100,8 @@ def fixed_activation(table: pd.DataFrame, reference: str) -> Caption:
     if reference in entropy.index:
         ours, others = (entropy.loc[reference, group] for group in GROUPS)
         held = f"Held at {top['value'].iloc[0]:g}, the median candidate changes entropy by {signed(ours, 3)} nats"
-        title = f"{held}, the control by {signed(others, 3)}"
+        title = f"{held}, the control by {signed(others, 3)}; "
+        title += f"reciprocal rank moves by {' and '.join(f'{rank.loc[reference, group]:.3f}' for group in GROUPS)}"
         text = (
             f"In seed {reference}, on {int(own['tokens'].iloc[0]):,} tokens, the median of {sizes.iloc[0]} candidates "
             f"changes the entropy by **{signed(ours, 3)}** nats, the median of {sizes.iloc[1]} controls by "
@@ -141,6 +142,9 @@ def mean_ablation(table: pd.DataFrame, reference: str) -> Caption:
     if scale.neurons[0]:
         gone = signed_percent(scale.candidates) if scale.candidates > 0 else "nothing"
         title = f"Freezing the final scale removes {gone} of the median candidate's effect on entropy"
+    frequency = removed(own, "kl_unigram", FIXED_FREQUENCY, ("frequency", CONTROL_OF["frequency"]))
+    if frequency.neurons[0]:
+        title += f"; fixing the frequency {signed_percent(frequency.candidates)} of that on token frequency"
     along = _removes(table, reference, "kl_unigram", FIXED_FREQUENCY, "frequency", "KL(prediction ‖ unigram)")
     text = (
         f"In seed {reference}, freezing the final scale "
@@ -340,5 +344,5 @@ def property_agreement(table: pd.DataFrame, labels: dict[str, str]) -> Caption:
     )
     best = known.loc[known["correlation"].idxmax()]
     alike = f"{labels[best['property']]}: {signed(best['correlation'])}"
-    title = f"Best matches are most alike in the {alike} ({best['group']} neurons)"
+    title = f"Best matches agree beyond chance in {beyond.sum()} of {len(known)} cases, most in the {alike}"
     return Caption(title, text, f"{alt} {title}.")

@@ -19,11 +19,10 @@ from lib.display.plots import (
     BASELINE,
     COLOURS,
     CORRELATION,
-    EXCESS,
     NEUTRAL,
     PERCENT,
     PLAIN,
-    SEED_COLOURS,
+    SEED_MARKERS,
     WIDE,
     canvas,
     layer_axis,
@@ -31,7 +30,8 @@ from lib.display.plots import (
     note,
 )
 
-GROUP_COLOURS = {"entropy": "#D55E00", "control": "#999999", "frequency": "#0072B2", "frequency control": "#444444"}
+GROUP_COLOURS = {"entropy": "#AA3377", "control": "#999999", "frequency": "#7D5BBE", "frequency control": "#444444"}
+EACH = ("#AA3377", "#117733", "#9A7B2D", "#7D5BBE", "#44AA99", "#CC6677")  # candidates held at fixed activations
 SET_MARKERS, HELD_AT = {"mean": "o", "zero": "D"}, {"mean": "their means", "zero": "zero"}
 OUTCOME_LABELS = {
     "scale": "final LayerNorm scale",
@@ -74,7 +74,7 @@ def entropy_selection(weights: pd.DataFrame, chosen: pd.DataFrame, bound: float)
     colour = GROUP_COLOURS["entropy"]
     drawn = (
         (rest, "earlier layers", {"s": 4, "color": "#cccccc"} | CLOUD),
-        (late, "last layers", {"s": 5, "color": CORRELATION, "alpha": 0.5} | CLOUD),
+        (late, "last layers", {"s": 5, "color": "#777777", "alpha": 0.7} | CLOUD),
         (passing, f"more that satisfy the rule ({len(passing)})", {"s": 24, "facecolor": "none", "edgecolor": colour}),
         (chosen, f"candidates ({len(chosen)})", {"s": 28, "color": colour} | FRAMED),
     )
@@ -104,7 +104,7 @@ def fixed_activation(table: pd.DataFrame) -> Figure:
             look = {"color": GROUP_COLOURS[GROUPS[1]], "alpha": 0.5, "linewidth": 1}
             axes.plot(rows["value"], rows[f"{outcome}_change"], label=None if index else "controls", **look)
         for index, (_, rows) in enumerate(own):
-            look = {"color": SEED_COLOURS[index % len(SEED_COLOURS)], "marker": "o", "markersize": 3, "capsize": 2}
+            look = {"color": EACH[index % len(EACH)], "marker": SEED_MARKERS[index % 8], "markersize": 4, "capsize": 2}
             change, error = rows[f"{outcome}_change"], rows[f"{outcome}_error"]
             axes.errorbar(rows["value"], change, error, linewidth=1.5, label=name_of(rows.iloc[0]), **look)
         axes.axhline(0, **REFERENCE_LINE)
@@ -210,7 +210,7 @@ def query_paths(rows: pd.DataFrame) -> Figure:
     """Figures 8b, 8c and 26: change of attention to BOS and of ‖W_O z‖ against the activation, one column a pair."""
     pairs = list(rows.groupby(["role", "layer", "neuron", "head_layer", "head"], sort=False)) if len(rows) else []
     fig, grid = canvas(2, max(1, len(pairs)), (WIDE + 1, 5), sharex="col", squeeze=False)
-    colours = {"deactivation": EXCESS, "activation": CORRELATION}
+    colours = {"deactivation": "#117733", "activation": "#9A7B2D"}
     for column, (_, own) in enumerate(pairs):
         first, shown = own.iloc[0], own.iloc[:: max(1, len(own) // 2000)]
         for axes, quantity in zip(grid[:, column], ("bos_change", "norm_change"), strict=True):

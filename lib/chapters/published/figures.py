@@ -2,12 +2,11 @@
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lib.chapters.published.comparison import COLUMNS
-from lib.display.plots import ALPHA, COLOURS, CORRELATION, NEUTRAL, WIDE, canvas, folded, layer_axis, note
+from lib.display.plots import ALPHA, COLOURS, NEUTRAL, WIDE, canvas, folded, heatmap, layer_axis, note
 
 PANELS_PER_ROW = 4
 
@@ -18,7 +17,7 @@ def overlap(by_layer: pd.DataFrame) -> Figure:
     bottom = np.zeros(len(by_layer))
     parts = (
         ("both", by_layer["both"], COLOURS["universal"]),
-        ("this run only", by_layer["universal"] - by_layer["both"], CORRELATION),
+        ("this run only", by_layer["universal"] - by_layer["both"], "#7D5BBE"),
         ("published only", by_layer["published"] - by_layer["both"], "#BBBBBB"),
     )
     for name, neurons, colour in parts:
@@ -73,7 +72,7 @@ def layers(matrix: pd.DataFrame) -> Figure:
     least = min(0, np.nanmin(matrix.to_numpy(), initial=0))
     numbers = {"annot": len(matrix.columns) <= 12, "fmt": ".2f", "annot_kws": {"fontsize": "x-small"}}
     scale = {"cmap": "cividis", "vmin": least, "vmax": 1, "cbar_kws": {"label": "correlation"}}
-    sns.heatmap(matrix.rename(index=COLUMNS), ax=axes, **scale, **numbers)
+    heatmap(axes, matrix.rename(index=COLUMNS), **scale, **numbers)
     axes.set(xlabel="layer", ylabel=None)
     axes.tick_params(rotation=0)
     return fig

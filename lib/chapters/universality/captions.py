@@ -3,10 +3,10 @@
 import numpy as np
 import pandas as pd
 
-from lib.base.errors import capital, listed
+from lib.base.errors import listed
 from lib.chapters.universality import measures, properties
 from lib.chapters.universality.captions_activations import value_range
-from lib.chapters.universality.properties import PROPERTIES, PUBLISHED_MODELS, PUBLISHED_SHARES
+from lib.chapters.universality.properties import PUBLISHED_MODELS, PUBLISHED_SHARES
 from lib.display.captions import GATED, Caption, count, percent, signed
 from lib.display.claims import FEWEST, Decision
 
@@ -173,14 +173,14 @@ def partners(numbers: dict[str, float], seeds: int, references: int) -> Caption:
     Cliques need all `seeds` of the run among its `references`.
     """
     alt = "Share of mutual best matches and of neurons in a clique by excess; bar chart of cliques by layer."
-    title = f"{percent(numbers['mutual'], 0)} of best matches are mutual"
+    title = mutual = f"{percent(numbers['mutual'], 0)} of best matches are mutual"
     text = f"**{percent(numbers['mutual'], 0)}** of best matches are mutual"
     if numbers["universal"]:
         text += f", and **{percent(numbers['mutual_universal'], 0)}** of those of universal neurons"
     if references < seeds:
         text += "; a clique needs every seed as reference (`compare: all`)."
     else:
-        title = f"{capital(count(numbers['cliques'], 'clique'))} of one neuron from each of {seeds} seeds"
+        title = f"{mutual}; {count(numbers['cliques'], 'clique')} of one neuron from each of {seeds} seeds"
         text += f". Cliques: **{numbers['cliques']:,}**"
         if numbers["cliques"]:
             place, _ = properties.place_words(numbers["by_depth"])
@@ -244,27 +244,6 @@ def _one_group(neurons: pd.DataFrame) -> str | None:
     return f"{'Every' if neurons['is_universal'].all() else 'No'} neuron is universal at this threshold"
 
 
-def raw_values(neurons: pd.DataFrame, columns: list[str]) -> Caption:
-    """Figure 14: raw values by layer, universal neurons beside the others."""
-    alt = "Box plots of raw property values by layer, universal neurons beside the other neurons."
-    alone = _one_group(neurons)
-    if alone:
-        return Caption("Raw values by layer, of one group only", f"{alone}, so there is nothing to compare.", alt)
-    medians = neurons.groupby(["layer", "is_universal"])[columns].median().unstack()
-    pairs = {PROPERTIES[column]: pair for column in columns if len(pair := medians[column].dropna())}
-    above, below = (
-        [name for name, pair in pairs.items() if (sign * (pair[True] - pair[False]) > 0).all()] for sign in (1, -1)
-    )
-    known = count(len(pairs), "property", "properties")
-    title = f"{len(above) + len(below)} of {known} differ in the same direction in every layer"
-    found = [f"**{side}** for {listed(names)}" for side, names in (("higher", above), ("lower", below)) if names]
-    text = f"{BOXES} In every layer with universal neurons "
-    text += f"their median is {' and '.join(found) or 'neither higher nor lower for any property'}."
-    if len(pairs) < len(columns):
-        text += f" {GATED}"
-    return Caption(title, text, f"{alt} {title}.")
-
-
 def frequency_and_cosine(neurons: pd.DataFrame, by_layer: pd.DataFrame, reference: str) -> Caption:
     """Figure 9, with `frequency_cosine_by_layer`: do neurons that fire often write against what they read?"""
     alt = "Scatter of activation frequency against cos(w_in, w_out), one dot a neuron; bar chart of their correlation."
@@ -272,7 +251,7 @@ def frequency_and_cosine(neurons: pd.DataFrame, by_layer: pd.DataFrame, referenc
         return Caption("Gated neurons have no cos(w_in, w_out)", GATED, alt)
     own = by_layer.loc[by_layer["seed"] == reference, "correlation"].dropna()
     pooled = properties.frequency_cosine_correlation(neurons)
-    title = f"Within a layer, activation frequency and cos(w_in, w_out) correlate {signed(own.mean())}"
+    title = f"Frequency and cos(w_in, w_out) correlate {signed(own.mean())} within layers, {signed(pooled)} over all"
     text = (
         f"Within layers the correlation is {value_range(own, signed)}, **{signed(own.mean())}** on average. Over all "
         f"layers pooled it is **{signed(pooled)}**; published, pooled: {_published('frequency_cosine', signed)}."

@@ -104,11 +104,12 @@ def draws(draw_summary: pd.DataFrame, spread: pd.Series, neurons: pd.DataFrame) 
         return Caption("One rotation draw: its spread is unknown", text, alt)
     number = len(draw_summary)
     error = spread / np.sqrt(number)
-    title = f"{number} rotations leave a neuron's excess an error of {error.median():.4f}"
+    universal = value_range(draw_summary["universal"], "{:,}".format)
+    title = f"An excess errs by {error.median():.4f} over rotations; by one alone {universal} neurons are universal"
     text = (
         f"The standard error of a neuron's excess by the {number} draws, their standard deviation divided by "
         f"√{number}, has median **{error.median():.4f}** and 99th percentile {error.quantile(0.99):.4f}. A single draw "
-        f"would call {value_range(draw_summary['universal'], '{:,}'.format)} of {len(neurons):,} neurons universal."
+        f"would call {universal} of {len(neurons):,} neurons universal."
     )
     return Caption(title, text, f"{alt} {title}.")
 
@@ -123,7 +124,8 @@ def convergence(summary: pd.DataFrame, reference: str) -> Caption:
         return Caption("Too few tokens to see convergence", text, alt)
     before = own.iloc[-2]
     move = signed(last["excess_corr"] - before["excess_corr"], 4)
-    title = f"The last {last['tokens'] / before['tokens']:.1f}× of tokens moved the mean excess by {move}"
+    title = f"The last {last['tokens'] / before['tokens']:.1f}× of tokens moved the mean excess by {move}, "
+    title += f"universal neurons from {before['universal']:,.0f} to {last['universal']:,.0f}"
     text = "Means over the reference's neurons (left) and the number of universal neurons of every seed (right), all "
     text += "against the baseline of the whole text. "
     text += f"From {before['tokens']:,.0f} to {last['tokens']:,.0f} tokens "
@@ -146,7 +148,8 @@ def sampling(table: pd.DataFrame, neurons: pd.DataFrame, threshold: float) -> Ca
     held_out = neurons[["layer", "neuron", "mean_baseline"]].merge(table, on=["layer", "neuron"])
     share = (held_out["held_out_corr"] - held_out["mean_baseline"] > threshold).mean()
     means = f"{table['held_out_corr'].mean():.3f} instead of {neurons['mean_corr'].mean():.3f}"
-    title = f"With partners chosen on other text the mean match is {means}"
+    title = f"With partners chosen on other text the mean match is {means}; an excess errs by "
+    title += f"{table['excess_se'].median():.4f}"
     text = (
         f"With partners chosen on other text **{percent(share)}** of the neurons are universal, instead of "
         f"{percent(neurons['is_universal'].mean())}. The standard error of a neuron's excess has median "

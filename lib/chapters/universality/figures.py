@@ -1,13 +1,9 @@
 """The figures of chapter 03: how many neurons are universal, where they are and how they differ."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from lib.chapters.universality import matching, measures, properties
@@ -24,26 +20,27 @@ from lib.display.plots import (
     NARROW,
     NEUTRAL,
     PERCENT,
-    PLAIN,
     WIDE,
     boxes,
     canvas,
     folded,
     groups,
+    heatmap,
     layer_axis,
     legend_below,
     legend_right,
     note,
     scatter,
-    seed_colours,
+    seed_looks,
     whole_numbers,
 )
 
 FILLED = {"histtype": "stepfilled"}
+CLIQUE = "#7D5BBE"
 OPEN = {"color": NEUTRAL, "markerfacecolor": "white", "linestyle": "none"}  # signs of published values
 MEASURE_LOOKS = (  # of the columns of `measures.share_curves`
     {"color": EXCESS, "linewidth": 2.5},
-    {"color": "#CC79A7", "linewidth": 2},
+    {"color": "#AA3377", "linewidth": 2},
     {"color": CORRELATION, "linewidth": 2},
     {"color": NEUTRAL, "linewidth": 1.5, "linestyle": "--"},
     {"color": NEUTRAL, "linewidth": 1.5, "linestyle": ":"},
@@ -108,13 +105,12 @@ def share_by_reference(
 def share_by_compared(table: pd.DataFrame) -> Figure:
     """From `measures.share_by_compared`: share of universal neurons against the number of compared seeds."""
     fig, axes = canvas(size=(NARROW + 2.5, HEIGHT))
-    colours = seed_colours(table["seed"].unique())
+    looks = seed_looks(table["seed"].unique())
     for seed, own in table.groupby("seed", sort=False):
-        axes.plot(
-            own["compared"], own["share"], "o-", color=colours[seed], alpha=0.5, markersize=3, label=f"seed {seed}"
-        )
+        thin = looks[seed] | {"linewidth": 1, "markersize": 4}
+        axes.plot(own["compared"], own["share"], label=f"seed {seed}", **thin)
     mean = table.groupby("compared")["share"].mean()
-    axes.plot(mean.index, mean, "o-", color="black", linewidth=2, label="mean")
+    axes.plot(mean.index, mean, color=COLOURS["universal"], linewidth=2.5, label="mean over seeds")
     for model, published in PUBLISHED_SHARES.iterrows():
         label = f"published, {PUBLISHED_MODELS[model]}"
         axes.plot(published["compared"], published["share"], MARKERS[model], label=label, **OPEN)
@@ -133,10 +129,11 @@ def share_by_threshold(neurons_all_seeds: pd.DataFrame, threshold: float) -> Fig
     fig, (axes, beside) = canvas(1, 2, (WIDE, 4.6), sharey=True)
     thresholds = np.linspace(0, 1, 201)
     seeds = neurons_all_seeds.groupby("seed", sort=False)["excess_corr"]
-    colours = seed_colours(seeds.groups)
-    for seed, values in seeds:
-        share = properties.shares_above(values, thresholds)
-        axes.plot(thresholds, np.where(share > 0, share, np.nan), color=colours[seed], label=f"seed {seed}")
+    looks = seed_looks(seeds.groups)
+    for index, (seed, values) in enumerate(seeds):
+        share, signs = properties.shares_above(values, thresholds), {"markevery": (4 * index, 20), "markersize": 4}
+        look = looks[seed] | signs | {"linewidth": 1, "label": f"seed {seed}"}
+        axes.plot(thresholds, np.where(share > 0, share, np.nan), **look)
     for model, share in PUBLISHED_SHARES["share"].items():
         axes.plot(0.5, share, MARKERS[model], label=f"published, {PUBLISHED_MODELS[model]}", **OPEN)
     curves = measures.share_curves(neurons_all_seeds, thresholds)
@@ -228,7 +225,7 @@ def layer_agreement(matrix: pd.DataFrame) -> Figure:
     size = max(3.6, min(7.5, 1.6 + 0.5 * layers))
     fig, axes = canvas(size=(max(NARROW, size + 1.2), size))
     look = {"cmap": "cividis", "vmin": 0, "vmax": 100, "square": True, "annot": layers <= 12, "fmt": ".0f"}
-    sns.heatmap(matrix.T, ax=axes, cbar_kws={"label": "percent of the layer's neurons"}, **look)
+    heatmap(axes, matrix.T, cbar_kws={"label": "percent of the layer's neurons"}, **look)
     where = properties.place_words(matrix.index.name == "depth")[0]
     axes.set(xlabel=f"{where} of the neuron", ylabel=f"{where} of its best match")
     axes.invert_yaxis()
@@ -242,7 +239,7 @@ def partners(table: pd.DataFrame, cliques: pd.DataFrame, threshold: float) -> Fi
     rows = matching.by_excess(table, np.arange(-0.5, 1.05, 0.1).round(2))
     left.plot(rows["excess"], rows["mutual"], "o-", color=CORRELATION, label="mutual best matches")
     if len(cliques):
-        left.plot(rows["excess"], rows["in_clique"], "s-", color=EXCESS, label="neurons in a clique of all seeds")
+        left.plot(rows["excess"], rows["in_clique"], "s-", color=CLIQUE, label="neurons in a clique of all seeds")
     left.axvline(threshold, **DASHED)
     left.set(xlabel="excess correlation, in bins of 0.1", ylabel="share", ylim=(-0.02, 1.02))
     left.yaxis.set_major_formatter(PERCENT)
@@ -252,7 +249,7 @@ def partners(table: pd.DataFrame, cliques: pd.DataFrame, threshold: float) -> Fi
     if len(cliques):
         depths = matching.clique_depths(cliques, layers)
         same, spread = depths["same"], depths["spread"]
-        right.bar(depths["layer"], same, color=EXCESS, label=f"all in one {where}")
+        right.bar(depths["layer"], same, color=CLIQUE, label=f"all in one {where}")
         right.bar(depths["layer"], spread, bottom=same, color="#bbbbbb", label=f"over several {several}")
         right.set_ylim(0, 1.15 * (same + spread).max())
         right.legend()
@@ -280,33 +277,6 @@ def property_percentiles(neurons: pd.DataFrame) -> Figure:
     axes.set(xlabel=None, ylabel="percentile within the layer", ylim=(-2, 102), xlim=(-0.6, len(columns) - 0.4))
     axes.set_xticks(range(len(columns)), [folded(PROPERTIES[column]) for column in columns], fontsize="small")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3, frameon=False)
-    return fig
-
-
-def raw_values(neurons: pd.DataFrame, columns: Sequence[str]) -> Figure:
-    """Figure 14: raw values by layer, universal beside other neurons; median, quartiles, 5th and 95th percentile."""
-    rows = -(-len(columns) // 2)
-    fig, grid = canvas(rows, 2, (WIDE, 0.8 + 2.1 * rows), sharex=True, squeeze=False)
-    group = neurons["is_universal"].map({True: "universal", False: "other"}).rename("group")
-    for axes, column in zip(grid.flat, columns, strict=False):
-        if neurons[column].isna().all():
-            note(axes, "left out of a gated neuron")
-            axes.set(yticks=[])
-        else:
-            long = neurons[["layer", column]].join(group)
-            boxes(axes, long, "layer", column, hue="group", palette=COLOURS, hue_order=list(COLOURS), legend=False)
-        axes.set(ylabel=folded(PROPERTIES[column]), xlabel=None)
-        if column in ("kurt", "vocab_kurt"):
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(PLAIN)
-            axes.yaxis.set_minor_formatter(PLAIN)
-            axes.tick_params(axis="y", which="minor", labelsize="x-small")
-    for axes in grid.flat[len(columns) :]:
-        axes.set_visible(False)
-    for axes in grid[-1]:
-        layer_axis(axes, neurons["layer"].nunique())
-    handles = [Patch(color=colour, label=name) for name, colour in COLOURS.items()]
-    fig.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
     return fig
 
 

@@ -22,7 +22,7 @@ from lib.display.plots import (
     legend_right,
     note,
     scatter,
-    seed_colours,
+    seed_looks,
     whole_numbers,
 )
 
@@ -45,10 +45,10 @@ def losses(table: pd.DataFrame) -> Figure:
     mean = table.groupby("domain")["loss"].mean().sort_values()
     order = sorted(mean.index, key=lambda name: name != "all")  # stable
     fig, axes = _domains(len(order))
-    colours = seed_colours(table["seed"].unique())
+    looks = seed_looks(table["seed"].unique())
     for index, (seed, own) in enumerate(table.groupby("seed", sort=False)):
-        at = own["domain"].map(order.index) + 0.08 * (index - (len(colours) - 1) / 2)
-        axes.plot(own["loss"], at, "o", color=colours[seed], markersize=5, label=seed)
+        at = own["domain"].map(order.index) + 0.08 * (index - (len(looks) - 1) / 2)
+        axes.plot(own["loss"], at, linestyle="none", markersize=5, label=seed, **looks[seed])
     axes.set_xlabel("loss [nats per token]")
     axes.set_yticks(range(len(order)), ["all domains" if name == "all" else name for name in order])
     legend_right(axes, title="seed")
@@ -142,9 +142,9 @@ def convergence(summary: pd.DataFrame, reference: str, candidates: int) -> Figur
     left.plot(own["tokens"], floor, ":", color=NEUTRAL, label="noise floor √(2 ln N / tokens)")
     left.set_ylabel("correlation, mean over neurons")
     left.set_ylim(bottom=0)
-    colours = seed_colours(summary["seed"].unique())
+    looks = seed_looks(summary["seed"].unique())
     for seed, rows in summary.groupby("seed", sort=False):
-        right.plot(rows["tokens"], rows["universal"], "o-", color=colours[seed], label=seed)
+        right.plot(rows["tokens"], rows["universal"], label=seed, **looks[seed])
     right.set(ylabel="universal neurons", ylim=(0, max(1, 1.1 * summary["universal"].max())))
     whole_numbers(right)
     for axes, title, columns in ((left, None, 2), (right, "reference", 3)):

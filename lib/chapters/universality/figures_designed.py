@@ -6,15 +6,15 @@ from matplotlib.figure import Figure
 
 from lib.chapters.universality.designed import RELATIONS, STAGES, by_pair, over_pairs
 from lib.display.captions import Caption, percent
-from lib.display.plots import BASELINE, CORRELATION, PERCENT, WIDE, canvas, folded, legend_below
+from lib.display.plots import PERCENT, WIDE, canvas, folded, legend_below
 
 SHOWN = {
     "share": "share of neurons with an excess above 0.5",
     "same_index": "share matched by the neuron of the same index",
 }
 STAGE_LOOKS = {
-    "constant": {"color": CORRELATION, "marker": "o", "label": "at the end of the constant learning rate"},
-    "decayed": {"color": BASELINE, "marker": "s", "label": "after its decay"},
+    "constant": {"color": "#8c8c8c", "marker": "o", "label": "at the end of the constant learning rate"},
+    "decayed": {"color": "#222222", "marker": "s", "label": "after its decay"},
 }
 HEADS = {
     "share": "excess above 0.5",

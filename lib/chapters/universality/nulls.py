@@ -104,5 +104,7 @@ def caption(table: pd.DataFrame, neurons: pd.DataFrame, reference: str, threshol
         kept = {words: f"**{(universal[name] > threshold).sum()}**" for name, words in WITHIN.items()}
         text += f"; of {count(len(universal), 'universal neuron')}, {kept['domains']} keep a match above {threshold:g} "
         text += f"within domains and {kept['positions']} within positions"
+        most = all((universal[name] > threshold).mean() > 0.5 for name in WITHIN)
+        title += f"; {'most' if most else 'not most'} universal neurons match within domains and positions"
     alt = "Lines: share of neurons above each threshold under each null; scatter of matches within domains, positions."
     return Caption(title, f"{text}.", f"{alt} {title}.")

@@ -5,10 +5,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lib.chapters.universality import nulls
-from lib.display.plots import BASELINE, CORRELATION, DASHED, EXCESS, NEUTRAL, PERCENT, canvas, legend_below
+from lib.display.plots import CORRELATION, DASHED, EXCESS, NEUTRAL, PERCENT, canvas, legend_below
 
-COLOURS = {"raw": CORRELATION, "zscored": BASELINE, "activation": EXCESS}
-WITHIN = {"domain": ("o", CORRELATION), "position": ("^", BASELINE)}
+LINES = {"raw": "-", "zscored": ":", "activation": "--"}  # all of the excess
+WITHIN = {"domain": ("o", CORRELATION), "position": ("^", "#AA3377")}
 
 
 def nulls_figure(table: pd.DataFrame, reference: str, threshold: float) -> Figure:
@@ -19,7 +19,7 @@ def nulls_figure(table: pd.DataFrame, reference: str, threshold: float) -> Figur
     thresholds = np.linspace(0, 1, 201)
     for name in nulls.known(table):
         share = nulls.shares_above(rows[f"excess_{name}"], rows["weight"], thresholds)
-        look = {"color": COLOURS[name], "label": f"rotated {nulls.NULLS[name]}"}
+        look = {"color": EXCESS, "linestyle": LINES[name], "label": f"rotated {nulls.NULLS[name]}"}
         left.plot(thresholds, np.where(share > 0, share, np.nan), **look)
     left.axvline(threshold, **DASHED)
     left.set(xlabel="threshold of excess correlation", ylabel="neurons above (log axis)", yscale="log", xlim=(0, 1))

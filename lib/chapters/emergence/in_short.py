@@ -1,0 +1,56 @@
+"""The findings that open chapter 07, from its tables of training checkpoints; without them, that there are none."""
+
+import numpy as np
+import pandas as pd
+from IPython.display import HTML
+
+from lib.chapters.emergence.figures import Timeline
+from lib.chapters.emergence.statistics import middle_point
+from lib.display.captions import percent
+from lib.display.findings import Finding, in_short
+
+NO_TABLES = in_short(
+    [Finding("There are **no tables of training checkpoints** for these seeds, so this run cannot say. See below.")]
+)
+
+
+def emergence(
+    points: pd.DataFrame, shares: pd.DataFrame, layers: pd.DataFrame, kept: pd.DataFrame, time: Timeline
+) -> HTML:
+    """From `reference_shares` and `layer_shares` by checkpoint, and `persistence`; shares are means over seeds."""
+    start, share = middle_point(points), shares.groupby("point", sort=False)["share"].mean()
+    if not share.any():
+        return in_short([Finding("**No neuron** is universal at any checkpoint.", "emergence_shares")])
+    text = f"Universal neurons come late in training: **{percent(share[start])}** at {time.moment(start)}, "
+    if share[start] > share.iloc[-1] / 2:
+        text = f"Universal neurons are there halfway: **{percent(share[start])}** at {time.moment(start)}, "
+    text += f"**{percent(share.iloc[-1])}** at the end."
+    return in_short([Finding(text, "emergence_shares"), *_persistence(kept, start), *_depth(layers, time)])
+
+
+def _persistence(kept: pd.DataFrame, start: str) -> list[Finding]:
+    """Whether universal neurons stay; nothing if none was universal halfway."""
+    halfway = kept[(kept["point"] == start) & kept["persistence"].notna()]
+    if halfway.empty:
+        return []
+    number, stayed = halfway["universal"].sum(), halfway["kept"].sum()
+    chance = np.average(halfway["chance"], weights=halfway["universal"])
+    text = "Most of them stay" if stayed > number / 2 else "Most of them do **not** stay"
+    text += f": **{percent(stayed / number, 0)}** of those universal halfway are so at the end. Of random neurons of "
+    return [Finding(f"{text}the same layers {percent(chance, 1)} would be.", "emergence_births")]
+
+
+def _depth(layers: pd.DataFrame, time: Timeline) -> list[Finding]:
+    """Where the first ones are and where the last; nothing if none is left at the end."""
+    wide = layers.groupby(["point", "layer"], sort=False)["share"].mean().unstack()
+    first, last = wide[wide.sum(axis=1) > 0].iloc[0], wide.iloc[-1]
+    if not last.any():
+        return []
+    where = f"At the end they are most frequent in layer **{last.idxmax()}**"
+    moved = first.idxmax() != last.idxmax()
+    text = (
+        f"{where}; the first, by {time.moment(first.name)}, were so in layer **{first.idxmax()}**."
+        if moved
+        else (f"{where}, as the first were by {time.moment(first.name)}.")
+    )
+    return [Finding(text, "emergence_layers")]
