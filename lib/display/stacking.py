@@ -14,8 +14,9 @@ from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 WIDTHS = (3.3, 4.4, 6.4)  # inches, tried in order
-LEAST = 1.6  # inches from the left to the right end of a panel
-GAP = 3  # pixels between the labels of two ticks
+LEAST = 1.5  # inches from the left to the right end of a panel
+GAP = 6  # pixels between the labels of two ticks
+LONGEST = 38  # letters of a legend in one line
 
 
 def stack(fig: Figure) -> None:
@@ -67,6 +68,7 @@ def _move_legends(fig: Figure, shown: list[Axes]) -> None:
             if owner is not fig and legend.get_bbox_to_anchor().x0 < owner.bbox.x1 - 1:
                 continue
             names = [text.get_text() for text in legend.get_texts()]
+            names = [_broken(name) if len(name) > LONGEST else name for name in names]
             entries |= dict(zip(names, legend.legend_handles, strict=True))
             title, size = legend.get_title().get_text() or title, legend.get_texts()[0].get_fontsize()
             legend.remove()
@@ -101,15 +103,21 @@ def _lay_out(fig: Figure, shown: list[Axes], width: float, heights: list[float])
 def _fold(text: Text, most: float) -> bool:
     """Breaks a label that is longer than `most` pixels at the space nearest to its middle; whether it did."""
     words, box = text.get_text(), text.get_window_extent()
-    if max(box.width, box.height) <= most or "\n" in words or " " not in words:
+    if max(box.width, box.height) <= most or "\n" in words:
         return False
-    spaces = [place for place, letter in enumerate(words) if letter == " " and words[:place].count("$") % 2 == 0]
-    spaces = [place for place in spaces if words[:place].count("(") <= words[:place].count(")")]
-    if not spaces:
-        return False
-    middle = min(spaces, key=lambda place: abs(place - len(words) / 2))
-    text.set_text(f"{words[:middle]}\n{words[middle + 1 :]}")
-    return True
+    text.set_text(_broken(words))
+    return text.get_text() != words
+
+
+def _broken(words: str) -> str:
+    """Words on two lines, broken at the space nearest to their middle, but not inside brackets or a formula."""
+    spaces = [place for place, letter in enumerate(words) if letter == " "]
+    before = [words[:place] for place in spaces]
+    whole = [head for head in before if head.count("$") % 2 == 0 and head.count("(") <= head.count(")")]
+    if not whole:
+        return words
+    head = min(whole, key=lambda head: abs(len(head) - len(words) / 2))
+    return f"{head}\n{words[len(head) + 1 :]}"
 
 
 def _crowded(axes: Axes) -> bool:

@@ -74,7 +74,6 @@ def captions_of(neurons: pd.DataFrame, threshold: float) -> list[Caption]:
         captions.agreeing(neurons, 3, threshold),
         captions.share_by_layer(properties.layer_shares(everyone), "a"),
         captions.property_percentiles(tests, number),
-        captions.raw_values(neurons, ["skew", "kurt"]),
         captions.frequency_and_cosine(neurons, properties.frequency_cosine_by_layer(everyone), "a"),
         captions.redundancy(neurons),
     ]
