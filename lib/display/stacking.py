@@ -3,6 +3,7 @@
 The layout is computed anew. A figure with long labels becomes as wide as it must, and scrolls on a phone.
 """
 
+from collections.abc import Iterable
 from itertools import pairwise
 
 import numpy as np
@@ -16,7 +17,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 WIDTHS = (3.3, 4.4, 6.4)  # inches, tried in order
 LEAST = 1.5  # inches from the left to the right end of a panel
 GAP = 6  # pixels between the labels of two ticks
-LONGEST = 38  # letters of a legend in one line
+LONGEST, NAME = 38, 18  # letters of a legend's entry in one line, of a name beside a panel
 
 
 def stack(fig: Figure) -> None:
@@ -27,21 +28,23 @@ def stack(fig: Figure) -> None:
         if not axes.get_visible():
             axes.remove()
     heights = [max(1.6, axes.get_position().height * fig.get_figheight()) for axes in shown]
-    for axes in shown:
+    for row, axes in enumerate(shown):
         _label(axes, shown)
+        heights[row] = max(heights[row], _fold_names(axes))
     grid = GridSpec(len(shown), 1, figure=fig, height_ratios=heights)
     for row, axes in enumerate(shown):
         axes.set_subplotspec(grid[row])
     _move_legends(fig, shown)
     for width in WIDTHS:
         _lay_out(fig, shown, width, heights)
+        if any(axes.get_window_extent().width < LEAST * fig.dpi for axes in shown):
+            continue
         crowded = [axes for axes in shown if _crowded(axes)]
-        narrow = any(axes.get_window_extent().width < LEAST * fig.dpi for axes in shown)
-        if not narrow and crowded:
-            for axes in crowded:
-                _thin(axes)
+        for axes in crowded:
+            _thin(axes)
+        if crowded:
             _lay_out(fig, shown, width, heights)
-        if not narrow:
+        if not any(map(_crowded, crowded)):
             break
 
 
@@ -55,27 +58,57 @@ def _label(axes: Axes, shown: list[Axes]) -> None:
         if beside.colspan == place.colspan and beside.rowspan.stop > place.rowspan.stop and not axes.get_xlabel():
             axes.set_xlabel(other.get_xlabel())
     if len(axes.get_shared_y_axes().get_siblings(axes)) > 1:
-        axes.tick_params(labelleft=True)
+        first = next(other for other in shown if axes.get_shared_y_axes().joined(axes, other))
+        size = first.get_yticklabels()[0].get_fontsize() if first.get_yticklabels() else None
+        axes.tick_params(axis="y", labelleft=True, **({"labelsize": size} if size else {}))
     if len(axes.get_shared_x_axes().get_siblings(axes)) > 1:
         axes.tick_params(labelbottom=True)
 
 
+def _fold_names(axes: Axes) -> float:
+    """Breaks long names beside a panel; returns how high the panel must be for them, in inches."""
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    if not isinstance(axes.yaxis.get_major_locator(), FixedLocator) or not any(names):
+        return 0.0
+    if not any("\n" in name for name in names):  # not broken yet, by a panel that shares the axis
+        names = [_broken(name) if len(name) > NAME else name for name in names]
+    elif max(map(len, "\n".join(names).split("\n"))) > NAME + 4:
+        names = ["\n".join(_broken(line) if len(line) > NAME else line for line in name.split("\n")) for name in names]
+    axes.set_yticklabels(names)
+    lines = sum(name.count("\n") + 1.3 for name in names)
+    return lines * axes.get_yticklabels()[0].get_fontsize() * 1.2 / 72
+
+
 def _move_legends(fig: Figure, shown: list[Axes]) -> None:
-    """Puts legends that stood beside panels below them, each entry once."""
+    """Puts legends that stood beside panels below them, each entry once, and makes wide ones narrow."""
     entries, title, size = {}, "", None
     for owner in (fig, *shown):
         for legend in [part for part in owner.get_children() if isinstance(part, Legend)]:
-            if owner is not fig and legend.get_bbox_to_anchor().x0 < owner.bbox.x1 - 1:
-                continue
             names = [text.get_text() for text in legend.get_texts()]
-            names = [_broken(name) if len(name) > LONGEST else name for name in names]
-            entries |= dict(zip(names, legend.legend_handles, strict=True))
-            title, size = legend.get_title().get_text() or title, legend.get_texts()[0].get_fontsize()
-            legend.remove()
+            broken = [_broken(name) if len(name) > LONGEST else name for name in names]
+            own = dict(zip(broken, legend.legend_handles, strict=True))
+            anchor = legend.get_bbox_to_anchor()
+            beside = owner is fig or anchor.x0 > owner.bbox.x1 - 1 or (legend._ncols > 1 and len(shown) == 1)
+            if not beside and legend._ncols > 1:
+                place = anchor.transformed(owner.transAxes.inverted())
+                look = {"loc": legend._loc, "frameon": legend.get_frame_on(), "title": legend.get_title().get_text()}
+                look |= {"fontsize": legend.get_texts()[0].get_fontsize(), "ncols": _columns(own)}
+                if not place.width:
+                    look["bbox_to_anchor"] = (place.x0, place.y0)
+                owner.legend(own.values(), own, **{key: value for key, value in look.items() if value != ""})
+            elif beside:
+                entries |= own
+                title, size = legend.get_title().get_text() or title, legend.get_texts()[0].get_fontsize()
+                legend.remove()
     if entries:
         place = {"loc": "outside lower center", "frameon": False, "fontsize": size, "title": title or None}
-        columns = 2 if max(map(len, entries)) < 16 else 1
-        fig.legend(entries.values(), entries, ncols=columns if len(entries) < 9 else 2, **place)
+        fig.legend(entries.values(), entries, ncols=_columns(entries), **place)
+
+
+def _columns(entries: Iterable[str]) -> int:
+    """How many columns of a legend with these entries fit."""
+    longest = max(len(line) for entry in entries for line in entry.split("\n"))
+    return min(4, max(1, 36 // (longest + 6)))
 
 
 def _lay_out(fig: Figure, shown: list[Axes], width: float, heights: list[float]) -> None:
@@ -91,11 +124,6 @@ def _lay_out(fig: Figure, shown: list[Axes], width: float, heights: list[float])
             (axes.title, axes.get_window_extent().width * 1.1),
         ):
             again |= _fold(text, most)
-        legend = axes.get_legend()
-        wide = legend is not None and legend.get_window_extent().width > 1.1 * axes.get_window_extent().width
-        if wide and legend._ncols > 1:
-            legend.set_ncols(1)
-            again = True
     if again:
         fig.draw_without_rendering()
 
@@ -124,7 +152,7 @@ def _crowded(axes: Axes) -> bool:
     """Whether labels of the x axis touch."""
     boxes = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_visible() and label.get_text()]
     boxes = sorted((box for box in boxes if box.width), key=lambda box: box.x0)
-    turned = any(label.get_rotation() for label in axes.get_xticklabels())
+    turned = any(label.get_rotation() % 90 for label in axes.get_xticklabels())
     return not turned and any(after.x0 < before.x1 + GAP for before, after in pairwise(boxes))
 
 
