@@ -62,7 +62,7 @@ def first_look(inputs: Preflight, precision: str, device: torch.device) -> None:
 
 def refuse_copies(losses: list[dict], means: dict[str, Float[Tensor, "total"]]) -> None:
     """Raises InputError if two seeds have the same losses and the same mean activation of every neuron."""
-    of = {row["seed"]: row["loss"] for row in losses if row["domain"] == "all"}
+    of = dict.fromkeys(means, 0.0) | {row["seed"]: row["loss"] for row in losses if row["domain"] == "all"}
     for one, two in combinations(sorted(means), 2):
         if len(means[one]) != len(means[two]) or abs(of[one] - of[two]) > SAME_LOSS * of[one]:
             continue

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 from matplotlib.legend import Legend
@@ -82,11 +83,14 @@ def _fold_names(axes: Axes) -> float:
 def _move_legends(fig: Figure, shown: list[Axes]) -> None:
     """Puts legends that stood beside panels below them, each entry once, and makes wide ones narrow."""
     entries, title, size = {}, "", None
+    labelled = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in shown]
+    whole = {label: one for panel in labelled for one, label in panel if isinstance(one, ErrorbarContainer)}
     for owner in (fig, *shown):
         for legend in [part for part in owner.get_children() if isinstance(part, Legend)]:
             names = [text.get_text() for text in legend.get_texts()]
             broken = [_broken(name) if len(name) > LONGEST else name for name in names]
-            own = dict(zip(broken, legend.legend_handles, strict=True))
+            drawn = [whole.get(name, one) for name, one in zip(names, legend.legend_handles, strict=True)]
+            own = dict(zip(broken, drawn, strict=True))
             anchor = legend.get_bbox_to_anchor()
             beside = owner is fig or anchor.x0 > owner.bbox.x1 - 1 or (legend._ncols > 1 and len(shown) == 1)
             if not beside and legend._ncols > 1:

@@ -54,7 +54,8 @@ class Text:
         return counted_mask(self.tokens[blocks], self.bos_id, self.newline_ids)
 
     def take(self, token_budget: int) -> "Text":
-        """The first `token_budget // context` blocks; InputError when that is none or more than there are."""
+        """The first `token_budget // context` blocks; InputError when that is none, more than there are, or if none of
+        their tokens counts."""
         available = self.tokens.numel()
         if not self.context <= token_budget <= available:
             several = f"from {self.context} (one block) to {available} (the whole text)"
@@ -64,6 +65,8 @@ class Text:
                 f"tokens; it must be {allowed}."
             )
         blocks = slice(token_budget // self.context)
+        if not self.counted(blocks).any():
+            raise InputError(f"none of the text's first {token_budget:,} tokens counts: all are BOS or line ends.")
         return replace(self, tokens=self.tokens[blocks], domain=self.domain[blocks], document=self.document[blocks])
 
     def cut(self, context: int) -> "Text":

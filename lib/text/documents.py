@@ -210,7 +210,7 @@ def _readable(file: Path) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not UTF-8 text (byte {error.start} of a part that was read).") from None
+        raise InputError(f"{file} is not UTF-8 text (near byte {error.start:,} of the part last read).") from None
     except (OSError, pyarrow.ArrowException) as error:
         why = getattr(error, "strerror", None) or first_line(error)
         raise InputError(f"{file} is damaged or cannot be read ({why}).") from None

@@ -59,7 +59,8 @@ def chapter_3(neurons: pd.DataFrame, matches: pd.DataFrame, threshold: float) ->
             if abs(np.mean(pairs[other][0]) - np.mean(pairs[key][0])) <= 0.05:
                 apart.append(np.ptp(pairs[key][0]) - np.ptp(pairs[other][0]))
         put("gap", seed, np.mean(apart) if several and len(apart) >= 10 else np.nan)
-        put("layers", seed, len({layer for layer, _ in chosen}) / LAYERS if enough else np.nan)
+        in_layers = [sum(layer == one for layer, _ in chosen) / WIDTH for one in range(LAYERS)]
+        put("layers", seed, min(in_layers) if enough else np.nan)
         for column in PUBLISHED_MEDIANS.index:
             ranks = []
             for layer, neuron in chosen:

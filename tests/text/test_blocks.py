@@ -100,6 +100,8 @@ def test_take_counts_whole_blocks():
             text.take(budget)
     with pytest.raises(InputError, match="token_budget is 12, but the text has 1 block of 4 tokens; it must be 4\\."):
         text.take(4).take(12)
+    with pytest.raises(InputError, match="none of the text's first 8 tokens counts: all are BOS or line ends."):
+        replace(text, tokens=torch.where(text.tokens == 0, 0, 3)).take(8)
 
 
 def test_cut_shortens_blocks():

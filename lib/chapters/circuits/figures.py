@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from lib.chapters.circuits.role_agreement import WRITTEN
 from lib.chapters.circuits.roles import PUBLISHED_CUTS, ROLES, last_layers, layer_quantiles, role_counts
 from lib.chapters.universality.properties import TOP_SHARE
-from lib.display.captions import signed
+from lib.display.captions import count, signed
 from lib.display.plots import (
     BASELINE,
     CORRELATION,
@@ -246,7 +246,7 @@ def match_agreement(table: pd.DataFrame) -> Figure:
         axes.plot(rows["agreement"], at, "o", linestyle="none", color=CORRELATION, label="best match")
         for place, pairs, agreement in zip(at, rows["pairs"], rows["agreement"].fillna(0), strict=True):
             offset, side = ((-6, 7), "right") if agreement > 0.75 else ((6, 7), "left")
-            _write(axes, f"{pairs:,.0f} pairs", (agreement, place), offset, color=NEUTRAL, ha=side)
+            _write(axes, count(pairs, "pair"), (agreement, place), offset, color=NEUTRAL, ha=side)
         axes.set(xlabel=f"pairs with the same {name}", xlim=(-0.02, 1.02), xticks=[0, 0.5, 1])
         axes.xaxis.set_major_formatter(PERCENT)
         axes.set_yticks(at, groups)

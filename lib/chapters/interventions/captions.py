@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from lib.base.errors import capital
+from lib.base.errors import capital, listed
 from lib.chapters.families.summary import FAMILIES
 from lib.chapters.interventions.candidates import CONTROL_OF, LARGE, NullSpace, late_neurons
-from lib.chapters.interventions.neuron_sets import family_parts, shares_below
+from lib.chapters.interventions.neuron_sets import UNIVERSAL, family_parts, shares_below
 from lib.chapters.interventions.single_neurons import (
     FIXED_FREQUENCY,
     FROZEN_SCALE,
@@ -292,9 +292,18 @@ def importance(compared: pd.DataFrame, table: pd.DataFrame, reference: str) -> C
             f"{own['draws'].sum()}** random sets; the mean over {count(len(shares), 'seed')}"
             f"{f' (others: {others.min()} blocks)' if len(others) else ''} is {over}, and a half is chance. "
             f"The random sets have {own['power_low'].min():.2f} to {own['power_high'].max():.2f} times the power of "
-            "theirs."
+            f"theirs.{_unmatched(own, table, reference)}"
         )
     return Caption(title, f"{text}{_first_layer(own, table, reference)}", f"{alt} {title}.")
+
+
+def _unmatched(own: pd.DataFrame, table: pd.DataFrame, reference: str) -> str:
+    """Which layers of the reference have universal neurons that no other neurons match in power."""
+    sets = table[(table["seed"] == reference) & (table["kind"] == "mean") & (table["group"] == UNIVERSAL)]
+    left = sorted(set(sets["layer"]) - set(own["layer"]))
+    if not left:
+        return ""
+    return f" Left out, since no other neurons match their power: {listed([f'layer {layer}' for layer in left])}."
 
 
 def _first_layer(own: pd.DataFrame, table: pd.DataFrame, reference: str) -> str:

@@ -24,6 +24,7 @@ KINDS = ("mean", "zero")
 OUTCOMES = ("loss_change", "kl", "residual_power")
 DRAWS = 10
 TOLERANCE = 0.05  # of a random set's power, and in the first layer of its information on the position
+MATCHED = 0.15  # how far off a random set's power may be to be compared
 STEPS = 2000  # exchanges of one neuron on the way to it
 MAX_LOGITS = 2**27  # of the unchanged run, kept at once: half a gigabyte
 
@@ -204,7 +205,8 @@ def ablations(
 
 
 def comparisons(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per seed, kind and layer: the universal neurons beside the random sets.
+    """One row per seed, kind and layer: the universal neurons beside the random sets whose power is within MATCHED of
+    theirs. A layer without any is left out: no other neurons have this power.
 
     `table` has the columns of `ablations`, seed and kind. Columns seed, kind, layer, neurons, draws, tokens, blocks;
     `power_low` and `power_high`, the smallest and largest `power` of a random set over that of the set; and for
@@ -217,6 +219,9 @@ def comparisons(table: pd.DataFrame) -> pd.DataFrame:
     drawn = dict(list(table[table["group"] == RANDOM].groupby(keys)))
     for own in table[table["group"] == UNIVERSAL].to_dict("records"):
         others = drawn[tuple(own[key] for key in keys)]
+        others = others[(others["power"] / own["power"] - 1).abs() <= MATCHED]
+        if others.empty:
+            continue
         row = {name: own[name] for name in (*keys, "neurons", "tokens", "blocks")} | {"draws": len(others)}
         ratio = others["power"] / own["power"]
         row |= {"power_low": ratio.min(), "power_high": ratio.max()}

@@ -61,10 +61,10 @@ def _gap(evidence: Evidence) -> pd.Series:
 
 
 def _layers(evidence: Evidence) -> pd.Series:
-    """Share of the layers with a universal neuron."""
+    """The smallest share of universal neurons of any layer."""
 
     def of_seed(own: pd.DataFrame) -> float:
-        return properties.layer_shares(own)["universal"].gt(0).mean() if own["is_universal"].sum() >= FEWEST else np.nan
+        return own.groupby("layer")["is_universal"].mean().min() if own["is_universal"].sum() >= FEWEST else np.nan
 
     return _by_seed(evidence, of_seed)
 
@@ -101,7 +101,7 @@ WORDS: dict[str, Callable[[float], str]] = {  # an interval may pass the ends of
     "excess": partial(signed, digits=3),
     "depth": lambda share: signed(100 * share, 1),
     "gap": partial(signed, digits=3),
-    "layers": lambda share: percent(min(1.0, max(0.0, share)), 0),
+    "layers": lambda share: percent(max(0.0, share)),
     "frequency_cosine": signed,
 }
 
@@ -141,7 +141,7 @@ def _details(evidence: Evidence, name: str) -> str:
     if name == "depth":
         return "percentage points above chance"
     if name == "layers":
-        return "share of layers"
+        return "of the layer with fewest"
     if name == "gap":
         gaps, chosen = properties.corr_gap(everyone), everyone["is_universal"]
         raw = f"{gaps[chosen].mean():.3f} against {gaps[~chosen].mean():.3f}" if chosen.any() else ""

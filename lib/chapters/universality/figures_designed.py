@@ -49,15 +49,22 @@ def designed(pairs: pd.DataFrame) -> Figure:
 def caption(pairs: pd.DataFrame) -> Caption:
     """What decides: whether initial weights or text make neurons recur."""
     own = pairs[pairs["stage"] == "decayed"]
-    share, index = (over_pairs(own, name).set_index("relation")["mean"] for name in SHOWN)
-    more = "more" if share[SAME] > share[OTHER] else "no more"
+    share, index = (over_pairs(own, name).set_index("relation") for name in SHOWN)
+    same, other = share["mean"][SAME], share["mean"][OTHER]
+    title = f"{percent(same)} of neurons recur with shared initial weights, {percent(other)} without"
+    own_index, other_index = percent(index["mean"][SAME], 0), percent(index["mean"][OTHER])
     text = (
-        "Eight small models; dots are pairs of models, bars their means. With the same text in another order "
-        f"{percent(share[SAME])} of the neurons recur if the initialisation is shared and {percent(share[OTHER])} if "
-        f"not; with shared weights {percent(index[SAME], 0)} of all neurons are matched at their own index."
+        "Eight small models; dots are pairs of models, bars their means. With the same text in another order, after "
+        f"the decay, **{percent(same)}** of the neurons recur if initial weights are shared ({_interval(share, SAME)}, "
+        f"95 % over pairs), and **{percent(other)}** if not ({_interval(share, OTHER)}). Best matches have the same "
+        f"index in {own_index} of the neurons with shared initial weights, in {other_index} without."
     )
     alt = f"Dots for {len(by_pair(own, list(SHOWN)))} pairs of models in five rows by what they share, in two panels."
-    return Caption(f"With shared initial weights {more} neurons recur", text, alt)
+    return Caption(title, text, f"{alt} {title}.")
+
+
+def _interval(over: pd.DataFrame, relation: str) -> str:
+    return f"{percent(max(0.0, over['low'][relation]))} to {percent(over['high'][relation])}"
 
 
 def table(pairs: pd.DataFrame) -> pd.DataFrame:

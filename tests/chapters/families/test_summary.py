@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lib.chapters.families import captions, figures, summary
+from lib.chapters.families import captions, figures, figures_opening, summary
 from lib.chapters.families.scoring import UNEXPLAINED, Choice, Scores, assign
 from lib.chapters.families.summary import FAMILIES, TOP
 from lib.labels.labels import LabelSet
@@ -128,7 +128,7 @@ def test_every_figure_draws_and_every_caption_is_whole(case, threshold):
     families, (statistics, sets) = families_table(case, threshold), statistics_and_sets()
     own = families[families["seed"] == "a"].reset_index(drop=True)
     chosen, none = (summary.best_neurons(own, family, 4) for family in ("unigram", "no such family"))
-    levels = pd.DataFrame({"layer": range(LAYERS), "chance": 0.3, "median": 0.1, "largest": 0.5})
+    levels = pd.DataFrame({"layer": range(LAYERS), "chance": 0.3, "median": 0.1, "largest": 0.5, "nonlinear": True})
     counts, held = summary.family_counts(own), summary.held_out_counts(own)
     layers = summary.layer_counts(own)
     agreement = summary.family_agreement(summary.matched_pairs(families, matches_table()))
@@ -219,3 +219,28 @@ def test_family_that_does_not_hold_is_named_although_its_neurons_go_to_another()
         "Of the neurons assigned on the even blocks, none of topic (100) exceeds chance on the odd ones"
         in captions.scores(table, summary.held_out_counts(table)).text
     )
+
+
+def test_opening_shows_the_best_universal_neuron_of_each_family_or_the_best_of_all():
+    statistics, sets = statistics_and_sets()
+    table = families_table()
+    own = table[table["seed"] == "a"].reset_index(drop=True)
+    token = next(one for one in sets if one.grouping == "token")
+    letters = token.labels.loc[token.labels["family"] == "alphabet", "label"]
+    own["label_alphabet"] = letters.iloc[0]
+    own["label_previous_token"], own["label_position"] = token.labels["label"].iloc[0], token.labels["label"].iloc[0]
+    own["family"] = "context"
+    own.loc[own.index[[7, 20]], "family"] = "alphabet"
+    own["is_universal"] = own.index == 7
+    shown = figures_opening.opening(own, statistics, sets)
+    assert shown.neurons["alphabet"][["layer", "neuron"]].tolist() == [0, 7]
+    assert shown.neurons["position"][["layer", "neuron"]].tolist() == [2, 19]  # the largest score of all
+    tokens, z = summary.row_means(statistics[0], "token_labels", 7)
+    at = letters.index[tokens[letters.index] > 0]
+    np.testing.assert_allclose(shown.means["alphabet"], z[at])
+    figures_opening.figure(shown)
+    text = figures_opening.caption(shown).text
+    assert "*First letter*: layer 0, neuron 7" in text and text.count("no neuron of this seed belongs") == 2
+    nothing = figures_opening.opening(own.drop(columns=[f"score_{name}" for name in figures_opening.PANELS]), [], [])
+    figures_opening.figure(nothing)
+    assert figures_opening.caption(nothing).title == "No letter, previous-token or position neuron"

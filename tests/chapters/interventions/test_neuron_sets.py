@@ -215,7 +215,7 @@ def test_random_sets_of_the_first_layer_know_the_position_as_well():
     assert len(drawn_of(unknown, 0)) == 10 and np.isnan(drawn_of(unknown, 0)[0].information)
 
 
-def test_a_set_that_no_other_neurons_can_match_has_the_nearest_and_says_so():
+def test_a_set_that_no_other_neurons_can_match_is_not_compared_and_the_caption_says_so():
     table = neurons_table(1, 60, power=1.0)
     table.loc[10:13, "power"] = 9.0
     table = made_universal(table, 0, [0, 1, 2], power=100.0)
@@ -225,8 +225,13 @@ def test_a_set_that_no_other_neurons_can_match_has_the_nearest_and_says_so():
     rows = pd.DataFrame([one._asdict() for one in sets]).assign(
         neurons=3, seed="a", kind="mean", tokens=9, blocks=3, loss_change=0.1, loss_change_error=0.01, kl=0.1
     )
-    (found,) = neuron_sets.comparisons(rows.assign(residual_power=1.0)).to_dict("records")
-    assert found["power_low"] == found["power_high"] == pytest.approx(0.09)
+    rows = rows.assign(residual_power=1.0)
+    assert neuron_sets.comparisons(rows).empty
+    both = pd.concat([rows, rows.assign(layer=2, power=1.0)])
+    compared = neuron_sets.comparisons(both)
+    assert compared["layer"].tolist() == [2]
+    text = captions.importance(compared, both, "a").text
+    assert "Left out, since no other neurons match their power: layer 0." in text
 
 
 def test_sets_are_of_live_neurons_and_the_seed_of_random_numbers_decides():
