@@ -50,12 +50,14 @@ def stack(fig: Figure) -> None:
 
 
 def _label(axes: Axes, shown: list[Axes]) -> None:
-    """Gives a panel the labels that it had from the first panel of its row and the last of its column."""
+    """Gives a panel the labels that it had from others: the first of its row, the first and last of its column."""
     place = axes.get_subplotspec()
     for other in shown:
         beside = other.get_subplotspec()
         if beside.rowspan == place.rowspan and beside.colspan.start == 0 and not axes.get_ylabel():
             axes.set_ylabel(other.get_ylabel())
+        if beside.colspan == place.colspan and beside.rowspan.start == 0 and not axes.get_title():
+            axes.set_title(other.get_title(), fontsize=other.title.get_fontsize())
         if beside.colspan == place.colspan and beside.rowspan.stop > place.rowspan.stop and not axes.get_xlabel():
             axes.set_xlabel(other.get_xlabel())
     if len(axes.get_shared_y_axes().get_siblings(axes)) > 1:

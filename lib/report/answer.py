@@ -107,9 +107,9 @@ def _what_they_respond_to(evidence: Evidence, _table: pd.DataFrame) -> str:
     named = f" The largest kinds of label are {listed(largest['label'])}." if len(largest) > 1 else ""
     return (
         f"**{percent(explained['all'].sum() / len(rows), 0)}** of seed {evidence.reference}'s neurons respond to one "
-        f"of the report's labels above the chance level, which {percent(1 - CHANCE_QUANTILE, 0)} of random directions "
-        f"pass.{named} Of the {summary.TOP} by excess correlation, "
-        f"{percent(explained[f'{summary.TOP} share'].sum(), 0)} do."
+        f"of the report's labels above the chance level, which {percent(1 - CHANCE_QUANTILE, 0)} of rotated neurons "
+        f"pass. Of the {summary.TOP} by excess correlation, "
+        f"{percent(explained[f'{summary.TOP} share'].sum(), 0)} do.{named}"
     )
 
 

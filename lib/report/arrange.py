@@ -3,6 +3,8 @@
 A notebook begins with its parameters and ends with its findings in short; a page begins with the findings.
 """
 
+import re
+
 from bs4 import BeautifulSoup, Tag
 
 FOOT = "About this chapter"
@@ -42,8 +44,18 @@ def _lift(soup: BeautifulSoup, above: Tag) -> None:
     above.insert_after(box.extract())
     cell.decompose()
     for link in box.find_all("a", href=True):
-        if not link["href"].startswith("#") or soup.find(id=link["href"][1:]) is None:
-            link.decompose()  # a figure that this run has not drawn
+        figure = soup.find(id=link["href"].removeprefix("#"))
+        if figure is None:  # this run has not drawn it
+            link.decompose()
+        else:
+            link.string = name_of(figure)
+
+
+def name_of(figure: Tag) -> str:
+    """What a link to a figure says: its number, where its caption has one."""
+    caption = figure.find("figcaption")
+    number = re.match(r"Figure [\d.]*\d", caption.get_text().strip()) if caption else None
+    return number[0] if number else "figure"
 
 
 def _after(question: Tag | None) -> list[Tag]:

@@ -78,7 +78,7 @@ def say_what_is_missing(page: Path) -> None:
     def there(found: re.Match) -> bool:
         return (page.parent / found[1]).exists()
 
-    table = re.compile(r'<a href="(\.\./tables/[^"]+)">([^<]+)</a>')
+    table = re.compile(r'<a href="(\.\./(?:tables|notebooks)/[^"]+)">([^<]+)</a>')
     saved = re.compile(r'<a [^>]*href="((?:\.\./figures|data)/[^"]+)"[^>]*>(?:PNG|Parquet)</a>\s*')
     text = table.sub(lambda found: found[0] if there(found) else found[2], page.read_text(encoding="utf-8"))
     text = saved.sub(lambda found: found[0] if there(found) else "", text)

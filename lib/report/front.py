@@ -1,10 +1,12 @@
 """What the front page and the page of data show, from the tables, figures and records that exist."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 import pyarrow.parquet
+from bs4 import BeautifulSoup, SoupStrainer
 
 from lib.base.errors import listed
 from lib.base.files import read_json
@@ -12,6 +14,7 @@ from lib.display.captions import percent
 from lib.display.claims import Evidence, statements
 from lib.display.findings import Finding
 from lib.report import answer, ledger
+from lib.report.arrange import name_of
 from lib.report.drawings import embedded_picture
 from lib.report.notebook_pages import Chapter
 from lib.report.untrained import untrained_rows
@@ -44,14 +47,17 @@ def claims_of(run: Run) -> RunClaims | None:
     return RunClaims(table, answer.answer(evidence, table), why, untrained is not None)
 
 
-def page_of_figure(name: str, chapters: list[Chapter]) -> str | None:
-    """The address of a figure, or None if no chapter shows it."""
-    drawn = (chapter.name for chapter in chapters if f'id="{name}"' in chapter.opening + chapter.rest)
-    return next((f"{page}#{name}" for page in drawn), None)
+def figures_of(chapters: list[Chapter]) -> dict[str, dict[str, str]]:
+    """Address (`href`) and name in words (`where`) of the figures that chapters show, by their names."""
+    return {
+        figure["id"]: {"href": f"{chapter.name}#{figure['id']}", "where": name_of(figure)}
+        for chapter in chapters
+        for figure in BeautifulSoup(chapter.rest, "html.parser", parse_only=SoupStrainer("figure")).select("figure[id]")
+    }
 
 
-def front_page(run: Run, claims: RunClaims | None, chapters: list[Chapter]) -> dict:
-    """What the front page shows beside the chapters' questions."""
+def front_page(run: Run, claims: RunClaims | None, figures_shown: Mapping[str, Mapping[str, str]]) -> dict:
+    """What the front page shows beside the chapters' questions; `figures_shown` as `figures_of` gives them."""
     done = read_json(run.folder / "stats" / "done.json")
     first = [run.folder / "figures" / f"{name}.png" for name in HEADLINE_FIGURES]
     figures = [path for path in [*first, *sorted((run.folder / "figures").glob("*.png"))] if path.exists()]
@@ -60,7 +66,7 @@ def front_page(run: Run, claims: RunClaims | None, chapters: list[Chapter]) -> d
         "threshold": f"{run.params.threshold:g}",
         "picture": embedded_picture(figures[0]) if figures else None,
         "answer": [
-            {"text": finding.text, "href": page_of_figure(finding.figure, chapters)}
+            {"text": finding.text, **figures_shown.get(finding.figure, {"href": None})}
             for finding in (claims.answer if claims else ())
         ],
         "why_fewer": claims.why_fewer if claims else "",

@@ -2,11 +2,12 @@
 
 import json
 import re
+from collections.abc import Mapping
 
 from lib.display.captions import count, p_words
 from lib.display.claims import UNASKED, VERDICTS, statements
 from lib.report import ledger
-from lib.report.front import RunClaims, page_of_figure
+from lib.report.front import RunClaims
 from lib.report.notebook_pages import Chapter
 
 SIZE_WORDS = dict(zip(VERDICTS, ("size as published", "another size", "size too uncertain"), strict=True))
@@ -21,13 +22,13 @@ QUESTIONS = (  # in this order; a question's chapter, and of chapter 03 the clai
 )
 
 
-def ledger_page(claims: RunClaims, chapters: list[Chapter]) -> dict:
+def ledger_page(claims: RunClaims, chapters: list[Chapter], figures_shown: Mapping[str, Mapping[str, str]]) -> dict:
     """Groups of rows in the order of the questions, the number of each verdict, and where claims on training are.
 
     A row has the ledger's columns and `shown` (value, interval), `size`, `facts` (what stands in its fold), `href` and
     `where` (its figure).
     """
-    rows = [row | _shown(row) | _place(row, chapters) for row in claims.table.to_dict("records")]
+    rows = [row | _shown(row) | _place(row, chapters, figures_shown) for row in claims.table.to_dict("records")]
     keys = [(row["chapter"][:2], row["name"].startswith(DIFFERENCES)) for row in rows]
     groups = {
         question: [row for row, key in zip(rows, keys, strict=True) if key == (chapter, differences)]
@@ -53,13 +54,10 @@ def ledger_page(claims: RunClaims, chapters: list[Chapter]) -> dict:
     }
 
 
-def _place(row: dict, chapters: list[Chapter]) -> dict:
+def _place(row: dict, chapters: list[Chapter], figures_shown: Mapping[str, Mapping[str, str]]) -> dict:
     """Where the row's figure is; its chapter if the figure was not drawn."""
-    chapter = next((one.name for one in chapters if one.name == f"{row['chapter']}.html"), None)
-    return {
-        "href": page_of_figure(row["figure"], chapters) or chapter,
-        "where": f"figure in chapter {int(row['chapter'][:2])}",
-    }
+    page = next((chapter.name for chapter in chapters if chapter.name == f"{row['chapter']}.html"), None)
+    return {"href": page, "where": f"chapter {int(row['chapter'][:2])}"} | figures_shown.get(row["figure"], {})
 
 
 def _shown(row: dict) -> dict:

@@ -46,14 +46,15 @@ def render(folder: Path) -> Path:
     claims = front.claims_of(run)
     if claims is not None:
         write_table(folder / "tables" / "ledger.parquet", claims.table)
-    extras = [EXTRAS[name] | {"name": name} for name in EXTRAS if name != EXPLORER or explorable]
-    extras = [extra for extra in extras if extra["name"] != LEDGER or claims is not None]
+    missing = {EXPLORER: not explorable, LEDGER: claims is None}
+    extras = [about | {"name": name} for name, about in EXTRAS.items() if not missing.get(name)]
     shared = {"chapters": chapters, "provenance": provenance, "extras": extras, "citation": citation(provenance)}
 
-    own = {"index": front.front_page(run, claims, chapters), "data": front.data_page(run, provenance)}
+    figures = front.figures_of(chapters)
+    own = {"index": front.front_page(run, claims, figures), "data": front.data_page(run, provenance)}
     own["glossary"] = {"terms": terms()}
     if claims is not None:
-        own["ledger"] = ledger_page(claims, chapters)
+        own["ledger"] = ledger_page(claims, chapters, figures)
     written, shown = {}, {name: table for chapter in chapters for name, table in chapter.tables.items()}
     for name, content in own.items():
         template = "front" if name == "index" else name

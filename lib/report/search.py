@@ -34,8 +34,9 @@ def entries_of(name: str, html: str) -> list[Entry]:
     for figure in main.select("figure[id]"):
         found.append((name, figure["id"], *_caption(figure)))
     for row in main.select("tr[id]"):
-        claim, verdict = row.select_one(".claim"), row.select_one(".verdict")
-        found.append((name, row["id"], _text([claim]), _text([verdict, *row.select("td")[1:]])))
+        verdict, here, published = (" ".join(cell.stripped_strings) for cell in row.find_all("td", recursive=False))
+        said = f"{verdict}; here {here}; published: {published}"
+        found.append((name, row["id"], plain(row.select_one(".claim")), said))
     for term in main.select("dt[id]"):
         found.append((name, term["id"], plain(term), _text([term.find_next_sibling("dd")])))
     return found

@@ -170,7 +170,7 @@ def test_the_page_of_neurons_knows_the_shape_of_every_seed(made):
     first = load(files["seed.a.0"])["partner"][:, 0]
     own = made.table("matches_all_seeds").query("seed == 'a' and model == 'b'")
     assert first.tolist() == flat(own, "b", "match_").tolist()
-    models = front.front_page(made, None, [])["models"]
+    models = front.front_page(made, None, {})["models"]
     assert models == (
         "This report compares 3 models: a of 2 layers of 48 neurons, b of 4 layers of 32 neurons and c of 3 layers of "
         "40 neurons."

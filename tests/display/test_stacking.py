@@ -18,6 +18,7 @@ def test_panels_stand_below_one_another_with_the_labels_that_they_shared():
     grid[1, 0].set(xlabel="left below", ylabel="second row")
     grid[1, 1].set_xlabel("right below")
     grid[0, 0].set_ylabel("first row")
+    grid[0, 0].set_title("left")
     grid[0, 1].set_visible(False)
     plots.legend_right(grid[1, 1])
     stack(fig)
@@ -26,6 +27,7 @@ def test_panels_stand_below_one_another_with_the_labels_that_they_shared():
     assert all(below.y1 < above.y0 for above, below in zip(boxes, boxes[1:], strict=False))
     labels = [(axes.get_xlabel(), axes.get_ylabel()) for axes in fig.axes]
     assert labels == [("left below", "first row"), ("left below", "second row"), ("right below", "second row")]
+    assert [axes.get_title() for axes in fig.axes] == ["left", "left", ""]
     assert all(axes.get_xticklabels()[0].get_visible() for axes in fig.axes)
     (legend,) = fig.legends
     assert grid[1, 1].get_legend() is None and legend.get_window_extent().x1 <= fig.bbox.x1

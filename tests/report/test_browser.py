@@ -346,7 +346,7 @@ def test_figures_enlarge_and_save_and_contents_follow(folder, open_page):
     page.keyboard.press("Escape")
     assert not page.is_visible("dialog.enlarged")
     page.click(f"#{FIGURES[0]} .tools button")
-    page.click("dialog .close")
+    page.click("dialog.enlarged .close")
     assert not page.is_visible("dialog.enlarged")
     for kind in ("SVG", "PNG"):
         with page.expect_download() as saved:

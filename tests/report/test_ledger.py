@@ -308,7 +308,7 @@ def test_the_answer_has_five_statements_with_the_run_s_numbers(case):
     assert f", {number} in all, " in texts[0]
     # of 36 pairs of six layers 6 + 10 are the same or adjacent
     assert "against 44 % by chance" in texts[1] and "Of the mean excess" in texts[1]
-    assert "which 5 % of random directions pass" in texts[3]
+    assert "which 5 % of rotated neurons pass" in texts[3]
 
 
 def test_a_share_below_the_paper_s_is_explained_by_what_is_smaller():
@@ -330,7 +330,7 @@ def test_every_claim_stands_under_one_question(case):
     _, tables = case
     evidence = Evidence(tables, "a", 0.5)
     table = ledger.ledger(evidence)
-    page = ledger_page.ledger_page(front.RunClaims(table, [], "", False), [])
+    page = ledger_page.ledger_page(front.RunClaims(table, [], "", False), [], {})
     names = [row["name"] for group in page["groups"] for row in group["rows"]]
     assert sorted(names) == sorted(table["name"]) and len(page["groups"]) == 5
     rows = {row["name"]: row for group in page["groups"] for row in group["rows"]}

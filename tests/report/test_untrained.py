@@ -72,7 +72,7 @@ def test_the_kept_ledger_is_a_column_of_the_run_s(make_run, seed_folders, tmp_pa
         write_table(run.folder / "tables" / f"{name}.parquet", table)
     before = front.claims_of(run)
     assert not before.untrained and (before.table["untrained"] == "").all()
-    assert ledger_page(before, [])["untrained"] is False
+    assert ledger_page(before, [], {})["untrained"] is False
 
     other = read_params(untrained.prepare(run.params)).folder
     made = before.table.assign(verdict=np.where(before.table["name"] == "excess", "holds", "cannot tell"))
@@ -84,7 +84,7 @@ def test_the_kept_ledger_is_a_column_of_the_run_s(make_run, seed_folders, tmp_pa
     after = front.claims_of(run)
     marked = after.table.set_index("name")["mark"].str.contains("untrained models do too")
     assert after.untrained and marked[marked].index.tolist() == ["excess"]
-    rows = {row["name"]: row for group in ledger_page(after, [])["groups"] for row in group["rows"]}
+    rows = {row["name"]: row for group in ledger_page(after, [], {})["groups"] for row in group["rows"]}
     facts = dict(rows["excess"]["facts"])
     assert facts["untrained models"].endswith(": holds") and facts["bound"].startswith("above 0: ")
     assert facts["by seed"].endswith("4 of 4 on the claimed side") and "corrected p = " in facts["mean against bound"]

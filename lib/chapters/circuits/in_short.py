@@ -16,7 +16,7 @@ def circuits(neurons: pd.DataFrame, agreement: pd.DataFrame) -> HTML:
     text = f"**{percent(sharp.mean(), 1)}** of the neurons raise or lower a few tokens more sharply than "
     text += f"{percent(NULL_QUANTILE, 1)} of random directions."
     if not (neurons["role_published"].isin(SHARP)).any():
-        text += " None passes the paper's cut, which was set for larger models."
+        text += " No neuron passes the paper's cut, which was set for larger models."
     return in_short([Finding(text, "figure_06ab_moments"), _switch(neurons), *_agreement(agreement)])
 
 

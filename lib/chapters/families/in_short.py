@@ -17,7 +17,7 @@ def families(counts: pd.DataFrame, agreement: pd.DataFrame) -> HTML:
     total, explained = counts["all"].sum(), named["all"]
     largest = [FAMILIES[name] for name, number in explained.nlargest(2).items() if number]
     text = f"**{percent(explained.sum() / total, 0)}** of the neurons respond to one of the report's labels above the "
-    text += f"chance level, which {percent(1 - CHANCE_QUANTILE, 0)} of random directions pass."
+    text += f"chance level, which {percent(1 - CHANCE_QUANTILE, 0)} of rotated neurons pass."
     text += f" The largest families are {listed(largest)}." if len(largest) > 1 else ""
     return in_short([Finding(text, "family_counts"), _shared(named), *_agreement(agreement)])
 

@@ -133,7 +133,7 @@
     for (const box of document.querySelectorAll('main .scroll, main .equation, main pre, main .neuron-table')) {
       const wide = box.scrollWidth > box.clientWidth + 1;
       if (wide) box.setAttribute('tabindex', '0'); else box.removeAttribute('tabindex');
-      if (!box.matches('.scroll, .equation')) continue;
+      if (!box.matches('.scroll, .equation, .neuron-table')) continue;
       const hint = box.nextElementSibling?.matches('.sideways') ? box.nextElementSibling : null;
       if (wide && !hint) box.after(make('span', {className: 'sideways', textContent: '↔ scrolls sideways'}));
       if (!wide) hint?.remove();
@@ -178,7 +178,9 @@
     const note = make('div', {className: 'note', id: 'note', hidden: true});
     note.setAttribute('role', 'tooltip');
     document.body.append(note);
+    let current = null;
     const show = term => {
+      current = term;
       const box = term.getBoundingClientRect();
       note.textContent = term.dataset.note;
       note.hidden = false;
@@ -186,7 +188,8 @@
       note.style.left = `${Math.max(8, Math.min(box.left, document.documentElement.clientWidth - note.offsetWidth - 8))}px`;
       note.style.top = `${box.bottom + note.offsetHeight + 8 < innerHeight ? box.bottom + 6 : box.top - note.offsetHeight - 6}px`;
     };
-    const hide = term => { note.hidden = true; term.removeAttribute('aria-describedby'); };
+    const hide = term => { current = null; note.hidden = true; term.removeAttribute('aria-describedby'); };
+    addEventListener('scroll', () => { if (current) show(current); }, {passive: true});
     for (const term of document.querySelectorAll('a.term')) {
       for (const when of ['pointerenter', 'focus']) term.addEventListener(when, () => show(term));
       for (const when of ['pointerleave', 'blur']) term.addEventListener(when, () => hide(term));
@@ -200,6 +203,13 @@
   function score(word, {head, headWords, body, bodyWords}) {
     const own = (text, words, weight) => !text.includes(word) ? 0 : words.includes(` ${word}`) ? 2 * weight : weight;
     return Math.max(own(head, headWords, 10), own(body, bodyWords, 2));
+  }
+
+  /* The words that matter in a question, without their endings. */
+  const small = new Set('a an and are as at do does for how in is it of on or the their they to what when where which who why with'.split(' '));
+  function asked(text) {
+    const words = plainly(text).split(/\s+/).filter(Boolean), kept = words.filter(word => !small.has(word));
+    return (kept.length ? kept : words).map(word => word.replace(/[?.,!]$/, '')).map(word => word.match(/^(.{4,}?)(?:ies|es|s|ing|ed|y)$/)?.[1] ?? word);
   }
 
   function search() {
@@ -225,20 +235,25 @@
       return (at ? '… ' : '') + text.slice(at, at + 150) + (text.length > at + 150 ? ' …' : '');
     };
     const look = () => {
-      const words = plainly(field.value).split(/\s+/).filter(Boolean).map(word => word.length > 3 ? word.replace(/s$/, '') : word);
+      const words = asked(field.value);
       const hits = [];
       for (const entry of words.length ? entries : []) {
         const scores = words.map(word => score(word, entry));
         if (scores.every(Boolean)) hits.push({entry, score: scores.reduce((a, b) => a + b)});
       }
       hits.sort((a, b) => b.score - a.score);
-      said.textContent = !words.length ? '' : hits.length ? `${hits.length} found` : 'Nothing found. Neurons have a search of their own, on their page.';
+      said.textContent = !words.length ? '' : hits.length ? `${hits.length} found` : 'Nothing found.';
       found.replaceChildren(...hits.slice(0, 20).map(({entry}) => {
         const where = make('small', {textContent: entry.anchor ? titles.get(entry.page) ?? '' : 'page'});
         const link = make('a', {href: entry.page + (entry.anchor && `#${entry.anchor}`)}, make('b', {textContent: entry.title}), ' ', where);
         link.addEventListener('click', () => dialog.close());
         return make('li', {}, link, make('p', {textContent: snippet(entry, words[0])}));
       }));
+      if (words.length && titles.has('neurons.html')) {
+        const link = make('a', {href: `neurons.html#?q=${encodeURIComponent(field.value)}`, textContent: `Neurons for “${field.value}”`});
+        link.addEventListener('click', () => dialog.close());
+        found.append(make('li', {}, link));
+      }
     };
     const open = () => { if (!entries) load(); dialog.showModal(); field.select(); };
     field.addEventListener('input', look);
