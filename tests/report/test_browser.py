@@ -31,11 +31,16 @@ from tests.report.made_tables import make_tables
 
 pytestmark = needs_browser
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+SMALLEST = "(s => Math.min(...[...s.querySelectorAll('text')].map(t => parseFloat(getComputedStyle(t).fontSize))))"
 FIGURES = ("figure_02a_11_distributions", "universal_share_by_layer")
 
 
 def shown(data: dict, source: str = "show()", **metadata):
     return new_code_cell(source, outputs=[new_output("display_data", data, metadata=metadata)])
+
+
+def drawing(name: str) -> str:
+    return f"document.querySelector('#{name} svg.narrow')"
 
 
 def drawn(folder: Path, fig, name: str, finding: Caption, monkeypatch):
@@ -45,8 +50,10 @@ def drawn(folder: Path, fig, name: str, finding: Caption, monkeypatch):
         patch.setattr(plots, "display", found.append)
         plots.gallery(folder)(fig, finding, name)
     png, metadata = found[0]._repr_png_()
-    data = png if isinstance(png, str) else b64encode(png).decode()
-    return shown({"image/png": data}, **{"image/png": metadata})
+    words, named = found[1]._repr_markdown_()
+    cell = shown({"image/png": png if isinstance(png, str) else b64encode(png).decode()}, **{"image/png": metadata})
+    said = new_output("display_data", {"text/markdown": words}, metadata={"text/markdown": named})
+    return cell | {"outputs": [*cell.outputs, said]}
 
 
 @pytest.fixture(scope="module")
@@ -327,16 +334,15 @@ def test_without_scripts_chapters_and_ledger_can_be_read(folder, browser):
     assert "holds" in page.inner_text(".counts") and page.locator(".counts button").count() == 0
     page.click("button.menu")
     page.click("#pages a >> nth=0")
-    assert page.is_visible(f"figure#{FIGURES[0]} img") and page.is_visible(".in-short")
+    assert page.is_visible(f"figure#{FIGURES[0]} svg.wide") and page.is_visible(".in-short")
     context.close()
 
 
 def test_figures_enlarge_and_save_and_contents_follow(folder, open_page):
     page, wrong, asked = open_page(folder / "report" / "03_universality.html")
-    page.click(f"#{FIGURES[1]} img")
-    assert page.is_visible("dialog.enlarged") and page.get_attribute(
-        "dialog.enlarged img", "alt"
-    ) == page.get_attribute(f"#{FIGURES[1]} img", "alt")
+    page.click(f"#{FIGURES[1]} svg.wide")
+    shown = page.get_attribute(f"#{FIGURES[1]} svg.wide", "aria-label")
+    assert page.is_visible("dialog.enlarged") and page.get_attribute("dialog.enlarged svg", "aria-label") == shown
     page.keyboard.press("Escape")
     assert not page.is_visible("dialog.enlarged")
     page.click(f"#{FIGURES[0]} .tools button")
@@ -351,6 +357,25 @@ def test_figures_enlarge_and_save_and_contents_follow(folder, open_page):
     page.wait_for_timeout(100)
     assert page.inner_text("nav.sections [aria-current]") == "Which properties?"
     assert wrong == [] and len([url for url in asked if url.endswith(".html")]) == 1
+
+
+def test_panels_stack_on_a_phone_with_text_that_can_be_read(folder, open_page):
+    page, wrong, _ = open_page(folder / "report" / "03_universality.html", NARROW)
+    for name in FIGURES:
+        assert page.is_visible(f"#{name} svg.narrow") and not page.is_visible(f"#{name} svg.wide")
+        scale = page.evaluate(f"(s => s.getBoundingClientRect().width / s.viewBox.baseVal.width)({drawing(name)})")
+        assert scale * float(page.evaluate(f"{SMALLEST}({drawing(name)})")) >= 9
+        assert page.inner_text(f"#{name} figcaption").startswith("Figure")
+    assert page.evaluate("document.documentElement.scrollWidth") == NARROW["width"] and wrong == []
+
+
+def test_the_ink_of_a_figure_follows_the_page(folder, open_page):
+    page, _, _ = open_page(folder / "report" / "03_universality.html")
+    ink = f"getComputedStyle(document.querySelector('#{FIGURES[0]} svg.wide text')).fill"
+    page.evaluate("document.documentElement.dataset.theme = 'light'")
+    light = page.evaluate(ink)
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    assert (light, page.evaluate(ink)) == ("rgb(38, 38, 38)", "rgb(196, 200, 203)")
 
 
 def test_tables_save_what_they_show(folder, open_page):

@@ -36,7 +36,7 @@ from lib.display.plots import (
 HEAD_SCORES = {"bos": "attention to BOS", "previous": "attention to the previous token", "induction": "induction score"}
 OTHERS = "#bbbbbb"  # lines of domains that are not named
 DECAY = {"color": NEUTRAL, "alpha": 0.25, "linewidth": 0, "zorder": 0}
-WHEN_COLOURS = {"early": "#44AA99", "late": "#AA3377"}
+WHEN_COLOURS = {"early": "#44AA99", "late": "#B0407F"}
 
 
 class Timeline(NamedTuple):

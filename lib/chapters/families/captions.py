@@ -76,7 +76,8 @@ def published(table: pd.DataFrame) -> pd.DataFrame:
 def scores(rows: pd.DataFrame, held_out: pd.DataFrame) -> Caption:
     """Do scores hold on text that did not choose the label? `held_out` is `summary.held_out_counts`."""
     gap = signed(rows["gap"].median(), 3)
-    title = f"The median score is {rows['score'].median():.2f} on held-out text, {gap} from where the label was chosen"
+    title = f"The median neuron scores {rows['score'].median():.2f} on held-out text, and {gap} more where its label "
+    title += "was chosen"
     first = signed((rows["first_score"] - rows["first_held_out"]).median(), 3)
     text = (
         f"The median gap between the two scores is **{gap}**, and {first} if the even blocks choose the family, too. "

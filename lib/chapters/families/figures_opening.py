@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 
 from lib.base.errors import capital
 from lib.chapters.families import summary
+from lib.chapters.families.figures import GROUP_COLOURS, LABEL
 from lib.chapters.families.scoring import FEWEST_TOKENS, Statistics
 from lib.display.captions import Caption
-from lib.display.plots import COLOURS, CORRELATION, WIDE, canvas, note
+from lib.display.plots import CORRELATION, WIDE, canvas, note
 from lib.labels.labels import LabelSet
 
 LABELS_SHOWN = 8  # of the previous token
@@ -54,7 +55,7 @@ def _means(family: str, best: pd.DataFrame, statistics: Statistics, sets: list[L
 
 
 def figure(shown: Opening) -> Figure:
-    """A panel a neuron; the label's own bar is in the colour of universal neurons."""
+    """A panel a neuron; the bar of its label is coloured."""
     fig, grid = canvas(1, 3, (WIDE, 3.4), width_ratios=(1.3, 1, 1))
     for axes, (family, words) in zip(grid, PANELS.items(), strict=True):
         row, means = shown.neurons[family], shown.means[family]
@@ -63,11 +64,11 @@ def figure(shown: Opening) -> Figure:
             continue
         axes.set_title(f"L{row['layer']}.{row['neuron']}, {row['label']}", fontsize="small")
         if family == "position":
-            axes.plot(means.index, means, color=COLOURS["universal"])
+            axes.plot(means.index, means, color=CORRELATION)
             axes.set(xlabel="position in the block", ylabel=UNITS)
             continue
         own = [row["label"].removeprefix("previous: ").removeprefix("first letter ") == name for name in means.index]
-        colours = [COLOURS["universal"] if one else CORRELATION for one in own]
+        colours = [LABEL if one else GROUP_COLOURS["all"] for one in own]
         if family == "alphabet":
             axes.bar(means.index, means, color=colours)
             axes.set(xlabel="first letter of the token", ylabel=UNITS)

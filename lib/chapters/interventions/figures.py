@@ -30,8 +30,8 @@ from lib.display.plots import (
     note,
 )
 
-GROUP_COLOURS = {"entropy": "#AA3377", "control": "#999999", "frequency": "#7D5BBE", "frequency control": "#444444"}
-EACH = ("#AA3377", "#117733", "#9A7B2D", "#7D5BBE", "#44AA99", "#CC6677")  # candidates held at fixed activations
+GROUP_COLOURS = {"entropy": "#B0407F", "control": "#999999", "frequency": "#7D5BBE", "frequency control": "#444444"}
+EACH = ("#B0407F", "#117733", "#9A7B2D", "#7D5BBE", "#44AA99", "#CC6677")  # candidates held at fixed activations
 SET_MARKERS, HELD_AT = {"mean": "o", "zero": "D"}, {"mean": "their means", "zero": "zero"}
 OUTCOME_LABELS = {
     "scale": "final LayerNorm scale",

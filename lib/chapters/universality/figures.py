@@ -40,7 +40,7 @@ CLIQUE = "#7D5BBE"
 OPEN = {"color": NEUTRAL, "markerfacecolor": "white", "linestyle": "none"}  # signs of published values
 MEASURE_LOOKS = (  # of the columns of `measures.share_curves`
     {"color": EXCESS, "linewidth": 2.5},
-    {"color": "#AA3377", "linewidth": 2},
+    {"color": "#B0407F", "linewidth": 2},
     {"color": CORRELATION, "linewidth": 2},
     {"color": NEUTRAL, "linewidth": 1.5, "linestyle": "--"},
     {"color": NEUTRAL, "linewidth": 1.5, "linestyle": ":"},

@@ -8,7 +8,7 @@ from lib.chapters.universality import nulls
 from lib.display.plots import CORRELATION, DASHED, EXCESS, NEUTRAL, PERCENT, canvas, legend_below
 
 LINES = {"raw": "-", "zscored": ":", "activation": "--"}  # all of the excess
-WITHIN = {"domain": ("o", CORRELATION), "position": ("^", "#AA3377")}
+WITHIN = {"domain": ("o", CORRELATION), "position": ("^", "#B0407F")}
 
 
 def nulls_figure(table: pd.DataFrame, reference: str, threshold: float) -> Figure:

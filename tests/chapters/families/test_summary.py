@@ -190,7 +190,7 @@ def test_every_figure_draws_and_every_caption_is_whole(case, threshold):
     table = captions.published(summary.published_comparison(own))
     assert table["number"].tolist()[:2] == ["1,211", f"{own['is_universal'].sum()}"] and not table.isna().any(axis=None)
     for finding in findings:
-        assert len(finding.title) <= 95 and not finding.title.endswith("."), finding.title
+        assert len(finding.title) <= 130 and not finding.title.endswith("."), finding.title
         assert finding.text.endswith(".") and finding.alt.endswith("."), finding
     assert ("No neuron is universal" in findings[0].text) == (threshold == 2)
 

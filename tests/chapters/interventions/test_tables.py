@@ -304,7 +304,8 @@ def test_caption_of_fixed_activations_has_the_reference_and_the_range_over_seeds
     ]
     table = pd.DataFrame(rows).assign(layer=5, variant=TOTAL, value=6.0, tokens=1234)
     caption = captions.fixed_activation(table, "a")
-    assert caption.title == "Held at 6, the median candidate changes entropy by +0.400 nats, the control by +0.100"
+    entropy = "Held at 6, the median candidate changes entropy by +0.400 nats, the control by +0.100"
+    assert caption.title == f"{entropy}; reciprocal rank moves by 0.001 and 0.002"
     assert "on 1,234 tokens, the median of 3 candidates changes the entropy by **+0.400** nats" in caption.text
     assert "over 3 seeds: −0.200 to +0.300 nats of entropy, −0.0010 in the size" in caption.text
     alone = captions.fixed_activation(table[(table["seed"] != "a") | (table["group"] == "control")], "a")
@@ -394,7 +395,7 @@ def test_every_figure_and_caption_with_and_without_rows(model, text, planted):
             assert any(axes.get_xlabel() for axes in fig.axes) and any(axes.get_ylabel() for axes in fig.axes)
             for words in finding:
                 assert words and "nan" not in words.replace("**", " ").split(), finding
-            assert len(finding.title) <= 95 and not finding.title.endswith("."), finding.title
+            assert len(finding.title) <= 130 and not finding.title.endswith("."), finding.title
             assert finding.text.endswith((".", "**")) and finding.alt.endswith("."), finding
 
 

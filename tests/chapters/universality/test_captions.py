@@ -74,7 +74,6 @@ def captions_of(neurons: pd.DataFrame, threshold: float) -> list[Caption]:
         captions.agreeing(neurons, 3, threshold),
         captions.share_by_layer(properties.layer_shares(everyone), "a"),
         captions.property_percentiles(tests, number),
-        captions.raw_values(neurons, ["skew", "kurt"]),
         captions.frequency_and_cosine(neurons, properties.frequency_cosine_by_layer(everyone), "a"),
         captions.redundancy(neurons),
     ]
@@ -88,7 +87,7 @@ def test_every_caption_has_a_title_a_text_and_a_description_without_nan(threshol
     for finding in made:
         for words in finding:
             assert words and "nan" not in words.split() and "nan " not in words.replace("**", " "), finding
-        assert len(finding.title) <= 95, finding.title
+        assert len(finding.title) <= 130, finding.title
         assert not finding.title.endswith(".") and finding.text.endswith(".") and finding.alt.endswith("."), finding
 
 

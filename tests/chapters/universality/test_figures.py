@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image as Picture
 from PIL import ImageDraw
 
@@ -107,7 +108,6 @@ def every_figure(neurons: pd.DataFrame, threshold: float) -> dict[str, Figure]:
         "agreeing": figures.agreeing(neurons, 3),
         "layers": figures.share_by_layer(properties.layer_shares(everyone), "a"),
         "percentiles": figures.property_percentiles(neurons),
-        "raw": figures.raw_values(neurons, ["in_out_sim", "kurt", "sparsity"]),
         "frequency": figures.frequency_and_cosine(neurons, properties.frequency_cosine_by_layer(everyone), "a"),
         "redundancy": figures.redundancy(neurons),
     }
@@ -159,13 +159,21 @@ def test_the_gallery_saves_and_displays_with_the_description(tmp_path, monkeypat
     monkeypatch.setattr(plots, "display", displayed.append)
     fig, axes = plots.canvas()
     axes.plot([1, 2])
-    plots.gallery(tmp_path / "figures")(fig, Caption("A line goes up", "It does.", "Line through two points."), "line")
-    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["line.pdf", "line.png", "line.svg"]
+    caption = Caption("A line_a *goes* up", "It does.", "Line through two points.")
+    show = plots.gallery(tmp_path / "figures", chapter=3)
+    show(fig, caption, "line")
+    files = ["line.pdf", "line.png", "line.svg", "line_narrow.svg"]
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == files
     data, described = displayed[0]._repr_mimebundle_()
     assert described["image/png"]["alt"] == "Line through two points."
     pixels = matplotlib.image.imread(tmp_path / "figures" / "line.png").shape[1]
     assert described["image/png"]["width"] == pytest.approx(pixels / 1.3, abs=1)
-    assert fig.get_suptitle() == "A line goes up"
+    assert fig.get_suptitle() == "" and "A line_a" not in "".join(text.get_text() for text in fig.findobj(Text))
+    said, named = displayed[1]._repr_markdown_()
+    assert said == r"**Figure 3.1: A line\_a \*goes\* up.** It does." and named == {"name": "line"}
+    show(plots.canvas()[0], caption, "other")
+    show(plots.canvas()[0], caption, "line")  # the cell runs again
+    assert [one.data.partition(":")[0] for one in displayed[1::2]] == [f"**Figure 3.{place}" for place in (1, 2, 1)]
 
 
 def test_pictures_keep_their_colours_in_a_small_palette():

@@ -229,7 +229,7 @@ def test_the_figure_draws_and_its_sentences_are_computed(table, universal):
     caption, sentence = nulls.caption(table, neurons, "a", 0.5), nulls.survival_sentence(table)
     raw = np.average(own["corr"] - own["raw"], weights=own["weight"])
     assert f"{raw:.3f}" in caption.title and "nan" not in caption.text and caption.text.endswith(".")
-    assert len(caption.title) <= 95 and sentence.endswith(".")
+    assert len(caption.title) <= 130 and sentence.endswith(".")
     assert f"{100 * left.get('activation', left['zscored']):.0f} %" in sentence
     assert ("nonlinearity" in sentence) == ("activation" in table) == ("gated" not in caption.text)
     words = "of 4 universal neurons, **3** keep a match above 0.5 within domains and **4** within positions."
