@@ -33,7 +33,8 @@ from lib.display.stacking import stack
 COLOURS = {"universal": "#D55E00", "other": "#56B4E9"}
 ALPHA = {"universal": 0.9, "other": 0.5}  # of single dots
 CORRELATION, BASELINE, EXCESS = "#0072B2", "#E69F00", "#009E73"  # what is measured; its chance level; the difference
-NEUTRAL = "#555555"
+LABEL = "#5C7FE0"  # what has the label, or any label
+NEUTRAL, PALE = "#555555", "#a3a3a3"
 ROLE_COLOURS = {"prediction": "#7D5BBE", "suppression": "#CC79A7", "partition": "#9A7B2D", "none": "#888888"}
 DASHED = {"color": NEUTRAL, "linestyle": "--", "linewidth": 1}  # a line at a bound
 SEED_COLOURS = ("#222222", "#8c8c8c", "#4d4d4d", "#a3a3a3", "#636363")

@@ -3,6 +3,7 @@
 The layout is computed anew. A figure with long labels becomes as wide as it must, and scrolls on a phone.
 """
 
+import warnings
 from collections.abc import Iterable
 from itertools import pairwise
 
@@ -37,8 +38,8 @@ def stack(fig: Figure) -> None:
         axes.set_subplotspec(grid[row])
     _move_legends(fig, shown)
     for width in WIDTHS:
-        _lay_out(fig, shown, width, heights)
-        if any(axes.get_window_extent().width < LEAST * fig.dpi for axes in shown):
+        room = _lay_out(fig, shown, width, heights)
+        if not room or any(axes.get_window_extent().width < LEAST * fig.dpi for axes in shown):
             continue
         crowded = [axes for axes in shown if _crowded(axes)]
         for axes in crowded:
@@ -117,21 +118,27 @@ def _columns(entries: Iterable[str]) -> int:
     return min(4, max(1, 36 // (longest + 6)))
 
 
-def _lay_out(fig: Figure, shown: list[Axes], width: float, heights: list[float]) -> None:
+def _lay_out(fig: Figure, shown: list[Axes], width: float, heights: list[float]) -> bool:
+    """Lays the panels out in this width; False where labels leave no room for them."""
     below = sum(0.24 * -(-len(legend.get_texts()) // legend._ncols) for legend in fig.legends)
     fig.set_size_inches(width, sum(heights) + 0.75 * len(shown) + below)
     fig.set_layout_engine("constrained")
-    fig.draw_without_rendering()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        fig.draw_without_rendering()
+        if _fold_labels(shown):
+            fig.draw_without_rendering()
+    return not any("collapsed" in str(one.message) for one in said)
+
+
+def _fold_labels(shown: list[Axes]) -> bool:
+    """Breaks labels and titles that are longer than their panel; whether any was."""
     again = False
     for axes in shown:
-        for text, most in (
-            (axes.xaxis.label, axes.get_window_extent().width * 1.1),
-            (axes.yaxis.label, axes.get_window_extent().height * 1.1),
-            (axes.title, axes.get_window_extent().width * 1.1),
-        ):
-            again |= _fold(text, most)
-    if again:
-        fig.draw_without_rendering()
+        box = axes.get_window_extent()
+        for text, most in ((axes.xaxis.label, box.width), (axes.yaxis.label, box.height), (axes.title, box.width)):
+            again |= _fold(text, 1.1 * most)
+    return again
 
 
 def _fold(text: Text, most: float) -> bool:

@@ -53,7 +53,8 @@ def drawn(folder: Path, fig, name: str, finding: Caption, monkeypatch):
     words, named = found[1]._repr_markdown_()
     cell = shown({"image/png": png if isinstance(png, str) else b64encode(png).decode()}, **{"image/png": metadata})
     said = new_output("display_data", {"text/markdown": words}, metadata={"text/markdown": named})
-    return cell | {"outputs": [*cell.outputs, said]}
+    cell.outputs.append(said)
+    return cell
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from lib.display.plots import (
     BASELINE,
     CORRELATION,
     HEIGHT,
+    LABEL,
     NEUTRAL,
     PERCENT,
     SEED_MARKERS,
@@ -32,7 +33,6 @@ from lib.labels.labels import WORD_PLACES
 HUES = ("#CC6677", "#44AA99", "#DDCC77", "#A8477F", "#117733", "#999933", "#8C6CD0", "#B07A4B", "#222222", "#d0d0d0")
 COLOURS = dict(zip(FAMILIES, HUES, strict=True))
 GROUP_COLOURS = {"all": "#a3a3a3", TOP: "#4d4d4d", "universal": UNIVERSAL_COLOURS["universal"]}
-LABEL = "#5C7FE0"  # what has the label, or any label
 PLACE_MARKERS = dict(zip(WORD_PLACES, SEED_MARKERS, strict=False))
 
 

@@ -8,10 +8,9 @@ from matplotlib.figure import Figure
 
 from lib.base.errors import capital
 from lib.chapters.families import summary
-from lib.chapters.families.figures import GROUP_COLOURS, LABEL
 from lib.chapters.families.scoring import FEWEST_TOKENS, Statistics
 from lib.display.captions import Caption
-from lib.display.plots import CORRELATION, WIDE, canvas, note
+from lib.display.plots import CORRELATION, LABEL, PALE, WIDE, canvas, note
 from lib.labels.labels import LabelSet
 
 LABELS_SHOWN = 8  # of the previous token
@@ -68,7 +67,7 @@ def figure(shown: Opening) -> Figure:
             axes.set(xlabel="position in the block", ylabel=UNITS)
             continue
         own = [row["label"].removeprefix("previous: ").removeprefix("first letter ") == name for name in means.index]
-        colours = [LABEL if one else GROUP_COLOURS["all"] for one in own]
+        colours = [LABEL if one else PALE for one in own]
         if family == "alphabet":
             axes.bar(means.index, means, color=colours)
             axes.set(xlabel="first letter of the token", ylabel=UNITS)
