@@ -335,7 +335,7 @@ def test_without_scripts_chapters_and_ledger_can_be_read(folder, browser):
     assert "holds" in page.inner_text(".counts") and page.locator(".counts button").count() == 0
     page.click("button.menu")
     page.click("#pages a >> nth=0")
-    assert page.is_visible(f"figure#{FIGURES[0]} svg.wide") and page.is_visible(".in-short")
+    assert page.is_visible(f"figure#{FIGURES[0]} svg.narrow") and page.is_visible(".in-short")
     context.close()
 
 

@@ -144,7 +144,7 @@ def mean_ablation(table: pd.DataFrame, reference: str) -> Caption:
         title = f"Freezing the final scale removes {gone} of the median candidate's effect on entropy"
     frequency = removed(own, "kl_unigram", FIXED_FREQUENCY, ("frequency", CONTROL_OF["frequency"]))
     if frequency.neurons[0]:
-        title += f"; fixing the frequency {signed_percent(frequency.candidates)} of that on token frequency"
+        title += f"; fixing the frequency {signed_percent(frequency.candidates)} of that on KL"
     along = _removes(table, reference, "kl_unigram", FIXED_FREQUENCY, "frequency", "KL(prediction ‖ unigram)")
     text = (
         f"In seed {reference}, freezing the final scale "
