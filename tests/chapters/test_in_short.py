@@ -114,13 +114,17 @@ def test_chapter_07_says_when_they_arise_whether_they_stay_and_where(share):
     shares = pd.DataFrame({"point": names, "seed": "a", "share": [0, share / 4, share]})
     layers = pd.DataFrame([(one, layer, share * (layer == at)) for at, one in enumerate(names) for layer in range(3)])
     layers.columns = ["point", "layer", "share"]
+    layers["universal"] = (1000 * layers["share"]).astype(int)
     kept = pd.DataFrame({"point": ["half"], "universal": [4], "kept": [3], "persistence": [0.75], "chance": [0.01]})
     texts = said(emergence.emergence(points, shares, layers, kept, timeline(points)))
     if not share:
         assert texts == ["No neuron is universal at any checkpoint."]
         return
     assert texts[0] == "Universal neurons come late in training: 0.25 % at 4M tokens, 1.00 % at the end."
-    assert texts[1].startswith("Most of them stay: 75 %") and "layer 2; the first, by 1M tokens" in texts[2]
+    assert (
+        texts[1].startswith("Most of them stay: 75 %")
+        and "10 of 10, over all seeds, are in layer 2; of the first, by 1M tokens, none" in texts[2]
+    )
     nobody = kept.assign(persistence=np.nan)
     assert len(said(emergence.emergence(points, shares, layers, nobody, timeline(points)))) == 2
     assert said(emergence.NO_TABLES)[0].startswith("There are no tables")

@@ -4,13 +4,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.stats import fisher_exact
 
+from lib.base.errors import capital, listed
 from lib.chapters.emergence.figures import HEAD_SCORES, Timeline
-from lib.chapters.emergence.statistics import constant_rate
+from lib.chapters.emergence.statistics import HEAD_BAR, constant_rate, fullest_layers
 from lib.display.captions import Caption, count, percent
 from lib.display.claims import SIGNIFICANT, UNKNOWN, VERDICTS
 
-BULK = 1.1  # factor by which the mean excess must grow for the bulk to grow with the tail
+MAX_LAYERS = 4  # that are named
 NO_TABLES = (
     "There are no tables of training checkpoints for these seeds. `make emergence RUN=…` makes them if all seeds have "
     "checkpoints: local folders, or revisions `checkpoint-<step>` or `step<k>` of Hub models."
@@ -89,17 +91,15 @@ def losses(table: pd.DataFrame, time: Timeline) -> Caption:
 def shares(table: pd.DataFrame, points: pd.DataFrame, time: Timeline, threshold: float) -> Caption:
     """When neurons become universal, and whether the bulk of the neurons changes with them."""
     by_point = table.groupby("point", sort=False)
-    mean, excess = by_point["share"].mean(), by_point["mean_excess"].mean()
-    alt = "Line charts of the share of universal neurons and of the mean excess correlation against training."
+    mean, excess = by_point["share"].mean(), by_point["median_excess"].mean()
+    alt = "Line charts of the share of universal neurons and of the median excess correlation against training."
     if not mean.any():
         title = f"No neuron is universal at threshold {threshold:g} at any checkpoint"
-        text = f"{title}. The mean excess correlation goes from {excess.iloc[0]:.3f} to {excess.iloc[-1]:.3f}."
+        text = f"{title}. The median excess correlation goes from {excess.iloc[0]:.3f} to {excess.iloc[-1]:.3f}."
         return Caption(title, text + time.span, f"{alt} {title}.")
-    first = mean[mean > 0].index[0]
-    title = f"{percent(mean.iloc[-1])} of the neurons are universal at the end, the first by {time.moment(first)}; "
-    title += f"the mean excess is {excess.iloc[-1]:.3f}"
-    steady = constant_rate(points)["point"]
-    text = tail_and_bulk(table, steady.iloc[0] if len(steady) else first, time)
+    first, end = mean[mean > 0].index[0], table.loc[table["point"] == mean.index[-1], "share"]
+    title = f"Universal at the end, by seed: {spread(end, percent)} of the neurons; the first by {time.moment(first)}"
+    text, steady = tail_and_bulk(table, first, time), constant_rate(points)["point"]
     if len(steady) and steady.iloc[-1] != mean.index[-1]:
         last = steady.iloc[-1]
         text += (
@@ -109,37 +109,54 @@ def shares(table: pd.DataFrame, points: pd.DataFrame, time: Timeline, threshold:
 
 
 def tail_and_bulk(table: pd.DataFrame, start: str, time: Timeline) -> str:
-    """How the share of universal neurons (the tail) and the mean excess (the bulk) change from a checkpoint to the end.
+    """How the share of universal neurons (the tail) and the median excess (the bulk) change from a checkpoint on.
 
-    The tail grows if every seed's share does; the bulk does if the mean excess grows by a tenth or more.
+    The share rises if every seed's does.
     """
-    wide = table.pivot(index="seed", columns="point", values=["share", "mean_excess"])
-    (before, after), (low, high) = (
-        (wide[name][start], wide[name][table["point"].iloc[-1]]) for name in ("share", "mean_excess")
+    wide = table.pivot(index="seed", columns="point", values=["share", "median_excess"])
+    (before, after), bulk = (
+        (wide[name][start], wide[name][table["point"].iloc[-1]]) for name in ("share", "median_excess")
     )
-    text = (
-        f"From {time.moment(start)} to the end the share goes from {percent(before.mean())} to "
-        f"**{percent(after.mean())}**, and the mean excess from {low.mean():.3f} to **{high.mean():.3f}**"
+    low, high = (f"{excess.mean():.3f}" for excess in bulk)
+    middle = f"stays at **{high}**" if low == high else f"goes from {low} to **{high}**"
+    if start == table["point"].iloc[-1]:
+        return f"There the share is **{percent(after.mean())}** and the median excess **{high}**."
+    verb = "rises" if (after > before).all() else "goes"
+    return (
+        f"From {time.moment(start)} to the end the share {verb} from {percent(before.mean())} to "
+        f"**{percent(after.mean())}**; the median excess {middle}."
     )
-    tail, bulk = bool((after > before).all()), high.mean() >= BULK * low.mean()
-    words = {(True, False): "the tail grows, the bulk does not", (True, True): "both tail and bulk grow"}
-    return f"{text}: {words[tail, bulk]}." if (tail, bulk) in words else f"{text}."
+
+
+def layer_names(layers: Sequence[int]) -> str:
+    """Layer 0, layers 0 and 1; only their number where they are many."""
+    if len(layers) > MAX_LAYERS:
+        return f"the fullest {len(layers)} layers"
+    return f"layer{'' if len(layers) == 1 else 's'} {listed(map(str, layers))}"
 
 
 def by_layer(table: pd.DataFrame, time: Timeline) -> Caption:
-    """Where neurons become universal first, and where they are at the end; rows point, seed, layer, share."""
+    """Where the first universal neurons are and where those of the end; rows point, seed, layer, universal, share."""
     alt = "Heat map of the share of universal neurons by layer and checkpoint."
     wide = table.groupby(["point", "layer"], sort=False)["share"].mean().unstack()
     if not wide.to_numpy().any():
         title = "No layer has a universal neuron at any checkpoint"
         return Caption(title, f"{title}.", alt)
-    first, last = wide[wide.sum(axis=1) > 0].iloc[0], wide.iloc[-1]
-    leads = f"Layer {last.idxmax()} has the largest share at the end, {percent(last.max())}"
-    title = leads if last.any() else "No layer has universal neurons at the end"
-    text = f"Shares are means over seeds{', “decayed” after the decay of the learning rate' if time.decay else ''}. "
-    text += "The first universal neurons, by "
-    text += f"{time.moment(first.name)}, are most frequent in layer **{first.idxmax()}**"
-    text += f", those at the end in layer **{last.idxmax()}**." if last.any() else "."
+    text = f"Shares are means over seeds{', “decayed” after the decay of the learning rate' if time.decay else ''}."
+    layers, numbers = fullest_layers(table)
+    totals, last = numbers.sum(axis=1), wide.iloc[-1]
+    if not last.any():
+        return Caption("No layer has universal neurons at the end", text, alt)
+    first, held, total = totals[totals > 0].index[0], numbers[layers].sum(axis=1), totals.iloc[-1]
+    verb = "holds" if len(layers) == 1 else "hold"
+    title = f"{capital(layer_names(layers))} {verb} {held.iloc[-1]:,} of {count(total, 'universal neuron')} at the end"
+    if first != numbers.index[-1]:
+        title += f", and {held[first] or 'none'} of the first {totals[first]:,}"
+        text += f" The first of all seeds are universal by {time.moment(first)}."
+    by_seed = table[table["point"] == numbers.index[-1]].pivot(index="seed", columns="layer", values="share")
+    leads = (by_seed.idxmax(axis=1) == last.idxmax())[by_seed.any(axis=1)]
+    text += f" At the end layer **{last.idxmax()}** has the largest mean share, {percent(last.max())}"
+    text += f"; it has the largest in {leads.sum()} of {count(len(leads), 'seed')}."
     return Caption(title, text, f"{alt} {title}.")
 
 
@@ -153,7 +170,7 @@ def births_and_deaths(
         return Caption("No neuron is universal at any checkpoint", "There are neither births nor deaths.", alt)
     halfway = kept[(kept["point"] == start) & kept["persistence"].notna()]
     if halfway.empty:
-        title = f"{capital(count(births, 'birth'))} and {count(deaths, 'death')} of universal neurons".capitalize()
+        title = f"{capital(count(births, 'birth'))} and {count(deaths, 'death')} of universal neurons"
         return Caption(title, f"No neuron was universal halfway, so none can persist.{time.span}", f"{alt} {title}.")
     # over all seeds' neurons, so that a seed with few does not weigh as much as one with many
     number, stayed = halfway["universal"].sum(), halfway["kept"].sum()
@@ -168,11 +185,14 @@ def births_and_deaths(
     if len(known):
         same = percent(np.average(known["same_partner"], weights=known["kept"]), 0)
         text += f" For **{same}** of those that stay, the best match in another seed is the same neuron at both times."
-    late, steady = int(changes.loc[changes["point"].map(time.decayed), "births"].sum()), constant_rate(points)["point"]
-    if late and len(steady):
-        text += f" **{late}** of {births} births come after {time.moment(steady.iloc[-1])}, the last checkpoint at a "
-        text += "constant learning rate."
-    text += time.span
+    late, steady = changes[changes["point"].map(time.decayed) & (changes["births"] > 0)], constant_rate(points)["point"]
+    if len(late) and len(steady):
+        number = int(late["births"].sum())
+        text += f" **{number:,}** of {births:,} births fall after {time.moment(steady.iloc[-1])} (grey); the learning "
+        text += f"rate decays over the last {time.decaying}. At the checkpoint before, the mean excess of these "
+        text += f"{count(number, 'neuron')} was {np.average(late['excess_before'], weights=late['births']):.2f}."
+    else:
+        text += time.span
     return Caption(title, text, f"{alt} {title}.")
 
 
@@ -189,16 +209,33 @@ def early_and_late(groups: pd.DataFrame, kinds: pd.DataFrame, boundary: str, tim
         f"Early (**{early:,}**, all seeds): universal without a break since {since}; late: **{len(groups) - early:,}**."
     )
     if len(depth) == 2:
-        text += f" Their mean layers are {depth['early']:.1f} and {depth['late']:.1f}."
+        by_seed = groups.groupby(["seed", "when"])["layer"].mean().unstack().dropna()
+        lower = depth["early"] < depth["late"]
+        agree = (by_seed["early"] < by_seed["late"]) if lower else (by_seed["early"] > by_seed["late"])
+        text += f" Their mean layers are {depth['early']:.1f} and {depth['late']:.1f}"
+        if len(by_seed):
+            where = "lower" if lower else "higher"
+            text += f"; that of the early ones is {where} in {agree.sum()} of {count(len(by_seed), 'seed')}"
+        text += "."
     if kinds["when"].nunique() == 2:
-        table = kinds.pivot(index="kind", columns="when", values="share").fillna(0)
-        name = (table["early"] - table["late"]).abs().idxmax()
-        share = {when: percent(table.loc[name, when], 1) for when in ("early", "late")}
-        whose = "" if kinds.groupby("when")["of"].first().sum() == len(groups) else " (reference seed only)"
-        text += (
-            f" By {kind}{whose} they differ most in *{name}*: {share['early']} of early, {share['late']} of late ones."
-        )
+        text += _kinds_differ(kinds, kind, len(groups))
     return Caption(title, text, f"{alt} {title}.")
+
+
+def _kinds_differ(kinds: pd.DataFrame, kind: str, neurons: int) -> str:
+    """In which kind early and late neurons differ most, if that is more than chance gives among so many kinds."""
+    table = kinds.pivot(index="kind", columns="when", values="share").fillna(0)
+    of = kinds.groupby("when")["of"].first()
+    name = (table["early"] - table["late"]).abs().idxmax()
+    found = (table.loc[name] * of).round()
+    p_value = fisher_exact([found.tolist(), (of - found).tolist()]).pvalue
+    whose = "" if of.sum() == neurons else " of the reference seed"
+    if not p_value * len(table) < SIGNIFICANT:
+        numbers = f"{of['early']:,} early and {of['late']:,} late neurons{whose}"
+        return f" The {numbers} are too few to tell whether they differ by {kind}."
+    share = {when: percent(table.loc[name, when], 1) for when in ("early", "late")}
+    early = f"{share['early']} of early, {share['late']} of late ones"
+    return f" By {kind}{whose and f' ({whose.strip()})'} they differ most in *{name}*: {early}."
 
 
 def appearance_table(table: pd.DataFrame, time: Timeline) -> pd.DataFrame:
@@ -227,7 +264,7 @@ def circuits_appear(table: pd.DataFrame, time: Timeline) -> Caption:
     title = f"{len(there)} of {count(len(table), 'indicator')} {verb} bar in every seed at the end"
     since = "; ".join(f"{row.indicator} (from {time.moment(row.first)})" for row in there.itertuples())
     text = (
-        f"The table gives the bars, which are conventions. Above its bar in every seed to the end: {since or 'none'}."
+        f"Above its bar in every seed to the end: {since or 'none'}. The bars, in the table, are conventions."
         f"{time.span}"
     )
     return Caption(title, text, f"Six line charts of indicators against training. {title}.")
@@ -238,7 +275,13 @@ def heads_at_the_end(heads: pd.DataFrame) -> Caption:
     last = heads[heads["point"] == heads["point"].iloc[-1]]
     best = last.groupby("seed")[list(HEAD_SCORES)].max()
     scores = "; ".join(f"{label} **{spread(best[name])}**" for name, label in HEAD_SCORES.items())
-    found = {label: f"{best[name].mean():.2f}" for name, label in HEAD_SCORES.items()}
-    title = f"The best heads of a seed: {', '.join(f'{label} {score}' for label, score in found.items())}"
+    found = {label: f"{best[name].mean():.2f}" for name, label in HEAD_SCORES.items() if best[name].notna().any()}
+    title = f"Best head, mean over seeds: {', '.join(f'{label} {score}' for label, score in found.items())}"
     text = f"The best head of each seed, mean (range over seeds): {scores}."
+    induction = last["induction"].median()
+    if np.isfinite(induction):
+        text += (
+            f" The median head has an induction score {'below 0.001' if induction < 0.001 else f'of {induction:.3f}'}"
+        )
+        text += f"; none exceeds {HEAD_BAR:g}." if best["induction"].max() <= HEAD_BAR else "."
     return Caption(title, text, f"Dot plots of three attention scores of every head by layer and seed. {title}.")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
+from lib.chapters.emergence.figures import timeline
 from lib.chapters.emergence.statistics import (
     constant_rate,
     layer_persistence,
@@ -44,7 +45,9 @@ def _growth(evidence: Evidence) -> Effects:
         grew = f"from {percent(shares[start].mean())} halfway to {percent(shares[end].mean())} at the end"
         return unmeasured(f"{grew}, but no two checkpoints are known to have the same learning rate")
     start, last = middle_point(steady), steady["point"].iloc[-1]
-    details = f"percentage points, from {percent(shares[start].mean())} to {percent(shares[last].mean())}"
+    moment = timeline(points).moment
+    details = f"percentage points, from {percent(shares[start].mean())} at {moment(start)} to "
+    details += f"{percent(shares[last].mean())} at {moment(last)}"
     details += "" if last == end else f"; {percent(shares[end].mean())} at the end, after the decay"
     return Effects(100 * (shares[last] - shares[start]), signed, details)
 
@@ -67,11 +70,14 @@ def _persistent(evidence: Evidence) -> Effects:
     asked = (kept["universal"] >= FEWEST) & (kept["chance"] < MAJORITY)
     missing = _too_few(kept["universal"]) or f"chance alone keeps {percent(kept['chance'].max(), 0)}"
     shares, details = kept["persistence"].where(asked), ""
-    steady, start = constant_rate(evidence.tables["points"])["point"], middle_point(evidence.tables["points"])
+    points = evidence.tables["points"]
+    steady, start, moment = constant_rate(points)["point"], middle_point(points), timeline(points).moment
     if start in steady.to_numpy() and steady.iloc[-1] != start:
         until = evidence.tables["neurons"].query("point in @steady")
         before = persistence(until).query("point == @start").set_index("seed")["persistence"].where(asked)
-        details = f"{_one_decimal(before.mean())} at the last checkpoint before the decay" if before.count() else ""
+        if before.count():
+            details = f"of those universal at {moment(start)}, {_one_decimal(before.mean())} are so at "
+            details += f"{moment(steady.iloc[-1])}, before the decay"
     return Effects(shares, _one_decimal, details, kept["chance"], missing=missing)
 
 
@@ -111,8 +117,11 @@ def _range(numbers: pd.Series) -> str:
 def _best_head(score: str) -> Callable[[Evidence], Effects]:
     def measure(evidence: Evidence) -> Effects:
         heads = evidence.tables["heads"]
-        best = heads[heads["point"] == evidence.tables["points"]["point"].iloc[-1]].groupby("seed")[score].max()
-        return Effects(best, "{:.2f}".format, "best head of a seed", missing="the text is too short to score heads")
+        end = heads["point"] == evidence.tables["points"]["point"].iloc[-1]
+        best = heads[end].groupby("seed")[score].max()
+        median = heads.loc[end, score].median()
+        details = f"best head of a seed; median head {'below 0.001' if median < 0.001 else f'{median:.3f}'}"
+        return Effects(best, "{:.2f}".format, details, missing="the text is too short to score heads")
 
     return measure
 

@@ -52,6 +52,11 @@ class Timeline(NamedTuple):
         return self.decay is not None and self.at[point] > self.decay
 
     @property
+    def decaying(self) -> str:
+        """How much of the end of training has a decaying learning rate: "35M tokens"; only where that is known."""
+        return f"{short(self.at.iloc[-1] - self.decay)} {self.label.removeprefix('training ')}"
+
+    @property
     def span(self) -> str:
         """The sentence that explains the span, with a space before it; empty where there is none."""
         return "" if self.decay is None else " In the grey span the learning rate decays."
@@ -141,14 +146,14 @@ def losses(table: pd.DataFrame, time: Timeline) -> Figure:
 
 
 def shares(seeds: pd.DataFrame, time: Timeline) -> Figure:
-    """Share of universal neurons and mean excess correlation against training, every seed as reference."""
+    """Share of universal neurons and median excess correlation against training, every seed as reference."""
     fig, (left, right) = canvas(1, 2, (WIDE, HEIGHT))
     _over_seeds(left, seeds, "share", time, color=COLOURS["universal"])
-    _over_seeds(right, seeds, "mean_excess", time, color=EXCESS)
+    _over_seeds(right, seeds, "median_excess", time, color=EXCESS)
     left.set(ylabel="universal neurons")
     left.yaxis.set_major_formatter(PERCENT)
     left.set_ylim(0, max(1.1 * seeds["share"].max(), 1e-3))
-    right.set(ylabel="mean excess correlation")
+    right.set(ylabel="median excess correlation")
     for axes in (left, right):
         _time_axis(axes, time)
         _shade_decay(axes, time)

@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
+from lib.chapters.emergence.captions import layer_names
 from lib.chapters.emergence.figures import Timeline
-from lib.chapters.emergence.statistics import middle_point
+from lib.chapters.emergence.statistics import fullest_layers, middle_point
 from lib.display.captions import percent
 from lib.display.findings import Finding, in_short
 
@@ -42,15 +43,13 @@ def _persistence(kept: pd.DataFrame, start: str) -> list[Finding]:
 
 def _depth(layers: pd.DataFrame, time: Timeline) -> list[Finding]:
     """Where the first ones are and where the last; nothing if none is left at the end."""
-    wide = layers.groupby(["point", "layer"], sort=False)["share"].mean().unstack()
-    first, last = wide[wide.sum(axis=1) > 0].iloc[0], wide.iloc[-1]
-    if not last.any():
+    fullest, numbers = fullest_layers(layers)
+    totals, held = numbers.sum(axis=1), numbers[fullest].sum(axis=1)
+    if not totals.iloc[-1]:
         return []
-    where = f"At the end they are most frequent in layer **{last.idxmax()}**"
-    moved = first.idxmax() != last.idxmax()
-    text = (
-        f"{where}; the first, by {time.moment(first.name)}, were so in layer **{first.idxmax()}**."
-        if moved
-        else (f"{where}, as the first were by {time.moment(first.name)}.")
-    )
-    return [Finding(text, "emergence_layers")]
+    first = totals[totals > 0].index[0]
+    text = f"At the end **{held.iloc[-1]:,}** of {totals.iloc[-1]:,}, over all seeds, are in "
+    text += layer_names(fullest)
+    if first != numbers.index[-1]:
+        text += f"; of the first, by {time.moment(first)}, **{held[first] or 'none'}** of {totals[first]:,}"
+    return [Finding(f"{text}.", "emergence_layers")]

@@ -16,6 +16,7 @@ from scipy.stats import binom
 from torch import Tensor, nn
 
 from lib.chapters.circuits.roles import NULL_QUANTILE, PUBLISHED_CUTS, Cuts, null_cuts, roles
+from lib.chapters.universality.properties import reference_shares
 from lib.display.claims import SIGNIFICANT
 
 HEAD_BLOCKS = 8  # blocks of text on which heads are scored, and as many of random tokens
@@ -152,18 +153,40 @@ def shares_by_seed(neurons: pd.DataFrame) -> pd.DataFrame:
     return _flags(neurons).groupby(level="seed").mean()
 
 
+def seed_shares(neurons: pd.DataFrame) -> pd.DataFrame:
+    """`reference_shares` of one point, with the median excess of each seed (median_excess)."""
+    median = neurons.groupby("seed")["excess_corr"].median()
+    return reference_shares(neurons).assign(median_excess=lambda table: table["seed"].map(median))
+
+
+def fullest_layers(layers: pd.DataFrame) -> tuple[list[int], pd.DataFrame]:
+    """The fewest layers that hold half of the universal neurons of the last point, and numbers by point and layer.
+
+    `layers`: rows point, layer and universal, in the order of training; numbers are summed over seeds.
+    """
+    numbers = layers.groupby(["point", "layer"], sort=False)["universal"].sum().unstack()
+    ordered = numbers.iloc[-1].sort_values(ascending=False, kind="stable")
+    missing = ordered.cumsum().shift(fill_value=0) < ordered.sum() / 2
+    return sorted(ordered.index[missing]), numbers
+
+
 def transitions(neurons: pd.DataFrame) -> pd.DataFrame:
     """One row per seed and checkpoint after the first: seed, point, and counts against the checkpoint before it.
 
     before, after: universal neurons then and now; stay: at both; births, deaths: at the later or earlier one only.
+    excess_before: mean excess of the births at the checkpoint before; NaN without any.
     """
     rows = []
+    excess = neurons.pivot(index=KEYS, columns="point", values="excess_corr")
     for seed, flags in _flags(neurons).groupby(level="seed"):
         for earlier, later in pairwise(flags):
             before, after = flags[earlier], flags[later]
-            masks = (before, after, before & after, after & ~before, before & ~after)
-            rows.append((seed, later, *(int(mask.sum()) for mask in masks)))
-    return pd.DataFrame(rows, columns=["seed", "point", "before", "after", "stay", "births", "deaths"])
+            born = after & ~before
+            masks = (before, after, before & after, born, before & ~after)
+            stood = excess.loc[born.index[born], earlier].mean()
+            rows.append((seed, later, *(int(mask.sum()) for mask in masks), stood))
+    columns = ["seed", "point", "before", "after", "stay", "births", "deaths", "excess_before"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def persistence(neurons: pd.DataFrame) -> pd.DataFrame:
@@ -253,22 +276,21 @@ def _from_here_on(above: pd.Series) -> str | None:
 def indicators(heads: pd.DataFrame, layers: pd.DataFrame, shares: pd.DataFrame) -> dict[str, tuple[pd.Series, float]]:
     """The indicators of `appearances` with their bars, which are conventions.
 
-    A count of neurons must exceed what one random direction in a thousand gives in no seed, with 95 % probability.
+    A count of neurons must exceed what one random direction in a thousand gives in no seed, with 95 % probability. The
+    published kurtosis cut is none of them: over the whole vocabulary never-learned tokens alone can exceed it.
     """
     keys = ["seed", "point"]
     best = heads.groupby(keys, sort=False)[["previous", "induction", "bos"]].max()
     total = layers.groupby(keys, sort=False)[["neurons", *COUNTS]].sum()
     seeds = total.index.get_level_values("seed").nunique()
     chance = float(binom.ppf(1 - SIGNIFICANT / seeds, total["neurons"].max(), 1 - NULL_QUANTILE))
-    published = f"neurons with W_U kurtosis above {PUBLISHED_CUTS.kurtosis:g}"
     return {
-        "a previous-token head": (best["previous"], HEAD_BAR),
-        "an induction head": (best["induction"], HEAD_BAR),
-        "a head that attends to BOS": (best["bos"], HEAD_BAR),
+        "best head's attention to the previous token": (best["previous"], HEAD_BAR),
+        "best head's induction score": (best["induction"], HEAD_BAR),
+        "best head's attention to BOS": (best["bos"], HEAD_BAR),
         "neurons with W_U kurtosis above the calibrated cut": (total["prediction"] + total["suppression"], chance),
-        published: (total["peaked_positive"] + total["peaked_negative"], 0.0),
         "neurons with a logit variance below the null's": (total["low_variance"], chance),
-        "one universal neuron in a hundred": (shares.set_index(keys)["share"], LEAST_UNIVERSAL),
+        "share of universal neurons": (shares.set_index(keys)["share"], LEAST_UNIVERSAL),
     }
 
 

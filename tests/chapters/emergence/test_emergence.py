@@ -19,7 +19,7 @@ from lib.base.tensors import write_table
 from lib.chapters.emergence import captions, checkpoints, claims, figures, statistics
 from lib.chapters.emergence import tables as emergence_tables
 from lib.chapters.emergence.tables import Emergence, open_chapter, tabulate_emergence
-from lib.chapters.universality.properties import layer_shares, reference_shares
+from lib.chapters.universality.properties import layer_shares
 from lib.display.claims import FAILS, HOLDS, UNKNOWN, Evidence
 from lib.run import with_universal
 from lib.text.blocks import read_text
@@ -353,7 +353,7 @@ def test_every_figure_and_caption_of_the_chapter_exists_without_universal_neuron
     tables = history(excess)
     neurons, heads, layers, points = (tables[name] for name in ("neurons", "heads", "layers", "points"))
     time = figures.timeline(points, 6)
-    shares = statistics.by_point(neurons, reference_shares)
+    shares = statistics.by_point(neurons, statistics.seed_shares)
     by_layer = statistics.by_point(neurons, layer_shares)
     changes, kept = statistics.transitions(neurons), statistics.persistence(neurons)
     start = statistics.middle_point(points)
@@ -446,7 +446,8 @@ def test_claims_on_training_are_what_plain_sets_give():
     assert table.loc["persistent", "verdict"] == HOLDS
     assert table.loc["persistent", "control"] == f"{100 * np.mean(control):.1f} %"
     until = np.mean([len(sets[seed, "p4"] & sets[seed, "p8"]) / len(sets[seed, "p4"]) for seed in "abcde"])
-    assert f"; {100 * until:.1f} % at the last checkpoint before the decay" in table.loc["persistent", "here"]
+    stated = f"; of those universal at 4 tokens, {100 * until:.1f} % are so at 8 tokens, before the decay"
+    assert stated in table.loc["persistent", "here"] and " % at 4 tokens to " in table.loc["growth", "here"]
     assert table.loc["same_partners", "value"] == 1.0  # partners that the table lacks do not count
     best = tables["heads"].query("point == 'p10'").set_index("seed")["induction"]
     assert table.loc["induction_head", "value"] == pytest.approx(best.mean())
@@ -466,7 +467,13 @@ def test_births_in_the_decay_are_counted_and_shaded():
     for before, after in zip(points["point"][:-1], points["point"][1:], strict=True):
         births += int((flags[after] & ~flags[before]).sum())
     caption = captions.births_and_deaths(changes, kept, points, time, "p4")
-    assert f"**{late}** of {births} births come after 8 tokens" in caption.text and "grey span" in caption.text
+    stated = (
+        f"**{late}** of {births} births fall after 8 tokens (grey); the learning rate decays over the last 2 tokens."
+    )
+    assert stated in caption.text
+    assert f"the mean excess of these {late} neurons was 0.10." in caption.text
+    steady = captions.births_and_deaths(changes, kept, points, figures.timeline(points), "p4")
+    assert "mean excess" not in steady.text and "grey" not in steady.text
     fig = figures.births_and_deaths(changes, kept, time)
     assert [len(axes.patches) - len(fig.axes[1].patches) for axes in fig.axes] == [
         3 * 5 + 1,
@@ -474,15 +481,44 @@ def test_births_in_the_decay_are_counted_and_shaded():
     ]  # bars and a span on the left
 
 
-@pytest.mark.parametrize(
-    "excess, words", [(0.0, "the tail grows, the bulk does not"), (0.05, "both tail and bulk grow"), (-0.2, "0.050.")]
-)
+@pytest.mark.parametrize("excess, words", [(0.0, "stays at **0.250**."), (-0.2, "goes from 0.250 to **0.050**.")])
 def test_the_sentence_on_tail_and_bulk_follows_from_the_shares(excess, words):
-    start = pd.DataFrame({"seed": ["a", "b"], "point": "p1", "share": [0.1, 0.2], "mean_excess": 0.25})
-    end = start.assign(point="p9", share=[0.2, 0.3] if excess >= 0 else [0.3, 0.1], mean_excess=0.25 + excess)
+    start = pd.DataFrame({"seed": ["a", "b"], "point": "p1", "share": [0.1, 0.2], "median_excess": 0.25})
+    end = start.assign(point="p9", share=[0.2, 0.3] if excess >= 0 else [0.3, 0.1], median_excess=0.25 + excess)
     time = figures.timeline(pd.DataFrame({"point": ["p1", "p9"], "step": [1, 9], "tokens": [1, 9]}))
     text = captions.tail_and_bulk(pd.concat([start, end]), "p1", time)
-    assert words.rstrip(".") in text and "share goes from 15.00 %" in text and ("tail" in text) == (excess >= 0)
+    assert words in text and f"share {'rises' if excess >= 0 else 'goes'} from 15.00 %" in text
+    assert captions.tail_and_bulk(end, "p9", time).startswith("There the share is **")
+
+
+def test_the_fullest_layers_hold_half_of_the_last_universal_neurons():
+    rows = [
+        (point, seed, layer, at[layer])
+        for point, at in (("p1", [0, 0, 3, 0]), ("p2", [4, 3, 2, 1]))
+        for seed in "ab"
+        for layer in range(4)
+    ]
+    table = pd.DataFrame(rows, columns=["point", "seed", "layer", "universal"]).assign(
+        share=lambda own: own["universal"] / 10
+    )
+    time = figures.timeline(pd.DataFrame({"point": ["p1", "p2"], "step": [1, 2], "tokens": [1, 2]}))
+    assert statistics.fullest_layers(table)[0] == [0, 1]
+    caption = captions.by_layer(table, time)
+    assert caption.title == "Layers 0 and 1 hold 14 of 20 universal neurons at the end, and none of the first 6"
+    assert "layer **0** has the largest mean share, 40.00 %; it has the largest in 2 of 2 seeds." in caption.text
+    assert captions.layer_names(range(9)) == "the fullest 9 layers"
+
+
+@pytest.mark.parametrize("size", [10, 200])
+def test_early_and_late_kinds_are_compared_only_if_chance_does_not_explain_the_difference(size):
+    """Six of ten against three of ten is chance; the same shares of 200 are not."""
+    groups = pd.DataFrame({"seed": ["a", "a", "b", "b"], "layer": [3, 1, 1, 2], "when": ["early", "late"] * 2})
+    rows = [("early", "x", 0.6), ("early", "y", 0.4), ("late", "x", 0.3), ("late", "y", 0.7)]
+    kinds = pd.DataFrame(rows, columns=["when", "kind", "share"]).assign(of=size)
+    time = figures.timeline(pd.DataFrame({"point": ["p1"], "step": [1], "tokens": [1]}))
+    text = captions.early_and_late(groups, kinds, "p1", time, "family").text
+    assert "mean layers are 2.0 and 1.5; that of the early ones is higher in 1 of 2 seeds." in text
+    assert ("too few to tell" in text) == (size == 10) and ("60.0 % of early, 30.0 % of late" in text) == (size == 200)
 
 
 def test_the_schedule_is_read_from_the_trainers_record(params, monkeypatch):
