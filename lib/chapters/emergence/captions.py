@@ -280,8 +280,7 @@ def heads_at_the_end(heads: pd.DataFrame) -> Caption:
     text = f"The best head of each seed, mean (range over seeds): {scores}."
     induction = last["induction"].median()
     if np.isfinite(induction):
-        text += (
-            f" The median head has an induction score {'below 0.001' if induction < 0.001 else f'of {induction:.3f}'}"
-        )
+        size = "below 0.001" if induction < 0.001 else f"of {induction:.3f}"
+        text += f" The median head has an induction score {size}"
         text += f"; none exceeds {HEAD_BAR:g}." if best["induction"].max() <= HEAD_BAR else "."
     return Caption(title, text, f"Dot plots of three attention scores of every head by layer and seed. {title}.")

@@ -8,11 +8,12 @@ import pandas as pd
 from lib.base.errors import capital, listed
 from lib.chapters.families import scoring
 from lib.chapters.families.scoring import UNEXPLAINED
-from lib.chapters.families.summary import EXPLAINED, FAMILIES, TOP
+from lib.chapters.families.summary import EXPLAINED, FAMILIES, LOWER_HALF, TOP, whose
 from lib.display.captions import Caption, count, percent, signed
 
-MAX_TITLE = 95  # characters
+MAX_TITLE = 130  # characters
 MAX_LEFT_OUT = 3  # labels that are named
+ALIKE = 0.05  # shares of layers that differ by less are about the same
 FEWEST_PAIRS = 20  # below, a family's agreement is not named
 NO_PROSE = "Syntax is labelled only in domains that are known as English prose (`domains` in the parameters)."
 
@@ -23,6 +24,10 @@ def _tenth(share: float) -> str:
 
 def _whole(share: float) -> str:
     return percent(share, 0)
+
+
+def _range(low: float, high: float) -> str:
+    return _whole(high) if _whole(low) == _whole(high) else f"{_whole(low)} to {_whole(high)}"
 
 
 def _name(row) -> str:
@@ -49,6 +54,7 @@ def family_counts(counts: pd.DataFrame, reference: str) -> Caption:
     named = counts.set_index("family").loc[list(EXPLAINED)]
     total, explained = counts["all"].sum(), named["all"].sort_values(ascending=False)
     title = f"{_whole(explained.sum() / total)} of the neurons of seed {reference} exceed the chance level"
+    title += f", which {_whole(1 - scoring.CHANCE_QUANTILE)} of rotated neurons do"
     largest = [f"{FAMILIES[name]} ({number:,})" for name, number in explained.head(3).items() if number]
     text = f"**{explained.sum():,}** of {count(total, 'neuron')} exceed the chance level"
     text += f"; the largest families are {listed(largest)}. " if largest else ". "
@@ -75,30 +81,29 @@ def published(table: pd.DataFrame) -> pd.DataFrame:
 
 def scores(rows: pd.DataFrame, held_out: pd.DataFrame) -> Caption:
     """Do scores hold on text that did not choose the label? `held_out` is `summary.held_out_counts`."""
-    gap = signed(rows["gap"].median(), 3)
-    title = f"The median neuron scores {rows['score'].median():.2f} on held-out text, and {gap} more where its label "
-    title += "was chosen"
-    first = signed((rows["first_score"] - rows["first_held_out"]).median(), 3)
-    text = (
-        f"The median gap between the two scores is **{gap}**, and {first} if the even blocks choose the family, too. "
-    )
+    above = rows[rows["first_score"] > rows["chance"]]
+    title, text = "No neuron exceeds the chance level on the blocks that choose its label", ""
+    if len(above):
+        kept = (above["first_held_out"] > above["chance"]).mean()
+        title = f"{_whole(kept)} of the neurons above chance on the text that chose their label are so on held-out text, too"
+        change = signed((above["first_held_out"] - above["first_score"]).median(), 3)
+        text = f"**{len(above):,}** neurons exceed the chance level on the even blocks, which chose label and family. "
+        text += f"**{_whole(kept)}** exceed it on the odd ones; the median change of their score is {change}. "
     kept = held_out[held_out["chosen"] > 0]
     lost = kept[kept["held_out"] == 0]
     if len(lost):
         families = listed(f"{row.label} ({row.chosen})" for row in lost.itertuples())
-        text += f"Of the neurons assigned on the even blocks, none of {families} exceeds chance on the odd ones. "
+        text += f"None of {families} exceeds chance on the odd ones. "
     elif len(kept):
         weakest = kept.loc[(kept["held_out"] / kept["chosen"]).idxmin()]
         left = f"{weakest['held_out']:,} of {count(weakest['chosen'], 'neuron')}"
-        text += (
-            "Of the neurons assigned on the even blocks, every family keeps some on the odd ones; "
-            f"{weakest['label']} keeps the smallest share, {left}. "
-        )
+        text += f"Every family keeps some; {weakest['label']} keeps the smallest share, {left}. "
     explained = rows[rows["family"] != UNEXPLAINED]
     if len(explained) and "near_tie" in rows:
         ties = f"{explained['near_tie'].sum():,} of {len(explained):,}"
         text += f"For {ties} explained neurons another family's score is within 10 % of the best."
-    return Caption(title, text.strip(), f"Histogram of held-out scores, and scatter against the chosen ones. {title}.")
+    text = text.strip() or f"{title}."
+    return Caption(title, text, f"Histogram of held-out scores, and scatter against the chosen ones. {title}.")
 
 
 def chance_level(rows: pd.DataFrame, levels: pd.DataFrame) -> Caption:
@@ -128,8 +133,11 @@ def families_by_layer(everyone: pd.DataFrame) -> Caption:
     share = explained.sum(axis=1) / everyone.sum(axis=1)
     high, low = share.idxmax(), share.idxmin()
     title = f"Layer {high} has the largest share of explained neurons, {_whole(share.max())}"
+    if share.max() - share.min() < ALIKE:
+        title = f"All layers have about the same share of explained neurons, {_range(share.min(), share.max())}"
     text = (
-        f"**{_whole(share[high])}** of the neurons are explained in layer {high}, {_whole(share[low])} in layer {low}."
+        f"**{_whole(share[high])}** of the neurons are explained in layer {high}, {_whole(share[low])} in layer {low}. "
+        "Each layer has its own chance level."
     )
     fullest = [
         f"{FAMILIES[name]}, layer {own.idxmax()} ({own.max():,} of {own.sum():,})"
@@ -184,14 +192,19 @@ def family_agreement(table: pd.DataFrame, references: int) -> Caption:
         return Caption("Only one seed has families, so that none can be compared", text, alt)
     if not pairs["pairs"]:
         return Caption("No explained neuron has a match", "There is no pair to compare.", alt)
-    chance = f", {_whole(pairs['chance_label'])} would by chance" if np.isfinite(pairs["chance_label"]) else ""
-    title = f"{_whole(pairs['same_family'])} of matched pairs share their family, {_whole(pairs['same_label'])} their "
-    title += f"label{chance}"
+    known, weak = np.isfinite(pairs["chance_label"]), named.loc[LOWER_HALF]
+    title = f"{_whole(pairs['same_label'])} of matched pairs share their label"
+    title += f" (chance {_whole(pairs['chance_label'])})" if known else ""
     text = (
-        f"Of {pairs['pairs']:,.0f} best matches of an explained neuron **{_tenth(pairs['same_family'])}** share its "
-        f"family (chance {_tenth(pairs['chance_family'])}) and **{_tenth(pairs['same_label'])}** its label (chance "
-        f"{_tenth(pairs['chance_label'])})."
+        f"Of {pairs['pairs']:,.0f} best matches of an explained neuron "
+        f"**{_tenth(pairs['same_label'])}** share its label"
+        + (f" (chance {_tenth(pairs['chance_label'])})" if known else "")
+        + f", and {_tenth(pairs['same_family'])} its family"
+        + (f" (chance {_tenth(pairs['chance_family'])})." if known else ".")
     )
+    if weak["pairs"]:
+        title += f", {_whole(weak['same_label'])} in the half with the lower scores"
+        text += f" Of the half with the lower scores **{_tenth(weak['same_label'])}** share the label."
     families = named[named.index.isin(FAMILIES) & (named["pairs"] >= FEWEST_PAIRS)]
     if len(families):
         best = families["same_label"].idxmax()
@@ -208,10 +221,16 @@ def best_neurons(chosen: pd.DataFrame, family: str) -> Caption:
         text = f"This run has no label of the family {words}, so that no neuron is shown."
         text += f" {NO_PROSE}" if family == "syntax" else ""
         return Caption(f"No label of the family {words} in this run", text, alt)
-    best, own = chosen.loc[chosen["score"].idxmax()], chosen["assigned"].sum()
+    own = chosen["assigned"].sum()
+    best = (chosen[chosen["assigned"]] if own else chosen).nlargest(1, "score").iloc[0]
     title = f"{capital(words)}: the best score is {best['score']:.2f}, for {best['label']}"
     explained = f"**{_whole(best['score'])}** of the held-out variance of {_name(best)}"
     text = f"The label *{best['label']}* explains {explained}"
+    if not own:
+        title += f", of {whose(best)}"
+        text += f", {whose(best, '*')}"
+    if family == "syntax" and best.get("context_score", 0) > 0:
+        text += f", and *{best['context_label']}* alone {_whole(best['context_score'])}"
     if family in scoring.PUBLISHED_BEST:
         label, score = scoring.PUBLISHED_BEST[family]
         text += f" (the paper's best neuron for *{label}*: {score:g}, not held out)"
@@ -246,12 +265,12 @@ def activation_by_position(chosen: pd.DataFrame, rows: pd.DataFrame) -> Caption:
     alt = "Lines: mean activation by position in the block, a panel a neuron."
     if chosen.empty:
         return Caption("No neuron to show", "No neuron's firing can be related to position.", alt)
-    best, number = chosen.iloc[0], (rows["family"] == "position").sum()
+    best, number = chosen.iloc[0], (rows["is_universal"] & (rows["family"] == "position")).sum()
     median = rows["position_information"].median()
     title = f"Firing carries at most {best['position_information']:.2f} bits of information about position"
     text = (
         f"Firing of {_name(best)} has **{best['position_information']:.2f} bits** of mutual information with position, "
-        f"firing of the median neuron {median:.4f}. Position is the family of {count(number, 'neuron')} of this seed, "
-        f"universal or not; the paper finds {scoring.PUBLISHED_POSITION} universal ones in GPT2-small."
+        f"firing of the median neuron {median:.4f}. Position is the family of {count(number, 'universal neuron')} of "
+        f"this seed; the paper finds {scoring.PUBLISHED_POSITION} in GPT2-small."
     )
     return Caption(title, text, f"{alt} {title}.")

@@ -34,7 +34,6 @@ def opening(rows: pd.DataFrame, statistics: Statistics, sets: list[LabelSet]) ->
     for family in PANELS:
         universal = rows[rows["is_universal"] & (rows["family"] == family)]
         best = summary.best_neurons(universal if len(universal) else rows, family, 1)
-        best = best.merge(rows[["layer", "neuron", "label"]].rename(columns={"label": "best_label"}), how="left")
         neurons[family] = best.iloc[0] if len(best) else None
         means[family] = _means(family, best, statistics, sets) if len(best) else pd.Series(dtype=float)
     return Opening(neurons, means)
@@ -86,13 +85,14 @@ def caption(shown: Opening) -> Caption:
     found = {PANELS[family]: row for family, row in shown.neurons.items() if row is not None}
     if not found:
         return Caption("No letter, previous-token or position neuron", "This run has no label of these families.", alt)
-    title = f"One neuron each for {', '.join(row['label'] for row in found.values())}"
+    names = [row["label"] if row["assigned"] else f"{row['label']} ({summary.whose(row)})" for row in found.values()]
+    title = f"One neuron each for {', '.join(names)}"
     parts = []
     for words, row in found.items():
         part = f"*{capital(words)}*: layer {row['layer']}, neuron {row['neuron']}; the label explains "
         part += f"**{100 * row['score']:.0f} %** of its variance"
         if not row["assigned"]:
-            part += f", but its best label is *{row['best_label']}*: no neuron of this seed belongs to the family"
+            part += f"; it is {summary.whose(row, '*')}: no neuron of this seed belongs to the family"
         parts.append(f"{part}.")
     return Caption(
         title, f"Mean activation of three neurons by what they respond to. {' '.join(parts)}", f"{alt} {title}."

@@ -28,6 +28,7 @@ FAMILIES = {  # in the order of figures and tables, with their names in words
 EXPLAINED = tuple(name for name in FAMILIES if name != UNEXPLAINED)
 TOP = f"top {100 * TOP_SHARE:g} %"
 KEY = ["seed", "layer", "neuron"]
+LOWER_HALF = "lower half by score"
 
 
 def with_excess(families: pd.DataFrame, neurons: pd.DataFrame) -> pd.DataFrame:
@@ -89,8 +90,8 @@ def published_comparison(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def matched_pairs(families: pd.DataFrame, matches: pd.DataFrame) -> pd.DataFrame:
-    """Each best match across seeds (`matches_all_seeds`, correlation above 0) with family and label of both neurons."""
-    own = families[[*KEY, "family", "label"]]
+    """Each best match across seeds (`matches_all_seeds`, correlation above 0) with family, label and score of both."""
+    own = families[[*KEY, "family", "label", "score"]]
     other = own.add_prefix("match_").rename(columns={"match_seed": "model"})
     return matches[matches["corr"] > 0].merge(own, on=KEY).merge(other, on=["model", "match_layer", "match_neuron"])
 
@@ -99,12 +100,14 @@ def family_agreement(pairs: pd.DataFrame) -> pd.DataFrame:
     """How often matched neurons share family and label, and how often they would by chance; pairs with an explained
     neuron.
 
-    One row for all such pairs, one for the top 5 % by correlation, and one per family of the first neuron. The chance
-    level gives the same first neurons the same matches in random order; a family's matches come from all pairs.
+    One row for all such pairs, one for the top 5 % by correlation, one for those whose first neuron scores below the
+    median, and one per family of the first neuron. The chance level gives the same first neurons the same matches in
+    random order; a family's matches come from all pairs.
     """
     explained = pairs[pairs["family"] != UNEXPLAINED]
     strongest = explained.nlargest(max(1, round(TOP_SHARE * len(explained))), "corr") if len(explained) else explained
     parts = {"all explained": explained, f"strongest {100 * TOP_SHARE:g} %": strongest}
+    parts[LOWER_HALF] = explained[explained["score"] < explained["score"].median()]
     parts |= {name: explained[explained["family"] == name] for name in EXPLAINED}
     rows = []
     for name, part in parts.items():
@@ -144,14 +147,24 @@ def shared_words(rows: pd.DataFrame) -> pd.DataFrame:
 def best_neurons(rows: pd.DataFrame, family: str, number: int, per_label: int = 2) -> pd.DataFrame:
     """The neurons of one seed that a family explains best, its own first, at most `per_label` of the same label.
 
-    Columns layer, neuron, score and label (those of this family), and `assigned`: whether it is the neuron's family.
+    Columns layer, neuron, score and label (those of this family), `assigned`: whether it is the neuron's family,
+    `best_label`: of all families, and `explained`. Where the statistics know domains, also the best label of domain or
+    language (context_label) and its score (context_score).
     """
     columns = {"layer": "layer", "neuron": "neuron", f"score_{family}": "score", f"label_{family}": "label"}
     if f"score_{family}" not in rows:
-        return pd.DataFrame(columns=[*columns.values(), "assigned"])
+        return pd.DataFrame(columns=[*columns.values(), "assigned", "best_label", "explained"])
     table = rows[list(columns)].rename(columns=columns).assign(assigned=rows["family"] == family)
+    table["best_label"], table["explained"] = rows["label"], rows["family"] != UNEXPLAINED
+    if "score_context" in rows:
+        table["context_label"], table["context_score"] = rows["label_context"], rows["score_context"]
     ordered = table[table["score"] > 0].sort_values(["assigned", "score"], ascending=False, kind="stable")
     return ordered[ordered.groupby("label").cumcount() < per_label].head(number).reset_index(drop=True)
+
+
+def whose(row: pd.Series, mark: str = "") -> str:
+    """What a neuron of `best_neurons` is if it is not of that family; `mark` stands around its best label."""
+    return f"a neuron of {mark}{row['best_label']}{mark}" if row["explained"] else "an unexplained neuron"
 
 
 def label_row(sets: list[LabelSet], label: str) -> tuple[str, int]:

@@ -9,7 +9,7 @@ import torch
 
 from lib.chapters.families import captions, figures, figures_opening, summary
 from lib.chapters.families.scoring import UNEXPLAINED, Choice, Scores, assign
-from lib.chapters.families.summary import FAMILIES, TOP
+from lib.chapters.families.summary import FAMILIES, LOWER_HALF, TOP
 from lib.labels.labels import LabelSet
 from lib.run import with_universal
 
@@ -91,6 +91,9 @@ def test_family_agreement_by_hand():
     assert table.loc["all explained", "pairs"] == 2 * len(explained)
     assert table.loc["all explained", "same_family"] == pytest.approx(same / len(explained))
     assert table.loc["all explained", "same_label"] == pytest.approx(same / len(explained))
+    lower = pairs[(pairs["family"] != UNEXPLAINED) & (pairs["score"] < explained["score"].median())]
+    assert table.loc[LOWER_HALF, "pairs"] == len(lower) == len(explained)  # half of both seeds' pairs
+    assert table.loc[LOWER_HALF, "same_label"] == pytest.approx((lower["label"] == lower["match_label"]).mean())
     shares = pairs.loc[pairs["family"] != UNEXPLAINED, "match_family"].value_counts(normalize=True)
     own = pairs.loc[pairs["family"] != UNEXPLAINED, "family"]
     assert table.loc["all explained", "chance_family"] == pytest.approx(own.map(shares).mean())
@@ -215,10 +218,35 @@ def test_family_that_does_not_hold_is_named_although_its_neurons_go_to_another()
     assert held.loc["topic", ["chosen", "held_out"]].tolist() == [100, 0] and held.loc[
         "topic", "median_gap"
     ] == pytest.approx(0.29)
-    assert (
-        "Of the neurons assigned on the even blocks, none of topic (100) exceeds chance on the odd ones"
-        in captions.scores(table, summary.held_out_counts(table)).text
-    )
+    caption = captions.scores(table, summary.held_out_counts(table))
+    assert "**100** neurons exceed the chance level on the even blocks" in caption.text
+    assert "**0 %** exceed it on the odd ones; the median change of their score is −0.290." in caption.text
+    assert "None of topic (100) exceeds chance on the odd ones" in caption.text
+
+
+def test_a_neuron_of_another_family_is_said_to_be_so():
+    own = families_table().query("seed == 'a'").reset_index(drop=True)
+    strongest = own["score_alphabet"].idxmax()
+    chosen = summary.best_neurons(own, "alphabet", 3)
+    assert captions.best_neurons(chosen, "alphabet").title.endswith("word “alphabet”")  # the best of its own neurons
+    own["family"] = own["family"].replace("alphabet", "syntax")
+    own.loc[strongest, ["family", "label"]] = "unigram", "word “the”"
+    caption = captions.best_neurons(summary.best_neurons(own, "alphabet", 3), "alphabet")
+    assert caption.title.endswith(", of a neuron of word “the”") and ", a neuron of *word “the”*." in caption.text
+    own.loc[strongest, "family"] = UNEXPLAINED
+    caption = captions.best_neurons(summary.best_neurons(own, "alphabet", 3), "alphabet")
+    assert caption.title.endswith(", of an unexplained neuron")
+    syntax = captions.best_neurons(summary.best_neurons(own, "syntax", 3), "syntax").text
+    assert ", and *word “context”* alone " in syntax
+
+
+def test_layers_that_hardly_differ_are_said_to_be_alike():
+    layers = pd.DataFrame(0, index=pd.RangeIndex(2, name="layer"), columns=list(FAMILIES))
+    layers["topic"], layers[UNEXPLAINED] = [10, 12], [90, 88]
+    title = captions.families_by_layer(layers).title
+    assert title == "All layers have about the same share of explained neurons, 10 % to 12 %"
+    layers["topic"] = [10, 30]
+    assert captions.families_by_layer(layers).title.startswith("Layer 1 has the largest share")
 
 
 def test_opening_shows_the_best_universal_neuron_of_each_family_or_the_best_of_all():
