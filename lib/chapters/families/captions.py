@@ -85,7 +85,7 @@ def scores(rows: pd.DataFrame, held_out: pd.DataFrame) -> Caption:
     title, text = "No neuron exceeds the chance level on the blocks that choose its label", ""
     if len(above):
         kept = (above["first_held_out"] > above["chance"]).mean()
-        title = f"{_whole(kept)} of the neurons above chance on the text that chose their label are so on held-out text, too"
+        title = f"{_whole(kept)} of the neurons above chance on the text that chose their label are so on held-out text"
         change = signed((above["first_held_out"] - above["first_score"]).median(), 3)
         text = f"**{len(above):,}** neurons exceed the chance level on the even blocks, which chose label and family. "
         text += f"**{_whole(kept)}** exceed it on the odd ones; the median change of their score is {change}. "
