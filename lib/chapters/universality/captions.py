@@ -219,7 +219,7 @@ def partners(numbers: dict[str, float], seeds: int, references: int) -> Caption:
     if references < seeds:
         text += "; a clique needs every seed as reference (`compare: all`)."
     else:
-        span = "spans" if numbers["cliques"] == 1 else "span"
+        span = "spans" if numbers["cliques"] < 2 else "span"
         title += f"; {count(numbers['cliques'], 'clique')} {span} all {seeds} seeds"
         text += f". Cliques: **{numbers['cliques']:,}**"
         if numbers["cliques"]:

@@ -229,7 +229,7 @@ def test_partners_are_counted_and_the_assignment_is_a_lower_bound():
     assert found.title == "81 % of the best matches of universal neurons are mutual; 13 cliques span all 5 seeds"
     assert "**14** instead of 27 neurons are universal. That is a lower bound" in found.text
     none = captions.partners(numbers | {"universal": 0, "mutual_universal": np.nan, "cliques": 0}, 5, 5)
-    assert none.title == "12 % of all best matches are mutual; no clique span all 5 seeds" and "lower" not in none.text
+    assert none.title == "12 % of all best matches are mutual; no clique spans all 5 seeds" and "lower" not in none.text
 
 
 def test_pooled_and_layers_correlations_are_told_apart():
