@@ -8,8 +8,10 @@ from lib.chapters.universality import measures, properties
 from lib.chapters.universality.captions_activations import value_range
 from lib.chapters.universality.properties import PUBLISHED_MODELS, PUBLISHED_SHARES
 from lib.display.captions import GATED, Caption, count, percent, signed
-from lib.display.claims import FEWEST, Decision
+from lib.display.claims import FEWEST, FEWEST_SEEDS, UNKNOWN, Decision, verdict
 
+NEAR_COPY = 0.95  # cosine of two neurons' weights above which one is a near copy of the other
+NEAR_ZERO = 0.1  # correlation below which, on either side, it is called near 0
 BOXES = "Boxes: quartiles; whiskers: 5th and 95th percentile."
 
 
@@ -32,7 +34,7 @@ def excess(neurons: pd.DataFrame, threshold: float) -> Caption:
 
 
 def share_by_reference(
-    shares: pd.DataFrame, intervals: pd.DataFrame | None = None, over_seeds: Decision | None = None
+    shares: pd.DataFrame, reference: str, intervals: pd.DataFrame | None = None, over_seeds: Decision | None = None
 ) -> Caption:
     """From `reference_shares`, `share_intervals` and the ledger's interval: do the seeds and the text matter?"""
     found = f"{value_range(shares['share'], percent)} of the neurons are universal"
@@ -43,14 +45,12 @@ def share_by_reference(
         text = "Only one seed serves as reference; `compare: all` takes every seed in turn"
     elif over_seeds is not None and np.isfinite(over_seeds.low):
         low, high = percent(max(0.0, over_seeds.low)), percent(over_seeds.high)
-        text += f"; over seeds like these the mean lies within **{low}** to **{high}** (95 % interval, grey)"
+        text += f" (grey: 95 % interval over seeds, **{low}** to **{high}**)"
     text += "."
     if intervals is not None:
-        own = intervals.loc[intervals["share"].idxmax()]
+        own = intervals.set_index("seed").loc[reference]
         interval = f"{percent(own['low'])} to {percent(own['high'])}"
-        text += (
-            f" With other text of this kind and other rotations seed {own['seed']} would have {interval} (black line)."
-        )
+        text += f" Resampling text and rotations gives {interval} for seed {reference} (black line)."
     return Caption(title, text, f"Bar chart of the share of universal neurons with each seed as reference. {title}.")
 
 
@@ -85,7 +85,7 @@ def share_by_threshold(neurons_all_seeds: pd.DataFrame, threshold: float) -> Cap
 
 
 def ceiling(neurons: pd.DataFrame, threshold: float) -> Caption:
-    """Are there neurons that match too well to be called universal?"""
+    """Which close matches are not universal?"""
     alt = "Scatter of each neuron's mean best match against its mean baseline, with lines of equal excess."
     found, bar = measures.at_the_ceiling(neurons, threshold), f"{measures.HIGH_MATCH:g}"
     if not found["high"]:
@@ -95,30 +95,53 @@ def ceiling(neurons: pd.DataFrame, threshold: float) -> Caption:
     text = f"Excess cannot pass one minus the baseline. Of {high} with a mean match above {bar}, "
     text += f"**{missed:,}** {'is' if missed == 1 else 'are'} not universal by excess"
     text += f": their baseline is {found['baseline']:.2f} on average" if missed else ""
-    text += f". By adjusted excess **{found['adjusted']:,}** of the {found['high']:,} are above {threshold:g}."
+    text += f". By adjusted excess **{found['adjusted']:,}** of the {found['high']:,} are above {threshold:g}"
+    enough = (measures.HIGH_MATCH - threshold) / (1 - threshold) if threshold < measures.HIGH_MATCH else 0
+    text += f"; with such a match any baseline below {enough:.2g} suffices." if found["adjusted"] and enough else "."
     return Caption(title, text, f"{alt} {title}.")
 
 
 def share_by_layer(shares: pd.DataFrame, reference: str) -> Caption:
-    """From `layer_shares` of all seeds: at which depth are universal neurons?"""
-    own = shares[shares["seed"] == reference].set_index("layer")
-    total, top = int(own["universal"].sum()), own["universal"].idxmax()
+    """From `layer_shares` of all seeds: at which depth are universal neurons?
+
+    Seeds are pooled where they have as many layers as the reference.
+    """
+    layers = shares.groupby("seed", sort=False)["layer"].transform("nunique")
+    by_seed = shares[layers == (shares["seed"] == reference).sum()].pivot(index="layer", columns="seed")["universal"]
+    pooled, total = by_seed.sum(axis=1), int(by_seed.sum(axis=None))
     alt = (
         "Bar chart of the universal share of each layer; lines by relative depth beside those of the published models."
     )
-    if not total:
-        return Caption("No universal neuron in any layer", "No neuron of the reference is universal.", alt)
-    title = f"Layer {top} has {percent(own['universal'].max() / total, 0)} of the universal neurons"
-    text = (
-        f"Share of universal neurons in each layer, beside the published models (thresholds of 0.5). Layer {top} has "
-        f"**{own['universal'].max():,}** of the {total:,}; layers without any: {(own['universal'] == 0).sum()}."
-    )
+    text = "Share of universal neurons in each layer, beside the published models (thresholds of 0.5)."
+    over = f"{count(by_seed.shape[1], 'seed')} as reference"
+    if total < FEWEST:
+        title = f"{count(total, 'universal neuron')} with {over}: too few to compare layers"
+        title = title if total else f"No universal neuron in any layer, with {over}"
+        return Caption(title, f"{text} {title}.", f"{alt} {title}.")
+    most, fewest = pooled[pooled == pooled.max()].index, pooled[pooled == pooled.min()].index
+    if len(most) == len(pooled):
+        title = f"As many universal neurons in each layer, with {over}"
+        return Caption(title, f"{text} {title}.", f"{alt} {title}.")
+    title = f"Universal neurons are most frequent in {_layers(most)} ({pooled.max():,} of {total:,} with {over}), "
+    title += f"rarest in {_layers(fewest)} ({pooled.min():,})"
+    top = int((by_seed.loc[most] == by_seed.max()).any().sum())
+    text += f" In **{top}** of {count(by_seed.shape[1], 'seed')} no layer has more of them than {_layers(most)}."
     return Caption(title, text, f"{alt} {title}.")
 
 
-def seed_agreement(neurons: pd.DataFrame, compared: int) -> Caption:
-    """Figure 2b: do the compared seeds agree on how good a neuron's match is?"""
-    gaps, apart = properties.corr_gap(neurons), properties.gap_at_equal_match(neurons)
+def _layers(found: pd.Index) -> str:
+    """One to three layers by number, more of them as a number of layers."""
+    if len(found) > 3:
+        return f"{len(found)} layers"
+    return f"{'layer' if len(found) == 1 else 'layers'} {listed(map(str, found))}"
+
+
+def seed_agreement(neurons: pd.DataFrame, compared: int, over_seeds: Decision | None = None) -> Caption:
+    """Figure 2b: do the compared seeds agree on how good a neuron's match is?
+
+    `over_seeds` is the ledger's decision on the difference at equal mean match.
+    """
+    gaps = properties.corr_gap(neurons)
     alt = "Scatter of each neuron's smallest against its largest best match over the compared seeds."
     if compared < 2:
         text = "With one compared seed, the largest and the smallest correlation are the same."
@@ -126,12 +149,20 @@ def seed_agreement(neurons: pd.DataFrame, compared: int) -> Caption:
     title = f"Over {compared} compared seeds the best match varies by {gaps.mean():.3f} on average"
     universal = gaps[neurons["is_universal"]]
     own = f", by **{universal.mean():.3f}** for universal neurons" if len(universal) else "; no neuron is universal"
+    title += f", by {universal.mean():.3f} for universal neurons" if len(universal) else ""
     text = (
         f"On average the largest and the smallest best match differ by **{gaps.mean():.3f}** for all neurons{own} "
         "(published for GPT2-medium: 0.049 and 0.105)."
     )
-    if len(apart):
-        text += f" Beside others of equal mean match, universal neurons differ by **{signed(apart.mean(), 3)}** more."
+    if over_seeds is not None and np.isfinite(over_seeds.low):
+        interval = f"{signed(over_seeds.low, 3)} to {signed(over_seeds.high, 3)} over seeds"
+        if verdict(over_seeds, over_seeds.p_value) == UNKNOWN:
+            text += " Whether they differ more than others of equal mean match, this run cannot tell"
+            text += f" (95 % interval of the difference: {interval})."
+        else:
+            way = "more" if over_seeds.value > 0 else "less"
+            text += f" Beside others of equal mean match they differ **{way}**: {signed(over_seeds.value, 3)} "
+            text += f"({interval})."
     return Caption(title, text, f"{alt} {title}.")
 
 
@@ -149,18 +180,25 @@ def agreeing(neurons: pd.DataFrame, compared: int, threshold: float) -> Caption:
     return Caption(title, text, f"Bar chart of neurons by the number of compared seeds that they pass in. {title}.")
 
 
-def layer_agreement(matrix: pd.DataFrame) -> Caption:
-    """Figure 2c, from `match_layer_percent`: do matches lie at the same depth?"""
+def layer_agreement(matrix: pd.DataFrame, over_seeds: Decision | None = None) -> Caption:
+    """Figure 2c, from `match_layer_percent`: do matches lie at the same depth?
+
+    `over_seeds` is the ledger's decision on the share in the same layer minus chance.
+    """
     known = matrix.dropna()
     distance = np.abs(np.subtract.outer(known.index.to_numpy(), known.columns.to_numpy()))
-    same, near = (known.where(distance <= most, 0).sum(axis=1).mean() for most in (0, 1))
+    within = [known.where(distance <= most, 0).sum(axis=1) for most in (0, 1)]
+    same, near = (share.mean() for share in within)
+    chance, near_chance = 100 / len(matrix), 100 * (distance <= 1).mean()
     by_depth = matrix.index.name == "depth"
     place, places = properties.place_words(by_depth)
-    title = f"{same:.0f} % of best matches lie in the same {place} of the other seed"
-    text = (
-        f"Averaged over {places}, **{same:.0f} %** of the neurons have their best match in the same {place} (chance: "
-        f"{100 / len(matrix):.0f} %), and {near:.0f} % in the same or an adjacent {place}."
-    )
+    own = f"{value_range(within[0], '{:.0f}'.format)} % by {place}"
+    title = f"{same:.0f} % of best matches lie in the same {place} of the other seed ({own}; chance {chance:.0f} %)"
+    text = f"Averaged over {places}, **{same:.0f} %** of the neurons have their best match in the same {place}"
+    if over_seeds is not None and np.isfinite(over_seeds.low):
+        low, high = (100 * bound + chance for bound in (over_seeds.low, over_seeds.high))
+        text += f" ({low:.0f} to {high:.0f} %, 95 % over seeds)"
+    text += f". In the same or an adjacent {place} it is {near:.0f} % (chance: {near_chance:.0f} %)."
     if by_depth:
         text += f" The seeds have different numbers of layers, so each depth is cut into {len(matrix)} equal parts."
     alt = f"Heat map of the {place} of the best match against the {place} of the neuron; columns sum to 100 percent."
@@ -173,42 +211,64 @@ def partners(numbers: dict[str, float], seeds: int, references: int) -> Caption:
     Cliques need all `seeds` of the run among its `references`.
     """
     alt = "Share of mutual best matches and of neurons in a clique by excess; bar chart of cliques by layer."
-    title = mutual = f"{percent(numbers['mutual'], 0)} of best matches are mutual"
-    text = f"**{percent(numbers['mutual'], 0)}** of best matches are mutual"
+    title = f"{percent(numbers['mutual'], 0)} of all best matches are mutual"
+    text = f"**{percent(numbers['mutual'], 0)}** of all best matches are mutual"
     if numbers["universal"]:
+        title = f"{percent(numbers['mutual_universal'], 0)} of the best matches of universal neurons are mutual"
         text += f", and **{percent(numbers['mutual_universal'], 0)}** of those of universal neurons"
     if references < seeds:
         text += "; a clique needs every seed as reference (`compare: all`)."
     else:
-        title = f"{mutual}; {count(numbers['cliques'], 'clique')} of one neuron from each of {seeds} seeds"
+        span = "spans" if numbers["cliques"] < 2 else "span"
+        title += f"; {count(numbers['cliques'], 'clique')} {span} all {seeds} seeds"
         text += f". Cliques: **{numbers['cliques']:,}**"
         if numbers["cliques"]:
             place, _ = properties.place_words(numbers["by_depth"])
             text += f", {percent(numbers['one_layer'], 0)} of them within one {place}"
         text += "."
-    text += (
-        f" If every neuron is used only once, {numbers['universal_assigned']:,.0f} instead of "
-        f"{numbers['universal']:,.0f} neurons would be universal."
-    )
+    if numbers["universal"]:
+        text += (
+            f" If every neuron is used only once, **{numbers['universal_assigned']:,.0f}** instead of "
+            f"{numbers['universal']:,.0f} neurons are universal. That is a lower bound: the assignment restricts the "
+            "match, not the baseline."
+        )
     return Caption(title, text, f"{alt} {title}.")
 
 
-def property_percentiles(tests: pd.DataFrame, number: int) -> Caption:
-    """Figure 3, from `property_tests` of `number` universal neurons: how they rank within their layer."""
+def property_percentiles(tests: pd.DataFrame, number: int, over_seeds: dict[str, Decision] | None = None) -> Caption:
+    """Figure 3, from `property_tests` of `number` universal neurons: how they rank within their layer.
+
+    Whether a published side holds is said over seeds, from the ledger's decisions `over_seeds` by property; with fewer
+    than two seeds to ask, of the reference alone.
+    """
     alt = "Box plots of the percentile within their layer of the universal neurons, one per property."
     if number == 0:
         text = "No neuron is universal at this threshold, so there is nothing to rank."
         return Caption("No universal neuron to rank", text, alt)
     known = tests[(tests["published"] != "") & tests["median_percentile"].notna()]
-    sides = np.where(known["median_percentile"] > 50, "high", "low")
-    away = list(known.loc[sides != known["published"], "label"])
-    agree = len(known) - len(away)
-    title = f"{agree} of {len(known)} medians lie on the published side of the layer's median"
+    asked = {name: one for name, one in (over_seeds or {}).items() if one.seeds > 1 and name in set(known["property"])}
     text = f"Percentiles of {count(number, 'universal neuron')} within their layer. {BOXES} "
-    text += f"**{agree}** of {len(known)} medians lie on the same side of 50 as the published ones"
-    text += f", not {listed(away)}." if away else "."
-    if number < FEWEST:
-        text += f" With fewer than {FEWEST} universal neurons this seed decides nothing."
+    if asked:
+        seeds, label = max(one.seeds for one in asked.values()), known.set_index("property")["label"]
+        there = [name for name, one in asked.items() if one.agree == one.seeds]
+        away = [name for name, one in asked.items() if one.against == one.seeds]
+        mixed = [name for name in asked if name not in {*there, *away}]
+        title = f"{len(there)} of {len(asked)} medians lie on the published side of 50 in each of {seeds} seeds"
+        title += f"; the seeds disagree on {label[mixed[0]]}" if len(mixed) == 1 else ""
+        text += f"**{len(there)}** of {len(asked)} medians lie on the published side of 50 in each of {seeds} seeds."
+        text += f" On the other side in each seed: {listed(label[away])}." if away else ""
+        if mixed:
+            means = "; ".join(f"{label[name]} {_interval(asked[name])}" for name in mixed)
+            text += f" The seeds disagree, so this run cannot tell: {means}."
+        text += " Three seeds are needed to decide." if seeds < FEWEST_SEEDS else ""
+    else:
+        high = known["published"] == "high"
+        there = ((known["median_percentile"] > 50) == high) & ((known["effect"] > 0) == high)
+        title = f"{there.sum()} of {len(known)} properties differ in the published direction, in one seed"
+        text += f"**{there.sum()}** of {len(known)} properties differ in the published direction by median and effect"
+        text += "." if there.all() else f", not {listed(known.loc[~there, 'label'])}."
+        if number < FEWEST:
+            text += f" With fewer than {FEWEST} universal neurons this seed decides nothing."
     if tests["median_percentile"].isna().any():
         text += f" {GATED}"
     return Caption(title, text, f"{alt} {title}.")
@@ -244,19 +304,29 @@ def _one_group(neurons: pd.DataFrame) -> str | None:
     return f"{'Every' if neurons['is_universal'].all() else 'No'} neuron is universal at this threshold"
 
 
-def frequency_and_cosine(neurons: pd.DataFrame, by_layer: pd.DataFrame, reference: str) -> Caption:
-    """Figure 9, with `frequency_cosine_by_layer`: do neurons that fire often write against what they read?"""
+def frequency_and_cosine(
+    neurons: pd.DataFrame, by_layer: pd.DataFrame, reference: str, over_seeds: Decision | None = None
+) -> Caption:
+    """Figure 9, with `frequency_cosine_by_layer`: do neurons that fire often write against what they read?
+
+    `over_seeds` is the ledger's decision on the mean of the layers' correlations.
+    """
     alt = "Scatter of activation frequency against cos(w_in, w_out), one dot a neuron; bar chart of their correlation."
     if neurons["in_out_sim"].isna().all():
         return Caption("Gated neurons have no cos(w_in, w_out)", GATED, alt)
     own = by_layer.loc[by_layer["seed"] == reference, "correlation"].dropna()
     pooled = properties.frequency_cosine_correlation(neurons)
-    title = f"Frequency and cos(w_in, w_out) correlate {signed(own.mean())} within layers, {signed(pooled)} over all"
+    size = "near 0" if abs(pooled) < NEAR_ZERO else "positive" if pooled > 0 else "negative"
+    title = f"Frequency and cos(w_in, w_out): pooled correlation {size} ({signed(pooled)}); negative within "
+    title += f"{(own < 0).sum()} of {count(len(own), 'layer')} ({value_range(own, signed)})"
     text = (
-        f"Within layers the correlation is {value_range(own, signed)}, **{signed(own.mean())}** on average. Over all "
-        f"layers pooled it is **{signed(pooled)}**; published, pooled: {_published('frequency_cosine', signed)}."
+        f"Pooled over layers the correlation is **{signed(pooled)}** (published: "
+        f"{_published('frequency_cosine', signed)}). Within layers it is {value_range(own, signed)}, on average "
+        f"**{signed(own.mean())}**"
     )
-    return Caption(title, text, f"{alt} {title}.")
+    if over_seeds is not None and np.isfinite(over_seeds.low):
+        text += f" ({signed(over_seeds.low)} to {signed(over_seeds.high)}, 95 % over seeds)"
+    return Caption(title, f"{text}.", f"{alt} {title}.")
 
 
 def redundancy(neurons: pd.DataFrame) -> Caption:
@@ -275,6 +345,11 @@ def redundancy(neurons: pd.DataFrame) -> Caption:
         closer += [weights] if own > other else []
     title = f"Universal neurons are closer to another neuron in {' and '.join(closer) or 'neither w_in nor w_out'}"
     text = f"Median of the largest cosine, universal against other neurons: {' and '.join(found)}."
+    largest = neurons.loc[neurons["is_universal"], ["max_cos_in", "max_cos_out"]].max(axis=None)
+    if not alone and np.isfinite(largest):
+        copies = "none is a near copy" if largest < NEAR_COPY else "there are near copies"
+        title += f"; {copies}: largest cosine {largest:.2f}"
+        text += f" The largest of any universal neuron is **{largest:.2f}**."
     if alone:
         title, text = "Nearest other neuron, of one group only", f"{alone}. The median cosine is {' and '.join(found)}."
     if neurons["max_cos_in"].isna().all():

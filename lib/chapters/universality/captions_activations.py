@@ -5,6 +5,8 @@ import pandas as pd
 
 from lib.display.captions import Caption, count, percent, signed
 
+SETTLED = 0.05  # relative change of the number of universal neurons up to which it counts as settled
+
 
 def value_range(values: pd.Series, words) -> str:
     """Smallest to largest value, or the one that all have."""
@@ -80,23 +82,27 @@ def correlation_by_layer(neurons: pd.DataFrame, outsiders: pd.DataFrame | None =
     title = f"Best matches correlate {corr:.2f} on average, {baseline:.2f} in a rotated basis"
     text = (
         "Boxes: quartiles of each layer's neurons; whiskers: 5th and 95th percentile. The mean excess is "
-        f"**{excess:.3f}**; it is above 0 for {percent((neurons['excess_corr'] > 0).mean(), 1)} of the neurons."
+        f"**{excess:.3f}**. A positive excess alone is no evidence of a special basis: part of it may come from the "
+        "nonlinearity, and untrained models may have one too (chapter 3, *Nulls*, and the ledger)."
     )
     if neurons["dead"].any():
         text += f" Neurons that never vary on this text ({neurons['dead'].sum():,}) have correlation 0 by definition."
     if outsiders is not None:
         number, total = outsiders["outsiders"].sum(), outsiders["neurons"].sum()
         text += (
-            f" Of all references' {total:,} best matches, **{number:,}** may be surpassed by a neuron that was not "
-            "followed: by the sketch it is better by more than four standard errors."
+            f" For **{number:,}** of {total:,} matches of all references ({percent(number / total, 1)}) the sketch "
+            "shows a neuron that was not followed and looks better by more than four standard errors."
         )
     return Caption(title, text, f"Box plots by layer of best match and rotated baseline. {title}.")
 
 
-def draws(draw_summary: pd.DataFrame, spread: pd.Series, neurons: pd.DataFrame) -> Caption:
+def draws(
+    draw_summary: pd.DataFrame, spread: pd.Series, neurons: pd.DataFrame, sample: pd.DataFrame | None = None
+) -> Caption:
     """From `draw_summary` and `draw_spread` of the reference: does the draw of the rotation matter?
 
-    The error of a neuron's excess by the draws is that of their mean.
+    What the draws add to the error of a neuron's excess is that of their mean; the whole error is in `sample`, the
+    reference's rows of `sampling`.
     """
     alt = "Histogram of the standard deviation of each neuron's baseline over draws; bar chart of universal neurons."
     if len(draw_summary) < 2:
@@ -105,12 +111,15 @@ def draws(draw_summary: pd.DataFrame, spread: pd.Series, neurons: pd.DataFrame) 
     number = len(draw_summary)
     error = spread / np.sqrt(number)
     universal = value_range(draw_summary["universal"], "{:,}".format)
-    title = f"An excess errs by {error.median():.4f} over rotations; by one alone {universal} neurons are universal"
+    title = f"The {number} draws contribute {error.median():.4f} to the standard error of an excess; by one alone "
+    title += f"{universal} neurons are universal"
     text = (
-        f"The standard error of a neuron's excess by the {number} draws, their standard deviation divided by "
-        f"√{number}, has median **{error.median():.4f}** and 99th percentile {error.quantile(0.99):.4f}. A single draw "
-        f"would call {universal} of {len(neurons):,} neurons universal."
+        f"The {number} draws contribute **{error.median():.4f}** (median; 99th percentile {error.quantile(0.99):.4f}) "
+        "to the standard error of a neuron's excess"
     )
+    if sample is not None and len(sample):
+        text += f"; the total is {sample['excess_se'].median():.4f} (below)"
+    text += f". A single draw would call {universal} of {len(neurons):,} neurons universal."
     return Caption(title, text, f"{alt} {title}.")
 
 
@@ -123,20 +132,28 @@ def convergence(summary: pd.DataFrame, reference: str) -> Caption:
         text = f"The text is too short to measure matches on shares of it; it has {last['tokens']:,.0f} counted tokens."
         return Caption("Too few tokens to see convergence", text, alt)
     before = own.iloc[-2]
-    move = signed(last["excess_corr"] - before["excess_corr"], 4)
-    title = f"The last {last['tokens'] / before['tokens']:.1f}× of tokens moved the mean excess by {move}, "
-    title += f"universal neurons from {before['universal']:,.0f} to {last['universal']:,.0f}"
+    few, many = (summary[summary["tokens"] == point["tokens"]] for point in (before, last))
+    then, now = int(few["universal"].sum()), int(many["universal"].sum())
+    change = abs(now - then) / then if then else float(now > 0)
+    settled = f"the number has {'' if change <= SETTLED else 'not '}settled"
+    over = f"of {count(len(many), 'reference seed')}"
+    title = f"The last {last['tokens'] / before['tokens']:.1f}× of tokens took the universal neurons {over} from "
+    title += f"{then:,} to {now:,}: {settled}"
     text = "Means over the reference's neurons (left) and the number of universal neurons of every seed (right), all "
     text += "against the baseline of the whole text. "
-    text += f"From {before['tokens']:,.0f} to {last['tokens']:,.0f} tokens "
-    if np.isfinite(before["agreement"]):
-        text += (
-            f"the number went from {before['universal']:,.0f} to **{last['universal']:,.0f}**, and "
-            f"{percent(before['agreement'], 0)} of the neurons universal at either point are universal at both."
-        )
-    else:
-        text += "no neuron is universal."
+    if not then and not now:
+        title = "No neuron is universal on half of the text or on all of it"
+        return Caption(title, f"{text}No neuron is universal at the last two points.", f"{alt} {title}.")
+    text += f"From {before['tokens']:,.0f} to {last['tokens']:,.0f} tokens the number, over all reference seeds, went "
+    text += f"from {then:,} to **{now:,}**: {settled}. "
+    text += f"Of a seed's neurons universal at either point {value_range(few['agreement'].dropna(), _whole_percent)} "
+    text += "are universal at both. The reference's mean excess moved by "
+    text += f"{signed(last['excess_corr'] - before['excess_corr'], 4)}."
     return Caption(title, text, f"{alt} {title}.")
+
+
+def _whole_percent(share: float) -> str:
+    return percent(share, 0)
 
 
 def sampling(table: pd.DataFrame, neurons: pd.DataFrame, threshold: float) -> Caption:
@@ -145,16 +162,25 @@ def sampling(table: pd.DataFrame, neurons: pd.DataFrame, threshold: float) -> Ca
     if not len(table):
         text = "This run has no parts of its text to compare: they need more text."
         return Caption("No parts of the text to compare", text, alt)
-    held_out = neurons[["layer", "neuron", "mean_baseline"]].merge(table, on=["layer", "neuron"])
-    share = (held_out["held_out_corr"] - held_out["mean_baseline"] > threshold).mean()
+    kept = ["layer", "neuron", "mean_baseline", "excess_corr", "is_universal"]
+    held_out = neurons[kept].merge(table, on=["layer", "neuron"])
+    passed = held_out["held_out_corr"] - held_out["mean_baseline"] > threshold
+    number, stay = int(neurons["is_universal"].sum()), int((passed & held_out["is_universal"]).sum())
+    near = int(((held_out["excess_corr"] - threshold).abs() < 2 * held_out["excess_se"]).sum())
     means = f"{table['held_out_corr'].mean():.3f} instead of {neurons['mean_corr'].mean():.3f}"
-    title = f"With partners chosen on other text the mean match is {means}; an excess errs by "
-    title += f"{table['excess_se'].median():.4f}"
+    title = f"With partners chosen on other text {stay:,} of {count(number, 'universal neuron')} stay; {near:,} "
+    title += f"{'neuron lies' if near == 1 else 'neurons lie'} within two errors of the threshold"
     text = (
-        f"With partners chosen on other text **{percent(share)}** of the neurons are universal, instead of "
-        f"{percent(neurons['is_universal'].mean())}. The standard error of a neuron's excess has median "
-        f"**{table['excess_se'].median():.4f}**; by the drawn rotations alone it is {table['draw_se'].median():.4f}."
-        " The baseline of other text is taken to be the same."
+        f"With partners chosen on other text **{stay:,}** of {count(number, 'universal neuron')} stay, and the mean "
+        f"match is {means}. "
+    )
+    if not number:
+        title = f"With partners chosen on other text the mean match is {means}; no neuron is universal"
+        text = f"No neuron is universal. With partners chosen on other text the mean match is {means}. "
+    text += (
+        f"**{near:,}** {'neuron lies' if near == 1 else 'neurons lie'} within two standard errors of the threshold. "
+        f"The standard error of a neuron's excess has median {table['excess_se'].median():.4f}"
+        f"; by the drawn rotations alone it is {table['draw_se'].median():.4f}. The baseline is held fixed."
     )
     if table["draw_se"].isna().all():
         text = text.split(";")[0] + ", without that of the one drawn rotation. The baseline is held fixed."

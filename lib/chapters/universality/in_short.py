@@ -55,7 +55,7 @@ def correlation(neurons: pd.DataFrame, drawn: pd.DataFrame, sample: pd.DataFrame
     findings = [
         Finding(
             f"A neuron's best match in another seed correlates at **{match:.2f}** on average. In a randomly rotated "
-            f"basis, which is what chance gives, it is **{chance:.2f}**.",
+            f"basis it is **{chance:.2f}**.",
             "correlation_by_layer",
         )
     ]
@@ -101,7 +101,9 @@ def _depth(matrix: pd.DataFrame) -> Finding:
     text = f"A match tends to lie at the same depth: **{same:.0f} %** are in the neuron's own {place}"
     if same <= chance:
         text = f"A match does **not** tend to lie at the same depth: {same:.0f} % are in the neuron's own {place}"
-    return Finding(f"{text}, by chance {chance:.0f} %.", "figure_02c_layers")
+    low, high = np.nanmin(np.diag(matrix)), np.nanmax(np.diag(matrix))
+    text += f", by chance {chance:.0f} %. From {place} to {place} this varies: {low:.0f} % to {high:.0f} %."
+    return Finding(text, "figure_02c_layers")
 
 
 def _differences(tests: pd.DataFrame, number: int) -> Finding:

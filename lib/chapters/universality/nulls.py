@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from lib.display.captions import Caption, count, percent, signed
-from lib.display.claims import Effects, Evidence, unmeasured
+from lib.display.claims import Effects, Evidence, decision, statements, unmeasured
 
 NULLS = {  # in the order of figures, with what is rotated
     "raw": "activations",
@@ -83,28 +83,41 @@ def survival_sentence(table: pd.DataFrame) -> str:
 def caption(table: pd.DataFrame, neurons: pd.DataFrame, reference: str, threshold: float) -> Caption:
     """How much of the excess is left under each null, and of matches within domains and positions; `neurons` are the
     reference's."""
-    own = by_neuron(table[table["seed"] == reference])
-    means = {name: mean_excess(table, name)[reference] for name in known(table)}
+    own, means = by_neuron(table[table["seed"] == reference]), {n: mean_excess(table, n).mean() for n in known(table)}
+    universal = own.merge(neurons.loc[neurons["is_universal"], KEY[1:]], on=KEY[1:])
     sampled, added = count(len(own), "neuron"), count((~own["sampled"]).sum(), "neuron")
     title = f"Mean excess {means['raw']:.3f}"
-    title += f"; {means['activation']:.3f} if the null keeps the nonlinearity" if "activation" in means else ""
     text = (
         f"Left: share of seed {reference}'s neurons above each threshold under each null, estimated from {sampled} on "
-        f"{table['tokens'].iloc[0]:,} tokens; right: matches of the {added} of largest excess within domains and "
-        f"within positions. "
+        f"{table['tokens'].iloc[0]:,} tokens. Right: matches of the {added} of largest excess within domains and "
+        f"within positions. Averaged over references, the mean excess is {means['raw']:.3f} over rotated activations "
+        f"and {means['zscored']:.3f} over z-scored ones"
     )
-    scored = f"{means['zscored']:.3f} over rotated z-scored activations"
     if "activation" in means:
-        text += f"If the null keeps the nonlinearity, the mean excess is **{means['activation']:.3f}** instead of "
-        text += f"{means['raw']:.3f} ({scored})"
+        interval = _interval_over_seeds(table, reference, threshold)
+        kept = f" ({interval})" if interval else ""
+        title = (
+            f"Mean excess {means['activation']:.3f}{kept}, not {means['raw']:.3f}, if the null keeps the nonlinearity"
+        )
+        kept = f" ({interval}, 95 % over seeds)" if interval else ""
+        text += f". If the null keeps the nonlinearity, it is **{means['activation']:.3f}**{kept}."
+        if len(universal):
+            left = {name: int((universal[f"excess_{name}"] > threshold).sum()) for name in ("activation", "raw")}
+            title += f"; {left['activation']:,} of {len(universal):,} universal neurons pass"
+            text += f" Of {count(len(universal), 'universal neuron')}, **{left['activation']:,}** then stay above "
+            text += f"{threshold:g}; over rotated activations, on the same tokens, {left['raw']:,} do."
     else:
-        text += f"The mean excess is {means['raw']:.3f}, and {scored}; {GATED}"
-    universal = own.merge(neurons.loc[neurons["is_universal"], KEY[1:]], on=KEY[1:])
+        text += f"; {GATED}."
     if len(universal):
-        kept = {words: f"**{(universal[name] > threshold).sum()}**" for name, words in WITHIN.items()}
-        text += f"; of {count(len(universal), 'universal neuron')}, {kept['domains']} keep a match above {threshold:g} "
-        text += f"within domains and {kept['positions']} within positions"
-        most = all((universal[name] > threshold).mean() > 0.5 for name in WITHIN)
-        title += f"; {'most' if most else 'not most'} universal neurons match within domains and positions"
+        match = universal[["partner", *WITHIN]].mean()
+        text += f" Within domains their mean match is **{match['domain']:.2f}** instead of {match['partner']:.2f}, "
+        text += f"within positions {match['position']:.2f}."
     alt = "Lines: share of neurons above each threshold under each null; scatter of matches within domains, positions."
-    return Caption(title, f"{text}.", f"{alt} {title}.")
+    return Caption(title, text, f"{alt} {title}.")
+
+
+def _interval_over_seeds(table: pd.DataFrame, reference: str, threshold: float) -> str:
+    """The ledger's interval of the mean excess under the activation null; empty where there is none."""
+    effects = activation_null(Evidence({"nulls": table}, reference, threshold))
+    found = decision(effects, statements()["excess_activation_null"])
+    return f"{found.low:.3f} to {found.high:.3f}".replace("-", "−") if np.isfinite(found.low) else ""

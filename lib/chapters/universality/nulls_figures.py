@@ -30,7 +30,6 @@ def nulls_figure(table: pd.DataFrame, reference: str, threshold: float) -> Figur
     for name, (marker, colour) in WITHIN.items():
         look = {"s": 12, "alpha": 0.7, "linewidths": 0, "rasterized": True, "label": f"within {nulls.WITHIN[name]}"}
         right.scatter(added["partner"], added[name], marker=marker, color=colour, **look)
-    right.axhline(threshold, **DASHED)
     low = min(0.0, added[list(WITHIN)].min().min()) if len(added) else 0.0
     right.set(xlabel="match on all tokens", ylabel="same partner, within groups", xlim=(0, 1), ylim=(low, 1))
     legend_below(fig, columns=3)

@@ -226,14 +226,28 @@ def test_the_figure_draws_and_its_sentences_are_computed(table, universal):
     nulls_figures.nulls_figure(table, "a", 0.5).draw_without_rendering()
     own, left = table[table["seed"] == "a"], nulls.survival(table)
     neurons = own.drop_duplicates(KEY)[KEY[1:]].assign(is_universal=lambda rows: rows["neuron"] >= universal)
-    caption, sentence = nulls.caption(table, neurons, "a", 0.5), nulls.survival_sentence(table)
-    raw = np.average(own["corr"] - own["raw"], weights=own["weight"])
-    assert f"{raw:.3f}" in caption.title and "nan" not in caption.text and caption.text.endswith(".")
+    caption, sentence = nulls.caption(table, neurons, "a", 0.55), nulls.survival_sentence(table)
+    means = {null: nulls.mean_excess(table, null).mean() for null in nulls.known(table)}
+    assert f"{means['raw']:.3f}" in caption.title and f"{means.get('activation', means['raw']):.3f}" in caption.title
+    assert "nan" not in caption.text and caption.text.endswith(".")
     assert len(caption.title) <= 130 and sentence.endswith(".")
     assert f"{100 * left.get('activation', left['zscored']):.0f} %" in sentence
     assert ("nonlinearity" in sentence) == ("activation" in table) == ("gated" not in caption.text)
-    words = "of 4 universal neurons, **3** keep a match above 0.5 within domains and **4** within positions."
-    assert caption.text.endswith(words) == (universal == 12)
+    chosen = nulls.by_neuron(own).query("neuron >= 12")
+    match = chosen[["partner", *nulls.WITHIN]].mean()
+    words = f"mean match is **{match['domain']:.2f}** instead of {match['partner']:.2f}, within positions "
+    assert (words + f"{match['position']:.2f}." in caption.text) == (universal == 12)
+    passed = (chosen["excess_activation"] > 0.55).sum() if "activation" in table else None
+    passing = f"Of 4 universal neurons, **{passed}** then stay above 0.55"
+    assert (passing in caption.text) == (universal == 12 and "activation" in table)
+
+
+def test_the_nulls_title_has_the_interval_over_seeds_only_where_there_are_several():
+    def title(table: pd.DataFrame) -> str:
+        neurons = table[table["seed"] == "a"].drop_duplicates(KEY)[KEY[1:]].assign(is_universal=False)
+        return nulls.caption(table, neurons, "a", 0.5).title
+
+    assert " to " in title(made_up()) and " to " not in title(made_up("a"))
 
 
 def test_gated_models_have_no_activation_null(make_run, tmp_path, without_grouped_moments):
