@@ -286,7 +286,7 @@ def value_norms(table: pd.DataFrame, reference: str) -> Caption:
 def query_paths(rows: pd.DataFrame) -> Caption:
     """From one seed's `query_paths` (figures 8b, 8c, 26): does cutting the path change attention as the score predicts?
 
-    A head that gives BOS less than LEAST_ATTENTION has no attention that a neuron could take from other tokens.
+    A head that gives BOS less than LEAST_ATTENTION has none to lose, and its pair is not tested.
     """
     alt = "Scatter plots of the changes of attention to BOS and of the head's output norm against the activation."
     summary = ablation_summary(rows)
