@@ -98,7 +98,7 @@ def test_chapter_06_says_what_changes_in_the_running_model_or_that_nothing_ran(t
     compared = neuron_sets.comparisons(tables["ablations"])
     swept, norms = tables["fixed_activation"], tables["value_norms"]
     entropy, sink, sets = said(interventions.interventions(swept, norms, compared))
-    assert " of 3 seeds." in entropy and " times as large." in sink and "% of random sets" in sets
+    assert " Over 3 seeds " in entropy and " times as large." in sink and "% of random sets" in sets
     entropy, _, sets = said(interventions.interventions(swept[swept["group"] == "none"], norms, compared.head(0)))
     assert entropy.startswith("No neuron") and sets.startswith("No set")
     alike = pd.DataFrame({"group": "all", "property": ["x", "y"], "correlation": [0.5, 0.1], "chance_high": 0.2})

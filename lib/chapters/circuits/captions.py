@@ -6,15 +6,17 @@ Every number is computed, and there are words for roles that no neuron has.
 import re
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
-from lib.base.errors import capital, listed
+from lib.base.errors import listed
 from lib.chapters.circuits.claims import share_above_layer, tested
 from lib.chapters.circuits.role_agreement import TOP_WITH_ROLE
-from lib.chapters.circuits.roles import PUBLISHED_CUTS, ROLES, last_layers, role_counts
+from lib.chapters.circuits.roles import NO_ROLE, NULL_QUANTILE, PUBLISHED_CUTS, ROLES, last_layers, role_counts
 from lib.chapters.universality.properties import TOP_SHARE
-from lib.display.captions import Caption, count, p_words, percent
-from lib.display.claims import SIGNIFICANT
+from lib.display.captions import Caption, count, p_words, percent, signed_percent
+from lib.display.claims import FEWEST, SIGNIFICANT
+from lib.display.over_seeds import in_brackets, over_seeds
 
 SHARP = ["prediction", "suppression"]  # the roles of high kurtosis
 
@@ -39,12 +41,15 @@ def moments_by_layer(circuits: pd.DataFrame) -> Caption:
     if circuits["unlearned"].any():
         all_tokens = int((circuits["vocab_kurt"] > PUBLISHED_CUTS.kurtosis).sum())
         raising = circuits["role_calibrated"] == "prediction"
-        turned = int((raising & (circuits["role_learned"] == "suppression")).sum())
+        lowering = circuits["role_learned"] == "suppression"
         text += (
             f" Tokens that were never learned ({_range(circuits['unlearned'], 0)} a seed) are left out. With them "
-            f"{all_tokens:,} neurons would exceed the published kurtosis cut, and {turned:,} suppression neurons would "
-            f"count among {count(raising.sum(), 'prediction neuron')}."
+            f"{all_tokens:,} neurons would exceed the published kurtosis cut"
         )
+        if lowering.any():
+            turned = f"{(raising & lowering).sum():,} of the {count(lowering.sum(), 'suppression neuron')}"
+            text += f", and {turned} would turn into prediction neurons"
+        text += "."
     alt = "Line plots of percentiles of kurtosis, skew and variance of logit effects by layer, with both cuts."
     return Caption(title, text, f"{alt} {title}.")
 
@@ -80,59 +85,52 @@ def roles_by_layer(circuits: pd.DataFrame) -> Caption:
     if not mean.to_numpy().any():
         text += "No neuron passes the calibrated kurtosis cut either, so there is no switch to look for."
         return Caption("No prediction or suppression neuron by either cut", text, alt)
-    up, down = mean.iloc[-1]
     if len(mean) == 1:
+        up, down = mean.iloc[-1]
         title = "One layer: no depth at which prediction gives way to suppression"
         text += f"By the calibrated cuts a seed has **{up:.1f}** prediction and **{down:.1f}** suppression neurons."
         return Caption(title, text, f"{alt} {title}.")
-    own = counts[counts["layer"] == mean.index[-1]]
-    led, seeds = int((own["suppression"] > own["prediction"]).sum()), len(own)
-    if led == seeds:
-        title = f"Suppression takes over in the last layer: {down:.3g} against {up:.3g} neurons a seed"
-    elif led:
-        title = f"Suppression outnumbers prediction in the last layer of {led} of {seeds} seeds"
-    else:
-        title = "No switch from prediction to suppression in the last layer"
-    seen = "is seen" if led == seeds else f"is seen in {led} of {seeds} seeds" if led else "is not seen"
-    early, late = (
-        percent(part["suppression"].sum() / max(1e-9, part.to_numpy().sum()), 0) for part in (mean[:-1], mean[-1:])
-    )
-    text += (
-        "By the calibrated cuts suppression neurons are "
-        f"**{late}** of the prediction and suppression neurons in the last layer and {early} before it: "
-        f"**the paper's switch to suppression {seen}**."
-    )
+    last = counts["layer"] == mean.index[-1]
+    if not mean.iloc[-1].any():
+        title = "No prediction or suppression neuron in the last layer"
+        text += "By the calibrated cuts the last layer has neither prediction nor suppression neurons."
+        return Caption(title, text, f"{alt} {title}.")
+    own = counts[last].set_index("seed")[SHARP]
+    found = over_seeds(own["suppression"] / own.sum(axis=1).replace(0, np.nan), "suppression_switch", signed_percent)
+    early = counts.loc[~last, SHARP].sum()
+    before = f"{percent(early['suppression'] / early.sum(), 0)} before it" if early.sum() else "without any before it"
+    late = f"{percent(found.mean, 0)} of high-kurtosis neurons in the last layer"
+    title = f"Suppression: {late}{in_brackets(found, '' if found.side else 'undecided')}, {before}"
+    seen = ("the seeds cannot tell whether it is there", "every seed has it", "no seed has it")[found.side]
+    text += f"The paper's switch needs more than half in the last layer; by the calibrated cuts **{seen}**."
     return Caption(title, text, f"{alt} {title}.")
 
 
-def logit_effects(examples: pd.DataFrame) -> Caption:
-    """Figures 5 and 23: what the chosen neurons' classes explain."""
+def logit_effects(examples: pd.DataFrame, circuits: pd.DataFrame) -> Caption:
+    """Figures 5 and 23: what the classes of the chosen neurons explain, and how many of `circuits` have one."""
     alt = "Histograms of logit effects over the vocabulary for chosen neurons, tokens of the neuron's class on top."
     if examples.empty:
         return Caption(
             "No neuron has a role", "No neuron of the reference seed has a role by the calibrated cuts.", alt
         )
-    best, chance = examples.loc[examples["label_score"].idxmax()], examples["null_score"].iloc[0]
-    above, most = int((examples["label_score"] > chance).sum()), percent(best["label_score"], 0)
-    title = f"Token classes explain {above} of {count(len(examples), 'neuron')} beyond chance, “{best['label']}” {most}"
-    text = (
-        f"For **{above}** of the {count(len(examples), 'neuron')} shown, the best token class explains more than "
-        f"{percent(chance, 1)}. One random direction in a thousand does so."
-    )
+    scores = examples.loc[examples["label_score"] > examples["null_score"], "label_score"]
+    shown, above = count(len(examples), "neuron"), len(scores)
+    title = f"None of the {shown} shown has a token class beyond chance"
+    text = "No neuron of the reference seed with a role has a class. "
+    if above:
+        explained = f"{_percents(scores, 0)} of the variance of their logit effects"
+        title = f"Neurons picked for having a token class: it explains {explained}"
+        text = "The neurons shown were picked because they have a class. "
+    if 0 < above < len(examples):
+        text = f"Of the {shown} shown **{above}** {'has' if above == 1 else 'have'} a class; these are picked first. "
+    roles = [role for role in ROLES if (circuits["role_learned"] == role).any()]
+    have = [percent(circuits.loc[circuits["role_learned"] == role, "label"].notna().mean(), 1) for role in roles]
+    text += f"Of all {listed(roles)} neurons, {listed([f'**{share}**' for share in have])} have one"
+    text += f", of random directions {percent(1 - NULL_QUANTILE, 1)}."
     absent = [role for role in ROLES if role not in set(examples["role"])]
     if absent:
         text += f" The reference seed has no {' and no '.join(absent)} neuron."
     return Caption(title, text, f"{alt} {title}.")
-
-
-def classes_by_role(circuits: pd.DataFrame) -> str:
-    """How many neurons have a class, under the table of classes."""
-    shares = [f"{percent(circuits['label'].notna().mean(), 1)} of all neurons"]
-    for role in ROLES:
-        named = circuits.loc[circuits["role_learned"] == role, "label"].notna()
-        if len(named):
-            shares.append(f"{percent(named.mean(), 1)} of {count(len(named), f'{role} neuron')}")
-    return f"{capital(listed(shares))} have a class beyond chance (calibrated cuts, all seeds)."
 
 
 def class_table(circuits: pd.DataFrame, number: int = 8) -> pd.DataFrame:
@@ -166,76 +164,89 @@ def next_token(table: pd.DataFrame, tokens: int, reference: str) -> Caption:
     if found["suppression"].empty:
         text = "No seed has a suppression neuron whose class explains more than chance, so the claim cannot be tested."
         return Caption("No suppression neuron to test the paper's claim on", text, alt)
-    here, over = [], []
+    words, over, here = [], [], []
     for role, rows in found.items():
+        if rows.empty:
+            continue
+        shares = over_seeds(share_above_layer(rows), "suppression_fires", signed_percent)
+        number, more = len(rows), int((rows["percentile"] > 50).sum())
+        undecided = " (undecided)" if role == "suppression" and (not shares.side or number < FEWEST) else ""
+        words.append(f"{role} {more} of {number}{'' if words else ' neurons'}{undecided}")
+        over.append(f"**{percent(shares.mean, 0)}** of the {role} neurons{in_brackets(shares)}")
         own = rows[rows["seed"] == reference]
         if len(own):
             here.append(f"{int((own['percentile'] > 50).sum())} of {count(len(own), f'{role} neuron')}")
-        if len(rows):
-            shares = share_above_layer(rows)
-            each = f" ({percent(shares.min(), 0)} to {percent(shares.max(), 0)})" if len(shares) > 1 else ""
-            over.append(f"**{percent(shares.mean(), 0)}** of the {role} neurons{each}")
-    seeds, known = found["suppression"]["seed"].nunique(), {role: rows for role, rows in found.items() if len(rows)}
-    shares = [f"{percent(share_above_layer(rows).mean(), 0)} of {role}" for role, rows in known.items()]
-    title = f"{listed(shares)} neurons fire more before their class than their layer's median"
-    seen = f"In seed {reference} {listed(here)} do; the mean" if here else "The mean"
+    title = f"More active before their class than their layer's median: {', '.join(words)}"
     text = (
-        f"On {tokens:,} positions a neuron counts if it fires more before a token of its class than the median of the "
-        f"other neurons of its layer. {seen} over {count(seeds, 'seed')} is {listed(over)}; the paper's claim needs "
-        "more than half of the suppression neurons."
+        f"On {tokens:,} positions a neuron counts if its effect $d$ exceeds the median of its layer's other neurons. "
+        f"{f'In seed {reference} {listed(here)} do. ' if here else ''}On average over seeds {listed(over)} do; the "
+        "paper's claim needs more than half of the suppression neurons."
     )
     return Caption(title, text, f"{alt} {title}.")
 
 
 def universal_roles(shares: dict[str, pd.DataFrame], threshold: float) -> Caption:
-    """Are neurons with a role more often universal than others at their depth?"""
+    """Are neurons with a role more often universal than others at their depth? Left by threshold, right by rank."""
+    alt = "Bar charts of the share of each role's neurons that are universal, and that have the largest excess."
     table = shares["role_learned"]
     table = table[table["neurons"] > 0]
-    more, fewer, universal, top = [], [], [], []
-    for row in table.itertuples():
-        neurons = count(row.neurons, f"{row.role} neuron")
-        universal.append(f"**{row.universal:,}** of {neurons}")
-        certainty = p_words(row.p_corrected) if row.agree else "seeds disagree"
-        expected = f"expected at their depth: {percent(row.expected, 1)}; {certainty}"
-        top.append(f"{percent(row.top_share, 1)} of {row.role} neurons ({expected})")
-        if row.p_corrected < SIGNIFICANT:
-            (more if row.top_share > row.expected else fewer).append(row.role)
-    title = "No role is more or less universal than its depth explains"
-    if more or fewer:
-        said = [f"{word} {listed(roles)}" for word, roles in (("more", more), ("fewer", fewer)) if roles]
-        title = f"In the top {100 * TOP_SHARE:g} % by excess are {', '.join(said)} neurons than depth explains"
-    if len(table):
-        title = f"{count(table['universal'].sum(), 'neuron')} with a role are universal. {title}"
-    text = (
-        f"{capital(listed(universal))} are universal (excess above {threshold:g}). The top {100 * TOP_SHARE:g} % by "
-        f"excess contain {listed(top)}."
-        if universal
-        else "No neuron has a role."
-    )
-    alt = "Bar charts of the share of each role's neurons that are universal, and that have the largest excess."
+    if table.empty:
+        return Caption("No neuron has a role", "No neuron has a role by the calibrated cuts.", alt)
+    universal = [f"{percent(row.share, 1)} of {row.role}" for row in table.itertuples()]
+    title = f"Universal: {', '.join(universal)} neurons; depth alone gives {_percents(table['expected_universal'])}"
+    text = f"Left: universal neurons (excess above {threshold:g}), not tested."
+    published = shares["role_published"].set_index("role")
+    partition = published.loc["partition"]
+    if partition["universal"] and not published.loc[SHARP, "neurons"].any():
+        text += (
+            f" By the published cuts {partition['universal']:,} of {count(partition['neurons'], 'partition neuron')} "
+            "are universal: no neuron passes the kurtosis cut, so sharp neurons count as partition neurons."
+        )
+    top = listed([f"**{percent(row.top_share, 1)}** of the {row.role}" for row in table.itertuples()])
+    text += f" Right: the top {100 * TOP_SHARE:g} % by excess has {top} neurons, where depth alone gives "
+    text += f"{_percents(table['expected'])}."
+    clear = table[table["p_corrected"] < SIGNIFICANT]
+    most = f" (largest {p_words(clear['p_corrected'].max())})" if len(clear) else ""
+    text += f" The difference is significant for {listed(clear['role']) if len(clear) else 'no role'}{most}."
     return Caption(title, text, f"{alt} {title}.")
 
 
 def match_agreement(table: pd.DataFrame) -> Caption:
     """Does a neuron's best match in another seed do the same to the logits?"""
+    alt = "Dot plots of the share of best matches with the same role, sign of skew and token class, beside chance."
     counted = table[table["pairs"] > 0].set_index(["group", "property"])
-    above = int((counted["agreement"] > counted["chance_high"]).sum())
-    title = f"Best matches agree beyond chance in {above} of {count(len(counted), 'comparison')}"
-
-    def against_chance(key: tuple[str, str]) -> str:
-        row = counted.loc[key]
-        return f"**{percent(row['agreement'], 1)}** (chance {percent(row['chance'], 1)}, {p_words(row['p_value'])})"
-
-    said = [f"{against_chance((role, 'role'))} of {role} neurons" for role in ROLES if (role, "role") in counted.index]
-    text = f"The best match has the same role for {listed(said)}." if said else "No neuron with a role has a match."
+    said = counted.loc[[(role, "role") for role in ROLES if (role, "role") in counted.index]]
+    title, text = "No neuron with a role has a match", ""
+    if len(said):
+        agreement, chance = _percents(said["agreement"], 0), _percents(said["chance"], 0)
+        title = f"Neurons with a role match the same role {agreement} of the time (chance {chance})"
+        beyond = int((said["agreement"] > said["chance_high"]).sum())
+        reached = {len(said): "no permutation reached any of these shares", 0: "permutations reached every share"}
+        text = f"For {listed([role for role, _ in said.index])} neurons the share is "
+        text += f"{listed([f'**{percent(share, 1)}**' for share in said['agreement']])}; "
+        text += f"{reached.get(beyond, f'permutations stayed below {beyond} of {len(said)} shares')}."
+    if (NO_ROLE, "role") in counted.index:
+        row = counted.loc[NO_ROLE, "role"]
+        than = "about as often as by chance"
+        if not row["chance_low"] <= row["agreement"] <= row["chance_high"]:
+            than = f"{'less' if row['agreement'] < row['chance'] else 'more'} often than by chance"
+        text += f" Neurons without a role match one without a role {than}: {percent(row['agreement'], 0)} "
+        text += f"(chance {percent(row['chance'], 0)})."
     key = TOP_WITH_ROLE, "token class"
     if key in counted.index:
+        row = counted.loc[key]
         text += (
-            f" Of the most universal neurons (top {100 * TOP_SHARE:g} % by excess) with a role, {against_chance(key)} "
-            "match a neuron of the same class; their matches are also closer than those of other neurons."
+            f" Of the most universal neurons (top {100 * TOP_SHARE:g} % by excess) with a role and a class, "
+            f"**{percent(row['agreement'], 1)}** (chance {percent(row['chance'], 1)}) match a neuron of the same "
+            "class; their matches are also closer than those of other neurons."
         )
-    alt = "Dot plots of the share of best matches with the same role, sign of skew and token class, beside chance."
-    return Caption(title, text, f"{alt} {title}.")
+    return Caption(title, text.strip() or "There are no pairs to compare.", f"{alt} {title}.")
+
+
+def _percents(shares: pd.Series, digits: int = 1) -> str:
+    """The smallest and the largest share."""
+    low, high = percent(shares.min(), digits), percent(shares.max(), digits)
+    return low if low == high else f"{low} to {high}"
 
 
 def _range(values: pd.Series, digits: int = 2) -> str:

@@ -1,11 +1,13 @@
 """The findings that open chapter 05, from its tables."""
 
+import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
 from lib.chapters.circuits.roles import NULL_QUANTILE, ROLES, role_counts
-from lib.display.captions import count, percent
+from lib.display.captions import percent, signed_percent
 from lib.display.findings import Finding, in_short
+from lib.display.over_seeds import in_brackets, over_seeds
 
 SHARP = ["prediction", "suppression"]  # the roles of high kurtosis
 
@@ -21,17 +23,18 @@ def circuits(neurons: pd.DataFrame, agreement: pd.DataFrame) -> HTML:
 
 
 def _switch(neurons: pd.DataFrame) -> Finding:
-    """Whether suppression takes over in the last layer, in how many seeds."""
+    """Whether most neurons of high kurtosis in the last layer suppress, over seeds."""
     counts = role_counts(neurons, "role_learned")
-    last = counts[counts["layer"] == counts["layer"].max()]
-    led = int((last["suppression"] > last["prediction"]).sum())
-    if not last[SHARP].to_numpy().any():
+    last = counts[counts["layer"] == counts["layer"].max()].set_index("seed")[SHARP]
+    if not last.to_numpy().any():
         return Finding("No neuron of the last layer clearly raises or lowers a few tokens.", "roles_by_layer")
-    text = "The paper's switch from raising to lowering tokens in the last layer is **not** seen in any seed."
-    if led:
-        text = (
-            f"In the last layer more neurons lower tokens than raise them in **{led} of {count(len(last), 'seed')}**."
-        )
+    shares = last["suppression"] / last.sum(axis=1).replace(0, np.nan)
+    found = over_seeds(shares, "suppression_switch", signed_percent)
+    text = f"Of the neurons in the last layer that do so, **{percent(found.mean, 0)}** lower tokens"
+    text += f"{in_brackets(found)}. "
+    switch = "the paper's switch from raising to lowering"
+    seen = (f"Whether this is {switch} cannot be told", f"This is {switch}", f"This is **not** {switch}")[found.side]
+    text += f"{seen}."
     return Finding(text, "roles_by_layer")
 
 

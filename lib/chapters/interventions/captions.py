@@ -4,27 +4,25 @@ Every number is computed; where an effect is missing, the sentence says so. Figu
 sentences add the other seeds.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
 from lib.base.errors import capital, listed
-from lib.chapters.families.summary import FAMILIES
 from lib.chapters.interventions.candidates import CONTROL_OF, LARGE, NullSpace, late_neurons
-from lib.chapters.interventions.neuron_sets import UNIVERSAL, family_parts, shares_below
-from lib.chapters.interventions.single_neurons import (
-    FIXED_FREQUENCY,
-    FROZEN_SCALE,
-    TOTAL,
-    Removed,
-    at_largest_value,
-    removed,
-)
+from lib.chapters.interventions.heads import PAIR, ablation_summary
+from lib.chapters.interventions.single_neurons import FIXED_FREQUENCY, FROZEN_SCALE, TOTAL, at_largest_value, removed
 from lib.chapters.universality.properties import TOP_SHARE
 from lib.display.captions import Caption, count, percent, signed, signed_percent
+from lib.display.claims import statements
+from lib.display.over_seeds import in_brackets, over_seeds
 
 NULL_DEPTH = 0.1  # largest singular value of a null space, as a share of the median one
-SINK_RATIO = 2.0  # other tokens' ‖W_O (v + b_V)‖ over BOS's in the median head, above which BOS is an attention sink
+GROUP_NAMES = {"all": "all neurons"}
+LEAST_ATTENTION = 0.1  # of a head to BOS; a head with less has none to lose
+CUTTING = {FROZEN_SCALE: "freezing the final scale", FIXED_FREQUENCY: "fixing the frequency"}
 GROUPS = ("entropy", CONTROL_OF["entropy"])
 NO_CANDIDATES = "No neuron of at least median norm in the last layers writes into the null space of W_U beyond chance."
 
@@ -66,22 +64,20 @@ def entropy_selection(weights: pd.DataFrame, chosen: pd.DataFrame, space: NullSp
     if late.empty:
         title = "No neuron writes anything in the last layers"
         return Caption(title, "All output weights of the last layers are 0.", alt)
-    number = _number(
-        int(late["entropy"].sum()), "neuron", "of at least median norm writes", "of at least median norm write"
-    )
-    title = f"{number} into the null space of W_U beyond chance"
     large = late[late["w_out_norm"] >= late["w_out_norm"].quantile(LARGE)]
+    beyond, depth = int(late["entropy"].sum()), percent(space.depth, 0)
+    some = f"{beyond:,} of {count(len(large), 'neuron')} {'writes' if beyond == 1 else 'write'}"
+    title = f"{some} beyond chance where W_U reads least, at {depth} of its usual strength"
     text = (
-        f"A random direction has a share of {space.chance:.2f} where $W_U$ reads least, one in a thousand more than "
-        f"{space.chance_bound:.2f}; {int(late['entropy'].sum())} of the {len(large):,} neurons of at least median norm "
-        "have more."
+        f"Of random directions one in a thousand has a share above {space.chance_bound:.2f} (mean "
+        f"{space.chance:.2f}). The title counts the neurons of at least median norm that have more."
     )
     if len(chosen):
-        shares = chosen["null_share"]
-        text += f" The candidates, {_named(chosen)}, have **{shares.min():.2f}** to **{shares.max():.2f}**."
+        low, high = (percent(share, 0) for share in chosen["null_share"].agg(["min", "max"]) ** 2)
+        text += f" The candidates, {_named(chosen)}, write **{low}** to **{high}** of their squared length there."
     if space.depth >= NULL_DEPTH:
-        depth = f"{percent(space.depth, 0)} of the median one"
-        text += f" **$W_U$ has no true null space here**: the largest singular value of these directions is {depth}."
+        text += " **$W_U$ has no true null space here**: its largest singular value in these directions is "
+        text += f"{depth} of the median one."
     return Caption(title, text, f"{alt} {title}.")
 
 
@@ -94,63 +90,97 @@ def fixed_activation(table: pd.DataFrame, reference: str) -> Caption:
     if not {"entropy", CONTROL_OF["entropy"]} <= set(entropy) or entropy.empty:
         return Caption("No candidates or no controls to compare", NO_CANDIDATES, alt)
     own = top[top["seed"] == reference]
-    sizes = own["group"].value_counts().reindex(list(GROUPS), fill_value=0)
-    title = f"No candidate in seed {reference}"
-    text = ""
+    parts = []
     if reference in entropy.index:
-        ours, others = (entropy.loc[reference, group] for group in GROUPS)
-        held = f"Held at {top['value'].iloc[0]:g}, the median candidate changes entropy by {signed(ours, 3)} nats"
-        title = f"{held}, the control by {signed(others, 3)}; "
-        title += f"reciprocal rank moves by {' and '.join(f'{rank.loc[reference, group]:.3f}' for group in GROUPS)}"
-        text = (
-            f"In seed {reference}, on {int(own['tokens'].iloc[0]):,} tokens, the median of {sizes.iloc[0]} candidates "
-            f"changes the entropy by **{signed(ours, 3)}** nats, the median of {sizes.iloc[1]} controls by "
-            f"**{signed(others, 3)}**."
+        sizes = own["group"].value_counts()
+        medians = (
+            f"**{signed(entropy.loc[reference, group], 3)}** for {count(sizes[group], name)}"
+            for group, name in zip(GROUPS, ("candidate", "control"), strict=True)
         )
-    differences, ranks = (one["entropy"] - one[CONTROL_OF["entropy"]] for one in (entropy, rank))
-    text += (
-        f" Candidate less control over {count(len(differences), 'seed')}: {_span(differences)} nats of entropy, "
-        f"{_span(ranks, 4)} in the size of the change of reciprocal rank."
+        spread = own.loc[own["group"] == GROUPS[1], "entropy_change"].astype(float)
+        parts.append(
+            f"In seed {reference}, on {int(own['tokens'].iloc[0]):,} tokens, the median change of entropy in nats is "
+            f"{' and '.join(medians)}; single controls have {_span(spread)}."
+        )
+    else:
+        parts.append(f"Seed {reference} has no candidate.")
+    differences = [one[GROUPS[0]] - one[GROUPS[1]] for one in (entropy, rank)]
+    beyond, nearer = (
+        over_seeds(values, name, words)
+        for values, name, words in zip(differences, ("entropy_entropy", "entropy_order"), (_three, _four), strict=True)
     )
-    return Caption(title, text.strip(), f"{alt} {title}.")
-
-
-def _removes(table: pd.DataFrame, reference: str, outcome: str, variant: str, group: str, effect: str) -> str:
-    """How much a variant removes from candidates and controls of the reference, and Cliff's delta over seeds."""
-    groups = group, CONTROL_OF[group]
-    found = {seed: removed(own, outcome, variant, groups) for seed, own in table.groupby("seed")}
-    own = found.get(reference, Removed(np.nan, np.nan, (0, 0), np.nan))
-    deltas = pd.Series({seed: one.delta for seed, one in found.items()}, dtype=float).dropna()
-    parts = [
-        f"**{signed_percent(share)}** of the median {name}'s effect on {effect} ({number} with a clear one)"
-        for share, name, number in zip(own[:2], ("candidate", "control"), own.neurons, strict=True)
-        if number
+    parts.append(
+        f"Median candidate less median control over {count(len(entropy), 'seed')}: **{_three(beyond.mean)}** nats of "
+        f"entropy{in_brackets(beyond)} and **{_four(nearer.mean)}** in the size of the change of reciprocal "
+        f"rank{in_brackets(nearer)}."
+    )
+    said = [
+        f"{verb} {'more' if found.mean > 0 else 'less'} than controls{in_brackets(found)}"
+        for found, verb in ((nearer, "move reciprocal rank"), (beyond, "raise entropy"))
+        if found.side
     ]
-    said = f"removes {' and '.join(parts)}" if parts else f"cannot be judged: nobody has a clear effect on {effect}"
-    over = f"; Cliff's delta over {count(len(deltas), 'seed')} {_span(deltas, 2)}" if len(deltas) else ""
-    return f"{said}{over}."
+    open_ = [name for found, name in ((nearer, "reciprocal rank"), (beyond, "entropy")) if not found.side]
+    title = f"Held at {top['value'].iloc[0]:g}, candidates {' and '.join(said)}" if said else ""
+    if open_:
+        undecided = f"for {' and '.join(open_)} the seeds cannot tell"
+        title = f"{title}; {undecided}" if title else capital(undecided)
+    return Caption(title, " ".join(parts), f"{alt} {title}.")
+
+
+def _three(value: float) -> str:
+    return signed(value, 3)
+
+
+def _four(value: float) -> str:
+    return signed(value, 4)
+
+
+class _Carried(NamedTuple):
+    """What a variant removes of one group's effect: in numbers of neurons, in words, and over seeds (Cliff's delta)."""
+
+    clear: str
+    text: str
+    side: int
+
+
+def _carried(table: pd.DataFrame, reference: str, name: str, tested: tuple[str, str, str]) -> _Carried:
+    """`name` is the ledger's row, `tested` the outcome, the variant and the group of candidates."""
+    outcome, variant, group = tested
+    groups = group, CONTROL_OF[group]
+    by_seed = {seed: removed(own, outcome, variant, groups) for seed, own in table.groupby("seed")}
+    own, sizes = by_seed[reference], table[(table["seed"] == reference) & (table["variant"] == TOTAL)]["group"]
+    clear = [f"{number} of {int((sizes == one).sum())}" for number, one in zip(own.neurons, groups, strict=True)]
+    shares = [
+        f"**{signed_percent(share)}** in the median {word}"
+        for share, word in zip(own[:2], ("candidate", "control"), strict=True)
+        if np.isfinite(share)
+    ]
+    text = f"{clear[0]} candidates and {clear[1]} controls have a clear effect"
+    text += f", of which {CUTTING[variant]} removes {' and '.join(shares)}." if shares else "."
+    deltas = pd.Series({seed: one.delta for seed, one in by_seed.items()}, dtype=float).dropna()
+    found = over_seeds(deltas, name, signed)
+    if len(deltas):
+        agree = (deltas > 0).all() or (deltas < 0).all()
+        undecided = "" if found.side else "undecided" if agree else "the seeds disagree"
+        text += f" Cliff's delta over {count(len(deltas), 'seed')} is {signed(found.mean)}"
+        text += f"{in_brackets(found, undecided)}."
+    return _Carried(clear[0], text, found.side)
 
 
 def mean_ablation(table: pd.DataFrame, reference: str) -> Caption:
     """From `mean_ablations`: how much of an effect goes through the final scale, how much along token frequency."""
     alt = "Scatter plots of mean-ablation effects: total against direct, with the final scale or the frequency fixed."
-    own = table[table["seed"] == reference]
-    if own.empty:
+    if not (table["seed"] == reference).any():
         return Caption("No neuron to ablate", NO_CANDIDATES, alt)
-    scale = removed(own, "entropy", FROZEN_SCALE, ("entropy", CONTROL_OF["entropy"]))
-    title = "No candidate's mean ablation clearly changes entropy"
-    if scale.neurons[0]:
-        gone = signed_percent(scale.candidates) if scale.candidates > 0 else "nothing"
-        title = f"Freezing the final scale removes {gone} of the median candidate's effect on entropy"
-    frequency = removed(own, "kl_unigram", FIXED_FREQUENCY, ("frequency", CONTROL_OF["frequency"]))
-    if frequency.neurons[0]:
-        title += f"; fixing the frequency {signed_percent(frequency.candidates)} of that on KL"
-    along = _removes(table, reference, "kl_unigram", FIXED_FREQUENCY, "frequency", "KL(prediction ‖ unigram)")
+    scale = _carried(table, reference, "entropy_through_scale", ("entropy", FROZEN_SCALE, "entropy"))
+    along = _carried(table, reference, "frequency_direction", ("kl_unigram", FIXED_FREQUENCY, "frequency"))
+    end = ("that the scale carries them is undecided", "the scale carries more", "the scale carries less")[scale.side]
+    end += " of them than of controls'" if scale.side else ""
+    title = f"Clear effects of {scale.clear} entropy and {along.clear} frequency candidates; {end}"
     text = (
-        f"In seed {reference}, freezing the final scale "
-        f"{_removes(table, reference, 'entropy', FROZEN_SCALE, 'entropy', 'entropy')} "
-        f"Fixing the projection on the frequency direction {along} An effect is clear if it is beyond two standard "
-        "errors; above 100 % it changes sign, and a negative share means that it grows."
+        f"In seed {reference}, on entropy (left), {scale.text} On KL(prediction ‖ unigram) (right), {along.text} An "
+        "effect is clear if it is beyond two standard errors. A share above 100 % means that the effect changes sign; "
+        "a negative one, that it grows."
     )
     return Caption(title, text, f"{alt} {title}.")
 
@@ -158,17 +188,16 @@ def mean_ablation(table: pd.DataFrame, reference: str) -> Caption:
 def frequency_size(table: pd.DataFrame, reference: str) -> str:
     """How large the effects of token-frequency neurons are beside their controls', from `mean_ablations`."""
     total = table[(table["seed"] == reference) & (table["variant"] == TOTAL)]
-    sizes = total["kl_unigram_change"].astype(float).abs().groupby(total["group"]).max()
+    sizes = total["kl_unigram_change"].astype(float).abs().groupby(total["group"]).agg(["median", "max", "size"])
     groups = "frequency", CONTROL_OF["frequency"]
     if not set(groups) <= set(sizes.index):
         return ""
-    ours, others = (sizes[group] for group in groups)
-    size = "larger than that of every control" if ours > 2 * others else "about as small as that of controls"
-    size = "**negligible** beside that of controls" if ours <= others else size
+    ours, others = (sizes.loc[group] for group in groups)
     return (
-        f"They are chosen by the alignment that fixing the projection tests, so that they act along it holds by "
-        f"construction. Their effect is {size}: the largest change of KL(prediction ‖ unigram) is **{ours:.4f}** nats "
-        f"by a candidate and **{others:.4f}** by a control of equal norm."
+        "They are chosen by the alignment that fixing the projection tests, so that they act along it holds by "
+        f"construction. The median candidate changes KL(prediction ‖ unigram) by **{ours['median']:.5f}** nats, the "
+        f"median control by **{others['median']:.5f}**. The largest change is {ours['max']:.4f} among "
+        f"{count(ours['size'], 'candidate')} and {others['max']:.4f} among {count(others['size'], 'control')}."
     )
 
 
@@ -190,19 +219,25 @@ def matched_ablation(table: pd.DataFrame) -> Caption:
     if table.empty:
         text = "No ablated neuron has a best match in another seed whose mean activation is known."
         return Caption("No matches to compare", text, alt)
-    parts, found = [], {}
-    for group, name in zip(GROUPS, ("candidates", "controls"), strict=True):
+    said, agree = [], []
+    for group, name in zip(GROUPS, ("candidate", "control"), strict=True):
         own = table[table["group"] == group]
         one, other = own["reference_change"], own["entropy_change"]
+        if own.empty:
+            continue
+        neurons, pairs = len(own.drop_duplicates(["layer", "neuron"])), count(len(own), "pair")
+        agree.append(percent(float((np.sign(one) == np.sign(other)).mean()), 0))
+        said.append(f"{pairs} of {count(neurons, name)} agree in sign in **{agree[-1]}**")
         if len(own) >= 3 and one.nunique() > 1 and other.nunique() > 1:
-            found[group] = signed(spearmanr(one, other).statistic)
-            same = percent(float((np.sign(one) == np.sign(other)).mean()), 0)
-            parts.append(f"**{found[group]}** for the {name}, the same sign in **{same}** of {len(own)} pairs")
-    title = "Too few matches of the candidates to compare their effects"
-    if "entropy" in found:
-        beside = f" (controls {found[GROUPS[1]]})" if GROUPS[1] in found else ""
-        title = f"Effects on entropy of candidates and matches: rank correlation {found['entropy']}{beside}"
-    text = f"Rank correlation of the effects of a neuron and its match: {'; '.join(parts) or 'too few pairs'}. "
+            said[-1] += f", rank correlation **{signed(spearmanr(one, other).statistic)}**"
+    candidates = table[table["group"] == GROUPS[0]]
+    number = len(candidates.drop_duplicates(["layer", "neuron"]))
+    title = "No match of a candidate to compare"
+    if number:
+        beside = f" (controls {agree[1]})" if len(agree) > 1 else ""
+        few = f"{number} candidates are" if number > 1 else "One candidate is"
+        title = f"{few} too few to compare: the sign of the effect agrees in {agree[0]} of pairs{beside}"
+    text = f"The change of entropy by a neuron and by its match: {'; '.join(said)}. "
     text += "Pairs that share a neuron are not independent, so there is no test."
     return Caption(title, text, f"{alt} {title}.")
 
@@ -220,15 +255,13 @@ def attention_scores(weights: pd.DataFrame, chance: pd.DataFrame) -> Caption:
     deviations, largest = reached["attention_deviations"], chance["attention_deviations"].abs().max()
     beyond = int((deviations.abs() > largest).sum())
     title = f"{_number(beyond, 'neuron', 'is', 'are')} aligned with a later head's BOS key beyond chance"
-    high, low = (
-        f"{name_of(row)} for L{int(row['attention_head_layer'])}H{int(row['attention_head'])} "
-        f"({signed(row['attention_deviations'], 1)})"
-        for row in (reached.loc[deviations.idxmax()], reached.loc[deviations.idxmin()])
-    )
+    high, low = (reached.loc[deviations.idxmax()], reached.loc[deviations.idxmin()])
+    heads_of = [f"L{int(row['attention_head_layer'])}H{int(row['attention_head'])}'s" for row in (high, low)]
     text = (
         f"Of {len(reached):,} neurons that a later head reads, **{beyond:,}** ({percent(beyond / len(reached), 1)}) "
-        f"score beyond all of as many random vectors (±{largest:.1f} standard deviations). The highest score, of "
-        f"{high}, means that the neuron *deactivates* the head; the lowest, of {low}, that it *activates* it."
+        f"score beyond all of as many random vectors (±{largest:.1f} standard deviations). By its weights "
+        f"{name_of(high)} should raise {heads_of[0]} attention to BOS ({signed(deviations.max(), 1)}), and "
+        f"{name_of(low)} lower {heads_of[1]} ({signed(deviations.min(), 1)}). Cutting the path below tests this."
     )
     return Caption(title, text, f"{alt} {title}.")
 
@@ -237,94 +270,55 @@ def value_norms(table: pd.DataFrame, reference: str) -> Caption:
     """From `value_norms`: does a head that attends to BOS alone write little?"""
     own, medians = table[table["seed"] == reference], table.groupby("seed")["ratio"].median()
     ratio, smaller = own["ratio"].median(), int((own["ratio"] > 1).sum())
-    sink, above = ("an", "above") if ratio > SINK_RATIO else ("**no**", "not above")
     title = f"In the median head other tokens' ‖W_O (v + b_V)‖ is {ratio:.2f} times that of BOS"
+    less = "writes less" if medians.min() > 1 else "does not write less in every seed"
+    (published,) = statements()["bos_resting"].values
     text = (
-        f"In **{smaller}** of {count(len(own), 'head')} of seed {reference} ‖W_O (v + b_V)‖ is smaller for BOS than on "
-        f"average for other tokens; the median ratio is **{ratio:.2f}** ({medians.min():.2f} to {medians.max():.2f} "
-        f"over {count(len(medians), 'seed')}), and {own['ratio_without_bias'].median():.2f} without the value bias. "
-        f"BOS is {sink} attention sink here: the ratio is {above} {SINK_RATIO:g}."
+        f"A head that attends to BOS {less}: over {count(len(medians), 'seed')} the ratio in the median head is "
+        f"**{medians.min():.2f}** to **{medians.max():.2f}**. In seed {reference} it is above 1 in {smaller} of "
+        f"{count(len(own), 'head')}. Without the value bias it is {own['ratio_without_bias'].median():.2f}; in the "
+        f"paper's GPT2-medium {published:g}."
     )
     alt = "Scatter plot of the norm of what a head writes for BOS against its mean over other tokens, one dot a head."
     return Caption(title, text, f"{alt} {title}.")
 
 
-def query_paths(summary: pd.DataFrame) -> Caption:
-    """From `ablation_summary` (figures 8b, 8c, 26): does cutting the path change attention as the score predicts?"""
+def query_paths(rows: pd.DataFrame) -> Caption:
+    """From one seed's `query_paths` (figures 8b, 8c, 26): does cutting the path change attention as the score predicts?
+
+    A head that gives BOS less than LEAST_ATTENTION has none to lose, and its pair is not tested.
+    """
     alt = "Scatter plots of the changes of attention to BOS and of the head's output norm against the activation."
+    summary = ablation_summary(rows)
     if summary.empty:
         text = "No head reads a neuron in this model, so that there is no path to cut."
         return Caption("No pair of neuron and head", text, alt)
-    predicted = np.where(summary["role"] == "deactivation", -1.0, 1.0)  # cutting the path undoes it
-    moved = int(((summary["bos_change_corr"] * predicted) > 0.5).sum())
-    moving = _number(moved, "pair", f"of {len(summary)} moves", f"of {len(summary)} move")
-    title = f"{moving} attention to BOS as the weights predict (|ρ| > 0.5)"
-    parts = [
-        f"{pair_name(row)} ({row['role']}) **{signed(row['bos_change_corr'])}**, **{signed(row['norm_change_corr'])}**"
-        for _, row in summary.iterrows()
-    ]
-    text = (
-        f"Correlations ρ of the activation with the changes of attention to BOS and of ‖W_O z‖, over "
-        f"{int(summary['destinations'].max()):,} destinations: {'; '.join(parts)}. The best pair of the paper's "
-        "GPT2-medium has −0.93 and +0.89."
-    )
-    return Caption(title, text, f"{alt} {title}.")
-
-
-def importance(compared: pd.DataFrame, table: pd.DataFrame, reference: str) -> Caption:
-    """From `neuron_sets.comparisons` and `ablations`: do universal neurons matter more than others of equal power?"""
-    alt = "Dot plots by layer of the change of loss and of KL when universal neurons are ablated, over random sets."
-    held = compared[compared["kind"] == "mean"]
-    own = held[held["seed"] == reference]
-    if held.empty:
-        text = "**Not compared:** there are no universal neurons, or too few others in their layer."
-        return Caption("No set of universal neurons to ablate beside random ones", text, alt)
-    shares = shares_below(held)
-    over = f"**{percent(shares.mean(), 0)}**" + (f" ({percent(shares.min(), 0)} to {percent(shares.max(), 0)})")
-    title = f"Universal neurons cost more loss than {percent(shares.mean(), 0)} of random sets of equal power"
-    text = f"Over {count(len(shares), 'seed')}, universal neurons cost more loss than {over} of the random sets."
-    others = held[held["seed"] != reference]["blocks"]
-    if len(own):
-        below = own["loss_change_below"].sum() + own["loss_change_level"].sum() / 2
-        text = (
-            f"In seed {reference}, on {own['tokens'].iloc[0]:,} tokens of {count(own['blocks'].iloc[0], 'block')}, the "
-            f"universal neurons of {count(len(own), 'layer')} cost more loss than **{below:g} of "
-            f"{own['draws'].sum()}** random sets; the mean over {count(len(shares), 'seed')}"
-            f"{f' (others: {others.min()} blocks)' if len(others) else ''} is {over}, and a half is chance. "
-            f"The random sets have {own['power_low'].min():.2f} to {own['power_high'].max():.2f} times the power of "
-            f"theirs.{_unmatched(own, table, reference)}"
+    attends = summary["bos"] >= LEAST_ATTENTION
+    tested, left = summary[attends], summary[~attends]
+    predicted = np.where(tested["role"] == "deactivation", -1.0, 1.0)  # cutting the path undoes it
+    moved = int(((tested["bos_change_corr"] * predicted) > 0.5).sum())
+    least = percent(LEAST_ATTENTION, 0)
+    title = f"No pair can be tested: the heads give BOS less than {least} of their attention"
+    parts = []
+    if len(tested):
+        move = f"{'pair moves' if len(tested) == 1 else 'pairs move'} attention to BOS as the weights predict"
+        title = f"{moved} of {len(tested)} testable {move} (|ρ| > 0.5)"
+        title += f"; {len(left)} cannot be tested" if len(left) else ""
+        spreads = rows.groupby(PAIR, sort=False)["bos_change"].std()
+        parts.append("ρ is the correlation of a change with the activation, over ")
+        parts[-1] += f"{int(tested['destinations'].max()):,} destinations."
+    for _, row in tested.iterrows():
+        bos, norm = (signed(row[f"{name}_change_corr"]) for name in ("bos", "norm"))
+        parts.append(
+            f"{pair_name(row)} ({row['role']}): **{bos}** for attention to BOS, whose changes have a standard "
+            f"deviation of {spreads[tuple(row[PAIR])]:.3f}, and **{norm}** for ‖W_O z‖."
         )
-    return Caption(title, f"{text}{_first_layer(own, table, reference)}", f"{alt} {title}.")
-
-
-def _unmatched(own: pd.DataFrame, table: pd.DataFrame, reference: str) -> str:
-    """Which layers of the reference have universal neurons that no other neurons match in power."""
-    sets = table[(table["seed"] == reference) & (table["kind"] == "mean") & (table["group"] == UNIVERSAL)]
-    left = sorted(set(sets["layer"]) - set(own["layer"]))
-    if not left:
-        return ""
-    return f" Left out, since no other neurons match their power: {listed([f'layer {layer}' for layer in left])}."
-
-
-def _first_layer(own: pd.DataFrame, table: pd.DataFrame, reference: str) -> str:
-    """What the first layer's set costs, and how much of it its largest family makes alone."""
-    first = own[own["layer"] == 0]
-    if first.empty:
-        return ""
-    row = first.iloc[0]
-    half = f" ± {2 * row['loss_change_excess_error']:.4f}" if np.isfinite(row["loss_change_excess_error"]) else ""
-    text = f"\n\nThe first layer's set costs **{signed(row['loss_change'], 4)}** nats, and beyond its random sets "
-    text += f"{signed(row['loss_change_excess'], 4)}{half}."
-    parts = family_parts(table)
-    parts = parts[parts["seed"] == reference]
-    if len(parts):
-        part = parts.iloc[0]
-        family = f"of family “{FAMILIES.get(part['family'], part['family'])}”"
-        text += (
-            f" Its {count(part['neurons'], 'neuron')} {family} alone cost **{signed(part['loss_change'], 4)}**, more "
-            "than those of any other family."
-        )
-    return text
+    if len(left):
+        named = listed([pair_name(row) for _, row in left.iterrows()])
+        parts.append(f"Not tested, as the head gives BOS less than {least} of its attention: {named}.")
+    published = [signed(statements()[name].values[0]) for name in ("deactivation_bos", "deactivation_norm")]
+    parts.append(f"The best pair of the paper's GPT2-medium has {' and '.join(published)}.")
+    return Caption(title, " ".join(parts), f"{alt} {title}.")
 
 
 def property_agreement(table: pd.DataFrame, labels: dict[str, str]) -> Caption:
@@ -342,7 +336,10 @@ def property_agreement(table: pd.DataFrame, labels: dict[str, str]) -> Caption:
         f"*Most universal* means the top {100 * TOP_SHARE:g} % by excess; their matches are closer than those of other "
         "neurons, so more agreement is expected."
     )
-    best = known.loc[known["correlation"].idxmax()]
-    alike = f"{labels[best['property']]}: {signed(best['correlation'])}"
-    title = f"Best matches agree beyond chance in {beyond.sum()} of {len(known)} cases, most in the {alike}"
+    best = known.loc[known.groupby("group", sort=False)["correlation"].idxmax()]
+    named = [
+        f"{labels[row.property]} ({GROUP_NAMES.get(row.group, row.group)}, {signed(row.correlation)})"
+        for row in best.itertuples()
+    ]
+    title = f"Most alike: {', '.join(named)}" if beyond.any() else "No property is alike beyond chance in best matches"
     return Caption(title, text, f"{alt} {title}.")

@@ -7,14 +7,13 @@ import pandas as pd
 
 from lib.chapters.interventions import heads, neuron_sets
 from lib.chapters.interventions.candidates import CONTROL_OF, controls, entropy_candidates
-from lib.chapters.interventions.captions import pair_name
+from lib.chapters.interventions.captions import LEAST_ATTENTION, pair_name
 from lib.chapters.interventions.single_neurons import FIXED_FREQUENCY, FROZEN_SCALE, at_largest_value, removed
 from lib.display.captions import count, percent, signed, signed_percent
 from lib.display.claims import FEWEST, Claim, Effects, Evidence, unmeasured
 
 CHAPTER = "06_interventions"
 INTERVENTIONS = {"fixed_activation", "mean_ablation", "query_paths", "ablations"}  # tables of effects on the model
-LEAST_ATTENTION = 0.1  # of a head to BOS; a head with less has none to lose
 NO_CANDIDATE = (
     "a seed in which no neuron of at least median norm writes into the null space beyond chance cannot be asked"
 )

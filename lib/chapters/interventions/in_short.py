@@ -5,11 +5,11 @@ from IPython.display import HTML
 
 from lib.base.errors import capital
 from lib.chapters.interventions.candidates import CONTROL_OF
-from lib.chapters.interventions.captions import SINK_RATIO
 from lib.chapters.interventions.neuron_sets import shares_below
 from lib.chapters.interventions.single_neurons import at_largest_value
-from lib.display.captions import count, percent, signed
+from lib.display.captions import count, percent, signed, signed_percent
 from lib.display.findings import Finding, in_short
+from lib.display.over_seeds import in_brackets, over_seeds
 
 ENTROPY = "figure_07_25_fixed_activation"
 
@@ -36,18 +36,19 @@ def _entropy(swept: pd.DataFrame) -> Finding:
     if not {"entropy", CONTROL_OF["entropy"]} <= set(by_group) or by_group.dropna().empty:
         return Finding("No neuron of the last layers can be told to be an entropy neuron by its weights.", ENTROPY)
     ours, others = (by_group.dropna()[group] for group in ("entropy", CONTROL_OF["entropy"]))
-    more = int((ours > others).sum())
+    found = over_seeds(ours - others, "entropy_entropy", lambda value: signed(value, 3))
     text = f"Held high, entropy neurons change the entropy of the prediction by **{signed(ours.mean(), 3)}** nats, "
-    text += f"controls of equal norm by {signed(others.mean(), 3)}. "
-    return Finding(f"{text}They raise it more in **{more} of {count(len(ours), 'seed')}**.", ENTROPY)
+    text += f"controls of equal norm by {signed(others.mean(), 3)}"
+    differ = ("the difference is **undecided**", "they raise it more", "they raise it less")[found.side]
+    text += f". Over {count(len(ours), 'seed')} {differ}."
+    return Finding(text, ENTROPY)
 
 
 def _sink(norms: pd.DataFrame) -> Finding:
     ratio = norms.groupby("seed")["ratio"].median().mean()
-    verb = "writes little" if ratio > SINK_RATIO else "does **not** write little"
-    text = (
-        f"A head that attends to BOS {verb}: in the median head other tokens' output is **{ratio:.1f} times** as large."
-    )
+    verb = "writes less" if ratio > 1 else "does **not** write less"
+    text = f"A head that attends to BOS {verb} than elsewhere: in the median head "
+    text += f"other tokens' output is **{ratio:.1f} times** as large."
     return Finding(text, "bos_value_norms")
 
 
@@ -57,8 +58,8 @@ def _importance(held: pd.DataFrame) -> Finding:
             "No set of universal neurons could be ablated beside random ones.", "ablation_of_universal_neurons"
         )
     shares = shares_below(held)
-    text = "Universal neurons matter no more than other strong neurons"
-    if len(shares) > 1 and shares.min() > 0.5:
-        text = "Universal neurons matter more than other strong neurons"
-    text += f": ablating them costs more loss than **{percent(shares.mean(), 0)}** of random sets of equal power."
+    found = over_seeds(shares, "ablation_universal", signed_percent)
+    matter = ("do not clearly matter more", "matter more", "matter less")[found.side]
+    text = f"Universal neurons {matter} than other strong neurons: ablating them costs more loss than "
+    text += f"**{percent(found.mean, 0)}** of random sets of equal power{in_brackets(found)}."
     return Finding(text, "ablation_of_universal_neurons")

@@ -85,7 +85,7 @@ def everything(case: str):
         (captions.moments_by_layer(table), figures.moments_by_layer(table)),
         (captions.skew_of_peaked(table), figures.skew_of_peaked(table)),
         (captions.roles_by_layer(table), figures.roles_by_layer(table)),
-        (captions.logit_effects(examples), figures.logit_effects(examples, effects, members)),
+        (captions.logit_effects(examples, table), figures.logit_effects(examples, effects, members)),
         (captions.next_token(split, 1000, "a"), figures.next_token(split[split["seed"] == "a"])),
         (captions.universal_roles(shares, 0.5), figures.universal_roles(shares, 0.5)),
         (captions.match_agreement(agreement), figures.match_agreement(agreement)),
@@ -96,9 +96,6 @@ def everything(case: str):
 def test_every_case_has_a_figure_without_a_warning_and_a_caption_without_nan(case):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert captions.classes_by_role(made_up(case)).endswith(
-            " have a class beyond chance (calibrated cuts, all seeds)."
-        )
         for caption, fig in everything(case):
             for words in caption:
                 assert words and "nan" not in words.replace("*", " ").replace("(", " ").split(), caption
@@ -111,22 +108,27 @@ def test_every_case_has_a_figure_without_a_warning_and_a_caption_without_nan(cas
 
 def test_captions_say_where_suppression_takes_over_and_how_many_neurons_pass_the_cuts():
     switch = captions.roles_by_layer(made_up("switch"))
-    assert switch.title == "Suppression takes over in the last layer: 25 against 0 neurons a seed"
-    assert (
-        "the paper's switch to suppression is seen" in switch.text
-        and "no prediction neuron, 50 suppression neurons" in switch.text
+    late = "Suppression: 100 % of high-kurtosis neurons in the last layer"
+    assert switch.title == f"{late} (undecided), without any before it"  # two seeds decide nothing
+    assert "no prediction neuron, 50 suppression neurons" in switch.text
+    three = captions.roles_by_layer(
+        pd.concat([made_up("switch"), made_up("switch").query("seed == 'a'").assign(seed="c")])
     )
+    assert three.title == f"{late}, without any before it" and "**every seed has it**" in three.text
     bars = figures.roles_by_layer(made_up("switch")).axes[1].patches
     assert [bar.get_height() for bar in bars] == [0] * LAYERS + [0, 0, 0, -25]
     one = pd.concat([made_up("switch").query("seed == 'a'"), made_up("many").query("seed != 'a' and learned_skew > 0")])
-    assert captions.roles_by_layer(one).title == "Suppression outnumbers prediction in the last layer of 1 of 2 seeds"
+    assert captions.roles_by_layer(one).title.startswith(
+        "Suppression: 50 % of high-kurtosis neurons in the last layer (0 %"
+    )
     none = captions.roles_by_layer(made_up("none"))
     assert none.title == "No prediction or suppression neuron by either cut"
     table = made_up("many")
     published, everything = (int((table[name] > 10).sum()) for name in ("learned_kurt", "vocab_kurt"))
     text, lowering = captions.moments_by_layer(table).text, int((table["role_learned"] == "suppression").sum())
+    turned = f"{lowering} of the {lowering} suppression neurons would turn into prediction neurons."
     assert f"**{published}** exceed the published kurtosis cut of 10" in text and everything > published
-    assert f"With them {everything} neurons would exceed the published kurtosis cut, and {lowering} suppression" in text
+    assert f"With them {everything} neurons would exceed the published kurtosis cut, and {turned}" in text
     assert "no neuron of the last 2 layers passes the published cut" in captions.skew_of_peaked(made_up("none")).text
 
 
@@ -137,12 +139,10 @@ def test_figure_24_gives_one_number_the_mean_over_seeds_of_shares():
         role="suppression", effect=-0.1, label_score=0.2, null_score=0.1
     )
     caption = captions.next_token(table, 1000, "a")
-    assert caption.title.startswith("25 % of suppression neurons fire more before their class")
+    where = "More active before their class than their layer's median"
+    assert caption.title == f"{where}: suppression 3 of 9 neurons (undecided)"
     assert "In seed a 2 of 4 suppression neurons do" in caption.text
-    assert (
-        "The mean" not in caption.text
-        and "over 3 seeds is **25 %** of the suppression neurons (0 % to 50 %)" in caption.text
-    )
+    assert "On average over seeds **25 %** of the suppression neurons (0 % to 87 %) do" in caption.text
     assert claims.share_above_layer(claims.tested(table, "suppression")).mean() == 0.25
     by_chance = table.assign(label_score=0.1)
     assert "cannot be tested" in captions.next_token(by_chance, 1000, "a").text
@@ -171,3 +171,46 @@ def test_tables_of_words_wrap_and_escape_html():
     assert captions.readable("     a  b----------") == "␣×5a␣␣b-×10"
     table = captions.class_table(made_up("none"))
     assert table["most frequent classes"].tolist() == ["–"] * 3 and table["neurons"].tolist() == [0, 0, 0]
+
+
+def test_neurons_picked_for_a_class_are_told_from_all_neurons():
+    table = made_up("many")
+    table.loc[table["role_learned"] == "suppression", "label"] = None
+    examples = roles.example_neurons(table[table["seed"] == "a"], 2)
+    caption = captions.logit_effects(examples, table)
+    low, high = examples["label_score"].min(), examples["label_score"].max()
+    assert f"it explains {100 * low:.0f} % to {100 * high:.0f} %" in caption.title
+    assert "were picked because they have a class" in caption.text and "**0 %**" in caption.text
+    some = captions.logit_effects(examples.assign(label_score=[0.2] + [0.0] * (len(examples) - 1)), table)
+    assert f"Of the {len(examples)} neurons shown **1** has a class" in some.text and "20 %" in some.title
+    assert "None of the" in captions.logit_effects(examples.assign(label_score=0.0), table).title
+
+
+def test_shares_of_matches_stand_beside_chance_also_where_there_is_none():
+    row = {"property": "role", "pairs": 9, "agreement": 0.4, "chance": 0.05, "chance_low": 0.0, "chance_high": 0.1}
+    rows = [row | {"group": "prediction"}, row | {"group": "partition", "agreement": 0.36, "chance": 0.02}]
+    rows.append(row | {"group": "none", "agreement": 0.77, "chance": 0.93, "chance_low": 0.9, "chance_high": 0.95})
+    caption = captions.match_agreement(pd.DataFrame(rows))
+    assert caption.title == "Neurons with a role match the same role 36 % to 40 % of the time (chance 2 % to 5 %)"
+    assert "no permutation reached any of these shares" in caption.text
+    assert "without a role less often than by chance: 77 % (chance 93 %)" in caption.text
+    reached = captions.match_agreement(pd.DataFrame(rows).assign(chance_high=[0.38, 0.38, 0.95])).text
+    assert "permutations stayed below 1 of 2 shares" in reached
+    alone = captions.match_agreement(pd.DataFrame(rows[2:]).assign(chance_low=0.7))
+    assert alone.title.startswith("No neuron with a role") and "about as often as by chance" in alone.text
+
+
+def test_universal_roles_says_what_the_published_cuts_call_sharp_neurons():
+    row = {"neurons": 10, "universal": 2, "share": 0.2, "expected_universal": 0.05, "top_share": 0.4, "expected": 0.05}
+    row |= {"agree": True, "p_corrected": 0.01}
+    learned = pd.DataFrame([row | {"role": "prediction"}, row | {"role": "partition", "p_corrected": 0.2}])
+    none = {"neurons": 0, "universal": 0}
+    published = pd.DataFrame(
+        [none | {"role": role} for role in ("prediction", "suppression")] + [row | {"role": "partition"}]
+    )
+    caption = captions.universal_roles({"role_learned": learned, "role_published": published}, 0.5)
+    assert caption.title == "Universal: 20.0 % of prediction, 20.0 % of partition neurons; depth alone gives 5.0 %"
+    assert "2 of 10 partition neurons are universal: no neuron passes the kurtosis cut" in caption.text
+    assert "significant for prediction (largest p = 0.01)" in caption.text
+    sharp = published.assign(neurons=10)
+    assert "sharp" not in captions.universal_roles({"role_learned": learned, "role_published": sharp}, 0.5).text

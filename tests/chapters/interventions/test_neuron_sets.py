@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lib.chapters.interventions import captions, figures, neuron_sets
+from lib.chapters.interventions import captions_sets, figures, neuron_sets
 from lib.chapters.interventions.engine import Fix, run
 from lib.chapters.interventions.neuron_sets import RANDOM, TOLERANCE, UNIVERSAL, NeuronSet
 from lib.models.processed import processed
@@ -230,7 +230,7 @@ def test_a_set_that_no_other_neurons_can_match_is_not_compared_and_the_caption_s
     both = pd.concat([rows, rows.assign(layer=2, power=1.0)])
     compared = neuron_sets.comparisons(both)
     assert compared["layer"].tolist() == [2]
-    text = captions.importance(compared, both, "a").text
+    text = captions_sets.importance(compared, both, "a").text
     assert "Left out, since no other neurons match their power: layer 0." in text
 
 
@@ -361,8 +361,8 @@ def test_one_block_of_text_has_effects_but_no_errors(model, tokens):
     table = neuron_sets.ablations(model, (tokens[:1], tokens[:1] > 0), sets, torch.zeros(3, WIDTH))
     table = table.assign(seed="a", kind="mean")
     assert table["loss_change"].notna().all() and table["loss_change_error"].isna().all()
-    finding = captions.importance(neuron_sets.comparisons(table), table, "a")
-    assert "The first layer's set costs" in finding.text and "nan" not in finding.text
+    finding = captions_sets.importance(neuron_sets.comparisons(table), table, "a")
+    assert "In seed a the first layer's set costs" in finding.text and "nan" not in finding.text
 
 
 def test_caption_states_ranks_power_blocks_and_families():
@@ -377,14 +377,16 @@ def test_caption_states_ranks_power_blocks_and_families():
     )
     table["blocks"] = table["seed"].map({"a": 48, "b": 16})
     compared = neuron_sets.comparisons(table)
-    finding = captions.importance(compared, table, "a")
-    assert finding.title == "Universal neurons cost more loss than 75 % of random sets of equal power"
+    finding = captions_sets.importance(compared, table, "a")
+    cost = "Universal neurons do not clearly cost more loss than random sets of equal power"
+    assert finding.title == f"{cost}: 75 % of these cost less (0 % to 100 %)"
     for words in (
-        "on 12,000 tokens of 48 blocks, the universal neurons of 3 layers cost more loss than **25 of 30** random sets",
-        "the mean over 2 seeds (others: 16 blocks) is **75 %** (67 % to 83 %), and a half is chance",
-        "0.97 to 0.97 times the power",
-        "The first layer's set costs **+0.9000** nats, and beyond its random sets +0.8500 ±",
+        "Over 2 seeds, **75 %** of the random sets cost less loss than the universal neurons (0 % to 100 %); a half is",
+        "In seed a, on 12,000 tokens of 48 blocks, **25 of 30** do (other seeds: 16 blocks).",
+        "Their power is 0.97 to 0.97 times that",
+        "In seed a the first layer's set costs **+0.9000** nats, beyond its random sets +0.8500 ±",
         "Its 4 neurons of family “position” alone cost **+0.7200**, more than those of any other family.",
+        "Over 2 seeds the first layer's sets cost **+0.4250** nats beyond random ones (",
     ):
         assert words in finding.text, finding.text
     shown = figures.importance_table(compared[compared["seed"] == "a"])

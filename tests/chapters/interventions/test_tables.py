@@ -9,7 +9,16 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from lib.chapters.interventions import candidates, captions, figures, heads, inputs, neuron_sets, single_neurons
+from lib.chapters.interventions import (
+    candidates,
+    captions,
+    captions_sets,
+    figures,
+    heads,
+    inputs,
+    neuron_sets,
+    single_neurons,
+)
 from lib.chapters.interventions.engine import PathAblation, run
 from lib.chapters.interventions.single_neurons import FIXED_FREQUENCY, FROZEN_SCALE, TOTAL
 from lib.display.captions import signed
@@ -254,7 +263,10 @@ def test_a_neuron_along_a_later_heads_bos_key_is_first_and_switches_it(model, te
     assert len(rows) == 12 * CONTEXT // 2
     summary = heads.ablation_summary(rows)
     assert summary["bos_change_corr"].iloc[0] * -sign > 0.5
-    assert captions.query_paths(summary).title.startswith("1 pair of 1 moves")
+    assert captions.query_paths(rows.assign(bos=0.5)).title.startswith("1 of 1 testable pair moves")
+    untested = captions.query_paths(rows.assign(bos=0.01))
+    assert untested.title == "No pair can be tested: the heads give BOS less than 10 % of their attention"
+    assert "Not tested" in untested.text and "L0.5 → L2H1" in untested.text
 
 
 def test_random_vectors_score_as_their_standard_deviation_says(model):
@@ -290,9 +302,11 @@ def test_a_neuron_that_is_its_own_match_has_the_same_effect(model, text):
     table = with_matched_effects(pd.concat([ablated, ablated.assign(seed="b")]))  # only the reference's are compared
     assert len(table) == 4 and set(table["seed"]) == {"b"}
     finding = captions.matched_ablation(table)
-    assert "rank correlation +1.00" in finding.title and "the same sign in **100 %** of 3 pairs" in finding.text
+    few = "3 candidates are too few to compare: the sign of the effect agrees in"
+    assert finding.title == f"{few} 100 % of pairs (controls 100 %)"
+    assert "3 pairs of 3 candidates agree in sign in **100 %**, rank correlation **+1.00**" in finding.text
     opposite = captions.matched_ablation(table.assign(entropy_change=-table["reference_change"]))
-    assert "−1.00" in opposite.title and "the same sign in **0 %**" in opposite.text
+    assert "agrees in 0 % of pairs" in opposite.title and "−1.00" in opposite.text
 
 
 def test_caption_of_fixed_activations_has_the_reference_and_the_range_over_seeds():
@@ -304,24 +318,24 @@ def test_caption_of_fixed_activations_has_the_reference_and_the_range_over_seeds
     ]
     table = pd.DataFrame(rows).assign(layer=5, variant=TOTAL, value=6.0, tokens=1234)
     caption = captions.fixed_activation(table, "a")
-    entropy = "Held at 6, the median candidate changes entropy by +0.400 nats, the control by +0.100"
-    assert caption.title == f"{entropy}; reciprocal rank moves by 0.001 and 0.002"
-    assert "on 1,234 tokens, the median of 3 candidates changes the entropy by **+0.400** nats" in caption.text
-    assert "over 3 seeds: −0.200 to +0.300 nats of entropy, −0.0010 in the size" in caption.text
+    ranks = "Held at 6, candidates move reciprocal rank less than controls"
+    assert caption.title == f"{ranks}; for entropy the seeds cannot tell"
+    assert "on 1,234 tokens, the median change of entropy in nats is **+0.400** for 3 candidates" in caption.text
+    assert "over 3 seeds: **+0.067** nats of entropy (−0.558 to +0.692) and **−0.0010** in the size" in caption.text
     alone = captions.fixed_activation(table[(table["seed"] != "a") | (table["group"] == "control")], "a")
-    assert alone.title == "No candidate in seed a" and "over 2 seeds" in alone.text
+    assert alone.title == "For reciprocal rank and entropy the seeds cannot tell"
+    assert alone.text.startswith("Seed a has no candidate.") and "over 2 seeds" in alone.text
+    raised = table.assign(entropy_change=np.where(table["group"] == "entropy", 0.3, 0.1))
+    assert captions.fixed_activation(raised, "a").title == f"{ranks} and raise entropy more than controls"
 
 
 def test_the_size_of_token_frequency_effects_is_said_beside_that_of_controls():
     rows = [("frequency", 0.0007), ("frequency", -0.0002), ("frequency control", -0.0010), ("control", 0.5)]
     table = pd.DataFrame(rows, columns=["group", "kl_unigram_change"]).assign(seed="a", variant=TOTAL)
     text = captions.frequency_size(table, "a")
-    assert "by construction" in text and "**negligible**" in text and "**0.0007** nats by a candidate" in text
-    assert "**0.0010** by a control" in text
-    alike = captions.frequency_size(table.assign(kl_unigram_change=[0.0011, 0, 0.0010, 0.5]), "a")
-    assert "negligible" not in alike and "about as small as that of controls" in alike
-    larger = captions.frequency_size(table.assign(kl_unigram_change=[0.1, 0, 0.01, 0.5]), "a")
-    assert "negligible" not in larger and "larger than that of every control" in larger
+    assert "by construction" in text and "by **0.00045** nats, the median control by **0.00100**" in text
+    assert "The largest change is 0.0007 among 2 candidates and 0.0010 among 1 control." in text
+    assert captions.frequency_size(table[table["group"] == "frequency"], "a") == ""
 
 
 def every_panel(model, text, planted: bool):
@@ -372,7 +386,7 @@ def every_panel(model, text, planted: bool):
             entropy=False, entropy_score=np.nan, attention_score=np.nan, attention_deviations=np.nan
         )
     chance, space = inputs.random_scores(model, 0, 0), candidates.null_space(model.unembedding)
-    summary, compared = heads.ablation_summary(rows), neuron_sets.comparisons(sets)
+    compared = neuron_sets.comparisons(sets)
     selected = figures.entropy_selection(weights, chosen, space.chance_bound)
     return (
         (selected, captions.entropy_selection(weights, chosen, space)),
@@ -381,8 +395,8 @@ def every_panel(model, text, planted: bool):
         (figures.matched_ablation(matched), captions.matched_ablation(matched)),
         (figures.attention_scores(weights, chance), captions.attention_scores(weights, chance)),
         (figures.value_norms(norms), captions.value_norms(norms, "a")),
-        (figures.query_paths(rows), captions.query_paths(summary)),
-        (figures.importance(sets, compared, "a"), captions.importance(compared, sets, "a")),
+        (figures.query_paths(rows), captions.query_paths(rows)),
+        (figures.importance(sets, compared, "a"), captions_sets.importance(compared, sets, "a")),
     )
 
 
