@@ -9,8 +9,8 @@ from lib.display.captions import Caption, percent
 from lib.display.plots import PERCENT, WIDE, canvas, folded, legend_below
 
 SHOWN = {
-    "share": "share of neurons with an excess above 0.5",
-    "same_index": "share matched by the neuron of the same index",
+    "share": "share of neurons\nwith an excess above 0.5",
+    "same_index": "share of neurons whose\nbest match has the same index",
 }
 STAGE_LOOKS = {
     "constant": {"color": "#8c8c8c", "marker": "o", "label": "at the end of the constant learning rate"},
@@ -24,6 +24,7 @@ HEADS = {
     "same_index_universal": "… of those with an excess above 0.5",
 }
 SAME, OTHER = RELATIONS[0], RELATIONS[3]  # of the same text in another order
+SAME_ELSEWHERE, OTHER_ELSEWHERE = RELATIONS[1], RELATIONS[4]  # of another text
 
 
 def designed(pairs: pd.DataFrame) -> Figure:
@@ -56,7 +57,8 @@ def caption(pairs: pd.DataFrame) -> Caption:
     text = (
         "Eight small models; dots are pairs of models, bars their means. With the same text in another order, after "
         f"the decay, **{percent(same)}** of the neurons recur if initial weights are shared ({_interval(share, SAME)}, "
-        f"95 % over pairs), and **{percent(other)}** if not ({_interval(share, OTHER)}). Best matches have the same "
+        f"95 % over pairs), and **{percent(other)}** if not ({_interval(share, OTHER)}). With another text they are "
+        f"{percent(share['mean'][SAME_ELSEWHERE])} and {percent(share['mean'][OTHER_ELSEWHERE])}. Best matches have the same "
         f"index in {own_index} of the neurons with shared initial weights, in {other_index} without."
     )
     alt = f"Dots for {len(by_pair(own, list(SHOWN)))} pairs of models in five rows by what they share, in two panels."
