@@ -53,12 +53,13 @@ def caption(pairs: pd.DataFrame) -> Caption:
     share, index = (over_pairs(own, name).set_index("relation") for name in SHOWN)
     same, other = share["mean"][SAME], share["mean"][OTHER]
     title = f"{percent(same)} of neurons recur with shared initial weights, {percent(other)} without"
+    same_text, other_text = (percent(share["mean"][name]) for name in (SAME_ELSEWHERE, OTHER_ELSEWHERE))
     own_index, other_index = percent(index["mean"][SAME], 0), percent(index["mean"][OTHER])
     text = (
         "Eight small models; dots are pairs of models, bars their means. With the same text in another order, after "
         f"the decay, **{percent(same)}** of the neurons recur if initial weights are shared ({_interval(share, SAME)}, "
         f"95 % over pairs), and **{percent(other)}** if not ({_interval(share, OTHER)}). With another text they are "
-        f"{percent(share['mean'][SAME_ELSEWHERE])} and {percent(share['mean'][OTHER_ELSEWHERE])}. Best matches have the same "
+        f"{same_text} and {other_text}. Best matches have the same "
         f"index in {own_index} of the neurons with shared initial weights, in {other_index} without."
     )
     alt = f"Dots for {len(by_pair(own, list(SHOWN)))} pairs of models in five rows by what they share, in two panels."
