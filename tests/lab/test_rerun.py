@@ -80,7 +80,10 @@ def test_jupyterlab_runs_a_copy_again_with_another_threshold_and_reference(compl
         )
         page.evaluate(RUN_ALL)
         page.wait_for_function("document.querySelectorAll('.jp-OutputArea-output img').length >= 3")
-        assert "reference seed b" in page.inner_text(".jp-NotebookPanel")
+        said = "outputs => outputs.map(one => JSON.stringify(one.toJSON())).join()"  # also of cells out of view
+        cells = "[...jupyterapp.shell.currentWidget.content.model.cells].filter(cell => cell.type === 'code')"
+        list_of = "cell => Array.from({length: cell.outputs.length}, (_, at) => cell.outputs.get(at))"
+        assert "reference seed b" in page.evaluate(f"({said})({cells}.flatMap({list_of}))")
         assert not page.locator("[data-mime-type='application/vnd.jupyter.error']").count()
         page.close()
     assert hashes(complete.folder) == before

@@ -95,7 +95,9 @@ def test_the_table_holds_the_model_s_activations_and_true_labels(complete):
                 if beside // context != at // context:
                     assert one == contexts.OUTSIDE
                 elif sample.counted[beside]:
-                    assert one / contexts.SHADES * high == pytest.approx(max(0, own[beside]), abs=high / 400 + 2e-3)
+                    assert one / contexts.SHADES * high == pytest.approx(
+                        max(0, own[beside]), abs=float(high) / 400 + 2e-3
+                    )
                 else:
                     assert one == contexts.UNCOUNTED
         assert sum(row.counts) == sample.counted.sum()

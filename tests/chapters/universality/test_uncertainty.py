@@ -129,7 +129,7 @@ def test_the_table_of_intervals_and_its_sentence(run):
     pd.testing.assert_frame_equal(shown, direct[list(shown)])
     assert len(uncertainty.share_intervals(run, with_universal(everyone, 0.12345), 0.12345)) == 3
     text = activation_captions.sampling(made["sampling"].query("seed == 'a'"), run.neurons, 0.0).text
-    assert "standard error" in text and "black line" in captions.share_by_reference(made["references"], rows).text
+    assert "standard error" in text and "black line" in captions.share_by_reference(made["references"], "a", rows).text
 
 
 def test_a_run_with_too_little_text_says_so(make_run, seed_folders):
