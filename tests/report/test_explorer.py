@@ -319,15 +319,12 @@ def test_a_neuron_opened_by_its_address_shows_what_the_tables_say(complete, brow
 def test_strongest_examples_and_histogram_are_those_of_the_statistics(complete, browser):
     opened = Explorer(browser, complete, "#a/0/3")
     opened.wait_for("a/0/3")
+    best, every = ".examples:not(.small, .intervals)", "all => all.map(one => one.textContent)"
     stats, histogram = complete.stats("examples"), complete.stats("histogram")
     values = stats["a.value"][0, 3][: explorer_files.MAX_EXAMPLES]
-    peaks = opened.page.eval_on_selector_all(
-        ".examples:not(.small, .intervals) .where b", "all => all.map(one => one.innerText)"
-    )
+    peaks = opened.page.eval_on_selector_all(f"{best} .where b", every)
     assert [displayed(one) for one in peaks] == [pytest.approx(value, abs=0.006) for value in values]
-    texts = opened.page.eval_on_selector_all(
-        ".examples:not(.small, .intervals) .peak", "all => all.map(one => one.textContent)"
-    )
+    texts = opened.page.eval_on_selector_all(f"{best} .peak", every)
     tokens = complete.text.tokens[stats["a.block"][0, 3].astype(int), stats["a.position"][0, 3].astype(int)][
         : len(texts)
     ]
@@ -336,7 +333,7 @@ def test_strongest_examples_and_histogram_are_those_of_the_statistics(complete, 
         for token in tokens
     ]
     assert texts == expected
-    opened.page.hover(f"{strongest} .peak >> nth=0")
+    opened.page.hover(f"{best} .peak >> nth=0")
     assert displayed(opened.page.inner_text("#hover").removeprefix("activation ")) == pytest.approx(values[0], rel=6e-3)
     bars = opened.page.eval_on_selector_all(".histogram rect title", "all => all.map(one => one.textContent)")
     counts = [int(re.search(r": ([\d,]+) tokens", bar)[1].replace(",", "")) for bar in bars]
