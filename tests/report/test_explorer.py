@@ -529,6 +529,7 @@ def test_stars_are_kept_and_saved_with_neurons_as_json(complete, browser, storag
     if not storage:
         denied = "Object.defineProperty(window, 'localStorage', {get() { throw new Error('denied'); }})"
         opened.page.add_init_script(denied)
+        opened.wait_for("a/0/3")  # a reload would abort what is still being read
         opened.page.reload()
     opened.wait_for("a/0/3")
     page = opened.page
