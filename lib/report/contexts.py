@@ -15,14 +15,12 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from lib.base.files import file_sha256
-from lib.base.hub import seed_source
 from lib.base.machine import device_of
 from lib.base.tensors import TensorFiles
 from lib.cache import kept
-from lib.kernels.fused import OPERAND_DTYPES
+from lib.chapters.universality.null_tables import trunk_of
 from lib.labels.groupings import run_groupings, run_label_sets
 from lib.labels.labels import TOKENS_KEPT, WORD_PLACES, Grouping, LabelSet, occurring, token_rows, word_places
-from lib.models.trunk import Trunk, load_model
 from lib.run import Run
 from lib.text.blocks import Text, evenly_spaced
 
@@ -82,8 +80,7 @@ def activations(run: Run, sample: Sample, rows: Int[np.ndarray, "rows"]) -> dict
     chosen = {layer: torch.from_numpy(rows[rows // neurons == layer] % neurons) for layer in range(layers)}
     chosen = {layer: own for layer, own in chosen.items() if len(own)}
     found = {layer: np.empty((len(own), sample.text.tokens.numel()), np.float16) for layer, own in chosen.items()}
-    model = load_model(seed_source(run.params, seed)).to(device)
-    trunk = Trunk(model, OPERAND_DTYPES[run.done["precision"]] == torch.bfloat16)
+    trunk = trunk_of(run, seed)
     size = max(1, BATCH_TOKENS // context)
     for start in range(0, len(sample.text.tokens), size):
         batch = sample.text.tokens[start : start + size]

@@ -11,12 +11,11 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
-from lib.base.hub import seed_source
 from lib.base.machine import device_of
 from lib.cache import kept
 from lib.chapters.families.summary import EXPLAINED
-from lib.kernels.fused import OPERAND_DTYPES
-from lib.models.trunk import Trunk, load_model
+from lib.chapters.universality.null_tables import trunk_of
+from lib.models.trunk import Trunk
 from lib.run import Run
 
 PASSAGES = 3  # of a neuron
@@ -108,9 +107,7 @@ def passage_table(run: Run) -> pd.DataFrame:
         found = {}
         for seed, own in asked.groupby("model"):
             radius = examples[f"{seed}.window"].shape[-1] // 2
-            model = load_model(seed_source(run.params, seed)).to(device)
-            trunk = Trunk(model, OPERAND_DTYPES[run.done["precision"]] == torch.bfloat16)
-            found |= dict(windows(trunk, run.text.tokens, own, radius, device))
+            found |= dict(windows(trunk_of(run, seed), run.text.tokens, own, radius, device))
         return asked.assign(activation=pd.Series({index: list(one) for index, one in found.items()}, dtype=object))
 
     depends_on = {
