@@ -127,7 +127,8 @@ def _is_norm(module: nn.Module) -> bool:
     return "norm" in type(module).__name__.lower()
 
 
-def _is_projection(module: nn.Module) -> bool:
+def is_projection(module: nn.Module) -> bool:
+    """Whether a module multiplies by a weight matrix."""
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
@@ -138,7 +139,7 @@ def folded(model: nn.Module) -> Folded:
     layers = mlps(model)
     watched = [module for module in base.children() if _is_norm(module)] + [head]
     for block, mlp, act, _ in layers:
-        inner = [module for module in mlp.modules() if _is_projection(module)]
+        inner = [module for module in mlp.modules() if is_projection(module)]
         watched += [*(module for module in block.children() if _is_norm(module)), mlp, act, *inner]
     tokens = torch.arange(TRACED)[None] % model.config.vocab_size
     calls, logits = called(model, list(dict.fromkeys(watched)), tokens)
@@ -161,7 +162,7 @@ def folded(model: nn.Module) -> Folded:
         writes = matrix(writer)
         w_out.append(writes if after is None else measured(after, width).writer(writes))
         centred &= before.centred
-        readers = [one for one in mlp.modules() if _is_projection(one) and one is not writer]
+        readers = [one for one in mlp.modules() if is_projection(one) and one is not writer]
         if read is not None and len(readers) == 1 and _same(of[readers[0]].made, of[act].read):
             weight = matrix(readers[0])
             b_in.append(bias_of(readers[0], weight.shape[1]) + before.shift @ weight)
