@@ -42,7 +42,11 @@ def write(tmp_path):
 def test_shipped_files_are_valid_and_named_after_their_run(name):
     params = read_params(ROOT / "params" / f"{name}.yaml")
     assert params.run == name and params.reference in params.seeds
-    if name not in ("tiny", "quick", "full", "smoke"):  # the paper's studies
+    if name.startswith("polypythias-"):
+        assert len(params.seeds) == 9 and params.compare == "all" and params.revision == "step143000"
+    elif "-in-" in name:  # one seed of a size against all of another
+        assert len(params.seeds) == 6 and params.compare == "reference" and params.reference == next(iter(params.seeds))
+    elif name not in ("tiny", "quick", "full", "smoke"):  # the paper's studies
         assert len(params.seeds) == 5 and params.context == 512 and params.token_budget == 100_000_000
         assert all(params.is_on_hub(seed) and params.revision_of(seed) for seed in params.seeds)
 
