@@ -19,8 +19,7 @@ from lib.models.trunk import mlps
 
 BLOCKS, POSITIONS = 2, 512  # of the text, on which logits are compared
 # Seeds share an initialisation if w_in of one index is more alike than w_in of two indices by more than this, in the
-# mean cosine and in its standard errors. Small seeds of one initialisation are above 0.3 and 80 after 12 million
-# tokens, and seeds of different ones below 0.02 and 4 (docs/method.md §3).
+# mean cosine and in its standard errors. Measured: docs/models-and-text.md, "Are these the seeds that they are called?"
 SHARED, ERRORS = 0.05, 10
 
 
