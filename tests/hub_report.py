@@ -46,9 +46,10 @@ STUDIES = {
     "gpt2-medium-in-small": ("crfm", 0.15),
     **{name: (f"neox-{size}", 0.15) for name, size in zip(SIZED, SIZES, strict=True)},
 }
-EARLY = "CHAPTERS=" + " ".join(f"notebooks/{path.name}" for path in sorted((ROOT / "notebooks").glob("0[123]_*.ipynb")))
+CHAPTERS = "*.ipynb"  # names of the notebooks that a report has
+EARLY = "0[123]_*.ipynb"
 COPIED = ("lib", "notebooks", "params", "bench", "tests")
-LINKED = (".venv", "data", "Makefile", "requirements.txt", "constraints.txt")
+LINKED = (".venv", "data", "CITATION.cff", "Makefile", "requirements.txt", "constraints.txt")
 TOKENS = 20480
 
 
@@ -163,7 +164,12 @@ def prepare(
     return place, params
 
 
-def check_report(place: Workplace, run: str, chapters: str = "*.ipynb") -> None:
+def chosen(chapters: str) -> str:
+    """What `make report` is told of the notebooks of this name."""
+    return "CHAPTERS=" + " ".join(f"notebooks/{path.name}" for path in sorted((ROOT / "notebooks").glob(chapters)))
+
+
+def check_report(place: Workplace, run: str, chapters: str) -> None:
     """Every chapter is there, executed and as a page."""
     out = place.folder / "outputs" / run
     for notebook in sorted((place.folder / "notebooks").glob(chapters)):
@@ -197,9 +203,9 @@ def sizes(folder: Path, tokens: int) -> None:
         place = None
         for run in SIZED:
             place, _ = prepare(run, folder, hub, tokens, place)
-            made = "report", f"RUN={run}", f"TOKENS={tokens}", EARLY
+            made = "report", f"RUN={run}", f"TOKENS={tokens}", chosen(EARLY)
             place.make(*made)
-            check_report(place, run, "0[123]_*.ipynb")
+            check_report(place, run, EARLY)
             hub.heal()
             place.make(*made)
             assert hub.requests == [], hub.requests
@@ -216,31 +222,35 @@ def main() -> None:
     parser.add_argument("study", choices=[*STUDIES, "sizes"])
     parser.add_argument("--tokens", type=int, default=TOKENS)
     parser.add_argument("--folder", type=Path, help="an empty or new folder, which is kept")
+    parser.add_argument("--chapters", default=CHAPTERS, help="the notebooks' names (default: all)")
     parser.add_argument("--kill", action="store_true", help="kill it on the way, and compare with an undisturbed run")
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="hub-report-"))
     if options.study == "sizes":
         return sizes(folder, options.tokens)
-    study, tokens = options.study, f"TOKENS={options.tokens}"
+    study, made = (
+        options.study,
+        ("report", f"RUN={options.study}", f"TOKENS={options.tokens}", chosen(options.chapters)),
+    )
     with LocalHub() as hub:
         place, _ = prepare(study, folder, hub, options.tokens)
         if options.kill:
             hub.fail("slow", "/storage/", times=3)
             for name, moment in kills(place, hub, study).items():
-                place.kill_at(moment, "report", f"RUN={study}", tokens)
+                place.kill_at(moment, *made)
                 print(f"{study}: killed during {name}", flush=True)
                 hub.heal()
                 if name == "download":
                     hub.fail("slow", "/storage/datasets", times=100)
-        place.make("report", f"RUN={study}", tokens)
-        check_report(place, study)
+        place.make(*made)
+        check_report(place, study, options.chapters)
         hub.heal()
-        place.make("report", f"RUN={study}", tokens)
+        place.make(*made)
         assert hub.requests == [], hub.requests
         print(f"{study}: a second `make report` made no request", flush=True)
         if options.kill:
             undisturbed = prepare(study, folder / "undisturbed", hub, options.tokens)[0]
-            undisturbed.make("report", f"RUN={study}", tokens)
+            undisturbed.make(*made)
             ours, theirs = place.tables(study), undisturbed.tables(study)
             assert ours.keys() == theirs.keys()
             for name, table in theirs.items():

@@ -14,7 +14,15 @@ from lib.base.tensors import write_table, write_tensors
 from lib.collect.planner import BATCH_TOKENS
 from lib.collect.preflight import Preflight
 from lib.collect.reader import refuse_nan
-from lib.collect.seed_checks import first_w_in, initialisation_table, logits_of, plain_logits, seed_check, shared_pairs
+from lib.collect.seed_checks import (
+    first_w_in,
+    groups_in_words,
+    initialisation_table,
+    logits_of,
+    plain_logits,
+    seed_check,
+    shared_groups,
+)
 from lib.models.trunk import Trunk, load_model, token_losses
 from lib.text.blocks import Text
 
@@ -61,8 +69,8 @@ def first_look(inputs: Preflight, precision: str, device: torch.device) -> None:
         scalings |= {f"{name}.{key}": tensor for key, tensor in found.items()}
     refuse_copies(rows, {name: scalings[f"{name}.post_scaling"][:, 0].flatten() for name in inputs.folders})
     initial = initialisation_table(w_in)
-    for one, two in shared_pairs(initial):
-        print(f"note: seeds '{one}' and '{two}' share an initialisation (chapter 01).", file=sys.stderr)
+    if shared := shared_groups(initial):
+        print(f"note: seeds that share an initialisation: {groups_in_words(shared)} (chapter 01).", file=sys.stderr)
     tables = {"losses": pd.DataFrame(rows), "seed_checks": pd.DataFrame(checks), "initialisation": initial}
     for name, table in tables.items():
         write_table(run.folder / "tables" / f"{name}.parquet", table)

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from lib.base.errors import listed
 from lib.models.folded import is_projection, matrix
 from lib.models.trunk import mlps
 
@@ -52,9 +53,18 @@ def initialisation_table(w_in: dict[str, Float[Tensor, "neurons d_model"]]) -> p
     return pd.DataFrame(rows, columns=["seed", "model", "same_index", "other_index", "errors", "shared"])
 
 
-def shared_pairs(table: pd.DataFrame) -> list[list[str]]:
-    """The pairs of seeds that share an initialisation, from `initialisation_table`."""
-    return table.loc[table["shared"].astype(bool), ["seed", "model"]].to_numpy().tolist()
+def shared_groups(table: pd.DataFrame) -> list[list[str]]:
+    """The groups of seeds that share an initialisation, from `initialisation_table`."""
+    groups: list[set[str]] = []
+    for pair in table.loc[table["shared"].astype(bool), ["seed", "model"]].to_numpy().tolist():
+        met = [group for group in groups if group & set(pair)]
+        groups = [group for group in groups if group not in met] + [set(pair).union(*met)]
+    return sorted(map(sorted, groups))
+
+
+def groups_in_words(groups: list[list[str]]) -> str:
+    """a, b and c; d and e."""
+    return "; ".join(map(listed, groups))
 
 
 def digest(weight: Float[Tensor, "neurons d_model"]) -> str:

@@ -1,6 +1,7 @@
 """Seeds that are not what they are called: shared initialisation, equal checkpoints, another model's logits."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import save_seed, small_model
@@ -41,6 +42,14 @@ def test_mean_cosines_are_those_of_plain_numpy():
     assert row["errors"] == pytest.approx((own.mean() - other.mean()) / (own.std(ddof=1) / 30**0.5), rel=1e-4)
 
 
+def test_seeds_of_one_initialisation_are_one_group():
+    pairs = [("a", "b", True), ("a", "c", False), ("b", "d", True), ("c", "e", True), ("d", "f", False)]
+    table = pd.DataFrame(pairs, columns=["seed", "model", "shared"])
+    assert seed_checks.shared_groups(table) == [["a", "b", "d"], ["c", "e"]]
+    assert seed_checks.groups_in_words([["a", "b", "d"], ["c", "e"]]) == "a, b and d; c and e"
+    assert seed_checks.shared_groups(table.iloc[:0]) == []
+
+
 def test_seeds_of_one_initialisation_are_named_before_the_pass(make_run, tmp_path, capsys):
     """a and b went the same distance from one initialisation in two directions, so their cosine is about 1/2."""
     models = {
@@ -51,12 +60,12 @@ def test_seeds_of_one_initialisation_are_named_before_the_pass(make_run, tmp_pat
     }
     run = make_run({name: save_seed(model, tmp_path / name) for name, model in models.items()})
     collect(run)
-    assert "note: seeds 'a' and 'b' share an initialisation" in capsys.readouterr().err
+    assert "note: seeds that share an initialisation: a and b (chapter 01)." in capsys.readouterr().err
     table = run.table("initialisation")
     assert table[["seed", "model"]].to_numpy().tolist() == [["a", "b"], ["a", "c"], ["b", "c"]]
-    assert seed_checks.shared_pairs(table) == [["a", "b"]] and 0.4 < table.loc[0, "same_index"] < 0.6
+    assert seed_checks.shared_groups(table) == [["a", "b"]] and 0.4 < table.loc[0, "same_index"] < 0.6
     said = captions.initialisations(table)
-    assert said.startswith("**Seeds that share an initialisation: a with b**") and is_sentence(said)
+    assert said.startswith("**Seeds that share an initialisation: a and b**") and is_sentence(said)
     others = captions.initialisations(table.iloc[1:])
     assert others.startswith("**No two seeds share an initialisation**") and is_sentence(others)
     assert is_sentence(captions.initialisations(table.iloc[:0])) and is_sentence(captions.initialisations(None))

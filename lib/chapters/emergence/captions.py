@@ -10,6 +10,7 @@ from lib.base.errors import capital, listed
 from lib.chapters.emergence.checkpoints import equal_points, equal_words
 from lib.chapters.emergence.figures import HEAD_SCORES, Timeline
 from lib.chapters.emergence.statistics import HEAD_BAR, constant_rate, fullest_layers
+from lib.collect.seed_checks import groups_in_words
 from lib.display.captions import Caption, count, percent
 from lib.display.claims import SIGNIFICANT, UNKNOWN, VERDICTS
 
@@ -57,7 +58,7 @@ def identity(record: dict) -> str:
             f"**These checkpoints are equal**: {equal_words(groups)} {'have' if groups[1:] else 'has'} the same {what}."
         )
     looked = {point["label"]: point["shared"] for point in records if point.get("shared") is not None}
-    named = [f"{listed(pair)} at {label}" for label, pairs in looked.items() for pair in pairs]
+    named = [f"{groups_in_words(groups)} at {label}" for label, groups in looked.items() if groups]
     if named:
         text += f" **These seeds share an initialisation**: {'; '.join(named)}."
     elif looked:

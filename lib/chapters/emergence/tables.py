@@ -41,7 +41,7 @@ from lib.chapters.families.summary import FAMILIES, with_excess
 from lib.chapters.universality.tables import tabulate
 from lib.collect.passes import collect
 from lib.collect.planner import seed_shapes
-from lib.collect.seed_checks import shared_pairs
+from lib.collect.seed_checks import shared_groups
 from lib.models import weights
 from lib.models.trunk import load_model
 from lib.run import Run, with_universal
@@ -133,7 +133,7 @@ def _measured(own: Run, point: Point, asked: dict, folder: Path) -> dict:
         "tokens": point.tokens,
         "seeds": own.done["seed_hashes"],
         "w_in": own.table("seed_checks").set_index("seed")["w_in_sha256"].to_dict(),
-        "shared": shared_pairs(own.table("initialisation")),
+        "shared": shared_groups(own.table("initialisation")),
         "text_sha256": own.done["text_hash"],
         "counted": own.done["tokens_counted"],
         "precision": own.done["precision"],

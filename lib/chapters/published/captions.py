@@ -32,7 +32,7 @@ def judgement(rows: pd.DataFrame) -> str:
         return f"Whether the run reproduces the published table **cannot be told**: the tables share no {names}."
     over, neurons = rows[~rows["within"]], count(rows["neurons"].max(), "listed neuron")
     shown = rows if over.empty else over
-    said = [f"{row.label} {row.difference:.4f} (tolerance {row.tolerance:.4f})" for row in shown.itertuples()]
+    said = [f"{row.difference:.4f} for the {row.label} (tolerance {row.tolerance:.4f})" for row in shown.itertuples()]
     if over.empty:
         return f"**The run reproduces the published table**: the mean difference over {neurons} is {listed(said)}."
     return f"**The run does not reproduce the published table**: over {neurons} the mean difference is {listed(said)}."

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from lib.base.errors import listed
+from lib.collect.seed_checks import groups_in_words, shared_groups
 from lib.display.captions import Caption, count, percent, signed
 
 SETTLED = 0.05  # relative change of the number of universal neurons up to which it counts as settled
@@ -43,10 +43,10 @@ def initialisations(table: pd.DataFrame | None) -> str:
             f"**No two seeds share an initialisation**: the mean cosine of w_in of the same index is at most "
             f"{nearest['same_index']:.3f}, of different indices {nearest['other_index']:.3f} (first layer)."
         )
-    pairs = listed(f"{row.seed} with {row.model}" for row in shared.itertuples())
+    groups = groups_in_words(shared_groups(table))
     same, other = (value_range(shared[name], "{:.2f}".format) for name in ("same_index", "other_index"))
     return (
-        f"**Seeds that share an initialisation: {pairs}**; the mean cosine of w_in of the same index is {same}, "
+        f"**Seeds that share an initialisation: {groups}**; the mean cosine of w_in of the same index is {same}, "
         f"of different indices {other} (first layer), so their matches may come from where training began."
     )
 
