@@ -112,15 +112,17 @@ def record(w_in: list[str | None], files: list[str], shared: list | None = None)
 
 def test_equal_checkpoints_are_named():
     plain = identity(record(["x", "y", "z"], ["1", "2", "3"], [[], [], []]))
-    assert "No seed has the same weights (w_in of the first layer) at two checkpoints." in plain
+    assert "No seed has the same w_in in the first layer at two checkpoints." in plain
     assert "No two seeds share an initialisation, at 3 checkpoints of 3 compared." in plain
     equal = identity(
         record(["x", "x", "z"], ["1", "2", "3"], [[["a", "b"]], [], []])
     )  # files that differ, equal values
-    assert "**These checkpoints are equal**: seed a at checkpoint-1 and checkpoint-2 has the same" in equal
+    assert (
+        "**These checkpoints have the same w_in in the first layer**: seed a at checkpoint-1 and checkpoint-2." in equal
+    )
     assert "**These seeds share an initialisation**: a and b at checkpoint-1." in equal
     older = identity(record([None, "x", "x"], ["1", "2", "1"]))  # the tables of some points know whole files only
-    assert older == "**These checkpoints are equal**: seed a at checkpoint-1 and checkpoint-3 has the same weights."
+    assert older == "**These checkpoints have the same weights**: seed a at checkpoint-1 and checkpoint-3."
 
 
 def test_weights_of_checkpoints_on_the_hub_are_known_without_a_download(hub, tmp_path):

@@ -51,12 +51,10 @@ def identity(record: dict) -> str:
     records = record["points"]
     known = all(point.get("w_in") for point in records)
     groups = equal_points({point["label"]: point["w_in" if known else "seeds"] for point in records})
-    what = "weights (w_in of the first layer)" if known else "weights"
-    text = f"No seed has the same {what} at two checkpoints."
+    what = "the same w_in in the first layer" if known else "the same weights"
+    text = f"No seed has {what} at two checkpoints."
     if groups:
-        text = (
-            f"**These checkpoints are equal**: {equal_words(groups)} {'have' if groups[1:] else 'has'} the same {what}."
-        )
+        text = f"**These checkpoints have {what}**: {equal_words(groups)}."
     looked = {point["label"]: point["shared"] for point in records if point.get("shared") is not None}
     named = [f"{groups_in_words(groups)} at {label}" for label, groups in looked.items() if groups]
     if named:
