@@ -41,14 +41,18 @@ def initialisations(table: pd.DataFrame | None) -> str:
         nearest = table.loc[(table["same_index"] - table["other_index"]).idxmax()]
         return (
             f"**No two seeds share an initialisation**: the mean cosine of w_in of the same index is at most "
-            f"{nearest['same_index']:.3f}, of different indices {nearest['other_index']:.3f} (first layer)."
+            f"{_cosine(nearest['same_index'])}, of different indices {_cosine(nearest['other_index'])} (first layer)."
         )
     groups = groups_in_words(shared_groups(table))
-    same, other = (value_range(shared[name], "{:.2f}".format) for name in ("same_index", "other_index"))
+    same, other = (value_range(shared[name], _cosine) for name in ("same_index", "other_index"))
     return (
         f"**Seeds that share an initialisation: {groups}**; the mean cosine of w_in of the same index is {same}, "
         f"of different indices {other} (first layer), so their matches may come from where training began."
     )
+
+
+def _cosine(value: float) -> str:
+    return f"{round(value, 3) + 0.0:.3f}".replace("-", "−")  # no −0.000
 
 
 def same_logits(checks: pd.DataFrame | None) -> str:
