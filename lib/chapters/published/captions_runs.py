@@ -49,7 +49,7 @@ def sizes(table: pd.DataFrame, fit: pd.Series | None) -> Caption:
 
 def settings(table: pd.DataFrame) -> str:
     """From `runs.settings`: in which settings the runs differ (Markdown)."""
-    outcomes = ("run", "holds", "does not hold", "cannot tell", "tokens counted")
+    outcomes = ("run", "holds", "does not hold", "cannot tell", "tokens counted", "loss")
     differ = [name for name in table if name not in outcomes and table[name].astype(str).nunique() > 1]
     if not differ:
         return "The runs have the same settings in this table."

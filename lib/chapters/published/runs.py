@@ -74,12 +74,21 @@ def _settings(run: Run) -> dict:
         "text": run.params.text_title,
         "context": run.params.context,
         "tokens counted": f"{run.done['tokens_counted']:,}",
+        "loss": _mean_loss(run),
         "rotations": run.params.rotations,
         "threshold": run.params.threshold,
         "products": run.done["products"],
         "precision": run.done["precision"],
         "random seed": run.params.random_seed,
     } | {name: "–" if verdicts is None else int(verdicts.get(name, 0)) for name in VERDICTS}
+
+
+def _mean_loss(run: Run) -> str:
+    """Nats per token, mean over seeds: do the runs' models predict equally well?"""
+    if not run.has("losses"):
+        return "–"
+    losses = run.table("losses")
+    return f"{losses.loc[losses['domain'] == 'all', 'loss'].mean():.2f}"
 
 
 def shares(runs: list[Run]) -> pd.DataFrame:
