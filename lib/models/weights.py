@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -20,6 +20,7 @@ from lib.models.trunk import load_model
 READING_COLUMNS = ["w_in_norm", "input_bias", "in_out_sim", "l2_penalty", "max_cos_in"]
 VOCABULARY_MOMENTS = ("vocab_mean", "vocab_var", "vocab_skew", "vocab_kurt")
 COSINES_AT_ONCE = 2**20  # elements of one temporary matrix: 4 MB in fp32, which fits into caches
+ROWS_AT_ONCE = 512  # of them neurons; with fewer, fetching the tokens' columns takes longer than multiplying them
 
 
 @torch.no_grad()
@@ -75,14 +76,17 @@ def moments_with_and_without(
     tokens, kept = len(left_out), int((~left_out).sum())
     mean = unit_unembedding.mean(dim=1)
     centred = (unit_unembedding - mean[:, None])[:, left_out.int().argsort(stable=True)]  # those left out are last
-    sums = []  # of the cosine, less its mean over all tokens, to the powers 1 to 4: over those kept, and the others
     unit = normalize(w_out, dim=1)
-    for some in unit.split(max(1, COSINES_AT_ONCE // tokens)):
-        cosine = some @ centred  # (neurons, vocabulary)
-        square = cosine.square()
-        powers = (cosine, square, square * cosine, square.square())
-        sums.append(torch.stack([torch.stack([p[:, :kept].sum(1), p[:, kept:].sum(1)]) for p in powers], 1).double())
-    first, rest = torch.cat(sums, 2)  # (powers, neurons)
+    # of the cosine, less its mean over all tokens, to the powers 1 to 4: over those kept, and over the others
+    sums = torch.zeros(2, 4, len(unit), dtype=torch.float64, device=unit.device)
+    for total, columns in zip(sums, (centred[:, :kept], centred[:, kept:]), strict=True):
+        for some in columns.split(max(1, COSINES_AT_ONCE // ROWS_AT_ONCE), 1) if columns.shape[1] else ():
+            some = some.contiguous()
+            for own, rows in zip(total.split(ROWS_AT_ONCE, 1), unit.split(ROWS_AT_ONCE), strict=True):
+                cosine = rows @ some  # (neurons, tokens)
+                square = cosine.square()
+                own += torch.stack([power.sum(1) for power in (cosine, square, square * cosine, square.square())])
+    first, rest = sums
     return tuple(_moments(unit @ mean, some / number) for some, number in ((first + rest, tokens), (first, kept)))
 
 
@@ -100,12 +104,36 @@ def _moments(
 
 def largest_cosine(vectors: Float[Tensor, "neurons d_model"]) -> Float[Tensor, "neurons"]:
     """Each vector's largest cosine with any *other* vector (figure 10); the cosine with a zero vector is 0."""
+    return nearest(vectors)[1]
+
+
+def nearest(
+    vectors: Float[Tensor, "neurons d_model"], sign: int = 1
+) -> tuple[Int[Tensor, "neurons"], Float[Tensor, "neurons"]]:
+    """For each vector the *other* one of the largest sign · cosine, and that cosine; the first of equal ones.
+
+    A square of the cosines serves its rows and its columns, so that half of them are computed.
+    """
     unit = normalize(vectors, dim=1)
-    rows = max(1, COSINES_AT_ONCE // len(unit))
-    largest = []
-    for start in range(0, len(unit), rows):
-        cosine = unit[start : start + rows] @ unit.T  # (rows, neurons)
-        own = torch.arange(start, start + len(cosine), device=cosine.device)
-        cosine.scatter_(1, own[:, None], -torch.inf)
-        largest.append(cosine.max(dim=1).values)
-    return torch.cat(largest)
+    best = torch.full_like(unit[:, 0], -torch.inf)
+    index = torch.zeros_like(best, dtype=torch.long)
+    step = max(1, int(COSINES_AT_ONCE**0.5))
+    for row in range(0, len(unit), step):
+        for column in range(0, row + 1, step):
+            cosine = sign * unit[row : row + step] @ unit[column : column + step].T
+            if row == column:
+                cosine.fill_diagonal_(-torch.inf)
+            _keep_larger(best[row : row + step], index[row : row + step], cosine, column)
+            if row != column:
+                _keep_larger(best[column : column + step], index[column : column + step], cosine.T, row)
+    return index, sign * best
+
+
+def _keep_larger(
+    best: Float[Tensor, "rows"], index: Int[Tensor, "rows"], found: Float[Tensor, "rows some"], first: int
+) -> None:
+    """Puts the largest of each row into `best`, and its place, from `first` on, into `index`, where it is larger."""
+    value, place = found.max(dim=1)
+    larger = value > best
+    best.copy_(torch.where(larger, value, best))
+    index.copy_(torch.where(larger, place + first, index))
