@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from lib.models.folded import folded
+from lib.models.folded import folded, full_precision
 from lib.models.trunk import load_model
 
 # Defined by a single vector w_in; NaN for a gated neuron, which reads through two (gate and up).
@@ -23,16 +23,17 @@ COSINES_AT_ONCE = 2**20  # elements of one temporary matrix: 4 MB in fp32, which
 ROWS_AT_ONCE = 512  # of them neurons; with fewer, fetching the tokens' columns takes longer than multiplying them
 
 
-@torch.no_grad()
-def weight_properties(model: str | Path | nn.Module) -> pd.DataFrame:
-    """One row per neuron of a model or model folder: what its folded weights say about it (docs/method.md §4).
+@full_precision()
+def weight_properties(model: str | Path | nn.Module, device: torch.device | str = "cpu") -> pd.DataFrame:
+    """One row per neuron of a model, or of a model folder on a device: what its folded weights say about it
+    (docs/method.md §4).
 
     Columns: `layer, neuron`; `w_in_norm`, `input_bias`, `w_out_norm`; `in_out_sim` = cos(w_in, w_out);
     `l2_penalty` = ‖w_in‖² + ‖w_out‖²; `vocab_mean, vocab_var, vocab_skew, vocab_kurt`, population moments over the
     vocabulary of cos(w_out, W_U[:, v]) (a Gaussian has kurtosis 3); `max_cos_in`, `max_cos_out`, the largest cosine
     of w_in (w_out) with that of any other neuron of the model. With gated MLPs READING_COLUMNS are NaN.
     """
-    weights = folded(model if isinstance(model, nn.Module) else load_model(model))
+    weights = folded(model if isinstance(model, nn.Module) else load_model(model).to(device))
     unembedding = normalize(weights.unembedding, dim=0)  # (d_model, vocabulary)
     frames = []
     for layer, writes in enumerate(weights.w_out):
@@ -44,16 +45,17 @@ def weight_properties(model: str | Path | nn.Module) -> pd.DataFrame:
             columns["w_in_norm"], columns["input_bias"] = reads.norm(dim=1), weights.b_in[layer]
             columns["in_out_sim"] = (normalize(reads, dim=1) * normalize(writes, dim=1)).sum(dim=1)
             columns["l2_penalty"] = columns["w_in_norm"].square() + out_norm.square()
-        columns |= vocabulary_moments(writes, unembedding)
-        frame = pd.DataFrame({name: values.numpy() for name, values in columns.items()})
+        frame = pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
         frame.insert(0, "layer", layer)
         frame.insert(1, "neuron", range(len(frame)))
         frames.append(frame)
 
     table = pd.concat(frames, ignore_index=True)
-    table["max_cos_in"] = torch.nan if weights.w_in is None else largest_cosine(torch.cat(weights.w_in)).numpy()
-    table["max_cos_out"] = largest_cosine(torch.cat(weights.w_out)).numpy()
-    return table
+    w_out = torch.cat(weights.w_out)
+    columns = vocabulary_moments(w_out, unembedding)
+    columns["max_cos_in"] = None if weights.w_in is None else largest_cosine(torch.cat(weights.w_in))
+    columns["max_cos_out"] = largest_cosine(w_out)
+    return table.assign(**{name: torch.nan if own is None else own.cpu().numpy() for name, own in columns.items()})
 
 
 def vocabulary_moments(
@@ -63,7 +65,7 @@ def vocabulary_moments(
 
     `unit_unembedding` has columns of length 1. Skew and kurtosis of a neuron that writes nothing are NaN.
     """
-    nothing = torch.zeros(unit_unembedding.shape[1], dtype=torch.bool)
+    nothing = torch.zeros_like(unit_unembedding[0], dtype=torch.bool)
     return moments_with_and_without(w_out, unit_unembedding, nothing)[0]
 
 

@@ -156,7 +156,7 @@ def extreme_tokens(
             values, tokens = cosine.topk(number, dim=1, largest=name == "promoted")
             parts[name].append(tokens)
             parts[f"{name}_cos"].append(values)
-    return {name: torch.cat(values).numpy() for name, values in parts.items()}
+    return {name: torch.cat(values).cpu().numpy() for name, values in parts.items()}
 
 
 def logit_tokens(run: Run, shown: dict[str, Int[np.ndarray, "rows"]]) -> pd.DataFrame:
@@ -167,7 +167,8 @@ def logit_tokens(run: Run, shown: dict[str, Int[np.ndarray, "rows"]]) -> pd.Data
         parts = []
         for seed, rows in shown.items():
             w_out, unembedding = weights_of(run, seed)
-            found = extreme_tokens(torch.cat(w_out)[torch.from_numpy(rows)], unembedding[:, : run.text.vocab_size])
+            asked = torch.from_numpy(rows).to(unembedding.device)
+            found = extreme_tokens(torch.cat(w_out)[asked], unembedding[:, : run.text.vocab_size])
             table = pd.DataFrame({"seed": seed, "layer": rows // widths[seed], "neuron": rows % widths[seed]})
             parts.append(table.assign(**{name: list(values) for name, values in found.items()}))
         return pd.concat(parts, ignore_index=True)

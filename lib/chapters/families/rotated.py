@@ -65,7 +65,8 @@ class Rotated:
         """
         run, trunk, (layers, neurons) = self.run, trunk_of(self.run, seed), self.run.done["shapes"][seed]
         plain, number = keeps_nonlinearity(run, seed), min(neurons, ROTATED)
-        turn = haar_rotation(neurons, run.params.random_seed, ROTATION_DRAW)[:number].to(self.device, wide(run))
+        turn = haar_rotation(neurons, run.params.random_seed, ROTATION_DRAW, self.device)[:number]
+        turn = turn.to(self.device, wide(run))
         units = [1 if plain else inverse(own[layer]["deviation"]).to(turn) for layer in range(layers)]
         sums = torch.zeros(layers, 2, 2, number, dtype=torch.float64, device=self.device)  # (own or rotated, Σ and Σ²)
         rotated = torch.zeros(layers, *self.counted.shape, number, device=self.device)
