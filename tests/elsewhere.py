@@ -1,8 +1,8 @@
 """A device that this machine does not have: tensors whose values lie in its memory and who say that they do not.
 
 PyTorch refuses an operation on tensors of two devices, but only where there are two. Here it is refused for a tensor
-that was made on the CPU although it meets others of `ELSEWHERE`, and such a tensor cannot become a NumPy array. What
-CUDA allows is allowed: copies between devices, an index that lies on the CPU, and single numbers.
+that was made on the CPU although it meets others of `ELSEWHERE`, and such a tensor cannot become a NumPy array. Copies
+between devices, lists as an index and single numbers are allowed; an index on the CPU, which CUDA would copy, is not.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_map
 
 ELSEWHERE = torch.device("meta")  # the one kind of device that needs no driver
-ACROSS = ("copy_", "index", "index_put", "index_put_")  # operations that CUDA also takes tensors of the CPU in
+ACROSS = ("copy_",)  # between devices
 
 
 class WrongDeviceError(RuntimeError):
@@ -53,7 +53,9 @@ class _Tensor(torch.Tensor):
 
 def _without_lists(index):
     parts = index if isinstance(index, tuple) else (index,)
-    return tuple(torch.tensor(part, dtype=torch.long) if isinstance(part, list) else part for part in parts)
+    return tuple(
+        torch.tensor(part, dtype=torch.long).to(ELSEWHERE) if isinstance(part, list) else part for part in parts
+    )
 
 
 class _Elsewhere(TorchDispatchMode):

@@ -146,6 +146,8 @@ def of_a_run(run) -> dict[str, Callable]:
     asked = pd.DataFrame([(*pair, layer, n, 1, n + 1) for pair in pairs for layer in (0, 1) for n in (1, 9)])
     chosen = pd.DataFrame({"layer": [0, 1], "neuron": [3, 4]})
 
+    # the trunk runs in inference mode, whose tensors and others do not meet `elsewhere`
+    @torch.inference_mode()
     def families(device):
         return rotated.Rotated(run, labels, groupings).statistics("a", seed_statistics(run, "a", labels))
 
@@ -154,7 +156,7 @@ def of_a_run(run) -> dict[str, Callable]:
         weights = circuits.weights_of(run, "a")
         return circuits.seed_roles(*weights, circuits.label_set(run), 0), circuits.logit_effects(run, "a", chosen)
 
-    @torch.inference_mode()  # in which the trunk runs: such tensors and others do not meet `elsewhere`
+    @torch.inference_mode()
     def activations(device):
         return contexts.activations(run, contexts.Sample.of(run.text), np.array([0, 5, 50]))
 

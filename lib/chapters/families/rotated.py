@@ -51,7 +51,7 @@ class Rotated:
     def __init__(self, run: Run, labels: KnownLabels, groupings: Mapping[str, Grouping]):
         self.run, self.text, self.device = run, run.text, device_of(run.params)
         self.blocks = sampled_blocks(len(self.text.tokens), MAX_TOKENS // self.text.context)
-        self.batches = torch.arange(len(self.blocks)).split(BATCH_BLOCKS)
+        self.batches = [slice(at, at + BATCH_BLOCKS) for at in range(0, len(self.blocks), BATCH_BLOCKS)]
         self.counted = self.text.counted(self.blocks).to(self.device)
         tables = {one.table: Table(one.grouping, csc_array(one.member), (SUM, SQUARE)) for one in labels.sets}
         ids = {one.grouping: groupings[one.grouping].ids for one in labels.sets}
