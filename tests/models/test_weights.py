@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from lib.base.errors import InputError
 from lib.models import weights
-from lib.models.folded import folded, folding_error
+from lib.models.folded import folded, folding_error, full_precision
 from lib.models.trunk import load_model
 
 
@@ -152,3 +152,18 @@ def test_the_nearest_of_all_others_is_found_in_any_square_of_cosines(sign, monke
     index, value = weights.nearest(vectors, sign)
     assert index.tolist() == cosine.argmax(1).tolist()
     np.testing.assert_allclose(value, sign * cosine.max(1), atol=1e-6)
+
+
+def test_full_precision_lasts_as_long_as_the_function():
+    @full_precision()
+    def inside():
+        return torch.backends.cuda.matmul.allow_tf32, torch.is_grad_enabled()
+
+    before = torch.backends.cuda.matmul.allow_tf32
+    try:
+        for allowed in (False, True):  # a mixed trunk leaves it allowed
+            torch.backends.cuda.matmul.allow_tf32 = allowed
+            assert inside() == (False, False)
+            assert torch.backends.cuda.matmul.allow_tf32 == allowed and torch.is_grad_enabled()
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
