@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import small_model
 from elsewhere import WrongDeviceError, at_home, elsewhere
+from small_models import model_of_type
 
 from lib.chapters.circuits import tables as circuits
 from lib.chapters.families import rotated
@@ -34,6 +35,10 @@ PATHS = [PathAblation(0, 2, 1, 1), PathAblation(0, 5, 1, 0)]
 
 def model(device) -> processed.Processed:
     return processed.processed(small_model(0).to(device))
+
+
+def rotary_logits(device) -> torch.Tensor:
+    return processed.processed(model_of_type("gpt_neox").to(device)).logits(TOKENS[:, :8].to(device) % 50)
 
 
 def changed_run(device) -> torch.Tensor:
@@ -83,6 +88,7 @@ def raw_and_folded(device) -> float:
 OF_A_MODEL = {
     "weight properties": lambda device: weight_properties(small_model(0).to(device)),
     "logits": lambda device: model(device).logits(TOKENS.to(device)),
+    "logits with rotary positions": rotary_logits,
     "folding error": raw_and_folded,
     "changed run": changed_run,
     "effects": effects,
@@ -113,7 +119,6 @@ def numbers(found) -> list[np.ndarray]:
 
 
 def assert_same_elsewhere(make: Callable, monkeypatch, device_of: Callable = lambda device: None) -> None:
-    monkeypatch.setattr("lib.kernels.predictions.product_dtype", lambda unembedding: unembedding.dtype)  # no bf16
     here = numbers(make(torch.device("cpu")))
     with elsewhere(monkeypatch) as device:
         device_of(device)
@@ -185,6 +190,8 @@ def test_what_a_run_does_is_computed_on_its_device(collected, monkeypatch):
     for make in of_a_run(collected).values():
         patched(torch.device("cpu"))
         assert_same_elsewhere(make, monkeypatch, patched)
+    circuits._weights.clear()
+    interventions._models.clear()
 
 
 def test_a_tensor_on_the_wrong_device_is_seen(monkeypatch):

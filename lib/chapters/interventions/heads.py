@@ -94,9 +94,8 @@ def value_norms(model: Processed, tokens: Int[Tensor, "blocks context"]) -> pd.D
     `ratio_without_bias` is that of ‖W_O v‖, from values without their bias b_V.
     """
     layers, heads = len(model.blocks), len(model.blocks[0].out)
-    norms = torch.zeros(
-        layers, heads, 2, 2, dtype=torch.float64, device=model.device
-    )  # (…, with bias or not, BOS or not)
+    # sums over blocks, (layers, heads, with the bias or without, BOS or others)
+    norms = torch.zeros(layers, heads, 2, 2, dtype=torch.float64, device=model.device)
     for some in tokens.to(model.device).split(model.batch):
         trace = run(model, some)
         for layer, block in enumerate(model.blocks):
