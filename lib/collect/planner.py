@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lib.base.errors import InputError, first_line
 from lib.base.hub import seed_config
-from lib.base.machine import free_memory
+from lib.base.machine import allowed_memory
 from lib.base.params import SHORT, Params
 from lib.kernels.fused import OPERAND_DTYPES, fastest_precision
 from lib.kernels.grouped import Layout, memory_bytes
@@ -30,7 +30,6 @@ GPU_BATCH_TOKENS = 8192  # at least, in one forward pass on a GPU
 GPU_MAX_BATCH_TOKENS = 32768
 GPU_BATCH_ACTIVATIONS = 2**25  # per layer; narrower layers get larger batches
 BASE = 0.7e9  # bytes that Python and its libraries take
-SHARE = 0.8  # of the memory that is free, for memory_gb: auto
 FIRST = 4  # one block in so many is in the first part of the text, which names the candidates
 CANDIDATES = 20  # neurons of another seed that are followed for each neuron
 PARTS = 16  # of the text after its first part, for intervals and convergence
@@ -354,7 +353,7 @@ def setting_of(
     `groups` is the layout of grouped moments (`lib.kernels.grouped`); without it nothing grouped is planned.
     They are planned for the references, layer by layer, since those of one layer of a large model take gigabytes.
     """
-    memory = free_memory(device) * SHARE if params.memory_gb == "auto" else params.memory_gb * 1e9
+    memory = allowed_memory(params, device)
     return Setting(
         shapes,
         tuple(sorted(params.seeds)) if params.compare == "all" else (params.reference,),

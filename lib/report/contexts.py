@@ -78,8 +78,9 @@ def activations(run: Run, sample: Sample, rows: Int[np.ndarray, "rows"]) -> dict
     layers, neurons = run.done["shapes"][seed]
     device = device_of(run.params)
     chosen = {layer: torch.from_numpy(rows[rows // neurons == layer] % neurons) for layer in range(layers)}
-    chosen = {layer: own for layer, own in chosen.items() if len(own)}
-    found = {layer: np.empty((len(own), sample.text.tokens.numel()), np.float16) for layer, own in chosen.items()}
+    chosen = {layer: own.to(device) for layer, own in chosen.items() if len(own)}
+    tokens = sample.text.tokens.numel()
+    found = {layer: torch.empty(len(own), tokens, dtype=torch.half, device=device) for layer, own in chosen.items()}
     trunk = trunk_of(run, seed)
     size = max(1, BATCH_TOKENS // context)
     for start in range(0, len(sample.text.tokens), size):
@@ -87,11 +88,11 @@ def activations(run: Run, sample: Sample, rows: Int[np.ndarray, "rows"]) -> dict
 
         def visit(layer: int, _pre: Tensor, post: Tensor, start=start, batch=batch) -> None:
             if layer in chosen:
-                own = post[..., chosen[layer].to(post.device)].flatten(0, 1).float().clamp(-65504, 65504).half()
-                found[layer][:, start * context : start * context + batch.numel()] = own.T.cpu().numpy()
+                own = post[..., chosen[layer]].flatten(0, 1).float().clamp(-65504, 65504)
+                found[layer][:, start * context : start * context + batch.numel()] = own.T  # rounded to fp16
 
         trunk.run(batch.to(device), visit, max(chosen) + 1)
-    return found
+    return {layer: found.pop(layer).cpu().numpy() for layer in chosen}
 
 
 # ---------------------------------------------------------------- intervals and the contexts drawn from them

@@ -81,8 +81,8 @@ def measure(run: Run) -> dict[str, pd.DataFrame]:
     parts, cuts = {"layers": [], "heads": []}, {}
     for seed, own in neurons.groupby("seed", sort=False):
         _, unembedding = weights_of(run, seed)
-        directions = roles.random_directions(roles.NULL_DIRECTIONS, len(unembedding), random_seed)
-        null = weights.vocabulary_moments(directions, unembedding)
+        directions = roles.random_directions(roles.NULL_DIRECTIONS, len(unembedding), random_seed).to(unembedding)
+        null = {name: one.cpu() for name, one in weights.vocabulary_moments(directions, unembedding).items()}
         cuts[seed] = roles.null_cuts(null)
         model = load_model(seed_source(run.params, seed))
         found = {

@@ -51,7 +51,7 @@ class Rotated:
     def __init__(self, run: Run, labels: KnownLabels, groupings: Mapping[str, Grouping]):
         self.run, self.text, self.device = run, run.text, device_of(run.params)
         self.blocks = sampled_blocks(len(self.text.tokens), MAX_TOKENS // self.text.context)
-        self.batches = torch.arange(len(self.blocks)).split(BATCH_BLOCKS)
+        self.batches = [slice(at, at + BATCH_BLOCKS) for at in range(0, len(self.blocks), BATCH_BLOCKS)]
         self.counted = self.text.counted(self.blocks).to(self.device)
         tables = {one.table: Table(one.grouping, csc_array(one.member), (SUM, SQUARE)) for one in labels.sets}
         ids = {one.grouping: groupings[one.grouping].ids for one in labels.sets}
@@ -65,7 +65,8 @@ class Rotated:
         """
         run, trunk, (layers, neurons) = self.run, trunk_of(self.run, seed), self.run.done["shapes"][seed]
         plain, number = keeps_nonlinearity(run, seed), min(neurons, ROTATED)
-        turn = haar_rotation(neurons, run.params.random_seed, ROTATION_DRAW)[:number].to(self.device, wide(run))
+        turn = haar_rotation(neurons, run.params.random_seed, ROTATION_DRAW, self.device)[:number]
+        turn = turn.to(self.device, wide(run))
         units = [1 if plain else inverse(own[layer]["deviation"]).to(turn) for layer in range(layers)]
         sums = torch.zeros(layers, 2, 2, number, dtype=torch.float64, device=self.device)  # (own or rotated, Σ and Σ²)
         rotated = torch.zeros(layers, *self.counted.shape, number, device=self.device)
