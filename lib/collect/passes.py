@@ -28,7 +28,6 @@ from lib.collect.preflight import Preflight
 from lib.collect.processes import Incoming, Processes, shares, tree
 from lib.collect.statistics import CANDIDATES_FILE, read_candidates
 from lib.kernels import native
-from lib.kernels.fused import LOOP_TYPES, OPERAND_DTYPES, gpu_loop
 from lib.run import Run
 
 SAVE_SECONDS = 60  # between two times that a state is saved, at least,
@@ -112,16 +111,27 @@ def _planned(run: Run, setting: Setting) -> dict:
                 path.unlink()
         begun = pack(setting).as_json()
         write_json(run.folder / "stats" / "plan.json", begun)
-    elif run.params.memory_gb != "auto":
-        plan = Plan.resumed(setting, begun)
-        left = [part for number, part in enumerate(plan.passes) if not run.recorded(f"stats/pass-{number:02d}.json")]
-        need = max((pass_memory(setting, part) for part in left), default=0)
-        if need > run.params.memory_gb * 1e9:
-            raise InputError(
-                f"memory_gb allows {run.params.memory_gb:g} GB, but this run began with passes of up to "
-                f"{need / 1e9:.1f} GB a process; give it as much, or `make clean RUN={run.params.run}` and begin anew."
-            )
+    else:
+        _refuse_too_large(run, Plan.resumed(setting, begun))
     return begun
+
+
+def _refuse_too_large(run: Run, plan: Plan) -> None:
+    """InputError where what is left of a begun plan does not fit: sums of one pass cannot be taken apart."""
+    setting, given = plan.setting, run.params.memory_gb
+    left = [part for number, part in enumerate(plan.passes) if not run.recorded(f"stats/pass-{number:02d}.json")]
+    need = max((pass_memory(setting, part) for part in left), default=0)
+    allowed = setting.memory * (1.25 if given == "auto" else 1)  # a new plan leaves a fifth of what is free
+    if need <= allowed:
+        return
+    begun = f"but this run began with passes of up to {need / 1e9:.1f} GB a process"
+    anew = f"or `make clean RUN={run.params.run}` and begin anew."
+    if given == "auto":
+        raise InputError(
+            f"there are {allowed / 1e9:.1f} GB of free memory here for a process, {begun}; go on where there is as "
+            f"much, {anew}"
+        )
+    raise InputError(f"memory_gb allows {given:g} GB, {begun}; give it as much, {anew}")
 
 
 class State:
@@ -260,7 +270,8 @@ def finish(work: Pass, stats: Path) -> None:
     for kind, tensors in by_kind.items():
         write_tensors(stats / f"{kind}-{work.number:02d}.safetensors", tensors)
     tokens = next(iter(work.readers.values())).moments.tokens
-    write_json(stats / f"pass-{work.number:02d}.json", {"seconds": work.seconds, "tokens": tokens})
+    ended = {"seconds": work.seconds, "tokens": tokens, "loops": native.RAN}
+    write_json(stats / f"pass-{work.number:02d}.json", ended)
 
 
 def summary(run: Run, plan: Plan, device: torch.device, processes: int) -> dict:
@@ -284,7 +295,7 @@ def summary(run: Run, plan: Plan, device: torch.device, processes: int) -> dict:
         "processes": processes,
         "device": device.type,
         "device_name": device_name(device),
-        "loops": _loops(device, setting.precision),
+        "loops": _loops(passes),
         "wall_seconds": round(seconds, 1),
         "tokens_per_second": round(read / max(seconds, 1e-9)),
         "peak_memory_bytes": peak_memory(),
@@ -294,11 +305,12 @@ def summary(run: Run, plan: Plan, device: torch.device, processes: int) -> dict:
     }
 
 
-def _loops(device: torch.device, precision: str) -> str:
+def _loops(passes: list[dict]) -> str:
     """What the loops over activations ran in."""
-    if device.type == "cuda":
-        return "Triton" if OPERAND_DTYPES[precision] in LOOP_TYPES and gpu_loop(device) else "torch"
-    return "C++" if native.libraries() else "torch"
+    ran = {loop: where for part in passes for loop, where in part["loops"].items()}
+    if len(set(ran.values())) == 1:
+        return next(iter(ran.values()))
+    return ", ".join(f"{where} ({loop})" for loop, where in sorted(ran.items())) or "torch"
 
 
 @exit_on_input_error

@@ -1,5 +1,6 @@
 """Plans hold every accumulator once and keep to the memory limit; forecasts count what a run does."""
 
+import math
 import threading
 import time
 from dataclasses import replace
@@ -36,7 +37,7 @@ from lib.collect.planner import (
     work_memory,
 )
 from lib.collect.prices import GPUS
-from lib.collect.processes import Processes, shares
+from lib.collect.processes import Processes, shares, tree
 from lib.kernels.examples import TopExamples
 from lib.kernels.followed import Followed
 from lib.kernels.histogram import Histogram
@@ -280,6 +281,34 @@ def test_every_chunk_is_counted_once_whoever_died(chunks, holders, merged, proce
         counted[own] += 1
     assert (counted == 1).all()
     assert sorted(sum(states, []) + stale) == sorted(done) and max(map(len, dealt)) - min(map(len, dealt)) <= 1
+
+
+@given(count=st.integers(1, 40))
+def test_what_all_processes_hold_comes_to_the_first_once(count):
+    held, waiting = {rank: [rank] for rank in range(count)}, list(reversed(range(count)))
+    for rank in waiting:  # a process sends once it has heard from all that it takes over from
+        sources, target = tree(rank, count)
+        for source in sources:
+            assert tree(source, count)[1] == rank and source > rank
+            held[rank] += held.pop(source)
+        assert (target is None) == (rank == 0)
+        assert len(sources) <= math.ceil(math.log2(count)) if count > 1 else not sources
+    assert sorted(held.pop(0)) == list(range(count)) and not held
+
+
+def test_a_file_of_another_machine_is_waited_for_but_not_for_hours(monkeypatch, tmp_path):
+    slept, late = [], tmp_path / "late"
+
+    def sleep(seconds):
+        slept.append(seconds)
+        if len(slept) == 3:
+            late.touch()
+
+    monkeypatch.setattr("time.sleep", sleep)
+    assert Processes().appeared(late) == late and len(slept) == 3
+    with pytest.raises(InputError, match="does not see .*missing, which the first process has written"):
+        Processes().appeared(tmp_path / "missing")
+    assert sum(slept) < 200
 
 
 def test_processes_started_again_do_not_read_what_dead_ones_left(monkeypatch):
