@@ -74,7 +74,7 @@ def setting_from(stored: dict) -> Setting:
 
 def fitted(runs: list[dict], wide: float) -> dict[str, dict[str, float]]:
     """What each chapter always takes, and seconds of work for each thousand neurons and each operation (as a multiple
-    of one in fp32). One run alone tells nothing of neurons."""
+    of one in fp32). One run alone cannot tell the two apart."""
     works = [prices.chapter_work(setting_from(run["setting"]), run["interventions"]) for run in runs]
     found = {}
     for name in works[0]:
@@ -84,9 +84,9 @@ def fitted(runs: list[dict], wide: float) -> dict[str, dict[str, float]]:
             neurons, operations = work[name]
             if not neurons:  # left out of this run
                 continue
-            neurons *= len(runs) > 1
+            neurons *= len(runs) > 1 or not operations
             weight = 1 / (drawing + working)  # errors count by their share of the chapter
-            rows += [[weight, weight * neurons, 0, 0], [0, 0, weight * neurons, weight * operations / wide]]
+            rows += [[weight, weight * neurons * (len(runs) > 1), 0, 0], [0, 0, weight * neurons, weight * operations / wide]]
             taken += [weight * drawing, weight * working]
         start, drawn, neurons, operations = nnls(np.array(rows), np.array(taken))[0]
         found[name] = {"start": start, "neurons": drawn + neurons, "operations": operations}

@@ -310,7 +310,7 @@ def _loops(passes: list[dict]) -> str:
     ran = {loop: where for part in passes for loop, where in part["loops"].items()}
     if len(set(ran.values())) == 1:
         return next(iter(ran.values()))
-    return ", ".join(f"{where} ({loop})" for loop, where in sorted(ran.items())) or "torch"
+    return ", ".join(f"{where} ({loop})" for loop, where in sorted(ran.items())) or "not known"
 
 
 @exit_on_input_error

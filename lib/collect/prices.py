@@ -145,11 +145,9 @@ def _finish(device: torch.device) -> None:
 
 # Tokens that chapters read at most, as their modules say
 NULL_TOKENS, NULL_SAMPLE, NULLS = 24_576, (600, 120), 3  # 03: sampled neurons of the reference, of each other
-ROTATED = 512  # 04: rotated neurons of a layer
-DIRECTIONS = 10_000  # 05: random directions
+DIRECTIONS, POWERS = 10_000, 1_000  # 05: random directions; four powers of a cosine take as long as such a width
 EFFECT_TOKENS, CASES = 8_192, (24 * 9, 24)  # 06: values and neurons, of the reference and of each other
 SET_TOKENS, SETS = (12_288, 3_072), (11, 6)  # 06: of the same, and sets of a layer
-CONTEXT_TOKENS = 51_200  # pages: of examples by activation interval
 
 
 def chapter_work(setting: Setting, interventions: bool) -> dict[str, tuple[float, float]]:
@@ -162,26 +160,23 @@ def chapter_work(setting: Setting, interventions: bool) -> dict[str, tuple[float
     trunk = {seed: one.layers * sum(layer_operations(one, setting.context)) for seed, one in shapes.items()}
     read, few = min(NULL_TOKENS, tokens), min(EFFECT_TOKENS, tokens / 10)
     nulls = sum(read * (trunk[seed] + 2 * NULLS * one.layers * one.neurons**2) for seed, one in shapes.items())
-    effects = rotated = 0.0
+    effects = 0.0
     for number, seed in enumerate(references):
         shape = shapes[seed]
         others = sum(one.total for other, one in shapes.items() if other != seed)
         nulls += 2 * read * NULL_SAMPLE[number > 0] * others * (1 + NULLS)
-        rotated += read * (trunk[seed] + 2 * ROTATED * shape.total)
         cases = CASES[number > 0] * few + shape.layers * SETS[number > 0] * min(SET_TOKENS[number > 0], tokens / 10)
         effects += cases * (trunk[seed] / 2 + 2 * shape.width * shape.vocabulary)  # half the layers, and the logits
-    cosines = sum(2 * (one.total + DIRECTIONS) * one.vocabulary * one.width for one in shapes.values())
-    first = shapes[references[0]]
-    near = 2 * first.total**2 * first.width + min(CONTEXT_TOKENS, tokens) * trunk[references[0]]
+    cosines = sum(2 * (one.total + DIRECTIONS) * one.vocabulary * (one.width + POWERS) for one in shapes.values())
     return {
         "01": (own, 0.0),
         "02": (own, 0.0),
         "03": (own, nulls),
-        "04": (own, rotated),
+        "04": (own, 0.0),
         "05": (every, cosines),
         "06": (own, effects) if interventions else (0.0, 0.0),
         "07": (own, 0.0),
-        "pages": (own, near),
+        "pages": (shapes[references[0]].total / 1000, 0.0),
     }
 
 
