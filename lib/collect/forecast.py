@@ -89,7 +89,8 @@ def work(plan: Plan, draws: int) -> tuple[Counter, Counter]:
         tables["products"] += 2 * rows * shape.total * shape.neurons * (1 + mixed / 2)  # layers with themselves
         tables["deviations"] += 2 * shape.total * shape.neurons**2 * (draws + halved)
         if seed in setting.references:  # w_in and w_out among neurons, w_out with the vocabulary
-            tables["cosines"] += 2 * shape.total * shape.width * (2 * shape.total + shape.vocabulary)
+            tables["cosines"] += 2 * shape.total * 2 * shape.total * shape.width
+            tables["cosines"] += 2 * shape.total * shape.vocabulary * (shape.width + prices.POWERS)
     tables["drawing"] = draws * sum(n**3 for n in {shape.neurons for shape in shapes.values()})
     results, states = (sum(one.values()) for one in disk(plan))
     passes["disk"], tables["disk"] = results + states, results

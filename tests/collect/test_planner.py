@@ -204,7 +204,7 @@ def test_work_is_what_a_run_of_two_shapes_does():
     # b is rotated, and twice in half the rows for one layer of a
     assert tables["rotations"] == pytest.approx((5 + 2 / 12) * 2 * n_a * n_b * 4096)
     assert tables["deviations"] == (5 + 2) * 2 * (n_a * 3072**2 + n_b * 4096**2)
-    assert tables["cosines"] == 2 * n_a * 768 * (2 * n_a + 50257)  # of the reference
+    assert tables["cosines"] == 2 * n_a * (768 * 2 * n_a + (768 + 1000) * 50257)  # of the reference
     assert tables["drawing"] == 5 * (3072**3 + 4096**3)
     every, after = work(pack(replace(setting, references=("a", "b"))), 5)
     assert after["rotations"] == pytest.approx(2 * n_a * n_b * (5 * (3072 + 4096) + 2 / 12 * 4096))
