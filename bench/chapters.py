@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import nnls
 
-from bench.machine import description
+from bench.machine import description, this_device
 from lib.base.files import read_json, write_json
 from lib.base.hub import seed_config
 from lib.base.machine import device_of
@@ -28,40 +28,50 @@ from lib.models.trunk import no_interventions
 DRAWING = 3.0  # seconds of a cell
 
 
-def split(notebook: Path) -> tuple[float, float]:
+def split(notebook: dict) -> tuple[float, float]:
     """Seconds of an executed notebook: drawing and loading, and work."""
-    made = json.loads(notebook.read_text(encoding="utf-8"))
-    taken = [cell["metadata"].get("papermill", {}).get("duration") or 0.0 for cell in made["cells"]]
+    taken = [cell["metadata"].get("papermill", {}).get("duration") or 0.0 for cell in notebook["cells"]]
     work = sum(max(0.0, one - DRAWING) for one in taken)
-    return made["metadata"]["papermill"]["duration"] - work, work
+    return notebook["metadata"]["papermill"]["duration"] - work, work
+
+
+def times(folder: Path) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """The seconds of a finished report's stages, and of its chapters and pages, drawing and work."""
+    paths = {path.name[:2]: path for path in sorted((folder / "notebooks").glob("0*.ipynb"))}
+    notebooks = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items()}
+    drawn = max(
+        datetime.fromisoformat(one["metadata"]["papermill"]["end_time"]).timestamp() for one in notebooks.values()
+    )
+    made = datetime.fromisoformat(read_json(folder / "provenance.json")["made"]).timestamp()
+    # the tables of the pages, which are the last to be made in full
+    first, last = ((folder / "tables" / f"{name}.parquet").stat().st_mtime for name in ("ledger", "passages"))
+    began, pages, work = read_json(folder / "progress.json")["began"], max(made, last) - drawn, last - first
+    stages = {
+        "passes": began["tables"] - began["passes"],
+        "tables": began["chapters"] - began["tables"],
+        "chapters": drawn - began["chapters"],
+        "pages": pages,
+    }
+    return stages, {name: split(one) for name, one in notebooks.items()} | {"pages": (pages - work, work)}
 
 
 def measured(folder: Path) -> dict:
-    """One finished report: its setting, the seconds of its stages, and of its chapters by number."""
+    """One finished report: its setting, this machine's rates, the seconds of its stages and of its chapters."""
     params, done = read_params(folder / "params.yaml"), read_json(folder / "stats" / "done.json")
-    shapes = seed_shapes(params)
-    setting = setting_of(params, shapes, device_of(params), groups=likely_layout(shapes, params))
+    shapes, device = seed_shapes(params), device_of(params)
+    setting = setting_of(params, shapes, device, groups=likely_layout(shapes, params))
     setting = replace(setting, blocks=done["blocks"], precision=done["precision"], memory=1e12)
-    notebooks = {path.name[:2]: path for path in sorted((folder / "notebooks").glob("0*.ipynb"))}
-    ends = [json.loads(path.read_text(encoding="utf-8"))["metadata"]["papermill"]["end_time"] for path in notebooks.values()]
-    began, drawn = read_json(folder / "progress.json")["began"], max(datetime.fromisoformat(one).timestamp() for one in ends)
-    finished = datetime.fromisoformat(read_json(folder / "provenance.json")["made"]).timestamp()
-    first, last = ((folder / "tables" / f"{name}.parquet").stat().st_mtime for name in ("ledger", "passages"))
-    finished, pages = max(finished, last), max(0.0, last - first)
-    taken = {name: split(path) for name, path in notebooks.items()}
+    largest = max(shapes, key=lambda seed: shapes[seed].total)
+    forward = prices.forward_rate(setting, shapes[largest], seed_config(params, largest), device)
+    stages, chapters = times(folder)
     return {
         "run": params.run,
         "setting": asdict(setting),
         "draws": params.rotations,
         "interventions": not no_interventions(params),
-        "largest": str(seed_config(params, max(shapes, key=lambda seed: shapes[seed].total))),
-        "chapters": taken | {"pages": (finished - drawn - pages, pages)},
-        "seconds": {
-            "passes": began["tables"] - began["passes"],
-            "tables": began["chapters"] - began["tables"],
-            "chapters": drawn - began["chapters"],
-            "pages": finished - drawn,
-        },
+        "rates": asdict(replace(prices.rates(setting, device), maps=forward, scores=forward, mlp=forward)),
+        "seconds": stages,
+        "chapters": chapters,
     }
 
 
@@ -84,10 +94,11 @@ def fitted(runs: list[dict], wide: float) -> dict[str, dict[str, float]]:
             neurons, operations = work[name]
             if not neurons:  # left out of this run
                 continue
-            neurons *= len(runs) > 1 or not operations
-            weight = 1 / (drawing + working)  # errors count by their share of the chapter
-            rows += [[weight, weight * neurons * (len(runs) > 1), 0, 0], [0, 0, weight * neurons, weight * operations / wide]]
-            taken += [weight * drawing, weight * working]
+            several = len(runs) > 1
+            share = 1 / (drawing + working)  # an error counts by its share of the chapter
+            rows.append([share, share * neurons * several, 0, 0])
+            rows.append([0, 0, share * neurons * (several or not operations), share * operations / wide])
+            taken += [share * drawing, share * working]
         start, drawn, neurons, operations = nnls(np.array(rows), np.array(taken))[0]
         found[name] = {"start": start, "neurons": drawn + neurons, "operations": operations}
     return found
@@ -113,12 +124,7 @@ def main() -> int:
     parser.add_argument("runs", type=Path, nargs="+")
     given = parser.parse_args()
     runs = [measured(folder) for folder in given.runs]
-    for run, folder in zip(runs, given.runs, strict=True):
-        params, setting = read_params(folder / "params.yaml"), setting_from(run["setting"])
-        device, largest = device_of(params), max(setting.shapes.values(), key=lambda shape: shape.total)
-        forward = prices.forward_rate(setting, largest, run.pop("largest"), device)
-        run["rates"] = asdict(replace(prices.rates(setting, device), maps=forward, scores=forward, mlp=forward))
-    record = {"machine": description(device), "chapters": fitted(runs, runs[0]["rates"]["wide"]), "runs": runs}
+    record = {"machine": description(this_device()), "chapters": fitted(runs, runs[0]["rates"]["wide"]), "runs": runs}
     write_json(prices.CHAPTERS, record)
     for run in runs:
         expected = forecast(run, record)

@@ -12,7 +12,6 @@ from torch import Tensor
 from lib.base.errors import InputError
 from lib.base.files import write_atomically, write_if_changed
 
-
 NAMES = {  # of types in safetensors
     torch.float64: "F64",
     torch.int64: "I64",

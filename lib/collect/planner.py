@@ -276,9 +276,10 @@ def work_memory(setting: Setting, passing: PassPlan) -> float:
 
 
 def pass_memory(setting: Setting, passing: PassPlan) -> float:
-    """Peak bytes of one process in one pass."""
+    """Peak bytes of one process in one pass; of several, each also takes in an accumulator of another one."""
     weights = sum(4 * setting.shapes[seed].parameters for seed in passing.depths(setting.shapes))
-    return weights + sum(unit.memory for unit in passing.units) + work_memory(setting, passing)
+    taken_in = max(unit.memory for unit in passing.units) if setting.processes > 1 else 0
+    return weights + sum(unit.memory for unit in passing.units) + taken_in + work_memory(setting, passing)
 
 
 def pack(setting: Setting) -> Plan:

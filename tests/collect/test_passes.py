@@ -341,7 +341,8 @@ def test_less_memory_is_heeded_until_a_pass_has_saved_something(make_run, seed_f
     ):
         collect(less)
     with monkeypatch.context() as patch:  # a smaller card, with a quarter more than memory_gb: auto would plan with
-        patch.setattr("lib.collect.planner.free_memory", lambda device, free=0.9 * need(run): free)
+        free = 0.9 * need(run)
+        patch.setattr("lib.collect.planner.free_memory", lambda device: free)
         auto = Run(run.params.model_copy(update={"memory_gb": "auto"}))
         with pytest.raises(InputError, match="there are .* GB of free memory here .* this run began with passes of up"):
             collect(auto)

@@ -182,6 +182,12 @@ def test_rows_that_are_copied_to_name_candidates_need_memory():
     assert copied > 2**20 * 5 * SMALL.total * 2 > work_memory(replace(SETTING, sketch_rows=2**20), part)
 
 
+def test_each_of_several_processes_has_room_for_what_another_sends():
+    part = pack(SETTING).passes[0]
+    alone, one_of_two = (pass_memory(replace(SETTING, processes=number), part) for number in (1, 2))
+    assert one_of_two - alone == max(unit.memory for unit in part.units) > 4096 * SMALL.total * 4 - 1
+
+
 def test_work_is_what_a_run_of_two_shapes_does():
     shapes = {"a": SMALL, "b": MEDIUM}
     setting = replace(SETTING, shapes=shapes, references=("a",), memory=1e12, groups=LABELS)
