@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import PRODUCTS, activations, permuted, save_seed, small_model, tables_of
+from conftest import PRODUCTS, TEXT, activations, permuted, save_seed, small_model, tables_of
 from transformers import GPT2LMHeadModel
 
 import lib.collect
@@ -231,6 +231,34 @@ def test_a_state_that_holds_what_another_holds_is_refused(make_run, seed_folders
     work.empty()
     work.merge_state(TensorFiles([tmp_path / "state.safetensors"]))
     assert work.done.tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_process_with_an_older_view_of_the_folder_follows_the_first(make_run, seed_folders, monkeypatch, complete):
+    """It sees neither that the run is done nor the text that the first process made, and makes neither again."""
+    said, waited, went_on = [complete, str(TEXT), complete], [], []
+
+    class Second:
+        count, rank, first, device = 2, 1, False, torch.device("cpu")
+
+        def agree(self, content):
+            return said.pop(0)
+
+        def appeared(self, path):
+            waited.append(path)
+            return path
+
+        def close(self):
+            pass
+
+    def made_again(*_):
+        raise AssertionError("the text is made by the first process only")
+
+    monkeypatch.setattr("lib.collect.passes.Processes", lambda device: Second())
+    monkeypatch.setattr("lib.text.tokenise.token_file", made_again)
+    monkeypatch.setattr("lib.collect.passes._collect", lambda inputs, processes: went_on.append(inputs))
+    collect(make_run(seed_folders))
+    assert waited == [TEXT] and len(went_on) == (not complete)
 
 
 def test_a_state_is_saved_when_it_takes_a_twentieth_of_the_time_since_the_last(monkeypatch, tmp_path):
