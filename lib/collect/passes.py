@@ -29,6 +29,7 @@ from lib.collect.processes import Processes, shares
 from lib.collect.statistics import CANDIDATES_FILE, read_candidates
 from lib.kernels import native
 from lib.kernels.fused import LOOP_TYPES, OPERAND_DTYPES, gpu_loop
+from lib.labels.groupings import written_groupings
 from lib.run import Run
 
 LISTING_SECONDS = 120  # within which files written by other machines must appear
@@ -59,9 +60,11 @@ def _collect(inputs: Preflight, processes: Processes) -> None:
     run, params, stats = inputs.run, inputs.params, inputs.run.folder / "stats"
     device, begun = device_of(params), None
     groups = tuple(map(tuple, processes.agree(inputs.layout if processes.first else ())))
+    if groups and not processes.first:
+        inputs.groupings = written_groupings(run, LISTING_SECONDS)
     setting = setting_of(params, inputs.shapes, device, Processes.on_this_machine(), groups)
     if processes.first:
-        record_labels(run, inputs.label_sets, any(stats.glob("pass-*")))
+        record_labels(run, inputs.label_sets, inputs.groupings, any(stats.glob("pass-*")))
         begun = _planned(run, setting)
         write_json(stats / "key.json", params.statistics_key | {"hashes": inputs.hashes})
         if not (stats / "pilot.safetensors").exists():
