@@ -44,6 +44,7 @@ def test_shipped_files_are_valid_and_named_after_their_run(name):
     assert params.run == name and params.reference in params.seeds
     if name not in ("tiny", "quick", "full", "smoke"):  # the paper's studies
         assert len(params.seeds) == 5 and params.context == 512 and params.token_budget == 100_000_000
+        assert params.label_tokens == 10_000_000
         assert all(params.is_on_hub(seed) and params.revision_of(seed) for seed in params.seeds)
 
 
