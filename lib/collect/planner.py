@@ -34,7 +34,7 @@ SHARE = 0.8  # of the memory that is free, for memory_gb: auto
 FIRST = 4  # one block in so many is in the first part of the text, which names the candidates
 CANDIDATES = 20  # neurons of another seed that are followed for each neuron
 PARTS = 16  # of the text after its first part, for intervals and convergence
-ENOUGH = 2**25  # tokens; in a longer text pairs are followed and labels summed on one batch in several, spread over it
+ENOUGH = 2**25  # tokens; in a longer text pairs are followed on one batch in several, spread over it
 BEGUN = ("precision", "products", "device")  # what a begun run keeps of its setting; batches follow the device
 CORE = ("moments", "sketch", "products", "followed")  # kinds of which the first pass needs all units
 
@@ -92,6 +92,7 @@ class Setting:
     processes: int = 1
     groups: Layout = ()  # of the grouped moments
     device: str = "cpu"  # or "cuda"
+    label_tokens: int = 2**63  # labels are summed on so many, or on all of a shorter text
 
     @property
     def seeds(self) -> tuple[str, ...]:
@@ -102,6 +103,11 @@ class Setting:
     def tokens(self) -> int:
         """Tokens of the text, counted or not."""
         return self.blocks * self.context
+
+    @property
+    def labelled(self) -> int:
+        """Tokens of the text on which labels are summed."""
+        return min(self.tokens, self.label_tokens)
 
     @property
     def batch(self) -> int:
@@ -165,7 +171,7 @@ class Reading:
 
     batches: tuple[Int[Tensor, "blocks"], ...]
     first: int  # batches of the first part, whose blocks are spread over the whole text
-    every: int = 1  # one batch in so many is sampled: pairs are followed and labels summed there
+    every: int = 1  # one batch in so many is sampled: pairs are followed there
 
     @classmethod
     def of(cls, blocks: int, batch: int, every: int = 1) -> "Reading":
@@ -368,4 +374,5 @@ def setting_of(
         processes,
         groups,
         device.type,
+        params.label_tokens,
     )
