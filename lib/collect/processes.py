@@ -22,6 +22,7 @@ from torch import Tensor
 from lib.base.errors import InputError
 
 PATIENCE = timedelta(hours=12)  # processes wait for the slowest
+PIECE = 2**29  # bytes sent at a time
 LISTING_SECONDS = 120  # within which a file written by another machine must appear
 
 
@@ -117,14 +118,14 @@ class Processes:
 
     def send(self, tensor: Tensor, to: int) -> None:
         """Sends a tensor to a process that asks for it by `receive`; as bytes, since NCCL does not know every type."""
-        if tensor.numel():
-            dist.send(tensor.to(self.wire).contiguous().flatten().view(torch.uint8), to)
+        for piece in _bytes(tensor.to(self.wire).contiguous()):
+            dist.send(piece, to)
 
     def receive(self, like: Tensor, source: int) -> Tensor:
         """A tensor of the shape and type of `like`, on this process's device, from a process that sends it."""
         made = torch.empty(like.shape, dtype=like.dtype, device=self.wire)
-        if made.numel():
-            dist.recv(made.flatten().view(torch.uint8), source)
+        for piece in _bytes(made):
+            dist.recv(piece, source)
         return made.to(self.device)
 
     def close(self) -> None:
@@ -132,6 +133,11 @@ class Processes:
         if self.connected:
             dist.destroy_process_group()
             self.connected = False
+
+
+def _bytes(tensor: Tensor) -> tuple[Tensor, ...]:
+    """A tensor's memory in pieces that every library can send; none of an empty tensor."""
+    return tensor.flatten().view(torch.uint8).split(PIECE) if tensor.numel() else ()
 
 
 class Incoming:
