@@ -10,7 +10,8 @@ import sys
 from collections import Counter
 from dataclasses import replace
 
-from lib.base.errors import InputError, exit_on_input_error
+from lib.base.errors import InputError, exit_on_input_error, listed
+from lib.base.files import read_json
 from lib.base.hub import seed_config
 from lib.base.machine import device_of
 from lib.base.params import Params, read_params
@@ -220,6 +221,8 @@ def lines(params: Params) -> list[str]:
         facts.append(
             "not counted: before the passes spaCy labels the syntax of English prose, some minutes per million tokens"
         )
+    if unknown := sorted(prices.chapter_work(setting, interventions).keys() - read_json(prices.CHAPTERS)["chapters"]):
+        facts.append(f"not counted: {listed(unknown)}, not measured by `python -m bench.chapters` yet")
     return facts + ([note] if note else []) + timed + lacking
 
 
