@@ -90,15 +90,17 @@ def fitted(runs: list[dict], wide: float) -> dict[str, dict[str, float]]:
     for name in works[0]:
         rows, taken = [], []
         for run, work in zip(runs, works, strict=True):
-            drawing, working = run["chapters"][name]
             neurons, operations = work[name]
-            if not neurons:  # left out of this run
+            if not neurons or name not in run["chapters"]:  # left out of this run
                 continue
+            drawing, working = run["chapters"][name]
             several = len(runs) > 1
             share = 1 / (drawing + working)  # an error counts by its share of the chapter
             rows.append([share, share * neurons * several, 0, 0])
             rows.append([0, 0, share * neurons * (several or not operations), share * operations / wide])
             taken += [share * drawing, share * working]
+        if not rows:
+            continue
         start, drawn, neurons, operations = nnls(np.array(rows), np.array(taken))[0]
         found[name] = {"start": start, "neurons": drawn + neurons, "operations": operations}
     return found

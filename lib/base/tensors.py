@@ -12,9 +12,9 @@ from torch import Tensor
 from lib.base.errors import InputError
 from lib.base.files import write_atomically, write_if_changed
 
-NAMES = {  # of types in safetensors
-    torch.float64: "F64",
+NAMES = {  # of types in safetensors, in the order in which it writes them
     torch.int64: "I64",
+    torch.float64: "F64",
     torch.float32: "F32",
     torch.int32: "I32",
     torch.bfloat16: "BF16",
@@ -32,15 +32,16 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 
 def _stream(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None) -> None:
-    """What `safetensors.torch.save_file` writes: the header's length, the header, and the tensors, wide types first."""
-    order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+    """What `safetensors.torch.save_file` writes: the header's length, the header, and the tensors by type and name."""
+    kinds = list(NAMES)
+    order = sorted(tensors, key=lambda name: (kinds.index(tensors[name].dtype), name))
     header, start = {"__metadata__": metadata} if metadata else {}, 0
     for name in order:
         one = tensors[name]
         stop = start + one.nbytes
         header[name] = {"dtype": NAMES[one.dtype], "shape": list(one.shape), "data_offsets": [start, stop]}
         start = stop
-    packed = json.dumps(header, separators=(",", ":")).encode()
+    packed = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     packed += b" " * (-len(packed) % 8)  # so that the tensors are aligned
     with open(path, "wb") as file:
         file.write(len(packed).to_bytes(8, "little") + packed)

@@ -10,7 +10,8 @@ import sys
 from collections import Counter
 from dataclasses import replace
 
-from lib.base.errors import InputError, exit_on_input_error
+from lib.base.errors import InputError, exit_on_input_error, listed
+from lib.base.files import read_json
 from lib.base.hub import seed_config
 from lib.base.machine import cores, device_of
 from lib.base.params import Params, read_params
@@ -230,6 +231,8 @@ def lines(params: Params) -> list[str]:
             f"not counted: before the passes spaCy labels the syntax of {unread:,} tokens of English prose, about 3 "
             f"minutes per million tokens on one core; this machine has {cores()}"
         )
+    if unknown := sorted(prices.chapter_work(setting, interventions).keys() - read_json(prices.CHAPTERS)["chapters"]):
+        facts.append(f"not counted: {listed(unknown)}, not measured by `python -m bench.chapters` yet")
     return facts + ([note] if note else []) + timed + lacking
 
 

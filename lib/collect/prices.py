@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from lib.base.files import read_json
+from lib.base.params import ROOT
 from lib.collect.planner import Setting, Shape
 from lib.kernels.examples import TopExamples
 from lib.kernels.sketch import EXACT, product
@@ -168,25 +169,21 @@ def chapter_work(setting: Setting, interventions: bool) -> dict[str, tuple[float
         cases = CASES[number > 0] * few + shape.layers * SETS[number > 0] * min(SET_TOKENS[number > 0], tokens / 10)
         effects += cases * (trunk[seed] / 2 + 2 * shape.width * shape.vocabulary)  # half the layers, and the logits
     cosines = sum(2 * (one.total + DIRECTIONS) * one.vocabulary * (one.width + POWERS) for one in shapes.values())
-    return {
-        "01": (own, 0.0),
-        "02": (own, 0.0),
+    work = {path.name[:2]: (own, 0.0) for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))}
+    return work | {
         "03": (own, nulls),
-        "04": (own, 0.0),
         "05": (every, cosines),
         "06": (own, effects) if interventions else (0.0, 0.0),
-        "07": (own, 0.0),
         "pages": (shapes[references[0]].total / 1000, 0.0),
     }
 
 
 def chapter_seconds(work: dict[str, tuple[float, float]], wide: float, measured: dict | None = None) -> dict:
     """Seconds of each chapter, and of the pages, alone: what it always takes, and what its work takes at `wide`
-    operations a second in fp32. `measured` is the content of chapters.json."""
-    by_chapter = (measured or read_json(CHAPTERS))["chapters"]
+    operations a second in fp32. `measured` is the content of chapters.json; chapters that it lacks are left out."""
     made = {}
-    for name, (neurons, operations) in work.items():
-        one = by_chapter[name]
+    for name, one in (measured or read_json(CHAPTERS))["chapters"].items():
+        neurons, operations = work[name]
         made[name] = one["start"] + neurons * one["neurons"] + operations * one["operations"] / wide
     return made
 

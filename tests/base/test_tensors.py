@@ -18,5 +18,4 @@ def test_the_file_is_that_of_safetensors(tmp_path):
     assert {name: one.dtype for name, one in found.items()} == {name: one.dtype for name, one in tensors.items()}
     with safe_open(tmp_path / "own", "pt") as file:
         assert file.metadata() == {"names": "über"}
-    with open(tmp_path / "own", "rb") as file:
-        assert int.from_bytes(file.read(8), "little") % 8 == 0
+    assert (tmp_path / "own").read_bytes() == (tmp_path / "theirs").read_bytes()

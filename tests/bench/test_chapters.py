@@ -54,7 +54,7 @@ def test_chapters_grow_with_the_run_and_go_faster_on_a_gpu(shape, seeds):
         return prices.chapter_seconds(prices.chapter_work(one, interventions), wide)
 
     whole = taken()
-    assert set(whole) == {"01", "02", "03", "04", "05", "06", "07", "pages"} and min(whole.values()) > 0
+    assert {"01", "02", "03", "04", "05", "06", "07", "pages"} <= set(whole) and min(whole.values()) > 0
     gpu = taken(wide=prices.GPUS["H200"][1].wide)
     assert all(gpu[name] <= whole[name] for name in whole) and gpu["06"] < whole["06"]
     assert taken(interventions=False)["06"] < whole["06"] and taken(blocks=80)["06"] < whole["06"]

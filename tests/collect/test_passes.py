@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import weakref
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -368,9 +369,9 @@ def test_less_memory_is_heeded_until_a_pass_has_saved_something(make_run, seed_f
         InputError, match="memory_gb allows .* but this run began with passes of up to .*make clean RUN="
     ):
         collect(less)
-    with monkeypatch.context() as patch:  # a smaller card, with a quarter more than memory_gb: auto would plan with
-        free = 0.9 * need(run)
-        patch.setattr("lib.collect.planner.free_memory", lambda device: free)
+    with monkeypatch.context() as patch:  # a smaller card
+        whole, smaller = lib.collect.passes.setting_of, 0.75 * need(run)
+        patch.setattr("lib.collect.passes.setting_of", lambda *given: replace(whole(*given), memory=smaller))
         auto = Run(run.params.model_copy(update={"memory_gb": "auto"}))
         with pytest.raises(InputError, match="there are .* GB of free memory here .* this run began with passes of up"):
             collect(auto)
