@@ -14,10 +14,16 @@ SHARE = 0.8  # of the memory that is free, for memory_gb: auto
 
 
 def device_of(params: Params) -> torch.device:
-    """The device a run uses; `auto` is a GPU if there is one. Each of several processes has its own GPU."""
+    """The device a run uses; `auto` is a GPU if there is one.
+
+    Each process of a machine has a GPU of its own, or shares one where there are fewer. It becomes the process's
+    default, on which libraries and kernels keep their scratch memory.
+    """
     if params.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
 
 
 def device_name(device: torch.device) -> str:

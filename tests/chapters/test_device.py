@@ -163,7 +163,7 @@ def of_a_run(run) -> dict[str, Callable]:
 
     @torch.inference_mode()
     def activations(device):
-        return contexts.activations(run, contexts.Sample.of(run.text), np.array([0, 5, 50]))
+        return contexts.activations(run, contexts.Sample.of(run), np.array([0, 5, 50]))
 
     def paths(device):
         interventions._models.clear()

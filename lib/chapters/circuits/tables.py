@@ -36,7 +36,7 @@ _weights: dict[tuple, tuple[list[torch.Tensor], torch.Tensor]] = {}
 @cache
 def label_set(run: Run) -> LabelSet:
     """Classes of tokens over the run's vocabulary, and the words that are frequent in its text."""
-    return token_labels(run.tokenizer, token_counts(run.text), run.text.vocab_size)
+    return token_labels(run.tokenizer, token_counts(run.labelled), run.text.vocab_size)
 
 
 @full_precision()
@@ -166,7 +166,9 @@ def next_token_effects(run: Run, table: pd.DataFrame) -> pd.DataFrame:
     From the grouped moments of the run's pass, hence for seeds that serve as reference and classes that the pass knew.
     `p_corrected` is Holm's.
     """
-    known = known_labels(run, [one for one in labels.label_sets(run.text, run.tokenizer) if one.grouping == GROUPING])
+    known = known_labels(
+        run, [one for one in labels.label_sets(run.labelled, run.tokenizer) if one.grouping == GROUPING]
+    )
     unknown = [label.removeprefix(PREFIX) for label in known.left_out]
     chosen = chosen_for_next_token(table[table["seed"].isin(run.done["references"]) & ~table["label"].isin(unknown)])
     names = [f"{row.seed} {row.layer} {row.neuron} {row.label}" for row in chosen.itertuples()]
