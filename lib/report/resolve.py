@@ -3,6 +3,7 @@
 import re
 import sys
 from pathlib import Path
+from shutil import disk_usage
 
 from lib.base import progress
 from lib.base.errors import InputError
@@ -49,6 +50,7 @@ def announcement(params: Params) -> str | None:
         stages, memory, disk = estimate(params, shapes)
     except InputError:  # it is raised again where it is in the way
         return None
+    _check_disk(params, disk)
     progress.begin(params.folder, stages)
     if device_of(params).type == "cpu" and (why := why_slower()):
         print(f"note: {why}, so torch does the work of compiled loops, more slowly.", file=sys.stderr)
@@ -56,6 +58,21 @@ def announcement(params: Params) -> str | None:
     time = f"{seconds / 60:.0f} minutes" if seconds < 100 * 60 else f"{seconds / 3600:.0f} hours"
     needs = f"{memory / 1e9:.0f} GB of memory and {disk / 1e9:.0f} GB of disk"
     return f"{params.run}: about {time}, {needs} on this machine"
+
+
+def _check_disk(params: Params, needed: float) -> None:
+    """Refuses a disk with less than half of the bytes that a run is expected to need, and says where it may be short.
+
+    The forecast counts saved states at their largest, so that half of it is too little for any run.
+    """
+    folder = next(path for path in (params.folder, *params.folder.parents) if path.exists())
+    have = disk_usage(folder).free + sum(path.stat().st_size for path in params.folder.rglob("*") if path.is_file())
+    text = f"{params.run} needs up to {needed / 1e9:.1f} GB of disk in {params.folder}"
+    text += f", where {have / 1e9:.1f} GB are free"
+    if have < needed / 2:
+        raise InputError(f"{text}; free some, or shorten the run with TOKENS=….")
+    if have < needed:
+        print(f"note: {text}.", file=sys.stderr)
 
 
 def _note_other_code(params: Params) -> None:

@@ -12,6 +12,7 @@ from base64 import b64encode
 from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -127,6 +128,19 @@ def test_a_missing_compiler_is_said_once_before_the_passes(folder, monkeypatch, 
     (folder / "stats").mkdir()
     (folder / "stats" / "done.json").touch()
     assert resolve.announcement(params) is None and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("free, refused", [(1e8, True), (3e9, False)])
+def test_a_full_disk_is_refused_or_named_before_anything_slow(tmp_path, monkeypatch, capsys, free, refused):
+    params = read_params(ROOT / "params" / "smoke.yaml")
+    monkeypatch.setattr(type(params), "folder", tmp_path / "not" / "yet")
+    monkeypatch.setattr(resolve, "disk_usage", {tmp_path: SimpleNamespace(free=free)}.get)
+    if refused:
+        with pytest.raises(InputError, match=r"needs up to 4.0 GB of disk in .*, where 0.1 GB are free; free some"):
+            resolve._check_disk(params, 4e9)
+    else:
+        resolve._check_disk(params, 4e9)
+        assert capsys.readouterr().err.startswith("note: smoke needs up to 4.0 GB of disk")
 
 
 # ---------------------------------------------------------------- execute
