@@ -10,6 +10,8 @@ import torch
 
 from lib.base.params import Params
 
+SHARE = 0.8  # of the memory that is free, for memory_gb: auto
+
 
 def device_of(params: Params) -> torch.device:
     """The device a run uses; `auto` is a GPU if there is one.
@@ -50,6 +52,11 @@ def free_memory(device: torch.device) -> float:
     else:
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
     return min([free, *control_group_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+
+
+def allowed_memory(params: Params, device: torch.device) -> float:
+    """Bytes that a run may take on a device: memory_gb, or a share of what is free."""
+    return free_memory(device) * SHARE if params.memory_gb == "auto" else params.memory_gb * 1e9
 
 
 def peak_memory() -> int:

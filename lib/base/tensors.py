@@ -57,6 +57,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise _corrupt(path, error) from error
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of what `write_tensors` wrote, {} where there is no such file."""
+    if not path.exists():
+        return {}
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise _corrupt(path, error) from error
+
+
 class TensorFiles:
     """Tensors of several safetensors files, memory-mapped and read in parts; InputError for a corrupt file."""
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from lib.base.errors import InputError, exit_on_input_error, listed
 from lib.base.files import read_json
 from lib.base.hub import seed_config
-from lib.base.machine import device_of
+from lib.base.machine import cores, device_of
 from lib.base.params import Params, read_params
 from lib.cache import refuse_same_weights
 from lib.collect import planner, prices
@@ -24,8 +24,9 @@ from lib.collect.prices import Rates
 from lib.collect.processes import Processes
 from lib.kernels.correlation import BIAS_DRAWS
 from lib.kernels.grouped import ACTIVE, FEW, HALVES, SQUARE, SUM, Layout
+from lib.labels.groupings import written_groupings
 from lib.labels.labels import TOKENS_KEPT, WORD_PLACES
-from lib.labels.syntax import needs_spacy
+from lib.labels.syntax import unread_tokens
 from lib.labels.token_classes import TOKEN_CLASSES
 from lib.models.trunk import no_interventions
 from lib.run import Run
@@ -48,7 +49,7 @@ def work(plan: Plan, draws: int) -> tuple[Counter, Counter]:
     rotated neurons, cosines of weights).
     """
     setting, shapes, passes, tables = plan.setting, plan.setting.shapes, Counter(), Counter()
-    tokens, rows = setting.tokens / setting.processes, setting.rows
+    tokens, rows, labelled = setting.tokens / setting.processes, setting.rows, setting.labelled / setting.processes
     for shape in shapes.values():  # the first look, of one process
         looked, pilot = (
             number * setting.context for number in (loss_blocks(setting.blocks), min(setting.blocks, PILOT_BLOCKS))
@@ -58,7 +59,7 @@ def work(plan: Plan, draws: int) -> tuple[Counter, Counter]:
     for part in plan.passes:
         for seed, depth in part.depths(shapes).items():
             passes += _forward(shapes[seed], depth, tokens, setting)
-        passes["labels"] += tokens / setting.every * any(unit.kind == "grouped" for unit in part.units)
+        passes["labels"] += labelled * any(unit.kind == "grouped" for unit in part.units)
         for unit in part.units:
             a, b = shapes[unit.seed], shapes[unit.other or unit.seed]
             match unit.kind:
@@ -72,7 +73,7 @@ def work(plan: Plan, draws: int) -> tuple[Counter, Counter]:
                     passes["following"] += (1 - 1 / FIRST) * tokens / setting.every * FOLLOWED * (a.total + b.total)
                 case "grouped":
                     passes["label sums"] += (
-                        tokens / setting.every * a.neurons * sum(len(kinds.split()) for _, _, kinds in setting.groups)
+                        labelled * a.neurons * sum(len(kinds.split()) for _, _, kinds in setting.groups)
                     )
     mixed = setting.sketches  # then a layer of each pair is made from half the rows too
     halved = mixed * min(draws, BIAS_DRAWS)
@@ -155,7 +156,10 @@ def tables_memory(setting: Setting) -> float:
 
 def likely_layout(shapes: dict[str, Shape], params: Params) -> Layout:
     """The tables of grouped moments, by bounds that the models and the budget set, without a look at the text."""
-    both, tokens = f"{SUM} {SQUARE}", min(params.token_budget, *(shape.vocabulary for shape in shapes.values()))
+    both, tokens = (
+        f"{SUM} {SQUARE}",
+        min(params.token_budget, params.label_tokens, *(shape.vocabulary for shape in shapes.values())),
+    )
     of_token = (f"{which}token_labels" for which in ("", "previous_", "next_"))
     return (
         *((name, len(TOKEN_CLASSES) + FREQUENT_WORDS, both) for name in of_token),
@@ -193,8 +197,13 @@ def lines(params: Params) -> list[str]:
     note = check_text(params)
     inputs, device = Preflight(Run(params)), device_of(params)
     shapes = inputs.shapes
-    unread = bool(made_token_file(params)) and needs_spacy(inputs.run)
-    setting = setting_of(params, shapes, device, Processes.on_this_machine(), likely_layout(shapes, params))
+    # a plan reads the groupings that a run has written, and makes none
+    known, groups = made_token_file(params), likely_layout(shapes, params)
+    if written := written_groupings(inputs.run) if known else None:
+        inputs.groupings = written
+        groups = inputs.layout
+    unread = unread_tokens(inputs.run) if known and not written else 0
+    setting = setting_of(params, shapes, device, Processes.on_this_machine(), groups)
     plans, timed, lacking, interventions = [], [], [], not inputs.notes
     try:
         plans.append(pack(setting))
@@ -219,7 +228,8 @@ def lines(params: Params) -> list[str]:
     facts = _facts(plans[0], params) + inputs.notes
     if unread:
         facts.append(
-            "not counted: before the passes spaCy labels the syntax of English prose, some minutes per million tokens"
+            f"not counted: before the passes spaCy labels the syntax of {unread:,} tokens of English prose, about 3 "
+            f"minutes per million tokens on one core; this machine has {cores()}"
         )
     if unknown := sorted(prices.chapter_work(setting, interventions).keys() - read_json(prices.CHAPTERS)["chapters"]):
         facts.append(f"not counted: {listed(unknown)}, not measured by `python -m bench.chapters` yet")

@@ -115,11 +115,20 @@ class Pass:
 
     def _grouped(self, unit: Unit, scaling: Tensor) -> GroupedMoments:
         places = self.places  # a feed that knew the pass would keep its memory beyond its end, into the next pass
-        accumulator, reading = GroupedMoments(places.layout, scaling), self.reading
+        accumulator, context = GroupedMoments(places.layout, scaling), self.text.context
+        number = torch.full((len(self.text.tokens),), -1)  # of a block among those with labels
+        number[self.inputs.run.label_blocks] = torch.arange(len(self.inputs.run.label_blocks))
 
         def feed(seen: Seen) -> None:
-            if seen.layer == unit.first and reading.sampled(seen.batch.number):
-                accumulator.update(seen.post, places.at(seen.batch.blocks, seen.batch.counted))
+            labelled = number[seen.batch.blocks]
+            known = labelled >= 0
+            if seen.layer != unit.first or not known.any():
+                return
+            post, counted = seen.post, seen.batch.counted
+            if not known.all():
+                rows = known.repeat_interleave(context).to(post.device)
+                post, counted = post[rows], counted[rows]
+            accumulator.update(post, places.at(labelled[known], counted))
 
         self.readers[unit.seed].feeds.append(feed)
         return accumulator

@@ -25,9 +25,10 @@ from lib.collect.grouped_tables import record_labels
 from lib.collect.one_pass import Pass
 from lib.collect.planner import CANDIDATES, Plan, Setting, pack, pass_memory, setting_of
 from lib.collect.preflight import Preflight
-from lib.collect.processes import Incoming, Processes, shares, tree
+from lib.collect.processes import LISTING_SECONDS, Incoming, Processes, shares, tree
 from lib.collect.statistics import CANDIDATES_FILE, read_candidates
 from lib.kernels import native
+from lib.labels.groupings import written_groupings
 from lib.run import Run
 
 SAVE_SECONDS = 60  # between two times that a state is saved, at least,
@@ -70,9 +71,11 @@ def _collect(inputs: Preflight, processes: Processes) -> None:
     run, params, stats = inputs.run, inputs.params, inputs.run.folder / "stats"
     device, begun = processes.device, None
     groups = tuple(map(tuple, processes.agree(inputs.layout if processes.first else ())))
+    if groups and not processes.first:
+        inputs.groupings = written_groupings(run, LISTING_SECONDS)
     setting = setting_of(params, inputs.shapes, device, Processes.on_this_machine(), groups)
     if processes.first:
-        record_labels(run, inputs.label_sets, any(stats.glob("pass-*")))
+        record_labels(run, inputs.label_sets, inputs.groupings, any(stats.glob("pass-*")))
         begun = _planned(run, setting)
         write_json(stats / "key.json", params.statistics_key | {"hashes": inputs.hashes})
         if not (stats / "pilot.safetensors").exists():

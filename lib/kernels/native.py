@@ -75,7 +75,7 @@ def warn_slower(what: str, why: str) -> None:
 def takes(name: str, *activations: Tensor) -> bool:
     """Whether a loop is there and reads such activations (…, neurons)."""
     first = activations[0]
-    alike = all(one.is_contiguous() and one.dtype == first.dtype and not one.is_cuda for one in activations)
+    alike = all(one.is_contiguous() and one.dtype == first.dtype and one.device.type == "cpu" for one in activations)
     return alike and first.dtype in SUFFIXES and first.shape[-1] % LANES == 0 and _loop(name, first) is not None
 
 

@@ -33,6 +33,8 @@ from lib.collect.planner import (
     batch_blocks,
     pack,
     pass_memory,
+    seed_shapes,
+    setting_of,
     shape_of,
     units_of,
     work_memory,
@@ -345,7 +347,9 @@ def test_processes_started_again_do_not_read_what_dead_ones_left(monkeypatch):
 
 def test_the_forecast_of_seeds_of_different_shape(make_run, seed_folders, tmp_path):
     deeper = save_seed(small_model(7, layers=3), tmp_path / "deeper")
-    said = forecast.lines(make_run({"a": seed_folders["a"], "d": deeper}, products="sketch", sketch_rows=64).params)
+    params = make_run({"a": seed_folders["a"], "d": deeper}, products="sketch", sketch_rows=64).params
+    said = forecast.lines(params)
+    assert not params.folder.exists(), "a forecast writes no labels"
     assert said[0].startswith("run test: 2 seeds of 2 × 48 or 3 × 48 neurons, 1 pairs, 5,120 tokens, sketch products")
     assert said[1].startswith("passes over the text: 1, ") and said[2].startswith("pass 1: ")
     assert [line.split(":")[0] for line in said[3:6]] == ["tables", "operations", "disk"]
@@ -354,6 +358,21 @@ def test_the_forecast_of_seeds_of_different_shape(make_run, seed_folders, tmp_pa
         "time on one H100",
         "time on one H200",
     ]
+
+
+def test_a_sample_with_labels_takes_its_share_of_the_label_sums(make_run, seed_folders):
+    params = make_run(seed_folders).params
+    found = []
+    for label_tokens in (10 * 256, 20 * 256, 10**9):
+        setting = setting_of(
+            params.model_copy(update={"label_tokens": label_tokens}),
+            seed_shapes(params),
+            torch.device("cpu"),
+            groups=(("token_labels", 9, "sum"),),
+        )
+        passes, _ = work(pack(setting), 1)
+        found.append((passes["label sums"], passes["labels"]))
+    assert found[0] == (found[1][0] / 2, found[1][1] / 2) and found[1] == found[2]
 
 
 def test_a_gpu_that_is_too_small_is_told_after_the_rest(monkeypatch, make_run, seed_folders):
