@@ -148,6 +148,7 @@ def _finish(device: torch.device) -> None:
 NULL_TOKENS, NULL_SAMPLE, NULLS = 24_576, (600, 120), 3  # 03: sampled neurons of the reference, of each other
 DIRECTIONS, POWERS = 10_000, 1_000  # 05: random directions; four powers of a cosine take as long as such a width
 EFFECT_TOKENS, CASES = 8_192, (24 * 9, 24)  # 06: values and neurons, of the reference and of each other
+SHOWN = 32_768  # neurons of all seeds on the pages (lib.report.explorer)
 SET_TOKENS, SETS = (12_288, 3_072), (11, 6)  # 06: of the same, and sets of a layer
 
 
@@ -174,7 +175,7 @@ def chapter_work(setting: Setting, interventions: bool) -> dict[str, tuple[float
         "03": (own, nulls),
         "05": (every, cosines),
         "06": (own, effects) if interventions else (0.0, 0.0),
-        "pages": (shapes[references[0]].total / 1000, 0.0),
+        "pages": (min(sum(one.total for one in shapes.values()), SHOWN) / 1000, 0.0),
     }
 
 
