@@ -61,16 +61,18 @@ class Layer(NamedTuple):
 
 
 class Predictor(NamedTuple):
-    """A layer of the other seed: its values, its second moments on FIT and TUNE."""
+    """A layer of the other seed: its values, its second moments on FIT and TUNE, and what ridge regression needs."""
 
     layer: Layer
     fit: Float[Tensor, "n n"]
     tune: Float[Tensor, "n n"]
+    factors: list[Float[Tensor, "n n"]]
 
     @classmethod
     def of(cls, values: Float[Tensor, "tokens n"], part: Int[Tensor, "tokens"]) -> "Predictor":
         layer = Layer.of(values, part)
-        return cls(layer, layer.within(FIT), layer.within(TUNE))
+        fit = layer.within(FIT)
+        return cls(layer, fit, layer.within(TUNE), maps.ridge_factors(fit))
 
 
 @dataclass
@@ -146,7 +148,7 @@ class Target:
             if size <= len(chosen):
                 neurons, weights = chosen[:size], steps[size - 1]
                 row[name] = self._sparse(name, number, other, neurons, weights, cross_tune)
-        fitted = maps.ridge(other.fit, cross)
+        fitted = maps.ridge(other.factors, cross)
         tuned = maps.explained(fitted, other.tune, cross_tune) / self.square  # (penalties, k)
         best = tuned.argmax(0)
         weights = fitted.gather(0, best[None, None].expand(1, *cross.shape))[0]

@@ -29,12 +29,15 @@ def orthogonal(cross: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
     return left @ right
 
 
-def ridge(
-    within: Float[Tensor, "n n"], cross: Float[Tensor, "n k"], penalties: tuple[float, ...] = PENALTIES
-) -> Float[Tensor, "penalties n k"]:
-    """(Σ + λ I)⁻¹ C for each penalty λ."""
+def ridge_factors(within: Float[Tensor, "n n"]) -> list[Float[Tensor, "n n"]]:
+    """(Σ + λ I)'s Cholesky factor for each of PENALTIES."""
     eye = torch.eye(len(within), dtype=within.dtype, device=within.device)
-    return torch.stack([torch.cholesky_solve(cross, torch.linalg.cholesky(within + one * eye)) for one in penalties])
+    return [torch.linalg.cholesky(within + one * eye) for one in PENALTIES]
+
+
+def ridge(factors: list[Float[Tensor, "n n"]], cross: Float[Tensor, "n k"]) -> Float[Tensor, "penalties n k"]:
+    """(Σ + λ I)⁻¹ C for each penalty λ."""
+    return torch.stack([torch.cholesky_solve(cross, one) for one in factors])
 
 
 def forward_selection(
@@ -46,22 +49,20 @@ def forward_selection(
     A step adds the neuron that correlates most with what is left of the target. A target with nothing left to explain
     takes the first neurons that are free, with coefficients near 0.
     """
-    residual, chosen, steps = cross.T.clone(), [], []  # (k, n)
-    targets = torch.arange(cross.shape[1], device=cross.device)
-    for step in range(1, min(most, len(within)) + 1):
-        taken = residual.abs()
+    target = cross.T.contiguous()  # (k, n)
+    most, rows = min(most, len(within)), torch.arange(len(target), device=cross.device)
+    used, residual, chosen, steps = target.new_empty(len(target), most, len(within)), target, [], []
+    for step in range(most):
+        size = residual.abs()
         for one in chosen:
-            taken[targets, one] = -1
-        chosen.append(taken.argmax(1))
-        picked = torch.stack(chosen, 1)  # (k, step)
-        gram = within[picked[:, :, None], picked[:, None]]
-        gram = gram + 10 * torch.finfo(gram.dtype).eps * torch.eye(
-            step, dtype=gram.dtype, device=gram.device
-        )  # two copies
-        weights = torch.linalg.solve(gram, cross.T.gather(1, picked)[..., None])[..., 0]
-        residual = cross.T.clone()
-        for column in range(step):
-            residual -= weights[:, column, None] * within[picked[:, column]]
+            size[rows, one] = -1
+        chosen.append(size.argmax(1))
+        used[:, step] = within[chosen[-1]]
+        picked = torch.stack(chosen, 1)  # (k, step + 1)
+        gram = used[:, : step + 1].gather(2, picked[:, None].expand(-1, step + 1, -1))
+        gram.diagonal(dim1=1, dim2=2).add_(10 * torch.finfo(gram.dtype).eps)  # for two copies of one neuron
+        weights = torch.linalg.solve(gram, target.gather(1, picked))
+        residual = torch.baddbmm(target[:, None], weights[:, None], used[:, : step + 1], alpha=-1)[:, 0]
         steps.append(weights.T)
     return torch.stack(chosen), steps
 

@@ -29,7 +29,7 @@ def moments(x, y) -> tuple[torch.Tensor, torch.Tensor]:
 def test_ridge_equals_scikit_learn(layers):
     x, y = layers
     within, cross = moments(x, y)
-    for penalty, found in zip(maps.PENALTIES, maps.ridge(within, cross), strict=True):
+    for penalty, found in zip(maps.PENALTIES, maps.ridge(maps.ridge_factors(within), cross), strict=True):
         expected = Ridge(alpha=penalty * TOKENS, fit_intercept=False).fit(y, x).coef_.T
         np.testing.assert_allclose(found.numpy(), expected, atol=1e-9)
 
@@ -71,7 +71,8 @@ def test_linear_cka_equals_kernels(layers):
 
 def test_explained_is_r2_on_other_tokens(layers):
     x, y = layers
-    fitted = maps.ridge(*moments(x[:200], y[:200]))
+    within, cross = moments(x[:200], y[:200])
+    fitted = maps.ridge(maps.ridge_factors(within), cross)
     x, y = x[200:] - x[200:].mean(0), y[200:] - y[200:].mean(0)
     within, cross = moments(x, y)
     found = maps.explained(fitted, within, cross).numpy() / np.square(x).mean(0)
