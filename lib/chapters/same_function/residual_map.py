@@ -163,15 +163,18 @@ def measured(run: Run, asked: pd.DataFrame) -> pd.DataFrame:
     seeds = sorted({*asked["seed"], *asked["model"]})
     spaces = {seed: space(load_model(seed_source(run.params, seed)), pieces) for seed in seeds}
     near = {seed: nearest_in_norm(own.neurons, run.done["shapes"][seed][0]) for seed, own in spaces.items()}
-    parts = []
+    maps, parts = {}, []
     for (seed, model), own in asked.groupby(["seed", "model"]):
         (_, n_a), (_, n_b) = (run.done["shapes"][one] for one in (seed, model))
         random = np.random.default_rng([run.params.random_seed, seeds.index(seed), seeds.index(model)])
         partner = (own["match_layer"] * n_b + own["match_neuron"]).to_numpy()
         others = exchanged(own["layer"].to_numpy(), partner, random), near[model][partner]
         targets = torch.from_numpy(np.stack([partner, *others], 1)).to(device)
-        chosen = spaces[seed].neurons[torch.from_numpy((own["layer"] * n_a + own["neuron"]).to_numpy())]
-        turn = token_map(spaces[seed], spaces[model]).to(device, wide)
+        chosen = spaces[seed].neurons[torch.tensor((own["layer"] * n_a + own["neuron"]).tolist())]
+        if (seed, model) not in maps:
+            maps[seed, model] = token_map(spaces[seed], spaces[model]).to(device, wide)
+            maps[model, seed] = maps[seed, model].T
+        turn = maps[seed, model]
         there = side_by_side(spaces[model].neurons.to(turn))
         found = ranks(side_by_side(chosen.to(turn) @ turn), there, targets).cpu().numpy()
         made = dict(zip(("rank", *CONTROLS), found.T, strict=True))
