@@ -2,11 +2,10 @@
 
 import pandas as pd
 
-from lib.chapters.same_function.captions_map import over_references
+from lib.chapters.same_function.captions_map import over_references, over_seeds
 from lib.chapters.same_function.heads import HEAD, HEAD_BAR, NULLS, by_head, score_agreement, type_agreement, used_room
 from lib.display.captions import Caption, count, percent, signed
 from lib.display.claims import Effects, Evidence, unmeasured
-from lib.display.over_seeds import in_brackets, over_seeds
 
 TABLE = "heads"
 ONE_HEAD = "the layers have one head, and two are needed"
@@ -42,7 +41,8 @@ def scores(evidence: Evidence) -> Effects:
 
 def matches_caption(table: pd.DataFrame, neurons: pd.DataFrame, reference: str) -> Caption:
     """How well heads match, beside rotated heads and beside neurons; `neurons` are those of all references."""
-    found = over_seeds(over_references(table, mean_excess, signed).values, "head_excess", lambda v: signed(v, 3))
+    effects = over_references(table, mean_excess, lambda value: signed(value, 3))
+    mean, interval = over_seeds(effects, "head_excess")
     room, others = used_room(by_head(table)), used_room(neurons)
     title = f"Heads use {percent(room, 0)} of the room above rotated heads, neurons {percent(others, 0)}"
     means = {name: table[name].mean() for name in ("corr", *NULLS)}
@@ -50,7 +50,7 @@ def matches_caption(table: pd.DataFrame, neurons: pd.DataFrame, reference: str) 
         f"Best match of each head of seed {reference}, in the mean over the other seeds, and what it is after a "
         f"layer's outputs are rotated and cut into heads again; √RV on {table['tokens'].iloc[0]:,} tokens. Over all "
         f"references the mean best match is {means['corr']:.3f}, that of rotated heads {means['baseline']:.3f}: an "
-        f"excess of **{signed(found.mean, 3)}**{in_brackets(found)}. It is "
+        f"excess of **{mean}**{interval}. It is "
         f"{signed(means['corr'] - means['equal_baseline'], 3)} if all heads are scaled to equal power before the "
         f"rotation. {percent((table['layer'] == table['match_layer']).mean(), 0)} of the matches lie in the head's own "
         "layer."
@@ -64,12 +64,12 @@ def scores_caption(table: pd.DataFrame) -> Caption:
     if table["head"].max() == 0:
         title = "One head in a layer has no rank within it"
         return Caption(title, f"{ONE_HEAD[0].upper()}{ONE_HEAD[1:]}.", f"Three scatter plots. {title}.")
-    found = over_seeds(over_references(table, _alike, signed).values, "head_scores", signed)
-    title = f"Ranked within its layer, a head attends like its match: correlation {signed(found.mean)}"
+    mean, interval = over_seeds(over_references(table, _alike, signed), "head_scores")
+    title = f"Ranked within its layer, a head attends like its match: correlation {mean}"
     text = (
         "Three scores of each head of every reference against those of its best match: attention to BOS, to the "
         "previous token, and in induction on repeated random tokens. Ranked within their layers they correlate by "
-        f"**{signed(found.mean)}**{in_brackets(found)} in the mean of the three; matches exchanged within their layers "
+        f"**{mean}**{interval} in the mean of the three; matches exchanged within their layers "
         f"give 0. {_types(table)}"
     )
     alt = "Three scatter plots: a head's score against its match's, for BOS, previous token and induction."
@@ -77,13 +77,18 @@ def scores_caption(table: pd.DataFrame) -> Caption:
 
 
 def _types(table: pd.DataFrame) -> str:
-    """How many heads have a type, and how often their matches do."""
-    everyone, types = len(table.drop_duplicates(["seed", *HEAD])), type_agreement(table)
-    if not len(types):
-        return f"No score is above {HEAD_BAR:g}, so no head has a type."
-    named = ", ".join(
-        f"{row.type}: {count(row.heads, 'head')}, {percent(row.agreement, 0)} of their matches too (by chance "
+    """How often the strongest heads match each other, and how many heads have a type."""
+    heads, types = table.drop_duplicates(["seed", *HEAD]), type_agreement(table)
+    first, chance = first_agreement(table), 1 / (len(heads) / heads["seed"].nunique())
+    text = (
+        f"The match of a seed's strongest head is the other seed's strongest in {percent(first['bos'], 0)} of the "
+        f"pairs for BOS, {percent(first['previous'], 0)} for the previous token and {percent(first['induction'], 0)} "
+        f"for induction; by chance in {percent(chance, 0)}. "
+    )
+    named = "; ".join(
+        f"{count(row.heads, row.type)}, {percent(row.agreement, 0)} of whose matches have the type (by chance "
         f"{percent(row.type_share, 0)})"
         for row in types.itertuples()
     )
-    return f"With a score above {HEAD_BAR:g} a head of {everyone} has a type. {named}."
+    total = f"{int(types['heads'].sum())} of {len(heads)} heads"
+    return f"{text}A score above {HEAD_BAR:g} gives {total} a type{f': {named}' if named else ''}."

@@ -7,8 +7,7 @@ import pandas as pd
 
 from lib.chapters.same_function.residual_map import hits, selected
 from lib.display.captions import Caption, percent, signed
-from lib.display.claims import FEWEST, Effects, Evidence
-from lib.display.over_seeds import OverSeeds, in_brackets, over_seeds
+from lib.display.claims import FEWEST, Effects, Evidence, decision, statements
 
 TABLE = "residual_map"
 KEY = ["seed", "layer", "neuron"]
@@ -25,6 +24,15 @@ def over_references(
     seeds = sorted({*table["seed"], *table["model"]})
     left_out = {seed: by_seed(table[(table["seed"] != seed) & (table["model"] != seed)]).mean() for seed in seeds}
     return Effects(by_seed(table), words, left_out=pd.Series(left_out, dtype=float), **fields)
+
+
+def over_seeds(effects: Effects, name: str) -> tuple[str, str]:
+    """The mean over seeds in words, and its 95 % interval in brackets, as in the ledger's row; empty without any."""
+    found = decision(effects, statements()[name])
+    if not np.isfinite(found.low):
+        return effects.words(found.value), ""
+    ends = (effects.words(end) for end in (found.low, found.high))
+    return effects.words(found.value), f" ({' to '.join(ends)}, 95 % over seeds)"
 
 
 def _first(rows: pd.DataFrame) -> float:
@@ -67,9 +75,8 @@ def beats_matched(evidence: Evidence) -> Effects:
 
 def caption(table: pd.DataFrame, reference: str) -> Caption:
     """How many neurons tokens alone lead to their match, beside both controls."""
-    rows, words = hits(selected(table, universal=False)), lambda share: percent(share, 0)
-    found = over_references(table, _first, words).values
-    universal = over_seeds(found, "map_finds_partner", words) if found.notna().any() else None
+    rows = hits(selected(table, universal=False))
+    effects = over_references(table, _first, lambda share: percent(share, 0))
     everyone = found_by_all(table)
     title = f"Tokens alone lead {percent(everyone, 0)} of the neurons to their match"
     text = (
@@ -77,10 +84,11 @@ def caption(table: pd.DataFrame, reference: str) -> Caption:
         f"{int(rows['candidates'].max()):,} neurons, by the cosines of mapped w_in and w_out. Right: the same by the "
         "correlation of the match. The map is a rotation, fitted on token embeddings and unembeddings. "
     )
-    if universal:
-        title += f", and {percent(universal.mean, 0)} of the universal ones"
-        text += f"Of the universal neurons of all references **{percent(universal.mean, 0)}** come first"
-        text += f"{_over(universal)}, of all neurons **{percent(everyone, 1)}**. "
+    if effects.values.notna().any():
+        share, interval = over_seeds(effects, "map_finds_partner")
+        title += f", and {share} of the universal ones"
+        text += f"Of the universal neurons of all references **{share}** come first{interval}, of all neurons "
+        text += f"**{percent(everyone, 1)}**. "
     else:
         text += f"Of all neurons **{percent(everyone, 1)}** come first; too few are universal to say more of them. "
     means = [rows[f"{name}reciprocal"].mean() for name in ("", "exchanged_", "matched_")]
@@ -96,7 +104,3 @@ def caption(table: pd.DataFrame, reference: str) -> Caption:
 def found_by_all(table: pd.DataFrame) -> float:
     """Share of all neurons whose match comes first, averaged over the references."""
     return over_references(table, _first_of_all, percent).values.mean()
-
-
-def _over(found: OverSeeds) -> str:
-    return in_brackets(found, "95 % over seeds").replace(":", ",") if found.interval else ""

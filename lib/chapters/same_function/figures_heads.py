@@ -7,8 +7,8 @@ from lib.chapters.same_function.heads import HEAD, NULLS, TYPES, by_head
 from lib.display.plots import BASELINE, CORRELATION, HEIGHT, NEUTRAL, PALE, WIDE, canvas, legend_below
 
 BASELINES = {
-    NULLS[0]: {"marker": "_", "label": "rotated heads"},
-    NULLS[1]: {"marker": "x", "label": "rotated heads of equal power"},
+    NULLS[0]: {"marker": "_", "markersize": 13, "label": "rotated heads"},
+    NULLS[1]: {"marker": "x", "markersize": 6, "label": "rotated heads of equal power"},
 }
 SCORES = {"bos": "attention to BOS", "previous": "attention to the previous token", "induction": "induction"}
 
@@ -21,7 +21,7 @@ def head_matches(table: pd.DataFrame, reference: str) -> Figure:
     first = measures[NULLS[0]]
     axes.vlines(first.index, first["mean_baseline"], first["mean_corr"], color=PALE, linewidth=1)
     for null, look in BASELINES.items():
-        axes.plot(measures[null]["mean_baseline"], color=BASELINE, linestyle="none", markersize=7, **look)
+        axes.plot(measures[null]["mean_baseline"], color=BASELINE, linestyle="none", zorder=3, **look)
     axes.plot(first["mean_corr"], "o", color=CORRELATION, markersize=5, label="best match in another seed")
     starts = first.groupby("layer").apply(lambda rows: rows.index.min(), include_groups=False)
     for start in starts.iloc[1:]:

@@ -35,7 +35,11 @@ HELD_BYTES = 2**31  # of all seeds' outputs in memory: longer outputs on fewer t
 BATCH_TOKENS = 2_048  # positions in a forward pass
 DRAWS = 5  # rotations of each layer
 ROTATION_DRAW = 3_000  # the first; none of chapters 2 to 4
-TYPES = {"induction": "induction", "previous": "previous token", "bos": "BOS sink"}  # the first that fits names a head
+TYPES = {
+    "induction": "induction head",
+    "previous": "previous-token head",
+    "bos": "BOS sink",
+}  # the first that fits names a head
 NO_TYPE = "none"
 HEAD = ["layer", "head"]
 NULLS = ("baseline", "equal_baseline")  # columns: outputs as they are, and of heads scaled to the same ‖Σ‖
@@ -222,15 +226,16 @@ def heads(run: Run) -> pd.DataFrame:
     """heads.parquet, made once and kept with the run: the rows of `measured`, with types and scores.
 
     `type`, the scores bos, previous and induction, and `<score>_rank`, the score's rank within the layer as a share,
-    less the layer's mean, of the head; the same of its match as `match_type` and so on. `type_share` is the share of
-    the compared seed's heads that have the head's type.
+    less the layer's mean, and `<score>_first`, whether it is the largest of the seed, of the head; the same of its
+    match as `match_type` and so on. `type_share` is the share of the compared seed's heads that have the head's type.
     """
     text, types = run.text, head_types(run)
 
     def make() -> pd.DataFrame:
         ranks = types.groupby(["seed", "layer"])[list(TYPES)].rank(pct=True)
         ranks -= ranks.groupby([types["seed"], types["layer"]]).transform("mean")
-        ranked = types.join(ranks.add_suffix("_rank"))
+        first = types.groupby("seed")[list(TYPES)].transform("max") == types[list(TYPES)]
+        ranked = types.join(ranks.add_suffix("_rank")).join(first.add_suffix("_first"))
         match = ranked.rename(columns={name: f"match_{name}" for name in ranked if name != "seed"})
         match = match.rename(columns={"seed": "model"})
         table = measured(run).merge(ranked, on=["seed", *HEAD])
@@ -285,3 +290,8 @@ def score_agreement(table: pd.DataFrame) -> pd.DataFrame:
         sums = (((x * y).sum(), (x * x).sum() * (y * y).sum()) for x, y in sides)
         parts[seed] = [both / single**0.5 if single > 0 else np.nan for both, single in sums]
     return pd.DataFrame.from_dict(parts, orient="index", columns=list(TYPES)).rename_axis("seed")
+
+
+def first_agreement(table: pd.DataFrame) -> pd.Series:
+    """By score: of the heads with the largest score of their seed, the share whose match has that of the other seed."""
+    return pd.Series({name: table.loc[table[f"{name}_first"], f"match_{name}_first"].mean() for name in TYPES})
