@@ -16,13 +16,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lib.chapters.same_function import maps
-from lib.chapters.universality.null_bases import inverse, passed_again, standardised
+from lib.chapters.universality.null_bases import NEGLIGIBLE, inverse, passed_again
 
 FIT, TUNE, SCORE = range(3)
-PATTERN = (FIT, SCORE, FIT, TUNE)  # of blocks, over and over
+PATTERN = (FIT, FIT, SCORE, FIT, FIT, FIT, TUNE, FIT)  # of blocks, over and over
 RUNGS = ("one", *(f"few_{number}" for number in maps.FEW), "all")  # a neuron's layer is chosen for each
 KEPT = ("one", "all")  # rungs whose predictions are transplanted
-WHOLE = ("one_to_one", "orthogonal")  # maps of whole layers: from the layer of largest CKA
+WHOLE = ("one_to_one", "orthogonal", "nearest", "half")  # from the layer of largest CKA: maps of whole layers, and
+# ridge regression from all of the fitting text and from half of it
 NEAR = 5  # layers, from the one at the same depth, that are compared
 
 
@@ -50,10 +51,12 @@ class Layer(NamedTuple):
     def of(cls, values: Float[Tensor, "tokens n"], part: Int[Tensor, "tokens"]) -> "Layer":
         """0 for a neuron that does not vary on the part FIT."""
         own = values[part == FIT]
-        mean, varies = own.mean(0), standardised(own).norm(dim=0) > 0.5
-        deviation = torch.where(varies, own.std(0, correction=0), 0)
+        mean, square = own.mean(0), own.square().mean(0)
+        variance = own.sub_(mean).square().mean(0)
+        deviation = torch.where(variance > NEGLIGIBLE * square, variance, 0).sqrt()
         scale = inverse(deviation)
-        return cls(tuple((values[part == one] - mean) * scale for one in (FIT, TUNE, SCORE)), mean, deviation)
+        rest = ((values[part == one] - mean).mul_(scale) for one in (TUNE, SCORE))
+        return cls((own.mul_(scale), *rest), mean, deviation)
 
     def within(self, part: int) -> Float[Tensor, "n n"]:
         """Second moments on a part."""
@@ -109,6 +112,15 @@ class Found:
             self.weight = torch.where(better, weights[0], self.weight)
 
 
+class Seen(NamedTuple):
+    """A layer of the other seed beside a target: products with it on FIT and TUNE."""
+
+    other: Predictor
+    number: int
+    cross: Float[Tensor, "n k"]
+    cross_tune: Float[Tensor, "n k"]
+
+
 @dataclass
 class Target:
     """A layer of the seed whose neurons are explained, and what its rungs have found so far."""
@@ -138,52 +150,50 @@ class Target:
         return squares.new_zeros(self.blocks, squares.shape[1]).index_add_(0, self.block, squares)
 
     def explain(self, other: Predictor, number: int) -> None:
-        """Tries all maps from one layer of the other seed, the `number`-th."""
-        x, y = self.layer.parts, other.layer.parts
-        cross, cross_tune = (y[part].T @ x[part] / len(x[part]) for part in (FIT, TUNE))
-        row = {"other_layer": number, "cka": maps.linear_cka(self.fit_within, other.fit, cross)}
-        self._rank(cross.abs(), number)
-        chosen, steps = maps.forward_selection(other.fit, cross)
+        """Tries the rungs RUNGS from one layer of the other seed, the `number`-th."""
+        seen = self._seen(other, number)
+        row = {"other_layer": number, "cka": maps.linear_cka(self.fit_within, other.fit, seen.cross)}
+        self._rank(seen.cross.abs(), number)
+        chosen, steps = maps.forward_selection(other.fit, seen.cross)
         for name, size in zip(RUNGS[:-1], (1, *maps.FEW), strict=True):
             if size <= len(chosen):
-                neurons, weights = chosen[:size], steps[size - 1]
-                row[name] = self._sparse(name, number, other, neurons, weights, cross_tune)
-        fitted = maps.ridge(other.factors, cross)
-        tuned = maps.explained(fitted, other.tune, cross_tune) / self.square  # (penalties, k)
-        best = tuned.argmax(0)
-        weights = fitted.gather(0, best[None, None].expand(1, *cross.shape))[0]
-        tuned = tuned.amax(0)
-        row["all"] = self._scored("all", number, tuned, y[SCORE] @ weights, None)
+                used = chosen[:size], steps[size - 1]
+                row[name] = self._tried(name, seen, torch.zeros_like(seen.cross).scatter_(0, *used), used)
+        row["all"] = self._tried("all", seen, self._ridge(seen, seen.cross, other.factors))
         self.pairs.append(row)
 
     def explain_whole(self, other: Predictor, number: int) -> None:
-        """One-to-one matches and the orthogonal map from one layer, each with a slope for each neuron."""
-        x, y = self.layer.parts, other.layer.parts
-        cross, cross_tune = (y[part].T @ x[part] / len(x[part]) for part in (FIT, TUNE))
-        given = maps.one_to_one(cross)
-        known = (given >= 0).to(cross)
-        neurons = given.clamp(min=0)[None]
-        weights = cross.gather(0, neurons) * known
-        self._sparse("one_to_one", number, other, neurons, weights, cross_tune)
+        """Tries the rungs WHOLE from one layer; maps of whole layers have a slope for each neuron."""
+        seen = self._seen(other, number)
+        cross, given = seen.cross, maps.one_to_one(seen.cross)
+        known, neurons = (given >= 0).to(cross), given.clamp(min=0)[None]
+        weights = torch.zeros_like(cross).scatter_(0, neurons, cross.gather(0, neurons) * known)
+        self._tried("one_to_one", seen, weights)
         turn = maps.orthogonal(cross)
         slope = (turn * cross).sum(0) / (turn * (other.fit @ turn)).sum(0).clamp(min=1e-30)
-        weights = turn * slope
-        tuned = maps.explained(weights, other.tune, cross_tune) / self.square
-        self._scored("orthogonal", number, tuned, y[SCORE] @ weights, None)
+        self._tried("orthogonal", seen, turn * slope)
+        self._tried("nearest", seen, self._ridge(seen, cross, other.factors))
+        block = self.parts.block[self.parts.part == FIT].unique(return_inverse=True)[1]
+        x, y = (one.parts[FIT][block % 2 == 0] for one in (self.layer, other.layer))
+        half = maps.ridge_factors(y.T @ y / len(y))
+        self._tried("half", seen, self._ridge(seen, y.T @ x / len(y), half))
 
-    def _sparse(self, name: str, number: int, other: Predictor, neurons, weights, cross_tune) -> float:
-        """A map that uses a few neurons (chosen, k) with `weights` (chosen, k)."""
-        picked = neurons.T
-        gram = other.tune[picked[:, :, None], picked[:, None]]  # (k, chosen, chosen)
-        bent = (gram @ weights.T[..., None])[..., 0].T
-        tuned = (2 * weights * cross_tune.gather(0, neurons) - weights * bent).sum(0) / self.square
-        scored = other.layer.parts[SCORE]
-        predicted = sum(scored[:, one] * weight for one, weight in zip(neurons, weights, strict=True))
-        return self._scored(name, number, tuned, predicted, (neurons, weights))
+    def _seen(self, other: Predictor, number: int) -> Seen:
+        x, y = self.layer.parts, other.layer.parts
+        return Seen(other, number, *(y[part].T @ x[part] / len(x[part]) for part in (FIT, TUNE)))
 
-    def _scored(self, name: str, number: int, tuned, predicted, used: tuple | None) -> float:
+    def _ridge(self, seen: Seen, cross: Float[Tensor, "n k"], factors: list[Tensor]) -> Float[Tensor, "n k"]:
+        """Ridge regression, with each neuron's best penalty on TUNE."""
+        fitted = maps.ridge(factors, cross)
+        best = maps.explained(fitted, seen.other.tune, seen.cross_tune).argmax(0)
+        return fitted.gather(0, best[None, None].expand(1, *cross.shape))[0]
+
+    def _tried(self, name: str, seen: Seen, weights: Float[Tensor, "n k"], used: tuple | None = None) -> float:
+        """Takes in a linear map; `used` are the neurons and weights of a sparse one. Its mean R², below 0 as 0."""
+        tuned = maps.explained(weights, seen.other.tune, seen.cross_tune) / self.square
+        predicted = seen.other.layer.parts[SCORE] @ weights
         errors = self.by_block((self.layer.parts[SCORE] - predicted).square())
-        self.rungs[name].improve(number, tuned, errors, predicted, used)
+        self.rungs[name].improve(seen.number, tuned, errors, predicted, used)
         return float(np.nanmean(self.r2(errors).clip(0, 1)))
 
     def _rank(self, size: Float[Tensor, "n k"], number: int) -> None:
@@ -242,14 +252,18 @@ def neuron_rows(target: Target, null: Target, neurons: Sequence[int]) -> pd.Data
 
     `match_layer`, `match_neuron` and `corr` (signed, on FIT) are those of the rung `one`, −1 and 0 where no neuron
     predicts anything on TUNE; `second_layer` and `second_neuron` are the next by |corr| on FIT.
+    `tuned_one` is the R² of that rung on TUNE.
     """
     table = pd.DataFrame({"neuron": list(neurons)})
     for prefix, of in (("", target), ("null_", null)):
         for name, found in of.rungs.items():
             table[f"{prefix}r2_{name}"] = of.r2(found.errors)
-    table["match_layer"], table["all_layer"] = (target.rungs[name].layer.numpy() for name in ("one", "all"))
-    table["match_neuron"], table["corr"] = target.rungs["one"].neuron.numpy(), target.rungs["one"].weight.numpy()
-    table["second_layer"], table["second_neuron"] = target.second().numpy()
+    table["match_layer"], table["all_layer"] = (target.rungs[name].layer.cpu().numpy() for name in ("one", "all"))
+    table["match_neuron"], table["corr"] = (
+        getattr(target.rungs["one"], name).cpu().numpy() for name in ("neuron", "weight")
+    )
+    table["second_layer"], table["second_neuron"] = target.second().cpu().numpy()
+    table["tuned_one"] = target.rungs["one"].tuned.double().cpu().numpy()
     rungs = [table[name].to_numpy(float) for name in ("r2_one", f"r2_{RUNGS[-2]}", "r2_all")]
     nulls = [table[f"null_{name}"].to_numpy(float) for name in ("r2_one", f"r2_{RUNGS[-2]}")]
     return table.assign(kind=maps.classes(*rungs, *nulls))

@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 FEW = (2, 4, 8)  # neurons of a sparse regression
-PENALTIES = (0.003, 0.03, 0.3, 3.0)  # of ridge regression, in variances of a predictor
+PENALTIES = (0.1, 0.5, 2.0, 10.0)  # of ridge regression, in variances of a predictor
 
 
 def one_to_one(cross: Float[Tensor, "n k"]) -> Int[Tensor, "k"]:
@@ -20,7 +20,7 @@ def one_to_one(cross: Float[Tensor, "n k"]) -> Int[Tensor, "k"]:
     rows, columns = linear_sum_assignment(cross.abs().cpu().numpy(), maximize=True)
     found = torch.full((cross.shape[1],), -1)
     found[torch.from_numpy(columns)] = torch.from_numpy(rows)
-    return found
+    return found.to(cross.device)
 
 
 def orthogonal(cross: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import pandas as pd
 
 from lib.chapters.same_function.ladder import RUNGS, WHOLE
@@ -45,7 +44,7 @@ def recovered(table: pd.DataFrame, name: str = UNIVERSAL) -> pd.DataFrame:
 def own_rows(table: pd.DataFrame, reference: str) -> pd.DataFrame:
     """The reference's rows from the first seed that it is compared with in full."""
     own = table[(table["seed"] == reference) & table["full"]]
-    return own[own["model"] == own["model"].min()] if own.empty else own[own["model"] == own["model"].iloc[0]]
+    return own[own["model"] == own["model"].min()]
 
 
 def by_seed(table: pd.DataFrame, measure: Callable[[pd.DataFrame], pd.Series]) -> pd.Series:
@@ -68,9 +67,7 @@ def recovered_by(table: pd.DataFrame, partner: str, minus: str | None = None) ->
     """By seed R of the universal neurons of all layers with a partner, or how much more than with another."""
 
     def measure(own: pd.DataFrame) -> pd.Series:
-        found = recovered(own)
-        names = [partner] if minus is None else [partner, minus]
-        found = found.reindex(columns=names).astype(float)
+        found = recovered(own).reindex(columns=[partner, minus or partner]).astype(float)
         return found[partner] - (found[minus] if minus else 0)
 
-    return by_seed(table, measure).replace([np.inf, -np.inf], np.nan)
+    return by_seed(table, measure)

@@ -25,17 +25,21 @@ from lib.kernels.correlation import haar_rotation
 from lib.models.trunk import no_interventions
 from lib.run import Run
 
-POSITIONS, MOST_POSITIONS = 12, 24_576  # of the sample: for each neuron of a layer, and at most
+POSITIONS, MOST_POSITIONS = 24, 24_576  # of the sample: for each neuron of a layer, and at most
+FEWEST_BLOCKS = 2 * len(ladder.PATTERN)
 MOST_NEURONS = 1_024  # of a layer that are explained
 OTHERS = 128  # the same, of seeds other than the reference
-ROTATION_DRAW = 3_000  # none of other chapters' draws
+ROTATION_DRAW = 4_000  # none of other chapters' draws, nor of heads
 KEY = ["layer", "neuron"]
 NAMES = ("ladder", "ladder_layers", "transplants")
 _made: dict[str, dict[str, pd.DataFrame]] = {}  # the tables of a run, made together
 
 
 def unsupported(run: Run) -> str | None:
-    """Why the chapter is left out for these models, in a sentence, or None."""
+    """Why the chapter is left out for this run, in a sentence, or None."""
+    blocks = len(run.text.tokens)
+    if blocks < FEWEST_BLOCKS:
+        return f"The text has {blocks} blocks, and {FEWEST_BLOCKS} are needed to fit, choose and score."
     return no_interventions(run.params)
 
 
@@ -92,7 +96,8 @@ class Compared:
 def sample_of(run: Run) -> Sample:
     """The chapter's sample of the run's text."""
     width = max(width for _, width in run.done["shapes"].values())
-    return Sample.of(run.text, min(POSITIONS * width, MOST_POSITIONS))
+    wanted = min(POSITIONS * width, MOST_POSITIONS)
+    return Sample.of(run.text, max(wanted, FEWEST_BLOCKS * run.text.context))
 
 
 def chosen_neurons(run: Run, pair: Pair) -> list[Int[Tensor, "k"]]:
@@ -116,6 +121,7 @@ def compared(run: Run, pair: Pair) -> Compared:
     parts = Parts.of(sample.counted)
     values = read(trunk_of(run, pair.seed), sample, dict(enumerate(neurons)), pre=False)
     own = [Layer.of(values.pop(layer).to(wide(run)), parts.part) for layer in range(len(neurons))]
+    del values
     source, found = Source(run, pair.other, sample), []
     turn = haar_rotation(run.done["shapes"][pair.other][1], run.params.random_seed, ROTATION_DRAW).to(own[0].mean)
     for null in (False, True):

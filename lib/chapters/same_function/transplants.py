@@ -21,7 +21,7 @@ from lib.models.processed import Processed
 
 PARTNERS = ("match", "second", "random", "all")
 NEAREST = 10  # neurons like a match, of which a random partner is drawn
-GROUPS = 4  # of all neurons, by R² of one neuron
+GROUPS = 4  # of all neurons, by R² of one neuron on the part TUNE
 BATCH = 4  # blocks in a forward pass
 ERRORS = 2  # standard errors of Δloss(mean) below which R is not given
 
@@ -123,7 +123,7 @@ def like(
 
 
 def neuron_sets(neurons: pd.DataFrame) -> list[NeuronSet]:
-    """One seed's sets, from its neurons: layer, neuron, is_universal, excess_corr, power, r2_one.
+    """One seed's sets, from its neurons: layer, neuron, is_universal, excess_corr, power, r2_one, tuned_one.
 
     Sets without a neuron are left out.
     """
@@ -136,7 +136,7 @@ def neuron_sets(neurons: pd.DataFrame) -> list[NeuronSet]:
     ]
     for layer, own in universal.groupby("layer"):
         sets.append(NeuronSet(f"universal, layer {layer}", own[key], ("match",)))
-    known = neurons.dropna(subset="r2_one").sort_values("r2_one")
+    known = neurons.dropna(subset="r2_one").sort_values("tuned_one")
     for group, rows in enumerate(np.array_split(np.arange(len(known)), GROUPS)):
         sets.append(NeuronSet(f"group {group + 1}", known.iloc[rows][key], ("match", "all")))
     return [one for one in sets if len(one.neurons)]

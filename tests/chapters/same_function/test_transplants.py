@@ -13,7 +13,7 @@ from lib.chapters.same_function import ladder, transplants
 from lib.chapters.same_function.ladder import SCORE, Layer, Parts, Predictor, Target
 from lib.models.processed import processed
 
-BLOCKS, CONTEXT = 12, 24
+BLOCKS, CONTEXT = 24, 24
 
 
 def in_fp64(one):
@@ -99,7 +99,7 @@ def test_a_seed_put_into_itself_is_recovered_in_full(plain, model, text):
     parts, own = Parts.of(counted), activations(plain, tokens, counted)
     targets = [Target(Layer.of(values, parts.part), parts, keeps=True) for values in own]
     ladder.explained_by(targets, lambda layer: Predictor.of(own[layer], parts.part), len(own))
-    chosen = torch.tensor([ladder.PATTERN[block % 4] == SCORE for block in range(BLOCKS)])
+    chosen = torch.tensor([ladder.PATTERN[block % len(ladder.PATTERN)] == SCORE for block in range(BLOCKS)])
     tokens, counted, everyone = tokens[chosen], counted[chosen], torch.arange(48)
     number = transplants.predicting(counted).sum(1).double()
     unchanged = transplants.losses(model, tokens, counted, {})
@@ -112,7 +112,7 @@ def test_a_seed_put_into_itself_is_recovered_in_full(plain, model, text):
         changes[partner] = transplants.losses(model, tokens, counted, values) - unchanged
     sign = changes["mean"].sum().sign()  # without its neurons an untrained model may as well lose less
     rows = transplants.effect_rows({name: sign * change for name, change in changes.items()}, number)
-    assert abs(changes["mean"].sum()) > 1 and rows[1]["partner"] == "match"
+    assert abs(changes["mean"].sum()) > 0.1 and rows[1]["partner"] == "match"
     found = transplants.recovered(sign * changes["match"], sign * changes["mean"], 0.0)
     assert found.value == pytest.approx(1, abs=1e-6)
 
@@ -148,7 +148,9 @@ def test_random_partners_are_like_the_match_and_another_neuron():
 def test_sets_have_the_neurons_that_they_are_named_after():
     random = np.random.default_rng(0)
     table = pd.DataFrame({"layer": np.repeat([0, 1], 150), "neuron": np.tile(range(150), 2)})
-    table = table.assign(excess_corr=random.random(300), power=random.random(300), r2_one=random.random(300))
+    table = table.assign(
+        excess_corr=random.random(300), power=random.random(300), r2_one=0.0, tuned_one=random.random(300)
+    )
     table["is_universal"] = (table["layer"] == 1) & (table["excess_corr"] > 0.9)
     sets = {one.name: one for one in transplants.neuron_sets(table)}
     universal = table[table["is_universal"]]
@@ -158,7 +160,7 @@ def test_sets_have_the_neurons_that_they_are_named_after():
     best = universal.loc[universal["power"].idxmax()]
     assert sets["strongest"].neurons.to_numpy().tolist() == [[1, best["neuron"]]]
     groups = [
-        table.merge(sets[f"group {number}"].neurons, on=["layer", "neuron"])["r2_one"]
+        table.merge(sets[f"group {number}"].neurons, on=["layer", "neuron"])["tuned_one"]
         for number in range(1, transplants.GROUPS + 1)
     ]
     assert sum(map(len, groups)) == 300 and all(a.max() < b.min() for a, b in zip(groups, groups[1:], strict=False))
