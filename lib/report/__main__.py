@@ -71,7 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        raise InputError("no space left on the disk; free some and run the same command again.") from error
+        where = f" of {error.filename}" if error.filename else ""
+        raise InputError(f"no space left on the disk{where}; free some and run the same command again.") from error
     return 0
 
 

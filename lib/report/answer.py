@@ -1,4 +1,4 @@
-"""The report's answer in five statements, computed from a run's tables and its ledger (Markdown's ** for numbers).
+"""The report's answer in six statements, computed from a run's tables and its ledger (Markdown's ** for numbers).
 
 How many neurons are universal, how far beyond chance level, how they differ, what they respond to, what they do. A
 share stands beside the share that chance gives; no sentence has more than two numbers.
@@ -24,13 +24,14 @@ PUBLISHED_LAYERS, PUBLISHED_WIDTH, PUBLISHED_TOKENS = 12, 3072, 100_000_000  # t
 
 
 def answer(evidence: Evidence, table: pd.DataFrame) -> list[Finding]:
-    """Five statements of one to three sentences; `table` is the run's ledger. One without its tables says so."""
+    """Six statements of one to three sentences; `table` is the run's ledger. One without its tables says so."""
     statements = (
         ("How many neurons are universal", ("neurons_all_seeds",), _how_many, "figure_02a_11_distributions"),
         ("How well neurons match", ("neurons_all_seeds", "matches_all_seeds"), _beyond_chance, "correlation_by_layer"),
         ("How universal neurons differ", (), _how_different, "figure_03_percentiles"),
         ("What neurons respond to", ("families", "neurons_all_seeds"), _what_they_respond_to, "family_counts"),
-        ("What neurons do", ("roles",), _what_they_do, "figure_06ab_moments"),
+        ("What neurons do by their weights", ("roles",), _what_they_do, "figure_06ab_moments"),
+        ("What changing them does", (), _what_interventions_say, "ablation_of_universal_neurons"),
     )
     return [
         Finding(make(evidence, table), figure)
@@ -62,15 +63,15 @@ def _how_many(evidence: Evidence, table: pd.DataFrame) -> str:
     verb = "is" if own["universal"] == 1 else "are"
     text = (
         f"**{percent(own['share'])}** of seed {evidence.reference}'s neurons, {own['universal']:,.0f} in all, {verb} "
+        "universal."
     )
-    text += "universal."
     if row["seeds"] > 1:
         text += f" With every seed as reference it is {percent(row['value'])} on average."
     published = properties.PUBLISHED_SHARES["share"]
     return f"{text} In the paper's models it is {percent(published.min(), 1)} to {percent(published.max(), 1)}."
 
 
-def _beyond_chance(evidence: Evidence, _table: pd.DataFrame) -> str:
+def _beyond_chance(evidence: Evidence, table: pd.DataFrame) -> str:
     own, matches = evidence.own("neurons_all_seeds"), evidence.own("matches_all_seeds")
     found = matches[matches["corr"] > 0]
     own_place, match_place = properties.depth_columns(found)
@@ -83,6 +84,8 @@ def _beyond_chance(evidence: Evidence, _table: pd.DataFrame) -> str:
         f"{percent(near, 0)} of the matches lie in the same or an adjacent {place}, against {percent(chance, 0)} by "
         "chance."
     )
+    marked = table.set_index("name")["mark"].reindex(["excess", "depth"])
+    text += " Untrained models exceed chance in both, too." if marked.fillna("").ne("").all() else ""
     return f"{text} {nulls.survival_sentence(evidence.tables['nulls'])}" if "nulls" in evidence.tables else text
 
 
@@ -97,7 +100,7 @@ def _how_different(_evidence: Evidence, table: pd.DataFrame) -> str:
     held, unknown = (int((own["verdict"] == verdict).sum()) for verdict in (HOLDS, UNKNOWN))
     text = f"Of {len(own)} differences that the paper finds between universal neurons and the rest of their layer, "
     text += f"**{held}** {'holds' if held == 1 else 'hold'} here."
-    return f"{text} On {unknown} this run cannot tell." if unknown else text
+    return f"{text} {unknown} {'is' if unknown == 1 else 'are'} undecided." if unknown else text
 
 
 def _what_they_respond_to(evidence: Evidence, _table: pd.DataFrame) -> str:
@@ -105,25 +108,30 @@ def _what_they_respond_to(evidence: Evidence, _table: pd.DataFrame) -> str:
     explained = summary.family_counts(rows).set_index("family").drop(UNEXPLAINED)
     largest = explained[explained["all"] > 0].nlargest(2, "all")
     named = f" The largest kinds of label are {listed(largest['label'])}." if len(largest) > 1 else ""
+    top = percent(explained[f"{summary.TOP} share"].sum(), 0)
     return (
-        f"**{percent(explained['all'].sum() / len(rows), 0)}** of seed {evidence.reference}'s neurons respond to one "
-        f"of the report's labels above the chance level, which {percent(1 - CHANCE_QUANTILE, 0)} of rotated neurons "
-        f"pass. Of the {summary.TOP} by excess correlation, "
-        f"{percent(explained[f'{summary.TOP} share'].sum(), 0)} do.{named}"
+        f"A label explains **{percent(explained['all'].sum() / len(rows), 0)}** of seed {evidence.reference}'s neurons "
+        f"beyond the chance level, which {percent(1 - CHANCE_QUANTILE, 0)} of rotated neurons pass. "
+        f"It explains {top} of the {summary.TOP} by excess correlation.{named}"
     )
 
 
-def _what_they_do(evidence: Evidence, table: pd.DataFrame) -> str:
+def _what_they_do(evidence: Evidence, _table: pd.DataFrame) -> str:
     peaked = evidence.tables["roles"]["role_learned"].isin(["prediction", "suppression"]).mean()
-    text = (
-        f"**{percent(peaked, 1)}** of the neurons raise or lower a few tokens more sharply than "
+    return (
+        f"By their weights **{percent(peaked, 1)}** of the neurons raise or lower a few tokens more sharply than "
         f"{percent(NULL_QUANTILE, 1)} of random directions."
     )
+
+
+def _what_interventions_say(_evidence: Evidence, table: pd.DataFrame) -> str:
+    """How many claims on the changed model are decided; that none was tested where all are unknown."""
     causal = table[table["name"].isin([claim.name for claim in ledger.INTERVENTIONS])]
     if (causal["verdict"] == UNKNOWN).all():
-        return text
-    held = causal[causal["verdict"] == HOLDS]
-    text += f" Of {count(len(causal), 'tested effect')} on the running model, {len(held)} "
-    text += f"{'holds' if len(held) == 1 else 'hold'}."
+        return "No effect of changing neurons in the running model is decided."
+    held, unknown = causal[causal["verdict"] == HOLDS], int((causal["verdict"] == UNKNOWN).sum())
+    text = f"Of {count(len(causal), 'effect')} tested by changing neurons in the running model, **{len(held)}** "
+    text += f"{'holds' if len(held) == 1 else 'hold'}"
+    text += f"; {unknown} {'is' if unknown == 1 else 'are'} undecided." if unknown else "."
     marked = int((held["mark"] != "").sum())
     return f"{text} {marked} of them by construction or for untrained models too." if marked else text

@@ -66,7 +66,7 @@ def test_chapter_02_says_whether_rotation_and_text_matter(number):
     sample = neurons[["layer", "neuron"]].assign(held_out_corr=neurons["mean_corr"])
     best, rotation, text = said(universality.correlation(neurons, drawn, sample, 0.5))
     assert f"correlates at {neurons['mean_corr'].mean():.2f}" in best and "it is 0.20" in best
-    assert f"universal neurons, {number}, by at most 0." in rotation and f"{number} with all of it" in text
+    assert f"universal neurons, {number}, by at most 0." in rotation and f"all of it {number} neurons" in text
     assert len(said(universality.correlation(neurons, drawn[drawn["draw"] == 0], sample.head(0), 0.5))) == 1
 
 
@@ -76,8 +76,10 @@ def test_chapter_04_says_what_can_be_named_and_whether_seeds_agree(tables):
     agreement = summary.family_agreement(summary.matched_pairs(tables["families"], pairs))
     named, shared, agree = said(families.families(counts, agreement))
     explained = counts.loc[counts["family"] != "unexplained", "all"].sum() / counts["all"].sum()
-    assert named.startswith(f"{100 * explained:.0f} % of the neurons") and "top 5 % by excess" in shared
-    assert f"{100 * agreement['same_label'].iloc[0]:.0f} % of matched pairs" in agree
+    assert (
+        named.startswith(f"A label explains {100 * explained:.0f} % of the neurons") and "top 5 % by excess" in shared
+    )
+    assert f"{100 * agreement['same_label'].iloc[0]:.0f} % of explained neurons" in agree
     assert len(said(families.families(counts, agreement.assign(pairs=0)))) == 2
 
 
@@ -88,17 +90,17 @@ def test_chapter_05_says_what_weights_do_and_whether_roles_recur(tables):
     assert len(texts) == 2 and texts[0].startswith(f"{100 * peaked:.1f} % of the neurons")
     row = {"property": "role", "group": "prediction", "pairs": 10, "agreement": 0.4, "chance": 0.1, "chance_high": 0.2}
     table = pd.DataFrame([row, row | {"group": "suppression", "pairs": 30, "agreement": 0.2, "chance_high": 0.1}])
-    assert "Roles recur across seeds: 25 % of" in said(circuits.circuits(roles, table))[2]
+    assert " recur across seeds: 25 % of" in said(circuits.circuits(roles, table))[2]
     assert "do not clearly recur" in said(circuits.circuits(roles, table.assign(chance_high=0.3)))[2]
     none = roles.assign(role_learned="none", role_published="none")
-    assert "No neuron passes the paper's cut" in said(circuits.circuits(none, table.head(0)))[0]
+    assert "No neuron reaches the paper's cut" in said(circuits.circuits(none, table.head(0)))[0]
 
 
 def test_chapter_06_says_what_changes_in_the_running_model_or_that_nothing_ran(tables):
     compared = neuron_sets.comparisons(tables["ablations"])
     swept, norms = tables["fixed_activation"], tables["value_norms"]
     entropy, sink, sets = said(interventions.interventions(swept, norms, compared))
-    assert " Over 3 seeds " in entropy and " times as large." in sink and "% of random sets" in sets
+    assert " Over 3 seeds " in entropy and " times as large." in sink and "50 % is chance" in sets
     entropy, _, sets = said(interventions.interventions(swept[swept["group"] == "none"], norms, compared.head(0)))
     assert entropy.startswith("No neuron") and sets.startswith("No set")
     alike = pd.DataFrame({"group": "all", "property": ["x", "y"], "correlation": [0.5, 0.1], "chance_high": 0.2})
@@ -120,10 +122,13 @@ def test_chapter_07_says_when_they_arise_whether_they_stay_and_where(share):
     if not share:
         assert texts == ["No neuron is universal at any checkpoint."]
         return
-    assert texts[0] == "Universal neurons come late in training: 0.25 % at 4M tokens, 1.00 % at the end."
+    assert (
+        texts[0]
+        == "The share of universal neurons grows through training: 0.25 % halfway, at 4M tokens, and 1.00 % at the end."
+    )
     assert (
         texts[1].startswith("Most of them stay: 75 %")
-        and "10 of 10, over all seeds, are in layer 2; of the first, by 1M tokens, none" in texts[2]
+        and "10 of the 10 universal neurons of all seeds are in layer 2; none of the first" in texts[2]
     )
     nobody = kept.assign(persistence=np.nan)
     assert len(said(emergence.emergence(points, shares, layers, nobody, timeline(points)))) == 2

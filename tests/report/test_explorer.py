@@ -572,7 +572,7 @@ def test_passages_and_neighbours_are_shown_and_parts_add_sections(complete, brow
     matches = complete.table("matches_all_seeds").query("seed == 'a' and layer == 1 and neuron == 17")
     names = [f"{row.model}/{row.match_layer}/{row.match_neuron}" for row in matches.itertuples()]
     assert [name for name, _ in rows] == ["a/1/17", *names] and len({text for _, text in rows}) == 1
-    assert "onsensus" in page.inner_text(".consensus") and "Lowest: " in page.inner_text(".pair")
+    assert "onsensus" in page.inner_text(".consensus") and "Lowest value: " in page.inner_text(".pair")
     near = complete.table("neighbours").query("seed == 'a' and layer == 1 and neuron == 17").iloc[0]["near_out"]
     links = page.eval_on_selector_all(".near section:nth-child(2) a", "all => all.map(one => one.innerText)")
     assert links == [f"a/{flat // 48}/{flat % 48}" for flat in near]

@@ -16,9 +16,9 @@ def circuits(neurons: pd.DataFrame, agreement: pd.DataFrame) -> HTML:
     """From the roles of all seeds' neurons and `match_agreement`."""
     sharp = neurons["role_learned"].isin(SHARP)
     text = f"**{percent(sharp.mean(), 1)}** of the neurons raise or lower a few tokens more sharply than "
-    text += f"{percent(NULL_QUANTILE, 1)} of random directions."
+    text += f"{percent(NULL_QUANTILE, 1)} of random directions, by the kurtosis of their logit effects."
     if not (neurons["role_published"].isin(SHARP)).any():
-        text += " No neuron passes the paper's cut, which was set for larger models."
+        text += " No neuron reaches the paper's cut, which was set for larger models."
     return in_short([Finding(text, "figure_06ab_moments"), _switch(neurons), *_agreement(agreement)])
 
 
@@ -30,9 +30,9 @@ def _switch(neurons: pd.DataFrame) -> Finding:
         return Finding("No neuron of the last layer clearly raises or lowers a few tokens.", "roles_by_layer")
     shares = last["suppression"] / last.sum(axis=1).replace(0, np.nan)
     found = over_seeds(shares, "suppression_switch", signed_percent)
-    text = f"Of the neurons in the last layer that do so, **{percent(found.mean, 0)}** lower tokens"
+    text = f"Of these neurons in the last layer, **{percent(found.mean, 0)}** lower tokens"
     text += f"{in_brackets(found)}. "
-    switch = "the paper's switch from raising to lowering"
+    switch = "the paper's switch from raising to lowering tokens"
     seen = (f"Whether this is {switch} cannot be told", f"This is {switch}", f"This is **not** {switch}")[found.side]
     text += f"{seen}."
     return Finding(text, "roles_by_layer")
@@ -45,6 +45,6 @@ def _agreement(table: pd.DataFrame) -> list[Finding]:
         return []
     share, chance = ((known[name] * known["pairs"]).sum() / known["pairs"].sum() for name in ("agreement", "chance"))
     beyond = (known["agreement"] > known["chance_high"]).all()
-    text = "Roles recur across seeds" if beyond else "Roles do not clearly recur across seeds"
+    text = "Roles (prediction, suppression, partition) recur across seeds" if beyond else "Roles do not clearly recur"
     text += f": **{percent(share, 0)}** of the neurons with a role match a neuron of the same role, by chance "
     return [Finding(f"{text}{percent(chance, 0)} would.", "roles_of_matches")]

@@ -22,9 +22,8 @@ def emergence(
     start, share = middle_point(points), shares.groupby("point", sort=False)["share"].mean()
     if not share.any():
         return in_short([Finding("**No neuron** is universal at any checkpoint.", "emergence_shares")])
-    text = f"Universal neurons come late in training: **{percent(share[start])}** at {time.moment(start)}, "
-    if share[start] > share.iloc[-1] / 2:
-        text = f"Universal neurons are there halfway: **{percent(share[start])}** at {time.moment(start)}, "
+    grows = "grows through training" if share[start] < share.iloc[-1] else "does **not** grow in the second half"
+    text = f"The share of universal neurons {grows}: **{percent(share[start])}** halfway, at {time.moment(start)}, and "
     text += f"**{percent(share.iloc[-1])}** at the end."
     return in_short([Finding(text, "emergence_shares"), *_persistence(kept, start), *_depth(layers, time)])
 
@@ -37,8 +36,8 @@ def _persistence(kept: pd.DataFrame, start: str) -> list[Finding]:
     number, stayed = halfway["universal"].sum(), halfway["kept"].sum()
     chance = np.average(halfway["chance"], weights=halfway["universal"])
     text = "Most of them stay" if stayed > number / 2 else "Most of them do **not** stay"
-    text += f": **{percent(stayed / number, 0)}** of those universal halfway are so at the end. Of random neurons of "
-    return [Finding(f"{text}the same layers {percent(chance, 1)} would be.", "emergence_births")]
+    text += f": **{percent(stayed / number, 0)}** of those universal halfway are so at the end, against "
+    return [Finding(f"{text}{percent(chance, 1)} of random neurons of the same layers.", "emergence_births")]
 
 
 def _depth(layers: pd.DataFrame, time: Timeline) -> list[Finding]:
@@ -48,8 +47,8 @@ def _depth(layers: pd.DataFrame, time: Timeline) -> list[Finding]:
     if not totals.iloc[-1]:
         return []
     first = totals[totals > 0].index[0]
-    text = f"At the end **{held.iloc[-1]:,}** of {totals.iloc[-1]:,}, over all seeds, are in "
+    text = f"At the end **{held.iloc[-1]:,}** of the {totals.iloc[-1]:,} universal neurons of all seeds are in "
     text += layer_names(fullest)
     if first != numbers.index[-1]:
-        text += f"; of the first, by {time.moment(first)}, **{held[first] or 'none'}** of {totals[first]:,}"
+        text += f"; **{held[first] or 'none'}** of the first {totals[first]:,}, by {time.moment(first)}, are there"
     return [Finding(f"{text}.", "emergence_layers")]

@@ -16,8 +16,8 @@ def families(counts: pd.DataFrame, agreement: pd.DataFrame) -> HTML:
     named = counts.set_index("family").loc[list(EXPLAINED)]
     total, explained = counts["all"].sum(), named["all"]
     largest = [FAMILIES[name] for name, number in explained.nlargest(2).items() if number]
-    text = f"**{percent(explained.sum() / total, 0)}** of the neurons respond to one of the report's labels above the "
-    text += f"chance level, which {percent(1 - CHANCE_QUANTILE, 0)} of rotated neurons pass."
+    text = f"A label explains **{percent(explained.sum() / total, 0)}** of the neurons beyond the chance level, which "
+    text += f"{percent(1 - CHANCE_QUANTILE, 0)} of rotated neurons pass."
     text += f" The largest families are {listed(largest)}." if len(largest) > 1 else ""
     return in_short([Finding(text, "family_counts"), _shared(named), *_agreement(agreement)])
 
@@ -30,7 +30,8 @@ def _shared(named: pd.DataFrame) -> Finding:
         if better
         else ("Neurons that recur in other seeds can **not** be named more often")
     )
-    return Finding(f"{text}: **{top}** of the {TOP} by excess, {rest} of the rest.", "families_by_excess")
+    text += f": **{top}** of the {TOP} by excess have a label, {rest} of the others."
+    return Finding(text, "families_by_excess")
 
 
 def _agreement(table: pd.DataFrame) -> list[Finding]:
@@ -39,5 +40,6 @@ def _agreement(table: pd.DataFrame) -> list[Finding]:
     if not pairs["pairs"] or not np.isfinite(pairs["chance_label"]):
         return []
     verb = "agree" if pairs["same_label"] > 2 * pairs["chance_label"] else "hardly agree"
-    text = f"Seeds {verb} on what a neuron responds to: **{percent(pairs['same_label'], 0)}** of matched pairs share "
-    return [Finding(f"{text}their label, by chance {percent(pairs['chance_label'], 1)} would.", "family_agreement")]
+    text = f"Seeds {verb} on what a neuron responds to: **{percent(pairs['same_label'], 0)}** of explained neurons "
+    text += f"have a match with the same label, by chance {percent(pairs['chance_label'], 1)} would."
+    return [Finding(text, "family_agreement")]

@@ -37,8 +37,8 @@ def _entropy(swept: pd.DataFrame) -> Finding:
         return Finding("No neuron of the last layers can be told to be an entropy neuron by its weights.", ENTROPY)
     ours, others = (by_group.dropna()[group] for group in ("entropy", CONTROL_OF["entropy"]))
     found = over_seeds(ours - others, "entropy_entropy", lambda value: signed(value, 3))
-    text = f"Held high, entropy neurons change the entropy of the prediction by **{signed(ours.mean(), 3)}** nats, "
-    text += f"controls of equal norm by {signed(others.mean(), 3)}"
+    text = f"Clamped high, entropy neurons change the entropy of the prediction by **{signed(ours.mean(), 3)}** nats, "
+    text += f"control neurons of equal output norm by {signed(others.mean(), 3)}"
     differ = ("the difference is **undecided**", "they raise it more", "they raise it less")[found.side]
     text += f". Over {count(len(ours), 'seed')} {differ}."
     return Finding(text, ENTROPY)
@@ -47,8 +47,8 @@ def _entropy(swept: pd.DataFrame) -> Finding:
 def _sink(norms: pd.DataFrame) -> Finding:
     ratio = norms.groupby("seed")["ratio"].median().mean()
     verb = "writes less" if ratio > 1 else "does **not** write less"
-    text = f"A head that attends to BOS {verb} than elsewhere: in the median head "
-    text += f"other tokens' output is **{ratio:.1f} times** as large."
+    text = f"A head that attends to BOS, the first token, {verb} than elsewhere: in the median head other tokens' "
+    text += f"output is **{ratio:.1f} times** as large."
     return Finding(text, "bos_value_norms")
 
 
@@ -60,6 +60,6 @@ def _importance(held: pd.DataFrame) -> Finding:
     shares = shares_below(held)
     found = over_seeds(shares, "ablation_universal", signed_percent)
     matter = ("do not clearly matter more", "matter more", "matter less")[found.side]
-    text = f"Universal neurons {matter} than other strong neurons: ablating them costs more loss than "
-    text += f"**{percent(found.mean, 0)}** of random sets of equal power{in_brackets(found)}."
+    text = f"Universal neurons {matter} than other strong neurons: ablating them raises the loss more than "
+    text += f"**{percent(found.mean, 0)}** of random sets of equal power do{in_brackets(found)}; 50 % is chance."
     return Finding(text, "ablation_of_universal_neurons")

@@ -34,7 +34,7 @@ def activations(losses: pd.DataFrame, text: pd.DataFrame, neurons: pd.DataFrame)
                 "losses",
             ),
             Finding(
-                f"They read {count(text['counted'].sum(), 'token')} that count. The largest of "
+                f"Statistics use {count(text['counted'].sum(), 'token')}. The largest of "
                 f"{count(len(text), 'domain')}, {largest['domain']}, has "
                 f"**{percent(largest['counted'] / text['counted'].sum(), 0)}** of them.",
                 "text_composition",
@@ -69,10 +69,8 @@ def correlation(neurons: pd.DataFrame, drawn: pd.DataFrame, sample: pd.DataFrame
     if len(sample):
         held_out = neurons[["layer", "neuron", "mean_baseline"]].merge(sample, on=["layer", "neuron"])
         number = int((held_out["held_out_corr"] - held_out["mean_baseline"] > threshold).sum())
-        text = f"Matches are {'partly' if number < universal / 2 else 'not'} luck of the text"
-        text += (
-            f": with partners chosen on other text **{number:,}** neurons are universal, {universal:,} with all of it."
-        )
+        text = f"Matches are {'partly' if number < universal / 2 else 'not'} luck of the text: with all of it "
+        text += f"{universal:,} neurons are universal, with partners chosen on other text than measured **{number:,}**."
         findings.append(Finding(text, "sampling"))
     return in_short(findings)
 
@@ -98,11 +96,11 @@ def _depth(matrix: pd.DataFrame) -> Finding:
     same, chance = np.nanmean(np.diag(matrix)), 100 / len(matrix)
     if len(matrix) == 1:
         return Finding(f"The models have one {place}, so every match lies in it.", "figure_02c_layers")
-    text = f"A match tends to lie at the same depth: **{same:.0f} %** are in the neuron's own {place}"
-    if same <= chance:
-        text = f"A match does **not** tend to lie at the same depth: {same:.0f} % are in the neuron's own {place}"
-    low, high = np.nanmin(np.diag(matrix)), np.nanmax(np.diag(matrix))
-    text += f", by chance {chance:.0f} %. From {place} to {place} this varies: {low:.0f} % to {high:.0f} %."
+    tend = "tend" if same > chance else "do **not** tend"
+    text = f"Matches of all neurons {tend} to lie at the same depth: **{same:.0f} %** are in the neuron's own {place}"
+    own = np.diag(matrix)
+    text += f", by chance {chance:.0f} %. It is {np.nanmin(own):.0f} % in {place} {matrix.index[np.nanargmin(own)]}, "
+    text += f"{np.nanmax(own):.0f} % in {place} {matrix.index[np.nanargmax(own)]}."
     return Finding(text, "figure_02c_layers")
 
 

@@ -75,9 +75,11 @@ def survival(table: pd.DataFrame) -> dict[str, float]:
 def survival_sentence(table: pd.DataFrame) -> str:
     """How much of the mean excess survives which null, for the front page."""
     left = survival(table)
-    if "activation" in left:
-        return f"Of the mean excess {percent(left['activation'], 0)} is left if the rotation keeps the nonlinearity."
-    return f"Of the mean excess {percent(left['zscored'], 0)} is left if no neuron is louder than another."
+    kept = percent(left["activation" if "activation" in left else "zscored"], 0)
+    how = (
+        "neurons are rotated before their nonlinearity" if "activation" in left else "no neuron is louder than another"
+    )
+    return f"Of the mean excess {kept} is left if {how}."
 
 
 def caption(table: pd.DataFrame, neurons: pd.DataFrame, reference: str, threshold: float) -> Caption:

@@ -296,6 +296,8 @@
       if (table.tBodies[0].rows.length > 7) filtering(table, box);
     }
     if (document.querySelector('nav.sections')) contents();
+    const folded = document.querySelector('nav.sections details');
+    if (folded && innerWidth < 1180) folded.open = false;
     const counts = document.querySelector('.counts');
     if (counts) verdicts(counts);
     code();
