@@ -3,7 +3,16 @@
 import pandas as pd
 
 from lib.chapters.same_function.captions_map import over_references, over_seeds
-from lib.chapters.same_function.heads import HEAD, HEAD_BAR, NULLS, by_head, score_agreement, type_agreement, used_room
+from lib.chapters.same_function.heads import (
+    HEAD,
+    HEAD_BAR,
+    NULLS,
+    by_head,
+    first_agreement,
+    score_agreement,
+    type_agreement,
+    used_room,
+)
 from lib.display.captions import Caption, count, percent, signed
 from lib.display.claims import Effects, Evidence, unmeasured
 
@@ -46,14 +55,16 @@ def matches_caption(table: pd.DataFrame, neurons: pd.DataFrame, reference: str) 
     room, others = used_room(by_head(table)), used_room(neurons)
     title = f"Heads use {percent(room, 0)} of the room above rotated heads, neurons {percent(others, 0)}"
     means = {name: table[name].mean() for name in ("corr", *NULLS)}
+    by_layer = (table["corr"] - table[NULLS[0]]).groupby(table["layer"]).mean()
+    strongest, own_layer = by_layer.idxmax(), (table["layer"] == table["match_layer"]).mean()
     text = (
         f"Best match of each head of seed {reference}, in the mean over the other seeds, and what it is after a "
         f"layer's outputs are rotated and cut into heads again; √RV on {table['tokens'].iloc[0]:,} tokens. Over all "
         f"references the mean best match is {means['corr']:.3f}, that of rotated heads {means['baseline']:.3f}: an "
-        f"excess of **{mean}**{interval}. It is "
-        f"{signed(means['corr'] - means['equal_baseline'], 3)} if all heads are scaled to equal power before the "
-        f"rotation. {percent((table['layer'] == table['match_layer']).mean(), 0)} of the matches lie in the head's own "
-        "layer."
+        f"excess of **{mean}**{interval}. It is largest in layer {strongest} ({signed(by_layer[strongest], 3)}). If "
+        f"all heads are scaled to equal power before the rotation, it is "
+        f"{signed(means['corr'] - means['equal_baseline'], 3)}. {percent(own_layer, 0)} of the matches lie in the "
+        "head's own layer. Of neurons the title has the same ratio for their correlations (chapter 2)."
     )
     alt = "Dots for each head in order of depth: its mean best match and two baselines."
     return Caption(title, text, f"{alt} {title}.")
