@@ -131,7 +131,7 @@ def _what_interventions_say(_evidence: Evidence, table: pd.DataFrame) -> str:
         return "No effect of changing neurons in the running model is decided."
     held, unknown = causal[causal["verdict"] == HOLDS], int((causal["verdict"] == UNKNOWN).sum())
     text = f"Of {count(len(causal), 'effect')} tested by changing neurons in the running model, **{len(held)}** "
-    text += f"{'holds' if len(held) == 1 else 'hold'}"
-    text += f"; {unknown} {'is' if unknown == 1 else 'are'} undecided." if unknown else "."
+    text += f"{'holds' if len(held) == 1 else 'hold'}."
+    text += f" {unknown} {'is' if unknown == 1 else 'are'} undecided." if unknown else ""
     marked = int((held["mark"] != "").sum())
     return f"{text} {marked} of them by construction or for untrained models too." if marked else text
