@@ -11,8 +11,6 @@ from lib.chapters.same_function.summary import FEW
 from lib.display.captions import Caption, count, percent, signed_percent
 from lib.display.claims import Effects, Evidence
 
-LIKE = 0.02  # of R²: rungs that differ by less are about the same
-
 
 def unsupported(reason: str) -> str:
     """Why the ladder and the transplants are left out."""
@@ -31,8 +29,8 @@ def rungs(table: pd.DataFrame, reference: str) -> Caption:
     """Mean R² by rung, beside the rotated basis."""
     own = summary.own_rows(table, reference)
     found, model, tokens = summary.means(own).loc[reference], own["model"].iloc[0], own["tokens"].iloc[0]
-    title = f"One neuron of another seed explains {_whole(found['one'])} of a neuron's variance, all of a layer "
-    title += _whole(found["all"])
+    title = f"One neuron of another seed explains {_whole(found['one'])} of a neuron's variance, "
+    title += f"all of a layer at least {_whole(found['all'])}"
     beyond, interval = over_seeds(claims.beyond_null("all")(_evidence(ladder=table)), "same_basis")
     text = (
         f"Left: mean R² of seed {reference}'s neurons from one layer of seed {model}, by what the map may use, on "
@@ -43,8 +41,10 @@ def rungs(table: pd.DataFrame, reference: str) -> Caption:
         f"({_whole(found['null_all'])}). Over all pairs, all neurons explain {beyond} more R² than the rotated "
         f"basis{interval}."
     )
-    if abs(found["all"] - found["null_all"]) < LIKE:
-        text += " So nearly all of this prediction comes from what both layers read, not from the neurons they have."
+    text += (
+        f" R² of all neurons is a lower bound: in the layer of largest CKA it is {_whole(found['nearest'])}, and "
+        f"**{_whole(found['half'])}** if half of the text fits the map."
+    )
     alt = "Left: lines of mean R² by rung, above those of the rotated basis. Right: shares of neurons above each R²."
     return Caption(title, text, f"{alt} {title}.")
 
@@ -68,8 +68,8 @@ def classes(table: pd.DataFrame, neurons: pd.DataFrame, reference: str) -> Capti
     """How many neurons are twins, split, spread, partly there or on their own."""
     own = summary.own_rows(table, reference)
     shares = summary.class_shares(own, own["seed"]).loc[reference]
-    named = [f"{_whole(shares[name])} {name}" for name in CLASSES]
-    title = f"{_whole(shares['twin'])} of the neurons have a twin, {_whole(shares['own'])} nothing alike"
+    named = [f"{percent(shares[name], 1 if shares[name] < 0.1 else 0)} {name}" for name in CLASSES]
+    title = f"{percent(shares['twin'], 1)} of the neurons have a twin; for {_whole(shares['own'])} no map is found"
     text = (
         f"Classes of seed {reference}'s {count(shares['neurons'], 'neuron')} by what seed {own['model'].iloc[0]} has "
         f"of them, by layer and by family: {listed(named)}."

@@ -123,7 +123,7 @@ def transplants(table: pd.DataFrame, reference: str) -> Figure:
     for index, (partner, (words, colour, marker)) in enumerate(PARTNERS.items()):
         look = {"fmt": marker, "color": colour, "linestyle": "none", "markersize": 5, "label": words}
         rows = own[~grouped & (own["partner"] == partner)]
-        at = rows["set"].map(places) + 0.16 * (index - 1.5)
+        at = rows["set"].map(places).astype(float) + 0.16 * (index - 1.5)
         left.errorbar(rows["recovered"], at, xerr=_bars(rows), **look)
         rows = own[grouped & (own["partner"] == partner)]
         if len(rows):

@@ -27,7 +27,7 @@ def basis(ladder: pd.DataFrame, reference: str) -> Finding:
     found = summary.means(own).loc[reference]
     text = (
         f"Of a neuron's variance, another seed has **{percent(found['one'], 0)}** in one neuron and "
-        f"**{percent(found['all'], 0)}** in all neurons of a layer. In a rotated basis these are "
+        f"at least **{percent(found['all'], 0)}** in all neurons of a layer. In a rotated basis these are "
         f"{percent(found['null_one'], 0)} and {percent(found['null_all'], 0)}."
     )
     return Finding(text, "ladder")

@@ -8,14 +8,13 @@ from lib.chapters.same_function.ladder import RUNGS, WHOLE
 from lib.chapters.same_function.maps import CLASSES
 
 FEW = RUNGS[-2]
-ORDER = (*RUNGS[:-1], *WHOLE, RUNGS[-1])  # as figures show the rungs
 PARTS = {"one": "one neuron", "few": "seven more", "all": "all others", "none": "no linear map"}
 UNIVERSAL = "universal"  # the set of all universal neurons
 
 
 def means(table: pd.DataFrame) -> pd.DataFrame:
     """One row per seed: mean R² of each rung, below 0 as 0, and `null_` the same in the rotated basis."""
-    names = [f"{prefix}r2_{name}" for prefix in ("", "null_") for name in ORDER]
+    names = [f"{prefix}r2_{name}" for prefix in ("", "null_") for name in (*RUNGS, *WHOLE)]
     found = table[names].astype(float).clip(0, 1).groupby(table["seed"], sort=False).mean()
     return found.rename(columns=lambda name: name.replace("r2_", ""))
 
@@ -67,7 +66,7 @@ def recovered_by(table: pd.DataFrame, partner: str, minus: str | None = None) ->
     """By seed R of the universal neurons of all layers with a partner, or how much more than with another."""
 
     def measure(own: pd.DataFrame) -> pd.Series:
-        found = recovered(own).reindex(columns=[partner, minus or partner]).astype(float)
+        found = recovered(own).reindex(columns=sorted({partner, minus or partner})).astype(float)
         return found[partner] - (found[minus] if minus else 0)
 
     return by_seed(table, measure)

@@ -1,8 +1,8 @@
 """The tables of chapter 08: the ladder of maps, neuron by neuron and layer by layer, and transplants.
 
 Two seeds read one sample of the text (docs/method.md §12). The reference is compared with the seed that follows it;
-with `same_function: all` every seed with every other one. Otherwise the other seeds are compared with the one that
-follows each, on fewer neurons and without most transplants, since claims are decided over seeds.
+with `same_function: all` every seed with every other one. Otherwise two more seeds are compared with the one that
+follows each, on fewer neurons and without most transplants, since a claim is decided over three seeds or more.
 """
 
 import sys
@@ -20,7 +20,7 @@ from lib.cache import kept
 from lib.chapters.interventions.tables import model_of
 from lib.chapters.same_function import ladder, transplants
 from lib.chapters.same_function.ladder import FIT, SCORE, Layer, Parts, Predictor, Target
-from lib.chapters.universality.null_tables import HELD_BYTES, Sample, read, trunk_of, wide
+from lib.chapters.universality.null_tables import Sample, read, trunk_of, wide
 from lib.kernels.correlation import haar_rotation
 from lib.models.trunk import no_interventions
 from lib.run import Run
@@ -28,7 +28,8 @@ from lib.run import Run
 POSITIONS, MOST_POSITIONS = 24, 24_576  # of the sample: for each neuron of a layer, and at most
 FEWEST_BLOCKS = 2 * len(ladder.PATTERN)
 MOST_NEURONS = 1_024  # of a layer that are explained
-OTHERS = 128  # the same, of seeds other than the reference
+OTHER_NEURONS, OTHER_SEEDS = 128, 2  # the same, of seeds other than the reference, and how many of these
+HELD_BYTES = 2**30  # of the other seed's pre-activations in memory at once
 ROTATION_DRAW = 4_000  # none of other chapters' draws, nor of heads
 KEY = ["layer", "neuron"]
 NAMES = ("ladder", "ladder_layers", "transplants")
@@ -57,7 +58,7 @@ def pairs(run: Run) -> list[Pair]:
     ordered = [reference, *(seed for seed in seeds if seed != reference)]
     if run.params.same_function == "all":
         return [Pair(seed, other, True) for seed in ordered for other in seeds if other != seed]
-    known = [seed for seed in ordered if seed in run.done["references"]]
+    known = [seed for seed in ordered if seed in run.done["references"]][: 1 + OTHER_SEEDS]
     following = {seed: seeds[(seeds.index(seed) + 1) % len(seeds)] for seed in known}
     return [Pair(seed, following[seed], seed == reference) for seed in known]
 
@@ -103,7 +104,7 @@ def sample_of(run: Run) -> Sample:
 def chosen_neurons(run: Run, pair: Pair) -> list[Int[Tensor, "k"]]:
     """Which neurons of each layer are explained: all, or the most universal ones and others drawn at random."""
     table = run.table("neurons_all_seeds")
-    own, most = table[table["seed"] == pair.seed], MOST_NEURONS if pair.full else OTHERS
+    own, most = table[table["seed"] == pair.seed], MOST_NEURONS if pair.full else OTHER_NEURONS
     random, chosen = np.random.default_rng(run.params.random_seed), []
     for _, layer in own.groupby("layer"):
         first = layer.loc[layer["is_universal"], "neuron"].to_numpy() if pair.full else np.empty(0, int)
