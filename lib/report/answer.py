@@ -47,10 +47,13 @@ def _what_another_seed_has(evidence: Evidence, _table: pd.DataFrame) -> str:
     ladder, transplants = (evidence.tables[name] for name in ("ladder", "transplants"))
     own = function.own_rows(ladder, evidence.reference)
     shares = function.class_shares(own, own["seed"]).loc[evidence.reference]
+    found = function.means(own).loc[evidence.reference]
     text = (
-        f"Of seed {evidence.reference}'s neurons **{percent(shares['twin'], 1)}** have a twin in another seed, and at "
+        f"**{percent(shares['twin'], 1)}** of seed {evidence.reference}'s neurons have a twin in another seed, and of "
+        f"{percent(shares['own'], 0)} no linear map finds a tenth of the variance on the text used. All neurons of a "
+        f"layer predict at least {percent(found['all'], 0)} of a neuron's variance, in a rotated basis "
+        f"{percent(found['null_all'], 0)}."
     )
-    text += f"least {percent(1 - shares['twin'] - shares['own'], 0)} are there in part or in another basis."
     kept = function.recovered_by(transplants, "match").mean()
     if not np.isfinite(kept):
         return text

@@ -127,7 +127,18 @@ def transplants(table: pd.DataFrame, reference: str) -> Caption:
         f"{_share(value.get((name, 'random'), np.nan))}, all neurons of a layer "
         f"**{_share(value.get((name, 'all'), np.nan))}**."
     )
-    return Caption(title, text + _groups(value) + _seeds(table) + _not_given(own), f"{alt} {title}.")
+    text += _costliest(own) + _groups(value) + _seeds(table) + _not_given(own)
+    return Caption(title, text, f"{alt} {title}.")
+
+
+def _costliest(own: pd.DataFrame) -> str:
+    """The layer whose universal neurons cost most when they are held at their means."""
+    layers = own[own["set"].str.startswith("universal, layer") & (own["partner"] == "mean")]
+    if len(layers) < 2:
+        return ""
+    row = layers.loc[layers["loss_change"].idxmax()]
+    name = row["set"].removeprefix("universal, ")
+    return f" Of {name} alone, the {count(row['neurons'], 'neuron')} cost {row['loss_change']:.3f} nats."
 
 
 def _groups(value: dict[tuple[str, str], float]) -> str:

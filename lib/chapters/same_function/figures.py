@@ -14,10 +14,11 @@ RUNGS = {
     "few_2": "two",
     "few_4": "four",
     "few_8": "eight",
+    "all": "all",
     "one_to_one": "one to one",
     "orthogonal": "rotation",
-    "all": "all",
 }
+NESTED = 5  # of these each map may use what the one before may
 LINES = {"one": ":", "few_8": "--", "all": "-"}
 KINDS = dict(zip(CLASSES, ("#3F2A78", "#7D5BBE", "#B9A3E3", "#c8c8c8", "#8a8a8a"), strict=True))
 PARTNERS = {  # with their words, colours and markers
@@ -38,13 +39,16 @@ def rungs(table: pd.DataFrame, reference: str) -> Figure:
         ("null_", BASELINE, "its rotated basis"),
     ):
         for _, row in found.iterrows():
-            left.plot(range(len(RUNGS)), [row[prefix + name] for name in RUNGS], color=colour, alpha=0.3, linewidth=1)
+            values = [row[prefix + name] for name in RUNGS]
+            left.plot(range(NESTED), values[:NESTED], color=colour, alpha=0.3, linewidth=1)
         row = summary.means(own).loc[reference]
-        left.plot(range(len(RUNGS)), [row[prefix + name] for name in RUNGS], "o-", color=colour, label=words)
+        values = [row[prefix + name] for name in RUNGS]
+        left.plot(range(NESTED), values[:NESTED], "o-", color=colour, label=words)
+        left.plot(range(NESTED, len(RUNGS)), values[NESTED:], "o", color=colour)
         for name, line in LINES.items():
             values = np.sort(own[f"{prefix}r2_{name}"].dropna().astype(float))
             share = 1 - np.arange(len(values)) / max(1, len(values))
-            right.plot(values, share, line, color=colour, label=f"{RUNGS[name]} of {words}")
+            right.plot(values, share, line, color=colour, label=f"{RUNGS[name]}: {words}")
     left.set_xticks(range(len(RUNGS)), list(RUNGS.values()), rotation=30)
     left.set(xlabel="neurons that a map may use", ylabel="mean R² on held-out text", ylim=(0, None))
     for bound in (SOME, MOST):
@@ -59,11 +63,12 @@ def layers(table: pd.DataFrame, reference: str) -> Figure:
     """Heat maps by layer of both seeds: linear CKA, mean R² from one neuron, and from all."""
     own, panels = summary.own_rows(table, reference), {"cka": "linear CKA", "one": "R², one neuron", "all": "R², all"}
     fig, axes = canvas(1, 3, (WIDE + 1, 3.6), sharey=True)
+    most = float(own[["one", "all"]].max().max())
     for axis, (name, title) in zip(axes, panels.items(), strict=True):
         values = own.pivot(index="layer", columns="other_layer", values=name).astype(float)
         looks = {"annot": values.size <= 64, "fmt": ".2f", "annot_kws": {"size": 8}, "cbar": False, "cmap": "viridis"}
-        heatmap(axis, values, vmin=0, vmax=1 if name == "cka" else None, **looks)
-        axis.set(title=title, xlabel=f"layer of {own['other'].iloc[0]}", ylabel="")
+        heatmap(axis, values, vmin=0, vmax=1 if name == "cka" else most, **looks)
+        axis.set(title=title, xlabel=f"layer of {own['model'].iloc[0]}", ylabel="")
         axis.tick_params(axis="y", rotation=0)
     axes[0].set_ylabel(f"layer of {reference}")
     return fig
@@ -132,6 +137,7 @@ def transplants(table: pd.DataFrame, reference: str) -> Figure:
     left.invert_yaxis()
     left.set(xlabel="recovered share R", ylabel="neurons replaced")
     right.set(xlabel="mean R² of one neuron in the group", ylabel="recovered share R")
+    right.locator_params(axis="x", nbins=5)
     for line in (left.axvline, right.axhline):
         line(0, **DASHED)
         line(1, color=NEUTRAL, linewidth=1)

@@ -52,3 +52,13 @@ def test_findings_have_no_unknown_number(tables):
 def test_shares_of_the_variance_sum_to_one(tables):
     shares = summary.variance_shares(tables["ladder"])
     assert np.allclose(shares.sum(axis=1), 1)
+
+
+def test_layers_are_counted_by_the_layer_that_predicts_best():
+    pairs = [(layer, other) for layer in range(3) for other in range(3)]
+    table = pd.DataFrame(pairs, columns=["layer", "other_layer"]).assign(seed="a", model="b", full=True, one=0.1)
+    table = table.assign(all=(table["layer"] == table["other_layer"]) * 0.2, cka=table["other_layer"] / 3)
+    figures.layers(table, "a")
+    caption = captions.layers(table, "a")
+    assert "For **3 of 3** layers the one of the same number predicts best, for 1 it has" in caption.text
+    assert "layers of seed b" in caption.text
