@@ -46,7 +46,7 @@ def answer(evidence: Evidence, table: pd.DataFrame) -> list[Finding]:
 def _what_another_seed_has(evidence: Evidence, _table: pd.DataFrame) -> str:
     ladder, transplants = (evidence.tables[name] for name in ("ladder", "transplants"))
     own = function.own_rows(ladder, evidence.reference)
-    shares = function.class_shares(own, own["seed"]).loc[evidence.reference]
+    shares = function.class_shares(own[own["sampled"]], own["seed"]).loc[evidence.reference]
     found = function.means(own).loc[evidence.reference]
     text = (
         f"**{percent(shares['twin'], 1)}** of seed {evidence.reference}'s neurons have a twin in another seed, and of "

@@ -227,7 +227,7 @@ def made_sets(random, universal: bool, planted: bool) -> pd.DataFrame:
 def made_functions(random, index: pd.DataFrame, matches, universal: bool, planted: bool) -> dict[str, pd.DataFrame]:
     """Chapter 8's tables: each seed's ladder and transplants from the seed that follows it, its maps and its heads."""
     following = dict(zip(SEEDS, [*SEEDS[1:], SEEDS[0]], strict=True))
-    ladder = index.assign(model=index["seed"].map(following), full=index["seed"] == "a", tokens=99)
+    ladder = index.assign(model=index["seed"].map(following), full=index["seed"] == "a", tokens=99, sampled=True)
     size, better = len(ladder), 0.2 if planted else 0.0
     for number, name in enumerate(RUNGS):
         ladder[f"r2_{name}"] = random.uniform(-0.1, 0.1 + 0.05 * number, size) + better * (name == "all") + better / 9

@@ -67,7 +67,7 @@ def layers(table: pd.DataFrame, reference: str) -> Caption:
 def classes(table: pd.DataFrame, neurons: pd.DataFrame, reference: str) -> Caption:
     """How many neurons are twins, split, spread, partly there or on their own."""
     own = summary.own_rows(table, reference)
-    shares = summary.class_shares(own, own["seed"]).loc[reference]
+    shares = summary.class_shares(own[own["sampled"]], own["seed"]).loc[reference]
     named = [f"{percent(shares[name], 1 if shares[name] < 0.1 else 0)} {name}" for name in CLASSES]
     title = f"{percent(shares['twin'], 1)} of the neurons have a twin; for {_whole(shares['own'])} no map is found"
     text = (
@@ -89,6 +89,7 @@ def classes(table: pd.DataFrame, neurons: pd.DataFrame, reference: str) -> Capti
 
 def _over_pairs(table: pd.DataFrame) -> str:
     """The range of two classes over the pairs of seeds."""
+    table = table[table["sampled"]]
     shares = summary.class_shares(table, table["seed"] + table["model"])
     if len(shares) < 2:
         return ""

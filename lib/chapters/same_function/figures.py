@@ -81,7 +81,7 @@ def classes(table: pd.DataFrame, neurons: pd.DataFrame, families: dict[str, str]
     """
     own = summary.own_rows(table, reference)
     fig, (left, right) = canvas(1, 2, (WIDE + 1, 4.2), width_ratios=(1, 1.1))
-    shares = summary.class_shares(own, own["layer"])
+    shares = summary.class_shares(own[own["sampled"]], own["layer"])
     _stacked(left.bar, "bottom", shares)
     left.set(xlabel="layer", ylabel=f"neurons of {reference}", ylim=(0, 1))
     left.set_xticks(range(len(shares)), shares.index)
@@ -101,8 +101,10 @@ def by_family(own: pd.DataFrame, neurons: pd.DataFrame, families: dict[str, str]
     joined = own.merge(neurons[["layer", "neuron", "is_universal", "family"]], on=["layer", "neuron"])
     universal = joined["is_universal"].map({True: "universal", False: "not universal"})
     named = joined["family"].map(families)
-    parts = [summary.class_shares(joined, by) for by in (pd.Series("all", joined.index), universal)]
-    parts.append(summary.class_shares(joined[named.notna()], named.dropna()).sort_values("neurons", ascending=False))
+    drawn = joined[joined["sampled"]]
+    parts = [summary.class_shares(drawn, pd.Series("all", drawn.index)), summary.class_shares(joined, universal)]
+    named = summary.class_shares(drawn[named[drawn.index].notna()], named)
+    parts.append(named.sort_values("neurons", ascending=False))
     return pd.concat(parts)
 
 

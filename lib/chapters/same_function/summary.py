@@ -13,7 +13,9 @@ UNIVERSAL = "universal"  # the set of all universal neurons
 
 
 def means(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per seed: mean R² of each rung, below 0 as 0, and `null_` the same in the rotated basis."""
+    """One row per seed: mean R² of each rung over the neurons that stand for all, below 0 as 0, and `null_` the same in
+    the rotated basis."""
+    table = table[table["sampled"]]
     names = [f"{prefix}r2_{name}" for prefix in ("", "null_") for name in (*RUNGS, *WHOLE)]
     found = table[names].astype(float).clip(0, 1).groupby(table["seed"], sort=False).mean()
     return found.rename(columns=lambda name: name.replace("r2_", ""))

@@ -101,24 +101,24 @@ def sample_of(run: Run) -> Sample:
     return Sample.of(run.text, max(wanted, FEWEST_BLOCKS * run.text.context))
 
 
-def chosen_neurons(run: Run, pair: Pair) -> list[Int[Tensor, "k"]]:
-    """Which neurons of each layer are explained: all, or the most universal ones and others drawn at random."""
+def chosen_neurons(run: Run, pair: Pair) -> tuple[list[Int[Tensor, "k"]], list[np.ndarray]]:
+    """Which neurons of each layer are explained, and which of these stand for all: so many drawn at random, or all of
+    them. The universal ones are added."""
     table = run.table("neurons_all_seeds")
     own, most = table[table["seed"] == pair.seed], MOST_NEURONS if pair.full else OTHER_NEURONS
-    random, chosen = np.random.default_rng(run.params.random_seed), []
+    random, chosen, sampled = np.random.default_rng(run.params.random_seed), [], []
     for _, layer in own.groupby("layer"):
-        first = layer.loc[layer["is_universal"], "neuron"].to_numpy() if pair.full else np.empty(0, int)
-        rest = random.permutation(np.setdiff1d(layer["neuron"], first))
-        chosen.append(
-            torch.from_numpy(np.sort(np.concatenate([first, rest])[: max(most, len(first))]).astype(np.int64))
-        )
-    return chosen
+        drawn = random.permutation(layer["neuron"].to_numpy())[:most]
+        of = np.union1d(drawn, layer.loc[layer["is_universal"], "neuron"])
+        chosen.append(torch.from_numpy(of.astype(np.int64)))
+        sampled.append(np.isin(of, drawn))
+    return chosen, sampled
 
 
 @torch.inference_mode()
 def compared(run: Run, pair: Pair) -> Compared:
     """The ladder of a pair of seeds."""
-    sample, neurons = sample_of(run), chosen_neurons(run, pair)
+    sample, (neurons, sampled) = sample_of(run), chosen_neurons(run, pair)
     parts = Parts.of(sample.counted)
     values = read(trunk_of(run, pair.seed), sample, dict(enumerate(neurons)), pre=False)
     own = [Layer.of(values.pop(layer).to(wide(run)), parts.part) for layer in range(len(neurons))]
@@ -139,7 +139,8 @@ def compared(run: Run, pair: Pair) -> Compared:
         found.append(targets)
     rows, layers = [], []
     for layer, (target, null) in enumerate(zip(*found, strict=True)):
-        rows.append(ladder.neuron_rows(target, null, neurons[layer].tolist()).assign(layer=layer))
+        own_rows = ladder.neuron_rows(target, null, neurons[layer].tolist())
+        rows.append(own_rows.assign(layer=layer, sampled=sampled[layer]))
         nulls = pd.DataFrame(null.pairs).set_index("other_layer").add_prefix("null_")
         layers.append(pd.DataFrame(target.pairs).set_index("other_layer").join(nulls).reset_index().assign(layer=layer))
     whose = {"seed": pair.seed, "model": pair.other, "full": pair.full, "tokens": int((parts.part == SCORE).sum())}
@@ -158,7 +159,7 @@ def _made_from(run: Run) -> dict:
 
 def neuron_table(run: Run) -> pd.DataFrame:
     """ladder.parquet: one row per explained neuron and compared seed, columns of `ladder.neuron_rows` beside seed,
-    model, full (pair in full), layer, tokens (scored)."""
+    model, full (pair in full), layer, sampled (stands for all), tokens (scored)."""
     return _kept(run, "ladder")
 
 
