@@ -93,7 +93,7 @@ def _over_pairs(table: pd.DataFrame) -> str:
     shares = summary.class_shares(table, table["seed"] + table["model"])
     if len(shares) < 2:
         return ""
-    ends = [f"{_whole(shares[name].min())} to {_whole(shares[name].max())} {name}" for name in ("twin", "own")]
+    ends = [f"{percent(shares[name].min(), 1)} to {percent(shares[name].max(), 1)} {name}" for name in ("twin", "own")]
     return f" Over {len(shares)} pairs of seeds: {listed(ends)}."
 
 

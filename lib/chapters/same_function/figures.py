@@ -136,7 +136,7 @@ def transplants(table: pd.DataFrame, reference: str) -> Figure:
         if len(rows):
             right.errorbar(rows["r2"], rows["recovered"], yerr=_bars(rows), **(look | {"linestyle": "-"}))
     left.set_yticks(range(len(names)), labels)
-    left.invert_yaxis()
+    left.set_ylim(max(1, len(names)) - 0.5, -0.5)
     left.set(xlabel="recovered share R", ylabel="neurons replaced")
     right.set(xlabel="mean R² of one neuron in the group", ylabel="recovered share R")
     right.locator_params(axis="x", nbins=5)
