@@ -93,7 +93,7 @@ compare: $(READY)
 	@$(ALONE) $(PY) -m lib.report render $(OUT)
 	@echo "Page: "$(call quoted,CURDIR)/$(OUT)/report/runs.html
 else
-compare: $(READY) ## finished runs side by side, as a page of the first: RUNS="mine tiny"; or a published per-neuron table: [RUN=tiny] PUBLISHED=path.csv
+compare: $(READY) ## finished runs side by side, as a page of the first: RUNS="mine tiny"; or published per-neuron tables: [RUN=tiny] PUBLISHED="one.csv two.csv"
 	@$(ALONE) $(MAKE) $(OUT)/tables/done.json
 	@$(PY) -m lib.chapters.published.comparison $(OUT)/params.yaml $(call quoted,PUBLISHED)
 	@$(MAKE) report

@@ -37,4 +37,8 @@ if sys.excepthook is sys.__excepthook__:
 # longer than most gaps between two loops (docs/benchmarks.md). OpenMP reads this when torch loads it.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ |= {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "2000")}
+# A GPU's memory in segments that grow: batches, states and products differ in size, and what one frees fits another.
+# torch reads this when it is loaded; the second is its older name.
+if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+    os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm falls back to plain text, which is wanted

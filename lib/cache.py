@@ -97,9 +97,11 @@ def refuse_other_statistics(params: Params, text: Path | None) -> None:
     if not made_with:
         return
     ways_out = f"choose another name with RUN=…, or delete it with `make clean RUN={params.run}`."
+    all_labelled = {"label_tokens": "all"}  # where the key does not say it
+    made_with, now = all_labelled | made_with, all_labelled | params.statistics_key
     differences = [
         f"{name} = {parameters.quoted(made_with.get(name))} (now {parameters.quoted(value)})"
-        for name, value in params.statistics_key.items()
+        for name, value in now.items()
         if made_with.get(name) != value
     ]
     if len(differences) == 1 and "reference" in params.statistics_key and made_with["reference"] != params.reference:
@@ -171,7 +173,12 @@ def _path(module: str) -> Path:
 
 def fresh(record: Path, made_from: dict[str, Any]) -> bool:
     """Whether the record of a result says that it was made from just this."""
-    return read_json(record) == json.loads(json.dumps(made_from))
+    return read_json(record) == as_recorded(made_from)
+
+
+def as_recorded(made_from: dict[str, Any]) -> dict[str, Any]:
+    """What JSON gives back of it: tuples as lists."""
+    return json.loads(json.dumps(made_from))
 
 
 def kept(run: "Run", name: str, module: str, inputs: dict[str, Any], make: Callable[[], "DataFrame"]) -> "DataFrame":

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Int
 from safetensors.numpy import load_file as load_arrays
+from torch import Tensor
 
 from lib.base.hub import seed_source
 from lib.base.params import Params
-from lib.text.blocks import Text, read_text
+from lib.text.blocks import Text, label_blocks, read_text
 
 RANKED = "excess_rank_"  # and a number k: columns with the excess in the compared seed where it is k-th largest
 
@@ -47,6 +49,16 @@ class Run:
     def text(self) -> Text:
         """The run's text, cut to its context and token budget."""
         return read_text(self.text_path).cut(self.params.context).take(self.params.token_budget)
+
+    @cached_property
+    def label_blocks(self) -> Int[Tensor, "some"]:
+        """The numbers of the blocks on which labels are known: of `label_tokens` tokens, spread over the text."""
+        return label_blocks(len(self.text.tokens), self.params.label_tokens // self.params.context)
+
+    @cached_property
+    def labelled(self) -> Text:
+        """The text of `label_blocks`, which labels, their sums and their scores are of."""
+        return self.text if len(self.label_blocks) == len(self.text.tokens) else self.text.chosen(self.label_blocks)
 
     @cached_property
     def tokenizer(self):

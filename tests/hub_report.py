@@ -1,7 +1,8 @@
 """A whole `make report` of a study against a Hub on 127.0.0.1, which holds tiny stand-ins under the real names.
 
-    python tests/hub_report.py gpt2-small            # then gpt2-medium, pythia-160m, or llama (a gated MLP)
+    python tests/hub_report.py gpt2-small            # or another study, or llama (a gated MLP)
     python tests/hub_report.py gpt2-small --kill     # the same, killed with -9 at four moments on the way
+    python tests/hub_report.py sizes                 # chapters 01 to 03 of the five PolyPythias, then make compare
 
 The report is made in a copy of the repository in a temporary folder (`--folder`), with caches of its own. What is
 checked: all chapters and the front page are there, a second `make report` makes no request, and after kills
@@ -29,20 +30,26 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from local_hub import LocalHub  # noqa: E402
-from small_models import save_small_model  # noqa: E402
+from small_models import SIZES, save_small_model  # noqa: E402
 
 from lib.base.params import Params, read_params  # noqa: E402
 from lib.text.tokenise import vocabulary  # noqa: E402
 
+SIZED = tuple(f"polypythias-{size}" for size in SIZES)
 # run: architecture of its stand-ins, and how much of their weights is a seed's own
 STUDIES = {
     "gpt2-small": ("crfm", 0.15),
     "gpt2-medium": ("crfm", 1.0),
     "pythia-160m": ("neox", 0.15),
     "llama": ("llama", 0.15),
+    "gpt2-small-in-medium": ("crfm", 0.15),
+    "gpt2-medium-in-small": ("crfm", 0.15),
+    **{name: (f"neox-{size}", 0.15) for name, size in zip(SIZED, SIZES, strict=True)},
 }
+CHAPTERS = "*.ipynb"  # names of the notebooks that a report has
+EARLY = "0[123]_*.ipynb"
 COPIED = ("lib", "notebooks", "params", "bench", "tests")
-LINKED = (".venv", "data", "Makefile", "requirements.txt", "constraints.txt")
+LINKED = (".venv", "data", "CITATION.cff", "Makefile", "requirements.txt", "constraints.txt")
 TOKENS = 20480
 
 
@@ -136,17 +143,20 @@ def parameters(study: str) -> tuple[Params, bool]:
     return Params(**pythia | {"run": study, "seeds": seeds}), False
 
 
-def prepare(study: str, folder: Path, hub: LocalHub, tokens: int) -> tuple[Workplace, Params]:
-    """A workplace, and the study's models and text on the Hub."""
+def prepare(
+    study: str, folder: Path, hub: LocalHub, tokens: int, place: Workplace | None = None
+) -> tuple[Workplace, Params]:
+    """A workplace, unless it is given, and the study's models and text on the Hub."""
     params, ships = parameters(study)
     architecture, own = STUDIES[study]
     for index, (name, source) in enumerate(params.seeds.items()):
-        stored = save_small_model(architecture, index, folder / "served" / name, own)
+        kind = "crfm-medium" if "-in-" in study and "gpt2-medium" in source else architecture
+        stored = save_small_model(kind, index, folder / "served" / study / name, own)
         hub.add("models", source, stored, params.revision_of(name))
     dataset = pile(params, tokens)
     lines = dataset.pop("documents.jsonl")
     hub.add("datasets", params.text.dataset, dataset)
-    place = Workplace(folder / "copy", hub)
+    place = place or Workplace(folder / "copy", hub)
     (place.folder / "documents.jsonl").write_bytes(lines)
     if not ships:
         described = params.model_dump(exclude_none=True)
@@ -154,10 +164,15 @@ def prepare(study: str, folder: Path, hub: LocalHub, tokens: int) -> tuple[Workp
     return place, params
 
 
-def check_report(place: Workplace, run: str) -> None:
+def chosen(chapters: str) -> str:
+    """What `make report` is told of the notebooks of this name."""
+    return "CHAPTERS=" + " ".join(f"notebooks/{path.name}" for path in sorted((ROOT / "notebooks").glob(chapters)))
+
+
+def check_report(place: Workplace, run: str, chapters: str) -> None:
     """Every chapter is there, executed and as a page."""
     out = place.folder / "outputs" / run
-    for notebook in sorted((place.folder / "notebooks").glob("*.ipynb")):
+    for notebook in sorted((place.folder / "notebooks").glob(chapters)):
         executed = json.loads((out / "notebooks" / notebook.name).read_text())
         assert not any(o["output_type"] == "error" for c in executed["cells"] for o in c.get("outputs", ())), notebook
         assert (out / "report" / f"{notebook.stem}.html").stat().st_size > 10_000, notebook
@@ -182,35 +197,60 @@ def kills(place: Workplace, hub: LocalHub, run: str) -> dict[str, Callable[[], b
     }
 
 
+def sizes(folder: Path, tokens: int) -> None:
+    """The study over sizes: five runs, each a second time without a request, and the page that reads them."""
+    with LocalHub() as hub:
+        place = None
+        for run in SIZED:
+            place, _ = prepare(run, folder, hub, tokens, place)
+            made = "report", f"RUN={run}", f"TOKENS={tokens}", chosen(EARLY)
+            place.make(*made)
+            check_report(place, run, EARLY)
+            hub.heal()
+            place.make(*made)
+            assert hub.requests == [], hub.requests
+        place.make("compare", f"RUNS={' '.join(SIZED)}")
+        assert hub.requests == [], hub.requests
+    page = place.folder / "outputs" / SIZED[0] / "report" / "runs.html"
+    assert "to the power" in page.read_text(encoding="utf-8")
+    print(f"sizes: {page}; no second run and no comparison made a request", flush=True)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("study", choices=[*STUDIES, "sizes"])
     parser.add_argument("--tokens", type=int, default=TOKENS)
     parser.add_argument("--folder", type=Path, help="an empty or new folder, which is kept")
+    parser.add_argument("--chapters", default=CHAPTERS, help="the notebooks' names (default: all)")
     parser.add_argument("--kill", action="store_true", help="kill it on the way, and compare with an undisturbed run")
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="hub-report-"))
-    study, tokens = options.study, f"TOKENS={options.tokens}"
+    if options.study == "sizes":
+        return sizes(folder, options.tokens)
+    study, made = (
+        options.study,
+        ("report", f"RUN={options.study}", f"TOKENS={options.tokens}", chosen(options.chapters)),
+    )
     with LocalHub() as hub:
         place, _ = prepare(study, folder, hub, options.tokens)
         if options.kill:
             hub.fail("slow", "/storage/", times=3)
             for name, moment in kills(place, hub, study).items():
-                place.kill_at(moment, "report", f"RUN={study}", tokens)
+                place.kill_at(moment, *made)
                 print(f"{study}: killed during {name}", flush=True)
                 hub.heal()
                 if name == "download":
                     hub.fail("slow", "/storage/datasets", times=100)
-        place.make("report", f"RUN={study}", tokens)
-        check_report(place, study)
+        place.make(*made)
+        check_report(place, study, options.chapters)
         hub.heal()
-        place.make("report", f"RUN={study}", tokens)
+        place.make(*made)
         assert hub.requests == [], hub.requests
         print(f"{study}: a second `make report` made no request", flush=True)
         if options.kill:
             undisturbed = prepare(study, folder / "undisturbed", hub, options.tokens)[0]
-            undisturbed.make("report", f"RUN={study}", tokens)
+            undisturbed.make(*made)
             ours, theirs = place.tables(study), undisturbed.tables(study)
             assert ours.keys() == theirs.keys()
             for name, table in theirs.items():

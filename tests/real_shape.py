@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("ranks", type=Path, help="gpt2.tiktoken")
     parser.add_argument("--folder", type=Path, required=True, help="for the models and the text, 2.5 GB")
     parser.add_argument("--tokens", type=int, default=TOKENS)
+    parser.add_argument("--memory-gb", type=float, default=20, help="what the run may use: 20 if not given")
     options = parser.parse_args()
     folder = options.folder.resolve()
     study = read_params(ROOT / "params" / "gpt2-small.yaml")
@@ -111,7 +112,7 @@ def main() -> None:
         "rotations": 1,
         "precision": "bf16",
         "compare": "reference",
-        "memory_gb": 20,
+        "memory_gb": options.memory_gb,
     }
     file = folder / f"{RUN}.yaml"
     file.write_text(yaml.safe_dump(Params(**described).model_dump(exclude_none=True), sort_keys=False))

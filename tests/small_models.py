@@ -1,6 +1,7 @@
 """Tiny random models of the real architecture classes, as the real repositories hold them."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,18 +31,19 @@ SHAPE = dict(
 )
 
 
-def crfm_model(seed: int) -> GPT2LMHeadModel:
+def crfm_model(seed: int, **shape: int) -> GPT2LMHeadModel:
     """GPT-2 as CRFM trained it: attention scaled by 1/layer and, in the eager implementation, upcast."""
     own = {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True, "n_positions": POSITIONS}
-    config = GPT2Config(**small_model(seed).config.to_dict() | own)
+    config = GPT2Config(**small_model(seed, **shape).config.to_dict() | own)
     torch.manual_seed(seed)
     return _moved(GPT2LMHeadModel(config))
 
 
-def neox_model(seed: int) -> GPTNeoXForCausalLM:
+def neox_model(seed: int, neurons: int = 48) -> GPTNeoXForCausalLM:
     """Pythia: parallel attention and MLP, rotary positions, exact GELU, untied and padded embeddings."""
     torch.manual_seed(seed)
-    config = GPTNeoXConfig(**SHAPE | {"vocab_size": 8320}, num_attention_heads=2, intermediate_size=48, rotary_pct=0.25)
+    shape = SHAPE | {"vocab_size": 8320, "intermediate_size": neurons}
+    config = GPTNeoXConfig(**shape, num_attention_heads=2, rotary_pct=0.25)
     return _moved(GPTNeoXForCausalLM(config))
 
 
@@ -60,6 +62,10 @@ def _moved(model: PreTrainedModel) -> PreTrainedModel:
 
 
 ARCHITECTURES = {"gpt2": small_model, "crfm": crfm_model, "neox": neox_model, "llama": llama_model}
+# The same in other sizes, for studies whose models differ in size
+SIZES = {"14m": 24, "31m": 32, "70m": 40, "160m": 48, "410m": 64}  # neurons of a layer in stand-ins of Pythia
+SIZED = {f"neox-{size}": partial(neox_model, neurons=number) for size, number in SIZES.items()}
+SIZED["crfm-medium"] = partial(crfm_model, layers=3, neurons=64)
 
 
 # Flags of real repositories, by the `model_type` that they belong to; every architecture is also tried without.
@@ -179,11 +185,12 @@ def save_small_model(architecture: str, seed: int, folder: Path, own: float = 1.
 
     Of each weight a share `own` is the seed's and the rest the same in all seeds, which have neurons in common below 1.
     """
-    save = save_as_pickle if architecture == "crfm" else save_seed
-    model = ARCHITECTURES[architecture](seed)
+    save = save_as_pickle if architecture.startswith("crfm") else save_seed
+    make = (ARCHITECTURES | SIZED)[architecture]
+    model = make(seed)
     if own < 1:
         with torch.no_grad():
-            shared = dict(ARCHITECTURES[architecture](10_000).named_parameters())
+            shared = dict(make(10_000).named_parameters())
             for name, parameter in model.named_parameters():
                 parameter.lerp_(shared[name], 1 - own)
     return save(model, folder)

@@ -55,7 +55,11 @@ def weight_files(folder: Path) -> list[Path]:
 
 def weights_sha256(folder: Path, sha256: Callable[[Path], str] = file_sha256) -> str | None:
     """SHA-256 of a model folder's weights (of the list of hashes if they are in shards); None without weights."""
-    hashes = [sha256(path) for path in weight_files(folder)]
+    return joint_sha256([sha256(path) for path in weight_files(folder)])
+
+
+def joint_sha256(hashes: list[str]) -> str | None:
+    """One hash for the files of a model's weights: of the list of hashes if there are several."""
     if len(hashes) < 2:
         return hashes[0] if hashes else None
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
@@ -118,6 +122,21 @@ def fetch(name: str, source: str, revision: str | None = None) -> Path:
         f"seed '{name}': {damaged[0].name} of the model '{source}' arrived damaged twice (its hash is not the Hub's) "
         "and was deleted; run the same command again, and check the network if that does not help."
     )
+
+
+def listed_sha256(source: str, revision: str | None = None) -> str | None:
+    """`weights_sha256` of a model by the Hub's list of its files, without a download; None without weights.
+
+    InputError if the Hub does not answer.
+    """
+    from huggingface_hub import HfApi, constants
+
+    try:
+        files = {one.path: one for one in HfApi(endpoint=constants.ENDPOINT).list_repo_tree(source, revision=revision)}
+    except Exception as error:
+        raise InputError(download_failure(error, "model", source, revision)) from error
+    stored = [getattr(files[name], "lfs", None) for name in weight_names(files)]
+    return joint_sha256([one.sha256 for one in stored]) if all(stored) else None
 
 
 def fetch_config(name: str, source: str, revision: str | None = None) -> Path:

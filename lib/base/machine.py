@@ -10,12 +10,20 @@ import torch
 
 from lib.base.params import Params
 
+SHARE = 0.8  # of the memory that is free, for memory_gb: auto
+
 
 def device_of(params: Params) -> torch.device:
-    """The device a run uses; `auto` is a GPU if there is one. Each of several processes has its own GPU."""
+    """The device a run uses; `auto` is a GPU if there is one.
+
+    Each process of a machine has a GPU of its own, or shares one where there are fewer. It becomes the process's
+    default, on which libraries and kernels keep their scratch memory.
+    """
     if params.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
 
 
 def device_name(device: torch.device) -> str:
@@ -44,6 +52,11 @@ def free_memory(device: torch.device) -> float:
     else:
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
     return min([free, *control_group_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+
+
+def allowed_memory(params: Params, device: torch.device) -> float:
+    """Bytes that a run may take on a device: memory_gb, or a share of what is free."""
+    return free_memory(device) * SHARE if params.memory_gb == "auto" else params.memory_gb * 1e9
 
 
 def peak_memory() -> int:

@@ -108,6 +108,7 @@ class Params(BaseModel):
     )
     context: int = Field(ge=3, description="a whole number of tokens, 3 or more")
     token_budget: int = Field(description="a whole number of tokens, at least one context")
+    label_tokens: int = Field(10_000_000, description="a whole number of tokens, at least two contexts")
     random_seed: int = Field(0, ge=0, lt=2**31, description="a whole number from 0 to 2147483647")
     rotations: int = Field(5, ge=1, le=1000, description="a whole number from 1 to 1000")
     threshold: float = Field(0.5, ge=0, le=1, description="a number from 0 to 1")
@@ -169,6 +170,10 @@ class Params(BaseModel):
         if self.token_budget < self.context:
             least = f"one context of {self.context} tokens"
             raise InputError(f"token_budget is {self.token_budget}, but must be at least {least}")
+        if self.label_tokens < 2 * self.context:
+            raise InputError(
+                f"label_tokens is {self.label_tokens}, but must be at least two contexts of {self.context}"
+            )
         return self
 
     def _refuse(self, key: str) -> None:
@@ -219,7 +224,8 @@ class Params(BaseModel):
     def statistics_key(self) -> dict[str, Any]:
         """The parameters that the statistics of the pass depend on; a run's statistics belong to one such key."""
         key = {name: value for name, value in self.model_dump().items() if name in STATISTICS_KEYS}
-        return key | ({"reference": self.reference} if self.compare == "reference" else {})
+        key |= {"reference": self.reference} if self.compare == "reference" else {}
+        return key | ({"label_tokens": self.label_tokens} if self.label_tokens < self.token_budget else {})
 
 
 def parameter_file(given: str | Path, run: str | None) -> Path:

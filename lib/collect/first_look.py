@@ -1,5 +1,6 @@
-"""A first look at each seed: its losses, and the range of its activations."""
+"""A first look at each seed: its losses, the range of its activations, and whether it is what it is called."""
 
+import sys
 from itertools import combinations
 
 import pandas as pd
@@ -13,6 +14,15 @@ from lib.base.tensors import write_table, write_tensors
 from lib.collect.planner import BATCH_TOKENS
 from lib.collect.preflight import Preflight
 from lib.collect.reader import refuse_nan
+from lib.collect.seed_checks import (
+    first_w_in,
+    groups_in_words,
+    initialisation_table,
+    logits_of,
+    plain_logits,
+    seed_check,
+    shared_groups,
+)
 from lib.models.trunk import Trunk, load_model, token_losses
 from lib.text.blocks import Text
 
@@ -47,16 +57,23 @@ def losses(name: str, model, text) -> list[dict]:
 
 
 def first_look(inputs: Preflight, precision: str, device: torch.device) -> None:
-    """Every seed's loss (tables/losses.parquet) and pilot (stats/pilot.safetensors), one model at a time."""
-    run, rows, scalings = inputs.run, [], {}
+    """One model at a time: writes the tables losses, seed_checks and initialisation, and stats/pilot.safetensors."""
+    run, rows, scalings, w_in, checks = inputs.run, [], {}, {}, []
     for name in tqdm(sorted(inputs.folders), desc="losses and ranges", unit="seed"):
         model = load_model(inputs.folders[name]).to(device)
+        w_in[name], plain = first_w_in(model), plain_logits(model, run.text.tokens)
         trunk = Trunk(model, precision == "bf16")  # which gives the model its fast steps
+        checks.append(seed_check(name, w_in[name], plain, logits_of(model, run.text.tokens)))
         rows += losses(name, model, run.text)
         found = pilot(name, trunk, run.text, device)
         scalings |= {f"{name}.{key}": tensor for key, tensor in found.items()}
     refuse_copies(rows, {name: scalings[f"{name}.post_scaling"][:, 0].flatten() for name in inputs.folders})
-    write_table(run.folder / "tables" / "losses.parquet", pd.DataFrame(rows))
+    initial = initialisation_table(w_in)
+    if shared := shared_groups(initial):
+        print(f"note: seeds that share an initialisation: {groups_in_words(shared)} (chapter 01).", file=sys.stderr)
+    tables = {"losses": pd.DataFrame(rows), "seed_checks": pd.DataFrame(checks), "initialisation": initial}
+    for name, table in tables.items():
+        write_table(run.folder / "tables" / f"{name}.parquet", table)
     write_tensors(run.folder / "stats" / "pilot.safetensors", scalings)
 
 

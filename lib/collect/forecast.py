@@ -10,9 +10,10 @@ import sys
 from collections import Counter
 from dataclasses import replace
 
-from lib.base.errors import InputError, exit_on_input_error
+from lib.base.errors import InputError, exit_on_input_error, listed
+from lib.base.files import read_json
 from lib.base.hub import seed_config
-from lib.base.machine import device_of
+from lib.base.machine import cores, device_of
 from lib.base.params import Params, read_params
 from lib.cache import refuse_same_weights
 from lib.collect import planner, prices
@@ -23,16 +24,17 @@ from lib.collect.prices import Rates
 from lib.collect.processes import Processes
 from lib.kernels.correlation import BIAS_DRAWS
 from lib.kernels.grouped import ACTIVE, FEW, HALVES, SQUARE, SUM, Layout
-from lib.labels.labels import TOKENS_KEPT
-from lib.labels.syntax import needs_spacy
+from lib.labels.groupings import written_groupings
+from lib.labels.labels import TOKENS_KEPT, WORD_PLACES
+from lib.labels.syntax import unread_tokens
 from lib.labels.token_classes import TOKEN_CLASSES
+from lib.models.trunk import no_interventions
 from lib.run import Run
 from lib.text.tokenise import check_text, made_token_file
 
 FREQUENT_WORDS = 300  # at most, with a label of their own
+OTHER_LABELS = {"position": 8, "domain": 20, "linguistics": 160, "topic": 63}  # about, by grouping
 FOLLOWED = 16  # pairs that are followed, for each neuron of two seeds: of 20 candidates each, some coincide
-STARTING = 10.0  # seconds to load libraries and models
-CHAPTER_SECONDS = 8e-3  # for each neuron of all seeds: 4 minutes for the shipped seeds, 27 for five of GPT2-small
 CHAPTER_MEMORY = 4e9  # bytes of the two chapters that are made at the same time
 CHAPTER_DISK = 0.5e9  # bytes of tables, notebooks and pages
 
@@ -43,10 +45,11 @@ def work(plan: Plan, draws: int) -> tuple[Counter, Counter]:
     Units: layers of a batch (launches), operations (attention's maps and scores, MLPs, products,
     rotations), bytes (forward bytes, disk),
     activations (statistics, sketch), activations times sums of a table (label sums), tokens (labels), pairs times
-    tokens (following), correlations (candidates, matches), cubed neurons (drawing).
+    tokens (following), correlations (candidates, matches), cubed neurons (drawing), operations in fp32 (deviations of
+    rotated neurons, cosines of weights).
     """
     setting, shapes, passes, tables = plan.setting, plan.setting.shapes, Counter(), Counter()
-    tokens, rows = setting.tokens / setting.processes, setting.rows
+    tokens, rows, labelled = setting.tokens / setting.processes, setting.rows, setting.labelled / setting.processes
     for shape in shapes.values():  # the first look, of one process
         looked, pilot = (
             number * setting.context for number in (loss_blocks(setting.blocks), min(setting.blocks, PILOT_BLOCKS))
@@ -56,7 +59,7 @@ def work(plan: Plan, draws: int) -> tuple[Counter, Counter]:
     for part in plan.passes:
         for seed, depth in part.depths(shapes).items():
             passes += _forward(shapes[seed], depth, tokens, setting)
-        passes["labels"] += tokens / setting.every * any(unit.kind == "grouped" for unit in part.units)
+        passes["labels"] += labelled * any(unit.kind == "grouped" for unit in part.units)
         for unit in part.units:
             a, b = shapes[unit.seed], shapes[unit.other or unit.seed]
             match unit.kind:
@@ -70,20 +73,26 @@ def work(plan: Plan, draws: int) -> tuple[Counter, Counter]:
                     passes["following"] += (1 - 1 / FIRST) * tokens / setting.every * FOLLOWED * (a.total + b.total)
                 case "grouped":
                     passes["label sums"] += (
-                        tokens / setting.every * a.neurons * sum(len(kinds.split()) for _, _, kinds in setting.groups)
+                        labelled * a.neurons * sum(len(kinds.split()) for _, _, kinds in setting.groups)
                     )
-    mixed = setting.sketches  # then a baseline is made from half the rows too
+    mixed = setting.sketches  # then a layer of each pair is made from half the rows too
+    halved = mixed * min(draws, BIAS_DRAWS)
     for a, b in setting.pairs:
         left, right = shapes[a], shapes[b]
         square = left.total * right.total
         passes["products"] += 2 * square * (rows // FIRST if setting.own_rows else rows)
         passes["candidates"] += square
-        tables["products"] += 2 * square * rows * (1.5 if mixed else 1)
+        tables["products"] += 2 * square * rows * (1 + mixed / (2 * left.layers))
         tables["matches"] += square
         turned = sum(other.neurons for own, other in ((a, right), (b, left)) if own in setting.references)
-        tables["rotations"] += 2 * square * turned * (draws + mixed * min(draws, BIAS_DRAWS))
-    for shape in shapes.values():
-        tables["products"] += 2 * rows * shape.total * shape.neurons  # layers with themselves
+        tables["rotations"] += 2 * square * turned * draws
+        tables["rotations"] += 2 * square * right.neurons * halved / left.layers * (a in setting.references)
+    for seed, shape in shapes.items():
+        tables["products"] += 2 * rows * shape.total * shape.neurons * (1 + mixed / 2)  # layers with themselves
+        tables["deviations"] += 2 * shape.total * shape.neurons**2 * (draws + halved)
+        if seed in setting.references:  # w_in and w_out among neurons, w_out with the vocabulary
+            tables["cosines"] += 2 * shape.total * 2 * shape.total * shape.width
+            tables["cosines"] += 2 * shape.total * shape.vocabulary * (shape.width + prices.POWERS)
     tables["drawing"] = draws * sum(n**3 for n in {shape.neurons for shape in shapes.values()})
     results, states = (sum(one.values()) for one in disk(plan))
     passes["disk"], tables["disk"] = results + states, results
@@ -145,12 +154,21 @@ def tables_memory(setting: Setting) -> float:
     return planner.BASE + sketches * (1.5 if setting.sketches else 1) + 5 * stripe
 
 
-def _large_groupings(shapes: dict[str, Shape], params: Params) -> Layout:
-    """The large tables of grouped moments, by bounds that the models and the budget set."""
-    of_tokens = ("token_labels", "previous_token_labels", "next_token_labels")
-    labels = ((name, len(TOKEN_CLASSES) + FREQUENT_WORDS, f"{SUM} {SQUARE}") for name in of_tokens)
-    tokens = min(params.token_budget, TOKENS_KEPT + 1, *(shape.vocabulary for shape in shapes.values()))
-    return (*labels, ("token", tokens, SUM), ("position", params.context, f"{SUM} {ACTIVE}"))
+def likely_layout(shapes: dict[str, Shape], params: Params) -> Layout:
+    """The tables of grouped moments, by bounds that the models and the budget set, without a look at the text."""
+    both, tokens = (
+        f"{SUM} {SQUARE}",
+        min(params.token_budget, params.label_tokens, *(shape.vocabulary for shape in shapes.values())),
+    )
+    of_token = (f"{which}token_labels" for which in ("", "previous_", "next_"))
+    return (
+        *((name, len(TOKEN_CLASSES) + FREQUENT_WORDS, both) for name in of_token),
+        *((f"{name}_labels", rows, both) for name, rows in OTHER_LABELS.items()),
+        ("token", min(tokens, TOKENS_KEPT + 1), SUM),
+        ("position", params.context, f"{SUM} {ACTIVE}"),
+        ("domain", OTHER_LABELS["domain"], SUM),
+        ("word_place", FREQUENT_WORDS * len(WORD_PLACES), both),
+    )
 
 
 def estimate(params: Params, shapes: dict[str, Shape]) -> tuple[dict[str, float], float, float]:
@@ -159,13 +177,17 @@ def estimate(params: Params, shapes: dict[str, Shape]) -> tuple[dict[str, float]
     Neither text nor weights are read, and the machine is measured for a second, so that it can be said at the start.
     """
     device = device_of(params)
-    plan = pack(setting_of(params, shapes, device, groups=_large_groupings(shapes, params)))
-    setting = plan.setting
-    passes, tables = seconds(plan, prices.rates(setting, device), params.rotations)
-    chapters = CHAPTER_SECONDS * sum(shape.total for shape in shapes.values())
+    plan = pack(setting_of(params, shapes, device, groups=likely_layout(shapes, params)))
+    setting, rates = plan.setting, prices.rates(plan.setting, device)
+    passes, tables = seconds(plan, rates, params.rotations)
+    chapters = prices.chapter_seconds(prices.chapter_work(setting, not no_interventions(params)), rates.wide)
     memory = max(tables_memory(setting), CHAPTER_MEMORY, *(pass_memory(setting, part) for part in plan.passes))
     stored = sum(sum(one.values()) for one in disk(plan)) + CHAPTER_DISK
-    stages = {"passes": STARTING + sum(passes.values()), "tables": sum(tables.values()), "chapters": chapters}
+    stages = {
+        "passes": 2 * prices.STARTING + sum(passes.values()),
+        "tables": prices.STARTING + sum(tables.values()),
+        "chapters": prices.report_seconds(chapters),
+    }
     return stages, memory, stored
 
 
@@ -175,18 +197,20 @@ def lines(params: Params) -> list[str]:
     note = check_text(params)
     inputs, device = Preflight(Run(params)), device_of(params)
     shapes = inputs.shapes
-    # all groupings are known only of a text that is tokenised and read by spaCy; else the large ones, by bounds
-    known = made_token_file(params)
-    unread = bool(known) and needs_spacy(inputs.run)
-    groups = inputs.layout if known and not unread else _large_groupings(shapes, params)
+    # a plan reads the groupings that a run has written, and makes none
+    known, groups = made_token_file(params), likely_layout(shapes, params)
+    if written := written_groupings(inputs.run) if known else None:
+        inputs.groupings = written
+        groups = inputs.layout
+    unread = unread_tokens(inputs.run) if known and not written else 0
     setting = setting_of(params, shapes, device, Processes.on_this_machine(), groups)
-    plans, timed, lacking = [], [], []
+    plans, timed, lacking, interventions = [], [], [], not inputs.notes
     try:
         plans.append(pack(setting))
         largest = max(shapes, key=lambda seed: shapes[seed].total)
         forward = prices.forward_rate(setting, shapes[largest], seed_config(params, largest), device)
         rates = replace(prices.rates(setting, device), maps=forward, scores=forward, mlp=forward)
-        timed.append(_time("this machine", plans[0], rates, params))
+        timed.append(_time("this machine", plans[0], rates, params, interventions))
     except InputError as error:
         if params.memory_gb != "auto":
             raise
@@ -195,21 +219,20 @@ def lines(params: Params) -> list[str]:
         there = replace(setting, memory=0.9 * memory, processes=1, precision="bf16", device="cuda")
         try:
             plans.append(pack(there))
-            timed.append(_time(f"one {gpu}, bf16, from its data sheet", plans[-1], rates, params))
+            place = f"one {gpu}, bf16, from its data sheet"
+            timed.append(_time(place, plans[-1], rates, params, interventions))
         except InputError:  # names a limit of memory that nobody has set
             lacking.append(f"does not fit into the memory of one {gpu}")
     if not plans:
         raise InputError(lacking[0].partition(": ")[2])
     facts = _facts(plans[0], params) + inputs.notes
-    if not known or unread:
-        facts.append(
-            "the text is not prepared yet: only the large groupings of labels are counted, by upper bounds, so that "
-            "passes, disk and time may differ"
-        )
     if unread:
         facts.append(
-            "not counted: before the passes spaCy labels the syntax of English prose, some minutes per million tokens"
+            f"not counted: before the passes spaCy labels the syntax of {unread:,} tokens of English prose, about 3 "
+            f"minutes per million tokens on one core; this machine has {cores()}"
         )
+    if unknown := sorted(prices.chapter_work(setting, interventions).keys() - read_json(prices.CHAPTERS)["chapters"]):
+        facts.append(f"not counted: {listed(unknown)}, not measured by `python -m bench.chapters` yet")
     return facts + ([note] if note else []) + timed + lacking
 
 
@@ -246,15 +269,20 @@ def _gigabytes(by_kind: Counter) -> str:
     return ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in by_kind.items())
 
 
-def _time(place: str, plan: Plan, rates: Rates, params: Params) -> str:
-    """Time of passes and tables, and the terms that take most of the passes."""
+def _time(place: str, plan: Plan, rates: Rates, params: Params, interventions: bool) -> str:
+    """Time of passes, tables and chapters, and the terms that take most of the passes."""
     passes, tables = seconds(plan, rates, params.rotations)
+    chapters = prices.chapter_seconds(prices.chapter_work(plan.setting, interventions), rates.wide)
     whole, after = sum(passes.values()), sum(tables.values())
+    report = prices.report_seconds(chapters)
+    together = whole + after + report + prices.COMMANDS * prices.STARTING
     terms = sorted(passes.items(), key=lambda term: -term[1])
     shares = ", ".join(f"{term} {taken:,.0f}" for term, taken in terms if taken >= whole / 100)
+    each = ", ".join(f"{name} {taken:,.0f}" for name, taken in chapters.items())
     return (
-        f"time on {place}: passes {whole:,.0f} s ({len(plan.passes)}), tables {after:,.0f} s, "
-        f"together {(whole + after) / 60:,.1f} min; seconds of the passes: {shares}"
+        f"time on {place}: passes {whole:,.0f} s ({len(plan.passes)}), tables {after:,.0f} s, chapters and pages "
+        f"{report:,.0f} s, together {together / 60:,.1f} min; seconds of the passes: {shares}; of the chapters, "
+        f"{prices.AT_ONCE} at a time: {each}"
     )
 
 

@@ -16,7 +16,7 @@ from lib.labels.labels import Grouping, LabelSet, token_rows
 from lib.run import Run
 from lib.text.blocks import Text
 
-RECORD = "stats/labels.json"
+RECORD, GROUPS = "stats/labels.json", "groups"  # what is summed: keys of labels by grouping, and of groupings
 BY_GROUP = {  # groupings that are summed by single groups too, which figures show or labels of one's own need
     "token": (SUM,),
     "position": (SUM, ACTIVE),
@@ -36,12 +36,13 @@ def grouped_tables(groupings: Mapping[str, Grouping], sets: Sequence[LabelSet], 
     return tables
 
 
-def record_labels(run: Run, sets: Sequence[LabelSet], begun: bool) -> None:
-    """Writes which labels the run's statistics sum; InputError if a pass has begun with others."""
-    keys = {one.grouping: one.keys for one in sets}
+def record_labels(run: Run, sets: Sequence[LabelSet], groupings: Mapping[str, Grouping], begun: bool) -> None:
+    """Writes which labels the run's statistics sum, and over which groups; InputError if a pass has begun with
+    others."""
+    keys = {one.grouping: one.keys for one in sets} | {GROUPS: {name: one.key for name, one in groupings.items()}}
     if not begun:
         write_json(run.folder / RECORD, keys)
-    elif run.recorded(RECORD) != keys:
+    elif {GROUPS: keys[GROUPS]} | run.recorded(RECORD) != keys:
         raise InputError(
             f"the labels have changed since the passes of {run.params.run} began, perhaps by an edit of "
             f"token_classes.yaml; undo it, or `make clean RUN={run.params.run}` and begin anew."

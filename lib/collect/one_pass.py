@@ -16,6 +16,7 @@ from lib.base.errors import InputError
 from lib.base.tensors import TensorFiles
 from lib.collect.planner import PARTS, PassPlan, Plan, Reading, Unit
 from lib.collect.preflight import Preflight
+from lib.collect.processes import Incoming
 from lib.collect.reader import Batch, SeedReader, Seen
 from lib.collect.statistics import sketched
 from lib.kernels.correlation import Covariance, Scale, candidates, sketched_scales
@@ -75,12 +76,21 @@ class Pass:
         grouped = any(unit.kind == "grouped" for unit in self.planned.units)
         ids = {name: one.ids for name, one in inputs.groupings.items()} if grouped else {}
         self.places = Places(ids, inputs.tables if grouped else {}, device)
-        self.units = {
-            unit: self._accumulator(unit, scalings[unit.seed]) for unit in self.planned.units if unit.kind != "followed"
-        }
+        self.scalings = scalings
+        self.units: dict[Unit, object] = {}
         self.followed: Followed | None = None
         self.done = torch.zeros(len(self.reading.batches), dtype=torch.bool)
         self.seconds = 0.0
+        self.empty()
+
+    def empty(self) -> None:
+        """Makes all accumulators but the followed pairs anew, one after the other, as if no batch had been seen."""
+        self.done[:] = False
+        for reader in self.readers.values():
+            reader.empty()
+        for unit in (unit for unit in self.planned.units if unit.kind != "followed"):
+            self.units[unit] = None  # its memory goes first
+            self.units[unit] = self._accumulator(unit, self.scalings[unit.seed])
 
     def _accumulator(self, unit: Unit, scaling: dict[str, Tensor]):
         setting, reader = self.plan.setting, self.readers[unit.seed]
@@ -105,11 +115,20 @@ class Pass:
 
     def _grouped(self, unit: Unit, scaling: Tensor) -> GroupedMoments:
         places = self.places  # a feed that knew the pass would keep its memory beyond its end, into the next pass
-        accumulator, reading = GroupedMoments(places.layout, scaling), self.reading
+        accumulator, context = GroupedMoments(places.layout, scaling), self.text.context
+        number = torch.full((len(self.text.tokens),), -1)  # of a block among those with labels
+        number[self.inputs.run.label_blocks] = torch.arange(len(self.inputs.run.label_blocks))
 
         def feed(seen: Seen) -> None:
-            if seen.layer == unit.first and reading.sampled(seen.batch.number):
-                accumulator.update(seen.post, places.at(seen.batch.blocks, seen.batch.counted))
+            labelled = number[seen.batch.blocks]
+            known = labelled >= 0
+            if seen.layer != unit.first or not known.any():
+                return
+            post, counted = seen.post, seen.batch.counted
+            if not known.all():
+                rows = known.repeat_interleave(context).to(post.device)
+                post, counted = post[rows], counted[rows]
+            accumulator.update(post, places.at(labelled[known], counted))
 
         self.readers[unit.seed].feeds.append(feed)
         return accumulator
@@ -172,20 +191,27 @@ class Pass:
             state |= {f"{prefix}/{name}": tensor for name, tensor in accumulator.state_dict().items()}
         return state
 
-    def merge_state(self, saved: TensorFiles) -> None:
-        """Adds a saved state of this pass, which saw other batches; the first is taken as it is.
+    def merge_state(self, saved: TensorFiles | Incoming) -> None:
+        """Adds a state of this pass, saved or from another process, which saw other batches; the first is taken as it
+        is.
 
-        InputError if it followed other pairs.
+        InputError if it followed other pairs, or saw a batch that this one has seen.
         """
         fresh, names = not self.done.any(), set(saved.names())
-        self.done |= saved.tensor("done")
+        done = saved.tensor("done").cpu()
+        if (self.done & done).any():
+            raise InputError(
+                "two states of the pass hold the same part of the text, perhaps because one was still being written; "
+                "run the same command again."
+            )
+        self.done |= done
         self.seconds = max(self.seconds, float(saved.tensor("seconds")))
         for prefix, accumulator in self.accumulators().items():
             wanted = {name: f"{prefix}/{name}" for name in accumulator.state_dict()}
             if not names >= set(wanted.values()):
                 continue  # nothing was followed yet
             # copied, or the sums would be the mapped file, which then stays on the disk until the pass ends
-            state = {name: saved.tensor(stored).to(self.device, copy=True) for name, stored in wanted.items()}
+            state = {name: saved.tensor(stored).to(self.device, copy=saved.mapped) for name, stored in wanted.items()}
             try:
                 other = accumulator if fresh else copy.copy(accumulator)
                 other.load_state_dict(state)

@@ -25,14 +25,15 @@ from lib.collect.grouped_tables import record_labels
 from lib.collect.one_pass import Pass
 from lib.collect.planner import CANDIDATES, Plan, Setting, pack, pass_memory, setting_of
 from lib.collect.preflight import Preflight
-from lib.collect.processes import Processes, shares
+from lib.collect.processes import LISTING_SECONDS, Incoming, Processes, shares, tree
 from lib.collect.statistics import CANDIDATES_FILE, read_candidates
 from lib.kernels import native
-from lib.kernels.fused import LOOP_TYPES, OPERAND_DTYPES, gpu_loop
+from lib.labels.groupings import written_groupings
 from lib.run import Run
 
-LISTING_SECONDS = 120  # within which files written by other machines must appear
-SAVE_SECONDS = 30  # for each gigabyte of a state, between two times that it is saved; three times as many at least
+SAVE_SECONDS = 60  # between two times that a state is saved, at least,
+SAVE_SHARE = 0.05  # of the time since the last one, which saving it may take
+SAVE_SPEED = 1e9  # bytes a second, until one was saved
 
 
 def collect(run: Run, grouped: bool = True) -> None:
@@ -40,34 +41,47 @@ def collect(run: Run, grouped: bool = True) -> None:
 
     A run that does not look at families does without `grouped` moments.
     """
-    inputs = Preflight(run, grouped)
-    inputs.check()
+    inputs, processes, stats = Preflight(run, grouped), Processes(device_of(run.params)), run.folder / "stats"
+    inputs.complete = processes.agree(inputs.complete)
+    _check(inputs, processes)
     if inputs.complete:
         return
-    processes, stats = Processes(), run.folder / "stats"
     busy = (
         f"another process is working on {run.folder}; wait until it ends, or stop it, and run the same command again."
     )
     with contextlib.ExitStack() as held:
+        held.callback(processes.close)
         if processes.first:
             held.enter_context(locked(stats, busy))
         if not processes.agree((stats / "done.json").exists()):  # another process may have ended it meanwhile
             _collect(inputs, processes)
 
 
+def _check(inputs: Preflight, processes: Processes) -> None:
+    """Checks a run's inputs in the first process, which makes the text, and then in the others, which read it."""
+    if processes.first:
+        inputs.check()
+    text = Path(processes.agree(str(inputs.run.text_path) if processes.first else None))
+    if not processes.first:
+        inputs.run.text_path = processes.appeared(text)
+        inputs.check()
+
+
 def _collect(inputs: Preflight, processes: Processes) -> None:
     run, params, stats = inputs.run, inputs.params, inputs.run.folder / "stats"
-    device, begun = device_of(params), None
+    device, begun = processes.device, None
     groups = tuple(map(tuple, processes.agree(inputs.layout if processes.first else ())))
+    if groups and not processes.first:
+        inputs.groupings = written_groupings(run, LISTING_SECONDS)
     setting = setting_of(params, inputs.shapes, device, Processes.on_this_machine(), groups)
     if processes.first:
-        record_labels(run, inputs.label_sets, any(stats.glob("pass-*")))
+        record_labels(run, inputs.label_sets, inputs.groupings, any(stats.glob("pass-*")))
         begun = _planned(run, setting)
         write_json(stats / "key.json", params.statistics_key | {"hashes": inputs.hashes})
         if not (stats / "pilot.safetensors").exists():
             first_look(inputs, begun["precision"], device)
     plan = Plan.resumed(setting, processes.agree(begun))
-    scalings = read_pilot(stats, device)
+    scalings = read_pilot(processes.appeared(stats / "pilot.safetensors"), device)
     for number in range(len(plan.passes)):
         if not processes.agree((stats / f"pass-{number:02d}.json").exists()):
             _run_pass(Pass(inputs, plan, number, scalings, device), processes, stats)
@@ -79,10 +93,10 @@ def _collect(inputs: Preflight, processes: Processes) -> None:
     processes.wait()
 
 
-def read_pilot(stats: Path, device: torch.device) -> dict[str, dict[str, Tensor]]:
+def read_pilot(path: Path, device: torch.device) -> dict[str, dict[str, Tensor]]:
     """The pilot's shifts, scales and ranges by seed and name (`PILOT_NAMES`)."""
     scalings: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in read_tensors(stats / "pilot.safetensors").items():
+    for key, tensor in read_tensors(path).items():
         name, what = key.split(".")
         scalings.setdefault(name, {})[what] = tensor.to(device)
     return scalings
@@ -100,22 +114,55 @@ def _planned(run: Run, setting: Setting) -> dict:
                 path.unlink()
         begun = pack(setting).as_json()
         write_json(run.folder / "stats" / "plan.json", begun)
-    elif run.params.memory_gb != "auto":
-        plan = Plan.resumed(setting, begun)
-        left = [part for number, part in enumerate(plan.passes) if not run.recorded(f"stats/pass-{number:02d}.json")]
-        need = max((pass_memory(setting, part) for part in left), default=0)
-        if need > run.params.memory_gb * 1e9:
-            raise InputError(
-                f"memory_gb allows {run.params.memory_gb:g} GB, but this run began with passes of up to "
-                f"{need / 1e9:.1f} GB a process; give it as much, or `make clean RUN={run.params.run}` and begin anew."
-            )
+    else:
+        _refuse_too_large(run, Plan.resumed(setting, begun))
     return begun
+
+
+def _refuse_too_large(run: Run, plan: Plan) -> None:
+    """InputError where what is left of a begun plan does not fit: sums of one pass cannot be taken apart."""
+    setting, given = plan.setting, run.params.memory_gb
+    left = [part for number, part in enumerate(plan.passes) if not run.recorded(f"stats/pass-{number:02d}.json")]
+    need = max((pass_memory(setting, part) for part in left), default=0)
+    allowed = setting.memory * (1.25 if given == "auto" else 1)  # a new plan leaves a fifth of what is free
+    if need <= allowed:
+        return
+    begun = f"but this run began with passes of up to {need / 1e9:.1f} GB a process"
+    anew = f"or `make clean RUN={run.params.run}` and begin anew."
+    if given == "auto":
+        raise InputError(
+            f"there are {allowed / 1e9:.1f} GB of free memory here for a process, {begun}; go on where there is as "
+            f"much, {anew}"
+        )
+    raise InputError(f"memory_gb allows {given:g} GB, {begun}; give it as much, {anew}")
+
+
+class State:
+    """The file of this process's state of a pass, and when it is due again: a save may take SAVE_SHARE of the time
+    since the last one."""
+
+    def __init__(self, path: Path, work: Pass):
+        self.path, self.work = path, work
+        self.took = sum(unit.memory for unit in work.units) / SAVE_SPEED
+        self.at = time.monotonic()
+
+    def save(self) -> None:
+        """Writes the state, tensor by tensor."""
+        begun = time.monotonic()
+        write_tensors(self.path, self.work.state_dict())
+        self.at = time.monotonic()
+        self.took = self.at - begun
+
+    @property
+    def due(self) -> bool:
+        """Whether a save is worth its time again."""
+        return time.monotonic() - self.at > max(SAVE_SECONDS, self.took / SAVE_SHARE)
 
 
 def _run_pass(work: Pass, processes: Processes, stats: Path) -> None:
     """Runs this process's share of a pass, saving now and then; then the first process writes what all found."""
     prefix = f"pass-{work.number:02d}.state-"
-    mine = stats / f"{prefix}{processes.rank}.safetensors"
+    state = State(stats / f"{prefix}{processes.rank}.safetensors", work)
     dealt = None
     if processes.first:
         saved = {path.stem: path for path in stats.glob(f"{prefix}*.safetensors")}
@@ -124,70 +171,61 @@ def _run_pass(work: Pass, processes: Processes, stats: Path) -> None:
         for name in dealt[2]:
             saved[name].unlink()
     states, batches, _ = processes.agree(dealt)
-    if work.planned.compares and (pairs := read_candidates(stats)):
-        work.follow(pairs)
-    for name in states[processes.rank]:
-        work.merge_state(TensorFiles([stats / f"{name}.safetensors"]))
-    adopted = [name for name in states[processes.rank] if stats / f"{name}.safetensors" != mine]
-    if adopted:
-        write_tensors(mine, work.state_dict())
-        for name in adopted:
-            (stats / f"{name}.safetensors").unlink()
+    candidates = stats / CANDIDATES_FILE
+    if work.planned.compares and processes.agree(candidates.exists()):
+        work.follow(read_candidates(processes.appeared(candidates).parent))
+    taken = [stats / f"{name}.safetensors" for name in states[processes.rank]]
+    for path in taken:
+        work.merge_state(TensorFiles([processes.appeared(path)]))
+    if adopted := [path for path in taken if path != state.path]:
+        state.save()
+        for path in adopted:
+            path.unlink()
     work.load_models()
     own = batches[processes.rank]
     early = [number for number in own if work.in_first_part and number < work.reading.first]
     late = [number for number in own if number not in set(early)]
     with _bar(work, processes) as bar:
-        _advance(work, early, bar, mine, all_of_it=False)
+        _advance(work, early, bar, state, all_of_it=False)
         if work.in_first_part:
-            write_tensors(mine, work.state_dict())
-            processes.wait()
+            _add_up(work, processes)
             if processes.first:
-                _choose(work, stats, prefix, mine)
+                state.save()
+                _choose(work, stats)
+            else:
+                work.empty()
             processes.wait()
-            work.follow(read_candidates(stats))
-        _advance(work, late, bar, mine, all_of_it=processes.count == 1)
-    if processes.count > 1 and own:
-        write_tensors(mine, work.state_dict())
-    processes.wait()
+            if not processes.first:  # the first process's state holds what this one saw
+                state.path.unlink(missing_ok=True)
+            work.follow(read_candidates(processes.appeared(candidates).parent))
+        _advance(work, late, bar, state, all_of_it=processes.count == 1)
+    _add_up(work, processes)
     if processes.first:
-        for path in _others(stats, prefix, mine, work.done):
-            work.merge_state(TensorFiles([path]))
+        if not work.done.all():
+            raise InputError(f"the states in {stats} do not hold all of the text; run the same command again.")
         finish(work, stats)
         for path in stats.glob(f"{prefix}*"):
             path.unlink()
 
 
-def _choose(work: Pass, stats: Path, prefix: str, mine: Path) -> None:
-    """Adds what all processes saw of the text's first part, and writes which pairs are followed from now on."""
-    others = _others(stats, prefix, mine, work.done, work.reading.first)
-    for path in others:
-        work.merge_state(TensorFiles([path]))
+def _add_up(work: Pass, processes: Processes) -> None:
+    """Adds what all processes have summed into the first one's pass."""
+    if processes.count == 1:
+        return
+    processes.wait()  # so that no one waits for another in a connection
+    processes.connect()
+    sources, target = tree(processes.rank, processes.count)
+    for source in sources:
+        work.merge_state(Incoming(processes, source, work.state_dict()))
+    if target is not None:
+        for tensor in work.state_dict().values():
+            processes.send(tensor, target)
+
+
+def _choose(work: Pass, stats: Path) -> None:
+    """Writes which pairs are followed from now on."""
     pairs = work.candidates(CANDIDATES)
     write_tensors(stats / CANDIDATES_FILE, {f"{a}.{b}": pair.int() for (a, b), pair in pairs.items()})
-    if others:  # back to what this process saw
-        work.done[:] = False
-        work.merge_state(TensorFiles([mine]))
-
-
-def _others(stats: Path, prefix: str, mine: Path, done: Tensor, first: int | None = None) -> list[Path]:
-    """The states of the other processes, once they hold each batch (of the `first` ones) that this one has not `done`,
-    each once.
-
-    On a file system shared by machines, a file that another machine wrote may appear late, or as an older version.
-    InputError if batches are missing after LISTING_SECONDS.
-    """
-    waited = 0
-    while True:
-        paths = [path for path in sorted(stats.glob(f"{prefix}*.safetensors")) if path != mine]
-        if (sum(TensorFiles([path]).tensor("done")[:first].int() for path in paths) + done[:first].int() == 1).all():
-            return paths
-        if waited == LISTING_SECONDS:
-            raise InputError(
-                f"the processes' states in {stats} do not hold every part of the text once; run the same command again."
-            )
-        time.sleep(1)
-        waited += 1
 
 
 def _bar(work: Pass, processes: Processes) -> tqdm:
@@ -203,16 +241,14 @@ def _bar(work: Pass, processes: Processes) -> tqdm:
     )
 
 
-def _advance(work: Pass, batches: list[int], bar: tqdm, state: Path, all_of_it: bool) -> None:
+def _advance(work: Pass, batches: list[int], bar: tqdm, state: State, all_of_it: bool) -> None:
     """Batches through the pass, with a state saved now and then, but not after the last if that ends the pass."""
-    gigabytes, saved = sum(unit.memory for unit in work.units) / 1e9, time.monotonic()
     progress = Progress(work.inputs.run.folder, "passes")
     for number in batches:
         work.advance(number, bar)
         bar.set_postfix_str(progress.text((work.number + bar.n / bar.total) / len(work.plan.passes)), refresh=False)
-        if time.monotonic() - saved > SAVE_SECONDS * max(3, gigabytes) and not (all_of_it and number == batches[-1]):
-            write_tensors(state, work.state_dict())
-            saved = time.monotonic()
+        if state.due and not (all_of_it and number == batches[-1]):
+            state.save()
 
 
 def finish(work: Pass, stats: Path) -> None:
@@ -237,7 +273,8 @@ def finish(work: Pass, stats: Path) -> None:
     for kind, tensors in by_kind.items():
         write_tensors(stats / f"{kind}-{work.number:02d}.safetensors", tensors)
     tokens = next(iter(work.readers.values())).moments.tokens
-    write_json(stats / f"pass-{work.number:02d}.json", {"seconds": work.seconds, "tokens": tokens})
+    ended = {"seconds": work.seconds, "tokens": tokens, "loops": native.RAN}
+    write_json(stats / f"pass-{work.number:02d}.json", ended)
 
 
 def summary(run: Run, plan: Plan, device: torch.device, processes: int) -> dict:
@@ -261,7 +298,7 @@ def summary(run: Run, plan: Plan, device: torch.device, processes: int) -> dict:
         "processes": processes,
         "device": device.type,
         "device_name": device_name(device),
-        "loops": _loops(device, setting.precision),
+        "loops": _loops(passes),
         "wall_seconds": round(seconds, 1),
         "tokens_per_second": round(read / max(seconds, 1e-9)),
         "peak_memory_bytes": peak_memory(),
@@ -271,11 +308,12 @@ def summary(run: Run, plan: Plan, device: torch.device, processes: int) -> dict:
     }
 
 
-def _loops(device: torch.device, precision: str) -> str:
+def _loops(passes: list[dict]) -> str:
     """What the loops over activations ran in."""
-    if device.type == "cuda":
-        return "Triton" if OPERAND_DTYPES[precision] in LOOP_TYPES and gpu_loop(device) else "torch"
-    return "C++" if native.libraries() else "torch"
+    ran = {loop: where for part in passes for loop, where in part["loops"].items()}
+    if len(set(ran.values())) == 1:
+        return next(iter(ran.values()))
+    return ", ".join(f"{where} ({loop})" for loop, where in sorted(ran.items())) or "not known"
 
 
 @exit_on_input_error

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lib.base.errors import InputError, first_line
 from lib.base.hub import seed_config
-from lib.base.machine import free_memory
+from lib.base.machine import allowed_memory
 from lib.base.params import SHORT, Params
 from lib.kernels.fused import OPERAND_DTYPES, fastest_precision
 from lib.kernels.grouped import Layout, memory_bytes
@@ -30,11 +30,10 @@ GPU_BATCH_TOKENS = 8192  # at least, in one forward pass on a GPU
 GPU_MAX_BATCH_TOKENS = 32768
 GPU_BATCH_ACTIVATIONS = 2**25  # per layer; narrower layers get larger batches
 BASE = 0.7e9  # bytes that Python and its libraries take
-SHARE = 0.8  # of the memory that is free, for memory_gb: auto
 FIRST = 4  # one block in so many is in the first part of the text, which names the candidates
 CANDIDATES = 20  # neurons of another seed that are followed for each neuron
 PARTS = 16  # of the text after its first part, for intervals and convergence
-ENOUGH = 2**25  # tokens; in a longer text pairs are followed and labels summed on one batch in several, spread over it
+ENOUGH = 2**25  # tokens; in a longer text pairs are followed on one batch in several, spread over it
 BEGUN = ("precision", "products", "device")  # what a begun run keeps of its setting; batches follow the device
 CORE = ("moments", "sketch", "products", "followed")  # kinds of which the first pass needs all units
 
@@ -92,6 +91,7 @@ class Setting:
     processes: int = 1
     groups: Layout = ()  # of the grouped moments
     device: str = "cpu"  # or "cuda"
+    label_tokens: int = 2**63  # labels are summed on so many, or on all of a shorter text
 
     @property
     def seeds(self) -> tuple[str, ...]:
@@ -102,6 +102,11 @@ class Setting:
     def tokens(self) -> int:
         """Tokens of the text, counted or not."""
         return self.blocks * self.context
+
+    @property
+    def labelled(self) -> int:
+        """Tokens of the text on which labels are summed."""
+        return min(self.tokens, self.label_tokens)
 
     @property
     def batch(self) -> int:
@@ -165,7 +170,7 @@ class Reading:
 
     batches: tuple[Int[Tensor, "blocks"], ...]
     first: int  # batches of the first part, whose blocks are spread over the whole text
-    every: int = 1  # one batch in so many is sampled: pairs are followed and labels summed there
+    every: int = 1  # one batch in so many is sampled: pairs are followed there
 
     @classmethod
     def of(cls, blocks: int, batch: int, every: int = 1) -> "Reading":
@@ -276,9 +281,10 @@ def work_memory(setting: Setting, passing: PassPlan) -> float:
 
 
 def pass_memory(setting: Setting, passing: PassPlan) -> float:
-    """Peak bytes of one process in one pass."""
+    """Peak bytes of one process in one pass; of several, each also takes in an accumulator of another one."""
     weights = sum(4 * setting.shapes[seed].parameters for seed in passing.depths(setting.shapes))
-    return weights + sum(unit.memory for unit in passing.units) + work_memory(setting, passing)
+    taken_in = max(unit.memory for unit in passing.units) if setting.processes > 1 else 0
+    return weights + sum(unit.memory for unit in passing.units) + taken_in + work_memory(setting, passing)
 
 
 def pack(setting: Setting) -> Plan:
@@ -354,7 +360,7 @@ def setting_of(
     `groups` is the layout of grouped moments (`lib.kernels.grouped`); without it nothing grouped is planned.
     They are planned for the references, layer by layer, since those of one layer of a large model take gigabytes.
     """
-    memory = free_memory(device) * SHARE if params.memory_gb == "auto" else params.memory_gb * 1e9
+    memory = allowed_memory(params, device)
     return Setting(
         shapes,
         tuple(sorted(params.seeds)) if params.compare == "all" else (params.reference,),
@@ -367,4 +373,5 @@ def setting_of(
         processes,
         groups,
         device.type,
+        params.label_tokens,
     )

@@ -66,7 +66,7 @@ class Preflight:
 
     @cached_property
     def groupings(self) -> dict[str, Grouping]:
-        """The groupings of the text's tokens that grouped moments are summed by."""
+        """The groupings of the labelled text's tokens that grouped moments are summed by."""
         return run_groupings(self.run) if self.grouped else {}
 
     @cached_property
@@ -77,7 +77,7 @@ class Preflight:
     @cached_property
     def tables(self) -> dict[str, Table]:
         """What grouped moments sum."""
-        return grouped_tables(self.groupings, self.label_sets, self.text)
+        return grouped_tables(self.groupings, self.label_sets, self.run.labelled)
 
     @property
     def layout(self) -> Layout:

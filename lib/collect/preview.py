@@ -37,7 +37,7 @@ def preview(run: Run) -> Run:
     inputs, device = Preflight(run, grouped=False), device_of(run.params)
     plan = Plan.resumed(setting_of(run.params, inputs.shapes, device), begun, without=("grouped",))
     plan = replace(plan, passes=plan.passes[:1])
-    work = Pass(inputs, plan, 0, read_pilot(stats, device), device)
+    work = Pass(inputs, plan, 0, read_pilot(stats / "pilot.safetensors", device), device)
     work.follow(read_candidates(stats))
     for path in saved:
         work.merge_state(TensorFiles([path]))

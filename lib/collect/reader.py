@@ -56,12 +56,16 @@ class SeedReader:
     """
 
     def __init__(self, name: str, scaling: dict[str, Tensor], depth: int, precision: str, measured: bool = True):
-        self.name, self.depth, self.measured = name, depth, measured
+        self.name, self.depth, self.measured, self.scaling = name, depth, measured, scaling
         self.dtype = OPERAND_DTYPES[precision]
-        self.moments = Moments(scaling["pre_scaling"], scaling["post_scaling"])
-        self.feeds: list[Callable[[Seen], None]] = []
+        self.empty()
         self._operand: Tensor | None = None  # its memory is kept: to fetch it from the system anew takes long
         self.trunk: Trunk | None = None  # the model; accumulators can be loaded and added without it
+
+    def empty(self) -> None:
+        """Forgets all moments, and which accumulators it feeds."""
+        self.moments = Moments(self.scaling["pre_scaling"], self.scaling["post_scaling"])
+        self.feeds: list[Callable[[Seen], None]] = []
 
     def read(self, batch: Batch) -> tuple[Float[Tensor, "tokens total"], Float[Tensor, "2 total"]]:
         """The signed operands of all layers on a batch, 0 where a token does not count, and their Σ y and Σ y²; feeds

@@ -163,15 +163,18 @@ def followed_matches(followed: Followed, pair: Pair) -> tuple[Matches, Matches]:
 
 
 @cache
-def haar_rotation(size: int, random_seed: int, draw: int) -> Float[Tensor, "size size"]:
+def haar_rotation(
+    size: int, random_seed: int, draw: int, device: torch.device | str = "cpu"
+) -> Float[Tensor, "size size"]:
     """A Haar-distributed orthogonal matrix: QR of a Gaussian, signs of R's diagonal fixed (docs/method.md §2).
 
-    A draw is one rotation, of every layer of this size: neurons of different layers have nothing in common but it.
+    A draw is one rotation, of every layer of this size: neurons of different layers have nothing in common but it. The
+    QR runs on `device`; the matrix stays in this machine's memory.
     """
     entropy = np.random.SeedSequence([random_seed, size, draw]).generate_state(1, np.uint64)
     generator = torch.Generator().manual_seed(int(entropy[0]))
-    q, r = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))
-    return q * r.diagonal().sign()
+    q, r = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64).to(device))
+    return (q * r.diagonal().sign()).cpu()
 
 
 def rotated_deviation(within: Float[Tensor, "n n"], scale: Scale, rotation: Float[Tensor, "n n"]) -> Float[Tensor, "n"]:
@@ -195,7 +198,7 @@ class Baseline:
         self.best = {pair: torch.zeros(draws, covariance.total(pair[0])) for pair in covariance.directions}
         device = next(iter(scales.values())).mean.device
         self.turns = {
-            n: [haar_rotation(n, random_seed, draw).to(device, dtype) for draw in range(draws)]
+            n: [haar_rotation(n, random_seed, draw, device).to(device, dtype) for draw in range(draws)]
             for n in {neurons for _, neurons in covariance.shapes.values()}
         }
         self.inverse: dict[tuple[str, int], Float[Tensor, "draws n"]] = {}  # of rotated neurons' deviations

@@ -5,7 +5,6 @@ so that a pair's correlation owes nothing to the luck of being chosen among all 
 """
 
 import hashlib
-import warnings
 from collections.abc import Callable, Mapping
 from functools import cache
 
@@ -50,10 +49,12 @@ def pair_sums(
 ) -> Float[Tensor, "number"]:
     """Σ x y of each pair over a batch of tokens, with sums in fp32 (fp64 for fp64)."""
     if native.takes("follow", x, y):
+        native.RAN["following"] = "C++"
         made = torch.zeros(pairs.shape[1])
         native.call("follow", x, y, pairs[0], pairs[1], pairs.shape[1], x.shape[1], made)
         return made
-    step, work = max(1, AT_ONCE // x.shape[1]), _fused() if x.is_cuda else _products
+    step, work = max(1, AT_ONCE // x.shape[1]), _Fused.products if x.is_cuda else _products
+    native.RAN["following"] = "torch.compile" if x.is_cuda and _Fused.works else "torch"
     return torch.cat([work(x, y, *some) for some in zip(pairs[0].split(step), pairs[1].split(step), strict=True)])
 
 
@@ -62,16 +63,27 @@ def _products(x: Tensor, y: Tensor, left: Tensor, right: Tensor) -> Tensor:
     return (x[left].to(wide) * y[right].to(wide)).sum(1)
 
 
-@cache
-def _fused() -> Callable:
+class _Fused:
     """`_products` as one kernel of torch.compile, which keeps no product in memory; as it stands where that fails."""
-    try:
-        compiled, one = torch.compile(_products), torch.ones(2, ALIGNED, device="cuda", dtype=torch.bfloat16)
-        compiled(one, one, *torch.zeros(2, 3, dtype=torch.int64, device="cuda"))
-    except Exception as error:  # it raises many kinds
-        warnings.warn(f"torch.compile does not work here ({type(error).__name__}); following is slower", stacklevel=2)
-        return _products
-    return compiled
+
+    works = True
+
+    @classmethod
+    def products(cls, *given: Tensor) -> Tensor:
+        """As `_products`."""
+        if cls.works:
+            try:
+                return cls._compiled()(*given)
+            except Exception as error:  # it raises many kinds
+                native.warn_slower("torch.compile", f"does not work here ({type(error).__name__}) to follow pairs")
+                cls.works = False
+        return _products(*given)
+
+    @staticmethod
+    @cache
+    def _compiled() -> Callable:
+        """For pairs and neurons of any number; where torch.compile would give up without a word, it raises."""
+        return torch.compile(_products, dynamic=True, fullgraph=True)
 
 
 class Followed:

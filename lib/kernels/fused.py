@@ -4,7 +4,6 @@ Everything that touches each activation once is one expression here. Loops do th
 activations, where torch takes a dozen: native.cpp on a CPU, triton_loops.py on a GPU.
 """
 
-import warnings
 from collections.abc import Callable
 from functools import cache
 
@@ -56,9 +55,14 @@ def fastest_layer_statistics(pre, post, counted, sign, pre_scaling, post_scaling
     plain = all(one.dtype == torch.float32 and one.is_contiguous() for one in others) and operand.stride(1) == 1
     plain &= all(one.dtype in LOOP_TYPES and one.is_contiguous() for one in (pre, post)) and operand.dtype in LOOP_TYPES
     if plain and pre.is_cuda and (loop := gpu_loop(pre.device)):
+        native.RAN["statistics"] = "Triton"
         return loop(pre, post, *others, operand, len(SUMS))
     if not plain or pre.is_cuda or not native.takes("statistics", pre, post):
+        native.RAN["statistics"] = "torch"
+        if pre.is_cuda and not plain and operand.dtype in LOOP_TYPES:
+            native.warn_slower("the loop in Triton", f"does not take these activations ({pre.dtype}, {pre.stride()})")
         return layer_statistics(pre, post, *others, operand)
+    native.RAN["statistics"] = "C++"
     tokens, neurons = pre.shape
     partial = torch.empty(-(-tokens // NATIVE_ROWS), len(SUMS), neurons)
     narrow = int(operand.dtype == torch.bfloat16)
@@ -79,9 +83,6 @@ def gpu_loop(device: torch.device) -> Callable | None:
         column = one[:, :1].contiguous()
         loop(one, one, column, column, one, one, torch.empty_like(one), len(SUMS))
     except Exception as error:  # it raises many kinds
-        warnings.warn(
-            f"the loop in Triton does not work here ({type(error).__name__}); torch does its work, more slowly",
-            stacklevel=2,
-        )
+        native.warn_slower("the loop in Triton", f"does not work here ({type(error).__name__})")
         return None
     return loop

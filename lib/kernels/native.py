@@ -5,6 +5,7 @@ import ctypes
 import shutil
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ COMPILER = "g++"  # its OpenMP takes torch's own threads; clang's wants a librar
 # native.cpp rounds products and sums apart, as torch's expressions do, so that the operands are the same
 SOURCES = {"native.cpp": "-ffp-contract=off", "forward.cpp": "-ffp-contract=fast"}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # options of mallopt in glibc's malloc.h
+RAN: dict[str, str] = {}  # loops over activations that this process has called, and what they last ran in
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 
 
@@ -64,10 +66,16 @@ def _compiled(folder: Path) -> dict[str, Path]:
     return {source: folder / f"{source}.so" for source, code in codes.items() if code == 0}
 
 
+@cache
+def warn_slower(what: str, why: str) -> None:
+    """Warns, once, that torch does a loop's work on a GPU, step by step."""
+    warnings.warn(f"{what} {why}; torch does its work, several times as slowly", stacklevel=3)
+
+
 def takes(name: str, *activations: Tensor) -> bool:
     """Whether a loop is there and reads such activations (…, neurons)."""
     first = activations[0]
-    alike = all(one.is_contiguous() and one.dtype == first.dtype and not one.is_cuda for one in activations)
+    alike = all(one.is_contiguous() and one.dtype == first.dtype and one.device.type == "cpu" for one in activations)
     return alike and first.dtype in SUFFIXES and first.shape[-1] % LANES == 0 and _loop(name, first) is not None
 
 

@@ -38,9 +38,10 @@ def logits_of(products, effects, cases, bias, frequency) -> Float[Tensor, "cases
 
 def weighted_sums(products, effects, cases, constants, origin, own) -> tuple[Float[Tensor, "cases"], ...]:
     """Per case, with l the logits less `origin`: Σ eˡ, Σ eˡ l, Σ eˡ log unigram, and how many l are above `own`."""
-    alike = all(one.dtype == torch.float32 and one.is_contiguous() and not one.is_cuda for one in (products, constants))
+    alike = all(one.dtype == torch.float32 and one.is_contiguous() for one in (products, constants))
     if (
         alike
+        and products.device.type == "cpu"
         and effects.is_contiguous()
         and effects.dtype in native.SUFFIXES
         and native.function("predicted_float") is not None
@@ -101,11 +102,12 @@ def prediction_statistics(
     return torch.cat(parts) if parts else products.new_empty(0, len(STATISTICS))
 
 
-def product_dtype(vocabulary: int, dtype: torch.dtype) -> torch.dtype:
+def product_dtype(unembedding: Float[Tensor, "d_model vocabulary"]) -> torch.dtype:
     """The type in which a *change* of the residual stream meets a large unembedding.
 
-    With bf16 instructions that is bf16: its rounding, a few thousandths of the change, has no sign and leaves
+    On a CPU with bf16 instructions that is bf16: its rounding, a few thousandths of the change, has no sign and leaves
     no trace in a mean over thousands of tokens (tests/chapters/interventions/test_engine.py).
     """
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if fast and vocabulary >= LARGE and dtype == torch.float32 else dtype
+    plain = unembedding.dtype == torch.float32 and unembedding.device.type == "cpu"
+    return torch.bfloat16 if fast and plain and unembedding.shape[1] >= LARGE else unembedding.dtype

@@ -101,8 +101,8 @@ class LabelPanel(Panel):
 
     def __init__(self, run: Run):
         texts = token_strings(run.tokenizer)
-        self.run, self.texts = run, [texts[token] if token < len(texts) else "" for token in occurring(run.text)]
-        self.rows, self.labels = token_rows(run.text), known_labels(run, [])
+        self.run, self.texts = run, [texts[token] if token < len(texts) else "" for token in occurring(run.labelled)]
+        self.rows, self.labels = token_rows(run.labelled), known_labels(run, [])
         references, reference = run.done["references"], run.params.reference
         self.seed = widgets.Dropdown(options=references, value=reference, description="seed", style=LABELS)
         typed = dict(value="the a an", description="words or /regex/", continuous_update=False)
@@ -143,7 +143,7 @@ class TextPanel(Panel):
 
     def __init__(self, run: Run, example: str = "On Monday the twelve of them walked to the river, and nobody spoke."):
         self.run, self.trunks, self.neurons = run, {}, neurons_by_seed(run)
-        self.vocabulary = token_labels(run.tokenizer, token_counts(run.text), run.text.vocab_size)
+        self.vocabulary = token_labels(run.tokenizer, token_counts(run.labelled), run.text.vocab_size)
         families = run.table("families")
         self.named = families.loc[families["family"] != UNEXPLAINED, [*own_text.NEURON, "label", "score"]]
         self.threshold = threshold_slider(run, continuous_update=False)

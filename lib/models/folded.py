@@ -16,11 +16,24 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lib.base.errors import InputError
+from lib.kernels.native import keep_freed_memory
 from lib.models.trunk import mlps
 
 PROBES = 16  # random vectors that a norm is measured with
 TRACED = 8  # tokens of the trace
 TOLERANCE = 1e-2  # of logits, in their standard deviations
+
+
+class full_precision(torch.no_grad):
+    """No gradients, and fp32 products in fp32 also on a GPU, where a mixed trunk lets them be rounded to TF32."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        self.allowed, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, False
+
+    def __exit__(self, *error) -> None:
+        torch.backends.cuda.matmul.allow_tf32 = self.allowed
+        super().__exit__(*error)
 
 
 @dataclass(frozen=True)
@@ -64,10 +77,11 @@ class Folded:
         return self.final.normalise(residual) @ self.unembedding + self.unembedding_bias
 
 
-def measured(norm: nn.Module | None, width: int) -> Norm:
-    """What a norm module does; None changes nothing but the length, as where an MLP reads the residual stream."""
+def measured(norm: nn.Module | None, width: int, device: torch.device) -> Norm:
+    """What a norm module does, with its vectors on a device; None changes nothing but the length, as where an MLP reads
+    the residual stream."""
     if norm is None:
-        return Norm(torch.ones(width), torch.zeros(width), False, 0.0)
+        return Norm(torch.ones(width, device=device), torch.zeros(width, device=device), False, 0.0)
     x = 100 * torch.randn(PROBES, 1, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     y = copy.deepcopy(norm).cpu().double()(x).double()[:, 0]  # a large x, beside which eps is nothing
     tried = []
@@ -82,7 +96,7 @@ def measured(norm: nn.Module | None, width: int) -> Norm:
         raise InputError(f"the norm {type(norm).__name__} is not LayerNorm or RMSNorm, so no weight can be folded.")
     shift[shift.abs() < 1e-5 * y.abs().max()] = 0  # rounding; some norms compute in fp32
     eps = next((getattr(norm, own) for own in ("eps", "variance_epsilon") if hasattr(norm, own)), 0.0)
-    return Norm(gain.float(), shift.float(), centred, float(eps or 0.0))
+    return Norm(gain.float().to(device), shift.float().to(device), centred, float(eps or 0.0))
 
 
 @dataclass
@@ -113,34 +127,36 @@ def called(model: nn.Module, modules: list[nn.Module], tokens: Int[Tensor, "bloc
 
 def matrix(module: nn.Module) -> Float[Tensor, "inputs outputs"]:
     """A projection's weight, which GPT-2's Conv1D stores the other way round than a Linear does."""
-    weight = module.weight.detach().float().cpu()
+    weight = module.weight.detach().float()
     return weight.T if isinstance(module, nn.Linear) else weight
 
 
 def bias_of(module: nn.Module, size: int) -> Float[Tensor, "size"]:
     """A projection's bias; zeros if it has none."""
     bias = getattr(module, "bias", None)
-    return torch.zeros(size) if bias is None else bias.detach().float().cpu()
+    return module.weight.new_zeros(size, dtype=torch.float32) if bias is None else bias.detach().float()
 
 
 def _is_norm(module: nn.Module) -> bool:
     return "norm" in type(module).__name__.lower()
 
 
-def _is_projection(module: nn.Module) -> bool:
+def is_projection(module: nn.Module) -> bool:
+    """Whether a module multiplies by a weight matrix."""
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
-@torch.no_grad()
+@full_precision()
 def folded(model: nn.Module) -> Folded:
-    """The folded weights of a plain model on the CPU; InputError if its logits cannot be had from them."""
-    base, head, width = model.base_model, model.get_output_embeddings(), model.config.hidden_size
+    """The folded weights of a plain model, on its device; InputError if its logits cannot be had from them."""
+    keep_freed_memory()
+    base, head, width, device = model.base_model, model.get_output_embeddings(), model.config.hidden_size, model.device
     layers = mlps(model)
     watched = [module for module in base.children() if _is_norm(module)] + [head]
     for block, mlp, act, _ in layers:
-        inner = [module for module in mlp.modules() if _is_projection(module)]
+        inner = [module for module in mlp.modules() if is_projection(module)]
         watched += [*(module for module in block.children() if _is_norm(module)), mlp, act, *inner]
-    tokens = torch.arange(TRACED)[None] % model.config.vocab_size
+    tokens = torch.arange(TRACED, device=device)[None] % model.config.vocab_size
     calls, logits = called(model, list(dict.fromkeys(watched)), tokens)
     of = {call.module: call for call in calls}
 
@@ -156,12 +172,12 @@ def folded(model: nn.Module) -> Folded:
     w_in, b_in, w_out, centred = [], [], [], True
     for block, mlp, act, writer in layers:
         read = norm_that(of[mlp].read, None, block.children())
-        before = measured(read, width)
+        before = measured(read, width, device)
         after = norm_that(None, of[mlp].made, block.children())
         writes = matrix(writer)
-        w_out.append(writes if after is None else measured(after, width).writer(writes))
+        w_out.append(writes if after is None else measured(after, width, device).writer(writes))
         centred &= before.centred
-        readers = [one for one in mlp.modules() if _is_projection(one) and one is not writer]
+        readers = [one for one in mlp.modules() if is_projection(one) and one is not writer]
         if read is not None and len(readers) == 1 and _same(of[readers[0]].made, of[act].read):
             weight = matrix(readers[0])
             b_in.append(bias_of(readers[0], weight.shape[1]) + before.shift @ weight)
@@ -170,7 +186,7 @@ def folded(model: nn.Module) -> Folded:
     last = next((call for call in reversed(calls) if call.module in norms), None)
     if last is None:
         raise InputError(f"{type(model).__name__} has no norm before its logits, so its unembedding cannot be folded.")
-    final = measured(last.module, width)
+    final = measured(last.module, width, device)
     # the unembedding may read a multiple of the norm's output, and the logits may be one of what it makes
     scale = _multiple(of[head].read, last.made) * _multiple(logits, of[head].made)
     weight = matrix(head)
@@ -208,11 +224,11 @@ def logit_error(found: Float[Tensor, "*rows vocabulary"], logits: Float[Tensor, 
     return float((moved - moved.mean(dim=-1, keepdim=True)).abs().max())
 
 
-@torch.no_grad()
+@full_precision()
 def folding_error(model: nn.Module, weights: Folded, tokens: Int[Tensor, "blocks context"]) -> float:
     """`logit_error` of folded weights on a text."""
     norms = [module for module in model.base_model.children() if _is_norm(module)]
-    calls, logits = called(model, norms, tokens)
+    calls, logits = called(model, norms, tokens.to(model.device))
     return logit_error(weights.logits(calls[-1].read.float()), logits)
 
 

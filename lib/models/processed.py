@@ -7,7 +7,7 @@ the model's own, and the logits are compared with its own before anything is cha
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -20,11 +20,12 @@ from lib.base.errors import InputError
 from lib.kernels.forward import affine, causal_attention, tanh_gelu
 from lib.kernels.native import keep_freed_memory
 from lib.models.architectures import positions_of, without_interventions
-from lib.models.folded import bias_of, folded, matrix, measured, refuse_other_logits
+from lib.models.folded import bias_of, folded, full_precision, matrix, measured, refuse_other_logits
 from lib.models.trunk import load_model, mlps
 
 TANH_GELUS = ("NewGELUActivation", "GELUTanh")
 CHECKED = 32  # tokens on which the logits are compared with the model's own
+BATCH, GPU_BATCH = 4, 64  # blocks in one forward pass, at most; on a CPU few, whose activations its caches hold
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Processed:
-    """One seed model as processed weights, fp32."""
+    """One seed model as processed weights, fp32, all on one device."""
 
     embedding: Float[Tensor, "vocabulary d_model"]
     positions: Float[Tensor, "context d_model"]
@@ -56,6 +57,30 @@ class Processed:
     activation: Callable[[Tensor], Tensor]
     rotary: Callable[[int], tuple[Tensor, Tensor]] | None = None  # cosines and sines by context, as the model's own
     parallel: bool = False  # attention and MLP of a layer read the same residual stream
+    batch: int = BATCH  # blocks in one forward pass
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, and all that is computed from them."""
+        return self.embedding.device
+
+    @property
+    def memory(self) -> int:
+        """Bytes of all weights."""
+        own = [one for block in self.blocks for one in vars(block).values() if isinstance(one, Tensor)]
+        own += [one for one in vars(self).values() if isinstance(one, Tensor)]
+        return sum(one.numel() * one.element_size() for one in own)
+
+    def block_memory(self, context: int) -> int:
+        """Bytes of all that a forward pass and a changed one hold of one block of text, with two sets of logits."""
+        width, layers, heads = self.embedding.shape[1], len(self.blocks), len(self.blocks[0].out)
+        of_token = 2 * (2 * layers + 2) * width + 4 * len(self.blocks[0].w_out) + 3 * heads * context
+        return 4 * context * (of_token + 2 * self.unembedding.shape[1])
+
+    def within(self, memory: float, context: int) -> "Processed":
+        """The same model with the batch that takes at most so many bytes; one block at least."""
+        most = BATCH if self.device.type == "cpu" else GPU_BATCH
+        return replace(self, batch=max(1, min(most, int(memory // self.block_memory(context)))))
 
     @property
     def w_out(self) -> Float[Tensor, "neurons d_model"]:
@@ -115,7 +140,7 @@ class Processed:
         first, second, rest = vectors.split([half, half, vectors.shape[-1] - 2 * half], dim=-1)
         return torch.cat([first * cosine - second * sine, second * cosine + first * sine, rest], dim=-1)
 
-    @torch.no_grad()
+    @full_precision()
     def logits(self, tokens: Int[Tensor, "blocks context"]) -> Float[Tensor, "blocks context vocabulary"]:
         """Logits of the unchanged model, less one constant for each position."""
         residual = self.embed(tokens)
@@ -143,14 +168,14 @@ class Processed:
         return affine(z.flatten(2), block.out.flatten(0, 1), block.out_bias)
 
 
-@torch.no_grad()
-def processed(model: str | Path | nn.Module) -> Processed:
-    """The processed weights of a model folder or a plain model.
+@full_precision()
+def processed(model: str | Path | nn.Module, device: torch.device | str = "cpu") -> Processed:
+    """The processed weights of a model folder, on a device, or of a plain model, on its own.
 
     Raises InputError for an architecture without interventions, and where the logits are not the model's own.
     """
     keep_freed_memory()
-    plain = model if isinstance(model, nn.Module) else load_model(model)
+    plain = model if isinstance(model, nn.Module) else load_model(model).to(device)
     if reason := without_interventions(Path(str(model)).name if plain is not model else "", plain.config):
         raise InputError(reason)
     weights, base = folded(plain), plain.base_model
@@ -158,7 +183,7 @@ def processed(model: str | Path | nn.Module) -> Processed:
     blocks = []
     for layer, (block, _, _, writer) in enumerate(mlps(plain)):
         norm, attention, qkv, qkv_bias, out = find(block)
-        norm = measured(norm, plain.config.hidden_size)
+        norm = measured(norm, plain.config.hidden_size, plain.device)
         flat = qkv.flatten(1)
         qkv_bias = qkv_bias + (norm.shift @ flat).view_as(qkv_bias)
         heads = matrix(out).view(*qkv.shape[2:], -1)  # (heads, d_head, d_model)
@@ -180,12 +205,12 @@ def processed(model: str | Path | nn.Module) -> Processed:
                 value_bias=value_bias,
             )
         )
-    embedding = _centred(plain.get_input_embeddings().weight.float())
+    embedding, width = _centred(plain.get_input_embeddings().weight.float()), plain.config.hidden_size
     own = getattr(base, "wpe", None)
     activation = mlps(plain)[0][2]
     made = Processed(
         embedding=embedding,
-        positions=_centred(own.weight.float()) if own else torch.zeros(positions_of(plain.config), embedding.shape[1]),
+        positions=_centred(own.weight.float()) if own else embedding.new_zeros(positions_of(plain.config), width),
         blocks=tuple(blocks),
         unembedding=weights.unembedding.contiguous(),
         unembedding_bias=weights.unembedding_bias,
@@ -194,7 +219,7 @@ def processed(model: str | Path | nn.Module) -> Processed:
         rotary=_rotary(base.rotary_emb) if hasattr(base, "rotary_emb") else None,
         parallel=bool(getattr(plain.config, "use_parallel_residual", False)),
     )
-    tokens = torch.arange(min(CHECKED, positions_of(plain.config)))[None] % plain.config.vocab_size
+    tokens = torch.arange(min(CHECKED, positions_of(plain.config)), device=plain.device)[None] % plain.config.vocab_size
     refuse_other_logits(type(plain).__name__, made.logits(tokens), plain(tokens, use_cache=False).logits)
     return made
 
@@ -218,10 +243,12 @@ def _neox_attention(block: nn.Module) -> tuple:
 def _rotary(module: nn.Module) -> Callable[[int], tuple[Tensor, Tensor]]:
     """Cosines and sines by context from the model's own module, whatever its scaling, each made once."""
 
+    like = next(module.buffers()).new_zeros(1)
+
     @cache
     def angles(context: int) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            cosine, sine = module(torch.zeros(1), torch.arange(context)[None])
+            cosine, sine = module(like, torch.arange(context, device=like.device)[None])
         half = cosine.shape[-1] // 2  # the other half is the same
         return cosine[0, :, :half], sine[0, :, :half]
 

@@ -48,10 +48,10 @@ class Sample:
     counted: Bool[np.ndarray, "tokens"]
 
     @classmethod
-    def of(cls, text: Text) -> "Sample":
-        number = evenly_spaced(len(text.tokens), max(1, SAMPLE_TOKENS // text.context))
-        parts = {name: getattr(text, name)[number] for name in ("tokens", "domain", "document")}
-        return cls(replace(text, **parts), number, text.counted(number).flatten().numpy())
+    def of(cls, run: Run) -> "Sample":
+        """Of a run's text, from the blocks on which labels are known."""
+        number = run.label_blocks[evenly_spaced(len(run.label_blocks), max(1, SAMPLE_TOKENS // run.text.context))]
+        return cls(run.text.chosen(number), number, run.text.counted(number).flatten().numpy())
 
     def order(self) -> Int[np.ndarray, "counted"]:
         """Its counted tokens in a random order that depends on nothing but their numbers in the whole text."""
@@ -78,8 +78,9 @@ def activations(run: Run, sample: Sample, rows: Int[np.ndarray, "rows"]) -> dict
     layers, neurons = run.done["shapes"][seed]
     device = device_of(run.params)
     chosen = {layer: torch.from_numpy(rows[rows // neurons == layer] % neurons) for layer in range(layers)}
-    chosen = {layer: own for layer, own in chosen.items() if len(own)}
-    found = {layer: np.empty((len(own), sample.text.tokens.numel()), np.float16) for layer, own in chosen.items()}
+    chosen = {layer: own.to(device) for layer, own in chosen.items() if len(own)}
+    tokens = sample.text.tokens.numel()
+    found = {layer: torch.empty(len(own), tokens, dtype=torch.half, device=device) for layer, own in chosen.items()}
     trunk = trunk_of(run, seed)
     size = max(1, BATCH_TOKENS // context)
     for start in range(0, len(sample.text.tokens), size):
@@ -87,11 +88,11 @@ def activations(run: Run, sample: Sample, rows: Int[np.ndarray, "rows"]) -> dict
 
         def visit(layer: int, _pre: Tensor, post: Tensor, start=start, batch=batch) -> None:
             if layer in chosen:
-                own = post[..., chosen[layer].to(post.device)].flatten(0, 1).float().clamp(-65504, 65504).half()
-                found[layer][:, start * context : start * context + batch.numel()] = own.T.cpu().numpy()
+                own = post[..., chosen[layer]].flatten(0, 1).float().clamp(-65504, 65504)
+                found[layer][:, start * context : start * context + batch.numel()] = own.T  # rounded to fp16
 
         trunk.run(batch.to(device), visit, max(chosen) + 1)
-    return found
+    return {layer: found.pop(layer).cpu().numpy() for layer in chosen}
 
 
 # ---------------------------------------------------------------- intervals and the contexts drawn from them
@@ -138,14 +139,14 @@ def window_shades(
 def carried(
     sample: Sample, tokenizer, groupings: Mapping[str, Grouping], sets: Sequence[LabelSet], wanted: set[str]
 ) -> dict[str, UInt8[np.ndarray, "tokens"]]:
-    """For each wanted label whether the sample's tokens carry it: NO, YES or UNKNOWN.
+    """For each wanted label whether the sample's tokens, which `groupings` are of, carry it: NO, YES or UNKNOWN.
 
     A label of a word is carried by the whole word alone: “la” is not a part of *tableau*, although a token there is.
     """
     alone = (word_places(sample.text, tokenizer) == WORD_PLACES.index("as word")).numpy()
     made = {}
     for one in sets:
-        ids = groupings[one.grouping].ids[sample.number].numpy()
+        ids = groupings[one.grouping].ids.numpy()
         for label, kind, member in zip(one.labels["label"], one.labels["kind"], one.member, strict=True):
             if label not in wanted:
                 continue
@@ -169,16 +170,16 @@ def counted_by_interval(
 
 
 def mean_by_token(run: Run, layer: int, rows: Int[np.ndarray, "rows"]) -> Arrays:
-    """The TOP_TOKENS tokens of largest mean activation, of those that occur LEAST_COUNT times in the text: `top_token`
-    (−1 for none), `top_mean`, `top_count`, all (rows, TOP_TOKENS). `rows` are neurons of the layer."""
+    """The TOP_TOKENS tokens of largest mean activation, of those that occur LEAST_COUNT times in the labelled text:
+    `top_token` (−1 for none), `top_mean`, `top_count`, all (rows, TOP_TOKENS). `rows` are neurons of the layer."""
     made = {"top_token": np.full((len(rows), TOP_TOKENS), -1, np.int32)}
     made |= {"top_mean": np.zeros((len(rows), TOP_TOKENS), np.float32)}
     made |= {"top_count": np.zeros((len(rows), TOP_TOKENS), np.int32)}
     path = run.folder / "stats" / f"grouped-{run.params.reference}.{layer}.safetensors"
     if not path.exists():
         return made
-    files, row_of = TensorFiles([path]), token_rows(run.text)
-    token = occurring(run.text)[row_of < TOKENS_KEPT]
+    files, row_of = TensorFiles([path]), token_rows(run.labelled)
+    token = occurring(run.labelled)[row_of < TOKENS_KEPT]
     count = files.tensor("token.count").double().numpy()[:, : len(token)]  # (halves, tokens)
     z = files.tensor("token.mean").float().numpy()[:, : len(token)][..., rows]  # (halves, tokens, rows)
     total = count.sum(0)
@@ -214,7 +215,7 @@ def context_table(run: Run, rows: Int[np.ndarray, "rows"]) -> pd.DataFrame:
     }
 
     def make() -> pd.DataFrame:
-        sample = Sample.of(run.text)
+        sample = Sample.of(run)
         order = sample.order()
         label, carries = _labels(run, sample, rows)
         highest = run.stats("examples")[f"{seed}.value"][..., 0].reshape(-1)
@@ -250,15 +251,17 @@ def _labels(run: Run, sample: Sample, rows: Int[np.ndarray, "rows"]) -> tuple[li
     families, neurons = run.table("families"), run.done["shapes"][run.params.reference][1]
     own = families[families["seed"] == run.params.reference]
     named = pd.Series(own["label"].to_numpy(), own["layer"] * neurons + own["neuron"])
-    groupings = run_groupings(run)
-    carries |= carried(sample, run.tokenizer, groupings, run_label_sets(run, groupings), set(named))
+    groupings, at = run_groupings(run), torch.searchsorted(run.label_blocks, sample.number)
+    sets = run_label_sets(run, groupings)
+    of_sample = {name: replace(one, ids=one.ids[at]) for name, one in groupings.items()}
+    carries |= carried(sample, run.tokenizer, of_sample, sets, set(named))
     label = named.reindex(rows).fillna("")
     return label.where(label.isin(list(carries)), "").tolist(), carries
 
 
 def files(run: Run, table: pd.DataFrame, chunk: int) -> Iterator[tuple[str, Arrays]]:
     """(name, arrays) of the page's files: `contexts`, the sample, and `contexts.<number>`, `chunk` neurons each."""
-    sample = Sample.of(run.text)
+    sample = Sample.of(run)
     yield (
         "contexts",
         {

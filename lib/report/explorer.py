@@ -20,7 +20,6 @@ from lib.chapters.circuits.tables import weights_of
 from lib.chapters.families.summary import FAMILIES
 from lib.chapters.universality.properties import PROPERTIES
 from lib.chapters.universality.tables import neuron_index
-from lib.models import weights
 from lib.report import explorer_weights
 from lib.report.explorer_passages import consensus
 from lib.run import Run
@@ -30,6 +29,7 @@ SEARCH = Path(__file__).with_name("explorer_search.yaml")  # synonyms, and names
 MAX_NEURONS = 32_768  # over all seeds
 BEST = "those that match other seeds best"  # of a seed's neurons, where the page has not all
 LOGIT_TOKENS = 10  # promoted, and as many suppressed
+LOGITS_AT_ONCE = 2**24  # cosines in one temporary matrix
 KEY = ["seed", "layer", "neuron"]
 
 # Shown with their percentile within the layer, by heading. Columns that a run lacks are left out.
@@ -150,13 +150,13 @@ def extreme_tokens(
     """
     number = min(number, unit_unembedding.shape[1])
     parts: dict[str, list[Tensor]] = {name: [] for name in ("promoted", "promoted_cos", "suppressed", "suppressed_cos")}
-    for some in normalize(w_out, dim=1).split(max(1, weights.COSINES_AT_ONCE // unit_unembedding.shape[1])):
+    for some in normalize(w_out, dim=1).split(max(1, LOGITS_AT_ONCE // unit_unembedding.shape[1])):
         cosine = some @ unit_unembedding  # (neurons, vocabulary)
         for name in ("promoted", "suppressed"):
             values, tokens = cosine.topk(number, dim=1, largest=name == "promoted")
             parts[name].append(tokens)
             parts[f"{name}_cos"].append(values)
-    return {name: torch.cat(values).numpy() for name, values in parts.items()}
+    return {name: torch.cat(values).cpu().numpy() for name, values in parts.items()}
 
 
 def logit_tokens(run: Run, shown: dict[str, Int[np.ndarray, "rows"]]) -> pd.DataFrame:
@@ -167,7 +167,8 @@ def logit_tokens(run: Run, shown: dict[str, Int[np.ndarray, "rows"]]) -> pd.Data
         parts = []
         for seed, rows in shown.items():
             w_out, unembedding = weights_of(run, seed)
-            found = extreme_tokens(torch.cat(w_out)[torch.from_numpy(rows)], unembedding[:, : run.text.vocab_size])
+            asked = torch.from_numpy(rows).to(unembedding.device)
+            found = extreme_tokens(torch.cat(w_out)[asked], unembedding[:, : run.text.vocab_size])
             table = pd.DataFrame({"seed": seed, "layer": rows // widths[seed], "neuron": rows % widths[seed]})
             parts.append(table.assign(**{name: list(values) for name, values in found.items()}))
         return pd.concat(parts, ignore_index=True)

@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from lib.base.hub import seed_source
+from lib.base.machine import device_of
 from lib.cache import kept
 from lib.chapters.emergence.tables import open_chapter
 from lib.models import weights
-from lib.models.folded import folded
+from lib.models.folded import folded, full_precision
 from lib.models.trunk import load_model
 from lib.run import Run
 
@@ -31,7 +32,7 @@ Found = dict[str, np.ndarray]
 def nearest(unit: Float[Tensor, "neurons d_model"], rows: Int[Tensor, "rows"], number: int) -> tuple[Tensor, Tensor]:
     """The `number` other neurons of largest cosine with each of `rows`, and these cosines, the largest first."""
     cosine = unit[rows] @ unit.T  # (rows, neurons)
-    cosine[torch.arange(len(rows)), rows] = -torch.inf
+    cosine.scatter_(1, rows[:, None], -torch.inf)
     values, others = cosine.topk(min(number, cosine.shape[1] - 1), dim=1)
     return others, values
 
@@ -52,7 +53,7 @@ def connected(
     return index, cosine.gather(1, found.indices), z.gather(1, found.indices)
 
 
-@torch.no_grad()
+@full_precision()
 def near_and_connected(
     w_in: list[Tensor] | None, w_out: list[Tensor], rows: Int[np.ndarray, "rows"]
 ) -> dict[str, np.ndarray]:
@@ -63,14 +64,14 @@ def near_and_connected(
     layers, width = len(w_out), len(w_out[0])
     writes = normalize(torch.cat(w_out), dim=1)
     reads = None if w_in is None else normalize(torch.cat(w_in), dim=1)
-    place = torch.arange(layers)
+    place = torch.arange(layers, device=writes.device)
     parts: dict[str, list[Tensor]] = {}
 
     def keep(**found: Tensor) -> None:
         for name, values in found.items():
             parts.setdefault(name, []).append(values)
 
-    for some in torch.from_numpy(rows).split(max(1, weights.COSINES_AT_ONCE * 4 // len(writes))):
+    for some in torch.from_numpy(rows).to(writes.device).split(max(1, weights.COSINES_AT_ONCE * 4 // len(writes))):
         index, cosine = nearest(writes, some, NEIGHBOURS)
         keep(near_out=index, near_out_cos=cosine)
         if reads is None:
@@ -82,7 +83,7 @@ def near_and_connected(
         keep(earlier=index, earlier_cos=cosine, earlier_z=z)
         index, cosine, z = connected(writes[some] @ reads.T, layers, place > own, CONNECTIONS)
         keep(later=index, later_cos=cosine, later_z=z)
-    return {name: torch.cat(values).numpy() for name, values in parts.items()}
+    return {name: torch.cat(values).cpu().numpy() for name, values in parts.items()}
 
 
 def neighbours(run: Run, shown: dict[str, Int[np.ndarray, "rows"]]) -> pd.DataFrame:
@@ -92,7 +93,7 @@ def neighbours(run: Run, shown: dict[str, Int[np.ndarray, "rows"]]) -> pd.DataFr
     def make() -> pd.DataFrame:
         parts = []
         for seed, rows in shown.items():
-            own = folded(load_model(seed_source(run.params, seed)))
+            own = folded(load_model(seed_source(run.params, seed)).to(device_of(run.params)))
             found = near_and_connected(own.w_in, own.w_out, rows)
             table = pd.DataFrame({"seed": seed, "layer": rows // widths[seed], "neuron": rows % widths[seed]})
             parts.append(table.assign(**{name: list(values) for name, values in found.items()}))

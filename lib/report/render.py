@@ -97,7 +97,8 @@ def provenance_of(params: Params, folder: Path, notebooks: dict[str, float | Non
     done = read_json(folder / "stats" / "done.json")
     hashes = done.get("seed_hashes", {})
     commit = _git("rev-parse", "HEAD")
-    measured = ("blocks", "device", "device_name", "precision", "wall_seconds", "peak_memory_bytes", "preliminary")
+    measured = ("blocks", "device", "device_name", "loops", "processes", "precision", "wall_seconds")
+    measured += ("peak_memory_bytes", "preliminary")
     return {
         "run": params.run,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -19,6 +19,8 @@ from lib.base.errors import InputError
 from lib.base.files import is_lfs_pointer
 
 SHUFFLE_SEED = 20240122  # of the order of the shipped text's blocks
+STRETCH = 64  # most consecutive blocks with labels: whole documents, and few batches that are labelled in part
+PLACES = 16  # at least, from which the blocks with labels come
 REQUIRED_METADATA = ("domains", "tokenizer_sha256", "vocab_size", "bos_id", "newline_ids", "context")
 
 
@@ -67,6 +69,10 @@ class Text:
         blocks = slice(token_budget // self.context)
         if not self.counted(blocks).any():
             raise InputError(f"none of the text's first {token_budget:,} tokens counts: all are BOS or line ends.")
+        return self.chosen(blocks)
+
+    def chosen(self, blocks: slice | Int[Tensor, "some"]) -> "Text":
+        """The text of these blocks alone."""
         return replace(self, tokens=self.tokens[blocks], domain=self.domain[blocks], document=self.document[blocks])
 
     def cut(self, context: int) -> "Text":
@@ -198,9 +204,24 @@ def characters(text: str) -> str:
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def evenly_spaced(blocks: int, count: int) -> Int[Tensor, "count"]:
-    """Indices of `count` blocks spread over all; all of them if there are fewer."""
-    return torch.linspace(0, blocks - 1, min(count, blocks)).round().long()
+def evenly_spaced(blocks: int, count: int, stretch: int = 1) -> Int[Tensor, "some"]:
+    """Indices of about `count` blocks spread over all, in stretches of so many; all of them if there are fewer.
+
+    A stretch starts at a multiple of its length, so that an even one has as many even blocks as odd ones.
+    """
+    if count >= blocks:
+        return torch.arange(blocks)
+    first = stretch * torch.linspace(0, blocks // stretch - 1, max(1, count // stretch)).round().long()
+    return (first[:, None] + torch.arange(stretch)).flatten()
+
+
+def label_blocks(blocks: int, count: int) -> Int[Tensor, "some"]:
+    """About `count` of a text's blocks, those on which labels are known; all of a short text.
+
+    The i-th of them is even where i is: labels are chosen on even blocks and scored on odd ones.
+    """
+    stretch = max(2, min(STRETCH, 1 << (count // PLACES).bit_length() >> 1))
+    return evenly_spaced(blocks, count, stretch)
 
 
 def packing_order(blocks: int, seed: int = SHUFFLE_SEED) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What only Linux has is used only where it is: a stand-in for macOS, which cannot be tried here."""
 
 import ctypes
+import importlib
 import os
 import re
 import resource
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import lib
 from lib.base import machine
-from lib.base.params import ROOT
+from lib.base.params import ROOT, read_params
 from lib.kernels import native
 from lib.report import resolve
 
@@ -66,3 +68,28 @@ def test_memory_is_counted_in_bytes_on_linux():
 def test_only_guarded_modules_use_what_linux_alone_has():
     modules = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in ROOT.glob("lib/**/*.py")}
     assert {name for name, code in modules.items() if LINUX_ONLY.search(code)} == GUARDED
+
+
+@pytest.mark.parametrize(("rank", "expected"), [(None, 0), ("1", 1), ("5", 1)])
+def test_each_process_has_a_gpu_or_shares_one_and_keeps_its_scratch_there(monkeypatch, rank, expected):
+    chosen = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.set_device", chosen.append)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    params = read_params(ROOT / "params" / "smoke.yaml")
+    assert machine.device_of(params) == torch.device("cuda", expected) and chosen == [torch.device("cuda", expected)]
+    assert machine.device_of(params.model_copy(update={"device": "cpu"})) == CPU and len(chosen) == 1
+
+
+@pytest.mark.parametrize("given", [None, "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_a_gpus_memory_grows_in_segments_unless_its_user_says_otherwise(monkeypatch, given):
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    if given:
+        monkeypatch.setenv(given, "max_split_size_mb:64")
+    importlib.reload(lib)
+    expected = {given: "max_split_size_mb:64"} if given else {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    assert {name: value for name, value in os.environ.items() if name.endswith("ALLOC_CONF")} == expected

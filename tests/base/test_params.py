@@ -42,8 +42,13 @@ def write(tmp_path):
 def test_shipped_files_are_valid_and_named_after_their_run(name):
     params = read_params(ROOT / "params" / f"{name}.yaml")
     assert params.run == name and params.reference in params.seeds
-    if name not in ("tiny", "quick", "full", "smoke"):  # the paper's studies
+    if name.startswith("polypythias-"):
+        assert len(params.seeds) == 9 and params.compare == "all" and params.revision == "step143000"
+    elif "-in-" in name:  # one seed of a size against all of another
+        assert len(params.seeds) == 6 and params.compare == "reference" and params.reference == next(iter(params.seeds))
+    elif name not in ("tiny", "quick", "full", "smoke"):  # the paper's studies
         assert len(params.seeds) == 5 and params.context == 512 and params.token_budget == 100_000_000
+        assert params.label_tokens == 10_000_000
         assert all(params.is_on_hub(seed) and params.revision_of(seed) for seed in params.seeds)
 
 
@@ -86,6 +91,7 @@ WRONG = {
     "missing key": ({"text": ...}, ["text", "missing", "token file"]),
     "no rotation": ({"rotations": 0}, ["rotations", "0", "from 1"]),
     "context of one": ({"context": 1}, ["context", "3 or more"]),
+    "labels on one context": ({"label_tokens": 511}, ["label_tokens", "511", "two contexts of 256"]),
     "budget below one context": ({"token_budget": 255}, ["token_budget", "255", "256"]),
     "negative seed": ({"random_seed": -1}, ["random_seed", "-1", "from 0"]),
     "threshold above one": ({"threshold": 1.5}, ["threshold", "1.5", "0 to 1"]),
@@ -216,10 +222,13 @@ def test_statistics_key_holds_exactly_what_the_pass_depends_on(write):
         "sketch_rows": 4096,
         "compare": "reference",
     }
-    assert set(bound) == set(STATISTICS_KEYS) and set(free) | set(bound) == set(Params.model_fields)
+    assert set(bound) == set(STATISTICS_KEYS)
+    assert {*free, *bound, "label_tokens"} == set(Params.model_fields)
     assert params.model_copy(update=free).statistics_key == params.statistics_key
-    for key, value in bound.items():
+    for key, value in {**bound, "label_tokens": params.token_budget - 1}.items():
         assert params.model_copy(update={key: value}).statistics_key != params.statistics_key
+    enough = params.model_copy(update={"label_tokens": params.token_budget})
+    assert enough.statistics_key == params.statistics_key, "all tokens have labels"
 
 
 def test_statistics_of_other_parameters_are_refused_naming_each_key(write, tmp_path, monkeypatch):
@@ -236,6 +245,13 @@ def test_statistics_of_other_parameters_are_refused_naming_each_key(write, tmp_p
     text = str(error.value)
     assert is_sentence(text) and "token_budget = 20480 (now 10240)" in text and "random_seed = 0 (now 3)" in text
     assert "context" not in text and "make clean RUN=test" in text
+    fewer = params.model_copy(update={"label_tokens": 5120})
+    with pytest.raises(InputError, match=r"with label_tokens = 'all' \(now 5120\);"):
+        refuse_other_statistics(fewer, None)
+    record.write_text(json.dumps(fewer.statistics_key))
+    refuse_other_statistics(fewer, None)
+    with pytest.raises(InputError, match=r"with label_tokens = 5120 \(now 'all'\);"):
+        refuse_other_statistics(params, None)
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,8 @@ def test_a_pass_has_the_tables_of_the_cpu(make_run, seed_folders, monkeypatch, p
     device = make_run(seed_folders, run="device", **settings, device="cuda", precision=precision)
     expected, found = tables_of(host), tables_of(device)
     assert device.done["device"] == "cuda" and device.done["precision"] == precision
+    statistics = "torch" if precision == "fp64" else "Triton"
+    assert device.done["loops"] == f"torch.compile (following), {statistics} (statistics)"
     for column in ("max_corr", "min_corr", "mean_corr", "mean_baseline", "excess_corr", "sparsity"):
         difference = (found["neurons"][column] - expected["neurons"][column]).abs()
         assert difference.max() < TOLERANCE[precision], column

@@ -3,12 +3,13 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from lib.base.errors import InputError
 from lib.collect.grouped_tables import grouped_tables, record_labels
 from lib.kernels.grouped import layout_of
 from lib.labels import labels
-from lib.labels.labels import LabelSet
+from lib.labels.labels import Grouping, LabelSet
 from tests.base.test_params import is_sentence
 
 
@@ -35,10 +36,16 @@ def test_every_label_and_every_single_group_has_a_row(make_run, seed_folders, mo
 
 def test_a_pass_goes_on_only_with_the_labels_it_began_with(make_run, seed_folders):
     run = make_run(seed_folders)
-    record_labels(run, labels_of([1, 0, 0], [0, 1, 1]), begun=False)
-    record_labels(run, labels_of([1, 0, 0], [0, 1, 1]), begun=True)
-    with pytest.raises(InputError) as error:
-        record_labels(run, labels_of([1, 0, 0], [0, 1, 0]), begun=True)
-    assert is_sentence(str(error.value)) and "`make clean RUN=test`" in str(error.value)
-    record_labels(run, labels_of([1, 0, 0]), begun=False)  # nothing is saved yet, so a new plan takes new labels
-    record_labels(run, labels_of([1, 0, 0]), begun=True)
+    ids = torch.zeros(1, 1, dtype=torch.int32)
+    groups, others = ({"token": Grouping("token", names, ids)} for names in (("a", "b", "c"), ("b", "a", "c")))
+    record_labels(run, labels_of([1, 0, 0], [0, 1, 1]), groups, begun=False)
+    record_labels(run, labels_of([1, 0, 0], [0, 1, 1]), groups, begun=True)
+    for labels_now, groups_now in (
+        (labels_of([1, 0, 0], [0, 1, 0]), groups),
+        (labels_of([1, 0, 0], [0, 1, 1]), others),
+    ):
+        with pytest.raises(InputError) as error:
+            record_labels(run, labels_now, groups_now, begun=True)
+        assert is_sentence(str(error.value)) and "`make clean RUN=test`" in str(error.value)
+    record_labels(run, labels_of([1, 0, 0]), groups, begun=False)  # nothing is saved, so a new plan takes new labels
+    record_labels(run, labels_of([1, 0, 0]), groups, begun=True)

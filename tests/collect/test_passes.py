@@ -8,26 +8,35 @@ import signal
 import subprocess
 import sys
 import weakref
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import PRODUCTS, activations, permuted, save_seed, small_model, tables_of
+from conftest import PRODUCTS, TEXT, activations, permuted, save_seed, small_model, tables_of
 from transformers import GPT2LMHeadModel
 
 import lib.collect
 from lib.base.errors import InputError
 from lib.base.files import locked, write_json
 from lib.base.params import ROOT, read_params
-from lib.base.tensors import read_tensors, write_tensors
-from lib.collect.passes import collect
+from lib.base.tensors import TensorFiles, read_tensors, write_tensors
+from lib.collect.one_pass import Pass
+from lib.collect.passes import State, collect
 from lib.collect.planner import CORE, PassPlan, Plan, Reading, pack, pass_memory, seed_shapes, setting_of
 from lib.collect.preflight import Preflight
 from lib.labels.groupings import run_groupings
 from lib.run import Run
 
 pytestmark = pytest.mark.usefixtures("without_grouped_moments")
+
+
+def need(run: Run) -> float:
+    """Bytes of the run's pass if it is one."""
+    setting = setting_of(run.params, seed_shapes(run.params), torch.device("cpu"), groups=Preflight(run).layout)
+    return pass_memory(setting, pack(setting).passes[0])
 
 
 def less_memory(run: Run, share: float = 0.5) -> float:
@@ -69,7 +78,7 @@ import os, sys, time
 from pathlib import Path
 import lib.base.params, lib.collect.passes, lib.run
 lib.base.params.OUTPUTS = Path(sys.argv[2])
-lib.collect.passes.SAVE_SECONDS = 0
+lib.collect.passes.SAVE_SECONDS, lib.collect.passes.SAVE_SHARE = 0, float("inf")
 if not GROUPED:
     lib.collect.preflight.run_groupings = lambda run: {}  # saving what is shared is quick without them
 def told(what):
@@ -139,8 +148,8 @@ def test_a_killed_pass_goes_on_to_the_same_tables(make_run, seed_folders, tmp_pa
 
 @pytest.mark.parametrize(("products", "lines"), [("sketch", 2), ("sums", 7)])
 def test_two_processes_one_of_them_killed_end_with_the_tables_of_one(make_run, seed_folders, tmp_path, products, lines):
-    """Killed in the first part of the text, and after it."""
-    settings = PRODUCTS[products] | {"precision": "fp64", "token_budget": 72 * 256}
+    """Killed in the first part of the text, and after it; convergence and sampling are filled as well."""
+    settings = PRODUCTS[products] | {"precision": "fp64", "token_budget": 100 * 256}
     whole = tables_of(make_run(seed_folders, run="whole", **settings))
     run = make_run(seed_folders, run="shared", **settings)
     launcher = "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=2", "--monitor-interval=0.1"
@@ -152,9 +161,11 @@ def test_two_processes_one_of_them_killed_end_with_the_tables_of_one(make_run, s
         if killed is None and len(batches) >= lines:
             killed = int(pid)
             os.kill(killed, signal.SIGKILL)
-    assert process.wait() == 0 and killed is not None and sorted(set(batches)) == list(range(10))
-    assert len(batches) < 2 * 10  # it went on rather than started again
+    assert process.wait() == 0 and killed is not None and sorted(set(batches)) == list(range(14))
+    assert len(batches) < 2 * 14  # it went on rather than started again
     again = tables_of(run)
+    assert run.done["processes"] == 2 and again["convergence"]["tokens"].nunique() > 2
+    assert again["sampling"]["excess_se"].notna().all() and len(again["share_intervals"])
     for name, table in whole.items():
         pd.testing.assert_frame_equal(again[name], table, check_exact=False, rtol=1e-9, atol=1e-9)
 
@@ -163,7 +174,7 @@ def test_two_processes_one_of_them_killed_end_with_the_tables_of_one(make_run, s
 def test_several_passes_end_with_the_tables_of_one(make_run, seed_folders, products):
     whole = make_run(seed_folders, run="whole", **PRODUCTS[products])
     one = tables_of(whole)
-    assert whole.done["passes"] == 1
+    assert whole.done["passes"] == 1 and whole.done["loops"] == "torch"  # 48 neurons in fp64: no loop takes them
     run = make_run(seed_folders, run="parts", memory_gb=less_memory(whole), **PRODUCTS[products])
     parts = tables_of(run)
     assert run.done["passes"] > 1
@@ -206,20 +217,72 @@ def test_a_run_goes_on_in_the_precision_that_it_began_with(make_run, seed_folder
     assert run.stats("followed")["a.b.products"].dtype == "float64"
 
 
-def test_a_pass_is_not_complete_while_another_machine_s_state_is_not_seen(tmp_path, monkeypatch):
-    batches = torch.tensor([[True, False, False], [False, True, False], [False, True, True]])
-    mine, other = (tmp_path / f"pass-00.state-{rank}.safetensors" for rank in range(2))
-    slept = []
+def test_a_state_that_holds_what_another_holds_is_refused(make_run, seed_folders, tmp_path):
+    """On a file system shared by machines a file that another machine wrote may be read as an older version."""
+    run = make_run(seed_folders)
+    inputs = Preflight(run)
+    setting = setting_of(run.params, inputs.shapes, torch.device("cpu"))
+    names = ("pre_scaling", "post_scaling", "low", "high")
+    scaling = {name: torch.ones((2, 2, 48) if "scaling" in name else (2, 48)) for name in names}
+    work = Pass(inputs, pack(setting), 0, dict.fromkeys(seed_folders, scaling), torch.device("cpu"))
+    work.done[1] = True
+    write_tensors(tmp_path / "state.safetensors", work.state_dict())
+    with pytest.raises(InputError, match="same part of the text"):
+        work.merge_state(TensorFiles([tmp_path / "state.safetensors"]))
+    work.empty()
+    work.merge_state(TensorFiles([tmp_path / "state.safetensors"]))
+    assert work.done.tolist() == [False, True, False]
 
-    def seen_late(seconds):
-        slept.append(seconds)
-        write_tensors(other, {"done": batches[min(len(slept), 2)]})  # first an older state
 
-    monkeypatch.setattr("time.sleep", seen_late)
-    assert lib.collect.passes._others(tmp_path, "pass-00.state-", mine, batches[0]) == [other] and len(slept) == 2
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    with pytest.raises(InputError, match="every part of the text once"):
-        lib.collect.passes._others(tmp_path, "pass-00.state-", mine, batches[1])
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_process_with_an_older_view_of_the_folder_follows_the_first(make_run, seed_folders, monkeypatch, complete):
+    """It sees neither that the run is done nor the text that the first process made, and makes neither again."""
+    said, waited, went_on = [complete, str(TEXT), complete], [], []
+
+    class Second:
+        count, rank, first, device = 2, 1, False, torch.device("cpu")
+
+        def agree(self, content):
+            return said.pop(0)
+
+        def appeared(self, path):
+            waited.append(path)
+            return path
+
+        def close(self):
+            pass
+
+    def made_again(*_):
+        raise AssertionError("the text is made by the first process only")
+
+    monkeypatch.setattr("lib.collect.passes.Processes", lambda device: Second())
+    monkeypatch.setattr("lib.text.tokenise.token_file", made_again)
+    monkeypatch.setattr("lib.collect.passes._collect", lambda inputs, processes: went_on.append(inputs))
+    collect(make_run(seed_folders))
+    assert waited == [TEXT] and len(went_on) == (not complete)
+
+
+def test_a_state_is_saved_when_it_takes_a_twentieth_of_the_time_since_the_last(monkeypatch, tmp_path):
+    now, takes = [1000.0], 8.0
+
+    def write(path, state):
+        now[0] += takes
+
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr("lib.collect.passes.write_tensors", write)
+    work = SimpleNamespace(units=[SimpleNamespace(memory=5e9)], state_dict=dict)
+    state = State(tmp_path / "state", work)  # 5 GB, at 1 GB a second until one was saved
+    for wait, due in ((99, False), (2, True)):
+        now[0] += wait
+        assert state.due == due
+    state.save()
+    for wait, due in ((159, False), (2, True)):
+        now[0] += wait
+        assert state.due == due
+    takes = 0.01
+    state.save()
+    now[0] += 59
+    assert not state.due
 
 
 def test_a_pass_leaves_no_memory_to_the_next(make_run, seed_folders, monkeypatch):
@@ -306,6 +369,12 @@ def test_less_memory_is_heeded_until_a_pass_has_saved_something(make_run, seed_f
         InputError, match="memory_gb allows .* but this run began with passes of up to .*make clean RUN="
     ):
         collect(less)
+    with monkeypatch.context() as patch:  # a smaller card
+        whole, smaller = lib.collect.passes.setting_of, 0.75 * need(run)
+        patch.setattr("lib.collect.passes.setting_of", lambda *given: replace(whole(*given), memory=smaller))
+        auto = Run(run.params.model_copy(update={"memory_gb": "auto"}))
+        with pytest.raises(InputError, match="there are .* GB of free memory here .* this run began with passes of up"):
+            collect(auto)
     (run.folder / "stats" / "pass-00.state-0.safetensors").unlink()
     collect(less)
     assert less.done["passes"] > 1

@@ -23,6 +23,7 @@ def stopped(run, monkeypatch, at: int) -> None:
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(passes, "SAVE_SECONDS", 0)
+        patched.setattr(passes, "SAVE_SHARE", float("inf"))
         patched.setattr(Pass, "advance", advance)
         collect(run)
 

@@ -1,5 +1,7 @@
 """Sums over chosen pairs of neurons against plain fp64 NumPy."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 
 from lib.kernels import native
 from lib.kernels.correlation import Matches, followed_matches
-from lib.kernels.followed import Followed, best, digest, pair_sums, union
+from lib.kernels.followed import Followed, _Fused, best, digest, pair_sums, union
 from lib.kernels.native import LANES
 
 TOTALS = {"a": 30, "b": 22, "c": 17}  # seeds may differ in their number of neurons
@@ -96,6 +98,39 @@ def test_a_constant_neuron_correlates_with_nothing():
     values, pairs = operands(50), some_pairs()
     values["a"][:, :] = 0.3
     assert (followed(pairs, values, [20], [0, 1], 2).correlations(("a", "b"), torch.ones(1, 2)) == 0).all()
+
+
+def test_where_torch_compile_gives_up_torch_goes_on_and_says_so_once(monkeypatch):
+    """On a GPU; the second call fails, as at the compiler's limit of shapes."""
+    calls = []
+
+    def compiled(function, **options):
+        assert options == {"dynamic": True, "fullgraph": True}  # else it would give up without a word
+
+        def run(*given):
+            calls.append(1)
+            if len(calls) > 1:
+                raise RuntimeError("too many shapes")
+            return function(*given)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(_Fused, "works", True)
+    _Fused._compiled.cache_clear()
+    native.warn_slower.cache_clear()
+    values, pairs = operands(40), some_pairs()["a", "b"]
+    given = *(values[seed].T.contiguous() for seed in "ab"), *pairs
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = [_Fused.products(*given) for _ in range(4)]
+    _Fused._compiled.cache_clear()
+    assert len(calls) == 2 and not _Fused.works
+    assert [str(one.message) for one in said] == [
+        "torch.compile does not work here (RuntimeError) to follow pairs; torch does its work, several times as slowly"
+    ]
+    for one in found:
+        assert torch.equal(one, (given[0][pairs[0]] * given[1][pairs[1]]).sum(1))
 
 
 def test_merged_and_saved_sums_are_those_of_one_process():

@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from lib.base.errors import InputError
 from lib.base.files import file_sha256
-from lib.labels import syntax, topics
-from lib.labels.syntax import SEPARATOR, Grouping, aligned, passages, stored_syntax, syntax_labels, write_syntax
+from lib.labels import syntax, topics, words
+from lib.labels.syntax import Grouping, Shards, passages, stored_syntax, syntax_labels, write_syntax
+from lib.labels.words import SEPARATOR, aligned
 from lib.text.blocks import Text, packing_order, read_text
 from lib.text.tokens import token_bytes
 
@@ -52,7 +54,7 @@ def cut_bytes(string: str) -> list[bytes]:
 def assert_no_drift(pieces: list[bytes]) -> None:
     """Against an oracle that counts bytes of prefixes: each token's span is one that shares most of its bytes."""
     string = b"".join(pieces).decode("utf-8", "surrogateescape")
-    spans = [(word.idx, word.idx + len(word)) for word in splitter()(syntax._readable(string)) if not word.is_space]
+    spans = [(word.idx, word.idx + len(word)) for word in splitter()(words._readable(string)) if not word.is_space]
     found = aligned(pieces, string, spans)
 
     def byte(character: int) -> int:
@@ -82,7 +84,7 @@ def test_alignment_does_not_drift_when_a_passage_starts_and_ends_inside_a_charac
     pieces = [b"\x98\x80", b" w", b"or", b"d \xf0\x9f", b"\x98", b"\x80.", b" \xc3"]
     assert_no_drift(pieces)
     string = b"".join(pieces).decode("utf-8", "surrogateescape")
-    assert [string[a] for a in np.unique(syntax.character_of_byte(string))] == list(string)
+    assert [string[a] for a in np.unique(words.character_of_byte(string))] == list(string)
     assert aligned(pieces, string, [(3, 7), (8, 9), (9, 10)]).tolist() == [-1, 0, 0, 1, 1, 1, -1]
 
 
@@ -231,39 +233,88 @@ def test_shipped_signatures_belong_to_the_shipped_text():
         assert rows[label][here[here >= 0].numpy()].mean() > 0.8, label
 
 
+def run_of(text: Text, path, domains: dict | None = None) -> SimpleNamespace:
+    """A run that reads labels on all of a text, whose token file is at `path`."""
+    blocks = torch.arange(len(text.tokens))
+    params, folder = SimpleNamespace(domains=domains), path.parent / "run"
+    return SimpleNamespace(
+        text_path=path,
+        text=text,
+        labelled=text,
+        label_blocks=blocks,
+        tokenizer=tokenizer(),
+        folder=folder,
+        params=params,
+    )
+
+
 def test_run_with_its_own_text_reads_it_once_and_keeps_the_signatures(spoken, tmp_path, capsys, monkeypatch):
     text, grouping = spoken
+    monkeypatch.setattr("lib.base.params.OUTPUTS", tmp_path)
     path = tmp_path / "text.safetensors"
     path.write_bytes(b"another text")
-    params = SimpleNamespace(domains=None)
-    run = SimpleNamespace(text_path=path, text=text, tokenizer=tokenizer(), folder=tmp_path / "run", params=params)
-    assert syntax.needs_spacy(run)
+    run = run_of(text, path)
+    assert syntax.unread_tokens(run) == int((text.tokens != 0).sum())
     made = syntax.run_syntax(run)
     assert made.groups == grouping.groups and torch.equal(made.ids, grouping.ids), "the same again"
-    monkeypatch.setattr(syntax, "read_syntax", None)
+    load = words.load_spacy
+    monkeypatch.setattr(words, "load_spacy", None)
     assert torch.equal(syntax.run_syntax(run).ids, made.ids), "read, not made again"
-    assert not syntax.needs_spacy(run)
-    run.text = replace(text, domains=("python code",))
+    assert syntax.unread_tokens(run) == 0
     capsys.readouterr()
-    assert syntax.run_syntax(run) is None
+    assert syntax.run_syntax(run_of(replace(text, domains=("python code",)), path)) is None
     assert capsys.readouterr().err.startswith("no syntax labels: none of the text's domains")
-    run.text, asked = replace(text, domains=("forum",)), []
-    params.domains = {"forum": "prose"}
-    monkeypatch.setattr(syntax, "read_syntax", lambda _text, _tokenizer, chosen: asked.append(chosen) or grouping)
-    assert syntax.run_syntax(run) and syntax.run_syntax(run) and asked == [("forum",)], (
-        "made for the domains that are prose, once"
-    )
+    forum = run_of(replace(text, domains=("forum",)), path, {"forum": "prose"})
+    assert syntax.unread_tokens(forum) > 0, "shards of other domains do not serve"
+    monkeypatch.setattr(words, "load_spacy", load)
+    assert torch.equal(syntax.run_syntax(forum).ids, made.ids) and syntax.unread_tokens(forum) == 0
 
 
 def test_shipped_signatures_serve_only_domains_that_they_were_made_of(spoken, tmp_path, monkeypatch):
     text, grouping = spoken
-    path, params = tmp_path / "text.safetensors", SimpleNamespace(domains=None)
+    monkeypatch.setattr("lib.base.params.OUTPUTS", tmp_path)
+    path = tmp_path / "text.safetensors"
     path.write_bytes(b"a text")
     write_syntax(path.with_name(syntax.FILE), grouping, file_sha256(path))
-    run = SimpleNamespace(text_path=path, text=text, tokenizer=tokenizer(), folder=tmp_path / "run", params=params)
-    assert not syntax.needs_spacy(run)
-    run.text, params.domains = replace(text, domains=("forum",)), {"forum": "prose"}
-    assert syntax.needs_spacy(run)
+    assert syntax.unread_tokens(run_of(text, path)) == 0
+    few = run_of(text, path)
+    few.label_blocks = torch.tensor([0, 2])
+    assert torch.equal(syntax.run_syntax(few).ids, grouping.ids[[0, 2]]), "those of the labelled blocks"
+    assert syntax.unread_tokens(run_of(replace(text, domains=("forum",)), path, {"forum": "prose"})) > 0
+
+
+def test_processes_and_a_stop_change_nothing(tmp_path, monkeypatch):
+    """Two processes read a text in shards and are stopped while the second is saved; one process reads the rest."""
+    monkeypatch.setattr(words, "BATCH_TOKENS", 60)
+    monkeypatch.setattr(words, "BATCH_PASSAGES", 1)
+    text = text_of(*(f"{SPEECH} Chapter {number} ends here." for number in range(6)), "Where is Anna?")
+    whole = syntax.read_syntax(text, tokenizer(), processes=1)
+    monkeypatch.setattr(syntax, "SHARD_TOKENS", 400)
+    assert len(syntax.Work.of(text, syntax.ENGLISH_PROSE).shards) >= 3
+    shards, write = Shards(tmp_path, "of this text"), Shards.write
+
+    def stopped(self, number, shard):
+        if number == 1:
+            raise KeyboardInterrupt
+        write(self, number, shard)
+
+    with monkeypatch.context() as first:
+        first.setattr(Shards, "write", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            syntax.read_syntax(text, tokenizer(), shards=shards, processes=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["linguistics-000.parquet"]
+    read, signatures = [], words.Reader.signatures
+    monkeypatch.setattr(words.Reader, "signatures", lambda *of: read.append(sum(map(len, of[1]))) or signatures(*of))
+    resumed = syntax.read_syntax(text, tokenizer(), shards=shards, processes=1)
+    assert resumed.groups == whole.groups and torch.equal(resumed.ids, whole.ids)
+    kept = len(stored_syntax(shards.path(0), shards.key).ids)
+    assert kept > 300 and sum(read) == int((text.tokens != 0).sum()) - kept, "the first shard is not read again"
+    assert shards.stored(0, kept) and not shards.stored(0, kept + 1) and not Shards(tmp_path, "other").stored(0, kept)
+
+
+def test_a_killed_process_is_one_sentence(monkeypatch):
+    with pytest.raises(InputError, match="was killed, perhaps for want of memory"), words.reading([b""], 2):
+        raise words.BrokenProcessPool
 
 
 def test_topics_are_constant_over_documents_and_deterministic():

@@ -18,7 +18,7 @@ from lib.collect import forecast
 from lib.collect.first_look import losses
 from lib.collect.passes import collect
 from lib.models import trunk
-from lib.models.trunk import Trunk, check_weights, load_model
+from lib.models.trunk import Trunk, check_weights, load_model, mlps
 from lib.models.weights import READING_COLUMNS, weight_properties
 from lib.text.blocks import read_text
 from lib.text.tokens import tokenizer_sha256
@@ -220,6 +220,35 @@ def test_trunk_yields_the_plain_models_activations(tmp_path, text, architecture)
     assert seen.keys() == expected.keys() == {0, 1}
     for layer in seen:
         torch.testing.assert_close(seen[layer], expected[layer], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("way", "least", "most"), [("fp32", 0, 4e-4), ("TF32", 0, 4e-4), ("split bf16", 1e-3, 0.05)])
+def test_attention_in_tf32_adds_no_noise_to_that_of_the_mlps(text, way, least, most):
+    """What a GPU's matrix units do to a shipped seed, rounded by hand; weights split into two bf16 parts do not help
+    while the activations are in one. The largest noise of a neuron as a share of its variance (docs/scaling.md)."""
+
+    def rounded(x):
+        if way == "TF32":  # 10 bits after the first
+            return ((x.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+        return x.bfloat16().float() if way == "split bf16" else x
+
+    def instead(module):
+        weight, bias = module.weight, module.bias
+        parts = [rounded(weight)] + [rounded(weight - rounded(weight))] * (way == "split bf16")
+        return lambda x: sum(rounded(x) @ part for part in parts) + bias
+
+    def activations(dtype, mixed):
+        model, seen = load_model(SHIPPED / "a", dtype), []
+        trunk = Trunk(model, mixed)
+        for block, *_ in mlps(model) if mixed else ():
+            block.attn.c_attn.forward, block.attn.c_proj.forward = map(instead, (block.attn.c_attn, block.attn.c_proj))
+        trunk.run(text.tokens[:6], lambda layer, pre, post: seen.append(post[counted].double()))
+        return torch.cat(seen, 1)
+
+    counted = text.counted(torch.arange(6))
+    exact = activations(torch.float64, False)
+    noise = (activations(torch.float32, True) - exact).square().mean(0) / exact.var(0)
+    assert least < noise.max() < most
 
 
 @pytest.mark.parametrize("model", ["shipped", *ARCHITECTURES])

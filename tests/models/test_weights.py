@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from lib.base.errors import InputError
 from lib.models import weights
-from lib.models.folded import folded, folding_error
+from lib.models.folded import folded, folding_error, full_precision
 from lib.models.trunk import load_model
 
 
@@ -110,12 +110,14 @@ def test_weights_that_cannot_be_folded_are_refused(folder):
 
 
 def test_chunks_do_not_change_the_result(folder, table, monkeypatch):
-    monkeypatch.setattr(weights, "COSINES_AT_ONCE", 97 * 7)
+    monkeypatch.setattr(weights, "COSINES_AT_ONCE", 10 * 7)
+    monkeypatch.setattr(weights, "ROWS_AT_ONCE", 7)
     np.testing.assert_allclose(weights.weight_properties(folder), table, rtol=1e-5, atol=1e-6)
 
 
 def test_moments_without_some_tokens_are_those_of_the_others(monkeypatch):
-    monkeypatch.setattr(weights, "COSINES_AT_ONCE", 97 * 7)
+    monkeypatch.setattr(weights, "COSINES_AT_ONCE", 10 * 7)
+    monkeypatch.setattr(weights, "ROWS_AT_ONCE", 7)
     generator = torch.Generator().manual_seed(0)
     w_out, unembedding = torch.randn(20, 16, generator=generator), torch.randn(16, 97, generator=generator)
     left_out = torch.arange(97) % 9 == 4
@@ -137,3 +139,31 @@ def test_neuron_that_writes_nothing_has_cosine_zero_and_no_skew_or_kurtosis():
     assert weights.largest_cosine(torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]])).tolist() == pytest.approx(
         [0.5**0.5, 0.0, 0.5**0.5]
     )
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_nearest_of_all_others_is_found_in_any_square_of_cosines(sign, monkeypatch):
+    monkeypatch.setattr(weights, "COSINES_AT_ONCE", 50)  # squares of 7 × 7, the last one smaller
+    vectors = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+    vectors[11] = -3 * vectors[30]
+    unit = torch.nn.functional.normalize(vectors.double(), dim=1).numpy()
+    cosine = sign * unit @ unit.T
+    np.fill_diagonal(cosine, -np.inf)
+    index, value = weights.nearest(vectors, sign)
+    assert index.tolist() == cosine.argmax(1).tolist()
+    np.testing.assert_allclose(value, sign * cosine.max(1), atol=1e-6)
+
+
+def test_full_precision_lasts_as_long_as_the_function():
+    @full_precision()
+    def inside():
+        return torch.backends.cuda.matmul.allow_tf32, torch.is_grad_enabled()
+
+    before = torch.backends.cuda.matmul.allow_tf32
+    try:
+        for allowed in (False, True):  # a mixed trunk leaves it allowed
+            torch.backends.cuda.matmul.allow_tf32 = allowed
+            assert inside() == (False, False)
+            assert torch.backends.cuda.matmul.allow_tf32 == allowed and torch.is_grad_enabled()
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

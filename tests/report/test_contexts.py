@@ -56,7 +56,7 @@ def test_tokens_with_a_label_are_counted_by_interval(activation):
 
 
 def test_the_order_depends_on_the_number_of_a_token_alone(complete):
-    sample = contexts.Sample.of(complete.text)
+    sample = contexts.Sample.of(complete)
     order = sample.order()
     assert sorted(order) == np.flatnonzero(sample.counted).tolist()
     assert (order != np.sort(order)).mean() > 0.9
@@ -67,16 +67,16 @@ def test_the_order_depends_on_the_number_of_a_token_alone(complete):
 
 def test_the_same_run_gives_the_same_contexts_twice(complete):
     rows = np.array([0, 7, 50])
-    found = [contexts.activations(complete, contexts.Sample.of(complete.text), rows) for _ in range(2)]
+    found = [contexts.activations(complete, contexts.Sample.of(complete), rows) for _ in range(2)]
     for one, two in zip(*(each.values() for each in found), strict=True):
         np.testing.assert_array_equal(one, two)
-    orders = [contexts.Sample.of(complete.text).order() for _ in range(2)]
+    orders = [contexts.Sample.of(complete).order() for _ in range(2)]
     np.testing.assert_array_equal(*orders)
 
 
 def test_the_table_holds_the_model_s_activations_and_true_labels(complete):
     table = pd.read_parquet(complete.folder / "tables" / "contexts.parquet")
-    sample = contexts.Sample.of(complete.text)
+    sample = contexts.Sample.of(complete)
     series = {}
     Trunk(load_model(seed_source(complete.params, "a"))).run(
         sample.text.tokens, lambda layer, _, post: series.update({layer: post.flatten(0, 1).numpy()}), 2
@@ -142,7 +142,7 @@ def test_a_label_of_a_word_holds_for_the_whole_word_alone(complete):
 
 
 def test_the_page_s_labels_are_known(complete):
-    label, carries = contexts._labels(complete, contexts.Sample.of(complete.text), np.arange(96))
+    label, carries = contexts._labels(complete, contexts.Sample.of(complete), np.arange(96))
     assert all(label)
     sets = run_label_sets(complete, run_groupings(complete))
     one = next(one for one in sets if one.grouping == "domain" and set(one.labels["label"]) & set(label))

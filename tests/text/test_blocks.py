@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from lib.base.errors import InputError
 from lib.base.files import file_sha256
 from lib.base.params import ROOT
-from lib.text.blocks import Text, counted_mask, read_text, write_text
+from lib.text.blocks import STRETCH, Text, counted_mask, evenly_spaced, label_blocks, read_text, write_text
 
 DATA = ROOT / "data"
 
@@ -181,3 +183,24 @@ def test_shipped_text():
     whole = text.domain.bincount() / len(text.domain)
     start = text.take(500_000).domain.bincount(minlength=len(whole)) / len(text.take(500_000).domain)
     assert float((whole - start).abs().max()) < 0.02
+
+
+@given(st.integers(1, 3000), st.integers(2, 3000))
+def test_blocks_with_labels_are_spread_in_pairs_of_an_even_and_an_odd_one(blocks, count):
+    chosen = label_blocks(blocks, count)
+    if count >= blocks:
+        assert chosen.tolist() == [*range(blocks)]
+        return
+    assert (chosen.diff() > 0).all() and 0 <= chosen[0] and chosen[-1] < blocks
+    assert count - STRETCH < len(chosen) <= count and len(chosen) % 2 == 0
+    assert (chosen % 2 == torch.arange(len(chosen)) % 2).all()
+    if count >= 32:
+        assert len(torch.unique(chosen * 16 // blocks)) > 8, "from more than half of the text's sixteenths"
+
+
+def test_evenly_spaced_blocks_come_in_stretches():
+    assert evenly_spaced(7, 9, 2).tolist() == [*range(7)]
+    assert evenly_spaced(16, 6, 2).tolist() == [0, 1, 8, 9, 14, 15]
+    chosen = evenly_spaced(1000, 100, 2)
+    assert len(chosen) == 100 == len(set(chosen.tolist())) and (chosen % 2).sum() == 50 and chosen.max() > 980
+    assert evenly_spaced(10, 4).tolist() == [0, 3, 6, 9]

@@ -88,10 +88,9 @@ def next_token_table(chosen: pd.DataFrame, sums: dict[int, ClassSums]) -> pd.Dat
     Adds `count_in`, `count_out`, the columns of `class_differences`, quantiles of the effects of the layer's other
     neurons on the same split (OF_LAYER), and `percentile`, the percentage of them whose effect is smaller.
     """
-    rows = {}
+    rows, differences = {}, {layer: class_differences(split) for layer, split in sums.items()}
     for row in chosen.itertuples():
-        split, at = sums[row.layer], (row.class_row, row.neuron)
-        found = class_differences(split)
+        split, found, at = sums[row.layer], differences[row.layer], (row.class_row, row.neuron)
         others = np.delete(found["effect"][row.class_row], row.neuron)
         others = others[np.isfinite(others)]
         quantiles = np.quantile(others, [0.05, 0.5, 0.95]) if len(others) else [np.nan] * 3

@@ -112,17 +112,21 @@ def property_agreement(
     ranks = neurons[list(columns)].astype(float).groupby([neurons["seed"], neurons["layer"]]).rank(pct=True).to_numpy()
     known = np.isfinite(ranks)
     centred = np.where(known, ranks - 0.5, 0.0)
-    powers = np.stack([known, centred, centred**2], 2).swapaxes(0, 1).copy()  # (columns, neurons, 3)
+    powers = np.stack([known, centred, centred**2], 2).reshape(len(neurons), -1)  # (neurons, columns · 3)
     groups = {"all": np.ones(len(own), bool), "most universal": most_universal(neurons).to_numpy()[own]}
-    matched = []  # by group: the same powers, summed over the neurons that a row is the match of, (columns, 3, neurons)
+    used, place = np.unique(other, return_inverse=True)
+    matched = []  # by group: the same powers, summed over the neurons that one is the match of, (columns · 3, used)
     for chosen in groups.values():
-        pairs = csr_array((np.ones(chosen.sum()), (other[chosen], own[chosen])), shape=(len(neurons),) * 2)
-        matched.append(np.stack([(pairs @ one).T for one in powers]))
+        pairs = csr_array((np.ones(chosen.sum()), (place[chosen], own[chosen])), shape=(len(used), len(neurons)))
+        matched.append((pairs @ powers).T.copy())
+    each = np.arange(len(columns))
 
     def sums(exchanged: np.ndarray) -> np.ndarray:
         """Σ xⁱ yʲ over the pairs that both have a value, x the rank and y its match's: (groups · columns, 3, 3)."""
-        replaced = powers[:, exchanged]
-        return np.concatenate([own_powers @ replaced for own_powers in matched])
+        replaced = powers[exchanged[used]]
+        # one product of all columns with all, of which the squares on the diagonal are kept, is the fastest
+        products = ((of_group @ replaced).reshape(len(each), 3, len(each), 3) for of_group in matched)
+        return np.concatenate([one[each, :, each] for one in products])
 
     def correlations(exchanged: np.ndarray) -> np.ndarray:
         return _correlation(sums(exchanged))

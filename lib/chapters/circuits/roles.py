@@ -43,7 +43,7 @@ def random_directions(number: int, d_model: int, random_seed: int) -> Float[Tens
 
 def null_cuts(null: dict[str, Float[Tensor, "directions"]], quantile: float = NULL_QUANTILE) -> Cuts:
     """The quantiles of kurtosis and variance over random directions; `null` is their `vocabulary_moments`."""
-    return Cuts(*(float(np.quantile(null[name].numpy(), quantile)) for name in ("vocab_kurt", "vocab_var")))
+    return Cuts(*(float(np.quantile(null[name].cpu().numpy(), quantile)) for name in ("vocab_kurt", "vocab_var")))
 
 
 def roles(neurons: pd.DataFrame, cuts: Cuts) -> pd.Series:
@@ -67,7 +67,7 @@ def unlearned_tokens(
     """
     never = [token for token, piece in enumerate(pieces) if len(piece) == 1 and piece[0] in BYTES_NOT_IN_UTF8]
     if not never:
-        return torch.zeros(unit_unembedding.shape[1], dtype=torch.bool)
+        return torch.zeros_like(unit_unembedding[0], dtype=torch.bool)
     return normalize(unit_unembedding[:, never].mean(dim=1), dim=0) @ unit_unembedding > UNLEARNED_COSINE
 
 
@@ -118,7 +118,7 @@ def class_scores(
 def best_class_by_sign(scores: ClassScores, sign: int) -> tuple[np.ndarray, np.ndarray]:
     """Index and score of each neuron's best class of those that it raises (sign 1) or lowers (−1); score 0 if none."""
     score, index = torch.where(scores.effect * sign > 0, scores.score, 0.0).max(dim=1)
-    return index.numpy(), score.numpy()
+    return index.cpu().numpy(), score.cpu().numpy()
 
 
 def neurons_of_role(circuits: pd.DataFrame, role: str) -> pd.DataFrame:

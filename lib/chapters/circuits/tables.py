@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch.nn.functional import normalize
 
 from lib.base.hub import seed_source
+from lib.base.machine import device_of
 from lib.cache import kept
 from lib.chapters.circuits import roles
 from lib.chapters.circuits.next_token import GROUPING, class_sums, next_token_table
@@ -22,29 +23,35 @@ from lib.chapters.universality.properties import holm
 from lib.labels import labels
 from lib.labels.labels import LabelSet, token_counts, token_labels
 from lib.models import weights
-from lib.models.folded import folded, folding_error
+from lib.models.folded import folded, folding_error, full_precision
 from lib.models.trunk import load_model
 from lib.run import Run
 from lib.text import tokens as text_tokens
 
 PREFIX = "next: "  # of a label's name when it is one of the next token
 SPLIT_PER_ROLE = 10  # neurons of a role and seed that are split by the next token
+_weights: dict[tuple, tuple[list[torch.Tensor], torch.Tensor]] = {}
 
 
 @cache
 def label_set(run: Run) -> LabelSet:
     """Classes of tokens over the run's vocabulary, and the words that are frequent in its text."""
-    return token_labels(run.tokenizer, token_counts(run.text), run.text.vocab_size)
+    return token_labels(run.tokenizer, token_counts(run.labelled), run.text.vocab_size)
 
 
-@torch.no_grad()
+@full_precision()
 def weights_of(run: Run, seed: str) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """A seed's folded writing weights, (d_mlp, d_model) by layer, and its unembedding with columns of length 1."""
-    own = folded(load_model(seed_source(run.params, seed)))
-    return own.w_out, normalize(own.unembedding, dim=0)
+    """A seed's folded writing weights, (d_mlp, d_model) by layer, and its unembedding with columns of length 1, on the
+    run's device. Those of the seed last asked for stay."""
+    key = str(run.folder), seed, device_of(run.params)
+    if key not in _weights:
+        _weights.clear()
+        own = folded(load_model(seed_source(run.params, seed)).to(key[-1]))
+        _weights[key] = own.w_out, normalize(own.unembedding, dim=0)
+    return _weights[key]
 
 
-@torch.no_grad()
+@full_precision()
 def seed_roles(
     w_out, unit_unembedding, classes: LabelSet, random_seed: int, pieces: Sequence[bytes] = ()
 ) -> pd.DataFrame:
@@ -59,38 +66,40 @@ def seed_roles(
     in a thousand exceeds, and the number of `unlearned` tokens. For comparison, role_calibrated is role_learned over
     all tokens, with cuts over all tokens.
     """
-    directions = roles.random_directions(roles.NULL_DIRECTIONS, len(unit_unembedding), random_seed)
+    width, device = len(unit_unembedding), unit_unembedding.device
+    directions = roles.random_directions(roles.NULL_DIRECTIONS, width, random_seed).to(device)
     unlearned = roles.unlearned_tokens(unit_unembedding, pieces)
-    null_of_all, null = weights.moments_with_and_without(directions, unit_unembedding, unlearned)
+    # random directions and all neurons meet the vocabulary in one product
+    both = weights.moments_with_and_without(torch.cat([directions, *w_out]), unit_unembedding, unlearned)
+    number = len(directions)
+    null_of_all, null = ({name: values[:number] for name, values in of.items()} for of in both)
     cuts_of_all, cuts = roles.null_cuts(null_of_all), roles.null_cuts(null)
-    member = classes.member[:, ~unlearned.numpy()[: classes.member.shape[1]]]
+    member = classes.member[:, ~unlearned.cpu().numpy()[: classes.member.shape[1]]]
     contrasts = roles.class_contrasts(unit_unembedding[:, ~unlearned], member)
     null_score = class_scores(directions, contrasts, null["vocab_var"]).score.amax(dim=1)
-    score_cut = float(np.quantile(null_score.numpy(), roles.NULL_QUANTILE))
+    score_cut = float(np.quantile(null_score.cpu().numpy(), roles.NULL_QUANTILE))
 
-    frames = []
-    for layer, writes in enumerate(w_out):
-        of_all, of_learned = weights.moments_with_and_without(writes, unit_unembedding, unlearned)
-        scores = class_scores(writes, contrasts, of_learned["vocab_var"])
-        frame, learned = (
-            pd.DataFrame({name: one.numpy() for name, one in moments.items()}) for moments in (of_all, of_learned)
-        )
-        frame.insert(0, "layer", layer)
-        frame.insert(1, "neuron", range(len(frame)))
-        for name in ("var", "skew", "kurt"):
-            frame[f"learned_{name}"] = learned[f"vocab_{name}"]
-        frame["role_learned"], frame["role_published"] = (
-            roles.roles(learned, one) for one in (cuts, roles.PUBLISHED_CUTS)
-        )
-        best = {name: best_class_by_sign(scores, sign) for name, sign in (("raised", 1), ("lowered", -1))}
-        for name, (index, score) in best.items():
-            frame[name], frame[f"{name}_score"] = classes.labels["label"].to_numpy()[index], score
-        index = np.where(frame["raised_score"] >= frame["lowered_score"], best["raised"][0], best["lowered"][0])
-        frame["label_score"] = frame[["raised_score", "lowered_score"]].max(axis=1)
-        for column, source in (("label", "label"), ("label_family", "family")):
-            frame[column] = pd.Series(classes.labels[source].to_numpy()[index]).where(frame["label_score"] > score_cut)
-        frames.append(frame)
-    table = pd.concat(frames, ignore_index=True)
+    table, learned = (pd.DataFrame({name: values[number:].cpu().numpy() for name, values in of.items()}) for of in both)
+    sizes = [len(writes) for writes in w_out]
+    table.insert(0, "layer", np.repeat(np.arange(len(sizes)), sizes))
+    table.insert(1, "neuron", np.concatenate([np.arange(size) for size in sizes]))
+    for name in ("var", "skew", "kurt"):
+        table[f"learned_{name}"] = learned[f"vocab_{name}"]
+    for name, one in (("role_learned", cuts), ("role_published", roles.PUBLISHED_CUTS)):
+        table[name] = roles.roles(learned, one)
+    variances = both[1]["vocab_var"][number:].split(sizes)
+    found = []  # by layer: index and score of the best class that is raised, then those of the best one that is lowered
+    for writes, variance in zip(w_out, variances, strict=True):
+        scores = class_scores(writes, contrasts, variance)
+        found.append(best_class_by_sign(scores, 1) + best_class_by_sign(scores, -1))
+    raised, raised_score, lowered, lowered_score = map(np.concatenate, zip(*found, strict=True))
+    names = classes.labels["label"].to_numpy()
+    table = table.assign(raised=names[raised], raised_score=raised_score)
+    table = table.assign(lowered=names[lowered], lowered_score=lowered_score)
+    index = np.where(table["raised_score"] >= table["lowered_score"], raised, lowered)
+    table["label_score"] = table[["raised_score", "lowered_score"]].max(axis=1)
+    for column, source in (("label", "label"), ("label_family", "family")):
+        table[column] = pd.Series(classes.labels[source].to_numpy()[index]).where(table["label_score"] > score_cut)
     return table.assign(
         role_calibrated=roles.roles(table, cuts_of_all),
         skew_sign=np.sign(table["learned_skew"]),
@@ -131,7 +140,7 @@ def chosen_for_next_token(table: pd.DataFrame, number: int = SPLIT_PER_ROLE) -> 
     return pd.concat(chosen, ignore_index=True)[columns]
 
 
-@torch.no_grad()
+@full_precision()
 def logit_effects(run: Run, seed: str, chosen: pd.DataFrame) -> Float[np.ndarray, "neurons vocabulary"]:
     """cos(w_out, W_U[:, v]) of the neurons in `chosen` (layer, neuron) for the tokens v; NaN if v was never learned."""
     w_out, unit_unembedding = weights_of(run, seed)
@@ -141,13 +150,13 @@ def logit_effects(run: Run, seed: str, chosen: pd.DataFrame) -> Float[np.ndarray
     if chosen.empty:
         return np.zeros((0, unit_unembedding.shape[1]), dtype=np.float32)
     rows = torch.stack([w_out[row.layer][row.neuron] for row in chosen.itertuples()])
-    return (normalize(rows, dim=1) @ unit_unembedding).numpy()
+    return (normalize(rows, dim=1) @ unit_unembedding).cpu().numpy()
 
 
-@torch.no_grad()
+@full_precision()
 def processing_error(run: Run, seed: str, blocks: int = 2) -> float:
     """Largest difference between logits of the folded weights and of the raw model, without each position's mean."""
-    model = load_model(seed_source(run.params, seed))
+    model = load_model(seed_source(run.params, seed)).to(device_of(run.params))
     return folding_error(model, folded(model), run.text.tokens[:blocks])
 
 
@@ -157,7 +166,9 @@ def next_token_effects(run: Run, table: pd.DataFrame) -> pd.DataFrame:
     From the grouped moments of the run's pass, hence for seeds that serve as reference and classes that the pass knew.
     `p_corrected` is Holm's.
     """
-    known = known_labels(run, [one for one in labels.label_sets(run.text, run.tokenizer) if one.grouping == GROUPING])
+    known = known_labels(
+        run, [one for one in labels.label_sets(run.labelled, run.tokenizer) if one.grouping == GROUPING]
+    )
     unknown = [label.removeprefix(PREFIX) for label in known.left_out]
     chosen = chosen_for_next_token(table[table["seed"].isin(run.done["references"]) & ~table["label"].isin(unknown)])
     names = [f"{row.seed} {row.layer} {row.neuron} {row.label}" for row in chosen.itertuples()]

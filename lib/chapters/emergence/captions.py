@@ -7,8 +7,10 @@ import pandas as pd
 from scipy.stats import fisher_exact
 
 from lib.base.errors import capital, listed
+from lib.chapters.emergence.checkpoints import equal_points, equal_words
 from lib.chapters.emergence.figures import HEAD_SCORES, Timeline
 from lib.chapters.emergence.statistics import HEAD_BAR, constant_rate, fullest_layers
+from lib.collect.seed_checks import groups_in_words
 from lib.display.captions import Caption, count, percent
 from lib.display.claims import SIGNIFICANT, UNKNOWN, VERDICTS
 
@@ -38,6 +40,29 @@ def origin(record: dict, shipped: bool, present: dict[str, str | None]) -> str:
     if other:
         names = f"seed {other[0]} is" if len(other) == 1 else f"seeds {', '.join(other)} are"
         text += f" **The run's {names} not among these checkpoints:** do not compare the numbers of other chapters."
+    return text
+
+
+def identity(record: dict) -> str:
+    """Are the checkpoints what they are called? Two sentences: equal checkpoints, and seeds of one initialisation.
+
+    Tables of older code know the hash of whole weights only.
+    """
+    records = record["points"]
+    known = all(point.get("w_in") for point in records)
+    groups = equal_points({point["label"]: point["w_in" if known else "seeds"] for point in records})
+    what = "the same w_in in the first layer" if known else "the same weights"
+    text = f"No seed has {what} at two checkpoints."
+    if groups:
+        text = f"**These checkpoints have {what}**: {equal_words(groups)}."
+    looked = {point["label"]: point["shared"] for point in records if point.get("shared") is not None}
+    named = [f"{groups_in_words(groups)} at {label}" for label, groups in looked.items() if groups]
+    if named:
+        text += f" **These seeds share an initialisation**: {'; '.join(named)}."
+    elif looked:
+        text += (
+            f" No two seeds share an initialisation, at {count(len(looked), 'checkpoint')} of {len(records)} compared."
+        )
     return text
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from lib.base import params as parameters
-from lib.base.errors import InputError
+from lib.base.errors import InputError, listed
 from lib.base.files import read_json
-from lib.base.hub import download_failure, missing_part, seed_folder
+from lib.base.hub import download_failure, listed_sha256, missing_part, seed_folder, snapshot, weights_sha256
 from lib.base.params import Params
+from lib.cache import content_sha256
 
 MAX_POINTS = 13  # of one run, log-spaced; all powers of two up to 4,096
 _STEP = re.compile(r"(?:checkpoint-|step)(\d+)")
@@ -80,6 +81,38 @@ def points(params: Params, steps: list[int] | None = None, beside: int = 0) -> l
         raise InputError(f"there is only one checkpoint, of step {chosen[0].step}; this chapter needs two or more.")
     # the sort is stable: seeds whose step is unknown stay last
     return sorted(chosen, key=lambda point: np.inf if point.step is None else point.step)
+
+
+def weights_of_points(chosen: list[Point]) -> dict[str, dict[str, str | None]]:
+    """The hash of each seed's weights by checkpoint; of those on the Hub as the Hub lists it, without a download."""
+    found = {}
+    for point in chosen:
+        found[point.label] = {
+            name: _weights_of(source, point.revisions.get(name)) for name, source in point.sources.items()
+        }
+    return found
+
+
+def _weights_of(source: str, revision: str | None) -> str | None:
+    if revision is None:
+        return weights_sha256(Path(source), content_sha256)
+    folder = snapshot(source, revision)
+    return weights_sha256(folder, content_sha256) if folder else listed_sha256(source, revision)
+
+
+def equal_points(hashes: dict[str, dict[str, str | None]]) -> list[tuple[str, list[str]]]:
+    """(seed, checkpoints) for each group of checkpoints at which a seed has the same hash; `hashes`: see above."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for label, seeds in hashes.items():
+        for seed, sha256 in seeds.items():
+            if sha256:
+                groups.setdefault((seed, sha256), []).append(label)
+    return sorted((seed, labels) for (seed, _), labels in groups.items() if len(labels) > 1)
+
+
+def equal_words(groups: list[tuple[str, list[str]]]) -> str:
+    """`equal_points` in words: seed a at checkpoint-1 and checkpoint-2."""
+    return "; ".join(f"seed {seed} at {listed(labels)}" for seed, labels in groups)
 
 
 def is_shipped(folder: Path | None) -> bool:

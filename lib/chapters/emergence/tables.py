@@ -29,15 +29,19 @@ from lib.chapters.emergence import statistics
 from lib.chapters.emergence.checkpoints import (
     Point,
     constant_rate_steps,
+    equal_points,
+    equal_words,
     is_shipped,
     lacks_tokeniser,
     link_seed,
     points,
+    weights_of_points,
 )
 from lib.chapters.families.summary import FAMILIES, with_excess
 from lib.chapters.universality.tables import tabulate
 from lib.collect.passes import collect
 from lib.collect.planner import seed_shapes
+from lib.collect.seed_checks import shared_groups
 from lib.models import weights
 from lib.models.trunk import load_model
 from lib.run import Run, with_universal
@@ -48,7 +52,7 @@ TABLES = ("losses", "layers", "heads", "neurons")
 RECORD = "emergence.json"
 SHIPPED = Path("data") / "emergence"
 PARTNERS_FROM = 0.25  # excess from which a neuron's matches ship; only persistence of universal neurons needs them
-OF_POINT = ("label", "step", "tokens", "seeds", "precision", "seconds")  # of a point's record, in RECORD
+OF_POINT = ("label", "step", "tokens", "seeds", "w_in", "shared", "precision", "seconds")  # of a point's record
 
 
 def point_params(params: Params, point: Point, tokens: int) -> Params:
@@ -77,8 +81,8 @@ def measure(run: Run) -> dict[str, pd.DataFrame]:
     parts, cuts = {"layers": [], "heads": []}, {}
     for seed, own in neurons.groupby("seed", sort=False):
         _, unembedding = weights_of(run, seed)
-        directions = roles.random_directions(roles.NULL_DIRECTIONS, len(unembedding), random_seed)
-        null = weights.vocabulary_moments(directions, unembedding)
+        directions = roles.random_directions(roles.NULL_DIRECTIONS, len(unembedding), random_seed).to(unembedding)
+        null = {name: one.cpu() for name, one in weights.vocabulary_moments(directions, unembedding).items()}
         cuts[seed] = roles.null_cuts(null)
         model = load_model(seed_source(run.params, seed))
         found = {
@@ -128,6 +132,8 @@ def _measured(own: Run, point: Point, asked: dict, folder: Path) -> dict:
         "step": point.step,
         "tokens": point.tokens,
         "seeds": own.done["seed_hashes"],
+        "w_in": own.table("seed_checks").set_index("seed")["w_in_sha256"].to_dict(),
+        "shared": shared_groups(own.table("initialisation")),
         "text_sha256": own.done["text_hash"],
         "counted": own.done["tokens_counted"],
         "precision": own.done["precision"],
@@ -196,6 +202,8 @@ def tabulate_emergence(
         "random_seed": params.random_seed,
     }
     chosen = points(params, steps, beside=len(kept_record(keep, settings)["points"]) if keep else 0)
+    if equal := equal_points(weights_of_points(chosen)):
+        print(f"note: equal weights: {equal_words(equal)} (chapter 07).", file=sys.stderr)
     folder, records = params.folder / "emergence", []
     for number, point in enumerate(chosen, 1):
         print(f"{point.label} ({number} of {len(chosen)})", file=sys.stderr, flush=True)
@@ -210,7 +218,7 @@ def tabulate_emergence(
         parts = [pd.read_parquet(path).assign(point=label) for label, path in paths.items()]
         table = pd.concat([*([kept[name]] if kept else []), *parts], ignore_index=True)
         write_table(folder / f"{name}.parquet", table.astype({"point": "category", "seed": "category"}))
-    every = [*older, *({name: record[name] for name in OF_POINT} for record in records)]
+    every = [*older, *({name: record.get(name) for name in OF_POINT} for record in records)]
     every.sort(key=lambda point: float("inf") if point["step"] is None else point["step"])
     write_json(folder / RECORD, {"run": params.run, **settings, "points": every})
     return folder

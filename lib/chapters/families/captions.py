@@ -34,12 +34,14 @@ def _name(row) -> str:
     return f"layer {row['layer']} neuron {row['neuron']}"
 
 
-def labels(table: pd.DataFrame, left_out: Sequence[str] = (), run: str = "") -> str:
+def labels(table: pd.DataFrame, left_out: Sequence[str] = (), run: str = "", sampled: tuple[int, int] = (0, 0)) -> str:
     """How many labels there are, by family; `table` is labels.parquet. `left_out` are labels that the statistics of
-    the run do not know."""
+    the run do not know. `sampled` are the counted tokens that labels are known on, and all of the text."""
     by_family = table["family"].value_counts()
     parts = [f"{by_family[name]:,} for {words}" for name, words in FAMILIES.items() if name in by_family]
     text = f"Every neuron is scored on **{len(table):,} labels**: {listed(parts)}."
+    if sampled[0] < sampled[1]:
+        text += f" Scores are estimated on **a sample of {sampled[0]:,}** of the text's {sampled[1]:,} counted tokens."
     if left_out:
         names = listed(f"*{one}*" for one in left_out[:MAX_LEFT_OUT])
         text += (

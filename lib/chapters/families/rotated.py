@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from scipy.sparse import csc_array
 from torch import Tensor
 
@@ -29,15 +29,8 @@ from lib.text.blocks import evenly_spaced
 ROTATION_DRAW = 1_000  # none of chapter 2's draws
 ROTATED = 512  # rotated neurons of a layer, at most
 MAX_TOKENS = 24_576  # positions of text that they are read on; eight times as many move no level by more than 0.012
+PAIR = 2  # of an even and an odd block: labels are chosen on the one half and scored on the other
 BATCH_BLOCKS = 8
-
-
-def sampled_blocks(blocks: int, wanted: int) -> Int[Tensor, "some"]:
-    """Pairs of an even and an odd block, spread evenly over a text; all of a short one."""
-    if wanted >= blocks:
-        return torch.arange(blocks)
-    first = 2 * evenly_spaced(blocks // 2, max(1, wanted // 2))
-    return torch.stack([first, first + 1], 1).flatten()
 
 
 def keeps_nonlinearity(run: Run, seed: str) -> bool:
@@ -49,9 +42,9 @@ class Rotated:
     """Rotated neurons of any seed of a run, on a sample of its text."""
 
     def __init__(self, run: Run, labels: KnownLabels, groupings: Mapping[str, Grouping]):
-        self.run, self.text, self.device = run, run.text, device_of(run.params)
-        self.blocks = sampled_blocks(len(self.text.tokens), MAX_TOKENS // self.text.context)
-        self.batches = torch.arange(len(self.blocks)).split(BATCH_BLOCKS)
+        self.run, self.text, self.device = run, run.labelled, device_of(run.params)
+        self.blocks = evenly_spaced(len(self.text.tokens), MAX_TOKENS // self.text.context, PAIR)
+        self.batches = [slice(at, at + BATCH_BLOCKS) for at in range(0, len(self.blocks), BATCH_BLOCKS)]
         self.counted = self.text.counted(self.blocks).to(self.device)
         tables = {one.table: Table(one.grouping, csc_array(one.member), (SUM, SQUARE)) for one in labels.sets}
         ids = {one.grouping: groupings[one.grouping].ids for one in labels.sets}
@@ -65,7 +58,8 @@ class Rotated:
         """
         run, trunk, (layers, neurons) = self.run, trunk_of(self.run, seed), self.run.done["shapes"][seed]
         plain, number = keeps_nonlinearity(run, seed), min(neurons, ROTATED)
-        turn = haar_rotation(neurons, run.params.random_seed, ROTATION_DRAW)[:number].to(self.device, wide(run))
+        turn = haar_rotation(neurons, run.params.random_seed, ROTATION_DRAW, self.device)[:number]
+        turn = turn.to(self.device, wide(run))
         units = [1 if plain else inverse(own[layer]["deviation"]).to(turn) for layer in range(layers)]
         sums = torch.zeros(layers, 2, 2, number, dtype=torch.float64, device=self.device)  # (own or rotated, Σ and Σ²)
         rotated = torch.zeros(layers, *self.counted.shape, number, device=self.device)

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from lib.base.errors import InputError
 from lib.base.tensors import TensorFiles
-from lib.collect.grouped_tables import RECORD
-from lib.labels.labels import TOKENS_KEPT, LabelSet, token_rows
+from lib.collect.grouped_tables import GROUPS, RECORD
+from lib.labels.labels import TOKENS_KEPT, Grouping, LabelSet, token_rows
 from lib.run import Run
 
 
@@ -33,17 +33,21 @@ class KnownLabels:
     left_out: list[str]
 
 
-def known_labels(run: Run, sets: Sequence[LabelSet]) -> KnownLabels:
-    """Which of the labels the run's statistics know; InputError if they know none."""
+def known_labels(run: Run, sets: Sequence[LabelSet], groupings: Mapping[str, Grouping] | None = None) -> KnownLabels:
+    """Which of the labels the run's statistics know; InputError if they know none.
+
+    Those over one of `groupings` are left out if its groups are not those that were summed, in the same order.
+    """
     recorded, kept, rows, left_out = run.recorded(RECORD), [], [], []
     if not recorded:
         raise InputError(
             f"outputs/{run.params.run} was made without sums by label, which the families need; choose another name "
             f"with RUN=…, or delete it with `make clean RUN={run.params.run}`."
         )
-    tokens = token_rows(run.text)
+    tokens, groups = token_rows(run.labelled), recorded.get(GROUPS, {})
+    changed = {name for name, one in (groupings or {}).items() if groups.get(name, one.key) != one.key}
     for one in sets:
-        row_of = {key: row for row, key in enumerate(recorded.get(one.grouping, []))}
+        row_of = {key: row for row, key in enumerate([] if one.grouping in changed else recorded.get(one.grouping, []))}
         row = np.array([row_of.get(key, -1) for key in one.keys], dtype=int)
         known = row >= 0
         if one.grouping == "token":

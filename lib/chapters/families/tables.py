@@ -16,7 +16,7 @@ from lib.base.files import write_json
 from lib.base.tensors import write_table
 from lib.cache import code_of, fresh
 from lib.chapters.families.rotated import Rotated, keeps_nonlinearity
-from lib.chapters.families.scoring import label_table, seed_families
+from lib.chapters.families.scoring import ALL_TOKENS, label_table, seed_families
 from lib.chapters.families.statistics import KnownLabels, known_labels, seed_statistics
 from lib.chapters.families.summary import matched_pairs, with_excess
 from lib.labels.groupings import run_groupings, run_label_sets
@@ -61,7 +61,8 @@ class Families:
 
     `all_seeds` is families.parquet, `reference` its rows of the reference seed with their excess; `chance` has that
     seed's chance level by layer, `statistics` its grouped moments. `pairs` are matched neurons of two seeds.
-    `left_out` are the labels that the statistics cannot score.
+    `left_out` are the labels that the statistics cannot score; `sampled` are the counted tokens that labels are known
+    on, and all of the text.
     """
 
     def __init__(self, run: Run, labels: KnownLabels, groupings: dict[str, Grouping]):
@@ -71,12 +72,13 @@ class Families:
         self.chance = levels[levels["seed"] == seed].reset_index(drop=True)
         self.pairs = matched_pairs(self.all_seeds, run.table("matches_all_seeds"))
         self.statistics, self.left_out = seed_statistics(run, seed, labels), labels.left_out
+        self.sampled = int(self.statistics[0][f"{ALL_TOKENS}.tokens"].sum()), run.done["tokens_counted"]
         self.word_places = groupings["word_place"].groups if "word_place" in groupings else ()
 
 
 def open_families(run: Run, extra_classes: tuple[TokenClass, ...] = ()) -> Families:
     """The families of a run, scored again if its labels have changed; `extra_classes` are more token classes."""
     groupings = run_groupings(run)
-    labels = known_labels(run, run_label_sets(run, groupings, (*TOKEN_CLASSES, *extra_classes)))
+    labels = known_labels(run, run_label_sets(run, groupings, (*TOKEN_CLASSES, *extra_classes)), groupings)
     tabulate_families(run, labels, groupings)
     return Families(run, labels, groupings)

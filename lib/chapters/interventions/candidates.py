@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from lib.chapters.interventions.single_neurons import Readout
+from lib.models.folded import full_precision
 from lib.models.processed import Processed
-from lib.models.weights import COSINES_AT_ONCE
+from lib.models.weights import nearest
 
 LAST_LAYERS = 2
 CANDIDATES = 6
@@ -73,13 +74,6 @@ def null_share(w_out: Float[Tensor, "neurons d_model"], space: NullSpace) -> Flo
     return (normalize(w_out, dim=1) @ space.basis).norm(dim=1)
 
 
-def most_opposite(vectors: Float[Tensor, "neurons d_model"]) -> tuple[Tensor, Tensor]:
-    """For each vector the index of its antipodal partner, the one with the lowest cosine to it, and that cosine."""
-    unit = normalize(vectors, dim=1)
-    lowest = [(part @ unit.T).min(dim=1) for part in unit.split(max(1, COSINES_AT_ONCE // len(unit)))]
-    return torch.cat([low.indices for low in lowest]), torch.cat([low.values for low in lowest])
-
-
 def frequency_share(w_out: Float[Tensor, "neurons d_model"], reading: Readout) -> Float[Tensor, "neurons"]:
     """Cosine of a neuron's logit effect w_out·W_U with the frequency direction; 0 without any effect on logits."""
     gram = reading.unembedding @ reading.unembedding.T  # ‖w W_U‖² = w gram wᵀ
@@ -106,7 +100,7 @@ def late_neurons(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["entropy_score"].notna()]
 
 
-@torch.no_grad()
+@full_precision()
 def weight_columns(model: Processed, reading: Readout) -> pd.DataFrame:
     """One row per neuron: norm, logit variance, null-space share, partner, frequency share, entropy score and flag.
 
@@ -116,15 +110,15 @@ def weight_columns(model: Processed, reading: Readout) -> pd.DataFrame:
     """
     w_out, layers, neurons = model.w_out, len(model.blocks), len(model.blocks[0].w_out)
     flat = np.arange(len(w_out))
-    partner, cosine = most_opposite(w_out)
+    partner, cosine = (one.cpu().numpy() for one in nearest(w_out, sign=-1))  # antipodal, the lowest cosine
     space = null_space(model.unembedding)
     table = pd.DataFrame({"layer": flat // neurons, "neuron": flat % neurons})
-    table["w_out_norm"] = w_out.norm(dim=1).numpy()
-    table["vocab_var"] = logit_variance(w_out, model.unembedding).numpy()
-    table["null_share"] = null_share(w_out, space).numpy()
-    table["partner_layer"], table["partner_neuron"] = partner.numpy() // neurons, partner.numpy() % neurons
-    table["partner_cos"] = cosine.numpy()
-    table["frequency_share"] = frequency_share(w_out, reading).numpy()
+    table["w_out_norm"] = w_out.norm(dim=1).cpu().numpy()
+    table["vocab_var"] = logit_variance(w_out, model.unembedding).cpu().numpy()
+    table["null_share"] = null_share(w_out, space).cpu().numpy()
+    table["partner_layer"], table["partner_neuron"] = partner // neurons, partner % neurons
+    table["partner_cos"] = cosine
+    table["frequency_share"] = frequency_share(w_out, reading).cpu().numpy()
     late = (table["layer"] >= layers - LAST_LAYERS) & (table["w_out_norm"] > 0)
     table["entropy_score"] = (table["w_out_norm"] * table["null_share"]).where(late)
     large = table["w_out_norm"] >= table.loc[late, "w_out_norm"].quantile(LARGE)

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lib.base.errors import InputError
+from lib.models.folded import full_precision
 from lib.models.processed import Processed
 
 HEAD_INPUTS = ("q", "k", "v")
@@ -74,7 +75,7 @@ class Trace:
         return self.before[-1]
 
 
-@torch.no_grad()
+@full_precision()
 def run(
     model: Processed,
     tokens: Int[Tensor, "blocks context"],
@@ -140,12 +141,14 @@ def _changes(interventions: Sequence[Intervention], layer: int) -> list[Fix | Mu
 
 
 def _changed(activation, layer, neurons, interventions) -> Float[Tensor, "blocks context neurons"]:
-    columns, after = {neuron: column for column, neuron in enumerate(neurons)}, activation.clone()
+    factor, added = dict.fromkeys(neurons, 1.0), dict.fromkeys(neurons, 0.0)
     for item in _changes(interventions, layer):
-        if item.neuron in columns:
-            column = columns[item.neuron]
-            after[..., column] = item.value if isinstance(item, Fix) else after[..., column] * item.factor
-    return after
+        if isinstance(item, Fix):
+            factor[item.neuron], added[item.neuron] = 0.0, item.value
+        elif item.neuron in factor:
+            factor[item.neuron], added[item.neuron] = (x[item.neuron] * item.factor for x in (factor, added))
+    scale, shift = (activation.new_tensor([x[neuron] for neuron in neurons]) for x in (factor, added))
+    return torch.where(scale == 0, shift, activation * scale + shift)
 
 
 def _check(model: Processed, interventions: Sequence[Intervention]) -> None:

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from lib.chapters.interventions.engine import PathAblation, Trace, contribution, run
+from lib.models.folded import full_precision
 from lib.models.processed import Processed
 
 PAIRS = 2  # of each sign
 PAIR = ["layer", "neuron", "head_layer", "head"]
 MEASURED = ["activation", "bos", "norm", "bos_change", "norm_change"]
-BLOCKS = 8  # per forward pass
 
 
 def score_directions(model: Processed, bos_id: int) -> Float[Tensor, "layers heads d_model"]:
@@ -27,7 +27,7 @@ def score_directions(model: Processed, bos_id: int) -> Float[Tensor, "layers hea
 
     A model's own attention scale replaces 1 / √d_head; with rotary positions the query is that at BOS.
     """
-    alone = run(model, torch.tensor([[bos_id]]))
+    alone = run(model, torch.tensor([[bos_id]], device=model.device))
     directions = []
     for layer, block in enumerate(model.blocks):
         key = model.heads(alone.before[layer], layer)[1, 0, :, 0]  # (heads, d_head)
@@ -35,7 +35,7 @@ def score_directions(model: Processed, bos_id: int) -> Float[Tensor, "layers hea
     return torch.stack(directions)
 
 
-@torch.no_grad()
+@full_precision()
 def attention_scores(
     w_out: Float[Tensor, "neurons d_model"], directions: Float[Tensor, "layers heads d_model"]
 ) -> Float[Tensor, "neurons layers heads"]:
@@ -43,10 +43,10 @@ def attention_scores(
 
     `w_out` holds equally many neurons per layer, layer after layer.
     """
-    layers = len(directions)
+    layers, device = len(directions), directions.device
     scores = torch.einsum("nd,lhd->nlh", normalize(w_out, dim=1), directions)
-    of_neuron = torch.arange(layers).repeat_interleave(len(w_out) // layers)
-    reachable = torch.arange(layers)[None] > of_neuron[:, None]  # (neurons, layers)
+    of_neuron = torch.arange(layers, device=device).repeat_interleave(len(w_out) // layers)
+    reachable = torch.arange(layers, device=device)[None] > of_neuron[:, None]  # (neurons, layers)
     return scores.masked_fill(~reachable[..., None], torch.nan)
 
 
@@ -63,17 +63,17 @@ def score_columns(
     flat = scores.nan_to_num(0.0).flatten(1)
     spreads = (directions.norm(dim=-1) / (directions.shape[-1] - 1) ** 0.5).flatten().clamp(min=1e-30)
     best = (flat / spreads).abs().argmax(1)
-    reached = (~scores.isnan()).flatten(1).any(1).numpy()
-    value = flat.gather(1, best[:, None])[:, 0].double().numpy()
-    spread = spreads[best].double().numpy()
+    reached = (~scores.isnan()).flatten(1).any(1).cpu().numpy()
+    value = flat.gather(1, best[:, None])[:, 0].double().cpu().numpy()
+    spread, best = spreads[best].double().cpu().numpy(), best.cpu().numpy()
     per_layer = neurons // layers
     return pd.DataFrame(
         {
             "layer": np.arange(neurons) // per_layer,
             "neuron": np.arange(neurons) % per_layer,
             "attention_score": np.where(reached, value, np.nan),
-            "attention_head_layer": np.where(reached, best.numpy() // heads, -1),
-            "attention_head": np.where(reached, best.numpy() % heads, -1),
+            "attention_head_layer": np.where(reached, best // heads, -1),
+            "attention_head": np.where(reached, best % heads, -1),
             "attention_deviations": np.where(reached, value / spread, np.nan),
         }
     )
@@ -87,27 +87,26 @@ def top_pairs(columns: pd.DataFrame, number: int = PAIRS) -> pd.DataFrame:
     return pd.concat([most.assign(role="deactivation"), least.assign(role="activation")])
 
 
-@torch.no_grad()
+@full_precision()
 def value_norms(model: Processed, tokens: Int[Tensor, "blocks context"]) -> pd.DataFrame:
     """Per head ‖W_O (v + b_V)‖ of BOS (`bos`), its mean over all other tokens (`others`), and `ratio`, others / bos.
 
     `ratio_without_bias` is that of ‖W_O v‖, from values without their bias b_V.
     """
-    trace = run(model, tokens)
-    rows = []
-    for layer, block in enumerate(model.blocks):
-        value = model.heads(trace.before[layer], layer)[2]  # (blocks, heads, context, d_head)
-        with_bias, without = (
-            torch.einsum("bhte,hed->bhtd", one, block.out).norm(dim=-1)
-            for one in (value + block.value_bias[:, None], value)
-        )
-        for head in range(len(block.out)):
-            (bos, others), bare = (
-                (float(norm[:, head, 0].mean()), float(norm[:, head, 1:].mean())) for norm in (with_bias, without)
-            )
-            row = {"layer": layer, "head": head, "bos": bos, "others": others, "ratio": others / max(bos, 1e-30)}
-            rows.append(row | {"ratio_without_bias": bare[1] / max(bare[0], 1e-30)})
-    return pd.DataFrame(rows)
+    layers, heads = len(model.blocks), len(model.blocks[0].out)
+    # sums over blocks, (layers, heads, with the bias or without, BOS or others)
+    norms = torch.zeros(layers, heads, 2, 2, dtype=torch.float64, device=model.device)
+    for some in tokens.to(model.device).split(model.batch):
+        trace = run(model, some)
+        for layer, block in enumerate(model.blocks):
+            value = model.heads(trace.before[layer], layer)[2]  # (blocks, heads, context, d_head)
+            for kind, one in enumerate((value + block.value_bias[:, None], value)):
+                norm = torch.einsum("bhte,hed->bhtd", one, block.out).norm(dim=-1)  # (blocks, heads, context)
+                norms[layer, :, kind] += torch.stack([norm[..., 0].sum(0), norm[..., 1:].mean(2).sum(0)], 1)
+    (bos, others), bare = (norms / len(tokens)).permute(2, 3, 0, 1).flatten(2).cpu().numpy()  # (layers · heads) each
+    place = np.arange(layers * heads)
+    ratios = {"ratio": others / bos.clip(1e-30), "ratio_without_bias": bare[1] / bare[0].clip(1e-30)}
+    return pd.DataFrame({"layer": place // heads, "head": place % heads, "bos": bos, "others": others, **ratios})
 
 
 def head_output(
@@ -117,12 +116,12 @@ def head_output(
     block = model.blocks[layer]
     query, key, value = (model.one_head(of, layer, kind, head) for kind, of in enumerate((read_by_query, read, read)))
     score = query @ key.transpose(1, 2) * block.attention_scale
-    seen = torch.ones(score.shape[1:], dtype=torch.bool).tril()
+    seen = torch.ones_like(score[0], dtype=torch.bool).tril()
     pattern = score.masked_fill(~seen, -torch.inf).softmax(-1)  # (blocks, destination, source)
     return pattern[..., 0], (pattern @ value @ block.out[head]).norm(dim=-1)
 
 
-@torch.no_grad()
+@full_precision()
 def query_path_ablations(
     model: Processed,
     tokens: Int[Tensor, "blocks context"],
@@ -137,18 +136,17 @@ def query_path_ablations(
     """
     context = tokens.shape[1]
     chosen = counted & (torch.arange(context) >= context // 2)
-    parts = []
-    for start in range(0, len(tokens), BLOCKS):
-        some, trace = chosen[start : start + BLOCKS], run(model, tokens[start : start + BLOCKS])
-        for pair in pairs:
-            found = _cut(model, trace, pair)
-            part = pd.DataFrame({name: of[some].numpy() for name, of in zip(MEASURED, found, strict=True)})
-            part["block"] = start + some.nonzero()[:, 0].numpy()
-            parts.append(part.assign(**{name: getattr(pair, name) for name in PAIR}))
-    if not parts:  # a model of one layer has no later head
+    if not pairs:  # a model of one layer has no later head
         empty = dict.fromkeys(MEASURED, "float64") | dict.fromkeys(["block", *PAIR], "int64")
         return pd.DataFrame({name: pd.Series(dtype=dtype) for name, dtype in empty.items()})
-    return pd.concat(parts, ignore_index=True)
+    found = []  # by batch, (measured, pairs, destinations)
+    for part, some in zip(tokens.split(model.batch), chosen.split(model.batch), strict=True):
+        trace, some = run(model, part.to(model.device)), some.to(model.device)
+        found.append(torch.stack([torch.stack([one[some] for one in _cut(model, trace, pair)]) for pair in pairs], 1))
+    table = pd.DataFrame(dict(zip(MEASURED, torch.cat(found, 2).flatten(1).cpu().numpy(), strict=True)))
+    table["block"] = np.tile(chosen.nonzero()[:, 0].numpy(), len(pairs))
+    number = int(chosen.sum())
+    return table.assign(**{name: np.repeat([getattr(pair, name) for pair in pairs], number) for name in PAIR})
 
 
 def _cut(model: Processed, trace: Trace, pair: PathAblation) -> tuple[Tensor, ...]:

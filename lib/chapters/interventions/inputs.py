@@ -48,7 +48,7 @@ def weight_columns(model: Processed, reading: Readout, bos_id: int) -> pd.DataFr
 
 def random_scores(model: Processed, bos_id: int, random_seed: int) -> pd.DataFrame:
     """`heads.score_columns` of as many random unit vectors as the model has neurons, in the same layers."""
-    vectors = random_directions(len(model.w_out), model.w_out.shape[1], random_seed)
+    vectors = random_directions(len(model.w_out), model.w_out.shape[1], random_seed).to(model.device)
     return heads.score_columns(vectors, heads.score_directions(model, bos_id))
 
 

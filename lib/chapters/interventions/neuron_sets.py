@@ -15,8 +15,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lib.chapters.interventions.engine import Fix, run
-from lib.chapters.interventions.single_neurons import BLOCKS, TILE, mean_and_error, predicting
+from lib.chapters.interventions.single_neurons import TILE, mean_and_error, predicting
 from lib.kernels.predictions import Cases, prediction_statistics, product_dtype
+from lib.models.folded import full_precision
 from lib.models.processed import Processed
 
 UNIVERSAL, RANDOM = "universal", "random"
@@ -26,7 +27,6 @@ DRAWS = 10
 TOLERANCE = 0.05  # of a random set's power, and in the first layer of its information on the position
 MATCHED = 0.15  # how far off a random set's power may be to be compared
 STEPS = 2000  # exchanges of one neuron on the way to it
-MAX_LOGITS = 2**27  # of the unchanged run, kept at once: half a gigabyte
 
 
 class NeuronSet(NamedTuple):
@@ -43,7 +43,7 @@ class NeuronSet(NamedTuple):
     information: float = np.nan
 
 
-@torch.no_grad()
+@full_precision()
 def single_powers(
     model: Processed,
     blocks: tuple[Int[Tensor, "blocks context"], Bool[Tensor, "blocks context"]],
@@ -53,15 +53,16 @@ def single_powers(
 
     On the tokens that `ablations` measures: a neuron that fires rarely may not fire on them at all.
     """
-    tokens, measured = blocks[0], predicting(blocks[1])
-    squares = torch.zeros(means.shape, dtype=torch.float64)
-    for start in range(0, len(tokens), BLOCKS):
-        some, trace = measured[start : start + BLOCKS], run(model, tokens[start : start + BLOCKS])
+    tokens, measured = blocks[0].to(model.device), predicting(blocks[1]).to(model.device)
+    means = means.to(model.device)
+    squares = torch.zeros_like(means, dtype=torch.float64)
+    for part, some in zip(tokens.split(model.batch), measured.split(model.batch), strict=True):
+        trace = run(model, part)
         for layer, mean in enumerate(means):
             activation = model.neuron_activations(trace.middle[layer][some], layer, slice(None))
             squares[layer] += (activation - mean).square().sum(0).double()
     norms = torch.stack([block.w_out.square().sum(1) for block in model.blocks])
-    return squares / measured.sum() * norms
+    return (squares / measured.sum() * norms).cpu()
 
 
 def matched_set(
@@ -133,7 +134,7 @@ class _UnchangedPredictions:
     def __init__(self, model: Processed, final: Float[Tensor, "tokens d_model"], target: Int[Tensor, "tokens"]):
         self.model, self.target, self.normalised = model, target, model.normalise(final)
         self.logits = torch.addmm(model.unembedding_bias, self.normalised, model.unembedding)
-        self.coarse = model.unembedding.to(product_dtype(len(model.unembedding_bias), model.unembedding.dtype))
+        self.coarse = model.unembedding.to(product_dtype(model.unembedding))
         self.likely = self.logits.argmax(1)
         self.loss = self._losses(torch.zeros_like(self.normalised))
         expected = [logits.softmax(-1) @ model.unembedding.T for logits in self.logits.split(TILE)]
@@ -158,14 +159,14 @@ class _UnchangedPredictions:
         constants, parts = self.logits.new_zeros(3, self.logits.shape[1]), []
         tiles = (values.split(TILE) for values in (moved, self.logits, self.target, self.likely))
         for rows, logits, target, likely in zip(*tiles, strict=True):
-            each, one = torch.arange(len(rows)), torch.ones(len(rows))
-            cases = Cases(each, each, one, one, torch.zeros(len(rows)))
+            each, one = torch.arange(len(rows), device=rows.device), torch.ones_like(rows[:, 0])
+            cases = Cases(each, each, one, one, torch.zeros_like(one))
             effects = rows.to(self.coarse.dtype) @ self.coarse
             parts.append(prediction_statistics(logits, effects, cases, constants, target, likely)[:, 0])
         return torch.cat(parts)
 
 
-@torch.no_grad()
+@full_precision()
 def ablations(
     model: Processed,
     blocks: tuple[Int[Tensor, "blocks context"], Bool[Tensor, "blocks context"]],
@@ -180,12 +181,10 @@ def ablations(
     of loss and KL(unchanged ‖ ablated), in nats, and `residual_power`, the squared length of what the ablation adds to
     the residual stream behind its layer.
     """
-    tokens, counted = blocks
-    measured = predicting(counted)
-    sums = torch.zeros(len(tokens), len(sets), len(OUTCOMES), dtype=torch.float64)
-    step = max(1, min(BLOCKS, MAX_LOGITS // (tokens.shape[1] * model.unembedding.shape[1])))
-    for start in progress(range(0, len(tokens), step)):
-        part, some = tokens[start : start + step], measured[start : start + step]
+    tokens, measured = blocks[0].to(model.device), predicting(blocks[1]).to(model.device)
+    sums = torch.zeros(len(tokens), len(sets), len(OUTCOMES), dtype=torch.float64, device=model.device)
+    for start in progress(range(0, len(tokens), model.batch)):
+        part, some = (one[start : start + model.batch] for one in (tokens, measured))
         block = start + some.nonzero()[:, 0]
         unchanged = run(model, part)
         predictions = _UnchangedPredictions(model, unchanged.final[some], part.roll(-1, 1)[some])
@@ -195,8 +194,8 @@ def ablations(
             added = (ablated.before[one.layer + 1] - unchanged.before[one.layer + 1])[some]
             found = torch.stack([*predictions.changes(ablated.final[some]), added.square().sum(-1)], 1)
             sums[:, index].index_add_(0, block, found.double())
-    number = measured.sum(1).double()
-    mean, error = mean_and_error(sums, number)
+    number = measured.sum(1).double().cpu()
+    mean, error = mean_and_error(sums.cpu(), number)
     table = pd.DataFrame([one._replace(neurons=len(one.neurons)) for one in sets], columns=NeuronSet._fields)
     table = table.assign(tokens=int(number.sum()), blocks=len(tokens))
     for index, outcome in enumerate(OUTCOMES):

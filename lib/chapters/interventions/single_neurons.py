@@ -18,12 +18,12 @@ from torch import Tensor
 
 from lib.chapters.interventions.engine import Fix, run
 from lib.kernels.predictions import STATISTICS, Cases, prediction_statistics, product_dtype
+from lib.models.folded import full_precision
 from lib.models.processed import Processed
 
 OUTCOMES = (*STATISTICS, "scale")
 COLUMNS = [outcome + part for outcome in OUTCOMES for part in ("", "_change", "_error")]
 TOTAL, FROZEN_SCALE, FIXED_FREQUENCY = "total", "frozen scale", "fixed frequency"
-BLOCKS = 4  # per forward pass
 TILE = 128  # tokens whose logits fit the processor's cache
 
 
@@ -48,7 +48,7 @@ def readout(model: Processed, counts: Int[Tensor, "vocabulary"]) -> Readout:
 
     A padded embedding has more tokens than the text's tokeniser; these count 0.
     """
-    counts = F.pad(counts, (0, model.unembedding.shape[1] - len(counts)))
+    counts = F.pad(counts, (0, model.unembedding.shape[1] - len(counts))).to(model.device)
     log_unigram = ((counts + 1.0) / (counts + 1.0).sum()).log().float()
     direction = log_unigram - log_unigram.mean()
     direction = direction / direction.norm().clamp(min=1e-12)  # 0 for a text of equally frequent tokens
@@ -105,7 +105,7 @@ def predicting(counted: Bool[Tensor, "blocks context"]) -> Bool[Tensor, "blocks 
     return measured
 
 
-@torch.no_grad()
+@full_precision()
 def effects(
     model: Processed,
     reading: Readout,
@@ -120,19 +120,21 @@ def effects(
     Variants: `total`; `frozen scale`, the final LayerNorm divides as in the unchanged run; `fixed frequency`, the
     logits keep the unchanged run's projection on the frequency direction.
     """
-    tokens, counted = blocks
+    tokens, counted = (one.to(model.device) for one in blocks)
     neurons = list(fixed)
-    values = torch.tensor([list(fixed[neuron]) for neuron in neurons], dtype=torch.float32).view(len(neurons), -1)
-    sums = torch.zeros(len(tokens), len(neurons), values.shape[1], len(variants), len(OUTCOMES), dtype=torch.float64)
-    unchanged = torch.zeros(len(tokens), len(OUTCOMES), dtype=torch.float64)
+    asked = torch.tensor([list(fixed[neuron]) for neuron in neurons], dtype=torch.float32).view(len(neurons), -1)
+    values = asked.to(model.device)
+    made = {"dtype": torch.float64, "device": model.device}
+    sums = torch.zeros(len(tokens), len(neurons), values.shape[1], len(variants), len(OUTCOMES), **made)
+    unchanged = torch.zeros(len(tokens), len(OUTCOMES), **made)
     measured = predicting(counted)
     statistics = _CaseStatistics(model, reading, neurons, values, variants)
-    for start in progress(range(0, len(tokens), BLOCKS)):
-        part = slice(start, start + BLOCKS)
+    for start in progress(range(0, len(tokens), model.batch)):
+        part = slice(start, start + model.batch)
         for block, before, after in statistics.of(tokens[part], measured[part]):
             unchanged.index_add_(0, start + block, before)
             sums.index_add_(0, start + block, after)
-    return Effects(neurons, values, tuple(variants), measured.sum(1).double(), unchanged, sums)
+    return Effects(neurons, asked, tuple(variants), measured.sum(1).double().cpu(), unchanged.cpu(), sums.cpu())
 
 
 class _CaseStatistics:
@@ -143,9 +145,9 @@ class _CaseStatistics:
         self.last = len(model.blocks) - 1
         self.late = [index for index, (layer, _) in enumerate(neurons) if layer == self.last]
         self.early = [index for index in range(len(neurons)) if index not in self.late]
-        self.directions = torch.stack([model.blocks[layer].w_out[neuron] for layer, neuron in neurons])[self.late]
+        self.directions = model.blocks[self.last].w_out[[neurons[index][1] for index in self.late]]
         self.late_effects = self.directions @ reading.unembedding  # (late neurons, vocabulary)
-        self.dtype = product_dtype(reading.unembedding.shape[1], reading.unembedding.dtype)
+        self.dtype = product_dtype(reading.unembedding)
         self.coarse = reading.unembedding.to(self.dtype)
         self.along = reading.unembedding @ reading.frequency  # (d_model)
 
@@ -170,20 +172,20 @@ class _CaseStatistics:
     def _tile(self, final, target, moved, shifts) -> tuple[Tensor, Tensor]:
         rows, values, variants = len(final), self.values.shape[1], len(self.variants)
         products = final @ self.reading.unembedding
-        cases = torch.empty(rows, len(self.neurons), values, variants, len(OUTCOMES), dtype=torch.float64)
+        cases = final.new_empty(rows, len(self.neurons), values, variants, len(OUTCOMES), dtype=torch.float64)
         base = self.model.scale(final)[:, None], (final @ self.along)[:, None]  # scale and projection, (rows, 1)
         shared = target, products.argmax(1), products, base
-        nothing, first = self.late_effects.new_zeros(1, products.shape[1]), torch.zeros(rows, 1, dtype=torch.long)
+        nothing, first = self.late_effects.new_zeros(1, products.shape[1]), target.new_zeros(rows, 1)
         unchanged = self._statistics(*shared, nothing, base, first, (TOTAL,))
         if self.late:
-            which = torch.arange(len(self.late)).repeat_interleave(values).expand(rows, -1)
+            which = torch.arange(len(self.late), device=final.device).repeat_interleave(values).expand(rows, -1)
             after = self._along_directions(final, moved)
             found = self._statistics(*shared, self.late_effects, after, which, self.variants, moved.flatten(1))
             cases[:, self.late] = found.view(rows, len(self.late), values, variants, -1)
         for index, shift in shifts.items():  # (rows, values, d_model)
             change = (shift.to(self.dtype) @ self.coarse).flatten(0, 1)
             after = self.model.scale(final[:, None] + shift), (final[:, None] + shift) @ self.along
-            which = torch.arange(rows * values).view(rows, values)
+            which = torch.arange(rows * values, device=final.device).view(rows, values)
             cases[:, index] = self._statistics(*shared, change, after, which, self.variants)
         return unchanged[:, 0, 0], cases
 
@@ -204,8 +206,14 @@ class _CaseStatistics:
         none = torch.zeros_like(drift)
         scales = torch.stack([before if variant == FROZEN_SCALE else scale for variant in variants], 2)
         along = torch.stack([drift if variant == FIXED_FREQUENCY else none for variant in variants], 2)
-        moved = torch.ones(rows, cases) if moved is None else moved
-        columns = (torch.arange(rows)[:, None, None], effect[..., None], moved[..., None], 1 / scales, along)
+        moved = torch.ones_like(drift) if moved is None else moved
+        columns = (
+            torch.arange(rows, device=drift.device)[:, None, None],
+            effect[..., None],
+            moved[..., None],
+            1 / scales,
+            along,
+        )
         every = Cases(*(column.expand(shape).flatten() for column in columns))
         found = prediction_statistics(products, effects, every, self.reading.constants, target, likely)
         return torch.cat([found.view(*shape, -1), scales[..., None]], -1).double()

@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from lib.base.hub import seed_source
+from lib.base.machine import allowed_memory, device_of
 from lib.base.tensors import write_table
 from lib.cache import kept
 from lib.chapters.interventions import candidates, heads, inputs, neuron_sets, single_neurons
@@ -29,7 +30,7 @@ OTHERS = 1 / 2  # of these, for seeds other than the reference
 ABLATED_BLOCKS, ABLATED_CONTEXT = 48, 256  # blocks that sets are ablated on, and their first positions
 REDUCED_BLOCKS = 12  # of them, for zero ablation and for seeds other than the reference
 OTHER_DRAWS = 5  # random sets beside a set that is zero-ablated or of another seed
-HELD = 2**28  # parameters of the models that stay in memory
+HELD, BATCHED = 1 / 4, 1 / 4  # of the memory that the run may use: models that stay, and what a batch of text takes
 NEURON = ["layer", "neuron"]
 _models: dict[tuple[str, str], processed.Processed] = {}
 
@@ -40,14 +41,16 @@ def unsupported(run: Run) -> str | None:
 
 
 def model_of(run: Run, seed: str) -> processed.Processed:
-    """A seed's processed weights; those of several seeds are kept while they have no more than HELD parameters."""
+    """A seed's processed weights on the run's device, which stay there while those of all seeds fit into HELD."""
     key = str(run.folder), seed
     if key not in _models:
-        made = processed.processed(seed_source(run.params, seed))
-        size = sum(one.w_out.numel() + one.unembedding.numel() for one in (*_models.values(), made))
-        if 3 * size > HELD:  # w_in and the attention are about as large as w_out
-            _models.clear()
-        _models[key] = made
+        device = device_of(run.params)
+        memory = allowed_memory(run.params, device)
+        size = max((one.memory for one in _models.values()), default=0)  # seeds are about as large as one another
+        while _models and size * (len(_models) + 1) > HELD * memory:
+            _models.pop(next(iter(_models)))
+        made = processed.processed(seed_source(run.params, seed), device)
+        _models[key] = made.within(BATCHED * memory, run.params.context)
     return _models[key]
 
 

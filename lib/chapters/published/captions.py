@@ -1,12 +1,55 @@
-"""Captions of the comparison with a published table."""
+"""Captions of the comparison with published tables."""
+
+import re
+from collections.abc import Callable
+from typing import Any
 
 import pandas as pd
 
-from lib.base.errors import capital
-from lib.chapters.published.comparison import COLUMNS
+from lib.base.errors import capital, listed
+from lib.chapters.published.comparison import COLUMNS, TOLERANCE
 from lib.display.captions import Caption, count, percent, signed
 
 TOP = 20  # neurons in a table of those that disagree
+
+
+def for_each(parts: dict[str, Any], sentence: Callable[[Any], str], named: bool = False) -> str:
+    """A paragraph of sentences for each published table, headed by its name where there are several (Markdown)."""
+    headed = named or len(parts) > 1
+    return "\n\n".join(f"`{name}`: {sentence(part)}" if headed else sentence(part) for name, part in parts.items())
+
+
+def figure_name(kind: str, name: str, tables: dict[str, pd.DataFrame]) -> str:
+    """The name of a figure's files; with the published table's where there are several."""
+    own = re.sub(r"[^A-Za-z0-9-]+", "_", name)
+    return f"published_{kind}_{own}" if len(tables) > 1 else f"published_{kind}"
+
+
+def judgement(rows: pd.DataFrame) -> str:
+    """From `comparison.against_tolerance`: does the run reproduce the published table? One sentence (Markdown)."""
+    if not len(rows):
+        names = listed(COLUMNS[column] for column in TOLERANCE)
+        return f"Whether the run reproduces the published table **cannot be told**: the tables share no {names}."
+    over, neurons = rows[~rows["within"]], count(rows["neurons"].max(), "listed neuron")
+    shown = rows if over.empty else over
+    said = [f"{row.difference:.4f} for the {row.label} (tolerance {row.tolerance:.4f})" for row in shown.itertuples()]
+    if over.empty:
+        return f"**The run reproduces the published table**: the mean difference over {neurons} is {listed(said)}."
+    return f"**The run does not reproduce the published table**: over {neurons} the mean difference is {listed(said)}."
+
+
+def judgement_table(parts: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """`comparison.against_tolerance` of each published table, by its name, as a reader's table."""
+    rows = pd.concat([rows.assign(table=name) for name, rows in parts.items()], ignore_index=True)
+    columns = {
+        "published table": rows["table"],
+        "value": rows["label"],
+        "listed neurons": rows["neurons"].map("{:,}".format),
+        "mean difference": rows["difference"].map("{:.4f}".format),
+        "tolerance": rows["tolerance"].map("{:.4f}".format),
+        "within": rows["within"].map({True: "yes", False: "no"}),
+    }
+    return pd.DataFrame(columns)
 
 
 def overlap(totals: pd.Series, threshold: float) -> Caption:
@@ -71,12 +114,12 @@ def layers(matrix: pd.DataFrame) -> Caption:
 
 def differing(table: pd.DataFrame) -> str:
     """How many listed neurons differ, before the table of those that differ most."""
-    listed, differ = int(table["listed"].sum()), int(table["differs"].sum())
+    known, differ = int(table["listed"].sum()), int(table["differs"].sum())
     if not differ:
-        return f"None of the {count(listed, 'listed neuron')} differs from the published table by more than rounding."
+        return f"None of the {count(known, 'listed neuron')} differs from the published table by more than rounding."
     verb = "differs" if differ == 1 else "differ"
     return (
-        f"**{differ:,}** of the {count(listed, 'listed neuron')} ({percent(differ / listed, 1)}) {verb} by more than "
+        f"**{differ:,}** of the {count(known, 'listed neuron')} ({percent(differ / known, 1)}) {verb} by more than "
         f"rounding. The largest {min(differ, TOP)}:"
     )
 
@@ -115,12 +158,12 @@ def one_sided(parts: dict[str, pd.DataFrame], totals: pd.Series) -> str:
 
 def is_partial(table: pd.DataFrame, threshold: float) -> str:
     """What a table that leaves neurons out can and cannot say."""
-    listed = table[table["listed"]]
-    if len(listed) == len(table):
+    known = table[table["listed"]]
+    if len(known) == len(table):
         return "The published table lists every neuron of the model."
-    least = listed["excess_corr_published"].min()
+    least = known["excess_corr_published"].min()
     text = (
-        f"The published table lists {len(listed):,} of {len(table):,} neurons, with an excess of at least {least:.3f}. "
+        f"The published table lists {len(known):,} of {len(table):,} neurons, with an excess of at least {least:.3f}. "
         "Values are compared for these only; all others count as not universal in the published table"
     )
     above = f", although some between {threshold:g} and {least:.3f} may be missing"

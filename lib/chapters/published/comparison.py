@@ -1,8 +1,9 @@
-"""A run beside a published per-neuron table: do they call the same neurons universal, and give them the same numbers?
+"""A run beside published per-neuron tables: do they call the same neurons universal, and give them the same numbers?
 
-`python -m lib.chapters.published.comparison outputs/<run>/params.yaml [published.csv]` keeps the published table as
-tables/published.parquet and writes tables/comparison.parquet, one row per neuron of the run with both tables' columns.
-A published table may list universal neurons only; the values of the others are then unknown, not zero.
+`python -m lib.chapters.published.comparison outputs/<run>/params.yaml ["one.csv two.csv"]` keeps the published tables
+as tables/published.parquet and writes tables/comparison.parquet, for each of them one row per neuron of the run with
+both tables' columns. A published table may list universal neurons only; the values of the others are then unknown, not
+zero.
 """
 
 import csv
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lib.base.errors import InputError, exit_on_input_error
+from lib.base.errors import InputError, exit_on_input_error, listed
 from lib.base.files import file_sha256, write_json
 from lib.base.params import read_params
 from lib.base.tensors import write_table
@@ -30,6 +31,9 @@ CORRELATIONS = {
 }
 COLUMNS = CORRELATIONS | PROPERTIES
 NEEDED = ("layer", "neuron", "excess_corr")
+# Mean difference between two published runs of GPT2-small, 493 neurons: the tolerance for "the same result"
+# (docs/method.md §10).
+TOLERANCE = {"max_corr": 0.0044, "min_corr": 0.0073, "max_baseline": 0.0153, "min_baseline": 0.0089}
 ROUNDING = 1e-3  # standard deviations of the published column up to which two values count as the same
 
 
@@ -143,18 +147,31 @@ def overlap_by_layer(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis("layer").reset_index().infer_objects()
 
 
+def against_tolerance(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per shared column of TOLERANCE: column, label, neurons, difference, tolerance, within.
+
+    `difference` is the mean absolute difference over the listed neurons.
+    """
+    known, rows = table[table["listed"]], []
+    for column in (one for one in TOLERANCE if f"{one}_published" in table):
+        differences = (known[column] - known[f"{column}_published"]).abs().dropna()
+        row = (column, COLUMNS[column], len(differences), differences.mean(), TOLERANCE[column])
+        rows += [(*row, row[-2] <= row[-1])] if len(differences) else []
+    return pd.DataFrame(rows, columns=["column", "label", "neurons", "difference", "tolerance", "within"])
+
+
 def column_correlations(table: pd.DataFrame) -> pd.DataFrame:
     """One row per shared column, over the listed neurons: column, label, neurons, pearson, differs (beyond rounding).
 
     `pearson` is NaN for fewer than three neurons or a constant column.
     """
-    listed = table[table["listed"]]
+    known = table[table["listed"]]
     rows = []
     for column in shared_columns(table):
-        pair = listed[[column, f"{column}_published"]].dropna()
+        pair = known[[column, f"{column}_published"]].dropna()
         defined = len(pair) > 2 and (pair.std() > 0).all()
         pearson = pair.corr().iloc[0, 1] if defined else np.nan
-        differs = int((standardised_difference(listed, column).abs() > ROUNDING).sum())
+        differs = int((standardised_difference(known, column).abs() > ROUNDING).sum())
         rows.append((column, COLUMNS[column], len(pair), pearson, differs))
     return pd.DataFrame(rows, columns=["column", "label", "neurons", "pearson", "differs"])
 
@@ -184,25 +201,57 @@ def one_sided(table: pd.DataFrame, number: int) -> dict[str, pd.DataFrame]:
     return {"here": here.reset_index(drop=True), "there": there.reset_index(drop=True)}
 
 
-def compare(run: Run, path: Path | None = None) -> pd.DataFrame:
-    """Writes tables/comparison.parquet of a run whose tables are there; a new published table replaces the kept one."""
+def compare(run: Run, paths: list[Path] | None = None) -> dict[str, pd.DataFrame]:
+    """Writes tables/comparison.parquet of a run whose tables are there; new published tables replace the kept ones.
+
+    Returns `joined` by the published table's name. Raises InputError before anything is written.
+    """
     tables = run.folder / "tables"
-    if path is not None:
-        published = read_published(path)
-        joined(run.neurons, with_universal(published, run.params.threshold))  # refused before anything is written
-        write_table(tables / "published.parquet", published)
-        write_json(tables / "published.json", {"file": path.name, "sha256": file_sha256(path)})
-    table = joined(run.neurons, run.table("published"))
-    write_table(tables / "comparison.parquet", table)
-    return table
+    if paths:
+        published = {path.stem: read_published(path) for path in paths}
+        if len(published) < len(paths):
+            raise InputError(f"PUBLISHED names {listed(path.name for path in paths)}; give each file another name.")
+        _joined(run, published)  # refused before anything is written
+        parts = [own.assign(table=name) for name, own in published.items()]
+        write_table(tables / "published.parquet", pd.concat(parts, ignore_index=True))
+        files = [{"table": path.stem, "file": path.name, "sha256": file_sha256(path)} for path in paths]
+        write_json(tables / "published.json", {"tables": files})
+    elif "tables" not in (record := run.recorded("tables/published.json")):  # kept before there could be several
+        write_json(tables / "published.json", {"tables": [{"table": "published"} | record]})
+    found = kept(run)
+    parts = [own.assign(table=name) for name, own in found.items()]
+    write_table(tables / "comparison.parquet", pd.concat(parts, ignore_index=True))
+    return found
+
+
+def kept(run: Run) -> dict[str, pd.DataFrame]:
+    """The run joined with each published table that it keeps, by the table's name."""
+    table = pd.read_parquet(run.folder / "tables" / "published.parquet")
+    if "table" not in table:  # one, kept before there could be several
+        table["table"] = "published"
+    # a column that only another of the tables has is empty here
+    own = {name: part.drop(columns="table") for name, part in table.groupby("table", sort=False)}
+    return _joined(run, {name: part.dropna(axis="columns", how="all") for name, part in own.items()})
+
+
+def _joined(run: Run, published: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    threshold, found = run.params.threshold, {}
+    for name, table in published.items():
+        try:
+            found[name] = joined(run.neurons, with_universal(table, threshold))
+        except InputError as error:
+            raise InputError(f"{name}: {error}" if len(published) > 1 else str(error)) from error
+    return found
 
 
 @exit_on_input_error
 def main(arguments: list[str]) -> int:
-    """Command line: a parameter file as resolved, and a published table unless the run keeps one."""
-    if not arguments or len(arguments) > 2 or arguments[1:] == [""]:
-        raise InputError("PUBLISHED is missing; name a published per-neuron table with PUBLISHED=path.csv.")
-    compare(Run(read_params(arguments[0])), *map(Path, arguments[1:]))
+    """Command line: a parameter file as resolved, and published tables unless the run keeps some."""
+    given = " ".join(arguments[1:])
+    paths = [Path(given)] if Path(given).is_file() else [Path(one) for one in given.split()]
+    if not arguments or (arguments[1:] and not paths):
+        raise InputError("PUBLISHED is missing; name published per-neuron tables with PUBLISHED=path.csv.")
+    compare(Run(read_params(arguments[0])), paths)
     return 0
 
 

@@ -1,9 +1,11 @@
 """Figures of several runs side by side."""
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
-from lib.display.plots import DASHED, NARROW, PERCENT, canvas, legend_right, seed_looks
+from lib.display.plots import COLOURS, DASHED, NARROW, NEUTRAL, PERCENT, WIDE, canvas, legend_right, seed_looks
 
 
 def curves(table: pd.DataFrame, shares: pd.DataFrame, neurons: int) -> Figure:
@@ -24,4 +26,29 @@ def curves(table: pd.DataFrame, shares: pd.DataFrame, neurons: int) -> Figure:
     axes.set_ylabel("share of neurons above (log axis)")
     axes.yaxis.set_major_formatter(PERCENT)
     legend_right(axes)
+    return fig
+
+
+def sizes(table: pd.DataFrame, fit: pd.Series | None) -> Figure:
+    """From `runs.sizes` and `runs.exponent`: share and number of universal neurons against the neurons of the model."""
+    fig, (left, right) = canvas(1, 2, (WIDE, 3.6))
+    neurons = sorted(table["neurons"].unique())
+    for axes, column, scale in ((left, "share", 100), (right, "universal", 1)):
+        known = table[table[column] > 0]
+        axes.scatter(known["neurons"], scale * known[column], s=18, color=COLOURS["universal"], alpha=0.6, linewidths=0)
+        means = scale * known.groupby("neurons")[column].mean()
+        axes.scatter(means.index, means, s=160, marker="_", color=NEUTRAL, zorder=3, label="mean over references")
+        axes.set(xscale="log", yscale="log", xlabel="neurons of the model (log axis)")
+        axes.set_xticks(neurons, [f"{number:,}" for number in neurons], fontsize="small")
+        axes.set_xticks([], minor=True)
+        for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            which(LogFormatter(minor_thresholds=(2, 0.5)))
+    if fit is not None:
+        ends = np.array([neurons[0], neurons[-1]], dtype=float)
+        law = np.exp(fit["constant"]) * ends ** fit["alpha"]
+        right.plot(ends, law, color=NEUTRAL, linewidth=1, label=f"neurons to the power {fit['alpha']:.2f}")
+        left.plot(ends, 100 * law / ends, color=NEUTRAL, linewidth=1)
+    left.set_ylabel("share universal [%] (log axis)")
+    right.set_ylabel("universal neurons (log axis)")
+    right.legend(frameon=False, fontsize="small")
     return fig

@@ -1,4 +1,4 @@
-"""Several finished runs side by side: their settings, shares of universal neurons, and ledgers.
+"""Several finished runs side by side: their settings, shares of universal neurons, sizes, and ledgers.
 
 `python -m lib.chapters.published.runs "mine tiny"` checks the runs and notes their names with the first one, whose
 report then has the page (notebooks/optional/runs.ipynb).
@@ -16,11 +16,13 @@ from lib.base.files import write_json
 from lib.base.params import read_params
 from lib.chapters.universality.properties import shares_above
 from lib.chapters.universality.tables import parameter_path
+from lib.display.claims import VERDICTS
 from lib.run import Run
 
 RECORD = "tables/runs.json"  # in the first run's folder
-NEEDED = ("params.yaml", "stats/done.json", "tables/neurons_all_seeds.parquet", "tables/ledger.parquet")
+NEEDED = ("params.yaml", "stats/done.json", "tables/neurons_all_seeds.parquet")
 THRESHOLDS = np.linspace(0, 1, 201)
+DRAWS = 2000  # of the bootstrap over seeds
 
 
 def finished_run(name: str) -> Run:
@@ -62,7 +64,7 @@ def settings(runs: list[Run]) -> pd.DataFrame:
 
 def _settings(run: Run) -> dict:
     shapes = sorted({f"{layers} × {neurons:,}" for layers, neurons in run.done["shapes"].values()})
-    verdicts = run.table("ledger")["verdict"].value_counts()
+    verdicts = run.table("ledger")["verdict"].value_counts() if run.has("ledger") else None
     return {
         "run": run.params.run,
         "seeds": len(run.params.seeds),
@@ -72,12 +74,21 @@ def _settings(run: Run) -> dict:
         "text": run.params.text_title,
         "context": run.params.context,
         "tokens counted": f"{run.done['tokens_counted']:,}",
+        "loss": _mean_loss(run),
         "rotations": run.params.rotations,
         "threshold": run.params.threshold,
         "products": run.done["products"],
         "precision": run.done["precision"],
         "random seed": run.params.random_seed,
-    } | {name: int(verdicts.get(name, 0)) for name in ("holds", "does not hold", "cannot tell")}
+    } | {name: "–" if verdicts is None else int(verdicts.get(name, 0)) for name in VERDICTS}
+
+
+def _mean_loss(run: Run) -> str:
+    """Nats per token, mean over seeds: do the runs' models predict equally well?"""
+    if not run.has("losses"):
+        return "–"
+    losses = run.table("losses")
+    return f"{losses.loc[losses['domain'] == 'all', 'loss'].mean():.2f}"
 
 
 def shares(runs: list[Run]) -> pd.DataFrame:
@@ -101,17 +112,55 @@ def curves(runs: list[Run]) -> pd.DataFrame:
     return pd.DataFrame(made, index=pd.Index(THRESHOLDS, name="threshold"))
 
 
+def sizes(runs: list[Run]) -> pd.DataFrame:
+    """One row per run and reference: run, seed, neurons (of the seed), universal (of them), share."""
+    parts = []
+    for run in runs:
+        own = run.table("neurons_all_seeds").groupby("seed")["is_universal"].agg(neurons="size", universal="sum")
+        parts.append(
+            own.reset_index().assign(run=run.params.run, share=own["universal"].to_numpy() / own["neurons"].to_numpy())
+        )
+    return pd.concat(parts, ignore_index=True)
+
+
+def exponent(table: pd.DataFrame, random_seed: int = 0) -> pd.Series | None:
+    """α of universal neurons = c · neurons^α, by least squares of the logarithms of the means over seeds of each size.
+
+    From `sizes`. Fields alpha, constant (log c), low, high (95 % percentile interval of a bootstrap that draws the
+    seeds of each size again), sizes, left_out (sizes without universal neurons, which have no logarithm). None for
+    fewer than two sizes. The interval does not know whether a power law fits.
+    """
+    by_size = [own["universal"].to_numpy(dtype=float) for _, own in table.groupby("neurons")]
+    neurons = np.array(sorted(table["neurons"].unique()), dtype=float)
+    kept = np.array([counts.any() for counts in by_size], dtype=bool)
+    if kept.sum() < 2:
+        return None
+    by_size = [counts for counts, keep in zip(by_size, kept, strict=True) if keep]
+    x = np.log(neurons[kept])
+    generator = np.random.default_rng(random_seed)
+    means = [counts[generator.integers(len(counts), size=(DRAWS, len(counts)))].mean(1) for counts in by_size]
+    drawn = np.stack(means, axis=1)  # (draws, sizes); a draw of seeds without universal neurons counts half a neuron
+    alphas = np.polyfit(x, np.log(np.maximum(drawn, 0.5)).T, 1)[0]
+    alpha, constant = np.polyfit(x, np.log([counts.mean() for counts in by_size]), 1)
+    low, high = np.quantile(alphas, [0.025, 0.975])
+    found = {"alpha": alpha, "constant": constant, "low": low, "high": high, "sizes": len(x)}
+    return pd.Series(found | {"left_out": int((~kept).sum())})
+
+
 def ledgers(runs: list[Run]) -> pd.DataFrame:
     """One row per claim of any of the runs: claim, a column per run with verdict and value, `agree` (one verdict).
 
-    Claims on which verdicts differ come first. A run that does not have the claim has "–".
+    Claims on which verdicts differ come first. A run that does not have the claim has "–". Runs without a ledger, whose
+    reports are not finished, are left out.
     """
     parts, claims = {}, {}
-    for run in runs:
+    for run in (one for one in runs if one.has("ledger")):
         own = run.table("ledger").set_index("name")
         claims = own["claim"].to_dict() | claims
         value = own["here"].str.split(r" \(|; ", regex=True).str[0]
         parts[run.params.run] = own["verdict"].where(value == "", own["verdict"] + ": " + value)
+    if not parts:
+        return pd.DataFrame(columns=["claim", "agree"])
     table = pd.DataFrame(parts).reindex(list(claims)).fillna("–")
     verdicts = table.apply(lambda column: column.str.split(": ").str[0])
     table = table.assign(agree=verdicts.nunique(axis=1) == 1)

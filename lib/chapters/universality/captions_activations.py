@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from lib.collect.seed_checks import groups_in_words, shared_groups
 from lib.display.captions import Caption, count, percent, signed
 
 SETTLED = 0.05  # relative change of the number of universal neurons up to which it counts as settled
@@ -27,6 +28,44 @@ def losses(table: pd.DataFrame, vocabulary: int) -> Caption:
         f"{vocabulary:,} tokens would lose {np.log(vocabulary):.2f}. The seeds lie **{percent(apart, 1)}** apart."
     )
     return Caption(title, text, f"Dot plot of loss by domain of text, one dot per seed. {title}.")
+
+
+def initialisations(table: pd.DataFrame | None) -> str:
+    """From `initialisation_table`: which seeds share an initialisation? One sentence (Markdown)."""
+    if table is None:
+        return "This run's statistics are older than the comparison of initial weights; `make clean` makes them again."
+    if not len(table):
+        return "No two seeds have the same shape, so none share an initialisation."
+    shared = table[table["shared"].astype(bool)]
+    if shared.empty:
+        nearest = table.loc[(table["same_index"] - table["other_index"]).idxmax()]
+        return (
+            f"**No two seeds share an initialisation**: the mean cosine of w_in of the same index is at most "
+            f"{_cosine(nearest['same_index'])}, of different indices {_cosine(nearest['other_index'])} (first layer)."
+        )
+    groups = groups_in_words(shared_groups(table))
+    same, other = (value_range(shared[name], _cosine) for name in ("same_index", "other_index"))
+    return (
+        f"**Seeds that share an initialisation: {groups}**; the mean cosine of w_in of the same index is {same}, "
+        f"of different indices {other} (first layer), so their matches may come from where training began."
+    )
+
+
+def _cosine(value: float) -> str:
+    return f"{round(value, 3) + 0.0:.3f}".replace("-", "−")  # no −0.000
+
+
+def same_logits(checks: pd.DataFrame | None) -> str:
+    """From tables/seed_checks: does this report read the models as transformers does? One sentence (Markdown)."""
+    if checks is None:
+        return ""
+    worst = checks.loc[checks["logit_difference"].idxmax()]
+    blocks = count(int(checks["blocks"].max()), "block")
+    return (
+        f"On the first {blocks} the logits of the models as they are read here differ from those of plain transformers "
+        f"by at most **{worst['logit_difference']:.1e}** (seed {worst['seed']}; standard deviation of its logits: "
+        f"{worst['logit_spread']:.2f})."
+    )
 
 
 def composition(text_table: pd.DataFrame) -> Caption:

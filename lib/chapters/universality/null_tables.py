@@ -116,13 +116,15 @@ def operands(run: Run, sample: Sample, chosen: pd.DataFrame) -> Float[Tensor, "t
     """Standardised activations of neurons of all seeds, in the order of the table, in the type of the products."""
     made = None
     for seed, own in chosen.groupby("seed"):
-        columns = {int(layer): torch.tensor(of["neuron"].tolist()) for layer, of in own.groupby("layer")}
-        found = read(trunk_of(run, seed), sample, columns, pre=False)
+        trunk = trunk_of(run, seed)
+        device = next(trunk.base.parameters()).device
+        columns = {int(layer): torch.tensor(of["neuron"].tolist()).to(device) for layer, of in own.groupby("layer")}
+        found = read(trunk, sample, columns, pre=False)
         for layer, of in own.groupby("layer"):
             z = standardised(found.pop(layer).to(wide(run)))
             if made is None:
                 made = z.new_empty(len(z), len(chosen), dtype=OPERAND_DTYPES[run.done["precision"]])
-            made[:, torch.tensor(of.index.tolist())] = z.to(made.dtype)
+            made[:, torch.tensor(of.index.tolist()).to(device)] = z.to(made.dtype)
     return made
 
 
@@ -132,8 +134,9 @@ def compared_with(
     """The columns of the table for k neurons of other seeds and one compared seed, whose neurons `partners` names."""
     trunk, (layers, neurons) = trunk_of(run, model), run.done["shapes"][model]
     plain = ARCHITECTURES[trunk.base.config.model_type].one_reader  # else the gate alone does not make the activation
-    turn = haar_rotation(neurons, run.params.random_seed, ROTATION_DRAW).to(x.device, wide(run))
-    y = turn.new_zeros(len(x), len(partners))
+    turn = haar_rotation(neurons, run.params.random_seed, ROTATION_DRAW, x.device).to(x.device, wide(run))
+    y, places = turn.new_zeros(len(x), len(partners)), partners[["match_layer", "match_neuron"]].to_numpy(copy=True)
+    at_layer, at_neuron = torch.from_numpy(places).to(x.device).T
     best: dict[str, Tensor] = {}
     held = max(1, HELD_BYTES // (len(x) * neurons * x.element_size()))  # layers
     for first in range(0, layers, held):
@@ -144,8 +147,8 @@ def compared_with(
             own = values.pop(layer)
             for name, found in layer_nulls(x, own, act, turn).items():
                 best[name] = torch.maximum(best.get(name, found), found)
-            rows = torch.tensor(np.flatnonzero(partners["match_layer"] == layer))
-            chosen = own[:, torch.tensor(partners["match_neuron"].to_numpy(copy=True))[rows]].to(turn)
+            rows = (at_layer == layer).nonzero()[:, 0]
+            chosen = own[:, at_neuron[rows]].to(turn)
             y[:, rows] = standardised(chosen if act is None else act(chosen))
     groups = {name: getattr(sample, name).to(x.device) for name in ("domain", "position")}
     best |= partner_correlations(x, y, groups)
@@ -160,7 +163,7 @@ def measured(run: Run, asked: pd.DataFrame) -> pd.DataFrame:
     parts = []
     for model, own in tqdm(asked.groupby("model"), desc="nulls", unit="seed", file=sys.stderr):
         of = column.reindex(pd.MultiIndex.from_frame(own[KEY])).tolist()
-        parts.append(own.assign(**compared_with(run, model, sample, x[:, torch.tensor(of)], own)))
+        parts.append(own.assign(**compared_with(run, model, sample, x[:, torch.tensor(of).to(x.device)], own)))
     table = pd.concat(parts, ignore_index=True).assign(tokens=len(sample.position))
     gated = "activation" in table and table["activation"].isna().any()
     return table.drop(columns="activation") if gated else table

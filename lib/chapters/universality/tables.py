@@ -169,7 +169,7 @@ def text_table(run: Run) -> pd.DataFrame:
 def neuron_table(run: Run, seed: str, moments: Moments, columns: dict[str, np.ndarray]) -> pd.DataFrame:
     """One row per neuron of one seed, in the published columns (docs/method.md §4)."""
     table = neuron_index(*run.done["shapes"][seed]).assign(**columns)
-    weights = weight_properties(seed_source(run.params, seed))
+    weights = weight_properties(seed_source(run.params, seed), device_of(run.params))
     table = table.merge(weights, on=["layer", "neuron"], validate="one_to_one")
     mean, deviation = moments.activation_mean_and_deviation()
     found = moments.pre_moments() | {"sparsity": moments.frequency(), "activation_mean": mean}

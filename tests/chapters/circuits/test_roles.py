@@ -169,7 +169,7 @@ def write_next_token_moments(run, seed, folder):
     """A seed's activations by labels of the next token alone, as its pass leaves them."""
     text, following = run.text, labels.groupings(run.text, run.tokenizer)[GROUPING]
     sets = [one for one in labels.label_sets(text, run.tokenizer) if one.grouping == GROUPING]
-    record_labels(run, sets, begun=False)
+    record_labels(run, sets, {GROUPING: following}, begun=False)
     places = Places({GROUPING: following.ids}, grouped_tables({GROUPING: following}, sets, text))
     counted, scaling = text.counted(), torch.stack([torch.zeros(48), torch.ones(48)])
     moments = [GroupedMoments(places.layout, scaling) for _ in range(2)]

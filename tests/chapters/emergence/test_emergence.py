@@ -92,6 +92,32 @@ def test_a_planted_neuron_is_born_when_it_is_copied_and_stays(params):
     assert not found.tables["points"]["constant"].any()  # nothing is known of the learning rate
 
 
+def test_equal_checkpoints_and_seeds_of_one_initialisation_are_named(make_run, trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("lib.chapters.circuits.roles.NULL_DIRECTIONS", 200)
+    shutil.copytree(trained, tmp_path / "trained")
+    shutil.rmtree(tmp_path / "trained" / "c" / "checkpoint-2")
+    shutil.copytree(trained / "c" / "checkpoint-1", tmp_path / "trained" / "c" / "checkpoint-2")
+    moved = planted(0, 1)
+    with torch.no_grad():
+        for weight in moved.parameters():
+            weight += (
+                0.3 * weight.std(correction=0) * torch.randn(weight.shape, generator=torch.Generator().manual_seed(5))
+            )
+    moved.save_pretrained(tmp_path / "trained" / "b" / "checkpoint-1")
+    params = make_run({name: tmp_path / "trained" / name for name in "abc"}, token_budget=4 * 256).params
+    record = Emergence(tabulate_emergence(params, 4 * 256, steps=[1, 2]), 0.5).record
+    said = capsys.readouterr().err
+    # the planted seeds stay as they are after step 2, and their first layer from the start; b began elsewhere here
+    equal = (
+        "seed a at checkpoint-2 and final; seed b at checkpoint-2 and final; seed c at checkpoint-1 and checkpoint-2"
+    )
+    assert f"note: equal weights: {equal} (chapter 07)." in said
+    text = captions.identity(record)
+    assert "**These checkpoints have the same w_in in the first layer**: seed a at checkpoint-1, checkpoint-2" in text
+    assert "seed b at checkpoint-2 and final; seed c at checkpoint-1, checkpoint-2 and final." in text
+    assert "**These seeds share an initialisation**: a and b at checkpoint-1." in text
+
+
 def test_points_of_older_tables_are_kept_beside_new_ones(params, trained, tmp_path):
     older = tmp_path / "older"
     emergence_tables.export(tabulate_emergence(params, 8 * 256), older)

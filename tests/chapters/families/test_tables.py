@@ -11,7 +11,7 @@ from torch.nn.functional import gelu
 from lib.base.errors import InputError
 from lib.base.hub import seed_source
 from lib.chapters.families import captions, rotated, statistics
-from lib.chapters.families.rotated import ROTATION_DRAW, Rotated, sampled_blocks
+from lib.chapters.families.rotated import ROTATION_DRAW, Rotated
 from lib.chapters.families.statistics import known_labels, seed_statistics
 from lib.chapters.families.tables import open_families
 from lib.chapters.universality.tables import tabulate
@@ -22,6 +22,7 @@ from lib.labels.groupings import run_groupings, run_label_sets
 from lib.labels.labels import occurring
 from lib.labels.token_classes import looks
 from lib.models.trunk import Trunk, load_model
+from lib.report import contexts
 from lib.text.tokens import token_strings
 
 
@@ -71,10 +72,38 @@ def test_rotated_neurons_by_label_agree_with_a_plain_computation(make_run, seed_
         np.testing.assert_allclose(own[f"{one.table}.mean"][half, row], expected, atol=2e-2)
 
 
-def test_sampled_blocks_are_half_even_and_half_odd():
-    assert sampled_blocks(7, 9).tolist() == [*range(7)]
-    chosen = sampled_blocks(1000, 100)
-    assert len(chosen) == 100 == len(set(chosen.tolist())) and (chosen % 2).sum() == 50 and chosen.max() > 980
+def test_labels_on_a_part_of_the_text_are_summed_and_scored_there(make_run, seed_folders, monkeypatch):
+    """Half of the text has labels, in pairs of blocks, so that batches of eight blocks have them in part."""
+    run = make_run(seed_folders, token_budget=32 * 256, label_tokens=16 * 256)
+    assert run.label_blocks.tolist() == [0, 1, 4, 5, 8, 9, 12, 13, 18, 19, 22, 23, 26, 27, 30, 31]
+    passes.collect(run)
+    tabulate(run)
+    monkeypatch.setattr(rotated, "MAX_TOKENS", 6 * 256)
+    data = open_families(run)
+    post, text = direct_activations(run, "b", 1)[run.label_blocks], run.text.chosen(run.label_blocks)
+    counted, own = text.counted(), seed_statistics(run, "b", known_labels(run, data.sets))[1]
+    tokens = (int(counted[half::2].sum()) for half in (0, 1))
+    assert own["token_labels.tokens"].tolist() == list(tokens)
+    np.testing.assert_allclose(own["mean"], post[counted].mean(0), atol=1e-6)
+    one = data.sets[0]
+    row = int(own[f"{one.table}.count"].sum(0).argmax())
+    carried = (
+        torch.from_numpy(one.member[row])[torch.bucketize(text.tokens, torch.from_numpy(occurring(text)))] & counted
+    )
+    for half in (0, 1):
+        values = post[half::2][carried[half::2]].mean(0)
+        mean = own["mean"] + own["deviation"] * own[f"{one.table}.mean"][half, row].double()
+        np.testing.assert_allclose(mean, values, atol=2e-3 * float(own["deviation"].max()))
+    assert data.labels["tokens_chosen"].max() <= own["token_labels.tokens"][0]
+    assert "**a sample of 3," in captions.labels(data.labels, data.left_out, "test", data.sampled)
+
+    monkeypatch.setattr(contexts, "SAMPLE_TOKENS", 8 * 256)
+    sample = contexts.Sample.of(run)
+    assert len(sample.number) == 8 and set(sample.number.tolist()) <= set(run.label_blocks.tolist())
+    label, carries = contexts._labels(run, sample, np.arange(96))
+    name = next(name for name in label if name in set(one.labels["label"]) and not name.startswith("word"))
+    member = np.isin(sample.text.tokens, occurring(text)[one.member[one.labels["label"].tolist().index(name)]])
+    assert carries[name].tolist() == member.flatten().astype(int).tolist()
 
 
 def test_families_follow_the_token_classes_without_a_pass(make_run, seed_folders, monkeypatch):

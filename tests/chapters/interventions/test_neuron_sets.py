@@ -107,7 +107,7 @@ def test_rounding_changes_of_logits_to_bf16_does_not_bias_the_means(model, token
     many[:, 1:] = torch.randint(1, VOCABULARY, many[:, 1:].shape, generator=torch.Generator().manual_seed(2))
     sets = [NeuronSet(layer, UNIVERSAL, 0, (neuron,)) for layer in range(3) for neuron in (3, 17, 20)]
     exact = neuron_sets.ablations(model, (many, many > 0), sets, torch.zeros(3, WIDTH))
-    monkeypatch.setattr(neuron_sets, "product_dtype", lambda vocabulary, dtype: torch.bfloat16)
+    monkeypatch.setattr(neuron_sets, "product_dtype", lambda unembedding: torch.bfloat16)
     rounded = neuron_sets.ablations(model, (many, many > 0), sets, torch.zeros(3, WIDTH))
     assert (rounded["kl"] != exact["kl"]).all()
     for outcome in ("loss_change", "kl"):

@@ -94,3 +94,20 @@ def test_matches_are_held_in_their_own_seed(run):
     assert row["entropy_change"] == pytest.approx(alone["entropy_change"], rel=1e-4)
     assert len(twins := matched[(matched["seed"] == "b") & (matched["corr"] > 0.999)])  # b is a in another order
     assert np.isfinite(twins["reference_change"]).all()
+
+
+def test_models_stay_while_they_fit(run, monkeypatch):
+    tables._models.clear()
+    one = tables.model_of(run, "a")
+    loaded = [one]
+    make = tables.processed.processed
+    monkeypatch.setattr(tables.processed, "processed", lambda *given: loaded.append(make(*given)) or loaded[-1])
+    monkeypatch.setattr(tables, "allowed_memory", lambda params, device: 2.5 * one.memory / tables.HELD)
+    for seed in ("a", "b", "a", "b"):  # two fit
+        tables.model_of(run, seed)
+    assert len(loaded) == 2
+    tables.model_of(run, "c")  # a, which came first, goes
+    assert [seed for _, seed in tables._models] == ["b", "c"]
+    monkeypatch.setattr(tables, "allowed_memory", lambda params, device: 0)
+    assert tables.model_of(run, "a").batch == 1 and len(tables._models) == 1
+    tables._models.clear()

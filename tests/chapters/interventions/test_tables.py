@@ -461,3 +461,21 @@ def test_error_of_a_correlation_leaves_out_one_block_at_a_time():
     assert np.isnan(summary["norm_change_corr_error"])
     alone = heads.ablation_summary(rows.assign(block=0)).iloc[0]
     assert np.isnan(alone["bos_change_corr_error"]) and np.isfinite(alone["bos_change_corr"])
+
+
+def test_a_batch_follows_the_memory_and_changes_no_number(model, text):
+    blocks = text[0].repeat(3, 1), text[1].repeat(3, 1)
+    of_block = model.block_memory(CONTEXT)
+    assert [model.within(memory, CONTEXT).batch for memory in (0, 2.5 * of_block, 1e12)] == [1, 2, 4]
+    counts = torch.bincount(blocks[0].flatten(), minlength=VOCABULARY)
+    sets = [neuron_sets.NeuronSet(1, "universal", 0, (2, 5))]
+    found = []
+    for batch in (1, 4):
+        own = replace(model, batch=batch)
+        reading = single_neurons.readout(own, counts)
+        effects = single_neurons.effects(own, reading, blocks, {(0, 1): [1.0], (LAYERS - 1, 4): [1.0]}).table()
+        ablated = neuron_sets.ablations(own, blocks, sets, torch.zeros(LAYERS, NEURONS))
+        paths = heads.query_path_ablations(own, *blocks, [PathAblation(0, 1, 1, 0), PathAblation(1, 3, 2, 1)])
+        found.append([effects, ablated, paths, heads.value_norms(own, blocks[0])])
+    for one, other in zip(*found, strict=True):
+        pd.testing.assert_frame_equal(one, other, rtol=1e-3, atol=1e-5)

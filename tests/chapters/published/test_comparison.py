@@ -95,6 +95,38 @@ def test_replaced_universal_neurons_are_found_exactly(neurons, published):
     assert "90.0 % of this run's are published" in captions.overlap(totals, THRESHOLD).text
 
 
+PLANTED = {"max_corr": 0.9, "min_corr": 0.5, "max_baseline": 0.99, "min_baseline": 0.1}  # shares of the tolerance
+
+
+@pytest.mark.parametrize("over", [None, "min_corr"])
+def test_a_run_is_judged_by_the_difference_of_two_published_runs(neurons, published, over):
+    copy = published.copy()
+    signs = np.where(np.arange(len(copy)) % 2, 1, -1)  # which cancel in a mean that is not of absolute differences
+    for column, share in PLANTED.items():
+        exact = neurons.loc[neurons["excess_corr"] > THRESHOLD, column].to_numpy()
+        copy[column] = exact + signs * comparison.TOLERANCE[column] * (1.01 if column == over else share)
+    rows = comparison.against_tolerance(joined(neurons, copy))
+    assert rows["neurons"].tolist() == [len(copy)] * 4 and rows["column"].tolist() == list(PLANTED)
+    shares = PLANTED | ({over: 1.01} if over else {})
+    assert np.allclose(rows["difference"] / rows["tolerance"], list(shares.values()))
+    assert rows["within"].tolist() == [column != over for column in PLANTED]
+    said = captions.judgement(rows)
+    verdict = "**The run does not reproduce" if over else "**The run reproduces"
+    assert said.startswith(verdict) and said.count(". ") == 0 and said.endswith(".")
+    assert ("largest best match" in said) == (over is None) and "smallest best match" in said
+    both = captions.judgement_table({"one": rows, "two": rows})
+    assert both["within"].tolist() == [("no" if column == over else "yes") for column in PLANTED] * 2
+
+
+def test_a_table_without_matches_cannot_be_judged(neurons, published):
+    rows = comparison.against_tolerance(joined(neurons, published[["layer", "neuron", "excess_corr"]]))
+    assert (
+        not len(rows)
+        and "cannot be told" in captions.judgement(rows)
+        and not len(captions.judgement_table({"one": rows}))
+    )
+
+
 def cases(neurons, published):
     constant = neurons.assign(var=1.0, skew=np.nan)
     yield neurons, published, THRESHOLD
@@ -172,13 +204,51 @@ def test_table_is_kept_with_the_run(make_run, neurons, published, tmp_path, caps
         (tmp_path / "p.tsv", lambda path: published.to_csv(path, sep="\t")),
     ):
         written(path)  # with the unnamed index column that pandas adds
-        first = comparison.compare(run, path)
-        assert comparison.overlap(first)["jaccard"] == 1 and run.recorded("tables/published.json")["file"] == path.name
-    pd.testing.assert_frame_equal(comparison.compare(run), first)
-    pd.testing.assert_frame_equal(run.table("comparison"), with_universal(first, run.params.threshold))
+        (first,) = comparison.compare(run, [path]).values()
+        (kept,) = run.recorded("tables/published.json")["tables"]
+        assert comparison.overlap(first)["jaccard"] == 1 and kept["file"] == path.name and kept["sha256"]
+    pd.testing.assert_frame_equal(comparison.compare(run)["p"], first)
+    table = run.table("comparison").drop(columns="table")
+    pd.testing.assert_frame_equal(table, with_universal(first, run.params.threshold))
     assert comparison.main([]) == comparison.main(["x", ""]) == 2
     assert capsys.readouterr().err.count("error: PUBLISHED is missing") == 2
-    assert json.loads((run.folder / "tables" / "published.json").read_text())["sha256"]
+
+
+def test_several_tables_at_once(make_run, neurons, published, tmp_path, capsys):
+    run = make_run({"a": SHIPPED / "a", "b": SHIPPED / "b"})
+    write_table(run.folder / "tables" / "neurons_all_seeds.parquet", neurons.assign(seed="a"))
+    few = ["layer", "neuron", "excess_corr", "max_corr"]
+    published.to_csv(tmp_path / "whole.csv", index=False)
+    published[few].iloc[:30].to_csv(tmp_path / "few.csv", index=False)
+    found = comparison.compare(run, [tmp_path / "whole.csv", tmp_path / "few.csv"])
+    assert list(found) == ["whole", "few"] == list(comparison.kept(run))
+    assert found["few"]["listed"].sum() == 30 and comparison.shared_columns(found["few"]) == ["max_corr", "excess_corr"]
+    assert [len(comparison.against_tolerance(own)) for own in found.values()] == [4, 1]
+    assert run.table("comparison").groupby("table").size().to_dict() == {"few": 300, "whole": 300}
+    text = captions.for_each(found, lambda table: captions.judgement(comparison.against_tolerance(table)))
+    assert text.startswith("`whole`: **The run reproduces") and "\n\n`few`: **The run reproduces" in text
+    names = [captions.figure_name("overlap", name, found) for name in found]
+    assert names == ["published_overlap_whole", "published_overlap_few"]
+
+    published.assign(layer=7).iloc[:1].to_csv(tmp_path / "larger.csv")
+    (tmp_path / "other").mkdir()
+    published.to_csv(tmp_path / "other" / "few.csv")
+    before = (run.folder / "tables" / "published.parquet").read_bytes()
+    for wrong, expected in (("larger.csv", "larger: the published"), ("other/few.csv", "give each file another name")):
+        with pytest.raises(InputError, match=expected):
+            comparison.compare(run, [tmp_path / "few.csv", tmp_path / wrong])
+    assert (run.folder / "tables" / "published.parquet").read_bytes() == before
+
+    # as it was kept when there could be one only
+    table = pd.read_parquet(run.folder / "tables" / "published.parquet")
+    write_table(run.folder / "tables" / "published.parquet", table[table["table"] == "few"].drop(columns="table"))
+    (run.folder / "tables" / "published.json").write_text(json.dumps({"file": "few.csv", "sha256": "0"}))
+    assert list(comparison.compare(run)) == ["published"]
+    assert run.recorded("tables/published.json")["tables"][0] == {
+        "table": "published",
+        "file": "few.csv",
+        "sha256": "0",
+    }
 
 
 def test_rounding_is_no_difference(neurons, published):

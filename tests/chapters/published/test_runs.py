@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -48,10 +49,65 @@ def test_runs_that_cannot_be_compared_are_refused_in_a_sentence(folders, capsys,
     assert said.startswith(expected) and is_sentence(said) and not (folders / "mine" / runs.RECORD).exists()
 
 
-def test_a_run_without_ledger_is_unfinished(folders):
-    (folders / "tiny" / "tables" / "ledger.parquet").unlink()
+def test_a_run_without_tables_is_unfinished(folders):
+    (folders / "tiny" / "tables" / "neurons_all_seeds.parquet").unlink()
     with pytest.raises(InputError, match="make report RUN=tiny"):
         runs.finished_runs(["mine", "tiny"])
+
+
+def test_runs_without_ledger_are_compared_in_the_rest(folders):
+    (folders / "tiny" / "tables" / "ledger.parquet").unlink()
+    both = runs.finished_runs(["mine", "tiny"])
+    assert runs.settings(both).loc[1, ["holds", "cannot tell"]].tolist() == ["–", "–"]
+    assert list(runs.ledgers(both)) == ["claim", "mine", "agree"]
+    assert "Fewer than two" in captions.ledgers(runs.ledgers(both))
+    (folders / "mine" / "tables" / "ledger.parquet").unlink()
+    assert "Fewer than two" in captions.ledgers(runs.ledgers(both))
+
+
+def by_size(neurons: list[int], alpha: float, spread: float, seeds: int = 9) -> pd.DataFrame:
+    """Runs of these sizes whose numbers of universal neurons follow a power law, with noise from seed to seed."""
+    generator, rows = np.random.default_rng(3), []
+    for number in neurons:
+        for seed in range(seeds):
+            universal = 0.8 * number**alpha * np.exp(spread * generator.normal())
+            rows.append((f"seed{seed}", number, universal, f"size{number}", universal / number))
+    return pd.DataFrame(rows, columns=["seed", "neurons", "universal", "run", "share"])
+
+
+def test_the_exponent_of_a_power_law_is_found_with_its_interval():
+    exact = runs.exponent(by_size([3072, 6144, 12288, 36864], 0.7, 0))
+    assert exact["alpha"] == pytest.approx(0.7) and exact["constant"] == pytest.approx(np.log(0.8))
+    assert exact["low"] == pytest.approx(0.7) and exact["high"] == pytest.approx(0.7)
+    table = by_size([3072, 6144, 12288, 36864, 98304], 0.7, 0.3)
+    fit = runs.exponent(table)
+    assert fit["low"] < 0.7 < fit["high"] and fit["low"] < fit["alpha"] < fit["high"]
+    # the standard error of the slope, from the variance of each size's mean (delta method)
+    x = np.log(sorted(table["neurons"].unique()))
+    weights = (x - x.mean()) / np.square(x - x.mean()).sum()
+    mean, error = (getattr(table.groupby("neurons")["universal"], how)() for how in ("mean", "sem"))
+    expected = np.sqrt(np.square(weights * error / mean).sum())
+    assert (fit["high"] - fit["low"]) / (2 * 1.96) == pytest.approx(expected, rel=0.2)
+    said = captions.sizes(table, fit)
+    assert "falls with size" in said.text and f"{fit['alpha']:.2f}" in said.title
+    assert len(figures.sizes(table, fit).axes) == 2
+
+
+def test_sizes_without_universal_neurons_have_no_logarithm(folders):
+    table = by_size([100, 200, 400], 1.5, 0.01)
+    table.loc[table["neurons"] == 100, ["universal", "share"]] = 0
+    fit = runs.exponent(table)
+    assert fit["alpha"] == pytest.approx(1.5, abs=0.05) and (fit["sizes"], fit["left_out"]) == (2, 1)
+    said = captions.sizes(table, fit)
+    assert "rises with size" in said.text and "Not in the fit: 1 size without universal" in said.text
+    table["universal"] = table["universal"].where(table["neurons"] == 400, 0)
+    assert runs.exponent(table) is None and "No exponent" in captions.sizes(table, None).title
+    figures.sizes(table, None)
+    found = runs.sizes(runs.finished_runs(["mine", "tiny"]))
+    assert found["neurons"].tolist() == [96] * 6 and found["share"].equals(found["universal"] / found["neurons"])
+    assert found.groupby("run")["share"].mean()["mine"] == pytest.approx(
+        runs.shares(runs.finished_runs(["mine", "tiny"])).loc[0, "universal"]
+    )
 
 
 def test_the_first_run_notes_all_names(folders):
