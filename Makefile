@@ -50,7 +50,7 @@ READY := $(VENV)/.ready
 OUT := outputs/$(RUN)
 ALONE = $(PY) -m lib.report alone '$(RUN)'
 # The longest chapters first: the others are done meanwhile.
-LONGEST := $(wildcard notebooks/05_*.ipynb notebooks/06_*.ipynb)
+LONGEST := $(wildcard notebooks/05_*.ipynb notebooks/06_*.ipynb notebooks/08_*.ipynb)
 CHAPTERS := $(LONGEST) $(filter-out $(LONGEST),$(sort $(wildcard notebooks/*.ipynb)))
 EXECUTED := $(CHAPTERS:notebooks/%=$(OUT)/notebooks/%)
 # A published table, or other runs, that `make compare` has laid beside the run add a page.
@@ -60,12 +60,13 @@ EXECUTED += $(patsubst %,$(OUT)/notebooks/runs.ipynb,$(wildcard $(OUT)/tables/ru
 # chapters before it whatever computes. What makes the pages again: lib/report/ and all claims.
 ABOVE := $(wildcard lib/*.py $(foreach room,base kernels text models labels collect display,lib/$(room)/*.py lib/$(room)/*.yaml lib/$(room)/*.css) lib/kernels/*.cpp lib/kernels/*.h)
 PAGES := $(wildcard lib/report/*.py lib/report/*.yaml lib/report/templates/* lib/chapters/*/claims.py data/untrained/*.parquet CITATION.cff)
-FOLDERS := universality families circuits interventions emergence published
+FOLDERS := universality families circuits interventions emergence same_function published
 NUMBERS_universality := 01_% 02_% 03_%
 NUMBERS_families := 04_%
 NUMBERS_circuits := 05_%
 NUMBERS_interventions := 06_%
 NUMBERS_emergence := 07_%
+NUMBERS_same_function := 08_%
 NUMBERS_published := published runs
 folder = $(wildcard lib/chapters/$1/*.py)
 computing = $(filter-out $(addprefix lib/chapters/$1/,figures%.py captions%.py claims%.py in_short%.py),$(call folder,$1))
@@ -113,7 +114,7 @@ emergence: $(READY) ## chapter 07's tables, from the seeds' training checkpoints
 
 untrained: $(READY) ## the ledger of untrained models of a run's shape, a column of the run's; [RUN=tiny] [TOKENS=32768]
 	@$(PY) -m lib.report.untrained prepare $(call quoted,PARAMS) --run '$(RUN)' $(if $(TOKENS),--tokens $(call quoted,TOKENS))
-	@$(MAKE) report RUN=untrained-$(RUN) PARAMS=outputs/untrained-$(RUN)/run.yaml SEED= TOKENS= CHAPTERS='$(wildcard notebooks/0[56]_*.ipynb notebooks/0[234]_*.ipynb)'
+	@$(MAKE) report RUN=untrained-$(RUN) PARAMS=outputs/untrained-$(RUN)/run.yaml SEED= TOKENS= CHAPTERS='$(wildcard notebooks/0[568]_*.ipynb notebooks/0[234]_*.ipynb)'
 	@$(PY) -m lib.report.untrained keep $(call quoted,PARAMS) --run '$(RUN)'
 
 test: $(READY) ## the test suite
@@ -189,9 +190,10 @@ $(if $(call executed,$1),$(call executed,$1): $(ABOVE) $(EARLIER) $(call folder,
 EARLIER += $(call computing,$1)
 endef
 $(foreach name,$(FOLDERS),$(eval $(call chapter,$(name))))
-# Chapter 06 reads the roles that chapter 05 keeps, and chapter 07 the families of chapter 04.
+# Chapter 06 reads the roles that chapter 05 keeps, and chapters 07 and 08 the families of chapter 04.
 $(filter %/06_interventions.ipynb,$(EXECUTED)): | $(filter %/05_weight_circuits.ipynb,$(EXECUTED))
 $(filter %/07_emergence.ipynb,$(EXECUTED)): $(wildcard data/emergence/emergence.json $(OUT)/emergence/emergence.json) | $(filter %/04_families.ipynb,$(EXECUTED))
+$(filter %/08_same_function.ipynb,$(EXECUTED)): | $(filter %/04_families.ipynb,$(EXECUTED))
 
 $(OUT)/notebooks/published.ipynb: notebooks/optional/published.ipynb $(OUT)/tables/published.parquet $(OUT)/tables/done.json
 	@$(PY) -m lib.chapters.published.comparison $(OUT)/params.yaml

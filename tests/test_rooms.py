@@ -9,7 +9,7 @@ from lib.base.params import ROOT
 
 # From top to bottom: a room imports from itself and from rooms above it.
 ROOMS = "base kernels text models run cache labels collect display chapters report lab training".split()
-CHAPTERS = "universality families circuits interventions emergence published".split()
+CHAPTERS = "universality families circuits interventions emergence same_function published".split()
 ONLY = {  # where a room may use less than all that stands above it
     "kernels": {"kernels"},
     "text": {"base", "text"},

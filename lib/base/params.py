@@ -121,6 +121,7 @@ class Params(BaseModel):
     sketch_rows: int = Field(16384, ge=64, le=2**20, description="a whole number from 64 to 1048576")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="one of auto, cpu and cuda")
     compare: Literal["all", "reference"] = Field("all", description="one of all and reference")
+    same_function: Literal["reference", "all"] = Field("reference", description="one of reference and all")
     memory_gb: Literal["auto"] | Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
         "auto", description="auto or a number of gigabytes above 0"
     )

@@ -13,18 +13,19 @@ from lib.base.errors import listed
 from lib.chapters.circuits.roles import NULL_QUANTILE
 from lib.chapters.families import summary
 from lib.chapters.families.scoring import CHANCE_QUANTILE, UNEXPLAINED
+from lib.chapters.same_function import summary as function
 from lib.chapters.universality import nulls, properties
-from lib.display.captions import count, percent
+from lib.display.captions import count, percent, signed_percent
 from lib.display.claims import HOLDS, UNKNOWN, Evidence
 from lib.display.findings import Finding
 from lib.report import ledger
 
-NEEDED = ("neurons_all_seeds", "matches_all_seeds", "families", "roles", "nulls")
+NEEDED = ("neurons_all_seeds", "matches_all_seeds", "families", "roles", "nulls", "ladder", "transplants")
 PUBLISHED_LAYERS, PUBLISHED_WIDTH, PUBLISHED_TOKENS = 12, 3072, 100_000_000  # the least of the paper's models
 
 
 def answer(evidence: Evidence, table: pd.DataFrame) -> list[Finding]:
-    """Six statements of one to three sentences; `table` is the run's ledger. One without its tables says so."""
+    """Seven statements of one to three sentences; `table` is the run's ledger. One without its tables says so."""
     statements = (
         ("How many neurons are universal", ("neurons_all_seeds",), _how_many, "figure_02a_11_distributions"),
         ("How well neurons match", ("neurons_all_seeds", "matches_all_seeds"), _beyond_chance, "correlation_by_layer"),
@@ -32,6 +33,7 @@ def answer(evidence: Evidence, table: pd.DataFrame) -> list[Finding]:
         ("What neurons respond to", ("families", "neurons_all_seeds"), _what_they_respond_to, "family_counts"),
         ("What neurons do by their weights", ("roles",), _what_they_do, "figure_06ab_moments"),
         ("What changing them does", (), _what_interventions_say, "ablation_of_universal_neurons"),
+        ("What another seed has of a neuron", ("ladder", "transplants"), _what_another_seed_has, "ladder"),
     )
     return [
         Finding(make(evidence, table), figure)
@@ -39,6 +41,25 @@ def answer(evidence: Evidence, table: pd.DataFrame) -> list[Finding]:
         else Finding(f"{what} was not measured in this run.")
         for what, needs, make, figure in statements
     ]
+
+
+def _what_another_seed_has(evidence: Evidence, _table: pd.DataFrame) -> str:
+    ladder, transplants = (evidence.tables[name] for name in ("ladder", "transplants"))
+    own = function.own_rows(ladder, evidence.reference)
+    shares = function.class_shares(own[own["sampled"]], own["seed"]).loc[evidence.reference]
+    found = function.means(own).loc[evidence.reference]
+    text = (
+        f"**{percent(shares['twin'], 1)}** of seed {evidence.reference}'s neurons have a twin in another seed, and of "
+        f"{percent(shares['own'], 0)} no linear map finds a tenth of the variance on the text used. All neurons of a "
+        f"layer predict at least {percent(found['all'], 0)} of a neuron's variance, in a rotated basis "
+        f"{percent(found['null_all'], 0)}."
+    )
+    kept = function.recovered_by(transplants, "match").mean()
+    if not np.isfinite(kept):
+        return text
+    random = function.recovered_by(transplants, "random").mean()
+    text += f" Replaced by their matches, universal neurons keep **{signed_percent(kept)}** of the loss that ablating "
+    return text + f"them costs, and replaced by random neurons like the matches {signed_percent(random)}."
 
 
 def why_fewer(evidence: Evidence, shapes: Mapping[str, tuple[int, int]], tokens: int | None) -> str:

@@ -1,4 +1,4 @@
-"""The ledger: one row for each claim of chapters 3 to 6, decided over a run's seeds (lib/display/claims.py).
+"""The ledger: one row for each claim of chapters 3 to 6 and 8, decided over a run's seeds (lib/display/claims.py).
 
 Most claims are the paper's, some of follow-up work, some of this report. Each chapter measures its claims
 (lib/chapters/<chapter>/claims.py); their statements are in lib/display/claims.yaml.
@@ -10,6 +10,7 @@ from lib.base.errors import listed
 from lib.chapters.circuits import claims as circuit_claims
 from lib.chapters.families import claims as family_claims
 from lib.chapters.interventions import claims as intervention_claims
+from lib.chapters.same_function import claims as function_claims
 from lib.chapters.universality import claims as universality_claims
 from lib.display.captions import count
 from lib.display.claims import (
@@ -24,7 +25,7 @@ from lib.display.claims import (
     claim_rows,
 )
 
-CHAPTERS = (universality_claims, family_claims, circuit_claims, intervention_claims)
+CHAPTERS = (universality_claims, family_claims, circuit_claims, intervention_claims, function_claims)
 CLAIMS: tuple[Claim, ...] = tuple(claim for chapter in CHAPTERS for claim in chapter.CLAIMS)
 INTERVENTIONS = tuple(claim for claim in CLAIMS if set(claim.needs) & intervention_claims.INTERVENTIONS)
 NEEDED = tuple(dict.fromkeys(name for claim in CLAIMS for name in claim.needs))

@@ -19,6 +19,7 @@ QUESTIONS = (  # in this order; a question's chapter, and of chapter 03 the clai
     ("What do neurons respond to?", "04", False),
     ("What do neurons do by their weights?", "05", False),
     ("What happens in the running model?", "06", False),
+    ("Does another seed have the same in another basis?", "08", False),
 )
 
 

@@ -8,6 +8,7 @@ from lib.run import with_universal
 
 LAYERS, WIDTH, SEEDS = 6, 60, ["a", "b", "c", "d"]
 NEURON = ["seed", "layer", "neuron"]
+RUNGS = ("one", "few_2", "few_4", "few_8", "one_to_one", "orthogonal", "nearest", "half", "all")
 LOW = {column for column, row in PUBLISHED_MEDIANS.iterrows() if (row < 50).all()}
 
 
@@ -23,6 +24,7 @@ def make_tables(random_seed: int, universal: bool, planted: bool = False) -> dic
         **made_families(random, index, planted),
         **made_roles(random, index, planted),
         **made_interventions(random, index, universal, planted),
+        **made_functions(random, index, matches, universal, planted),
     }
 
 
@@ -220,3 +222,41 @@ def made_sets(random, universal: bool, planted: bool) -> pd.DataFrame:
                         row | {"power": random.uniform(1, 1.1), "information": np.nan, "tokens": 99, "blocks": 9}
                     )
     return pd.DataFrame(rows)
+
+
+def made_functions(random, index: pd.DataFrame, matches, universal: bool, planted: bool) -> dict[str, pd.DataFrame]:
+    """Chapter 8's tables: each seed's ladder and transplants from the seed that follows it, its maps and its heads."""
+    following = dict(zip(SEEDS, [*SEEDS[1:], SEEDS[0]], strict=True))
+    ladder = index.assign(model=index["seed"].map(following), full=index["seed"] == "a", tokens=99, sampled=True)
+    size, better = len(ladder), 0.2 if planted else 0.0
+    for number, name in enumerate(RUNGS):
+        ladder[f"r2_{name}"] = random.uniform(-0.1, 0.1 + 0.05 * number, size) + better * (name == "all") + better / 9
+        ladder[f"null_r2_{name}"] = random.uniform(-0.1, 0.1 + 0.05 * number, size)
+    ladder["kind"] = random.choice(["twin", "split", "spread", "part", "own"], size)
+    rows = []
+    for seed, model in following.items():
+        for name, partners in (("universal", ["match", "random"]), ("group 1", ["match", "all"])):
+            row = {"seed": seed, "model": model, "full": seed == "a", "set": name, "neurons": 9, "r2": 0.3}
+            row |= {"tokens": 99, "blocks": 9, "low": -1.0, "high": 2.0, "loss_change": 0.5, "loss_change_error": 0.1}
+            for partner in ("mean", *partners):
+                value = random.uniform(0, 1) + 2 * (planted and partner == "match")
+                known = partner != "mean" and (universal or name != "universal")
+                rows.append(row | {"partner": partner, "recovered": value if known else np.nan})
+    mapped = matches[[*NEURON, "model", "corr"]].assign(candidates=LAYERS * WIDTH)
+    mapped = mapped.assign(sampled=mapped["neuron"] % 2 == 0, is_universal=(mapped["neuron"] < 20) & universal)
+    for name in ("rank", "exchanged", "matched"):
+        most = 2 if planted and name == "rank" else 60 if planted else 5
+        mapped[name] = random.integers(1, most, len(mapped))
+    heads = pd.MultiIndex.from_product(
+        [SEEDS, SEEDS, range(LAYERS), range(4)], names=["seed", "model", "layer", "head"]
+    )
+    heads = heads.to_frame(index=False).query("seed != model").reset_index(drop=True)
+    heads = heads.assign(corr=random.random(len(heads)) + planted, tokens=99, match_layer=heads["layer"], type="none")
+    for name in ("baseline", "equal_baseline"):
+        heads[name] = random.random(len(heads))
+    for score in ("bos", "previous", "induction"):
+        heads[score], heads[f"match_{score}"] = random.random((2, len(heads)))
+        heads[f"{score}_rank"] = random.uniform(-0.5, 0.5, len(heads))
+        other = random.uniform(-0.5, 0.5, len(heads))
+        heads[f"match_{score}_rank"] = 0.2 * other + heads[f"{score}_rank"] if planted else other
+    return {"ladder": ladder, "transplants": pd.DataFrame(rows), "residual_map": mapped, "heads": heads}

@@ -15,6 +15,7 @@ from lib.chapters.universality.properties import PUBLISHED_MEDIANS
 from lib.display import claims
 from lib.display.claims import FAILS, HOLDS, UNKNOWN, VERDICTS, Evidence
 from lib.report import answer, front, ledger, ledger_page
+from tests.report.expected_functions import functions, functions_left_out
 from tests.report.expected_interventions import interventions
 from tests.report.made_tables import LAYERS, SEEDS, WIDTH, make_tables
 
@@ -158,7 +159,8 @@ def expected(tables: dict[str, pd.DataFrame], threshold: float) -> tuple[ByName,
             known = [value for value in own.values() if not np.isnan(value)]
             left_out.setdefault(name, {})[seed] = np.mean(known) if known else np.nan
     left_out = {name: own for name, own in left_out.items() if not np.isnan(list(own.values())).any()}
-    return values | chapter_4(tables, threshold) | chapter_5(tables) | interventions(tables), left_out
+    values |= chapter_4(tables, threshold) | chapter_5(tables) | interventions(tables) | functions(tables)
+    return values, left_out | functions_left_out(tables, SEEDS)
 
 
 def with_interval(values: dict[str, float], left_out: dict[str, float] | None, bound: float) -> dict[str, float]:
@@ -243,7 +245,7 @@ def test_claims_without_their_tables_stay_undecided():
     table = ledger.ledger(Evidence({}, "a", 0.5))
     assert len(table) == len(ledger.CLAIMS) >= 40 and (table["verdict"] == UNKNOWN).all()
     assert (table["here"] == "not measured in this run").all()
-    assert len(answer.answer(Evidence({}, "a", 0.5), table)) == 6
+    assert len(answer.answer(Evidence({}, "a", 0.5), table)) == 7
     assert not any(one.name == other.name for one, other in combinations(ledger.CLAIMS, 2))
 
 
@@ -293,12 +295,12 @@ def test_the_summary_has_the_verdicts_and_the_sources_whose_claims_they_are(case
 NUMBER = re.compile(r"\d[\d,.]*\d|\d")
 
 
-def test_the_answer_has_six_statements_with_the_run_s_numbers(case):
+def test_the_answer_has_seven_statements_with_the_run_s_numbers(case):
     _, tables = case
     evidence = Evidence(tables, "a", 0.5)
     findings = answer.answer(evidence, ledger.ledger(evidence))
     texts = [finding.text for finding in findings]
-    assert len(texts) == 6 and all("**" in text for text in texts[:-1])
+    assert len(texts) == 7 and all("**" in text for text in [*texts[:5], texts[6]])
     assert all(
         text.endswith(".") and "nan" not in text and finding.figure
         for text, finding in zip(texts, findings, strict=True)
@@ -333,7 +335,7 @@ def test_every_claim_stands_under_one_question(case):
     table = ledger.ledger(evidence)
     page = ledger_page.ledger_page(front.RunClaims(table, [], "", False), [], {})
     names = [row["name"] for group in page["groups"] for row in group["rows"]]
-    assert sorted(names) == sorted(table["name"]) and len(page["groups"]) == 5
+    assert sorted(names) == sorted(table["name"]) and len(page["groups"]) == 6
     rows = {row["name"]: row for group in page["groups"] for row in group["rows"]}
     assert rows["property_kurt"] in page["groups"][1]["rows"] and rows["depth"] in page["groups"][0]["rows"]
     assert rows["universal_share"]["brief"] == "1.23 % to 4.16 %" and rows["property_mean"]["brief"] == "4 to 20"

@@ -1,6 +1,6 @@
 """The claims of chapter 7, on training and on attention heads: one value for each seed (lib/display/claims.py).
 
-They are a family of tests of their own. What chapters 3 to 6 test of the finished seeds stands in the ledger alone.
+They are a family of tests of their own. What the other chapters test of the finished seeds stands in the ledger alone.
 """
 
 from collections.abc import Callable

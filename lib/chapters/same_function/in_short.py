@@ -1,0 +1,51 @@
+"""The findings that open chapter 08, from its tables."""
+
+import pandas as pd
+from IPython.display import HTML
+
+from lib.base.errors import capital
+from lib.chapters.same_function import captions_map, claims, summary
+from lib.chapters.same_function.captions_map import over_seeds
+from lib.display.captions import percent, signed_percent
+from lib.display.claims import Evidence
+from lib.display.findings import Finding, in_short
+
+
+def same_function(ladder: pd.DataFrame, transplants: pd.DataFrame, mapped: pd.DataFrame, reference: str) -> HTML:
+    """From `tables.neuron_table`, `tables.transplant_table` and `residual_map`."""
+    return in_short([basis(ladder, reference), replaced(transplants, reference), _mapped(mapped)])
+
+
+def left_out(reason: str) -> HTML:
+    """For models without interventions."""
+    return in_short([Finding(f"**Left out** in this run. {capital(reason)}")])
+
+
+def basis(ladder: pd.DataFrame, reference: str) -> Finding:
+    """How much of a neuron's variance is in one neuron of another seed, in its layer, and nowhere."""
+    own = summary.own_rows(ladder, reference)
+    found = summary.means(own).loc[reference]
+    text = (
+        f"Of a neuron's variance, another seed has **{percent(found['one'], 0)}** in one neuron and "
+        f"at least **{percent(found['all'], 0)}** in all neurons of a layer. In a rotated basis these are "
+        f"{percent(found['null_one'], 0)} and {percent(found['null_all'], 0)}."
+    )
+    return Finding(text, "ladder")
+
+
+def replaced(transplants: pd.DataFrame, reference: str) -> Finding:
+    """How much of the loss matches recover, beside random partners."""
+    effects = claims.recovered(Evidence({"transplants": transplants}, reference, 0.0))
+    if not effects.values.notna().any():
+        return Finding("No universal neurons cost enough loss to be replaced by their matches.", "transplants")
+    value, interval = over_seeds(effects, "transplant_matches")
+    random = summary.recovered_by(transplants, "random").mean()
+    text = (
+        f"Replaced by their matches, universal neurons keep **{value}** of the loss that ablating them costs{interval}"
+    )
+    return Finding(f"{text}; random neurons like the matches keep {signed_percent(random)}.", "transplants")
+
+
+def _mapped(mapped: pd.DataFrame) -> Finding:
+    share = percent(captions_map.found_by_all(mapped), 0)
+    return Finding(f"Token embeddings alone lead **{share}** of the neurons to their match.", "residual_map")
