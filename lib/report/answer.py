@@ -1,4 +1,4 @@
-"""The report's answer in six statements, computed from a run's tables and its ledger (Markdown's ** for numbers).
+"""The report's answer in seven statements, computed from a run's tables and its ledger (Markdown's ** for numbers).
 
 How many neurons are universal, how far beyond chance level, how they differ, what they respond to, what they do. A
 share stands beside the share that chance gives; no sentence has more than two numbers.
