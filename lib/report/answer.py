@@ -57,9 +57,9 @@ def _what_another_seed_has(evidence: Evidence, _table: pd.DataFrame) -> str:
     kept = function.recovered_by(transplants, "match").mean()
     if not np.isfinite(kept):
         return text
-    random = function.recovered_by(transplants, "random").mean()
-    text += f" Replaced by their matches, universal neurons keep **{signed_percent(kept)}** of the loss that ablating "
-    return text + f"them costs, and replaced by random neurons like the matches {signed_percent(random)}."
+    second = function.recovered_by(transplants, "second").mean()
+    text += f" With their best matches in the place of universal neurons, **{signed_percent(kept)}** of the loss that "
+    return text + f"ablating them costs is recovered, and with the second-best {signed_percent(second)}."
 
 
 def why_fewer(evidence: Evidence, shapes: Mapping[str, tuple[int, int]], tokens: int | None) -> str:

@@ -235,7 +235,8 @@ def made_functions(random, index: pd.DataFrame, matches, universal: bool, plante
     ladder["kind"] = random.choice(["twin", "split", "spread", "part", "own"], size)
     rows = []
     for seed, model in following.items():
-        for name, partners in (("universal", ["match", "random"]), ("group 1", ["match", "all"])):
+        four = ["match", "second", "random", "match − second"]
+        for name, partners in (("universal", four), ("group 1", ["match", "all"])):
             row = {"seed": seed, "model": model, "full": seed == "a", "set": name, "neurons": 9, "r2": 0.3}
             row |= {"tokens": 99, "blocks": 9, "low": -1.0, "high": 2.0, "loss_change": 0.5, "loss_change_error": 0.1}
             for partner in ("mean", *partners):

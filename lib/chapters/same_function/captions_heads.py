@@ -2,21 +2,25 @@
 
 import pandas as pd
 
+from lib.base.errors import listed
 from lib.chapters.same_function.captions_map import over_references, over_seeds
 from lib.chapters.same_function.heads import (
     HEAD,
     HEAD_BAR,
+    NO_TYPE,
     NULLS,
     by_head,
     first_agreement,
+    mutual,
+    rank_correlation,
     score_agreement,
-    type_agreement,
     used_room,
 )
-from lib.display.captions import Caption, count, percent, signed
+from lib.display.captions import Caption, percent, signed
 from lib.display.claims import Effects, Evidence, unmeasured
 
 TABLE = "heads"
+FEW_TYPED = 20  # heads above HEAD_BAR, below which types are not compared
 ONE_HEAD = "the layers have one head, and two are needed"
 
 
@@ -48,58 +52,71 @@ def scores(evidence: Evidence) -> Effects:
     return over_references(table, _alike, signed, details=details, missing="a seed whose heads all score the same")
 
 
-def matches_caption(table: pd.DataFrame, neurons: pd.DataFrame, reference: str) -> Caption:
-    """How well heads match, beside rotated heads and beside neurons; `neurons` are those of all references."""
+def matches_caption(table: pd.DataFrame, reference: str) -> Caption:
+    """How well heads match, beside rotated heads."""
     effects = over_references(table, mean_excess, lambda value: signed(value, 3))
     mean, interval = over_seeds(effects, "head_excess")
-    room, others = used_room(by_head(table)), used_room(neurons)
-    title = f"Heads use {percent(room, 0)} of the room above rotated heads, neurons {percent(others, 0)}"
     means = {name: table[name].mean() for name in ("corr", *NULLS)}
-    by_layer = (table["corr"] - table[NULLS[0]]).groupby(table["layer"]).mean()
-    strongest, own_layer = by_layer.idxmax(), (table["layer"] == table["match_layer"]).mean()
+    by_layer = (table["corr"] - table[NULLS[0]]).groupby(table["layer"]).mean().nlargest(2).sort_index()
+    title = (
+        f"A head's best match exceeds rotated heads by {means['corr'] - means['baseline']:.2f} in the mean, most in "
+    )
+    title += f"layer{'s' * (len(by_layer) > 1)} {listed(map(str, by_layer.index))}"
+    own_layer, below = (table["layer"] == table["match_layer"]).mean(), by_head(table)["excess_corr"] <= 0
+    strongest = listed(f"{signed(value, 3)} in layer {layer}" for layer, value in by_layer.items())
     text = (
-        f"Best match of each head of seed {reference}, in the mean over the other seeds, and what it is after a "
-        f"layer's outputs are rotated and cut into heads again; √RV on {table['tokens'].iloc[0]:,} tokens. Over all "
+        f"Best match of each head of seed {reference}, in the mean over the other seeds, and the best match among "
+        f"rotated heads; √RV on {table['tokens'].iloc[0]:,} tokens. Over all "
         f"references the mean best match is {means['corr']:.3f}, that of rotated heads {means['baseline']:.3f}: an "
-        f"excess of **{mean}**{interval}. It is largest in layer {strongest} ({signed(by_layer[strongest], 3)}). If "
-        f"all heads are scaled to equal power before the rotation, it is "
+        f"excess of **{mean}**{interval}. It is {strongest}, and {percent(below.mean(), 0)} of the heads do not exceed "
+        "the rotated ones. If all heads are scaled to equal power before the rotation, the excess is "
         f"{signed(means['corr'] - means['equal_baseline'], 3)}. {percent(own_layer, 0)} of the matches lie in the "
-        "head's own layer. Of neurons the title has the same ratio for their correlations (chapter 2)."
+        "head's own layer."
     )
     alt = "Dots for each head in order of depth: its mean best match and two baselines."
     return Caption(title, text, f"{alt} {title}.")
 
 
 def scores_caption(table: pd.DataFrame) -> Caption:
-    """Whether a head and its match attend to the same, and what the named types add."""
+    """Whether a head and its match attend to the same, if each is the other's best match and if not."""
     if table["head"].max() == 0:
         title = "One head in a layer has no rank within it"
         return Caption(title, f"{ONE_HEAD[0].upper()}{ONE_HEAD[1:]}.", f"Three scatter plots. {title}.")
     mean, interval = over_seeds(over_references(table, _alike, signed), "head_scores")
-    title = f"Ranked within its layer, a head attends like its match: correlation {mean}"
+    both = mutual(table)
+    known, both = table[both.notna()], both.dropna().astype(bool)
+    found = {name: rank_correlation(known[of]) for name, of in (("mutual", both), ("other", ~both))}
+    title = f"Ranked within their layers, a head and its match attend alike: correlation {mean}"
+    if all(of.notna().all() for of in found.values()):
+        title = f"Heads that are each other's best match attend alike by {signed(found['mutual'].mean())}, others by "
+        title += signed(found["other"].mean())
+    pairs = table.groupby(["seed", "model"])
+    distinct = pairs[["match_layer", "match_head"]].apply(lambda own: len(own.drop_duplicates())).mean()
     text = (
-        "Three scores of each head of every reference against those of its best match: attention to BOS, to the "
-        "previous token, and in induction on repeated random tokens. Ranked within their layers they correlate by "
-        f"**{mean}**{interval} in the mean of the three; matches exchanged within their layers "
-        f"give 0. {_types(table)}"
+        "Each point is a head and its best match in another seed: attention to BOS, to the "
+        "previous token, and in induction on repeated random tokens, as ranks within their layers. They correlate by "
+        f"**{mean}**{interval} in the mean of the three; matches exchanged within their layers give 0. Of "
+        f"{len(known):,} matches {percent(both.mean(), 0)} are mutual, with {_three(found['mutual'])}; the others have "
+        f"{_three(found['other'])}. The {pairs.size().iloc[0]} heads of a seed are matched to {distinct:.0f} different "
+        f"ones in the mean. {_first(table)}"
     )
-    alt = "Three scatter plots: a head's score against its match's, for BOS, previous token and induction."
+    alt = "Three scatter plots: a head's rank against its match's, for BOS, previous token and induction."
     return Caption(title, text, f"{alt} {title}.")
 
 
-def _types(table: pd.DataFrame) -> str:
+def _three(values: pd.Series) -> str:
+    return listed(signed(values[name]) for name in ("bos", "previous", "induction"))
+
+
+def _first(table: pd.DataFrame) -> str:
     """How often the strongest heads match each other, and how many heads have a type."""
-    heads, types = table.drop_duplicates(["seed", *HEAD]), type_agreement(table)
-    first, chance = first_agreement(table), 1 / (len(heads) / heads["seed"].nunique())
+    heads, first = table.drop_duplicates(["seed", *HEAD]), first_agreement(table)
+    shares = [f"{percent(row['share'], 0)} (by chance {percent(row['chance'], 0)})" for _, row in first.iterrows()]
+    words = dict(zip(first.index, shares, strict=True))
+    typed = int((heads["type"] != NO_TYPE).sum())
     text = (
-        f"The match of a seed's strongest head is the other seed's strongest in {percent(first['bos'], 0)} of the "
-        f"pairs for BOS, {percent(first['previous'], 0)} for the previous token and {percent(first['induction'], 0)} "
-        f"for induction; by chance in {percent(chance, 0)}. "
+        f"The match of a seed's strongest head is the other seed's strongest in {words['bos']} of the pairs for BOS, "
+        f"{words['previous']} for the previous token and {words['induction']} for induction; chance is a match "
+        f"exchanged within its layer. {typed} of {len(heads)} heads score above {HEAD_BAR:g} in one of the three"
     )
-    named = "; ".join(
-        f"{count(row.heads, row.type)}, {percent(row.agreement, 0)} of whose matches have the type (by chance "
-        f"{percent(row.type_share, 0)})"
-        for row in types.itertuples()
-    )
-    total = f"{int(types['heads'].sum())} of {len(heads)} heads"
-    return f"{text}A score above {HEAD_BAR:g} gives {total} a type{f': {named}' if named else ''}."
+    return f"{text}{', too few to compare types' if typed < FEW_TYPED else ''}."

@@ -78,24 +78,26 @@ def caption(table: pd.DataFrame, reference: str) -> Caption:
     rows = hits(selected(table, universal=False))
     effects = over_references(table, _first, lambda share: percent(share, 0))
     everyone = found_by_all(table)
-    title = f"Tokens alone lead {percent(everyone, 0)} of the neurons to their match"
+    title = f"A rotation fitted on tokens alone puts the match first for {percent(everyone, 0)} of the neurons"
     text = (
         f"Left: share of seed {reference}'s neurons whose match in another seed comes first among its "
         f"{int(rows['candidates'].max()):,} neurons, by the cosines of mapped w_in and w_out. Right: the same by the "
-        "correlation of the match. The map is a rotation, fitted on token embeddings and unembeddings. "
+        "correlation of the match. The map is a rotation, fitted on token embeddings and unembeddings, without "
+        "activations. "
     )
     if effects.values.notna().any():
         share, interval = over_seeds(effects, "map_finds_partner")
-        title += f", and {share} of the universal ones"
+        title += f", {share} of the universal ones"
         text += f"Of the universal neurons of all references **{share}** come first{interval}, of all neurons "
         text += f"**{percent(everyone, 1)}**. "
     else:
         text += f"Of all neurons **{percent(everyone, 1)}** come first; too few are universal to say more of them. "
     means = [rows[f"{name}reciprocal"].mean() for name in ("", "exchanged_", "matched_")]
     text += (
-        f"The match of another neuron of the layer does in {percent(_control(table), 1)}, and the neuron of the "
-        f"match's layer with the nearest norms in {percent(_control(table, 'matched'), 1)}. The mean reciprocal ranks "
-        "of the three are {:.3f}, {:.3f} and {:.3f}.".format(*means)
+        f"Many matches are weak: the median correlation is {rows['corr'].median():.2f}. In its place, another neuron's "
+        f"match comes first in {percent(_control(table), 1)}, a neuron with nearly the same norms in "
+        f"{percent(_control(table, 'matched'), 1)}. The mean reciprocal ranks of the three are "
+        "{:.3f}, {:.3f} and {:.3f}.".format(*means)
     )
     alt = "Two panels of lines: share of neurons whose match comes first, by layer and by correlation, above controls."
     return Caption(title, text, f"{alt} {title}.")
@@ -104,3 +106,8 @@ def caption(table: pd.DataFrame, reference: str) -> Caption:
 def found_by_all(table: pd.DataFrame) -> float:
     """Share of all neurons whose match comes first, averaged over the references."""
     return over_references(table, _first_of_all, percent).values.mean()
+
+
+def found_by_universal(table: pd.DataFrame) -> float:
+    """The same of the universal neurons; NaN where there are too few."""
+    return over_references(table, _first, percent).values.mean()

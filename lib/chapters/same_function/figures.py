@@ -7,7 +7,19 @@ from matplotlib.figure import Figure
 
 from lib.chapters.same_function import summary
 from lib.chapters.same_function.maps import CLASSES, MOST, SOME
-from lib.display.plots import BASELINE, CORRELATION, DASHED, NEUTRAL, PERCENT, WIDE, canvas, heatmap, legend_below, note
+from lib.display.plots import (
+    BASELINE,
+    CORRELATION,
+    DASHED,
+    NEUTRAL,
+    PALE,
+    PERCENT,
+    WIDE,
+    canvas,
+    heatmap,
+    legend_below,
+    note,
+)
 
 RUNGS = {
     "one": "one",
@@ -19,6 +31,7 @@ RUNGS = {
     "orthogonal": "rotation",
 }
 NESTED = 5  # of these each map may use what the one before may
+APART = 0.6  # between these and the maps of whole layers
 LINES = {"one": ":", "few_8": "--", "all": "-"}
 KINDS = dict(zip(CLASSES, ("#3F2A78", "#7D5BBE", "#B9A3E3", "#c8c8c8", "#8a8a8a"), strict=True))
 PARTNERS = {  # with their words, colours and markers
@@ -33,6 +46,7 @@ def rungs(table: pd.DataFrame, reference: str) -> Figure:
     """Left: mean R² of each rung and of the rotated basis, of the reference and, pale, of other seeds. Right: share of
     the reference's neurons above each R²."""
     fig, (left, right) = canvas(1, 2, (WIDE, 4.2))
+    places = [place + APART * (place >= NESTED) for place in range(len(RUNGS))]
     own, found = summary.own_rows(table, reference), summary.means(table[~table["full"]])
     for prefix, colour, words in (
         ("", CORRELATION, "layer of the other seed"),
@@ -44,26 +58,30 @@ def rungs(table: pd.DataFrame, reference: str) -> Figure:
         row = summary.means(own).loc[reference]
         values = [row[prefix + name] for name in RUNGS]
         left.plot(range(NESTED), values[:NESTED], "o-", color=colour, label=words)
-        left.plot(range(NESTED, len(RUNGS)), values[NESTED:], "o", color=colour)
+        left.plot(places[NESTED:], values[NESTED:], "D", color=colour)
         for name, line in LINES.items():
             values = np.sort(own[f"{prefix}r2_{name}"].dropna().astype(float))
             share = 1 - np.arange(len(values)) / max(1, len(values))
-            right.plot(values, share, line, color=colour, label=f"{RUNGS[name]}: {words}")
-    left.set_xticks(range(len(RUNGS)), list(RUNGS.values()), rotation=30)
-    left.set(xlabel="neurons that a map may use", ylabel="mean R² on held-out text", ylim=(0, None))
+            right.plot(values, share, line, color=colour)
+    for name, line in LINES.items():
+        left.plot([], [], line, color=NEUTRAL, label=f"right: {RUNGS[name]}")
+    left.axvline((places[NESTED - 1] + places[NESTED]) / 2, color=PALE, linewidth=1)
+    left.set_xticks(places, list(RUNGS.values()), rotation=30)
+    left.set(xlabel="neurons that a map may use | whole layers", ylabel="mean R² on held-out text", ylim=(0, None))
     for bound in (SOME, MOST):
         right.axvline(bound, **DASHED)
     right.set(xlabel="R² on held-out text", ylabel="neurons with at least this R²", xlim=(-0.05, 1), ylim=(0, 1))
     right.yaxis.set_major_formatter(PERCENT)
-    legend_below(fig, columns=2)
+    legend_below(fig, columns=5)
     return fig
 
 
 def layers(table: pd.DataFrame, reference: str) -> Figure:
-    """Heat maps by layer of both seeds: linear CKA, mean R² from one neuron, and from all."""
-    own, panels = summary.own_rows(table, reference), {"cka": "linear CKA", "one": "R², one neuron", "all": "R², all"}
+    """Heat maps by layer of both seeds: linear CKA, mean R² from all neurons, and the same in the rotated basis."""
+    own = summary.own_rows(table, reference)
+    panels = {"cka": "linear CKA", "all": "R², all neurons", "null_all": "R², all, rotated basis"}
     fig, axes = canvas(1, 3, (WIDE + 1, 3.6), sharey=True)
-    most = float(own[["one", "all"]].max().max())
+    most = float(own[["all", "null_all"]].max().max())
     for axis, (name, title) in zip(axes, panels.items(), strict=True):
         values = own.pivot(index="layer", columns="other_layer", values=name).astype(float)
         looks = {"annot": values.size <= 64, "fmt": ".2f", "annot_kws": {"size": 8}, "cbar": False, "cmap": "viridis"}
@@ -80,7 +98,7 @@ def classes(table: pd.DataFrame, neurons: pd.DataFrame, families: dict[str, str]
     `neurons` has layer, neuron, is_universal and family of the reference; `families` their words.
     """
     own = summary.own_rows(table, reference)
-    fig, (left, right) = canvas(1, 2, (WIDE + 1, 4.2), width_ratios=(1, 1.1))
+    fig, (left, right) = canvas(1, 2, (WIDE, 4.4), width_ratios=(1, 1.1))
     shares = summary.class_shares(own[own["sampled"]], own["layer"])
     _stacked(left.bar, "bottom", shares)
     left.set(xlabel="layer", ylabel=f"neurons of {reference}", ylim=(0, 1))
@@ -97,12 +115,15 @@ def classes(table: pd.DataFrame, neurons: pd.DataFrame, families: dict[str, str]
 
 
 def by_family(own: pd.DataFrame, neurons: pd.DataFrame, families: dict[str, str]) -> pd.DataFrame:
-    """Class shares of all neurons, of universal and other ones, and by family, the largest first."""
+    """Class shares of all neurons, in the rotated basis, of universal and other ones, and by family, the largest
+    first."""
     joined = own.merge(neurons[["layer", "neuron", "is_universal", "family"]], on=["layer", "neuron"])
     universal = joined["is_universal"].map({True: "universal", False: "not universal"})
     named = joined["family"].map(families)
     drawn = joined[joined["sampled"]]
-    parts = [summary.class_shares(drawn, pd.Series("all", drawn.index)), summary.class_shares(joined, universal)]
+    groups = (("all", drawn), ("rotated basis", summary.null_kinds(drawn)))
+    parts = [summary.class_shares(of, pd.Series(words, of.index)) for words, of in groups]
+    parts.append(summary.class_shares(joined, universal))
     named = summary.class_shares(drawn[named[drawn.index].notna()], named)
     parts.append(named.sort_values("neurons", ascending=False))
     return pd.concat(parts)
@@ -119,10 +140,10 @@ def _stacked(bars, start: str, shares: pd.DataFrame) -> None:
 
 def transplants(table: pd.DataFrame, reference: str) -> Figure:
     """Left: recovered share R of three sets by partner, and of each layer's universal neurons. Right: R of all neurons
-    in groups by R² of one neuron. Bars are 95 % intervals over blocks."""
+    in groups by their correlation with the match. Bars are 95 % intervals over blocks."""
     own = summary.own_rows(table, reference)
     own = own[own["recovered"].notna()]
-    fig, (left, right) = canvas(1, 2, (WIDE + 1, 4.6), width_ratios=(1.2, 1))
+    fig, (left, right) = canvas(1, 2, (WIDE, 4.6), width_ratios=(1.2, 1))
     grouped = own["set"].str.startswith("group")
     names = list(dict.fromkeys(own.loc[~grouped, "set"]))
     labels = [f"{name} ({own.loc[own['set'] == name, 'neurons'].iloc[0]:,})" for name in names]
@@ -137,8 +158,9 @@ def transplants(table: pd.DataFrame, reference: str) -> Figure:
             right.errorbar(rows["r2"], rows["recovered"], yerr=_bars(rows), **(look | {"linestyle": "-"}))
     left.set_yticks(range(len(names)), labels)
     left.set_ylim(max(1, len(names)) - 0.5, -0.5)
+    left.margins(x=0.08)
     left.set(xlabel="recovered share R", ylabel="neurons replaced")
-    right.set(xlabel="mean R² of one neuron in the group", ylabel="recovered share R")
+    right.set(xlabel="mean squared correlation with the match", ylabel="recovered share R")
     right.locator_params(axis="x", nbins=5)
     for line in (left.axvline, right.axhline):
         line(0, **DASHED)

@@ -1,9 +1,10 @@
 """The figures of heads: their best matches beside rotated heads, and their scores beside those of the matches."""
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lib.chapters.same_function.heads import HEAD, NULLS, TYPES, by_head
+from lib.chapters.same_function.heads import HEAD, NULLS, TYPES, by_head, mutual
 from lib.display.plots import BASELINE, CORRELATION, HEIGHT, NEUTRAL, PALE, WIDE, canvas, legend_below
 
 BASELINES = {
@@ -35,12 +36,18 @@ def head_matches(table: pd.DataFrame, reference: str) -> Figure:
 
 
 def head_scores(table: pd.DataFrame) -> Figure:
-    """Scores of every reference's heads against those of their best matches."""
+    """Ranks by score of every reference's heads within their layers against those of their best matches."""
     fig, grid = canvas(1, len(TYPES), (WIDE, HEIGHT), sharey=True)
+    both = mutual(table).fillna(False).astype(bool)
+    jitter = np.random.default_rng(0).uniform(-0.03, 0.03, (2, len(table)))  # ranks are few
+    groups = {"best match of each other": (both, CORRELATION, 9), "other": (~both, BASELINE, 6)}
     for axes, (name, words) in zip(grid, SCORES.items(), strict=True):
-        axes.plot([0, 1], [0, 1], color=NEUTRAL, linewidth=1)
-        look = {"s": 10, "alpha": 0.4, "linewidths": 0, "color": CORRELATION, "rasterized": True}
-        axes.scatter(table[name], table[f"match_{name}"], **look)
-        axes.set(xlabel=words, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    grid[0].set_ylabel("the same score of the match")
+        axes.plot([-0.5, 0.5], [-0.5, 0.5], color=NEUTRAL, linewidth=1, label="line: equal ranks")
+        for label, (chosen, colour, size) in groups.items():
+            x, y = (table[f"{side}{name}_rank"] + moved for side, moved in zip(("", "match_"), jitter, strict=True))
+            look = {"s": size, "alpha": 0.8, "linewidths": 0, "color": colour, "rasterized": True, "label": label}
+            axes.scatter(x[chosen], y[chosen], **look)
+        axes.set(xlabel=words, xlim=(-0.55, 0.55), ylim=(-0.55, 0.55))
+    grid[0].set_ylabel("rank of the match, less the mean")
+    legend_below(fig, columns=3)
     return fig

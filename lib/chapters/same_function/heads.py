@@ -272,26 +272,38 @@ def used_room(measures: pd.DataFrame) -> float:
     return float(measures["excess_corr"].mean() / (1 - measures["mean_baseline"]).mean())
 
 
-def type_agreement(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per type that some head has: `heads`, `pairs` of a head and a compared seed, the share of these whose
-    match has the type (`agreement`), and the mean `type_share`, the chance level."""
-    rows = table[table["type"] != NO_TYPE].assign(agreement=lambda own: own["type"] == own["match_type"])
-    grouped = rows.groupby("type")
-    made = grouped[["agreement", "type_share"]].mean().assign(pairs=grouped.size())
-    return made.assign(heads=rows.drop_duplicates(["seed", *HEAD]).groupby("type").size()).reset_index()
+def mutual(table: pd.DataFrame) -> pd.Series:
+    """Whether a head is its match's best match in turn; NA where the match's seed is no reference."""
+    back = table.set_index(["seed", *HEAD, "model"])[[f"match_{name}" for name in HEAD]]
+    there = pd.MultiIndex.from_frame(table[["model", *(f"match_{name}" for name in HEAD), "seed"]])
+    found = back.reindex(there)
+    same = (found.to_numpy() == table[HEAD].to_numpy()).all(1)
+    return pd.Series(same, table.index, dtype="boolean").mask(found.isna().any(axis=1).to_numpy())
 
 
 def score_agreement(table: pd.DataFrame) -> pd.DataFrame:
     """One row per reference, one column per score: the correlation between the ranks of a head and of its best match
     within their layers. Depth adds nothing to it: exchanged within its layer, a match gives 0 in expectation."""
+    return pd.DataFrame({seed: rank_correlation(own) for seed, own in table.groupby("seed")}).T.rename_axis("seed")
+
+
+def rank_correlation(table: pd.DataFrame) -> pd.Series:
+    """By score the correlation of ranks of `score_agreement` over all rows; NaN where nothing varies."""
     parts = {}
-    for seed, own in table.groupby("seed"):
-        sides = ((own[f"{name}_rank"], own[f"match_{name}_rank"]) for name in TYPES)
-        sums = (((x * y).sum(), (x * x).sum() * (y * y).sum()) for x, y in sides)
-        parts[seed] = [both / single**0.5 if single > 0 else np.nan for both, single in sums]
-    return pd.DataFrame.from_dict(parts, orient="index", columns=list(TYPES)).rename_axis("seed")
+    for name in TYPES:
+        x, y = table[f"{name}_rank"], table[f"match_{name}_rank"]
+        single = (x * x).sum() * (y * y).sum()
+        parts[name] = (x * y).sum() / single**0.5 if single > 0 else np.nan
+    return pd.Series(parts)
 
 
-def first_agreement(table: pd.DataFrame) -> pd.Series:
-    """By score: of the heads with the largest score of their seed, the share whose match has that of the other seed."""
-    return pd.Series({name: table.loc[table[f"{name}_first"], f"match_{name}_first"].mean() for name in TYPES})
+def first_agreement(table: pd.DataFrame) -> pd.DataFrame:
+    """By score: of the heads with the largest score of their seed, the share whose match has that of the other seed
+    (`share`), and what the match exchanged within its layer would give (`chance`), where the other is a reference."""
+    rows, heads = {}, table["head"].max() + 1
+    for name in TYPES:
+        own, firsts = table[table[f"{name}_first"]], table[table[f"{name}_first"]].drop_duplicates("seed")
+        layer = own["model"].map(firsts.set_index("seed")["layer"])
+        chance = (own["match_layer"] == layer)[layer.notna()].mean() / heads
+        rows[name] = {"share": own[f"match_{name}_first"].mean(), "chance": chance}
+    return pd.DataFrame(rows).T

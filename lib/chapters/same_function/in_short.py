@@ -28,7 +28,12 @@ def basis(ladder: pd.DataFrame, reference: str) -> Finding:
     text = (
         f"Of a neuron's variance, another seed has **{percent(found['one'], 0)}** in one neuron and "
         f"at least **{percent(found['all'], 0)}** in all neurons of a layer. In a rotated basis these are "
-        f"{percent(found['null_one'], 0)} and {percent(found['null_all'], 0)}."
+        f"{percent(found['null_one'], 0)} and {percent(found['null_all'], 0)}. "
+    )
+    half, rotated = summary.without_twin(own[own["sampled"]])
+    text += (
+        f"Of the neurons without a twin, **{percent(half, 1)}** can be predicted by half or more, and "
+        f"{percent(rotated, 1)} from a random basis."
     )
     return Finding(text, "ladder")
 
@@ -39,13 +44,18 @@ def replaced(transplants: pd.DataFrame, reference: str) -> Finding:
     if not effects.values.notna().any():
         return Finding("No universal neurons cost enough loss to be replaced by their matches.", "transplants")
     value, interval = over_seeds(effects, "transplant_matches")
-    random = summary.recovered_by(transplants, "random").mean()
+    second, random = (signed_percent(summary.recovered_by(transplants, name).mean()) for name in ("second", "random"))
     text = (
-        f"Replaced by their matches, universal neurons keep **{value}** of the loss that ablating them costs{interval}"
+        f"With their best matches in the place of universal neurons, **{value}** of the loss that ablation costs is "
+        f"recovered{interval}. The second-best matches recover {second}, random neurons like the matches {random} "
+        "(near 0 by construction)."
     )
-    return Finding(f"{text}; random neurons like the matches keep {signed_percent(random)}.", "transplants")
+    return Finding(text, "transplants")
 
 
 def _mapped(mapped: pd.DataFrame) -> Finding:
-    share = percent(captions_map.found_by_all(mapped), 0)
-    return Finding(f"Token embeddings alone lead **{share}** of the neurons to their match.", "residual_map")
+    text = "A rotation fitted on embeddings and unembeddings, with no activations, puts the match first for "
+    text += f"**{percent(captions_map.found_by_all(mapped), 0)}** of the neurons"
+    universal = captions_map.found_by_universal(mapped)
+    text += f" (**{percent(universal, 0)}** of the universal ones)" if universal == universal else ""
+    return Finding(f"{text} by their weights.", "residual_map")

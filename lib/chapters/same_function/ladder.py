@@ -1,8 +1,8 @@
 """The ladder of maps for two seeds: how much of each neuron of one is in one neuron, a few, a rotation, all of a layer.
 
-Maps are fitted on one part of a sample of the text, their penalty and the other seed's layer are chosen on a second,
-and R² is taken on a third (docs/method.md §12). The same is done with the other seed's pre-activations rotated, which
-keeps the nonlinearity. Nothing here knows a run.
+The blocks of a sample of the text are dealt to four folds. In each of four turns two folds fit the maps, one chooses
+penalty and layer, and one is scored, so that every block is scored once (docs/method.md §12). The same is done with the
+other seed's pre-activations rotated, which keeps the nonlinearity. Nothing here knows a run.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,107 +18,191 @@ from torch import Tensor
 from lib.chapters.same_function import maps
 from lib.chapters.universality.null_bases import NEGLIGIBLE, inverse, passed_again
 
-FIT, TUNE, SCORE = range(3)
-PATTERN = (FIT, FIT, SCORE, FIT, FIT, FIT, TUNE, FIT)  # of blocks, over and over
+FOLDS = 4  # and as many turns
 RUNGS = ("one", *(f"few_{number}" for number in maps.FEW), "all")  # a neuron's layer is chosen for each
-KEPT = ("one", "all")  # rungs whose predictions are transplanted
 WHOLE = ("one_to_one", "orthogonal", "nearest", "half")  # from the layer of largest CKA: maps of whole layers, and
-# ridge regression from all of the fitting text and from half of it
+# ridge regression from both fitting folds and from one of them
+ONE_FOLD = 0.9  # of a neuron's variance: with more of it in one fold, a neuron has no class
 NEAR = 5  # layers, from the one at the same depth, that are compared
 
 
-class Parts(NamedTuple):
-    """For each counted token of a sample, which part its block is in, and the number of its block."""
+class Turn(NamedTuple):
+    """Which folds fit, which one chooses, and which one is scored."""
 
-    part: Int[Tensor, "tokens"]
+    fit: tuple[int, ...]
+    tune: int
+    score: int
+
+    @property
+    def parts(self) -> tuple[tuple[int, ...], ...]:
+        """Fit, tune and score."""
+        return self.fit, (self.tune,), (self.score,)
+
+
+TURNS = tuple(Turn(((turn + 2) % FOLDS, (turn + 3) % FOLDS), (turn + 1) % FOLDS, turn) for turn in range(FOLDS))
+
+
+class Blocks(NamedTuple):
+    """For each counted token of a sample, the number of its block, and the fold that the block is in."""
+
     block: Int[Tensor, "tokens"]
+    fold: Int[Tensor, "tokens"]
 
     @classmethod
-    def of(cls, counted: Tensor) -> "Parts":
+    def of(cls, counted: Tensor) -> "Blocks":
         """From the mask (blocks, context) of a sample's counted tokens."""
         block = counted.nonzero()[:, 0]
-        return cls(torch.tensor(PATTERN)[block % len(PATTERN)], block)
+        return cls(block, block % FOLDS)
 
 
 class Layer(NamedTuple):
-    """A layer on the sample, in deviations of the part FIT about its means: (tokens, neurons) for each part."""
+    """A layer on a sample, in deviations about its means, fold by fold, with its means and deviations in each turn's
+    fitting folds in these units. `live` has 0 for a neuron that does not vary in a turn's fitting folds."""
 
-    parts: tuple[Tensor, Tensor, Tensor]
+    folds: tuple[Float[Tensor, "tokens n"], ...]
     mean: Float[Tensor, "n"]
     deviation: Float[Tensor, "n"]
+    sums: Float[Tensor, "folds n"]
+    squares: Float[Tensor, "folds n"]
+    fit_mean: Float[Tensor, "turns n"]
+    fit_deviation: Float[Tensor, "turns n"]
 
     @classmethod
-    def of(cls, values: Float[Tensor, "tokens n"], part: Int[Tensor, "tokens"]) -> "Layer":
-        """0 for a neuron that does not vary on the part FIT."""
-        own = values[part == FIT]
-        mean, square = own.mean(0), own.square().mean(0)
-        variance = own.sub_(mean).square().mean(0)
+    def of(cls, values: Float[Tensor, "tokens n"], fold: Int[Tensor, "tokens"]) -> "Layer":
+        """0 for a neuron that does not vary on the sample. Overwrites `values`."""
+        tokens, mean, norm = len(values), values.mean(0), torch.linalg.vector_norm
+        square = norm(values, dim=0).square() / tokens
+        variance = norm(values.sub_(mean), dim=0).square() / tokens
         deviation = torch.where(variance > NEGLIGIBLE * square, variance, 0).sqrt()
-        scale = inverse(deviation)
-        rest = ((values[part == one] - mean).mul_(scale) for one in (TUNE, SCORE))
-        return cls((own.mul_(scale), *rest), mean, deviation)
+        values.mul_(inverse(deviation))
+        folds = tuple(values[fold == one] for one in range(FOLDS))
+        sums = torch.stack([one.sum(0) for one in folds])
+        squares = torch.stack([norm(one, dim=0).square() for one in folds])
+        fits = [
+            [sum(of[one] for one in turn.fit) / cls._number(folds, turn.fit) for turn in TURNS]
+            for of in (sums, squares)
+        ]
+        fit_mean, fit_square = (torch.stack(one) for one in fits)
+        spread = fit_square - fit_mean.square()
+        return cls(folds, mean, deviation, sums, squares, fit_mean, torch.where(spread > NEGLIGIBLE, spread, 0).sqrt())
 
-    def within(self, part: int) -> Float[Tensor, "n n"]:
-        """Second moments on a part."""
-        return self.parts[part].T @ self.parts[part] / len(self.parts[part])
+    @staticmethod
+    def _number(folds: Sequence[Tensor], some: Sequence[int]) -> int:
+        return sum(len(folds[one]) for one in some)
+
+    def number(self, some: Sequence[int]) -> int:
+        """Tokens of some folds."""
+        return self._number(self.folds, some)
+
+    def products(self, other: "Layer") -> list[Float[Tensor, "n k"]]:
+        """Σ own × other over each fold."""
+        return [own.T @ x for own, x in zip(self.folds, other.folds, strict=True)]
+
+    def scaled(
+        self, turn: int, fold: int, rows: Tensor | slice = slice(None), neurons: Tensor | slice = slice(None)
+    ) -> Float[Tensor, "rows neurons"]:
+        """A fold in deviations of a turn's fitting folds about their means."""
+        mean, deviation = self.fit_mean[turn, neurons], self.fit_deviation[turn, neurons]
+        return (self.folds[fold][rows][:, neurons] - mean) * inverse(deviation)
+
+    def square(self, turn: int, fold: int) -> Float[Tensor, "n"]:
+        """Mean square on a fold about the mean of a turn's fitting folds, in deviations on the whole sample."""
+        mean, number = self.fit_mean[turn], len(self.folds[fold])
+        return (self.squares[fold] - 2 * mean * self.sums[fold]) / number + mean.square()
+
+
+def moments(
+    products: Sequence[Float[Tensor, "n k"]], own: Layer, other: Layer, turn: int, some: Sequence[int]
+) -> Float[Tensor, "n k"]:
+    """Second moments of two layers over some folds, in deviations of a turn's fitting folds about their means.
+
+    `products` are those of `own.products(other)`; Σ (y − m)(x − m') = Σ y x − m Σ x − (Σ y) m' + t m m'.
+    """
+    tokens, found = own.number(some), sum(products[fold] for fold in some)
+    sums_own, sums_other = (sum(of.sums[fold] for fold in some) for of in (own, other))
+    mean_own, mean_other = own.fit_mean[turn], other.fit_mean[turn]
+    found = torch.addr(found, mean_own, sums_other - tokens * mean_other, alpha=-1)
+    found.addr_(sums_own, mean_other, alpha=-1)
+    found *= (inverse(own.fit_deviation[turn]) / tokens)[:, None]
+    return found.mul_(inverse(other.fit_deviation[turn]))
+
+
+class Moments(NamedTuple):
+    """Second moments in one turn, over the parts that fit, choose and are scored."""
+
+    fit: Float[Tensor, "n k"]
+    tune: Float[Tensor, "n k"]
+    score: Float[Tensor, "n k"]
+
+    @classmethod
+    def by_turn(cls, own: Layer, other: Layer, products: Sequence[Tensor]) -> list["Moments"]:
+        """One for each turn."""
+        return [
+            cls(*(moments(products, own, other, number, some) for some in turn.parts))
+            for number, turn in enumerate(TURNS)
+        ]
 
 
 class Predictor(NamedTuple):
-    """A layer of the other seed: its values, its second moments on FIT and TUNE, and what ridge regression needs."""
+    """A layer of the other seed: its values, its second moments by turn, and what ridge regression needs."""
 
     layer: Layer
-    fit: Float[Tensor, "n n"]
-    tune: Float[Tensor, "n n"]
-    factors: list[Float[Tensor, "n n"]]
+    norm: float  # ‖Σ‖_F on the whole sample
+    products: list[Float[Tensor, "n n"]]
+    turns: list[Moments]
+    factors: list[list[Float[Tensor, "n n"]]]  # by turn; empty if ridge regression is not asked for
 
     @classmethod
-    def of(cls, values: Float[Tensor, "tokens n"], part: Int[Tensor, "tokens"]) -> "Predictor":
-        layer = Layer.of(values, part)
-        fit = layer.within(FIT)
-        return cls(layer, fit, layer.within(TUNE), maps.ridge_factors(fit))
+    def of(cls, values: Float[Tensor, "tokens n"], fold: Int[Tensor, "tokens"], ridge: bool = True) -> "Predictor":
+        layer = Layer.of(values, fold)
+        products = layer.products(layer)
+        turns = Moments.by_turn(layer, layer, products)
+        norm = float(sum(products).norm()) / len(values)
+        return cls(layer, norm, products, turns, [maps.ridge_factors(one.fit) for one in turns if ridge])
 
 
 @dataclass
 class Found:
-    """What one rung says of k neurons: the layer that is best on TUNE, its R² there, and squared errors on SCORE.
+    """What one rung says of k neurons in each turn: the layer that is best on the choosing fold, its R² there, and the
+    squared errors on the scored fold, in deviations on the sample.
 
-    Where no map is better than the mean of FIT on TUNE, that mean is the prediction, and the layer is −1.
+    Where no map is better than the mean of the fitting folds, that mean is the prediction, and the layer is −1.
     """
 
-    errors: Float[Tensor, "blocks k"]
-    tuned: Float[Tensor, "k"]
-    layer: Int[Tensor, "k"]
-    neuron: Int[Tensor, "k"]  # the first that is used, where they are few
-    weight: Float[Tensor, "k"]  # of that one
-    predicted: Float[Tensor, "tokens k"] | None  # on SCORE
+    errors: Float[Tensor, "turns k"]
+    tuned: Float[Tensor, "turns k"]
+    layer: Int[Tensor, "turns k"]
+    neuron: Int[Tensor, "turns k"]  # the first that is used, where they are few
+    weight: Float[Tensor, "turns k"]  # of that one
+    coefficients: dict[tuple[int, int], tuple[Tensor, Tensor]]  # by turn and layer: neurons, (n, k)
 
     @classmethod
-    def nothing(cls, total: Float[Tensor, "blocks k"], tokens: int) -> "Found":
-        """Before any map is tried; predictions are kept if there are `tokens`."""
-        zero, none = total.new_zeros(total.shape[1]), torch.full((total.shape[1],), -1, device=total.device)
-        kept = total.new_zeros(tokens, total.shape[1]) if tokens else None
-        return cls(total.clone(), zero, none, none, zero, kept)
+    def nothing(cls, errors: Float[Tensor, "turns k"]) -> "Found":
+        """Before any map is tried."""
+        none = torch.full(errors.shape, -1, device=errors.device)
+        zero = torch.zeros_like(errors)
+        return cls(errors.clone(), zero, none, none.clone(), zero.clone(), {})
 
-    def improve(self, layer: int, tuned: Tensor, errors: Tensor, predicted: Tensor, used: tuple | None) -> None:
-        """Takes a layer's map for the neurons that it predicts better on TUNE."""
-        better = tuned > self.tuned
-        self.tuned, self.layer = torch.where(better, tuned, self.tuned), torch.where(better, layer, self.layer)
-        self.errors = torch.where(better, errors, self.errors)
-        if self.predicted is not None:
-            self.predicted[:, better] = predicted[:, better]
-        if used is not None:
-            neurons, weights = used
-            self.neuron = torch.where(better, neurons[0], self.neuron)
-            self.weight = torch.where(better, weights[0], self.weight)
+    def improve(self, turn: int, layer: int, tuned: Float[Tensor, "k"], errors: Float[Tensor, "k"]) -> Tensor:
+        """Takes a layer's map for the neurons that it predicts better on the choosing fold, and says for which."""
+        better = tuned > self.tuned[turn]
+        self.tuned[turn, better], self.errors[turn, better] = tuned[better], errors[better]
+        self.layer[turn, better] = layer
+        return better
 
 
 class Seen(NamedTuple):
-    """A layer of the other seed beside a target: products with it on FIT and TUNE."""
+    """A layer of the other seed beside a target, in one turn."""
 
     other: Predictor
     number: int
-    cross: Float[Tensor, "n k"]
-    cross_tune: Float[Tensor, "n k"]
+    turn: int
+    cross: Moments
+
+    @property
+    def within(self) -> Moments:
+        """The other layer's own moments."""
+        return self.other.turns[self.turn]
 
 
 @dataclass
@@ -126,95 +210,159 @@ class Target:
     """A layer of the seed whose neurons are explained, and what its rungs have found so far."""
 
     layer: Layer
-    parts: Parts
-    keeps: bool = False  # predictions of the rungs `one` and `all`
+    keeps: bool = False  # what transplants need: coefficients of the rung `all`, second-best matches
     rungs: dict[str, Found] = field(default_factory=dict)
     pairs: list[dict] = field(default_factory=list)  # a row for each layer of the other seed
+    nearest: Float[Tensor, "turns k"] | None = None  # errors of ridge regression from the layer of largest CKA
 
     def __post_init__(self):
-        scored, tuned = self.layer.parts[SCORE], self.layer.parts[TUNE]
-        number, self.block = self.parts.block[self.parts.part == SCORE].unique(return_inverse=True)
-        self.blocks = len(number)
-        self.mean = scored.mean(0)
-        self.total = self.by_block((scored - self.mean).square())  # of R²'s denominator
-        self.square = tuned.square().mean(0).clamp(min=1e-30)
-        self.fit_within = self.layer.within(FIT)
-        own = self.by_block(scored.square())
-        kept = {name: len(scored) for name in KEPT} if self.keeps else {}
-        self.rungs = {name: Found.nothing(own, kept.get(name, 0)) for name in (*RUNGS, *WHOLE)}
-        k = scored.shape[1]
-        self.ranked = scored.new_zeros(2, k), torch.full((2, 2, k), -1)  # |corr| on FIT; (layer or neuron, best two, k)
-
-    def by_block(self, squares: Float[Tensor, "tokens k"]) -> Float[Tensor, "blocks k"]:
-        """Sums over the tokens of each block of SCORE."""
-        return squares.new_zeros(self.blocks, squares.shape[1]).index_add_(0, self.block, squares)
+        own = self.layer
+        self.norm = float(sum(own.products(own)).norm()) / own.number(range(FOLDS))
+        self.tuned_square, square = (
+            torch.stack([own.square(number, getattr(turn, part)) for number, turn in enumerate(TURNS)])
+            for part in ("tune", "score")
+        )
+        self.tokens = torch.tensor([len(own.folds[turn.score]) for turn in TURNS])[:, None].to(square)
+        self.unexplained = square * self.tokens
+        self.rungs = {name: Found.nothing(self.unexplained) for name in RUNGS}
+        k = square.shape[1]
+        self.match = square.new_zeros(k), torch.full((2, k), -1)  # corr on the sample; layer and neuron
+        self.ranked = [(square.new_zeros(2, k), torch.full((2, 2, k), -1)) for _ in TURNS]
+        # |corr| on the fitting folds; (layer or neuron, best two, k)
 
     def explain(self, other: Predictor, number: int) -> None:
         """Tries the rungs RUNGS from one layer of the other seed, the `number`-th."""
-        seen = self._seen(other, number)
-        row = {"other_layer": number, "cka": maps.linear_cka(self.fit_within, other.fit, seen.cross)}
-        self._rank(seen.cross.abs(), number)
-        chosen, steps = maps.forward_selection(other.fit, seen.cross)
-        for name, size in zip(RUNGS[:-1], (1, *maps.FEW), strict=True):
-            if size <= len(chosen):
-                used = chosen[:size], steps[size - 1]
-                row[name] = self._tried(name, seen, torch.zeros_like(seen.cross).scatter_(0, *used), used)
-        row["all"] = self._tried("all", seen, self._ridge(seen, seen.cross, other.factors))
-        self.pairs.append(row)
+        products = other.layer.products(self.layer)
+        whole = sum(products) / self.layer.number(range(FOLDS))
+        row = {"other_layer": number, "cka": maps.linear_cka(self.norm, other.norm, whole)}
+        self._match(whole, number)
+        errors, nearest = dict.fromkeys(RUNGS, 0.0), []
+        for turn, cross in enumerate(Moments.by_turn(other.layer, self.layer, products)):
+            seen = Seen(other, number, turn, cross)
+            if self.keeps:
+                self._rank(cross.fit.abs(), seen)
+            chosen, steps = maps.forward_selection(seen.within.fit, cross.fit)
+            for name, size in zip(RUNGS[:-1], (1, *maps.FEW), strict=True):
+                if size <= len(chosen):
+                    errors[name] += self._sparse(name, seen, chosen[:size], steps[size - 1])
+            nearest.append(self._dense("all", seen, self._ridge(seen, cross.fit, other.factors[turn])))
+            errors["all"] += nearest[-1]
+        tried = {name: float(np.nanmean(self._r2(one))) for name, one in errors.items() if isinstance(one, Tensor)}
+        if all(row["cka"] > other["cka"] for other in self.pairs):
+            self.nearest = torch.stack(nearest)
+        self.pairs.append(row | tried)
 
     def explain_whole(self, other: Predictor, number: int) -> None:
-        """Tries the rungs WHOLE from one layer; maps of whole layers have a slope for each neuron."""
-        seen = self._seen(other, number)
-        cross, given = seen.cross, maps.one_to_one(seen.cross)
-        known, neurons = (given >= 0).to(cross), given.clamp(min=0)[None]
-        weights = torch.zeros_like(cross).scatter_(0, neurons, cross.gather(0, neurons) * known)
-        self._tried("one_to_one", seen, weights)
-        turn = maps.orthogonal(cross)
-        slope = (turn * cross).sum(0) / (turn * (other.fit @ turn)).sum(0).clamp(min=1e-30)
-        self._tried("orthogonal", seen, turn * slope)
-        self._tried("nearest", seen, self._ridge(seen, cross, other.factors))
-        block = self.parts.block[self.parts.part == FIT].unique(return_inverse=True)[1]
-        x, y = (one.parts[FIT][block % 2 == 0] for one in (self.layer, other.layer))
-        half = maps.ridge_factors(y.T @ y / len(y))
-        self._tried("half", seen, self._ridge(seen, y.T @ x / len(y), half))
-
-    def _seen(self, other: Predictor, number: int) -> Seen:
-        x, y = self.layer.parts, other.layer.parts
-        return Seen(other, number, *(y[part].T @ x[part] / len(x[part]) for part in (FIT, TUNE)))
+        """Tries the rungs WHOLE from one layer; maps of whole layers have a slope for each neuron. The null
+        has the first two; `nearest` is known from `explain`."""
+        products = other.layer.products(self.layer)
+        whole = WHOLE if self.keeps else WHOLE[:2]
+        self.rungs |= {name: Found.nothing(self.unexplained) for name in whole}
+        for turn, moments_ in enumerate(Moments.by_turn(other.layer, self.layer, products)):
+            seen, cross, within = Seen(other, number, turn, moments_), moments_.fit, other.turns[turn].fit
+            given = maps.one_to_one(cross)
+            known, neurons = (given >= 0).to(cross), given.clamp(min=0)[None]
+            self._sparse("one_to_one", seen, neurons, cross.gather(0, neurons) * known)
+            rotation = maps.orthogonal(cross)
+            slope = (rotation * cross).sum(0) / (rotation * (within @ rotation)).sum(0).clamp(min=1e-30)
+            self._dense("orthogonal", seen, rotation * slope)
+            if "half" not in whole:
+                continue
+            self.rungs["nearest"].errors[turn] = self.nearest[turn]
+            first = TURNS[turn].fit[:1]
+            half = maps.ridge_factors(moments(other.products, other.layer, other.layer, turn, first))
+            self.rungs["half"].errors[turn] = self._dense(
+                "half", seen, self._ridge(seen, moments(products, other.layer, self.layer, turn, first), half)
+            )
 
     def _ridge(self, seen: Seen, cross: Float[Tensor, "n k"], factors: list[Tensor]) -> Float[Tensor, "n k"]:
-        """Ridge regression, with each neuron's best penalty on TUNE."""
+        """Ridge regression, with each neuron's best penalty on the choosing fold."""
         fitted = maps.ridge(factors, cross)
-        best = maps.explained(fitted, seen.other.tune, seen.cross_tune).argmax(0)
+        best = maps.explained(fitted, seen.within.tune, seen.cross.tune).argmax(0)
         return fitted.gather(0, best[None, None].expand(1, *cross.shape))[0]
 
-    def _tried(self, name: str, seen: Seen, weights: Float[Tensor, "n k"], used: tuple | None = None) -> float:
-        """Takes in a linear map; `used` are the neurons and weights of a sparse one. Its mean R², below 0 as 0."""
-        tuned = maps.explained(weights, seen.other.tune, seen.cross_tune) / self.square
-        predicted = seen.other.layer.parts[SCORE] @ weights
-        errors = self.by_block((self.layer.parts[SCORE] - predicted).square())
-        self.rungs[name].improve(seen.number, tuned, errors, predicted, used)
-        return float(np.nanmean(self.r2(errors).clip(0, 1)))
+    def _dense(self, name: str, seen: Seen, weights: Float[Tensor, "n k"]) -> Float[Tensor, "k"]:
+        """Takes in a linear map, and returns its squared errors on the scored fold."""
+        within, cross = seen.within, seen.cross
+        taken = (
+            maps.explained(weights, of, with_x)
+            for of, with_x in ((within.tune, cross.tune), (within.score, cross.score))
+        )
+        better, errors = self._tried(name, seen, *taken)
+        if self.keeps and name == "all":
+            mine = better.nonzero()[:, 0]
+            self.rungs[name].coefficients[seen.turn, seen.number] = mine, weights[:, mine]
+        return errors
 
-    def _rank(self, size: Float[Tensor, "n k"], number: int) -> None:
-        """Takes in a layer's two best neurons for each target."""
+    def _sparse(
+        self, name: str, seen: Seen, chosen: Int[Tensor, "few k"], weights: Float[Tensor, "few k"]
+    ) -> Float[Tensor, "k"]:
+        """The same for a map that uses few neurons of the other layer for each."""
+        within, cross = seen.within, seen.cross
+        taken = (
+            maps.explained_by_few(chosen, weights, of, with_x)
+            for of, with_x in ((within.tune, cross.tune), (within.score, cross.score))
+        )
+        better, errors = self._tried(name, seen, *taken)
+        found, turn = self.rungs[name], seen.turn
+        found.neuron[turn, better], found.weight[turn, better] = chosen[0, better], weights[0, better]
+        return errors
+
+    def _tried(
+        self, name: str, seen: Seen, tuned: Float[Tensor, "k"], scored: Float[Tensor, "k"]
+    ) -> tuple[Tensor, Float[Tensor, "k"]]:
+        """From what a map explains on the choosing and the scored fold, in deviations of the fitting folds: for which
+        neurons it is taken, and its squared errors."""
+        turn, variance = seen.turn, self.layer.fit_deviation[seen.turn].square()
+        errors = self.unexplained[turn] - self.tokens[turn] * variance * scored
+        r2 = tuned * variance / self.tuned_square[turn].clamp(min=1e-30)
+        return self.rungs[name].improve(turn, seen.number, r2, errors), errors
+
+    def _match(self, corr: Float[Tensor, "n k"], number: int) -> None:
+        """Takes in a layer's largest correlations on the whole sample."""
+        best = corr.abs().argmax(0)
+        value = corr.gather(0, best[None])[0]
+        better = value.abs() > self.match[0].abs()
+        places = torch.stack([torch.full_like(best, number), best])
+        self.match = torch.where(better, value, self.match[0]), torch.where(better, places, self.match[1])
+
+    def _rank(self, size: Float[Tensor, "n k"], seen: Seen) -> None:
+        """Takes in a layer's two best neurons for each target, in one turn."""
         best, neurons = size.topk(min(2, len(size)), dim=0)
-        corr = torch.cat([self.ranked[0], best])
-        places = torch.cat([self.ranked[1], torch.stack([torch.full_like(neurons, number), neurons])], 1)
-        top, order = corr.topk(2, dim=0)
-        self.ranked = top, places.gather(1, order.expand(2, -1, -1))
+        known, places = self.ranked[seen.turn]
+        made = torch.stack([torch.full_like(neurons, seen.number), neurons])
+        top, order = torch.cat([known, best]).topk(2, dim=0)
+        self.ranked[seen.turn] = top, torch.cat([places, made], 1).gather(1, order.expand(2, -1, -1))
 
-    def second(self) -> Int[Tensor, "2 k"]:
-        """Layer and neuron of the second-best match by |corr| on FIT: the best but the rung `one`'s."""
-        own = torch.stack([self.rungs["one"].layer, self.rungs["one"].neuron])
-        first, second = self.ranked[1].unbind(1)
-        return torch.where((first == own).all(0), second, first)
+    def of_all(self, turn: int, number: int) -> tuple[Int[Tensor, "k"], Float[Tensor, "n k"]]:
+        """The neurons that the rung `all` predicts from a layer in a turn, and their coefficients."""
+        of = self.rungs["all"]
+        mine, weights = of.coefficients[turn, number]
+        kept = of.layer[turn, mine] == number
+        return mine[kept], weights[:, kept]
 
-    def r2(self, errors: Float[Tensor, "blocks k"]) -> np.ndarray:
-        """Held-out R²; NaN for a neuron that does not vary on FIT or SCORE."""
-        total = self.total.sum(0)
-        known = (total > 1e-6 * self.layer.parts[SCORE].square().sum(0)) & (self.fit_within.diagonal() > 0.5)
-        return torch.where(known, 1 - errors.sum(0) / total, torch.nan).double().cpu().numpy()
+    def best(self, turn: int) -> Int[Tensor, "2 k"]:
+        """Layer and neuron of the rung `one` in a turn."""
+        return torch.stack([self.rungs["one"].layer[turn], self.rungs["one"].neuron[turn]])
+
+    def second(self, turn: int) -> Int[Tensor, "2 k"]:
+        """Layer and neuron of the second-best match by |corr| on the fitting folds: the best but the rung `one`'s."""
+        first, second = self.ranked[turn][1].unbind(1)
+        return torch.where((first == self.best(turn)).all(0), second, first)
+
+    def r2(self, name: str) -> np.ndarray:
+        """R² of a rung: 1 − Σ errors / Σ squares about the sample's mean, both over all folds. NaN for a neuron that
+        does not vary on the sample."""
+        return self._r2(self.rungs[name].errors.sum(0))
+
+    def _r2(self, errors: Float[Tensor, "k"]) -> np.ndarray:
+        r2 = 1 - errors / self.tokens.sum()
+        return torch.where(self.layer.deviation > 0, r2, torch.nan).double().cpu().numpy()
+
+    def largest_fold(self) -> np.ndarray:
+        """The largest part of each neuron's variance on the sample that one fold has; NaN where it does not vary."""
+        shares = self.layer.squares / self.layer.squares.sum(0)
+        return shares.amax(0).double().cpu().numpy()
 
 
 def near(layer: int, layers: int, others: int) -> Sequence[int]:
@@ -224,13 +372,17 @@ def near(layer: int, layers: int, others: int) -> Sequence[int]:
 
 
 def explained_by(targets: Sequence[Target], predictors: Callable[[int], Predictor], others: int) -> None:
-    """Fills each target's rungs from the other seed's layers; `predictors(layer)` makes one at a time, in order."""
+    """Fills each target's rungs RUNGS from the other seed's layers; `predictors(layer)` makes one at a time."""
     for number in range(others):
         reached = [one for layer, one in enumerate(targets) if number in near(layer, len(targets), others)]
         if reached:
             other = predictors(number)
             for target in reached:
                 target.explain(other, number)
+
+
+def whole_layers(targets: Sequence[Target], predictors: Callable[[int], Predictor]) -> None:
+    """Fills the rungs WHOLE, after `explained_by`."""
     nearest = [max(target.pairs, key=lambda row: row["cka"])["other_layer"] for target in targets]
     for number in sorted(set(nearest)):
         other = predictors(number)
@@ -248,22 +400,21 @@ def rotated_activations(pre: Float[Tensor, "tokens n"], act: Callable, turn: Flo
 
 
 def neuron_rows(target: Target, null: Target, neurons: Sequence[int]) -> pd.DataFrame:
-    """One row per neuron: R² of each rung and of each rung's null, the layers they come from, and the class.
+    """One row per neuron: R² of each rung and of each rung's null, its match, and the class, empty for none.
 
-    `match_layer`, `match_neuron` and `corr` (signed, on FIT) are those of the rung `one`, −1 and 0 where no neuron
-    predicts anything on TUNE; `second_layer` and `second_neuron` are the next by |corr| on FIT.
-    `tuned_one` is the R² of that rung on TUNE.
+    `match_layer`, `match_neuron` and `corr` (signed) are those of the largest absolute correlation on the whole
+    sample; `all_layer` is the layer that most turns choose for the rung `all`, −1 for none. `largest_fold` is that of
+    `Target.largest_fold`.
     """
     table = pd.DataFrame({"neuron": list(neurons)})
     for prefix, of in (("", target), ("null_", null)):
-        for name, found in of.rungs.items():
-            table[f"{prefix}r2_{name}"] = of.r2(found.errors)
-    table["match_layer"], table["all_layer"] = (target.rungs[name].layer.cpu().numpy() for name in ("one", "all"))
-    table["match_neuron"], table["corr"] = (
-        getattr(target.rungs["one"], name).cpu().numpy() for name in ("neuron", "weight")
-    )
-    table["second_layer"], table["second_neuron"] = target.second().cpu().numpy()
-    table["tuned_one"] = target.rungs["one"].tuned.double().cpu().numpy()
+        for name in of.rungs:
+            table[f"{prefix}r2_{name}"] = of.r2(name)
+    table["corr"] = target.match[0].double().cpu().numpy()
+    table["match_layer"], table["match_neuron"] = target.match[1].cpu().numpy()
+    table["all_layer"] = target.rungs["all"].layer.mode(0).values.cpu().numpy()
+    table["largest_fold"] = target.largest_fold()
     rungs = [table[name].to_numpy(float) for name in ("r2_one", f"r2_{RUNGS[-2]}", "r2_all")]
     nulls = [table[f"null_{name}"].to_numpy(float) for name in ("r2_one", f"r2_{RUNGS[-2]}")]
-    return table.assign(kind=maps.classes(*rungs, *nulls))
+    kind = np.where(table["largest_fold"] > ONE_FOLD, "", maps.classes(*rungs, *nulls))
+    return table.assign(kind=kind)

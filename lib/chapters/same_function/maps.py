@@ -67,9 +67,9 @@ def forward_selection(
     return torch.stack(chosen), steps
 
 
-def linear_cka(within_a: Float[Tensor, "k k"], within_b: Float[Tensor, "n n"], cross: Float[Tensor, "n k"]) -> float:
+def linear_cka(norm_a: float, norm_b: float, cross: Float[Tensor, "n k"]) -> float:
     """‖C‖²_F / (‖Σ_a‖_F ‖Σ_b‖_F) of two layers (docs/method.md §10)."""
-    return float(cross.square().sum() / (within_a.norm() * within_b.norm()).clamp(min=1e-30))
+    return float(cross.square().sum()) / max(norm_a * norm_b, 1e-30)
 
 
 def explained(
@@ -77,6 +77,17 @@ def explained(
 ) -> Float[Tensor, "*rungs k"]:
     """What a linear map takes from each target's mean square on other tokens: 2 b·c − bᵀ Σ b, from their moments."""
     return 2 * (coefficients * cross).sum(-2) - (coefficients * (within @ coefficients)).sum(-2)
+
+
+def explained_by_few(
+    chosen: Int[Tensor, "few k"],
+    weights: Float[Tensor, "few k"],
+    within: Float[Tensor, "n n"],
+    cross: Float[Tensor, "n k"],
+) -> Float[Tensor, "k"]:
+    """`explained` for a map that uses a few neurons for each target."""
+    products = within[chosen[:, None], chosen[None]]  # (few, few, k)
+    return (weights * (2 * cross.gather(0, chosen) - (products * weights[:, None]).sum(0))).sum(0)
 
 
 # ---------------------------------------------------------------- the rule

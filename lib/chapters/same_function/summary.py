@@ -1,31 +1,24 @@
-"""What the ladder and the transplants say in a few numbers: means by rung, shares of the variance, classes, R."""
+"""What the ladder and the transplants say in a few numbers: means by rung, classes and what chance gives, R."""
 
 from collections.abc import Callable
 
+import numpy as np
 import pandas as pd
 
 from lib.chapters.same_function.ladder import RUNGS, WHOLE
-from lib.chapters.same_function.maps import CLASSES
+from lib.chapters.same_function.maps import CLASSES, MOST, SOME, classes
 
 FEW = RUNGS[-2]
-PARTS = {"one": "one neuron", "few": "seven more", "all": "all others", "none": "no linear map"}
 UNIVERSAL = "universal"  # the set of all universal neurons
 
 
 def means(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per seed: mean R² of each rung over the neurons that stand for all, below 0 as 0, and `null_` the same in
-    the rotated basis."""
+    """One row per seed: mean R² of each rung over the neurons that stand for all, and `null_` the same in the rotated
+    basis."""
     table = table[table["sampled"]]
     names = [f"{prefix}r2_{name}" for prefix in ("", "null_") for name in (*RUNGS, *WHOLE)]
-    found = table[names].astype(float).clip(0, 1).groupby(table["seed"], sort=False).mean()
+    found = table.reindex(columns=names).astype(float).groupby(table["seed"], sort=False).mean()
     return found.rename(columns=lambda name: name.replace("r2_", ""))
-
-
-def variance_shares(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per seed: PARTS of the mean neuron's variance, which sum to 1."""
-    of = means(table)
-    parts = [of["one"], of[FEW] - of["one"], of["all"] - of[FEW], 1 - of["all"]]
-    return pd.DataFrame(dict(zip(PARTS, parts, strict=True)))
 
 
 def class_shares(table: pd.DataFrame, by: pd.Series) -> pd.DataFrame:
@@ -34,6 +27,30 @@ def class_shares(table: pd.DataFrame, by: pd.Series) -> pd.DataFrame:
     counts = pd.crosstab(by.reindex(known.index), known["kind"]).reindex(columns=list(CLASSES), fill_value=0)
     total = counts.sum(axis=1)
     return counts.div(total, axis=0).assign(neurons=total)
+
+
+def best_r2(table: pd.DataFrame, prefix: str = "") -> pd.Series:
+    """The best of the rungs one, few and all, as the rule takes it; of the rotated basis with `null_`."""
+    return table[[f"{prefix}r2_{name}" for name in ("one", FEW, "all")]].astype(float).max(axis=1, skipna=False)
+
+
+def null_kinds(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the classes that the rotated basis gives; none of its rungs exceeds itself, so none is a twin."""
+    rungs = [table[f"null_r2_{name}"].to_numpy(float) for name in ("one", FEW, "all")]
+    kinds = classes(*rungs, *rungs[:2])
+    return table.assign(kind=np.where(table["kind"] == "", "", kinds))
+
+
+def clear_spread(table: pd.DataFrame) -> float:
+    """Of the neurons called spread, the share whose best rung exceeds that of the rotated basis by SOME."""
+    own = table[table["kind"] == "spread"]
+    return float((best_r2(own) - best_r2(own, "null_") >= SOME).mean())
+
+
+def without_twin(table: pd.DataFrame) -> tuple[float, float]:
+    """Of the neurons without a twin, the shares of which MOST can be predicted: from a layer, and from it rotated."""
+    own = table[~table["kind"].isin(["", "twin"])]
+    return float((best_r2(own) >= MOST).mean()), float((best_r2(own, "null_") >= MOST).mean())
 
 
 def recovered(table: pd.DataFrame, name: str = UNIVERSAL) -> pd.DataFrame:

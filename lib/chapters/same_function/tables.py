@@ -7,6 +7,7 @@ follows each, on fewer neurons and without most transplants, since a claim is de
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -19,14 +20,15 @@ from tqdm import tqdm
 from lib.cache import kept
 from lib.chapters.interventions.tables import model_of
 from lib.chapters.same_function import ladder, transplants
-from lib.chapters.same_function.ladder import FIT, SCORE, Layer, Parts, Predictor, Target
+from lib.chapters.same_function.ladder import FOLDS, TURNS, Blocks, Layer, Predictor, Target
 from lib.chapters.universality.null_tables import Sample, read, trunk_of, wide
 from lib.kernels.correlation import haar_rotation
 from lib.models.trunk import no_interventions
 from lib.run import Run
 
-POSITIONS, MOST_POSITIONS = 24, 24_576  # of the sample: for each neuron of a layer, and at most
-FEWEST_BLOCKS = 2 * len(ladder.PATTERN)
+POSITIONS, MOST_POSITIONS = 36, 36_864  # of the sample: for each neuron of a layer, and at most
+FEWEST_BLOCKS = 4 * FOLDS
+TRANSPLANTED = 5  # one block in so many of the sample is read again with replaced neurons; no divisor of FOLDS
 MOST_NEURONS = 1_024  # of a layer that are explained
 OTHER_NEURONS, OTHER_SEEDS = 128, 2  # the same, of seeds other than the reference, and how many of these
 HELD_BYTES = 2**30  # of the other seed's pre-activations in memory at once
@@ -86,12 +88,14 @@ class Source:
 
 @dataclass
 class Compared:
-    """A pair's ladder, and what transplants need of it. `neurons` are those explained, by layer."""
+    """A pair's ladder, and what transplants need of it. `neurons` are those explained, by layer; `source` reads the
+    other seed."""
 
     rows: pd.DataFrame
     layers: pd.DataFrame
     targets: list[Target]
     neurons: list[Int[Tensor, "k"]]
+    source: Source
 
 
 def sample_of(run: Run) -> Sample:
@@ -119,22 +123,25 @@ def chosen_neurons(run: Run, pair: Pair) -> tuple[list[Int[Tensor, "k"]], list[n
 def compared(run: Run, pair: Pair) -> Compared:
     """The ladder of a pair of seeds."""
     sample, (neurons, sampled) = sample_of(run), chosen_neurons(run, pair)
-    parts = Parts.of(sample.counted)
+    fold = Blocks.of(sample.counted).fold
     values = read(trunk_of(run, pair.seed), sample, dict(enumerate(neurons)), pre=False)
-    own = [Layer.of(values.pop(layer).to(wide(run)), parts.part) for layer in range(len(neurons))]
+    own = [Layer.of(values.pop(layer).to(wide(run)), fold) for layer in range(len(neurons))]
     del values
     source, found = Source(run, pair.other, sample), []
     turn = haar_rotation(run.done["shapes"][pair.other][1], run.params.random_seed, ROTATION_DRAW).to(own[0].mean)
     for null in (False, True):
-        targets = [Target(layer, parts, keeps=not null) for layer in own]
+        targets = [Target(layer, keeps=not null) for layer in own]
         names = tqdm(total=0, desc=f"{pair.seed} from {pair.other}{', rotated' if null else ''}", file=sys.stderr)
 
-        def predictor(layer: int, null=null, names=names) -> Predictor:
+        def predictor(layer: int, ridge: bool = True, null=null, names=names) -> Predictor:
             names.update()
             pre, act = source.pre(layer), source.trunk.activations[layer]
-            return Predictor.of(ladder.rotated_activations(pre, act, turn) if null else act(pre), parts.part)
+            values = ladder.rotated_activations(pre, act, turn) if null else act(pre)
+            return Predictor.of(values, fold, ridge)
 
         ladder.explained_by(targets, predictor, source.layers)
+        if pair.full:  # these maps depend on how many neurons are explained at once
+            ladder.whole_layers(targets, partial(predictor, ridge=False))
         names.close()
         found.append(targets)
     rows, layers = [], []
@@ -143,9 +150,9 @@ def compared(run: Run, pair: Pair) -> Compared:
         rows.append(own_rows.assign(layer=layer, sampled=sampled[layer]))
         nulls = pd.DataFrame(null.pairs).set_index("other_layer").add_prefix("null_")
         layers.append(pd.DataFrame(target.pairs).set_index("other_layer").join(nulls).reset_index().assign(layer=layer))
-    whose = {"seed": pair.seed, "model": pair.other, "full": pair.full, "tokens": int((parts.part == SCORE).sum())}
+    whose = {"seed": pair.seed, "model": pair.other, "full": pair.full, "tokens": len(fold)}
     tables = (pd.concat(some, ignore_index=True).assign(**whose) for some in (rows, layers))
-    return Compared(*tables, found[0], neurons)
+    return Compared(*tables, found[0], neurons, source)
 
 
 # ---------------------------------------------------------------- tables
@@ -164,15 +171,15 @@ def neuron_table(run: Run) -> pd.DataFrame:
 
 
 def layer_table(run: Run) -> pd.DataFrame:
-    """ladder_layers.parquet: one row per pair of layers: linear CKA, mean R² of each rung (below 0 as 0), nulls."""
+    """ladder_layers.parquet: one row per pair of layers: linear CKA, mean R² of each rung, nulls."""
     return _kept(run, "ladder_layers")
 
 
 def transplant_table(run: Run) -> pd.DataFrame:
     """transplants.parquet: one row per seed, set and partner (`transplants.effect_rows`).
 
-    With neurons (how many), r2 (mean R² of the rung `one`), tokens and blocks. Pairs that are not in full have the
-    universal neurons of all layers only.
+    With neurons (how many), r2 (mean squared correlation with the match on the run's text), tokens and blocks. Pairs
+    that are not in full have the universal neurons of all layers only.
     """
     return _kept(run, "transplants")
 
@@ -187,11 +194,16 @@ def _tables(run: Run) -> dict[str, pd.DataFrame]:
     if key not in _made:
         parts = {name: [] for name in NAMES}
         for pair in pairs(run):
-            found = compared(run, pair)
-            for name, part in zip(NAMES, (found.rows, found.layers, _transplants(run, pair, found)), strict=True):
+            for name, part in zip(NAMES, _of_pair(run, pair), strict=True):
                 parts[name].append(part)
         _made[key] = {name: pd.concat(some, ignore_index=True) for name, some in parts.items()}
     return _made[key]
+
+
+def _of_pair(run: Run, pair: Pair) -> tuple[pd.DataFrame, ...]:
+    """The tables of a pair; its activations are freed before the next one's are read."""
+    found = compared(run, pair)
+    return found.rows, found.layers, _transplants(run, pair, found)
 
 
 # ---------------------------------------------------------------- transplants
@@ -200,17 +212,13 @@ def _tables(run: Run) -> dict[str, pd.DataFrame]:
 @torch.inference_mode()
 def _transplants(run: Run, pair: Pair, found: Compared) -> pd.DataFrame:
     model, sample = model_of(run, pair.seed), sample_of(run)
-    parts = Parts.of(sample.counted)
-    table = run.table("neurons_all_seeds")
-    own = table.loc[table["seed"] == pair.seed, [*KEY, "is_universal", "excess_corr"]]
-    own = found.rows.merge(own, on=KEY, validate="one_to_one")
+    blocks, own = Blocks.of(sample.counted), _candidates(run, pair, found)
     own["power"] = _powers(model, found)
     sets = transplants.neuron_sets(own)
     if not pair.full:
-        sets = [one._replace(partners=("match", "random")) for one in sets if one.name == "universal"]
-    chosen = torch.tensor([ladder.PATTERN[block % len(ladder.PATTERN)] == SCORE for block in range(len(sample.tokens))])
-    tokens, counted = sample.tokens[chosen], sample.counted[chosen]
-    predicted = _predictions(run, pair, found, sample, parts)
+        sets = [one._replace(partners=("match", "second", "random")) for one in sets if one.name == "universal"]
+    tokens, counted = (of[::TRANSPLANTED] for of in (sample.tokens, sample.counted))
+    predicted = _predictions(run, pair, found, blocks)
     unchanged, number = transplants.losses(model, tokens, counted, {}), transplants.predicting(counted).sum(1).double()
     rows = []
     for one in tqdm(sets, desc=f"transplants into {pair.seed}", file=sys.stderr):
@@ -219,12 +227,22 @@ def _transplants(run: Run, pair: Pair, found: Compared) -> pd.DataFrame:
             values = _values(found, one.neurons, predicted[partner])
             changes[partner] = transplants.losses(model, tokens, counted, values) - unchanged
         about = own.merge(one.neurons, on=KEY)
-        about = {"set": one.name, "neurons": len(one.neurons), "r2": float(about["r2_one"].clip(0, 1).mean())}
+        about = {"set": one.name, "neurons": len(one.neurons), "r2": float(about["square"].mean())}
         about |= {"tokens": int(number.sum()), "blocks": len(tokens)}
         rows += [about | row for row in transplants.effect_rows(changes, number)]
     columns = ["set", "neurons", "r2", "tokens", "blocks", "partner", "loss_change", "loss_change_error"]
     made = pd.DataFrame(rows, columns=[*columns, "recovered", "low", "high"])
     return made.assign(seed=pair.seed, model=pair.other, full=pair.full)
+
+
+def _candidates(run: Run, pair: Pair, found: Compared) -> pd.DataFrame:
+    """The explained neurons with is_universal, excess_corr, and `square`, that of the correlation with the match on the
+    run's text."""
+    table, matches = run.table("neurons_all_seeds"), run.table("matches_all_seeds")
+    own = table.loc[table["seed"] == pair.seed, [*KEY, "is_universal", "excess_corr"]]
+    match = matches.loc[(matches["seed"] == pair.seed) & (matches["model"] == pair.other), [*KEY, "corr"]]
+    own = found.rows[KEY].merge(own.merge(match, on=KEY), on=KEY, validate="one_to_one")
+    return own.assign(square=own.pop("corr").clip(lower=0) ** 2)
 
 
 def _powers(model, found: Compared) -> np.ndarray:
@@ -236,57 +254,65 @@ def _powers(model, found: Compared) -> np.ndarray:
     return np.concatenate(powers)
 
 
-def _predictions(run: Run, pair: Pair, found: Compared, sample: Sample, parts: Parts) -> dict[str, list[Tensor]]:
-    """By partner and layer what is predicted of each explained neuron on SCORE, in deviations: (tokens, k)."""
-    made = {
-        name: [of.rungs[rung].predicted for of in found.targets] for name, rung in (("match", "one"), ("all", "all"))
-    }
-    made["mean"] = [torch.zeros_like(one) for one in made["match"]]
-    second = [of.second().cpu() for of in found.targets]
-    matches = [torch.stack([of.rungs["one"].layer, of.rungs["one"].neuron]).cpu() for of in found.targets]
-    other = trunk_of(run, pair.other)
-    everything = read(other, sample, dict.fromkeys(range(run.done["shapes"][pair.other][0]), slice(None)), pre=False)
-    layers = {layer: Layer.of(values.to(wide(run)), parts.part) for layer, values in everything.items()}
-    random = [_random_partners(run, pair, one, layers) for one in matches]
-    for name, places in (("second", second), ("random", random)):
-        made[name] = [_from_single(of, place, layers) for of, place in zip(found.targets, places, strict=True)]
+def _predictions(run: Run, pair: Pair, found: Compared, blocks: Blocks) -> dict[str, list[Tensor]]:
+    """By partner and layer what is predicted of each explained neuron in the transplanted blocks, by the maps of the
+    turn in which a block is scored: activations, (tokens, k)."""
+    again, made = blocks.block % TRANSPLANTED == 0, {}
+    fold = blocks.fold[again]
+    for name in ("mean", *transplants.PARTNERS):  # in deviations of the fitting folds at first
+        made[name] = [of.layer.mean.new_zeros(len(fold), of.layer.mean.numel()) for of in found.targets]
+    model = model_of(run, pair.other)
+    for number in range(found.source.layers):
+        other = Layer.of(found.source.trunk.activations[number](found.source.pre(number)), blocks.fold)
+        power = other.deviation.square().cpu() * model.blocks[number].w_out.square().sum(1)
+        marginal = power.numpy(), sum(one.pow(3).sum(0) for one in other.folds).cpu().numpy()
+        for turn in range(FOLDS):
+            rows, y = (fold == turn).nonzero(), other.scaled(turn, turn, rows=again[blocks.fold == turn])
+            for layer, target in enumerate(found.targets):
+                if number not in ladder.near(layer, len(found.targets), found.source.layers):
+                    continue
+                random = np.random.default_rng([run.params.random_seed, layer, number, turn])
+                for name, (mine, theirs) in _partners(target, number, turn, marginal, random).items():
+                    slope = _slopes((target.layer, mine), (other, theirs), turn)
+                    made[name][layer][rows, mine] = y[:, theirs] * slope
+                mine, weights = target.of_all(turn, number)
+                made["all"][layer][rows, mine] = y @ weights
+    for layers in made.values():
+        for values, of in zip(layers, (target.layer for target in found.targets), strict=True):
+            values.mul_(of.fit_deviation[fold]).add_(of.fit_mean[fold]).mul_(of.deviation).add_(of.mean)
     return made
 
 
-def _random_partners(run: Run, pair: Pair, match: Int[Tensor, "2 k"], layers: dict[int, Layer]) -> Int[Tensor, "2 k"]:
-    """Layer and neuron of a partner like each match (`transplants.like`); −1 for a neuron without a match."""
-    drawn, model = match.clone(), model_of(run, pair.other)
-    for layer in match[0].unique().tolist():
-        if layer < 0:
-            continue
-        of, own = layers[layer], (match[0] == layer).nonzero()[:, 0]
-        power = of.deviation.square().cpu() * model.blocks[layer].w_out.square().sum(1)
-        skew = of.parts[FIT].pow(3).mean(0).cpu()
-        random = np.random.default_rng([run.params.random_seed, layer])
-        partner = transplants.like(power.numpy(), skew.numpy(), match[1, own].numpy(), random)
-        drawn[1, own] = torch.from_numpy(partner)
-    return drawn
+def _partners(
+    target: Target, number: int, turn: int, marginal: tuple[np.ndarray, np.ndarray], random: np.random.Generator
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """In one turn the neurons with a partner in the other seed's `number`-th layer, and these partners.
+
+    `marginal` is the power and the skewness of that layer's neurons, for `transplants.like`.
+    """
+    made = {}
+    for name, places in (("match", target.best(turn)), ("second", target.second(turn))):
+        mine = (places[0] == number).nonzero()[:, 0]
+        made[name] = mine, places[1, mine]
+    mine, theirs = made["match"]
+    like = transplants.like(*marginal, theirs.cpu().numpy(), random) if len(mine) else np.zeros(0, int)
+    return made | {"random": (mine, torch.from_numpy(like).to(theirs))}
 
 
-def _from_single(target: Target, place: Int[Tensor, "2 k"], layers: dict[int, Layer]) -> Float[Tensor, "tokens k"]:
-    """Each neuron predicted from one of the other seed's, with the slope of FIT; the mean where there is none."""
-    x = target.layer.parts
-    made = torch.zeros_like(x[SCORE])
-    for layer in place[0].unique().tolist():
-        if layer >= 0:
-            own = (place[0] == layer).nonzero()[:, 0]
-            fit, scored = (layers[layer].parts[part][:, place[1, own]] for part in (FIT, SCORE))
-            made[:, own] = scored * (fit * x[FIT][:, own]).mean(0)
-    return made
+def _slopes(own: tuple[Layer, Tensor], other: tuple[Layer, Tensor], turn: int) -> Float[Tensor, "k"]:
+    """Of single neurons on single ones of another layer, in deviations of the turn's fitting folds."""
+    fit, total = TURNS[turn].fit, 0.0
+    for fold in fit:
+        x, y = (of.scaled(turn, fold, neurons=neurons) for of, neurons in (own, other))
+        total = total + (x * y).sum(0)
+    return total / own[0].number(fit)
 
 
 def _values(found: Compared, neurons: pd.DataFrame, predicted: list[Tensor]) -> transplants.Values:
-    """The activations of a set's neurons, layer by layer, from predictions in deviations."""
+    """The activations of a set's neurons, layer by layer."""
     values = {}
     for layer, own in neurons.groupby("layer"):
         wanted = torch.tensor(own["neuron"].tolist())
         columns = torch.searchsorted(found.neurons[layer], wanted)
-        of = found.targets[layer].layer
-        activations = of.mean[columns] + of.deviation[columns] * predicted[layer][:, columns]
-        values[int(layer)] = wanted, activations.float().cpu()
+        values[int(layer)] = wanted, predicted[layer][:, columns].float().cpu()
     return values

@@ -21,7 +21,8 @@ from lib.models.processed import Processed
 
 PARTNERS = ("match", "second", "random", "all")
 NEAREST = 10  # neurons like a match, of which a random partner is drawn
-GROUPS = 4  # of all neurons, by R² of one neuron on the part TUNE
+BEYOND = "match − second"  # the partner of a row that has a difference of R
+GROUPS = 4  # of all neurons, by the squared correlation with the match
 BATCH = 4  # blocks in a forward pass
 ERRORS = 2  # standard errors of Δloss(mean) below which R is not given
 
@@ -99,7 +100,7 @@ def effect_rows(
 ) -> list[dict[str, float | str]]:
     """One row per partner, `mean` among them: change of the loss per token, its error, and R.
 
-    `changes` are of each block's summed loss.
+    `changes` are of each block's summed loss. With matches and second-best ones, a last row has their difference.
     """
     rows, ablated = [], changes["mean"]
     mean_error = float(mean_and_error(ablated, tokens)[1] * tokens.sum())
@@ -107,6 +108,12 @@ def effect_rows(
         mean, error = mean_and_error(change, tokens)
         row = {"partner": partner, "loss_change": float(mean), "loss_change_error": float(error)}
         found = recovered(change, ablated, mean_error) if partner != "mean" else Recovered(*[np.nan] * 3)
+        rows.append(row | dict(zip(("recovered", "low", "high"), found, strict=True)))
+    if {"match", "second"} <= changes.keys():
+        lost = changes["second"] - changes["match"]
+        mean, error = mean_and_error(-lost, tokens)
+        found = recovered(ablated - lost, ablated, mean_error)  # R of the match − R of the second-best
+        row = {"partner": BEYOND, "loss_change": float(mean), "loss_change_error": float(error)}
         rows.append(row | dict(zip(("recovered", "low", "high"), found, strict=True)))
     return rows
 
@@ -123,7 +130,8 @@ def like(
 
 
 def neuron_sets(neurons: pd.DataFrame) -> list[NeuronSet]:
-    """One seed's sets, from its neurons: layer, neuron, is_universal, excess_corr, power, r2_one, tuned_one.
+    """One seed's sets, from its neurons: layer, neuron, is_universal, excess_corr, power, `square` of the
+    correlation with the match.
 
     Sets without a neuron are left out.
     """
@@ -136,7 +144,7 @@ def neuron_sets(neurons: pd.DataFrame) -> list[NeuronSet]:
     ]
     for layer, own in universal.groupby("layer"):
         sets.append(NeuronSet(f"universal, layer {layer}", own[key], ("match",)))
-    known = neurons.dropna(subset="r2_one").sort_values("tuned_one")
+    known = neurons.sort_values(["square", *key])
     for group, rows in enumerate(np.array_split(np.arange(len(known)), GROUPS)):
         sets.append(NeuronSet(f"group {group + 1}", known.iloc[rows][key], ("match", "all")))
     return [one for one in sets if len(one.neurons)]

@@ -20,8 +20,8 @@ from lib.chapters.same_function.heads import (
     head_outputs,
     head_types,
     heads,
+    mutual,
     score_agreement,
-    type_agreement,
     used_room,
 )
 from lib.chapters.universality.null_tables import Sample
@@ -137,7 +137,7 @@ def test_heads_of_a_model_in_another_basis_are_found(folders, make_run):
     for name in TYPES:
         np.testing.assert_allclose(copies[name], copies[f"match_{name}"], atol=1e-4)
     assert (copies["type"] == copies["match_type"]).all()
-    assert np.allclose(score_agreement(copies), 1) and np.allclose(first_agreement(copies), 1)
+    assert np.allclose(score_agreement(copies), 1) and np.allclose(first_agreement(copies)["share"], 1)
     assert (table["type_share"] <= 1).all() and len(types) == 12 and len(table) == 24
     assert heads(run).equals(table)
 
@@ -196,18 +196,25 @@ def test_measures_and_summaries_equal_plain_numpy():
     room = own["baseline"].mean()
     assert row["excess_corr"] == pytest.approx(0.9 - room)
     assert row["adjusted_excess"] == pytest.approx((0.9 - room) / (1 - room))
-    types = type_agreement(table).iloc[0]
-    assert (types["type"], types["heads"], types["pairs"], types["agreement"]) == ("BOS sink", 6, 12, 1.0)
+
+
+def test_mutual_matches_are_counted_and_chance_is_a_match_exchanged_within_its_layer():
+    table = made_up()  # every head is matched to head 0 of its layer
+    both = mutual(table)
+    assert both.notna().all() and (both == (table["head"] == 0)).all()
+    assert mutual(table[table["seed"] == "a"]).isna().all()  # no other is a reference
+    first = first_agreement(table)  # head 0 of layer 0, in which its match lies too
+    assert np.allclose(first["share"], 1) and np.allclose(first["chance"], 1 / 3)
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_figures_draw_and_sentences_are_computed(count):
     table = made_up(count)
-    neurons = pd.DataFrame({"excess_corr": [0.1, 0.3], "mean_baseline": [0.5, 0.3]})
     figures_heads.head_matches(table, "a").draw_without_rendering()
     figures_heads.head_scores(table).draw_without_rendering()
-    matches, scores = captions_heads.matches_caption(table, neurons, "a"), captions_heads.scores_caption(table)
-    assert "neurons 33 %" in matches.title and f"{table['baseline'].mean():.3f}" in matches.text
+    matches, scores = captions_heads.matches_caption(table, "a"), captions_heads.scores_caption(table)
+    assert f"{(0.9 - table['baseline']).mean():.2f}" in matches.title
+    assert f"{table['baseline'].mean():.3f}" in matches.text
     for caption in (matches, scores):
         assert "nan" not in caption.text and "undefined" not in caption.text and len(caption.title) <= 130
-    assert ("6 of 18 heads a type: 6 BOS sinks, 100 %" in scores.text) == (count == 3)
+    assert ("6 of 18 heads score above 0.5 in one of the three, too few" in scores.text) == (count == 3)

@@ -65,7 +65,8 @@ def test_linear_cka_equals_kernels(layers):
     x, y = layers
     a, b = x @ x.T, y @ y.T  # of centred data
     expected = (a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum())
-    found = maps.linear_cka(moments(x, x)[1], moments(x, y)[0], moments(x, y)[1])
+    norms = (float(moments(one, one)[0].norm()) for one in (x, y))
+    found = maps.linear_cka(*norms, moments(x, y)[1])
     assert found == pytest.approx(expected, abs=1e-12)
 
 
@@ -78,6 +79,11 @@ def test_explained_is_r2_on_other_tokens(layers):
     found = maps.explained(fitted, within, cross).numpy() / np.square(x).mean(0)
     expected = [r2_score(x, y @ one.numpy(), multioutput="raw_values") for one in fitted]
     np.testing.assert_allclose(found, expected, atol=1e-9)
+    chosen = torch.stack([torch.randperm(N)[:3] for _ in range(K)], 1)
+    weights = torch.randn(3, K, dtype=torch.float64)
+    sparse = torch.zeros(N, K, dtype=torch.float64).scatter_(0, chosen, weights)
+    few = maps.explained_by_few(chosen, weights, within, cross)
+    np.testing.assert_allclose(few, maps.explained(sparse, within, cross), atol=1e-12)
 
 
 def test_the_rule_at_its_bounds():

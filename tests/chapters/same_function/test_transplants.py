@@ -10,7 +10,7 @@ from conftest import small_model
 from scipy import stats
 
 from lib.chapters.same_function import ladder, transplants
-from lib.chapters.same_function.ladder import SCORE, Layer, Parts, Predictor, Target
+from lib.chapters.same_function.ladder import FOLDS, Blocks, Layer, Predictor, Target
 from lib.models.processed import processed
 
 BLOCKS, CONTEXT = 24, 24
@@ -96,19 +96,22 @@ def activations(plain, tokens, counted) -> list[torch.Tensor]:
 def test_a_seed_put_into_itself_is_recovered_in_full(plain, model, text):
     """By the maps themselves: the match of a neuron is the neuron, with slope 1."""
     tokens, counted = text
-    parts, own = Parts.of(counted), activations(plain, tokens, counted)
-    targets = [Target(Layer.of(values, parts.part), parts, keeps=True) for values in own]
-    ladder.explained_by(targets, lambda layer: Predictor.of(own[layer], parts.part), len(own))
-    chosen = torch.tensor([ladder.PATTERN[block % len(ladder.PATTERN)] == SCORE for block in range(BLOCKS)])
-    tokens, counted, everyone = tokens[chosen], counted[chosen], torch.arange(48)
-    number = transplants.predicting(counted).sum(1).double()
+    fold, own = Blocks.of(counted).fold, activations(plain, tokens, counted)
+    targets = [Target(Layer.of(values.clone(), fold), keeps=True) for values in own]
+    ladder.explained_by(targets, lambda layer: Predictor.of(own[layer].clone(), fold), len(own))
+    number, everyone = transplants.predicting(counted).sum(1).double(), torch.arange(48)
     unchanged = transplants.losses(model, tokens, counted, {})
     changes = {}
     for partner in ("mean", "match"):
         values = {}
-        for layer, of in enumerate(targets):
-            scored = of.rungs["one"].predicted * (partner == "match")
-            values[layer] = everyone, of.layer.mean + of.layer.deviation * scored
+        for layer, target in enumerate(targets):
+            of, held = target.layer, torch.zeros_like(own[layer])
+            for turn in range(FOLDS):
+                if partner == "match":
+                    assert (target.best(turn) == torch.stack([torch.full((48,), layer), everyone])).all()
+                    held[fold == turn] = of.scaled(turn, turn) * target.rungs["one"].weight[turn]
+            held = held * of.fit_deviation[fold] + of.fit_mean[fold]
+            values[layer] = everyone, of.mean + of.deviation * held
         changes[partner] = transplants.losses(model, tokens, counted, values) - unchanged
     sign = changes["mean"].sum().sign()  # without its neurons an untrained model may as well lose less
     rows = transplants.effect_rows({name: sign * change for name, change in changes.items()}, number)
@@ -131,6 +134,20 @@ def test_the_recovered_share_and_its_interval():
     assert rows[0]["loss_change"] == pytest.approx(ablated.sum() / 900) and np.isnan(rows[0]["recovered"])
 
 
+def test_the_difference_of_match_and_second_is_paired():
+    random = np.random.default_rng(1)
+    ablated, tokens = random.normal(2, 0.5, 9), torch.full((9,), 100.0, dtype=torch.float64)
+    match, second = 0.2 * ablated, 0.3 * ablated + random.normal(0, 0.02, 9)
+    changes = {"mean": ablated, "match": match, "second": second}
+    row = transplants.effect_rows({name: torch.from_numpy(one) for name, one in changes.items()}, tokens)[-1]
+    lost = second - match
+    without = [np.delete(lost, block).sum() / np.delete(ablated, block).sum() for block in range(9)]
+    half = stats.t.ppf(0.975, 8) * np.sqrt(8 / 9 * np.square(without - np.mean(without)).sum())
+    value = lost.sum() / ablated.sum()
+    assert row["partner"] == transplants.BEYOND
+    assert [row[name] for name in ("recovered", "low", "high")] == pytest.approx([value, value - half, value + half])
+
+
 def test_no_share_is_given_where_the_mean_costs_nothing():
     ablated = torch.tensor([1.0, -1.0, 0.5, -0.4], dtype=torch.float64)
     rows = transplants.effect_rows({"mean": ablated, "match": ablated / 2}, torch.full((4,), 10.0))
@@ -148,9 +165,7 @@ def test_random_partners_are_like_the_match_and_another_neuron():
 def test_sets_have_the_neurons_that_they_are_named_after():
     random = np.random.default_rng(0)
     table = pd.DataFrame({"layer": np.repeat([0, 1], 150), "neuron": np.tile(range(150), 2)})
-    table = table.assign(
-        excess_corr=random.random(300), power=random.random(300), r2_one=0.0, tuned_one=random.random(300)
-    )
+    table = table.assign(excess_corr=random.random(300), power=random.random(300), square=random.random(300))
     table["is_universal"] = (table["layer"] == 1) & (table["excess_corr"] > 0.9)
     sets = {one.name: one for one in transplants.neuron_sets(table)}
     universal = table[table["is_universal"]]
@@ -160,7 +175,7 @@ def test_sets_have_the_neurons_that_they_are_named_after():
     best = universal.loc[universal["power"].idxmax()]
     assert sets["strongest"].neurons.to_numpy().tolist() == [[1, best["neuron"]]]
     groups = [
-        table.merge(sets[f"group {number}"].neurons, on=["layer", "neuron"])["tuned_one"]
+        table.merge(sets[f"group {number}"].neurons, on=["layer", "neuron"])["square"]
         for number in range(1, transplants.GROUPS + 1)
     ]
     assert sum(map(len, groups)) == 300 and all(a.max() < b.min() for a, b in zip(groups, groups[1:], strict=False))
