@@ -34,7 +34,7 @@ def functions_left_out(tables: dict[str, pd.DataFrame], seeds: list[str]) -> dic
 
 def _ladder(rows: list[dict]) -> dict[str, float]:
     def mean(name: str) -> float:
-        return np.mean([min(1, max(0, row[name])) for row in rows])
+        return np.mean([row[name] for row in rows])
 
     return {
         "same_one_neuron": mean("r2_one") - mean("null_r2_one"),

@@ -105,7 +105,7 @@ def classes(table: pd.DataFrame, neurons: pd.DataFrame, reference: str) -> Capti
     if len(universal):
         numbers = universal["kind"].value_counts().reindex(CLASSES, fill_value=0)
         text += f" Of {count(len(universal), 'universal neuron')}, "
-        text += listed(f"{number} are {name}" for name, number in numbers.items()) + "."
+        text += listed(f"**{number}** {name}" for name, number in numbers.items()) + "."
     text += _over_pairs(table)
     missing = int((own["kind"] == "").sum())
     text += (
@@ -158,8 +158,8 @@ def transplants(table: pd.DataFrame, reference: str) -> Caption:
     first = own[own["set"] == name].iloc[0]
     ablated = own[(own["set"] == name) & (own["partner"] == "mean")].iloc[0]
     text = (
-        f"Recovered share R = 1 − Δloss(replaced) / Δloss(mean), left of seed {reference}'s sets and right of all its "
-        f"neurons in four groups, from seed {first['model']}, on {first['tokens']:,} tokens of "
+        f"Recovered share R = 1 − Δloss(replaced) / Δloss(mean) of seed {reference}'s neurons, left by set, right all "
+        f"in four groups, from seed {first['model']}, on {first['tokens']:,} tokens of "
         f"{count(first['blocks'], 'block')}; bars: 95 % intervals over blocks. For single layers only the best match "
         f"was tried.{_seeds(table)} In {reference}, {count(first['neurons'], 'neuron')} (set “{name}”) cost "
         f"{ablated['loss_change']:.3f} nats if held at their means: the matches recover "

@@ -33,7 +33,7 @@ RUNGS = {
 NESTED = 5  # of these each map may use what the one before may
 APART = 0.6  # between these and the maps of whole layers
 LINES = {"one": ":", "few_8": "--", "all": "-"}
-KINDS = dict(zip(CLASSES, ("#3F2A78", "#7D5BBE", "#B9A3E3", "#c8c8c8", "#8a8a8a"), strict=True))
+KINDS = dict(zip(CLASSES, ("#3F2A78", "#7D5BBE", "#B9A3E3", "#c8c8c8", "#9A7B2D"), strict=True))
 PARTNERS = {  # with their words, colours and markers
     "match": ("best match", CORRELATION, "o"),
     "second": ("second-best", "#7D5BBE", "s"),
@@ -80,7 +80,7 @@ def layers(table: pd.DataFrame, reference: str) -> Figure:
     """Heat maps by layer of both seeds: linear CKA, mean R² from all neurons, and the same in the rotated basis."""
     own = summary.own_rows(table, reference)
     panels = {"cka": "linear CKA", "all": "R², all neurons", "null_all": "R², all, rotated basis"}
-    fig, axes = canvas(1, 3, (WIDE + 1, 3.6), sharey=True)
+    fig, axes = canvas(1, 3, (WIDE, 3.3), sharey=True)
     most = float(own[["all", "null_all"]].max().max())
     for axis, (name, title) in zip(axes, panels.items(), strict=True):
         values = own.pivot(index="layer", columns="other_layer", values=name).astype(float)
@@ -160,7 +160,7 @@ def transplants(table: pd.DataFrame, reference: str) -> Figure:
     left.set_ylim(max(1, len(names)) - 0.5, -0.5)
     left.margins(x=0.08)
     left.set(xlabel="recovered share R", ylabel="neurons replaced")
-    right.set(xlabel="mean squared correlation with the match", ylabel="recovered share R")
+    right.set(xlabel="squared correlation with the match", ylabel="recovered share R")
     right.locator_params(axis="x", nbins=5)
     for line in (left.axvline, right.axhline):
         line(0, **DASHED)
