@@ -39,10 +39,11 @@ def grouped_tables(groupings: Mapping[str, Grouping], sets: Sequence[LabelSet], 
 def record_labels(run: Run, sets: Sequence[LabelSet], groupings: Mapping[str, Grouping], begun: bool) -> None:
     """Writes which labels the run's statistics sum, and over which groups; InputError if a pass has begun with
     others."""
-    keys = {one.grouping: one.keys for one in sets} | {GROUPS: {name: one.key for name, one in groupings.items()}}
+    groups = {GROUPS: {name: one.key for name, one in groupings.items()}} if groupings else {}
+    keys = {one.grouping: one.keys for one in sets} | groups
     if not begun:
         write_json(run.folder / RECORD, keys)
-    elif {GROUPS: keys[GROUPS]} | run.recorded(RECORD) != keys:
+    elif groups | run.recorded(RECORD) != keys:
         raise InputError(
             f"the labels have changed since the passes of {run.params.run} began, perhaps by an edit of "
             f"token_classes.yaml; undo it, or `make clean RUN={run.params.run}` and begin anew."

@@ -209,6 +209,7 @@ def test_a_revision_for_all_seeds_or_for_each(write):
 def test_statistics_key_holds_exactly_what_the_pass_depends_on(write):
     params = read_params(write())
     free = {"run": "x", "reference": "b", "threshold": 0.1, "rotations": 9, "device": "cpu", "memory_gb": 2.5}
+    free["same_function"] = "all"
     bound = {
         "seeds": {"a": "x", "b": "y"},
         "revision": "r",

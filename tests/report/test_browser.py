@@ -264,7 +264,7 @@ def test_the_ledger_shows_rows_of_a_verdict_and_leads_to_their_figures(folder, o
 
 def test_a_chip_leads_to_its_row(folder, open_page):
     page, _, _ = open_page(folder / "report" / "index.html")
-    assert page.locator(".in-short li").count() == 5 and page.locator("a.chip").count() == 8
+    assert page.locator(".in-short li").count() == 7 and page.locator("a.chip").count() == 8
     verdict = page.inner_text("a.chip >> nth=7").split("\n")[0]
     page.click("a.chip >> nth=7")
     assert page.url.endswith("ledger.html#claim-depth") and page.inner_text("#claim-depth .verdict") == verdict.strip()

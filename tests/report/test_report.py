@@ -259,7 +259,7 @@ def test_chapter_shows_equations_pictures_and_tables_and_folds_code(complete):
     assert all(block.find_parent("details") for block in page.select(".highlight"))
     folds = page.select("details.foot details.source > summary")  # of what stands at the end
     assert [fold.string for fold in folds] == ["Parameters in the notebook", "Parameters of this run"]
-    assert not any(fold.has_attr("open") for fold in page.find_all("details"))
+    assert not any(fold.has_attr("open") for fold in page.select(".body details, .opening details"))
     printed = [output.get_text() for output in page.select(".output_stream")]
     assert len(printed) == 1 and sys.executable in printed[0]  # what went to stderr is not part of a report
     assert page.select_one(".scroll > table th[scope=row]").string == "a"
