@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
@@ -218,13 +218,13 @@ def _transplants(run: Run, pair: Pair, found: Compared) -> pd.DataFrame:
     if not pair.full:
         sets = [one._replace(partners=("match", "second", "random")) for one in sets if one.name == "universal"]
     tokens, counted = (of[::TRANSPLANTED] for of in (sample.tokens, sample.counted))
-    predicted = _predictions(run, pair, found, blocks)
+    predicted, fold = _predictions(run, pair, found, sets), blocks.fold[blocks.block % TRANSPLANTED == 0]
     unchanged, number = transplants.losses(model, tokens, counted, {}), transplants.predicting(counted).sum(1).double()
     rows = []
     for one in tqdm(sets, desc=f"transplants into {pair.seed}", file=sys.stderr):
         changes = {}
         for partner in ("mean", *one.partners):
-            values = _values(found, one.neurons, predicted[partner])
+            values = _values(found, one.neurons, predicted[partner], fold)
             changes[partner] = transplants.losses(model, tokens, counted, values) - unchanged
         about = own.merge(one.neurons, on=KEY)
         about = {"set": one.name, "neurons": len(one.neurons), "r2": float(about["square"].mean())}
@@ -254,49 +254,58 @@ def _powers(model, found: Compared) -> np.ndarray:
     return np.concatenate(powers)
 
 
-def _predictions(run: Run, pair: Pair, found: Compared, blocks: Blocks) -> dict[str, list[Tensor]]:
+def _predictions(
+    run: Run, pair: Pair, found: Compared, sets: list[transplants.NeuronSet]
+) -> dict[str, list[Float[Tensor, "tokens k"]]]:
     """By partner and layer what is predicted of each explained neuron in the transplanted blocks, by the maps of the
-    turn in which a block is scored: activations, (tokens, k)."""
+    turn in which a block is scored, in deviations of its fitting folds. Second-best and random partners are those of
+    the neurons of `sets` that ask for them."""
+    blocks = Blocks.of(sample_of(run).counted)
     again, made = blocks.block % TRANSPLANTED == 0, {}
     fold = blocks.fold[again]
-    for name in ("mean", *transplants.PARTNERS):  # in deviations of the fitting folds at first
+    for name in ("mean", *transplants.PARTNERS):
         made[name] = [of.layer.mean.new_zeros(len(fold), of.layer.mean.numel()) for of in found.targets]
-    model = model_of(run, pair.other)
+    wanted, model = _with_controls(found, sets), model_of(run, pair.other)
     for number in range(found.source.layers):
         other = Layer.of(found.source.trunk.activations[number](found.source.pre(number)), blocks.fold)
         power = other.deviation.square().cpu() * model.blocks[number].w_out.square().sum(1)
-        marginal = power.numpy(), sum(one.pow(3).sum(0) for one in other.folds).cpu().numpy()
+        marginal = power.numpy(), sum((one * one * one).sum(0) for one in other.folds).cpu().numpy()
         for turn in range(FOLDS):
             rows, y = (fold == turn).nonzero(), other.scaled(turn, turn, rows=again[blocks.fold == turn])
             for layer, target in enumerate(found.targets):
                 if number not in ladder.near(layer, len(found.targets), found.source.layers):
                     continue
-                random = np.random.default_rng([run.params.random_seed, layer, number, turn])
-                for name, (mine, theirs) in _partners(target, number, turn, marginal, random).items():
-                    slope = _slopes((target.layer, mine), (other, theirs), turn)
-                    made[name][layer][rows, mine] = y[:, theirs] * slope
                 mine, weights = target.of_all(turn, number)
                 made["all"][layer][rows, mine] = y @ weights
-    for layers in made.values():
-        for values, of in zip(layers, (target.layer for target in found.targets), strict=True):
-            values.mul_(of.fit_deviation[fold]).add_(of.fit_mean[fold]).mul_(of.deviation).add_(of.mean)
+                mine, theirs = _partners(target.best(turn), number)
+                made["match"][layer][rows, mine] = y[:, theirs] * target.rungs["one"].weight[turn, mine]
+                controls = {"second": _partners(target.second(turn), number, wanted[layer])}
+                mine, theirs = _partners(target.best(turn), number, wanted[layer])
+                random = np.random.default_rng([run.params.random_seed, layer, number, turn])
+                if len(mine):
+                    like = transplants.like(*marginal, theirs.cpu().numpy(), random)
+                    controls["random"] = mine, torch.from_numpy(like).to(theirs)
+                for name, (mine, theirs) in controls.items():
+                    slope = _slopes((target.layer, mine), (other, theirs), turn)
+                    made[name][layer][rows, mine] = y[:, theirs] * slope
     return made
 
 
-def _partners(
-    target: Target, number: int, turn: int, marginal: tuple[np.ndarray, np.ndarray], random: np.random.Generator
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """In one turn the neurons with a partner in the other seed's `number`-th layer, and these partners.
+def _with_controls(found: Compared, sets: list[transplants.NeuronSet]) -> list[Bool[Tensor, "k"]]:
+    """By layer which explained neurons are in a set that asks for second-best or random partners."""
+    asked = {"second", "random"}
+    keys = {key for one in sets if asked & {*one.partners} for key in one.neurons.itertuples(index=False, name=None)}
+    return [
+        torch.tensor([(layer, neuron) in keys for neuron in own.tolist()], dtype=torch.bool)
+        for layer, own in enumerate(found.neurons)
+    ]
 
-    `marginal` is the power and the skewness of that layer's neurons, for `transplants.like`.
-    """
-    made = {}
-    for name, places in (("match", target.best(turn)), ("second", target.second(turn))):
-        mine = (places[0] == number).nonzero()[:, 0]
-        made[name] = mine, places[1, mine]
-    mine, theirs = made["match"]
-    like = transplants.like(*marginal, theirs.cpu().numpy(), random) if len(mine) else np.zeros(0, int)
-    return made | {"random": (mine, torch.from_numpy(like).to(theirs))}
+
+def _partners(places: Int[Tensor, "2 k"], number: int, wanted: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The neurons (of those wanted) with a partner in the other seed's `number`-th layer, and these partners."""
+    here = places[0] == number
+    mine = (here if wanted is None else here & wanted.to(here.device)).nonzero()[:, 0]
+    return mine, places[1, mine]
 
 
 def _slopes(own: tuple[Layer, Tensor], other: tuple[Layer, Tensor], turn: int) -> Float[Tensor, "k"]:
@@ -308,11 +317,15 @@ def _slopes(own: tuple[Layer, Tensor], other: tuple[Layer, Tensor], turn: int) -
     return total / own[0].number(fit)
 
 
-def _values(found: Compared, neurons: pd.DataFrame, predicted: list[Tensor]) -> transplants.Values:
-    """The activations of a set's neurons, layer by layer."""
+def _values(
+    found: Compared, neurons: pd.DataFrame, predicted: list[Tensor], fold: Int[Tensor, "tokens"]
+) -> transplants.Values:
+    """The activations of a set's neurons, layer by layer, from predictions in deviations of the fitting folds."""
     values = {}
     for layer, own in neurons.groupby("layer"):
         wanted = torch.tensor(own["neuron"].tolist())
-        columns = torch.searchsorted(found.neurons[layer], wanted)
-        values[int(layer)] = wanted, predicted[layer][:, columns].float().cpu()
+        columns, of = torch.searchsorted(found.neurons[layer], wanted), found.targets[layer].layer
+        mean, deviation = (one[:, columns][fold] for one in (of.fit_mean, of.fit_deviation))
+        in_sample = predicted[layer][:, columns] * deviation + mean
+        values[int(layer)] = wanted, (in_sample * of.deviation[columns] + of.mean[columns]).float().cpu()
     return values
