@@ -63,7 +63,8 @@ def layers(table: pd.DataFrame, reference: str) -> Caption:
     title = f"{same} of {total} layers are predicted best by the layer of the same number; rotated, {rotated[0]}"
     text = (
         f"Rows are layers of seed {reference}, columns layers of seed {own['model'].iloc[0]}: linear CKA, and mean R² "
-        f"from all neurons, in one layer and in its rotated basis. Over {pairs} of seeds, the layer of the same number "
+        "from all neurons, in one layer and in its rotated basis, both in one scale of colours. Over "
+        f"{pairs} of seeds, the layer of the same number "
         f"predicts best for **{same} of {total}** layers, and has the largest CKA for "
         f"{same_number(known, 'cka')[0]}. In the rotated basis these are **{rotated[0]}** and "
         f"{same_number(known, 'null_cka')[0]}. The best layer is ahead of the next by {_margin(known):.3f} of R² in "
@@ -104,8 +105,8 @@ def classes(table: pd.DataFrame, neurons: pd.DataFrame, reference: str) -> Capti
     universal = joined[joined["is_universal"]]
     if len(universal):
         numbers = universal["kind"].value_counts().reindex(CLASSES, fill_value=0)
-        text += f" Of {count(len(universal), 'universal neuron')}, "
-        text += listed(f"**{number}** {name}" for name, number in numbers.items()) + "."
+        text += f" Of {count(len(universal), 'universal neuron')}: "
+        text += listed(f"{name} **{number}**" for name, number in numbers.items()) + "."
     text += _over_pairs(table)
     missing = int((own["kind"] == "").sum())
     text += (
@@ -153,6 +154,8 @@ def transplants(table: pd.DataFrame, reference: str) -> Caption:
             f"Matches in place of universal neurons recover {effects.words(effects.values.mean())} of the loss that "
         )
         title += "ablation costs"
+        second = summary.recovered_by(table, "second").mean()
+        title += f", second-best matches {_share(second)}" if np.isfinite(second) else ""
     if (name, "match") not in value:
         name = known["set"].iloc[0]
     first = own[own["set"] == name].iloc[0]
