@@ -20,7 +20,8 @@ from tqdm import tqdm
 from lib.cache import kept
 from lib.chapters.interventions.tables import model_of
 from lib.chapters.same_function import ladder, transplants
-from lib.chapters.same_function.ladder import FOLDS, TURNS, Blocks, Layer, Predictor, Target
+from lib.chapters.same_function.folds import FOLDS, TURNS, Blocks, Layer
+from lib.chapters.same_function.ladder import Predictor, Target
 from lib.chapters.universality.null_tables import Sample, read, trunk_of, wide
 from lib.kernels.correlation import haar_rotation
 from lib.models.trunk import no_interventions

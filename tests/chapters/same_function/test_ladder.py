@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import Ridge
 from torch.nn.functional import gelu
 
-from lib.chapters.same_function import ladder, maps
+from lib.chapters.same_function import folds, ladder, maps
 from lib.kernels.correlation import haar_rotation
 
 BLOCKS, CONTEXT, D, N = 40, 128, 96, 160
@@ -37,10 +37,10 @@ def planted(kind: str, pre: torch.Tensor) -> torch.Tensor:
 
 def rows_of(own: list[torch.Tensor], other: list[torch.Tensor]) -> tuple:
     """The ladder of a seed's layers from the other's, both as pre-activations: targets, their nulls, rows by layer."""
-    fold = ladder.Blocks.of(torch.ones(BLOCKS, CONTEXT, dtype=torch.bool)).fold
+    fold = folds.Blocks.of(torch.ones(BLOCKS, CONTEXT, dtype=torch.bool)).fold
     made = []
     for null in (False, True):
-        targets = [ladder.Target(ladder.Layer.of(gelu(pre), fold), keeps=not null) for pre in own]
+        targets = [ladder.Target(folds.Layer.of(gelu(pre), fold), keeps=not null) for pre in own]
 
         def predictor(layer: int, null=null) -> ladder.Predictor:
             pre = other[layer]
@@ -79,7 +79,7 @@ def test_twins_are_the_permuted_neurons(planted_seeds):
     rows, order = planted_seeds.rows[0], torch.randperm(N, generator=torch.Generator().manual_seed(1))
     assert (order[rows["match_neuron"]].numpy() == np.arange(N)).all() and (rows["match_layer"] == 0).all()
     assert np.allclose(rows[["corr", "r2_one", "r2_few_8", "r2_one_to_one", "r2_orthogonal"]], 1, atol=1e-4)
-    for turn in range(ladder.FOLDS):
+    for turn in range(folds.FOLDS):
         best, second = planted_seeds.targets[0].best(turn), planted_seeds.targets[0].second(turn)
         assert (best[1] == torch.tensor(rows["match_neuron"])).all() and (best != second).any(0).all()
     assert [max(one.pairs, key=lambda row: row["cka"])["other_layer"] for one in planted_seeds.targets] == [0, 1, 2, 3]
@@ -120,9 +120,9 @@ def test_held_out_r2_equals_scikit_learn_in_every_turn(planted_seeds):
 
 
 def test_every_block_is_scored_once_by_maps_of_other_blocks():
-    assert sorted(turn.score for turn in ladder.TURNS) == list(range(ladder.FOLDS))
-    for turn in ladder.TURNS:
-        assert sorted([*turn.fit, turn.tune, turn.score]) == list(range(ladder.FOLDS))
+    assert sorted(turn.score for turn in folds.TURNS) == list(range(folds.FOLDS))
+    for turn in folds.TURNS:
+        assert sorted([*turn.fit, turn.tune, turn.score]) == list(range(folds.FOLDS))
 
 
 def test_a_neuron_that_fires_in_one_fold_has_no_class(planted_seeds):

@@ -10,7 +10,8 @@ from conftest import small_model
 from scipy import stats
 
 from lib.chapters.same_function import ladder, transplants
-from lib.chapters.same_function.ladder import FOLDS, Blocks, Layer, Predictor, Target
+from lib.chapters.same_function.folds import FOLDS, Blocks, Layer
+from lib.chapters.same_function.ladder import Predictor, Target
 from lib.models.processed import processed
 
 BLOCKS, CONTEXT = 24, 24
