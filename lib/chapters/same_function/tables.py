@@ -27,7 +27,7 @@ from lib.kernels.correlation import haar_rotation
 from lib.models.trunk import no_interventions
 from lib.run import Run
 
-POSITIONS, MOST_POSITIONS = 36, 36_864  # of the sample: for each neuron of a layer, and at most
+POSITIONS, MOST_POSITIONS = 24, 24_576  # of the sample: for each neuron of a layer, and at most
 FEWEST_BLOCKS = 4 * FOLDS
 TRANSPLANTED = 5  # one block in so many of the sample is read again with replaced neurons; no divisor of FOLDS
 MOST_NEURONS = 1_024  # of a layer that are explained
