@@ -50,7 +50,7 @@
       bar.style.width = `${100 * Math.max(0, own.top_mean[rank]) / most}%`;
       return element('li', {}, element('code', {textContent: text.replace(/^ +/, blanks => '␣'.repeat(blanks.length))}), element('span', {className: 'track'}, bar), element('span', {textContent: `${fixed(own.top_mean[rank], 2)} (${own.top_count[rank].toLocaleString('en')} ×)`}));
     });
-    return [element('h4', {textContent: `Tokens by mean activation, of those that occur at least ${least} times in the text`}), element('ul', {className: 'logits up means'}, ...items)];
+    return [element('h4', {textContent: `Tokens by mean activation, of those that occur at least ${least} times in the labelled text`}), element('ul', {className: 'logits up means'}, ...items)];
   }
 
   async function fill({seed, at, run}) {

@@ -41,8 +41,9 @@
     picture.append(drawn('line', {x1: 0, x2: width, y1: base, y2: base}));
     if (zero > 0 && zero < width) picture.append(drawn('line', {x1: zero, x2: zero, y1: base, y2: 4, 'stroke-dasharray': '3 3'}));
     const label = (at, anchor, text) => { const made = drawn('text', {x: at, y: base + 15, 'text-anchor': anchor}); made.textContent = text; return made; };
-    picture.append(label(0, 'start', number(first)), label(width, 'end', number(last)));
-    if (zero > 40 && zero < width - 40) picture.append(label(zero, 'middle', '0'));
+    /* The outermost bins also hold whatever lies beyond them. */
+    picture.append(label(0, 'start', counts[0] ? `≤ ${number(first + bin)}` : number(first)), label(width, 'end', counts.at(-1) ? `≥ ${number(last - bin)}` : number(last)));
+    if (zero > 60 && zero < width - 60) picture.append(label(zero, 'middle', '0'));
     return picture;
   }
 
@@ -123,12 +124,14 @@
     if (Number.isFinite(excess)) row('Universality', `Excess correlation ${fixed(excess, 3)}: on average its best matches in other seeds correlate at ${fixed(value(seed, 'mean_corr', at), 3)}, against ${fixed(value(seed, 'mean_baseline', at), 3)} in a rotated basis.`);
     if (Number.isFinite(score)) {
       const second = word(seed, 'runner_up_label', at);
-      row('Responds to', `${quoted(word(seed, 'label', at))} explains ${fixed(100 * score, 1)} % of its variance on held-out text (chance level ${fixed(100 * plain(seed, 'chance', at), 1)} %). It is ${plain(seed, 'difference', at) >= 0 ? 'more' : 'less'} active there.`
+      row('Responds to', `${quoted(word(seed, 'label', at))} explains ${fixed(100 * score, 1)} % of its variance on held-out text (chance level ${fixed(100 * plain(seed, 'chance', at), 1)} %). It is ${plain(seed, 'difference', at) >= 0 ? 'more' : 'less'} active on such tokens.`
         + (second ? ` The best label of another family is ${quoted(second)} (${fixed(100 * plain(seed, 'runner_up_score', at), 1)} %).` : ''));
     }
     if (Number.isFinite(plain(seed, 'raised_score', at))) {
       const named = kind => `${quoted(word(seed, kind, at))} (${fixed(100 * plain(seed, `${kind}_score`, at), 1)} %)`;
-      row('Writes', `Of all token classes it raises ${named('raised')} and lowers ${named('lowered')} most clearly, as shares of the variance of its logit effects (chance level ${fixed(100 * plain(seed, 'null_score', at), 1)} %).`);
+      const chance = plain(seed, 'null_score', at), clear = kind => plain(seed, `${kind}_score`, at) > chance, kinds = ['raised', 'lowered'].filter(clear);
+      const said = kinds.length ? `It clearly ${kinds.map(kind => `${kind === 'raised' ? 'raises' : 'lowers'} ${named(kind)}`).join(' and ')}` : `No token class stands out; it raises ${named('raised')} and lowers ${named('lowered')} most`;
+      row('Writes', `${said}, as a share of the variance of its logit effects (chance level ${fixed(100 * chance, 1)} %).`);
     }
     return rows.length ? element('dl', {className: 'said'}, ...rows) : null;
   }
