@@ -24,7 +24,7 @@
     $('above').replaceChildren(...[
       badges(seed, at), sentence(seed, at),
       element('div', {className: 'pair'},
-        element('section', {}, heading('Pre-activation', 'tokens on a log scale; active right of 0'), histogram(get), low ? element('p', {className: 'none', textContent: `Lowest value: ${low}.`}) : null),
+        element('section', {}, heading('Pre-activation', `a sample of ${[...get('counts')].reduce((sum, one) => sum + one, 0).toLocaleString('en')} tokens, on a log scale; active right of 0`), histogram(get), low ? element('p', {className: 'none', textContent: `Lowest value: ${low}.`}) : null),
         element('section', {}, heading('Promotes', 'cos(w_out, W_U)'), logits(seed, at, 'promoted', 'up')),
         element('section', {}, heading('Suppresses', 'cos(w_out, W_U)'), logits(seed, at, 'suppressed', 'down'))),
       heading('Strongest examples', 'point at a token for its activation; ⟨E2⟩ is a raw byte, ␣11 is 11 spaces, ⏎ a line end'), examples(get, Infinity, false),
