@@ -35,3 +35,12 @@ def in_brackets(found: OverSeeds, more: str = "") -> str:
     """The interval and `more` in brackets after a blank, as in " (−0.01 to +0.09: undecided)"; empty without either."""
     inside = ": ".join(part for part in (found.interval, more) if part)
     return f" ({inside})" if inside else ""
+
+
+def mean_and_interval(effects: Effects, name: str) -> tuple[str, str]:
+    """The mean over seeds in words, and its 95 % interval in brackets, as in the ledger's row; empty without any."""
+    found = decision(effects, statements()[name])
+    if not np.isfinite(found.low):
+        return effects.words(found.value), ""
+    ends = (effects.words(end) for end in (found.low, found.high))
+    return effects.words(found.value), f" ({' to '.join(ends)}, 95 % over seeds)"

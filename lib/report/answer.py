@@ -121,7 +121,11 @@ def _how_different(_evidence: Evidence, table: pd.DataFrame) -> str:
     held, unknown = (int((own["verdict"] == verdict).sum()) for verdict in (HOLDS, UNKNOWN))
     text = f"Of {len(own)} differences that the paper finds between universal neurons and the rest of their layer, "
     text += f"**{held}** {'holds' if held == 1 else 'hold'} here."
-    return f"{text} {unknown} {'is' if unknown == 1 else 'are'} undecided." if unknown else text
+    return text + _undecided(unknown)
+
+
+def _undecided(number: int) -> str:
+    return f" {number} {'is' if number == 1 else 'are'} undecided." if number else ""
 
 
 def _what_they_respond_to(evidence: Evidence, _table: pd.DataFrame) -> str:
@@ -153,6 +157,6 @@ def _what_interventions_say(_evidence: Evidence, table: pd.DataFrame) -> str:
     held, unknown = causal[causal["verdict"] == HOLDS], int((causal["verdict"] == UNKNOWN).sum())
     text = f"Of {count(len(causal), 'effect')} tested by changing neurons in the running model, **{len(held)}** "
     text += f"{'holds' if len(held) == 1 else 'hold'}."
-    text += f" {unknown} {'is' if unknown == 1 else 'are'} undecided." if unknown else ""
+    text += _undecided(unknown)
     marked = int((held["mark"] != "").sum())
     return f"{text} {marked} of them by construction or for untrained models too." if marked else text

@@ -5,12 +5,12 @@ import pandas as pd
 
 from lib.base.errors import listed
 from lib.chapters.same_function import claims, summary
-from lib.chapters.same_function.captions_map import over_seeds
 from lib.chapters.same_function.maps import CLASSES, MOST, SOME
 from lib.chapters.same_function.summary import FEW
 from lib.chapters.same_function.transplants import BEYOND
 from lib.display.captions import Caption, count, percent, signed, signed_percent
 from lib.display.claims import Effects, Evidence
+from lib.display.over_seeds import mean_and_interval
 
 LAYER = "universal, layer "  # how the sets of one layer begin
 SETS = {"strongest": "the strongest neuron", summary.UNIVERSAL: "the universal neurons of all layers"}
@@ -35,7 +35,7 @@ def rungs(table: pd.DataFrame, reference: str) -> Caption:
     found, model, tokens = summary.means(own).loc[reference], own["model"].iloc[0], own["tokens"].iloc[0]
     title = f"One neuron of another seed explains {_whole(found['one'])} of a neuron's variance, "
     title += f"all of a layer at least {_whole(found['all'])}"
-    beyond, interval = over_seeds(claims.beyond_null("all")(_evidence(ladder=table)), "same_basis")
+    beyond, interval = mean_and_interval(claims.beyond_null("all")(_evidence(ladder=table)), "same_basis")
     pairs = len(table[["seed", "model"]].drop_duplicates())
     text = (
         f"Left: mean R² of seed {reference}'s neurons from one layer of seed {model}, by what the map may use, on "
@@ -218,7 +218,7 @@ def _seeds(table: pd.DataFrame) -> str:
     values = effects.values.dropna()
     if len(values) < 2:
         return ""
-    value, interval = over_seeds(effects, "transplant_matches")
+    value, interval = mean_and_interval(effects, "transplant_matches")
     second, random = (_share(summary.recovered_by(table, name).mean()) for name in ("second", "random"))
     return (
         f" In {len(values)} seeds ({listed(f'{one:.2f}' for one in values)}) the matches of all universal neurons "

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from lib.base.errors import listed
-from lib.chapters.same_function.captions_map import over_references, over_seeds
+from lib.chapters.same_function.captions_map import over_references
 from lib.chapters.same_function.heads import (
     HEAD,
     HEAD_BAR,
@@ -18,6 +18,7 @@ from lib.chapters.same_function.heads import (
 )
 from lib.display.captions import Caption, percent, signed
 from lib.display.claims import Effects, Evidence, unmeasured
+from lib.display.over_seeds import mean_and_interval
 
 TABLE = "heads"
 FEW_TYPED = 20  # heads above HEAD_BAR, below which types are not compared
@@ -55,7 +56,7 @@ def scores(evidence: Evidence) -> Effects:
 def matches_caption(table: pd.DataFrame, reference: str) -> Caption:
     """How well heads match, beside rotated heads."""
     effects = over_references(table, mean_excess, lambda value: signed(value, 3))
-    mean, interval = over_seeds(effects, "head_excess")
+    mean, interval = mean_and_interval(effects, "head_excess")
     means = {name: table[name].mean() for name in ("corr", *NULLS)}
     by_layer = (table["corr"] - table[NULLS[0]]).groupby(table["layer"]).mean().nlargest(2).sort_index()
     title = (
@@ -82,7 +83,7 @@ def scores_caption(table: pd.DataFrame) -> Caption:
     if table["head"].max() == 0:
         title = "One head in a layer has no rank within it"
         return Caption(title, f"{ONE_HEAD[0].upper()}{ONE_HEAD[1:]}.", f"Three scatter plots. {title}.")
-    mean, interval = over_seeds(over_references(table, _alike, signed), "head_scores")
+    mean, interval = mean_and_interval(over_references(table, _alike, signed), "head_scores")
     both = mutual(table)
     known, both = table[both.notna()], both.dropna().astype(bool)
     found = {name: rank_correlation(known[of]) for name, of in (("mutual", both), ("other", ~both))}

@@ -7,7 +7,8 @@ import pandas as pd
 
 from lib.chapters.same_function.residual_map import hits, selected
 from lib.display.captions import Caption, percent, signed
-from lib.display.claims import FEWEST, Effects, Evidence, decision, statements
+from lib.display.claims import FEWEST, Effects, Evidence
+from lib.display.over_seeds import mean_and_interval
 
 TABLE = "residual_map"
 KEY = ["seed", "layer", "neuron"]
@@ -24,15 +25,6 @@ def over_references(
     seeds = sorted({*table["seed"], *table["model"]})
     left_out = {seed: by_seed(table[(table["seed"] != seed) & (table["model"] != seed)]).mean() for seed in seeds}
     return Effects(by_seed(table), words, left_out=pd.Series(left_out, dtype=float), **fields)
-
-
-def over_seeds(effects: Effects, name: str) -> tuple[str, str]:
-    """The mean over seeds in words, and its 95 % interval in brackets, as in the ledger's row; empty without any."""
-    found = decision(effects, statements()[name])
-    if not np.isfinite(found.low):
-        return effects.words(found.value), ""
-    ends = (effects.words(end) for end in (found.low, found.high))
-    return effects.words(found.value), f" ({' to '.join(ends)}, 95 % over seeds)"
 
 
 def _first(rows: pd.DataFrame) -> float:
@@ -86,7 +78,7 @@ def caption(table: pd.DataFrame, reference: str) -> Caption:
         "activations. "
     )
     if effects.values.notna().any():
-        share, interval = over_seeds(effects, "map_finds_partner")
+        share, interval = mean_and_interval(effects, "map_finds_partner")
         title += f", {share} of the universal ones"
         text += f"Of the universal neurons of all references **{share}** come first{interval}, of all neurons "
         text += f"**{percent(everyone, 1)}**. "

@@ -5,10 +5,10 @@ from IPython.display import HTML
 
 from lib.base.errors import capital
 from lib.chapters.same_function import captions_map, claims, summary
-from lib.chapters.same_function.captions_map import over_seeds
 from lib.display.captions import percent, signed_percent
 from lib.display.claims import Evidence
 from lib.display.findings import Finding, in_short
+from lib.display.over_seeds import mean_and_interval
 
 
 def same_function(ladder: pd.DataFrame, transplants: pd.DataFrame, mapped: pd.DataFrame, reference: str) -> HTML:
@@ -43,7 +43,7 @@ def replaced(transplants: pd.DataFrame, reference: str) -> Finding:
     effects = claims.recovered(Evidence({"transplants": transplants}, reference, 0.0))
     if not effects.values.notna().any():
         return Finding("No universal neurons cost enough loss to be replaced by their matches.", "transplants")
-    value, interval = over_seeds(effects, "transplant_matches")
+    value, interval = mean_and_interval(effects, "transplant_matches")
     second, random = (signed_percent(summary.recovered_by(transplants, name).mean()) for name in ("second", "random"))
     text = (
         f"With their best matches in the place of universal neurons, **{value}** of the loss that ablation costs is "
